@@ -1,0 +1,66 @@
+# make demo    a virtual environment, hasten, and the shipped demo model at work
+# make test    all tests
+# make check   exactly what CI runs
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+NEEDS := pyproject.toml constraints.txt
+# One thread per test process: two processes of one thread beat one process of two on small models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+.PHONY: demo test check format lint types docs clean
+
+demo: $(VENV)/installed
+	@echo '$$ hasten generate demo "def binary_search("'
+	@$(BIN)/hasten generate demo "def binary_search(" --max-tokens 96 --temperature 0
+	@echo
+	@echo '$$ hasten bench throughput demo --num-prompts 16 --input-len 64 --output-len 64'
+	@$(BIN)/hasten bench throughput demo --num-prompts 16 --input-len 64 --output-len 64
+
+test: $(VENV)/installed-dev
+	@$(PYTEST)
+
+check: $(VENV)/installed-dev lint types
+	@$(PYTEST)
+
+lint: $(VENV)/installed-dev
+	@echo "format, lint, import layers"
+	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format' to format these files."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+
+types: $(VENV)/installed-dev
+	@echo "types (mypy --strict)"
+	@$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/installed-dev
+	@$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { echo "hasten needs Python 3.11 or newer, and '$(PYTHON)' was not found." \
+	  "Install it, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hasten needs Python 3.11 or newer;" \
+	  "'$(PYTHON)' is $$($(PYTHON) --version). Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python could not create a virtual environment." \
+	  "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+# setuptools comes first and pinned, so that the build needs no second, unpinned download.
+$(VENV)/installed: $(NEEDS) | $(BIN)/python
+	@echo "installing hasten and what it needs into $(VENV) (the first time this downloads PyTorch; a few minutes)"
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@

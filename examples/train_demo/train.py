@@ -1,0 +1,193 @@
+"""Train the demo model, or its draft model, from nothing: ``python train.py --docs DIR --out demo``.
+
+Matrices are trained by Muon (Jordan et al., 2024: momentum, orthogonalised by a Newton-Schulz iteration), the embedding and the
+norms by AdamW. The window grows from 512 tokens to the full 4,096, the learning rate falls linearly to zero. Everything is float32,
+so the recipe gives the same quality on a laptop without bf16 arithmetic; on a GPU it runs as it is.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import corpus
+import numpy as np
+import tokenizer as bpe
+import torch
+from evaluate import bits_per_byte
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CONTEXT = 4096
+SHAPES = {
+    "demo": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2),
+    "draft": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2),
+}
+# (share of the run, window): short windows are cheap and teach most; the last ones teach the far positions.
+WINDOWS = ((0.70, 512), (0.90, 1024), (1.00, CONTEXT))
+
+
+DOCS_REPEAT = 2  # the documentation is the smaller half: it is read twice an epoch
+
+
+class Progress:
+    """The share of the run that is done: by tokens or, where minutes are given, by the clock if that is further on."""
+
+    def __init__(self, tokens: int, minutes: float | None) -> None:
+        self.tokens, self.minutes, self.done, self.started = tokens, minutes, 0, time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def share(self) -> float:
+        by_clock = self.seconds() / 60 / self.minutes if self.minutes else 0.0
+        return max(self.done / self.tokens, by_clock)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is replaced by its nearest semi-orthogonal matrix. Same-shaped matrices are updated in one batch."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.02):
+        shapes = sorted({tuple(p.shape) for p in parameters})
+        groups = [{"params": [p for p in parameters if tuple(p.shape) == shape]} for shape in shapes]
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            updates = []
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                updates.append(p.grad.lerp(average, group["momentum"]))
+            stacked = orthogonalise(torch.stack(updates))
+            rows, columns = stacked.shape[1:]
+            for p, update in zip(group["params"], stacked):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalise(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The quintic Newton-Schulz iteration towards UVᵀ of each matrix of ``x`` [matrix, row, column]."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def encode(documents: list[corpus.Document], tokenizer: bpe.PreTrainedTokenizerFast, seed: int) -> np.ndarray:
+    """All documents in a seeded order, each after its END token, as one stream of ids."""
+    documents = documents + [d for d in documents if d.kind == "docs"] * (DOCS_REPEAT - 1)
+    order = np.random.default_rng(seed).permutation(len(documents))
+    encoded = tokenizer._tokenizer.encode_batch([documents[i].text for i in order])
+    return np.concatenate([np.array(e.ids, dtype=np.uint16) for e in encoded])
+
+
+def batches(stream: np.ndarray, tokens_per_step: int, progress: Progress, seed: int) -> Iterator[torch.Tensor]:
+    """Rows of ids [row, token + 1] until the run is done, each epoch's windows in a new order and at a new offset."""
+    generator = np.random.default_rng(seed)
+    starts, width = np.array([], dtype=np.int64), 0
+    while (share := progress.share()) < 1:
+        window = next(window for limit, window in WINDOWS if share < limit)
+        rows = tokens_per_step // window
+        if window != width or len(starts) < rows:
+            width = window
+            starts = generator.permutation(np.arange(generator.integers(window), len(stream) - window - 1, window))
+        take, starts = starts[:rows], starts[rows:]
+        yield torch.from_numpy(np.stack([stream[s : s + window + 1] for s in take]).astype(np.int64))
+        progress.done += rows * window
+
+
+def build(shape: str) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=bpe.VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        head_dim=64,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=3,
+        rms_norm_eps=1e-5,
+        attn_implementation="sdpa",
+        **SHAPES[shape],
+    )
+    model = LlamaForCausalLM(config)
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.02 if "embed" in name else 1 / math.sqrt(p.shape[1]))
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                p.data.mul_(0.1)
+    return model
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
+    return F.cross_entropy(model.lm_head(hidden).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--docs", type=Path, required=True, help="folder of the CPython documentation's .rst sources")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
+    parser.add_argument("--tokenizer", type=Path, help="reuse this folder's tokenizer (the draft model must)")
+    parser.add_argument("--tokens", type=int, default=16_000_000)
+    parser.add_argument("--tokens-per-step", type=int, default=8192)
+    parser.add_argument("--minutes", type=float, help="scale the run to end after about this long")
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=0.004)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, held_out = corpus.load(options.docs)
+    tokenizer = bpe.load(options.tokenizer) if options.tokenizer else bpe.train((d.text for d in train), CONTEXT)
+    stream = encode(train, tokenizer, options.seed)
+    model = build(options.shape).to(device)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} training tokens", flush=True)
+
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
+    optimizers = [
+        Muon(matrices, lr=options.lr),
+        torch.optim.AdamW(rest, lr=options.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    peak = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    loss_function = torch.compile(loss_of, dynamic=False) if options.compile else loss_of
+    log, recent = [], []
+    progress = Progress(options.tokens, options.minutes)
+    for step, ids in enumerate(batches(stream, options.tokens_per_step, progress, options.seed), 1):
+        loss = loss_function(model, ids.to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        scale = min(1.0, step / 40) * min(1.0, (1 - progress.share()) / 0.6)
+        for optimizer, rates in zip(optimizers, peak):
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * max(scale, 0.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        recent.append(loss.item())
+        if step % 50 == 0:
+            mean, seconds, tokens = sum(recent) / len(recent), progress.seconds(), progress.done
+            log.append({"step": step, "tokens": tokens, "loss": round(mean, 4), "seconds": round(seconds)})
+            print(f"step {step:5d}  {tokens / 1e6:6.2f} M tokens  loss {mean:.4f}  {tokens / seconds:,.0f} tokens/s", flush=True)
+            recent.clear()
+    model.eval()
+    model.to(torch.bfloat16).save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    quality = bits_per_byte(model.float(), tokenizer, held_out)
+    report = {"tokens": progress.done, "minutes": round(progress.seconds() / 60, 1), "quality": quality, "log": log}
+    (options.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(quality, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""hasten: run open-weight language models faster and cheaper, and see what each speed-up costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput
+from hasten.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from hasten.engine.async_llm import AsyncLLM
+    from hasten.engine.llm import LLM
+
+__version__ = "0.1.0"
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "Delta",
+    "HastenError",
+    "InvalidRequest",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """``LLM`` and ``AsyncLLM`` load torch, so they are imported when they are first asked for."""
+    if name == "LLM":
+        from hasten.engine.llm import LLM
+
+        return LLM
+    if name == "AsyncLLM":
+        from hasten.engine.async_llm import AsyncLLM
+
+        return AsyncLLM
+    raise AttributeError(f"module 'hasten' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Measuring: workloads, runs, and reports that carry what is needed to repeat them."""

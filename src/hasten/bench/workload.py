@@ -1,0 +1,58 @@
+"""What a benchmark runs: prompts of random token ids and answers of a fixed length, so that every run does the same work."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.core.errors import CheckpointError, InvalidOption
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Raises ``InvalidOption`` naming every number that is out of range."""
+
+    num_prompts: int
+    input_len: int  # tokens of each prompt
+    output_len: int  # tokens of each answer
+    shared_len: int = 0  # tokens at the beginning that all prompts have in common
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name}={getattr(self, name)}" for name in ("num_prompts", "input_len", "output_len") if getattr(self, name) < 1]
+        if wrong:
+            raise InvalidOption("a benchmark needs prompts and tokens", got=", ".join(wrong), allowed="from 1")
+        if not 0 <= self.shared_len < self.input_len:
+            raise InvalidOption(
+                "shared_len is out of range", got=self.shared_len, allowed=f"0 to {self.input_len - 1}, below input_len"
+            )
+
+    def prompts(self, vocab_size: int, repeat: int) -> list[tuple[int, ...]]:
+        """Other prompts for each repeat, so that no repeat finds those before it in the prefix cache."""
+        draw = random.Random(f"{self.seed}/{repeat}")
+        shared = draw.choices(range(vocab_size), k=self.shared_len)
+        own = self.input_len - self.shared_len
+        return [(*shared, *draw.choices(range(vocab_size), k=own)) for _ in range(self.num_prompts)]
+
+    def requests(self, vocab_size: int, repeat: int, arrival: float) -> list[Request]:
+        """Greedy, and past any end-of-text token: the length of an answer must not depend on what it says."""
+        params = SamplingParams(temperature=0.0, max_tokens=self.output_len, ignore_eos=True, seed=self.seed)
+        return [
+            Request(request_id=f"bench-{repeat}-{number}", prompt_token_ids=prompt, params=params, arrival=arrival)
+            for number, prompt in enumerate(self.prompts(vocab_size, repeat))
+        ]
+
+
+def vocabulary_size(description: Mapping[str, Any]) -> int:
+    """From the configuration of the model that ``LLM.describe`` names. Raises ``CheckpointError`` if it does not say."""
+    config = json.loads((Path(description["folder"]) / "config.json").read_text(encoding="utf-8"))
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if not isinstance(size, int):
+        raise CheckpointError("config.json has no vocab_size", got=description["folder"])
+    return size

@@ -1,0 +1,55 @@
+"""The fields of ``EngineOptions`` as options, and the loading of a model with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hasten.cli.options import Given, OptionGroup
+from hasten.core.errors import InvalidOption
+from hasten.engine.options import EngineOptions
+
+if TYPE_CHECKING:
+    from hasten.engine.llm import LLM
+
+HELP = {
+    "dtype": "Of weights and KV cache: auto (the checkpoint's), float32, bfloat16 or float16.",
+    "revision": "Branch, tag or commit of a model of the hub.",
+    "max_model_len": "Longest prompt and answer together, in tokens; the model's own, reduced to what fits, if left out.",
+    "kv_cache_memory": "Memory of the KV cache, such as 4GiB; half of what is free if left out.",
+    "block_size": "Tokens per block of the KV cache.",
+    "max_num_batched_tokens": "Most tokens per step; longer prompts are computed in chunks.",
+    "prefix_caching": "Keep the KV of prompts, and compute shared beginnings once.",
+    "max_num_seqs": "Sequences that run at a time.",
+    "batching": "continuous, dynamic or static.",
+    "batch_wait": "Seconds that dynamic batching waits for a batch to fill.",
+    "ordering": "fcfs (first come, first served) or priority.",
+    "priority_seconds": "Seconds of waiting that one level of priority is worth.",
+}
+# Of no use to one conversation.
+_MANY = ("max_num_seqs", "batching", "batch_wait", "ordering", "priority_seconds")
+
+ENGINE = OptionGroup("engine", "Engine", EngineOptions, HELP)
+ENGINE_OF_ONE = OptionGroup("engine", "Engine", EngineOptions, {n: text for n, text in HELP.items() if n not in _MANY})
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+MODEL_HELP = "A folder, a model of the Hugging Face hub, or 'demo'."
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=f"{MODEL_HELP} The same as the argument.")]
+ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+
+
+def one_model(argument: str | None, option: str | None) -> str:
+    """The model, named as an argument or with ``--model``. Raises ``InvalidOption`` if it is named by neither or by both."""
+    if (argument is None) == (option is None):
+        got = "no model" if argument is None else f"{argument} and --model {option}"
+        raise InvalidOption("one model is needed", got=got, remedy="Name it once, for instance: demo")
+    return argument or option or ""
+
+
+def load(model: str, given: Given, *, quiet: bool = False) -> LLM:
+    """The model, ready to run. Bars go to standard error, and only where someone looks."""
+    from hasten.engine.llm import LLM
+
+    return LLM(model, show_progress=not quiet, **given)

@@ -1,0 +1,52 @@
+"""What was accepted after a step: the only edge back from the model to the scheduler. Plain data."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
+    LENGTH = "length"  # max_tokens, or the context is full
+    ABORT = "abort"  # the caller left
+    ERROR = "error"  # the model produced no usable numbers for this request
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probabilities under the model's raw distribution, before any processor."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 for the likeliest token
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens (token id, logprob), likeliest first
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    reason: FinishReason
+    stop: int | str | None = None  # the stop token or stop string that was met
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """One line of tokens that goes on (or ends) after this step.
+
+    ``parent`` computed the logits. The first continuation of a parent keeps its sequence; each further one is a fork. A
+    parent without continuations dies.
+    """
+
+    parent: int  # sequence id
+    token_id: int
+    finish: Finish | None = None
+    index: int | None = None  # which answer of its request a fork becomes; None: its parent's
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Every sequence that was sampled in the step is the parent of a continuation, dropped, or poisoned."""
+
+    continuations: tuple[Continuation, ...]
+    dropped: tuple[int, ...] = ()  # sequences that end without a token: beams that lost, requests that are done
+    poisoned: tuple[int, ...] = ()  # sequences whose logits were not numbers: they end, and nobody may reuse their blocks

@@ -1,0 +1,149 @@
+"""How one request wants its tokens chosen. Field names are those of vLLM and OpenAI; every value is checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hasten.core.errors import InvalidRequest, nearest
+
+MAX_SEQUENCES = 64
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The settings of one request. Plain data: it round-trips through msgpack.
+
+    The order in which they act on a row of logits: masks (``allowed_token_ids``, ``min_tokens``, ``bad_words``,
+    ``no_repeat_ngram_size``), ``logit_bias``, penalties, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``.
+
+    Raises ``InvalidRequest`` naming every field that is out of range.
+    """
+
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int | None = None  # keep the k likeliest tokens
+    top_p: float = 1.0  # keep the likeliest tokens that together reach this probability
+    min_p: float = 0.0  # drop tokens less likely than this share of the likeliest
+    typical_p: float = 1.0  # locally typical sampling (Meister et al., 2022)
+
+    repetition_penalty: float = 1.0  # over prompt and answer (Keskar et al., 2019)
+    presence_penalty: float = 0.0  # over the answer, once per token that occurred
+    frequency_penalty: float = 0.0  # over the answer, per occurrence
+    no_repeat_ngram_size: int | None = None  # over prompt and answer
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
+    bad_words: tuple[str, ...] = ()  # texts that must not occur; resolved to token ids by the tokenizer
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+
+    n: int = 1  # answers returned
+    seed: int | None = None  # None: the engine draws one; the answer reports it
+    min_tokens: int = 0
+    max_tokens: int | None = None  # None: as many as the context has room for
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None  # how many alternatives to report per token, 0 for the chosen one alone
+
+    beam_width: int | None = None  # beam search instead of sampling
+    length_penalty: float = 1.0  # a beam's score is its log-probability over length ** length_penalty
+    early_stopping: bool | Literal["never"] = False
+
+    def __post_init__(self) -> None:
+        for name in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids", "bad_words_ids"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = (value,)
+            if value is not None:
+                object.__setattr__(self, name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
+        wrong = [f"{name}={getattr(self, name)!r} (allowed: {allowed})" for name, allowed, ok in self._checks() if not ok]
+        if wrong:
+            raise InvalidRequest(
+                f"{len(wrong)} sampling setting{'s are' if len(wrong) > 1 else ' is'} out of range: {'; '.join(wrong)}",
+                remedy="Correct the value, or leave it out for the default",
+            )
+
+    def _checks(self) -> list[tuple[str, str, bool]]:
+        """(field, what is allowed, whether this value is)."""
+        number, whole = _number, _whole
+        beams = self.beam_width
+        return [
+            ("temperature", "0 (greedy) or a number above 0", number(self.temperature, 0.0, math.inf)),
+            ("top_k", "None or a whole number from 1", self.top_k is None or whole(self.top_k, 1)),
+            ("top_p", "above 0, up to 1", number(self.top_p, 0.0, 1.0) and self.top_p > 0),
+            ("min_p", "0 to 1", number(self.min_p, 0.0, 1.0)),
+            ("typical_p", "above 0, up to 1", number(self.typical_p, 0.0, 1.0) and self.typical_p > 0),
+            ("repetition_penalty", "a number above 0", number(self.repetition_penalty, 0, 1e9) and self.repetition_penalty > 0),
+            ("presence_penalty", "-2 to 2", number(self.presence_penalty, -2.0, 2.0)),
+            ("frequency_penalty", "-2 to 2", number(self.frequency_penalty, -2.0, 2.0)),
+            ("no_repeat_ngram_size", "None or from 1", self.no_repeat_ngram_size is None or whole(self.no_repeat_ngram_size, 1)),
+            (
+                "logit_bias",
+                "token ids from 0 to numbers from -100 to 100",
+                isinstance(self.logit_bias, Mapping)
+                and all(whole(k, 0) and number(v, -100, 100) for k, v in self.logit_bias.items()),
+            ),
+            ("bad_words", "texts that are not empty", all(isinstance(w, str) and w for w in self.bad_words)),
+            (
+                "bad_words_ids",
+                "sequences of token ids from 0, none empty",
+                all(isinstance(w, tuple) and w and all(whole(i, 0) for i in w) for w in self.bad_words_ids),
+            ),
+            (
+                "allowed_token_ids",
+                "None or token ids from 0, not empty",
+                self.allowed_token_ids is None
+                or (len(self.allowed_token_ids) > 0 and all(whole(i, 0) for i in self.allowed_token_ids)),
+            ),
+            ("n", f"1 to {MAX_SEQUENCES}", whole(self.n, 1, MAX_SEQUENCES)),
+            ("seed", "None or 0 to 2**63 - 1", self.seed is None or whole(self.seed, 0, 2**63 - 1)),
+            ("min_tokens", "from 0, at most max_tokens", whole(self.min_tokens, 0, self.max_tokens)),
+            ("max_tokens", "None or from 1", self.max_tokens is None or whole(self.max_tokens, 1)),
+            (
+                "stop",
+                f"up to {MAX_STOP_STRINGS} texts that are not empty",
+                len(self.stop) <= MAX_STOP_STRINGS and all(isinstance(s, str) and s for s in self.stop),
+            ),
+            ("stop_token_ids", "token ids from 0", all(whole(i, 0) for i in self.stop_token_ids)),
+            ("logprobs", f"None or 0 to {MAX_LOGPROBS}", self.logprobs is None or whole(self.logprobs, 0, MAX_LOGPROBS)),
+            ("beam_width", f"None or n to {MAX_SEQUENCES}", beams is None or whole(beams, self.n, MAX_SEQUENCES)),
+            ("length_penalty", "a finite number", number(self.length_penalty, -1e3, 1e3)),
+            ("early_stopping", "True, False or 'never'", self.early_stopping in (True, False, "never")),
+            ("temperature", "0 or 1 with beam_width (beam search does not sample)", beams is None or self.temperature in (0, 1)),
+            (
+                "beam_width",
+                "None with top_k, top_p, min_p or typical_p (beam search does not sample)",
+                beams is None or (self.top_k is None and (self.top_p, self.min_p, self.typical_p) == (1.0, 0.0, 1.0)),
+            ),
+        ]
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed. Raises ``InvalidRequest`` for an unknown field."""
+        return SamplingParams.from_dict({**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
+        """From named values. Raises ``InvalidRequest`` for an unknown name, with the nearest known one."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in names:
+                raise InvalidRequest("unknown sampling setting", got=repr(name), remedy=nearest(name, names))
+        return cls(**values)
+
+
+def _number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+
+
+def _whole(value: object, low: int, high: int | None = None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)

@@ -1,0 +1,124 @@
+"""From logits to accepted tokens: sampling, beams, text and stops. It knows no blocks and decides no schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hasten.core.result import Continuation, FinishReason, StepResult
+from hasten.decoding.search.candidates import best_candidates
+from hasten.engine.answer import Answer
+from hasten.engine.record import Record
+from hasten.sampling.row import SamplingRow
+from hasten.sampling.sampler import Sampler, usable
+from hasten.scheduling.sequence import Sequence
+
+UNUSABLE = "the model's logits for this request are not finite numbers (NaN or infinity)"
+
+
+@dataclass(slots=True)
+class _Accepted:
+    """A step's result in the making."""
+
+    continuations: list[Continuation] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    poisoned: list[int] = field(default_factory=list)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)  # request id -> answers with something new
+
+
+class Acceptor:
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def accept(
+        self, logits_RV: Tensor, sequences: list[Sequence], records: Mapping[str, Record], now: float
+    ) -> tuple[StepResult, dict[str, list[Answer]]]:
+        """``sequences[r]`` computed row r. Returns what the scheduler must know, and which answers have news.
+
+        Mutates the records. A row without usable numbers ends its own request and no other.
+        """
+        accepted = _Accepted()
+        beams: dict[str, list[int]] = {}
+        lines: list[tuple[int, Answer]] = []  # (row, the answer that takes its token)
+        for row, sequence in enumerate(sequences):
+            record = records[sequence.entry.request.request_id]
+            if record.search is not None:
+                beams.setdefault(record.request.request_id, []).append(row)
+            elif sequence.num_output_tokens == 0:
+                lines += [(row, answer) for answer in record.answers]
+            else:
+                lines.append((row, record.answers[sequence.index]))
+        self._sample(logits_RV, sequences, lines, records, accepted, now)
+        for request_id, rows in beams.items():
+            self._search(logits_RV, [(row, sequences[row]) for row in rows], records[request_id], accepted, now)
+        result = StepResult(tuple(accepted.continuations), tuple(accepted.dropped), tuple(accepted.poisoned))
+        return result, accepted.answers
+
+    def _sample(
+        self,
+        logits_RV: Tensor,
+        sequences: list[Sequence],
+        lines: list[tuple[int, Answer]],
+        records: Mapping[str, Record],
+        accepted: _Accepted,
+        now: float,
+    ) -> None:
+        if not lines:
+            return
+        if [row for row, _ in lines] != list(range(len(logits_RV))):  # beams beside, or one row feeding n answers
+            logits_RV = logits_RV[torch.tensor([row for row, _ in lines], device=logits_RV.device)]
+        tokens = self._sampler.sample(logits_RV, [_view(sequences[row], answer.index) for row, answer in lines])
+        for (row, answer), token in zip(lines, tokens, strict=True):
+            sequence = sequences[row]
+            record = records[sequence.entry.request.request_id]
+            if token is None:
+                self._poison(sequence.entry.sequences, record, accepted, now)
+            elif record.error is None:
+                finish = answer.push(token.token_id, token.logprob)
+                accepted.continuations.append(Continuation(sequence.id, token.token_id, finish, answer.index))
+                accepted.answers.setdefault(record.request.request_id, []).append(answer)
+
+    def _search(self, logits_RV: Tensor, rows: list[tuple[int, Sequence]], record: Record, accepted: _Accepted, now: float) -> None:
+        """One step of a beam search: rows in the order of the beams."""
+        search = record.search
+        assert search is not None
+        rows = sorted(rows, key=lambda r: r[1].index)
+        logits_BV = logits_RV[torch.tensor([row for row, _ in rows], device=logits_RV.device)]
+        if not all(usable(logits_BV)):
+            return self._poison([sequence for _, sequence in rows], record, accepted, now)
+        scores = self._sampler.beam_logprobs(logits_BV, [_view(sequence, sequence.index) for _, sequence in rows])
+        step = search.advance(best_candidates(scores, search.scores, search.candidates_wanted))
+        if step.done:
+            record.conclude_search()
+            accepted.dropped += [sequence.id for _, sequence in rows]
+            accepted.answers[record.request.request_id] = list(record.answers)
+            return None
+        parents = set()
+        for index, beam in enumerate(step.beams):
+            parent = rows[beam.parent][1].id
+            parents.add(parent)
+            accepted.continuations.append(Continuation(parent, beam.token_id, index=index))
+        accepted.dropped += [sequence.id for _, sequence in rows if sequence.id not in parents]
+        return None
+
+    def _poison(self, sequences: Iterable[Sequence], record: Record, accepted: _Accepted, now: float) -> None:
+        if record.error is None:
+            record.end(FinishReason.ERROR, now, UNUSABLE)
+            accepted.poisoned += [sequence.id for sequence in sequences]
+            gone = set(accepted.poisoned)
+            accepted.continuations = [c for c in accepted.continuations if c.parent not in gone]
+            accepted.answers[record.request.request_id] = list(record.answers)
+
+
+def _view(sequence: Sequence, index: int) -> SamplingRow:
+    request = sequence.entry.request
+    return SamplingRow(
+        params=request.params,
+        token_ids=sequence.token_ids,
+        num_prompt_tokens=len(request.prompt_token_ids),
+        eos_token_ids=request.eos_token_ids,
+        sequence_index=index,
+    )

@@ -1,0 +1,112 @@
+"""Putting an engine together: checkpoint, decoder, pool, scheduler, tokenizer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hasten.checkpoints.hub import resolve
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.engine.detokenizer import Detokenizer
+from hasten.engine.engine import Engine
+from hasten.engine.fit import fit_kv
+from hasten.engine.groups import kv_groups
+from hasten.engine.intake import Intake
+from hasten.engine.options import EngineOptions
+from hasten.engine.progress import loading_bar
+from hasten.engine.runner import DecoderRunner
+from hasten.engine.tokenizer import TextTokenizer
+from hasten.kv.pool import KvPool
+from hasten.kv.space import KvSpace
+from hasten.models.load import LoadedModel, load_decoder
+from hasten.ops.choose import choose_ops
+from hasten.scheduling.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    engine: Engine
+    intake: Intake
+    tokenizer: TextTokenizer | None
+    description: Mapping[str, Any]  # what runs, with which kernels, in how much memory
+
+
+def assemble(model: str, options: EngineOptions) -> Assembly:
+    """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
+    folder = resolve(model, options.revision, quiet=not options.show_progress)
+    ops, reason = choose_ops("cpu")
+    with loading_bar(model, visible=options.show_progress) as progress:
+        loaded = load_decoder(folder, dtype=options.dtype, ops=ops, progress=progress)
+    spec = loaded.spec
+    tokenizer = TextTokenizer.load(folder, spec.vocab_size)
+    groups = kv_groups(spec)
+    fit = fit_kv(
+        groups,
+        block_size=options.block_size,
+        element_bytes=loaded.dtype.itemsize,
+        max_positions=spec.max_positions,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        kv_cache_memory=options.kv_cache_memory,
+    )
+    pool = KvPool(groups, fit.num_blocks, options.block_size, dtype=loaded.dtype, device=torch.device("cpu"))
+    space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
+    scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
+
+    def detokenizer(request: Request) -> Detokenizer | None:
+        if tokenizer is None:
+            return None
+        return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
+
+    engine = Engine(DecoderRunner(loaded.decoder, pool), scheduler, detokenizer)
+    intake = Intake(
+        tokenizer=tokenizer,
+        vocab_size=spec.vocab_size,
+        max_model_len=fit.max_model_len,
+        eos_token_ids=eos_token_ids(loaded, tokenizer),
+        defaults=default_sampling_params(loaded.generation_config),
+        seeds=random.Random(options.seed),
+    )
+    description = {
+        "model": model,
+        "folder": str(folder),
+        "family": spec.family,
+        "vocab_size": spec.vocab_size,
+        "parameters": sum(p.numel() for p in loaded.decoder.parameters()),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "kernels": f"{ops.name} ({reason})",
+        "threads": torch.get_num_threads(),
+        "max_model_len": fit.max_model_len,
+        "kv_blocks": fit.num_blocks,
+        "kv_tokens": fit.num_blocks * options.block_size,
+        "kv_bytes": fit.kv_bytes,
+        "batching": options.batching,
+        "prefix_caching": options.prefix_caching,
+    }
+    return Assembly(engine, intake, tokenizer, description)
+
+
+def eos_token_ids(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
+    """Every token that the checkpoint's files name as the end of a sequence."""
+    found: list[int] = []
+    for named in (loaded.generation_config.get("eos_token_id"), loaded.config.get("eos_token_id")):
+        found += named if isinstance(named, list) else [named] if named is not None else []
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(found))
+
+
+def default_sampling_params(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """What the checkpoint's ``generation_config.json`` recommends; greedy if it says ``do_sample: false``."""
+    names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
+    values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    # transformers writes 0 for "off" here.
+    values = {name: value for name, value in values.items() if not (name in ("top_k", "no_repeat_ngram_size") and value == 0)}
+    if generation_config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return SamplingParams.from_dict(values)

@@ -1,0 +1,110 @@
+"""The engine: requests in, deltas out, one step at a time. ``step`` is the whole of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from hasten.core.output import Delta
+from hasten.core.plan import Runner, RunnerOutput, StepPlan
+from hasten.core.request import Request
+from hasten.core.result import FinishReason
+from hasten.engine.acceptor import Acceptor
+from hasten.engine.answer import Answer, DetokenizerFactory
+from hasten.engine.record import Record
+from hasten.engine.stats import EngineStats
+from hasten.sampling.sampler import Sampler
+from hasten.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Single-threaded: whoever calls ``step`` also calls ``add`` and ``abort``, between steps."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        detokenizer: DetokenizerFactory,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
+        self._acceptor = Acceptor(Sampler())
+        self._records: dict[str, Record] = {}
+        self.stats = EngineStats()
+
+    def add(self, request: Request) -> None:
+        """Raises ``InvalidRequest`` if the request could never run; the engine goes on as if it had not been seen."""
+        entry = self.scheduler.add(request)
+        self._records[request.request_id] = Record(request, entry, self._detokenizer)
+
+    def abort(self, request_id: str) -> list[Delta]:
+        """End a request now and free what it holds. Nothing happens if it has ended already."""
+        if not self.scheduler.abort(request_id):
+            return []
+        return self._close(request_id, FinishReason.ABORT)
+
+    def step(self) -> list[Delta]:
+        """Compute one batch. Returns what is new; empty if nothing could run."""
+        plan = self.scheduler.plan(self.clock())
+        if not plan.rows:
+            return []
+        output = self._run(plan)
+        if isinstance(output, str):
+            return self._fail(plan, output)
+        now = self.clock()
+        sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_ids]
+        result, news = self._acceptor.accept(output.logits, sequences, self._records, now)
+        self.scheduler.commit(result)
+        self.stats.count(plan)
+        return self._report(news, now)
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._records)
+
+    def idle_seconds(self) -> float:
+        """How long until a step can do something, where a batching mode waits for company."""
+        if self.scheduler.num_running or not self.scheduler.num_waiting:
+            return 0.0
+        opens = self.scheduler.opens_at()
+        return 0.0 if opens is None else max(0.0, opens - self.clock())
+
+    def _run(self, plan: StepPlan) -> RunnerOutput | str:
+        """The logits, or what went wrong. An interrupt leaves the engine as if the step had never been planned."""
+        try:
+            return self._runner.run(plan)
+        except Exception as error:  # whatever it is, it ends the requests of this step and not the engine
+            log.exception("a step of %d rows failed", len(plan.rows))
+            return f"{type(error).__name__}: {error}"
+        except BaseException:
+            self.scheduler.rollback()
+            raise
+
+    def _fail(self, plan: StepPlan, error: str) -> list[Delta]:
+        """The requests of the plan end with the error; all others go on."""
+        failed = {self.scheduler.sequence(row.sequence_id).entry.request.request_id: None for row in plan.rows}
+        self.scheduler.rollback()
+        deltas = []
+        for request_id in failed:
+            self.scheduler.abort(request_id)
+            deltas += self._close(request_id, FinishReason.ERROR, f"the model could not compute this request: {error}")
+        return deltas
+
+    def _close(self, request_id: str, reason: FinishReason, error: str | None = None) -> list[Delta]:
+        record = self._records.pop(request_id)
+        record.end(reason, self.clock(), error)
+        return record.deltas(record.answers)
+
+    def _report(self, news: dict[str, list[Answer]], now: float) -> list[Delta]:
+        deltas = []
+        for request_id, answers in news.items():
+            record = self._records[request_id]
+            record.note_time(now)
+            deltas += record.deltas(answers)
+            if record.finished:
+                del self._records[request_id]
+        return deltas

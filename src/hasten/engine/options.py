@@ -1,0 +1,54 @@
+"""The engine's options: one list for Python, the command line and configuration files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.core.errors import InvalidOption, nearest
+from hasten.scheduling.config import SchedulerConfig
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Raises ``InvalidOption`` for values out of range."""
+
+    dtype: str = "auto"  # of weights and KV; "auto" takes the checkpoint's
+    revision: str | None = None  # branch, tag or commit of a hub model
+    max_model_len: int | None = None  # tokens, prompt and answer; None: the model's, reduced to what fits
+    kv_cache_memory: int | str | None = None  # bytes or a size such as "4GiB"; None: half of what is free
+    block_size: int = 16  # tokens per KV block
+    max_num_seqs: int = 64  # sequences running at a time
+    max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks
+    prefix_caching: bool = True
+    batching: str = "continuous"  # or dynamic, static
+    batch_wait: float = 0.05  # seconds that dynamic batching waits for a batch to fill
+    ordering: str = "fcfs"  # or priority
+    priority_seconds: float = 60.0  # of waiting that one level of priority is worth
+    seed: int | None = None  # of the seeds that requests without one get
+    show_progress: bool = False  # a progress bar while weights load
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidOption("unknown dtype", got=repr(self.dtype), remedy=nearest(str(self.dtype), DTYPES))
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InvalidOption(f"{name} is out of range", got=repr(value), allowed="a whole number from 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:
+        """From named values. Raises ``InvalidOption`` for an unknown name, with the nearest known one."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in names:
+                raise InvalidOption("unknown engine option", got=repr(name), remedy=nearest(name, names))
+        return cls(**values)
+
+    def scheduler(self, max_model_len: int) -> SchedulerConfig:
+        names = {f.name for f in dataclasses.fields(SchedulerConfig)} - {"max_model_len"}
+        return SchedulerConfig(max_model_len=max_model_len, **{name: getattr(self, name) for name in names})

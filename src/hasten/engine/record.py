@@ -1,0 +1,104 @@
+"""The engine's memory of one request: its answers, its beam search, its times. What the caller sees is made from it."""
+
+from __future__ import annotations
+
+from hasten.core.output import Delta, RequestMetrics, RequestOutput
+from hasten.core.request import Request
+from hasten.core.result import Finish, FinishReason
+from hasten.decoding.search.beam import BeamSearch
+from hasten.engine.answer import Answer, DetokenizerFactory
+from hasten.scheduling.sequence import Entry
+
+
+class Record:
+    def __init__(self, request: Request, entry: Entry, detokenizer: DetokenizerFactory) -> None:
+        self.request, self._entry = request, entry
+        params = request.params
+        self.answers = [Answer(request, index, detokenizer(request)) for index in range(params.n)]
+        self.search = beam_search(request) if params.beam_width is not None else None
+        self.error: str | None = None
+        self._first_token: float | None = None
+        self._finished: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(answer.finish is not None for answer in self.answers)
+
+    def note_time(self, now: float) -> None:
+        """A step that gave this request a token has ended."""
+        if self._first_token is None:
+            self._first_token = now
+        if self.finished:
+            self._finished = now
+
+    def end(self, reason: FinishReason, now: float, error: str | None = None) -> None:
+        """Whatever has not ended yet ends here."""
+        self.error, self._finished = error, now
+        for answer in self.answers:
+            if answer.finish is None:
+                answer.end(Finish(reason))
+
+    def conclude_search(self) -> None:
+        """The beams are done: the best of them become the answers."""
+        assert self.search is not None
+        hypotheses = self.search.best(len(self.answers))
+        # A tiny vocabulary, or one that is nearly all forbidden, may hold fewer lines than were asked for.
+        self.answers = self.answers[: len(hypotheses)]
+        for answer, best in zip(self.answers, hypotheses, strict=True):
+            answer.fill(best.token_ids, Finish(FinishReason.STOP if best.finished else FinishReason.LENGTH), best.score)
+
+    def deltas(self, answers: list[Answer]) -> list[Delta]:
+        """What is new in these answers; the last delta of the request carries the whole output."""
+        deltas = [answer.delta() for answer in answers]
+        if self.finished and deltas:
+            deltas[-1] = _with_output(deltas[-1], self.output())
+        return deltas
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=None,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=tuple(answer.output() for answer in self.answers),
+            finished=self.finished,
+            seed=self.request.params.seed,
+            error=self.error,
+            metrics=RequestMetrics(
+                arrival=self.request.arrival,
+                first_scheduled=self._entry.first_scheduled,
+                first_token=self._first_token,
+                finished=self._finished,
+                num_prompt_tokens=len(self.request.prompt_token_ids),
+                num_cached_tokens=self._entry.num_cached_tokens,
+                num_output_tokens=sum(len(answer.token_ids) for answer in self.answers),
+                num_preemptions=self._entry.num_preemptions,
+            ),
+        )
+
+
+def beam_search(request: Request) -> BeamSearch:
+    params = request.params
+    assert params.beam_width is not None
+    assert params.max_tokens is not None
+    eos = () if params.ignore_eos else request.eos_token_ids
+    return BeamSearch(
+        width=params.beam_width,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+        num_returned=params.n,
+        eos_token_ids=tuple(dict.fromkeys((*eos, *params.stop_token_ids))),
+        max_new_tokens=params.max_tokens,
+    )
+
+
+def _with_output(delta: Delta, output: RequestOutput) -> Delta:
+    return Delta(
+        request_id=delta.request_id,
+        index=delta.index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=delta.logprobs,
+        finish_reason=delta.finish_reason,
+        stop_reason=delta.stop_reason,
+        output=output,
+    )

@@ -1,0 +1,32 @@
+"""``Attention``: projections around whatever the context computes between them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hasten.layers.context import AttentionContext
+from hasten.layers.linear import Linear
+from hasten.layers.norm import Norm
+from hasten.layers.spec import AttentionSpec
+from hasten.ops.base import Ops
+
+
+class Attention(nn.Module):
+    """``qkv`` is one projection with rows [q; k; v]; ``q_norm`` and ``k_norm`` act on single heads."""
+
+    def __init__(
+        self, spec: AttentionSpec, hidden_size: int, *, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.qkv = Linear(hidden_size, spec.qkv_size, bias=spec.qkv_bias, ops=ops, dtype=dtype, device=device)
+        self.out = Linear(spec.q_size, hidden_size, bias=spec.out_bias, ops=ops, dtype=dtype, device=device)
+        norm = spec.qk_norm
+        self.q_norm = None if norm is None else Norm(norm, spec.head_dim, ops, dtype, device)
+        self.k_norm = None if norm is None else Norm(norm, spec.head_dim, ops, dtype, device)
+
+    def forward(self, x_TE: Tensor, layer: int, context: AttentionContext) -> Tensor:
+        attended = context.attend(layer, self.qkv(x_TE), self.spec, self.q_norm, self.k_norm)  # [T, H·D]
+        out_TE: Tensor = self.out(attended)
+        return out_TE

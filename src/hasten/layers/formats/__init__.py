@@ -1,0 +1,1 @@
+"""How the weight matrix of a ``Linear`` is stored, loaded and multiplied. One format per file."""

@@ -1,0 +1,43 @@
+"""``Layer``: attention and feed-forward, each behind a norm and beside a residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hasten.layers.attention import Attention
+from hasten.layers.context import AttentionContext
+from hasten.layers.mlp import Mlp
+from hasten.layers.norm import Norm
+from hasten.layers.spec import LayerSpec, NormSpec
+from hasten.ops.base import Ops
+
+
+class Layer(nn.Module):
+    """::
+
+    x ─┬─ attention_norm ─ attention ─+─┬─ mlp_norm ─ mlp ─+─ out
+       └──────────────────────────────┘ └──────────────────┘
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        norm: NormSpec,
+        hidden_size: int,
+        *,
+        ops: Ops,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.attention_norm = Norm(norm, hidden_size, ops, dtype, device)
+        self.attention = Attention(spec.attention, hidden_size, ops=ops, dtype=dtype, device=device)
+        self.mlp_norm = Norm(norm, hidden_size, ops, dtype, device)
+        self.mlp = Mlp(spec.mlp, hidden_size, ops=ops, dtype=dtype, device=device)
+
+    def forward(self, x_TE: Tensor, index: int, context: AttentionContext) -> Tensor:
+        """``index`` is the layer's place in the decoder, by which the context finds its keys and values."""
+        x_TE = x_TE + self.attention(self.attention_norm(x_TE), index, context)
+        out_TE: Tensor = x_TE + self.mlp(self.mlp_norm(x_TE))
+        return out_TE

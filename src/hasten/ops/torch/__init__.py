@@ -1,0 +1,1 @@
+"""The reference backend: plain PyTorch, on any device. Its results are the specification of every other backend."""

@@ -1,0 +1,31 @@
+"""What a logits processor is.
+
+Shape suffixes of this package: R rows · V vocabulary · K candidates of a row · N (row, token) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from hasten.core.sampling_params import SamplingParams
+from hasten.sampling.row import SamplingRow
+
+
+class LogitsProcessor(Protocol):
+    """One setting's effect on rows of logits. Stateless; the same object serves every request."""
+
+    def applies(self, params: SamplingParams) -> bool:
+        """Whether a row with these settings needs this processor at all. A row that does not is never handed to it."""
+        ...
+
+    def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """The processed logits [R, V], float32.
+
+        ``rows[i]`` describes ``logits_RV[i]``; every row applies, each with its own value. A row's result depends on that
+        row alone. The argument belongs to the processor: it may be written to, and may be what is returned.
+        -inf marks a token that cannot be chosen; a row that is all -inf stays so and never becomes NaN.
+        """
+        ...

@@ -1,0 +1,26 @@
+"""Subtracts a number per occurrence in the answer from the logit of every token (OpenAI; the prompt does not count)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hasten.core.sampling_params import SamplingParams
+from hasten.sampling.column import column
+from hasten.sampling.pairs import Pairs
+from hasten.sampling.row import SamplingRow
+
+
+@dataclass(frozen=True, slots=True)
+class FrequencyPenalty:
+    def applies(self, params: SamplingParams) -> bool:
+        return params.frequency_penalty != 0
+
+    def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """Writes to its argument."""
+        pairs, count_N = Pairs.of([row.answer_token_ids for row in rows], logits_RV).counted(logits_RV.shape[1])
+        penalty_N = column((row.params.frequency_penalty for row in rows), logits_RV)[pairs.row_N, 0]
+        logits_RV[pairs.row_N, pairs.token_N] -= penalty_N * count_N
+        return logits_RV

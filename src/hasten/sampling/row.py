@@ -1,0 +1,35 @@
+"""What the sampler may know of one row of logits: a view, made anew for every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hasten.core.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """The sequence whose next token is wanted.
+
+    Nothing is remembered from one step to the next, so preemption, forks and aborts cannot leave the sampler wrong.
+    """
+
+    params: SamplingParams
+    token_ids: Sequence[int]  # the prompt, then the answer so far
+    num_prompt_tokens: int
+    eos_token_ids: tuple[int, ...]
+    sequence_index: int  # which answer of its request; part of the key of its noise
+
+    @property
+    def position(self) -> int:
+        """The position of the token to be chosen."""
+        return len(self.token_ids)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def answer_token_ids(self) -> Sequence[int]:
+        return self.token_ids[self.num_prompt_tokens :]

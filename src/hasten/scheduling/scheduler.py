@@ -1,0 +1,273 @@
+"""The scheduler: every request has tokens and a count of computed ones, and each step lets that count catch up.
+
+``plan`` decides, ``commit`` learns. Chunked prefill, prefix hits, preemption, forks and beams are this one motion. It knows
+neither torch nor models; ``tests/scheduling`` checks it against a model that writes token ids into the blocks.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+
+from hasten.core.errors import PromptTooLong
+from hasten.core.plan import RowPlan, StepPlan
+from hasten.core.request import Request
+from hasten.core.result import Continuation, StepResult
+from hasten.kv.space import KvSpace
+from hasten.scheduling.admission import admission
+from hasten.scheduling.builder import PlanBuilder
+from hasten.scheduling.config import SchedulerConfig
+from hasten.scheduling.ordering import ordering
+from hasten.scheduling.sequence import Entry, Sequence
+
+
+class Scheduler:
+    def __init__(self, config: SchedulerConfig, kv: KvSpace) -> None:
+        self.config, self.kv = config, kv
+        self._admission, self._ordering = admission(config), ordering(config)
+        self._entries: dict[str, Entry] = {}
+        self._waiting: list[Entry] = []  # by rank
+        self._running: list[Entry] = []  # by rank
+        self._sequences: dict[int, Sequence] = {}
+        self._num_entries = self._num_sequences = 0
+        self._planned: tuple[RowPlan, ...] = ()
+
+    # ---------------------------------------------------------------- requests come and go
+
+    def add(self, request: Request) -> Entry:
+        """Raises ``PromptTooLong`` if it could never run, so that it cannot block the others."""
+        self.check_capacity(request)
+        # Without a prefix cache a request still shares blocks among its own sequences, under a salt of its own.
+        salt = f"tenant:{request.cache_salt}" if self.config.prefix_caching else f"request:{self._num_entries}"
+        entry = Entry(request, self._num_entries, salt)
+        self._num_entries += 1
+        entry.sequences.append(self._new_sequence(entry, 0, list(request.prompt_token_ids)))
+        self._entries[request.request_id] = entry
+        self._wait(entry)
+        return entry
+
+    def check_capacity(self, request: Request) -> None:
+        """Raises ``PromptTooLong`` naming both numbers if the request cannot run even alone."""
+        num_prompt, params = len(request.prompt_token_ids), request.params
+        assert params.max_tokens is not None, "max_tokens is set at admission"
+        total, seats = num_prompt + params.max_tokens, params.beam_width or params.n
+        asked = f"{num_prompt} prompt + {params.max_tokens} new tokens"
+        if total > self.config.max_model_len:
+            raise PromptTooLong(
+                "prompt and answer do not fit the context",
+                got=f"{asked} = {total}",
+                allowed=f"up to {self.config.max_model_len} tokens",
+                remedy="Shorten the prompt, lower max_tokens, or raise max_model_len",
+            )
+        if seats > self.config.max_num_seqs:
+            raise PromptTooLong(
+                "the request has more sequences than may run at a time",
+                got=seats,
+                allowed=f"up to max_num_seqs={self.config.max_num_seqs}",
+                remedy="Lower n or beam_width, or raise max_num_seqs",
+            )
+        size, step = self.kv.block_size, self.config.max_num_batched_tokens
+        for group in self.kv.groups:
+            each = group.max_blocks(total, size, step)
+            shared = num_prompt // size if group.window is None else 0
+            needed = shared + seats * (each - shared)
+            if needed > self.kv.num_blocks:
+                raise PromptTooLong(
+                    "the request does not fit the KV pool",
+                    got=f"{asked}, {seats} sequence{'s' if seats > 1 else ''}: {needed} blocks of {size} tokens",
+                    allowed=f"up to {self.kv.num_blocks} blocks",
+                    remedy="Shorten the prompt, lower max_tokens, n or beam_width, or raise kv_cache_memory",
+                )
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request and free what it holds, at any time between two steps. False if it is not here (any more)."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return False
+        for sequence in list(entry.sequences):
+            self._end(sequence)
+        return True
+
+    def sequence(self, sequence_id: int) -> Sequence:
+        return self._sequences[sequence_id]
+
+    def entry(self, request_id: str) -> Entry | None:
+        return self._entries.get(request_id)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._entries)
+
+    def opens_at(self) -> float | None:
+        """When waiting requests may join, as the batching mode has it; None: not while others run."""
+        oldest = min(entry.request.arrival for entry in self._waiting)
+        return self._admission.opens_at(len(self._running), sum(e.num_seats for e in self._waiting), oldest)
+
+    # ---------------------------------------------------------------- one step
+
+    def plan(self, now: float) -> StepPlan:
+        """What to compute now. Single tokens go first, so a long prompt never delays those who are decoding."""
+        builder = PlanBuilder(self.config.max_num_batched_tokens)
+        for entry in sorted(self._running, key=lambda e: not e.decoding):
+            if entry in self._running:  # not preempted by one before it
+                self._advance(entry, builder)
+        if self._waiting and (opens := self.opens_at()) is not None and opens <= now:
+            self._admit(builder, now)
+        plan = builder.build()
+        self._planned = plan.rows
+        return plan
+
+    def commit(self, result: StepResult) -> None:
+        """The planned rows are computed and these tokens were accepted."""
+        for row in self._planned:
+            sequence = self._sequences[row.sequence_id]
+            sequence.num_computed = row.stop
+            if sequence.id not in result.poisoned:  # NaN must never enter the prefix cache
+                self.kv.commit(sequence.id, sequence.token_ids, row.stop)
+        self._planned = ()
+        for sequence_id in result.poisoned:
+            if self.kv.is_open(sequence_id):
+                self.kv.discard(sequence_id)
+            self._end(self._sequences[sequence_id])
+        for sequence_id in result.dropped:
+            self._end(self._sequences[sequence_id])
+        lines: dict[int, list[Continuation]] = {}
+        for continuation in result.continuations:
+            lines.setdefault(continuation.parent, []).append(continuation)
+        for parent_id, continuations in lines.items():
+            parent = self._sequences[parent_id]
+            forks = [self._fork(parent) for _ in continuations[1:]]
+            for sequence, continuation in zip([parent, *forks], continuations, strict=True):
+                self._extend(sequence, continuation)
+
+    def rollback(self) -> None:
+        """The planned rows were not computed: their requests start again from what was committed."""
+        for entry in {self._sequences[row.sequence_id].entry: None for row in self._planned}:
+            self._preempt(entry)
+        self._planned = ()
+
+    # ---------------------------------------------------------------- how a plan is made
+
+    def _advance(self, entry: Entry, builder: PlanBuilder) -> None:
+        """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
+        for sequence, count, sampled in self._wanted(entry, builder):
+            stop = sequence.num_computed + count
+            while (copies := self.kv.reserve(sequence.id, sequence.num_computed, stop)) is None:
+                victim = self._running[-1]
+                builder.drop(victim)
+                self._preempt(victim)
+                if victim is entry:
+                    return
+            tables = tuple(tuple(blocks) for blocks in self.kv.table(sequence.id).groups)
+            tokens = tuple(sequence.token_ids[sequence.num_computed : stop])
+            builder.add(entry, RowPlan(sequence.id, sequence.num_computed, tokens, tables, sampled), copies)
+
+    def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int, bool]]:
+        """(sequence, tokens to compute, sampled) as far as the budget goes."""
+        together = entry.searches and len(entry.sequences) > 1
+        if together and all(self.kv.is_open(s.id) and s.num_remaining == 1 for s in entry.sequences):
+            if builder.budget >= len(entry.sequences):
+                yield from ((sequence, 1, True) for sequence in entry.sequences)
+            return
+        for sequence in entry.sequences:
+            if not self.kv.is_open(sequence.id) and not self._open(sequence):
+                continue
+            # Beams that were preempted catch up but for their last token, which all of them compute in one step.
+            wanted = sequence.num_remaining - together
+            count = min(wanted, builder.budget)
+            if count > 0:
+                yield sequence, count, count == sequence.num_remaining
+
+    def _open(self, sequence: Sequence) -> bool:
+        """Give the sequence its cached prefix; False while another sequence is computing the block it needs next."""
+        entry = sequence.entry
+        hashes = entry.hashes.get(sequence.id) or self.kv.hashes(entry.salt, sequence.token_ids)
+        if self.kv.awaits(hashes):
+            return False
+        sequence.num_computed = self.kv.open(sequence.id, entry.salt, hashes)
+        entry.hashes.pop(sequence.id, None)
+        return True
+
+    def _admit(self, builder: PlanBuilder, now: float) -> None:
+        """Let waiting requests join, in order, while there are seats, tokens and blocks."""
+        seats = self.config.max_num_seqs - sum(entry.num_seats for entry in self._running)
+        for entry in list(self._waiting):
+            if builder.budget == 0 or entry.num_seats > seats:
+                return
+            first = entry.sequences[0]
+            hashes = entry.hashes.get(first.id)
+            if hashes is None:
+                hashes = entry.hashes[first.id] = self.kv.hashes(entry.salt, first.token_ids)
+            if self.kv.awaits(hashes):
+                continue  # its prefix is being computed; the ones behind it need not wait for that
+            if not self._fits(entry, hashes):
+                return
+            seats -= entry.num_seats
+            self._waiting.remove(entry)
+            insort(self._running, entry, key=self._ordering.rank)
+            self._advance(entry, builder)
+            if entry.first_scheduled is None:
+                entry.first_scheduled, entry.num_cached_tokens = now, first.num_computed
+
+    def _fits(self, entry: Entry, hashes: list[bytes]) -> bool:
+        """Whether the request's tokens find room beside the running ones, each of which may soon want one more block."""
+        if not self._running:
+            return True  # ``add`` made sure of it
+        first, *others = entry.sequences
+        size, shared = self.kv.block_size, len(entry.request.prompt_token_ids) // self.kv.block_size
+        spare = sum(len(running.sequences) for running in self._running)
+        spare += sum(-(-len(sequence.token_ids) // size) - shared for sequence in others)
+        return self.kv.fits(hashes, len(first.token_ids) + 1, self.config.max_num_batched_tokens, spare)
+
+    # ---------------------------------------------------------------- how the state changes
+
+    def _new_sequence(self, entry: Entry, index: int, token_ids: list[int]) -> Sequence:
+        sequence = Sequence(self._num_sequences, entry, index, token_ids)
+        self._num_sequences += 1
+        self._sequences[sequence.id] = sequence
+        return sequence
+
+    def _fork(self, parent: Sequence) -> Sequence:
+        child = self._new_sequence(parent.entry, parent.index, list(parent.token_ids))
+        child.num_computed = parent.num_computed
+        parent.entry.sequences.append(child)
+        self.kv.fork(parent.id, child.id)
+        return child
+
+    def _extend(self, sequence: Sequence, continuation: Continuation) -> None:
+        sequence.token_ids.append(continuation.token_id)
+        if continuation.index is not None:
+            sequence.index = continuation.index
+        if continuation.finish is not None:
+            self._end(sequence)
+
+    def _preempt(self, entry: Entry) -> None:
+        """Free all that a running request holds; it will be computed again, but for what the prefix cache keeps."""
+        for sequence in entry.sequences:
+            if self.kv.is_open(sequence.id):
+                self.kv.close(sequence.id)
+            sequence.num_computed = 0
+        self._running.remove(entry)
+        entry.num_preemptions += 1
+        self._wait(entry)
+
+    def _wait(self, entry: Entry) -> None:
+        insort(self._waiting, entry, key=self._ordering.rank)
+
+    def _end(self, sequence: Sequence) -> None:
+        entry = sequence.entry
+        if self.kv.is_open(sequence.id):
+            self.kv.close(sequence.id)
+        del self._sequences[sequence.id]
+        entry.sequences.remove(sequence)
+        if not entry.sequences:
+            del self._entries[entry.request.request_id]
+            (self._running if entry in self._running else self._waiting).remove(entry)

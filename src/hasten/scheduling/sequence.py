@@ -1,0 +1,55 @@
+"""What the scheduler knows of a request while it lives. Only the scheduler mutates these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hasten.core.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One line of tokens of a request; it needs computing as long as ``num_computed`` trails its tokens."""
+
+    id: int
+    entry: Entry
+    index: int  # which answer of the request, or which beam
+    token_ids: list[int]  # the prompt, then the accepted tokens
+    num_computed: int = 0
+
+    @property
+    def num_remaining(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.entry.request.prompt_token_ids)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request in the scheduler: its live sequences and its history."""
+
+    request: Request
+    order: int  # of arrival, breaks ties
+    salt: str
+    sequences: list[Sequence] = field(default_factory=list)
+    hashes: dict[int, list[bytes]] = field(default_factory=dict)  # while it waits: per sequence, for the prefix match
+    num_cached_tokens: int = 0  # of the prompt, when it was first scheduled
+    num_preemptions: int = 0
+    first_scheduled: float | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Beams advance together: a step samples all of them or none."""
+        return self.request.params.beam_width is not None
+
+    @property
+    def num_seats(self) -> int:
+        """Sequences it may come to have."""
+        return self.request.params.beam_width or self.request.params.n
+
+    @property
+    def decoding(self) -> bool:
+        """Whether every sequence needs one token only."""
+        return all(sequence.num_remaining == 1 for sequence in self.sequences)

@@ -1,0 +1,50 @@
+"""Times and counts of a run, on a real engine with a clock that the test advances."""
+
+import pytest
+
+from hasten import LLM
+from hasten.bench.measure import measure
+from hasten.bench.report import make_report
+from hasten.bench.workload import Workload
+
+
+@pytest.fixture
+def llm(tiny) -> LLM:
+    """Each step takes one second of the engine's clock."""
+    model = LLM(str(tiny("llama-gqa")), kv_cache_memory="8MiB", max_num_seqs=2)
+    engine, time = model.engine, [0.0]
+    step = engine.step
+
+    def one_second():
+        time[0] += 1.0
+        return step()
+
+    engine.clock, engine.step = lambda: time[0], one_second
+    return model
+
+
+def test_times_of_requests_that_wait(llm):
+    """Two seats and three requests of three tokens: steps 1 to 3 and 4 to 6."""
+    (run,) = measure(llm, Workload(num_prompts=3, input_len=10, output_len=3), repeats=1, warmup=0)
+    assert run.seconds == 6
+    assert sorted(run.ttft) == [1, 1, 4]
+    assert sorted(run.e2e) == [3, 3, 6]
+    assert run.itl == (1,) * 6
+    assert (run.prompt_tokens, run.output_tokens, run.cached_tokens) == (30, 9, 0)
+
+
+def test_a_report_divides_tokens_by_seconds(llm):
+    workload = Workload(num_prompts=3, input_len=10, output_len=3)
+    told = []
+    runs = measure(llm, workload, repeats=2, warmup=1, told=told.append)
+    report = make_report("throughput", llm.describe(), workload, runs)
+    assert told == [1, 2, 3]
+    assert report["output_tokens_per_second"] == {"median": 1.5, "min": 1.5, "max": 1.5}
+    assert report["total_tokens_per_second"]["median"] == 39 / 6
+    assert report["ttft"] == {"p50": 1, "p90": 4, "p99": 4, "mean": 2}
+
+
+def test_shared_beginnings_are_found_in_the_cache(llm):
+    """One block of 16 tokens is shared by four prompts: computed once."""
+    (run,) = measure(llm, Workload(num_prompts=4, input_len=20, output_len=2, shared_len=16), repeats=1, warmup=0)
+    assert run.cached_tokens == 3 * 16

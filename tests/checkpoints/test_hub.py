@@ -1,0 +1,159 @@
+"""Model names without a network: shipped names, folders, and a Hugging Face cache laid out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from hasten.checkpoints import hub
+from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache, and the hub out of reach. The hub client reads its settings once, so they are set where it keeps them."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def put(cache: Path, name: str, files: dict[str, str]) -> Path:
+    """A model as the hub client stores it: blobs, a snapshot of links to them, and the branch's commit."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repo / "snapshots" / COMMIT
+    for folder in (repo / "blobs", snapshot, repo / "refs"):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    for number, (file, text) in enumerate(files.items()):
+        (repo / "blobs" / f"{number}").write_text(text)
+        (snapshot / file).symlink_to(Path("../../blobs") / f"{number}")
+    return snapshot
+
+
+WHOLE = {"config.json": "{}", "model.safetensors": "x" * 100}
+
+
+def test_a_cached_model_needs_no_network(cache):
+    snapshot = put(cache, "someone/small-model", WHOLE)
+    assert hub.resolve("someone/small-model", quiet=True) == snapshot
+    assert hub.resolve("someone/small-model", COMMIT, quiet=True) == snapshot
+
+
+def test_a_folder_is_itself(tmp_path, cache):
+    assert hub.resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_shipped_name_wins_over_a_folder(tmp_path, cache, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("demo") == hub.SHIPPED["demo"]
+    assert hub.resolve("./demo") == Path("demo")
+
+
+def test_the_shipped_models_are_whole():
+    for name in hub.SHIPPED:
+        folder = hub.resolve(name)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert sum(file.stat().st_size for file in hub.SHIPPED["demo"].parent.rglob("*") if file.is_file()) < 40 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("someone/smal-model", ["'someone/smal-model'", "HF_HUB_OFFLINE", "Did you mean 'someone/small-model'"]),
+        ("demos", ["'demos'", "Did you mean 'demo'"]),
+        ("./no/such/folder", ["no such model folder", "'./no/such/folder'"]),
+        ("a/b/c", ["no such model folder"]),
+        ("not a name", ["no such model folder"]),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(cache, name, words):
+    put(cache, "someone/small-model", WHOLE)
+    with pytest.raises(ModelNotFound) as caught:
+        hub.resolve(name, quiet=True)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_folder_offers_its_neighbour(tmp_path, cache):
+    (tmp_path / "qwen-tiny").mkdir()
+    (tmp_path / "qwen-tiny" / "config.json").write_text("{}")
+    with pytest.raises(ModelNotFound, match=r"Did you mean .*qwen-tiny"):
+        hub.resolve(f"{tmp_path}/qwen-tyni")
+
+
+def test_a_file_is_not_a_model(tmp_path, cache):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelNotFound, match="is a file"):
+        hub.resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_an_interrupted_download_is_not_served(cache):
+    """The hub client keeps the listing of a revision; a file of it is missing here."""
+    from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+
+    put(cache, "someone/half", {"config.json": "{}"})
+    entry = TreeCacheEntry(size=100, blob_id="0", lfs_sha256=None, lfs_size=None, xet_hash=None)
+    write_tree_cache(str(cache / "models--someone--half"), COMMIT, {"config.json": entry, "model.safetensors": entry})
+    with pytest.raises(CheckpointError, match=r"not whole.*hasten pull someone/half"):
+        hub.resolve("someone/half", quiet=True)
+
+
+def test_pickles_are_never_asked_for(cache, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options)
+        return str(put(cache, name, WHOLE))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub.resolve("someone/new", quiet=True)
+    listing = [
+        "config.json",
+        "pytorch_model.bin",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "w.pt",
+        "m.pkl",
+    ]
+    listing += ["tokenizer.json", "tokenizer.model", "merges.txt", "original/consolidated.safetensors", "code.py", "model.ckpt"]
+    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert set(filter_repo_objects(listing, **patterns)) == {
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "merges.txt",
+    }
+
+
+def test_listing_and_removing(cache):
+    put(cache, "b/two", WHOLE)
+    put(cache, "A/one", WHOLE)
+    put(cache, "c/pickled", {"config.json": "{}", "pytorch_model.bin": "x"})
+    models = hub.cached_models()
+    assert [(model.name, model.commit, model.size) for model in models] == [("A/one", COMMIT, 102), ("b/two", COMMIT, 102)]
+    assert hub.remove("A/one") == 102
+    assert [model.name for model in hub.cached_models()] == ["b/two"]
+    with pytest.raises(ModelNotFound, match="Did you mean 'b/two'"):
+        hub.remove("b/tow")
+    with pytest.raises(InvalidOption, match="ships inside"):
+        hub.remove("demo")
+
+
+def test_an_absent_cache_is_an_empty_one(cache):
+    cache.rmdir()
+    assert hub.cached_models() == []
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path, cache):
+    with pytest.raises(InvalidOption, match="revision"):
+        hub.resolve(str(tmp_path), "main")

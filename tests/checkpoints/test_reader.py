@@ -1,0 +1,203 @@
+"""A damaged, incomplete or untrusted folder is refused with a sentence that names what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hasten.checkpoints.reader import Checkpoint
+from hasten.checkpoints.vocabulary import check_vocabulary
+from hasten.core.errors import CheckpointError, ModelNotFound
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small sound checkpoint of its own, to be damaged."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def _message(folder: Path, kind: type[CheckpointError] = CheckpointError) -> str:
+    with pytest.raises(kind) as error:
+        Checkpoint.open(folder)
+    message = str(error.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+def test_a_sound_checkpoint_reads(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"top_k": 5}')
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.config == {"model_type": "llama"}
+    assert checkpoint.generation_config == {"top_k": 5}
+    assert {name: (entry.dtype, entry.shape, entry.nbytes) for name, entry in checkpoint.tensors.items()} == {
+        "a": ("F32", (2, 3), 24),
+        "b": ("BF16", (5,), 10),
+    }
+    assert torch.equal(checkpoint.read("a"), torch.arange(6.0).view(2, 3))
+
+
+def test_every_truncation_is_seen(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        message = _message(folder)
+        assert "model.safetensors" in message
+        assert f"{length:,}" in message
+    file.write_bytes(whole + b"\0")
+    assert f"{len(whole) + 1:,}" in _message(folder)
+
+
+def _write(file: Path, header: Any, data: bytes) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+@pytest.mark.parametrize(
+    "header, wanted",
+    [
+        (b"{not json", "not JSON"),
+        ([1, 2], "not a table"),
+        ({"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, "w: unknown dtype 'F99'"),
+        ({"w": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, "w: unknown dtype ['F32']"),
+        ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "needs 8 bytes and 4 are stored"),
+        ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, "do not describe a tensor"),
+        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, "do not describe a tensor"),
+        ({"w": {"dtype": "F32", "shape": [1]}}, "not complete"),
+        ({"w": 3}, "not complete"),
+        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "overlap or leave a gap"),
+        (
+            {
+                "v": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            },
+            "overlap or leave a gap",
+        ),
+    ],
+)
+def test_a_header_that_lies_is_refused(header: Any, wanted: str, folder: Path) -> None:
+    _write(folder / "model.safetensors", header, bytes(8 if wanted.startswith("overlap") and "v" not in header else 4))
+    assert wanted in _message(folder)
+
+
+def test_what_only_safetensors_refuses_is_refused_too(folder: Path) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    _write(folder / "model.safetensors", {"__metadata__": {"format": 3}, "w": entry}, bytes(4))
+    checkpoint = Checkpoint.open(folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a sound"):
+        checkpoint.read("w")
+
+
+def test_every_fault_is_listed(folder: Path) -> None:
+    bad = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
+    _write(folder / "model.safetensors", {"first": bad, "second": bad}, bytes(4))
+    message = _message(folder)
+    assert "first" in message
+    assert "second" in message
+
+
+@pytest.fixture
+def sharded(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
+    copy = tmp_path / "sharded"
+    shutil.copytree(tiny("llama-sharded"), copy)
+    assert len(list(copy.glob("*.safetensors"))) > 3
+    return copy
+
+
+def test_missing_and_broken_shards_are_listed_together(sharded: Path) -> None:
+    files = sorted(sharded.glob("*.safetensors"))
+    files[0].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:-10])
+    message = _message(sharded)
+    assert f"{files[0].name} is missing" in message
+    assert files[2].name in message
+    assert files[1].name not in message
+
+
+def test_a_tensor_that_is_not_where_the_index_says_is_missed(sharded: Path) -> None:
+    file = sorted(sharded.glob("*.safetensors"))[1]
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, file)
+    assert f"{name} is not in {file.name}" in _message(sharded)
+
+
+@pytest.mark.parametrize(
+    "index, wanted",
+    [
+        ("{", "not JSON"),
+        ("[]", "no usable 'weight_map'"),
+        ('{"weight_map": {}}', "no usable 'weight_map'"),
+        ('{"weight_map": {"a": 3}}', "no usable 'weight_map'"),
+        (
+            '{"weight_map": {"a": "../secret.safetensors"}}',
+            "names files that are not safetensors files of its folder: got ../secret.safetensors",
+        ),
+        ('{"weight_map": {"a": "model.bin"}}', "names files that are not safetensors files of its folder: got model.bin"),
+    ],
+)
+def test_a_bad_index_is_refused(index: str, wanted: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert wanted in _message(folder)
+
+
+class _Trap:
+    """Unpickling this writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "last.ckpt"])
+def test_pickle_is_refused_and_never_read(name: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(_Trap(folder / "ran"), folder / name)
+    message = _message(folder)
+    assert name in message
+    assert "pickle" in message
+    assert "save_pretrained" in message
+    assert not (folder / "ran").exists()
+
+
+def test_remote_code_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "auto_map": {"AutoModel": "modeling.py"}}))
+    message = _message(folder)
+    assert "modeling.py" in message
+    assert "never" in message
+
+
+def test_a_folder_that_is_no_model(folder: Path) -> None:
+    assert "nowhere" in _message(folder / "nowhere", ModelNotFound)
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    assert "consolidated.safetensors" in _message(folder, ModelNotFound)
+    (folder / "config.json").write_text("[]")
+    assert "not a JSON object" in _message(folder)
+    (folder / "config.json").write_text("{")
+    assert "not JSON" in _message(folder)
+    (folder / "config.json").unlink()
+    assert "config.json" in _message(folder, ModelNotFound)
+
+
+def test_a_tokenizer_must_fit_the_embedding() -> None:
+    check_vocabulary(100, 100)
+    check_vocabulary(100, 128)
+    with pytest.raises(CheckpointError) as error:
+        check_vocabulary(32_064, 32_000)
+    assert "32,064" in str(error.value)
+    assert "32,000" in str(error.value)

@@ -1,0 +1,33 @@
+"""``hasten bench``: the printed numbers are those of the runs, and the JSON line can be repeated from itself."""
+
+import json
+
+SMALL = ("--input-len", "8", "--output-len", "4", "--repeats", "2", "--warmup", "0")
+
+
+def test_throughput_counts_what_ran(hasten):
+    ran = hasten("bench", "throughput", "demo", "--num-prompts", "3", *SMALL, "--seed", "9", "--json")
+    assert ran.out.count("\n") == 1
+    report = json.loads(ran.out)
+    assert report["workload"] == {"num_prompts": 3, "input_len": 8, "output_len": 4, "shared_len": 0, "seed": 9}
+    assert (report["benchmark"], report["repeats"], report["engine"]["model"]) == ("throughput", 2, "demo")
+    seconds, rate = report["seconds"], report["output_tokens_per_second"]
+    assert rate["max"] == 3 * 4 / seconds["min"]
+    assert rate["min"] <= rate["median"] <= rate["max"]
+    assert 0 < report["ttft"]["p50"] <= report["e2e"]["p50"] <= seconds["max"]
+    assert {"commit", "hardware", "versions", "quality"} <= set(report)
+
+
+def test_latency_for_people(hasten):
+    ran = hasten("bench", "latency", "demo", "--batch-size", "2", *SMALL)
+    assert ran.code == 0
+    assert [label for label in ("output tokens/s", "TTFT ms", "ITL ms", "E2E ms") if label not in ran.out] == []
+    assert "2 requests of 8 tokens in and 4 out" in ran.err
+
+
+def test_a_workload_that_does_not_fit_is_refused(hasten):
+    ran = hasten("bench", "latency", "demo", "--input-len", "5000")
+    assert ran.code == 2
+    assert "5000 + 128" in ran.err
+    assert hasten("bench", "latency", "demo", "--batch-size", "0").code == 2
+    assert "shared_len" in hasten("bench", "latency", "demo", "--shared-len", "128").err

@@ -1,0 +1,170 @@
+"""``hasten chat``: through a pipe, where a line is a turn, and on a pseudo-terminal, where Ctrl-C stops an answer."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hasten import LLM, SamplingParams
+
+OPTIONS = ("--max-tokens", "8", "--temperature", "0", "--dtype", "float32", "--kv-cache-memory", "64MiB")
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("demo", dtype="float32", max_model_len=512)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_a_line_is_a_turn_and_the_history_counts(hasten, llm):
+    ran = hasten("chat", "demo", "--system", "Be brief.", *OPTIONS, stdin="Hello\nAnd now?\n")
+    messages = [turn("system", "Be brief."), turn("user", "Hello")]
+    first = llm.chat(messages, GREEDY)[0].outputs[0].text
+    messages += [turn("assistant", first), turn("user", "And now?")]
+    second = llm.chat(messages, GREEDY)[0].outputs[0].text
+    assert (ran.code, ran.out) == (0, f"{first}\n{second}\n")
+    told = [line for line in ran.err.splitlines() if "finish: " in line]
+    assert ["(0 cached" in line for line in told] == [True, False]
+
+
+def test_clear_retry_save_and_load(hasten, llm, tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    lines = [
+        "Hello",
+        "/retry",
+        f"/save {first}",
+        "/clear",
+        "/show",
+        f"/load {first}",
+        "Again",
+        f"/save {second}",
+        "/bye",
+        "Never asked",
+    ]
+    ran = hasten("chat", "demo", *OPTIONS, stdin="\n".join(lines) + "\n")
+    hello = llm.chat([turn("user", "Hello")], GREEDY)[0].outputs[0].text
+    assert ran.code == 0
+    assert json.loads(first.read_text()) == {
+        "model": "demo",
+        "system": None,
+        "messages": [turn("user", "Hello"), turn("assistant", hello)],
+    }
+    assert "messages: 0" in ran.err
+    assert [message["content"] for message in json.loads(second.read_text())["messages"][:3]] == ["Hello", hello, "Again"]
+    assert ran.err.count("finish: ") == 3
+
+
+def test_settings_change_for_the_next_answer(hasten, llm):
+    lines = [
+        "/set max_tokens 3",
+        "/set preset creative",
+        "/set temperature 0",
+        "Hello",
+        "/set max-tokens default",
+        "/set preset default",
+    ]
+    ran = hasten("chat", "demo", *OPTIONS, stdin="\n".join([*lines, "/show"]) + "\n")
+    assert "answer 3 tokens" in ran.err
+    assert "top_p=0.95 (preset creative)" in ran.err
+    shown = ran.err[ran.err.rindex("settings:") :]
+    assert "max_tokens" not in shown
+    assert "creative" not in shown
+    assert "temperature=0.0 (option)" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/sett x 1", "Did you mean '/set'"),
+        ("/set temprature 1", "Did you mean 'temperature'"),
+        ("/set temperature hot", "--temperature"),
+        ("/set temperature -1", "temperature=-1.0"),
+        ("/set n 2", "generate"),
+        ("/set temperature", "/set temperature 0.7"),
+        ("/load no/such/file", "no/such/file"),
+        ("/save /no/such/folder/x", "cannot be written"),
+        ("/save", "needs a file"),
+        ("/retry", "no question yet"),
+        ("x " * 5000, "allowed"),
+    ],
+)
+def test_a_mistake_is_told_and_the_session_goes_on(hasten, line, words):
+    ran = hasten("chat", "demo", *OPTIONS, stdin=f"{line}\n/show\n")
+    assert ran.code == 0
+    errors = [told for told in ran.err.splitlines() if told.startswith("error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "messages: 0" in ran.err
+
+
+def test_help_names_every_command(hasten):
+    from hasten.cli.slash import COMMANDS
+
+    told = hasten("chat", "demo", stdin="/help\n").err
+    assert [name for name in COMMANDS if name not in told] == []
+
+
+class Terminal:
+    """A hasten session whose keyboard and screen are a pseudo-terminal."""
+
+    ENTRY = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from hasten.cli.main import run; sys.exit(run({!r}))"
+
+    def __init__(self, *arguments: str) -> None:
+        self.keyboard, screen = pty.openpty()
+        command = [sys.executable, "-c", self.ENTRY.format(list(arguments))]
+        self.process = subprocess.Popen(command, stdin=screen, stdout=screen, stderr=screen, start_new_session=True)
+        os.close(screen)
+        self.seen = ""
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """All output up to and with ``text``."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+            if select.select([self.keyboard], [], [], 1)[0]:
+                self.seen += os.read(self.keyboard, 4096).decode(errors="replace")
+        before, self.seen = self.seen.split(text, 1)
+        return before + text
+
+    def type(self, text: str) -> None:
+        os.write(self.keyboard, text.encode())
+
+    def close(self) -> int:
+        code = self.process.wait(timeout=60)
+        os.close(self.keyboard)
+        return code
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_session():
+    terminal = Terminal("chat", "demo", "--ignore-eos", "--seed", "1")
+    try:
+        terminal.wait_for(">>> ")
+        terminal.type("Tell me everything\n")
+        terminal.wait_for("everything\r\n")
+        terminal.wait_for("e")  # the answer has begun; it would take 4,000 tokens
+        terminal.type("\x03")
+        terminal.wait_for("stopped")
+        terminal.wait_for(">>> ")
+        terminal.type("\x03")
+        terminal.wait_for("/bye or Ctrl-D leaves.")
+        terminal.type("/show\n")
+        terminal.wait_for("messages: 2")
+        terminal.type("/set max_tokens 2\n")
+        terminal.wait_for("settings:")
+        terminal.type("Once more\n")
+        terminal.wait_for("finish: length")
+        terminal.wait_for(">>> ")
+        terminal.type("\x04")
+        assert terminal.close() == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()

@@ -1,0 +1,148 @@
+"""``hasten generate`` on the shipped model: what is printed where, against the engine asked directly."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hasten import LLM, SamplingParams
+
+PROMPT = "def binary_search("
+GREEDY = ("--temperature", "0", "--max-tokens", "12", "--dtype", "float32", "--kv-cache-memory", "64MiB")
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("demo", dtype="float32", max_model_len=512)
+
+
+def answer(llm: LLM, prompt=PROMPT, **settings) -> str:
+    settings = {"temperature": 0.0, "max_tokens": 12, **settings}
+    return llm.generate(prompt, SamplingParams(**settings))[0].outputs[0].text
+
+
+def test_answer_on_stdout_and_the_rest_on_stderr(hasten, llm):
+    ran = hasten("generate", "demo", PROMPT, *GREEDY)
+    assert (ran.code, ran.out) == (0, answer(llm) + "\n")
+    counts, rates = r"prompt (\d+) tokens \((\d+) cached, (\d+) computed\)", r"TTFT [\d.]+ s \| [\d.]+ tokens/s"
+    told = rf"{counts} \| answer 12 tokens \| {rates} \| finish: length"
+    prompt, cached, computed = map(int, re.search(told, ran.err).groups())
+    assert (prompt, cached, computed) == (len(llm.tokenizer.encode(PROMPT)), 0, prompt)
+
+
+def test_the_model_as_an_option(hasten, llm):
+    assert hasten("generate", "--model", "demo", PROMPT, *GREEDY).out == answer(llm) + "\n"
+
+
+def test_prompts_from_files_and_standard_input(hasten, llm, tmp_path):
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    expected = answer(llm) + "\n"
+    assert hasten("generate", "demo", "-f", str(tmp_path / "prompt.txt"), *GREEDY).out == expected
+    assert hasten("generate", "demo", "-", *GREEDY, stdin=PROMPT).out == expected
+    assert hasten("generate", "demo", *GREEDY, stdin=PROMPT).out == expected
+    ids = ",".join(map(str, llm.tokenizer.encode(PROMPT)))
+    assert hasten("generate", "demo", "--prompt-ids", ids, *GREEDY).out == expected
+
+
+def test_several_prompts_are_one_batch_in_order(hasten, llm):
+    ran = hasten("generate", "demo", PROMPT, "import ", "class ", *GREEDY)
+    texts = re.split(r"--- prompt \d, answer 1\n", ran.out)[1:]
+    assert texts == [answer(llm, prompt) + "\n" for prompt in (PROMPT, "import ", "class ")]
+    assert "3 prompts" in ran.err
+
+
+def test_json_is_one_object_per_request(hasten, llm):
+    ran = hasten("generate", "demo", PROMPT, "import ", *GREEDY, "--json", "--logprobs", "2", "--seed", "5")
+    first, second = map(json.loads, ran.out.splitlines())
+    assert (first["prompt"], second["prompt"], first["seed"], first["model"]) == (PROMPT, "import ", 5, "demo")
+    only = first["outputs"][0]
+    assert (only["text"], only["finish_reason"], len(only["token_ids"])) == (answer(llm), "length", 12)
+    assert [(entry["token_id"], entry["rank"], len(entry["top"])) for entry in only["logprobs"]] == [
+        (i, 1, 2) for i in only["token_ids"]
+    ]
+    assert only["cumulative_logprob"] == pytest.approx(sum(entry["logprob"] for entry in only["logprobs"]), abs=1e-4)
+    assert first["metrics"]["num_computed_prompt_tokens"] == first["metrics"]["num_prompt_tokens"] == len(first["prompt_token_ids"])
+
+
+def test_settings_reach_the_sampler(hasten, llm):
+    forced = llm.tokenizer.encode(" zip")[0]
+    ran = hasten("generate", "demo", PROMPT, *GREEDY, "--logit_bias", f"{forced}=100", "--json")
+    assert set(json.loads(ran.out)["outputs"][0]["token_ids"]) == {forced}
+    text = answer(llm)
+    stop = text[4:7]
+    assert hasten("generate", "demo", PROMPT, *GREEDY, "--stop", stop).out == text[: text.index(stop)] + "\n"
+    ran = hasten(
+        "generate", "demo", PROMPT, "--preset", "creative", "--temperature", "0", "--max-tokens", "12", "--dtype", "float32"
+    )
+    assert ran.out == text + "\n"
+    assert "temperature=0.0 (option)" in ran.err
+    assert "top_p=0.95 (preset creative)" in ran.err
+
+
+def test_a_seed_draws_the_same_answer(hasten):
+    options = ("--temperature", "1.5", "--max-tokens", "16", "--seed")
+    first, again, other = (hasten("generate", "demo", PROMPT, *options, seed).out for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_several_answers_and_beams(hasten):
+    ran = hasten("generate", "demo", PROMPT, "--n", "3", "--max-tokens", "4", "--json", "--seed", "1")
+    assert [entry["index"] for entry in json.loads(ran.out)["outputs"]] == [0, 1, 2]
+    ran = hasten("generate", "demo", PROMPT, "--beam-width", "3", "--n", "2", "--max-tokens", "4")
+    assert re.findall(r"--- prompt 1, answer (\d)", ran.out) == ["1", "2"]
+
+
+def test_a_checkpoint_without_a_tokenizer_prints_ids(hasten, tiny):
+    model = str(tiny("llama-gqa"))
+    streamed = hasten("generate", model, "--prompt-ids", "3,4,5", *GREEDY, "--ignore-eos")
+    batched = hasten("generate", model, "--prompt-ids", "3,4,5", *GREEDY, "--ignore-eos", "--json")
+    assert [int(token) for token in streamed.out.split()] == json.loads(batched.out)["outputs"][0]["token_ids"]
+    assert len(streamed.out.split()) == 12
+    refused = hasten("generate", model, "text")
+    assert (refused.code, refused.out) == (2, "")
+    assert "no tokenizer" in refused.err
+
+
+def test_priority_goes_with_its_ordering(hasten):
+    ran = hasten("generate", "demo", "a", "b", "--ordering", "priority", "--priority", "1", "--priority", "0", *GREEDY)
+    assert ran.code == 0
+    assert "given once per prompt" in hasten("generate", "demo", "a", "b", "--priority", "1").err
+    assert "needs --ordering priority" in hasten("generate", "demo", "a", "--priority", "1").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "x", "--temperature", "-1"], "temperature=-1.0"),
+        (["demo", "x", "--top-k", "few"], "--top-k"),
+        (["demo", "x " * 5000], "allowed"),
+        (["demo", "x", "--dtype", "float33"], "Did you mean 'float32'"),
+        (["demo", "x", "--max-tokens", "1000000"], "1000000"),
+        (["demo", "x", "--batching", "continous"], "Did you mean 'continuous'"),
+        (["demo", "x", "--preset", "creativ"], "Did you mean 'creative'"),
+        (["demo", "-f", "no/such/file"], "no/such/file"),
+        (["demo", "-", "-f", "-"], "standard input"),
+        (["demo"], "there is no prompt"),
+        (["./no/model", "x"], "no such model folder"),
+    ],
+)
+def test_user_errors_are_one_line_and_code_2(hasten, arguments, words):
+    ran = hasten("generate", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err
+    assert re.fullmatch(r"error: [^\n]*\n", ran.err)
+
+
+def test_interrupt_ends_with_130():
+    """Ctrl-C after the first text: what came stays, the exit code says why it ended."""
+    command = [sys.executable, "-m", "hasten", "generate", "demo", PROMPT, "--ignore-eos", "--temperature", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+    assert (len(first), process.returncode) == (4, 130)
+    assert b"stopped" in err
+    assert b"Traceback" not in err

@@ -1,0 +1,100 @@
+"""Every field of the dataclasses is an option, written one way, and nothing is dropped on the way."""
+
+import dataclasses
+
+import pytest
+import typer
+
+from hasten.cli.engine_options import ENGINE
+from hasten.cli.options import Given, OptionGroup, with_options
+from hasten.cli.sampling_options import SAMPLING
+from hasten.core.errors import InvalidOption
+from hasten.core.sampling_params import SamplingParams
+from hasten.engine.options import EngineOptions
+
+WRITTEN = {
+    "temperature": (["0.7"], 0.7),
+    "top_k": (["5"], 5),
+    "top_p": (["0.5"], 0.5),
+    "min_p": (["0.1"], 0.1),
+    "typical_p": (["0.9"], 0.9),
+    "repetition_penalty": (["1.1"], 1.1),
+    "presence_penalty": (["-1"], -1.0),
+    "frequency_penalty": (["2"], 2.0),
+    "no_repeat_ngram_size": (["3"], 3),
+    "logit_bias": (["7=-1.5", "8=100"], {7: -1.5, 8: 100.0}),
+    "bad_words": (["a b", "c"], ("a b", "c")),
+    "bad_words_ids": (["1,2", "3"], ((1, 2), (3,))),
+    "allowed_token_ids": (["4", "5"], (4, 5)),
+    "n": (["2"], 2),
+    "seed": (["11"], 11),
+    "min_tokens": (["1"], 1),
+    "max_tokens": (["9"], 9),
+    "stop": (["\n\n", "--end"], ("\n\n", "--end")),
+    "stop_token_ids": (["6"], (6,)),
+    "ignore_eos": ([None], True),
+    "include_stop_str_in_output": ([None], True),
+    "skip_special_tokens": ([None], True),
+    "logprobs": (["0"], 0),
+    "beam_width": (["4"], 4),
+    "length_penalty": (["0.6"], 0.6),
+    "early_stopping": (["never"], "never"),
+}
+
+
+def call(group: OptionGroup, *arguments: str) -> dict[str, object]:
+    received = {}
+
+    def sampling_command(*, sampling: Given) -> None:
+        received.update(sampling)
+
+    def engine_command(*, engine: Given) -> None:
+        received.update(engine)
+
+    app = typer.Typer(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
+    app.command()(with_options(group)(sampling_command if group is SAMPLING else engine_command))
+    app(list(arguments), standalone_mode=False)
+    return received
+
+
+def test_every_sampling_setting_is_an_option():
+    fields = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert set(SAMPLING.help) == fields == set(WRITTEN)
+
+
+def test_every_engine_option_is_an_option():
+    """``seed`` is the request's on the command line, and bars are shown wherever someone looks."""
+    fields = {field.name for field in dataclasses.fields(EngineOptions)}
+    assert set(ENGINE.help) == fields - {"seed", "show_progress"}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("spelling", [str, lambda name: name.replace("_", "-")], ids=["underscore", "hyphen"])
+def test_an_option_arrives_as_its_field(name, spelling):
+    texts, value = WRITTEN[name]
+    arguments = [part for text in texts for part in (f"--{spelling(name)}", text) if part is not None]
+    assert call(SAMPLING, *arguments) == {name: value}
+    changed = {"max_tokens": 9} if name == "min_tokens" else {}
+    assert getattr(SamplingParams(**{name: value, **changed}), name) == value
+
+
+def test_what_was_not_given_is_absent():
+    assert call(SAMPLING) == {}
+    assert call(SAMPLING, "--no-ignore-eos") == {"ignore_eos": False}
+    assert call(ENGINE, "--kv_cache_memory", "1GiB", "--no-prefix-caching") == {"kv_cache_memory": "1GiB", "prefix_caching": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("top_k", "many"),
+        ("temperature", "warm"),
+        ("logit_bias", "5"),
+        ("logit_bias", "a=1"),
+        ("bad_words_ids", "1,x"),
+        ("early_stopping", "x"),
+    ],
+)
+def test_a_wrong_form_is_named(name, text):
+    with pytest.raises(InvalidOption, match=f"--{name.replace('_', '-')}.*{text}"):
+        call(SAMPLING, f"--{name}", text)

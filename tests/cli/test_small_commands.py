@@ -1,0 +1,69 @@
+"""``ls``, ``rm``, ``pull`` and ``doctor``, without a network."""
+
+import json
+
+import pytest
+
+from hasten.checkpoints import hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--someone--a-model-with-quite-a-long-name-to-print-in-a-table" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(bytes(2_000_000))
+    return snapshot
+
+
+NAME = "someone/a-model-with-quite-a-long-name-to-print-in-a-table"
+
+
+def test_ls_lists_what_is_here(hasten, cache):
+    rows = json.loads(hasten("ls", "--json").out)
+    assert {row["name"]: row["source"] for row in rows} == dict.fromkeys(hub.SHIPPED, "shipped") | {NAME: "cache"}
+    line = next(line for line in hasten("ls").out.splitlines() if line.startswith("someone"))
+    assert line.split()[:5] == [NAME, "2.0", "MB", "cache", COMMIT[:8]]
+
+
+def test_pull_prints_the_folder_of_a_model_that_is_here(hasten, cache):
+    assert hasten("pull", NAME).out == f"{cache}\n"
+    assert hasten("pull", "--model", "demo").out == f"{hub.SHIPPED['demo']}\n"
+
+
+def test_rm_removes_it(hasten, cache):
+    ran = hasten("rm", NAME)
+    assert (ran.code, ran.out) == (0, "")
+    assert "2.0 MB freed" in ran.err
+    assert not cache.exists()
+    assert hasten("rm", NAME).code == 2
+
+
+def test_doctor_says_what_would_run_and_why(hasten, cache):
+    import torch
+
+    report = json.loads(hasten("doctor", "--json").out)
+    assert report["kernels"]["backend"] == "torch"
+    assert report["kernels"]["why"]
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["models"] == {
+        "shipped": [*hub.SHIPPED],
+        "cache": str(cache.parents[2]),
+        "cached": 1,
+        "cached_bytes": 2_000_002,
+        "offline": True,
+    }
+    assert len(report["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    assert report["hardware"]["usable_cores"] >= 1
+    text = hasten("doctor").out
+    assert [
+        word for word in ("cpu", "memory", report["kernels"]["why"], torch.__version__, "HF_HUB_OFFLINE") if word not in text
+    ] == []

@@ -1,0 +1,227 @@
+"""Loading a checkpoint folder: dtypes, sharding, tying, names, and everything that does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.models.dense import dense_logits
+from tests.tiny_models import TINY
+from torch import Tensor
+
+from hasten.checkpoints.reader import Checkpoint
+from hasten.core.errors import CheckpointError, InvalidOption, UnsupportedModel
+from hasten.models.family import family_names, find_family
+from hasten.models.load import LoadedModel, load_decoder
+from hasten.models.weights import WeightSource
+from hasten.ops.torch.backend import TorchOps
+
+PROMPT = [[5, 9, 80, 3, 3, 41]]
+ONE_PER_FAMILY = ["llama-mqa-bias", "qwen2-tied", "qwen3-tied-bias", "mistral-full", "gpt2", "gpt2-untied-gelu"]
+
+
+def _load(folder: Path, dtype: str = "auto") -> LoadedModel:
+    return load_decoder(folder, dtype=dtype, ops=TorchOps())
+
+
+def _fault(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        _load(folder)
+    return str(error.value)
+
+
+@pytest.fixture
+def edit(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a tiny checkpoint whose tensors or configuration are changed."""
+
+    def edited(name: str, tensors: Callable[[dict[str, Tensor]], object] | None = None, **config: object) -> Path:
+        folder = tmp_path / "edited"
+        shutil.copytree(tiny(name), folder)
+        if tensors is not None:
+            held = load_file(folder / "model.safetensors")
+            tensors(held)
+            save_file(held, folder / "model.safetensors", {"format": "pt"})
+        values = {**json.loads((folder / "config.json").read_text()), **config}
+        (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value != "absent"}))
+        return folder
+
+    return edited
+
+
+def _rows(parameter: Tensor, source: WeightSource) -> Tensor:
+    part = parameter if source.rows is None else parameter[slice(*source.rows)]
+    return part.T if source.transposed else part
+
+
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+def test_the_weight_map_reads_backwards(name: str, tiny: Callable[[str], Path]) -> None:
+    """Every tensor of the file can be written again from the decoder, and no parameter row is left unfilled."""
+    model = _load(tiny(name))
+    sources = find_family(model.config).weights(model.spec)
+    stored = load_file(tiny(name) / "model.safetensors")
+    assert {source.name for source in sources} == set(stored)
+    assert all(torch.equal(_rows(model.decoder.get_parameter(s.target), s), stored[s.name]) for s in sources)
+    filled = sum(stored[source.name].numel() for source in sources)
+    assert filled == sum(parameter.numel() for parameter in model.decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    "dtype, torch_dtype", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_weights_are_converted_as_they_are_read(dtype: str, torch_dtype: torch.dtype, tiny: Callable[[str], Path]) -> None:
+    converted, original = _load(tiny("qwen2-tied"), dtype), _load(tiny("qwen2-tied"))
+    assert converted.dtype == torch_dtype
+    pairs = zip(converted.decoder.parameters(), original.decoder.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs.to(torch_dtype)) for ours, theirs in pairs)
+    logits = dense_logits(converted.decoder, PROMPT)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, dense_logits(original.decoder, PROMPT), rtol=0.1, atol=0.25)
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"dtype": "absent", "torch_dtype": "float16"}, torch.float16),
+        ({"dtype": "torch.bfloat16"}, torch.bfloat16),
+        ({"dtype": "absent"}, torch.float32),  # that of the file
+    ],
+)
+def test_auto_is_the_dtype_of_the_checkpoint(config: dict[str, str], expected: torch.dtype, edit: Callable[..., Path]) -> None:
+    assert _load(edit("llama-gqa", **config)).dtype == expected
+
+
+def test_unknown_dtypes_are_refused(tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:
+    with pytest.raises(InvalidOption, match=r"bfloat.*Did you mean 'bfloat16'"):
+        _load(tiny("llama-gqa"), "bfloat")
+    assert "float64" in _fault(edit("llama-gqa", dtype="float64"))
+
+
+def test_sharded_equals_unsharded(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder, single = tiny("llama-sharded"), tmp_path / "single"
+    single.mkdir()
+    shutil.copy(folder / "config.json", single)
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    save_file(tensors, single / "model.safetensors")
+    pairs = zip(_load(folder).decoder.parameters(), _load(single).decoder.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("name", ["llama-mha-tied", "gpt2"])
+def test_a_tied_projection_shares_the_storage_of_the_embedding(name: str, tiny: Callable[[str], Path]) -> None:
+    decoder = _load(tiny(name)).decoder
+    assert decoder.get_parameter("vocabulary.format.weight") is decoder.embedding.weight
+
+
+def test_tied_checkpoints_may_hold_either_copy_or_both(tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:
+    def only_head(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    expected = dense_logits(_load(tiny("qwen2-tied")).decoder, PROMPT)
+    folder = edit("qwen2-tied", only_head)
+    assert torch.equal(dense_logits(_load(folder).decoder, PROMPT), expected)
+    shutil.rmtree(folder)
+    both = edit("qwen2-tied", lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    model = _load(both)
+    assert model.spec.tied
+    assert torch.equal(dense_logits(model.decoder, PROMPT), expected)
+
+
+def test_a_different_head_is_not_tied_whatever_the_configuration_says(edit: Callable[..., Path]) -> None:
+    """As transformers does."""
+    from transformers import AutoModelForCausalLM
+
+    folder = edit("qwen2-tied", lambda tensors: tensors.update({"lm_head.weight": -tensors["model.embed_tokens.weight"]}))
+    model = _load(folder)
+    assert not model.spec.tied
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor(PROMPT)).logits[0]
+    torch.testing.assert_close(dense_logits(model.decoder, PROMPT), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, prefix", [("gpt2", "transformer."), ("llama-mha-tied", "model.")])
+def test_names_of_the_bare_model_are_understood(
+    name: str, prefix: str, tiny: Callable[[str], Path], edit: Callable[..., Path]
+) -> None:
+    def strip(tensors: dict[str, Tensor]) -> None:
+        for key in list(tensors):
+            tensors[key.removeprefix(prefix)] = tensors.pop(key)
+
+    bare = dense_logits(_load(edit(name, strip)).decoder, PROMPT)
+    assert torch.equal(bare, dense_logits(_load(tiny(name)).decoder, PROMPT))
+
+
+def test_known_leftovers_are_ignored_by_their_own_family_only(edit: Callable[..., Path]) -> None:
+    mask, frequencies = "transformer.h.0.attn.bias", "model.layers.2.self_attn.rotary_emb.inv_freq"
+    folder = edit("gpt2", lambda tensors: tensors.update({mask: torch.ones(1, 1, 8, 8, dtype=torch.bool)}))
+    _load(folder)
+    shutil.rmtree(folder)
+    folder = edit("llama-gqa", lambda tensors: tensors.update({frequencies: torch.ones(8)}))
+    _load(folder)
+    shutil.rmtree(folder)
+    assert frequencies in _fault(edit("gpt2", lambda tensors: tensors.update({frequencies: torch.ones(8)})))
+
+
+def test_every_tensor_that_does_not_fit_is_listed(edit: Callable[..., Path]) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        del tensors["model.layers.1.self_attn.k_proj.weight"]
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(95, 64)
+        tensors["model.layers.0.mlp.down_proj.weight"] = torch.zeros(64, 96, dtype=torch.int8)
+        tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+    message = _fault(edit("llama-gqa", spoil))
+    assert "model.layers.1.self_attn.k_proj.weight [32, 64] is missing" in message
+    assert "model.layers.0.mlp.up_proj.weight is [95, 64], expected [96, 64]" in message
+    assert "model.layers.0.mlp.down_proj.weight is I8, expected F32" in message
+    assert "model.layers.9.mlp.up_proj.weight [2, 2] is not expected" in message
+    assert "4 faults" in message
+    assert "layers.2" not in message
+
+
+def test_a_transposed_weight_is_mis_shaped(edit: Callable[..., Path]) -> None:
+    name = "transformer.h.1.mlp.c_fc.weight"
+    message = _fault(edit("gpt2", lambda tensors: tensors.update({name: tensors[name].T.contiguous()})))
+    assert f"{name} is [256, 64], expected [64, 256]" in message
+
+
+def test_a_configuration_of_other_sizes_allocates_nothing(edit: Callable[..., Path]) -> None:
+    """A million rows per layer would not fit the memory of this machine."""
+    message = _fault(edit("llama-gqa", intermediate_size=2_000_000_000))
+    assert "model.layers.0.mlp.up_proj.weight is [96, 64], expected [2000000000, 64]" in message
+
+
+def test_an_unknown_architecture_names_the_known_ones(edit: Callable[..., Path]) -> None:
+    folder = edit("llama-gqa", model_type="lama")
+    with pytest.raises(UnsupportedModel) as error:
+        _load(folder)
+    assert all(name in str(error.value) for name in ("'lama'", *family_names(), "Did you mean 'llama'"))
+    shutil.rmtree(folder)
+    with pytest.raises(UnsupportedModel, match="None"):
+        _load(edit("llama-gqa", model_type="absent"))
+
+
+def test_progress_counts_every_byte_once(tiny: Callable[[str], Path]) -> None:
+    calls: list[tuple[int, int]] = []
+    load_decoder(tiny("llama-sharded"), ops=TorchOps(), progress=lambda done, total: calls.append((done, total)))
+    total = sum(entry.nbytes for entry in Checkpoint.open(tiny("llama-sharded")).tensors.values())
+    assert calls[-1] == (total, total)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+
+
+def test_a_loaded_decoder_is_ready_to_serve(tiny: Callable[[str], Path]) -> None:
+    model = _load(tiny("llama-gqa"))
+    assert not model.decoder.training
+    assert not any(parameter.requires_grad for parameter in model.decoder.parameters())
+    assert model.config["model_type"] == "llama"
+    assert model.generation_config["eos_token_id"] == 2
+    assert dataclasses.is_dataclass(model)
+
+
+def test_every_family_has_tiny_shapes() -> None:
+    assert {tiny.family.lower() for tiny in TINY.values()} == set(family_names())

@@ -1,0 +1,136 @@
+"""The chain applies the documented order to batches of mixed settings, and a row's result depends on that row alone."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.sampling.oracles import ORACLES, VOCAB
+from tests.sampling.rows import assert_same, make_logits, make_row
+from torch import Tensor
+
+from hasten.core.sampling_params import SamplingParams
+from hasten.sampling.chain import PROCESSORS, WARPERS, Chain, registered_name
+from hasten.sampling.row import SamplingRow
+
+PROCESS = [registered_name(processor) for processor in PROCESSORS]
+WARP = [registered_name(warper) for warper in WARPERS]
+
+
+def mixed_row(rng: random.Random, share: float, names: Sequence[str] = PROCESS + WARP) -> SamplingRow:
+    """Each named setting is there with probability ``share``. What would leave too few tokens is kept mild."""
+    chosen: dict[str, Any] = {}
+    for name in names:
+        if rng.random() < share:
+            chosen |= ORACLES[name].settings(rng)
+    if "allowed_token_ids" in chosen:
+        chosen["allowed_token_ids"] = tuple(range(20, 80))
+    return make_row(rng, VOCAB, **chosen)
+
+
+def expected(logits_1V: Tensor, row: SamplingRow, order: list[str]) -> Tensor:
+    """The oracles of the row's settings, one after the other."""
+    used = {registered_name(p): p.applies(row.params) for p in PROCESSORS + WARPERS}
+    for name in order:
+        if used[name]:
+            params = row.params
+            if name == "presence_penalty":
+                params = params.replace(frequency_penalty=0.0)
+            elif name == "frequency_penalty":
+                params = params.replace(presence_penalty=0.0)
+            single = SamplingRow(params, row.token_ids, row.num_prompt_tokens, row.eos_token_ids, row.sequence_index)
+            logits_1V = ORACLES[name].processor(single)(torch.tensor([row.token_ids]), logits_1V.clone())
+    return logits_1V
+
+
+def compare(chain: Chain) -> None:
+    for seed in range(12):
+        rng = random.Random(seed)
+        rows = [mixed_row(rng, share, names) for share, names in ((0.3, PROCESS + WARP), (0.7, PROCESS), (0.7, WARP)) * 5]
+        logits_RV = make_logits("plain", len(rows), VOCAB, seed)
+        ours_RV = chain.warp(chain.process(logits_RV, rows), rows)
+        assert_same(ours_RV, torch.cat([expected(logits_RV[i : i + 1], row, PROCESS + WARP) for i, row in enumerate(rows)]))
+
+
+def test_mixed_batches_equal_transformers_in_the_documented_order() -> None:
+    compare(Chain())
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        pytest.param(Chain(PROCESSORS[:5], (*WARPERS, *PROCESSORS[5:])), id="penalties after temperature"),
+        pytest.param(Chain((*PROCESSORS[:4], *PROCESSORS[5:], PROCESSORS[4])), id="bias after penalties"),
+        pytest.param(Chain(warpers=(WARPERS[0], WARPERS[2], WARPERS[1], *WARPERS[3:])), id="top-p before top-k"),
+        pytest.param(Chain(warpers=(*WARPERS[1:], WARPERS[0])), id="temperature last"),
+        pytest.param(Chain(PROCESSORS[:-1]), id="one left out"),
+    ],
+)
+def test_another_order_is_caught(chain: Chain) -> None:
+    with pytest.raises(AssertionError):
+        compare(chain)
+
+
+def test_the_order_is_the_one_that_the_settings_document() -> None:
+    documented = SamplingParams.__doc__ or ""
+    places = [re.search(rf"\b{name}", documented) for name in ("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram")]
+    places += [re.search(rf"\b{name}\b", documented) for name in ("logit_bias", "penalties", *WARP)]
+    starts = [place.start() for place in places if place]
+    assert len(starts) == len(places)
+    assert starts == sorted(starts)
+    assert [*PROCESS[:5], *WARP] == [
+        *("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram", "logit_bias"),
+        *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    ]
+
+
+@given(st.integers(0, 2**32), st.permutations(range(8)), st.sampled_from([0.1, 0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_row_is_bitwise_the_same_alone_and_anywhere_in_a_batch(seed: int, order: list[int], share: float) -> None:
+    rng = random.Random(seed)
+    rows = [mixed_row(rng, share) for _ in range(8)]
+    logits_RV = make_logits("plain", 8, VOCAB, seed)
+    chain = Chain()
+    batch_RV = chain.warp(chain.process(logits_RV[order], [rows[i] for i in order]), [rows[i] for i in order])
+    for place, i in enumerate(order):
+        alone_1V = chain.warp(chain.process(logits_RV[i : i + 1], [rows[i]]), [rows[i]])
+        assert torch.equal(batch_RV[place], alone_1V[0])
+
+
+def test_the_callers_logits_are_left_alone() -> None:
+    rng = random.Random(5)
+    rows = [mixed_row(rng, 1.0), mixed_row(rng, 0.0), mixed_row(rng, 0.5)]
+    logits_RV = make_logits("plain", 3, VOCAB)
+    before_RV = logits_RV.clone()
+    Chain().process(logits_RV, rows)
+    Chain().warp(logits_RV, rows)
+    Chain().process(logits_RV[:1], rows[:1])
+    assert torch.equal(logits_RV, before_RV)
+
+
+def test_rows_without_a_setting_are_not_handed_to_its_processor() -> None:
+    seen: list[int] = []
+
+    class Counting:
+        def applies(self, params):
+            return params.top_k is not None
+
+        def __call__(self, logits_RV, rows):
+            seen.append(len(rows))
+            assert logits_RV.shape == (len(rows), VOCAB)
+            return logits_RV + 1
+
+    rng = random.Random(2)
+    rows = [make_row(rng, VOCAB, top_k=k) for k in (None, 3, None, 4)]
+    logits_RV = make_logits("plain", 4, VOCAB)
+    result_RV = Chain(processors=(Counting(),)).process(logits_RV, rows)
+    assert seen == [2]
+    assert torch.equal(result_RV[[0, 2]], logits_RV[[0, 2]])
+    assert torch.equal(result_RV[[1, 3]], logits_RV[[1, 3]] + 1)
+    assert Chain(processors=(Counting(),)).process(logits_RV[:1], rows[:1]).data_ptr() == logits_RV.data_ptr()

@@ -1,0 +1,139 @@
+"""Every processor gives the numbers of transformers' own, row by row, in batches where each row has another value."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tests.sampling.oracles import ORACLES, VOCAB
+from tests.sampling.rows import assert_same, make_logits, make_row, row_by_row
+
+from hasten.sampling import processors
+from hasten.sampling.chain import PROCESSORS, WARPERS, registered_name
+from hasten.sampling.row import SamplingRow
+
+REGISTERED = {registered_name(processor): processor for processor in PROCESSORS + WARPERS}
+
+
+def compare(name: str, processor, kind: str) -> None:
+    for seed in range(4):
+        compare_batch(name, processor, kind, seed)
+
+
+def compare_batch(name: str, processor, kind: str, seed: int) -> None:
+    rng = random.Random(seed)
+    oracle = ORACLES[name]
+    rows = [make_row(rng, VOCAB, **oracle.settings(rng)) for _ in range(24)]
+    rows += [make_row(rng, VOCAB, **edge) for edge in oracle.edges]
+    logits_RV = make_logits(kind, len(rows), VOCAB, seed)
+    assert all(processor.applies(row.params) for row in rows)
+    assert_same(processor(logits_RV.clone(), rows), row_by_row(oracle.processor, logits_RV, rows))
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "masked"])
+@pytest.mark.parametrize("name", ORACLES)
+def test_equal_to_transformers(name: str, kind: str) -> None:
+    compare(name, REGISTERED[name], kind)
+
+
+def test_every_processor_file_is_in_the_chain_once_and_has_an_oracle() -> None:
+    files = {path.stem for path in Path(processors.__path__[0]).glob("*.py")} - {"__init__"}
+    assert files == set(REGISTERED) == set(ORACLES)
+    assert len(PROCESSORS + WARPERS) == len(files)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_default_settings_do_not_need_it(name: str) -> None:
+    assert not REGISTERED[name].applies(make_row(random.Random(0), VOCAB).params)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_row_without_any_token_left_stays_so(name: str) -> None:
+    rng = random.Random(1)
+    rows = [make_row(rng, VOCAB, **ORACLES[name].settings(rng)) for _ in range(3)]
+    logits_RV = make_logits("plain", 3, VOCAB)
+    logits_RV[1] = -torch.inf
+    processed_RV = REGISTERED[name](logits_RV.clone(), rows)
+    assert not processed_RV.isnan().any()
+    assert (processed_RV[1] == -torch.inf).all()
+    assert (processed_RV[[0, 2]].amax(dim=1) > -torch.inf).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-300])
+def test_the_smallest_temperatures_act_as_greedy(temperature: float) -> None:
+    logits_RV = make_logits("plain", 4, VOCAB) * 100
+    rows = [make_row(random.Random(0), VOCAB, temperature=temperature) for _ in range(4)]
+    warped_RV = REGISTERED["temperature"](logits_RV.clone(), rows)
+    assert torch.equal(warped_RV.argmax(dim=1), logits_RV.argmax(dim=1))
+    assert (warped_RV.softmax(dim=1).amax(dim=1) > 0.999).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"logit_bias": {VOCAB: 100.0, VOCAB + 3: 50.0}}, {"bad_words_ids": ((VOCAB,), (VOCAB + 3,))}, {"stop_token_ids": (VOCAB,)}],
+)
+def test_ids_past_the_vocabulary_touch_no_row(settings: dict) -> None:
+    rng = random.Random(3)
+    rows = [dataclasses.replace(make_row(rng, VOCAB, min_tokens=99, **settings), eos_token_ids=()) for _ in range(3)]
+    logits_RV = make_logits("plain", 3, VOCAB)
+    for processor in PROCESSORS:
+        if processor.applies(rows[0].params):
+            assert torch.equal(processor(logits_RV.clone(), rows), logits_RV)
+
+
+def test_a_prompt_token_past_the_vocabulary_touches_no_row() -> None:
+    settings = {"repetition_penalty": 1.5, "presence_penalty": 1.0, "frequency_penalty": 1.0, "no_repeat_ngram_size": 1}
+    row = dataclasses.replace(make_row(random.Random(3), VOCAB, **settings), token_ids=[VOCAB, VOCAB + 1, 4], num_prompt_tokens=1)
+    logits_RV = make_logits("plain", 2, VOCAB)
+    for processor in PROCESSORS:
+        if processor.applies(row.params):
+            changed_RV = processor(logits_RV.clone(), [row, row]) != logits_RV
+            assert changed_RV.nonzero().tolist() == [[0, 4], [1, 4]]
+
+
+def altered(name: str, change):
+    """The processor, planted with a fault: it sees ``change(row)`` instead of the row."""
+
+    class Faulty:
+        def applies(self, params):
+            return True
+
+        def __call__(self, logits_RV, rows):
+            return REGISTERED[name](logits_RV, [change(row) for row in rows])
+
+    return Faulty()
+
+
+def setting(name: str, by) -> object:
+    def change(row: SamplingRow) -> SamplingRow:
+        return dataclasses.replace(row, params=row.params.replace(**{name: by(getattr(row.params, name))}))
+
+    return change
+
+
+FAULTS = {
+    "top-k one too many": ("top_k", setting("top_k", lambda k: k + 1)),
+    "top-k one too few": ("top_k", setting("top_k", lambda k: max(1, k - 1))),
+    "presence counted over the prompt": ("presence_penalty", lambda row: dataclasses.replace(row, num_prompt_tokens=0)),
+    "frequency counted over the prompt": ("frequency_penalty", lambda row: dataclasses.replace(row, num_prompt_tokens=0)),
+    "repetition over the answer only": (
+        "repetition_penalty",
+        lambda row: dataclasses.replace(row, token_ids=row.answer_token_ids, num_prompt_tokens=0),
+    ),
+    "n-gram one too long": ("no_repeat_ngram", setting("no_repeat_ngram_size", lambda n: n + 1)),
+    "answer one token shorter": ("min_tokens", setting("min_tokens", lambda n: n - 1)),
+    "newest token unseen by bad words": ("bad_words", lambda row: dataclasses.replace(row, token_ids=row.token_ids[:-1])),
+    "first row's value for all": ("top_p", setting("top_p", lambda _: 0.5)),
+    "typical mass off": ("typical_p", setting("typical_p", lambda p: p * 0.9)),
+    "min-p off": ("min_p", setting("min_p", lambda p: p * 0.8)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str) -> None:
+    name, change = FAULTS[fault]
+    with pytest.raises(AssertionError):
+        compare(name, altered(name, change), "plain")

@@ -1,0 +1,93 @@
+"""The fast path of top-p keeps exactly the set that a sort of the whole vocabulary keeps, where rounding matters most too."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tests.sampling.rows import make_row
+from torch import Tensor
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from hasten.sampling.processors import top_p as module
+from hasten.sampling.processors.top_p import TopP
+
+VOCAB = 6000
+
+
+def distributions() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    rank_V = torch.arange(1, VOCAB + 1, dtype=torch.float32)
+    shuffled_V = torch.randperm(VOCAB, generator=generator)
+    normal_V = torch.randn(VOCAB, generator=generator)
+    few_V = torch.full((VOCAB,), -torch.inf)
+    few_V[:50] = normal_V[:50]
+    return {
+        "peaked": normal_V * 4,
+        "zipf": -1.2 * rank_V.log()[shuffled_V],
+        "heavy tail": -0.8 * rank_V.log()[shuffled_V],
+        "geometric": -0.01 * rank_V[shuffled_V],
+        "flat": torch.zeros(VOCAB),
+        "nearly flat": normal_V * 1e-4,
+        "tied in groups": (normal_V * 3).round(),
+        "two levels": torch.where(rank_V <= 64, 8.0, 0.0)[shuffled_V],
+        "one token": torch.where(rank_V == 17, 60.0, 0.0),
+        "few left": few_V,
+        "large": normal_V * 300 + 1e4,
+    }
+
+
+def thresholds(logits_V: Tensor) -> list[float]:
+    """Ordinary values, and values whose 1 - top_p is exactly a sum that the sort arrives at, or the float32 next to it."""
+    sums_V = logits_V.sort().values.softmax(dim=0).cumsum(dim=0)
+    exact = [float(sums_V[-i]) for i in (1, 2, 3, 5, 17, 60, 64, 65, 200, 255, 256, 257, 900, 4096)]
+    beside = [float(torch.nextafter(torch.tensor(s), torch.tensor(to))) for s in exact for to in (0.0, 2.0)]
+    return [0.1, 0.5, 0.9, 0.95, 0.99, 1 - 1e-7] + [1 - s for s in exact + beside if 0 < s < 1]
+
+
+def differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
+    """How many of the values keep another set than transformers does. All of them share one batch."""
+    rows = [make_row(random.Random(0), VOCAB, top_p=p) for p in values]
+    ours_RV = processor(logits_V.repeat(len(values), 1), rows)
+    hf_RV = torch.cat([TopPLogitsWarper(p)(torch.tensor([[0]]), logits_V[None]) for p in values])
+    return int((ours_RV != hf_RV).any(dim=1).sum())
+
+
+@pytest.mark.parametrize("candidates", [(256, 4096), (16,), (3, 1000)])
+@pytest.mark.parametrize("name", distributions())
+def test_the_kept_set_is_that_of_the_sort(name: str, candidates: tuple[int, ...]) -> None:
+    logits_V = distributions()[name]
+    assert differing(TopP(candidates), logits_V, thresholds(logits_V)) == 0
+
+
+def test_without_its_error_bound_the_fast_path_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HALF_ULP", 0.0)
+    monkeypatch.setattr(module, "DOUBLE_ERROR", 0.0)
+    assert sum(differing(TopP(), logits_V, thresholds(logits_V)) for logits_V in distributions().values()) > 0
+
+
+@pytest.mark.parametrize("name", ["peaked", "zipf", "few left", "one token"])
+def test_ordinary_rows_are_not_sorted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("sorted")
+
+    monkeypatch.setattr(module, "by_sorting", refuse)
+    differing(TopP(), distributions()[name], [0.5, 0.8, 0.9])
+
+
+@given(
+    arrays("float32", (3, 40), elements=st.floats(-20, 20, width=16) | st.sampled_from([0.0, 1.0, -float("inf")])),
+    st.lists(st.floats(1e-6, 1, exclude_max=True), min_size=3, max_size=3),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_row(logits, values) -> None:
+    logits_RV = torch.from_numpy(logits.copy())
+    logits_RV[:, 0] = 0.0
+    rows = [make_row(random.Random(0), 40, top_p=p) for p in values]
+    ours_RV = TopP((4, 16))(logits_RV.clone(), rows)
+    hf_RV = torch.cat([TopPLogitsWarper(p)(torch.tensor([[0]]), logits_RV[i : i + 1]) for i, p in enumerate(values)])
+    assert torch.equal(ours_RV, hf_RV)

@@ -1,0 +1,159 @@
+"""The oracle's negative controls: each planted fault must be caught within a few seeds, or the suite proves nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from hasten.core.result import StepResult
+from hasten.kv import prefix
+from hasten.kv.allocator import BlockAllocator
+from hasten.kv.group import KvGroup
+from hasten.kv.space import KvSpace
+from hasten.scheduling.scheduler import Scheduler
+from hasten.scheduling.sequence import Entry
+
+from .world import FEATURES, World
+
+Patch = pytest.MonkeyPatch
+MUTANTS: dict[str, Callable[[Patch], None]] = {}
+
+
+def mutant(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    MUTANTS[plant.__name__] = plant
+    return plant
+
+
+@mutant
+def skip_one_free(patch: Patch) -> None:
+    release, count = BlockAllocator.release, itertools.count()
+    patch.setattr(BlockAllocator, "release", lambda self, block: None if next(count) == 20 else release(self, block))
+
+
+@mutant
+def free_one_twice(patch: Patch) -> None:
+    def close(self: KvSpace, sequence_id: int) -> None:
+        table = self.table(sequence_id)
+        whole(self, sequence_id)
+        self.allocators[0]._free.update(dict.fromkeys(block for block in table.groups[0][-1:] if block is not None))
+
+    whole = KvSpace.close
+    patch.setattr(KvSpace, "close", close)
+
+
+@mutant
+def drop_the_salt(patch: Patch) -> None:
+    whole = prefix.root_hash
+    patch.setattr(prefix, "root_hash", lambda salt: whole(""))
+
+
+@mutant
+def hash_without_the_parent(patch: Patch) -> None:
+    whole = prefix.block_hash
+    patch.setattr(prefix, "block_hash", lambda parent, token_ids: whole(b"", token_ids))
+
+
+@mutant
+def reuse_a_stale_block(patch: Patch) -> None:
+    def allocate(self: BlockAllocator, after: int | None = None) -> int:
+        if self._free or not self._cached:
+            return whole(self, after)
+        block, _ = self._cached.popitem(last=False)  # evicted, but it can still be found
+        self._references[block] = 1
+        return block
+
+    whole = BlockAllocator.allocate
+    patch.setattr(BlockAllocator, "allocate", allocate)
+    patch.setattr(BlockAllocator, "check", lambda self: None)
+
+
+@mutant
+def publish_before_it_is_computed(patch: Patch) -> None:
+    def commit(self: KvSpace, sequence_id: int, token_ids: Sequence[int], num_computed: int) -> None:
+        ahead = min(len(token_ids), len(self.table(sequence_id).groups[0]) * self.block_size)
+        whole(self, sequence_id, token_ids, max(num_computed, ahead // self.block_size * self.block_size))
+
+    whole = KvSpace.commit
+    patch.setattr(KvSpace, "commit", commit)
+
+
+@mutant
+def rollback_off_by_one(patch: Patch) -> None:
+    def preempt(self: Scheduler, entry: Entry) -> None:
+        whole(self, entry)
+        for sequence in entry.sequences:
+            hashes = self.kv.hashes(entry.salt, sequence.token_ids)
+            entry.hashes[sequence.id] = [*hashes[1:], *hashes[:1]] if len(hashes) > 1 else hashes
+
+    whole = Scheduler._preempt
+    patch.setattr(Scheduler, "_preempt", preempt)
+
+
+@mutant
+def hit_one_token_too_many(patch: Patch) -> None:
+    whole = KvSpace.open
+    patch.setattr(KvSpace, "open", lambda self, *a: (found := whole(self, *a)) + (1 if found else 0))
+
+
+@mutant
+def write_to_a_shared_block(patch: Patch) -> None:
+    patch.setattr(BlockAllocator, "shared", lambda self, block: False)
+
+
+@mutant
+def forget_the_copy(patch: Patch) -> None:
+    whole = KvSpace.reserve
+    patch.setattr(KvSpace, "reserve", lambda self, *a: None if whole(self, *a) is None else [])
+
+
+@mutant
+def window_released_too_early(patch: Patch) -> None:
+    whole = KvGroup.first_live_block
+    patch.setattr(
+        KvGroup, "first_live_block", lambda self, computed, size: whole(self, computed + size, size) if self.window else 0
+    )
+
+
+@mutant
+def a_hit_that_one_group_lacks(patch: Patch) -> None:
+    patch.setattr(KvSpace, "_window_held", lambda self, group, allocator, hashes, count: True)
+
+
+@mutant
+def fork_without_holding(patch: Patch) -> None:
+    def fork(self: KvSpace, parent_id: int, child_id: int) -> None:
+        whole(self, parent_id, child_id)
+        for blocks, allocator in zip(self.table(child_id).groups, self.allocators):
+            for block in blocks[:1]:
+                if block is not None:
+                    allocator.release(block)
+
+    whole = KvSpace.fork
+    patch.setattr(KvSpace, "fork", fork)
+
+
+@mutant
+def commit_one_token_short(patch: Patch) -> None:
+    def commit(self: Scheduler, result: StepResult) -> None:
+        long = [self.sequence(row.sequence_id) for row in self._planned if len(row.token_ids) > 3 and not row.sampled]
+        whole(self, result)
+        for sequence in long[:1]:
+            sequence.num_computed += 1
+
+    whole = Scheduler.commit
+    patch.setattr(Scheduler, "commit", commit)
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_the_oracle_kills(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[name](monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017 - a wrong token, a broken invariant or a crash: any of them tells
+        for seed in range(12):
+            World(seed, frozenset(FEATURES)).run(200)
+
+
+def test_without_a_mutant_nothing_is_raised() -> None:
+    for seed in range(3):
+        assert World(seed, frozenset(FEATURES)).run(200).wrong == 0

@@ -1,0 +1,68 @@
+"""Hypothesis chooses what happens and when; the engine must stay exact, leak nothing and let everyone finish (P6, P7, P8, P28)."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from .world import FEATURES, World
+
+
+class EngineMachine(RuleBasedStateMachine):
+    @initialize(seed=st.integers(0, 2**32), wanted=st.sets(st.sampled_from(FEATURES)))
+    def start(self, seed: int, wanted: set[str]) -> None:
+        self.world = World(seed, frozenset(wanted))
+
+    @rule()
+    def add(self) -> None:
+        if len(self.world.requests) < 10:
+            self.world.add()
+
+    @rule(count=st.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.world.step()
+
+    @rule()
+    def abort(self) -> None:
+        self.world.abort()
+
+    @rule()
+    def preempt(self) -> None:
+        self.world.preempt()
+
+    @rule()
+    def evict(self) -> None:
+        self.world.kv.clear_cached()
+
+    @rule()
+    def fail_an_allocation(self) -> None:
+        """The next reservation finds no block, whatever the pool has."""
+        self.world.kv.fail_next = True
+
+    @rule()
+    def fail_a_step(self) -> None:
+        """The model raises: the requests of that step end with an error, the others must not notice."""
+        self.world.runner.fail_next = True
+        self.world.step()
+        self.world.runner.fail_next = False
+
+    @rule()
+    def finish(self) -> None:
+        self.world.drain()
+
+    @invariant()
+    def blocks_reconcile(self) -> None:
+        if hasattr(self, "world"):
+            self.world.kv.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+TestEngineMachine = EngineMachine.TestCase

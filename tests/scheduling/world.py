@@ -1,0 +1,200 @@
+"""A whole engine around the oracle model, driven by a seed: random settings, random requests, every answer checked."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from hasten.core.errors import PromptTooLong
+from hasten.core.output import Delta, RequestOutput
+from hasten.core.plan import BlockCopy
+from hasten.core.request import Request
+from hasten.core.result import FinishReason
+from hasten.core.sampling_params import SamplingParams
+from hasten.engine.engine import Engine
+from hasten.kv.group import KvGroup
+from hasten.kv.space import KvSpace
+from hasten.scheduling.config import SchedulerConfig
+from hasten.scheduling.scheduler import Scheduler
+
+from .oracle import VOCABULARY, Alone, OracleRunner
+
+FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority")
+GROUPS = (KvGroup((0, 2), 1, 4), KvGroup((1, 3), 1, 4, window=7))
+EOS = 0
+MAX_LENGTH = 96
+
+
+class FailingSpace(KvSpace):
+    """A KV space whose next reservation can be made to find no block, whatever the pool has."""
+
+    fail_next = False
+
+    def reserve(self, sequence_id: int, start: int, stop: int) -> list[BlockCopy] | None:
+        if self.fail_next:
+            self.fail_next = False
+            return None
+        return super().reserve(sequence_id, start, stop)
+
+
+class WrongToken(AssertionError):
+    """An answer of the engine differs from what the request gives alone."""
+
+
+@dataclass
+class World:
+    """``wanted`` switches features on; ``seen`` says which of them really happened."""
+
+    seed: int
+    wanted: frozenset[str]
+    seen: set[str] = field(default_factory=set)
+    finished: int = 0
+    wrong: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.now = 0.0
+        block_size = self.random.choice((2, 4, 5))
+        config = SchedulerConfig(
+            max_num_seqs=self.random.choice((6, 9)),
+            max_num_batched_tokens=self.random.choice((9, 13)) if "chunking" in self.wanted else 400,
+            max_model_len=MAX_LENGTH,
+            ordering="priority" if "priority" in self.wanted else "fcfs",
+            priority_seconds=20.0,
+            prefix_caching="prefix cache" in self.wanted,
+        )
+        largest = 45 if "preemption" in self.wanted else 60  # tokens of one request
+        num_blocks = (4 * largest if "preemption" in self.wanted else 12 * MAX_LENGTH) // block_size + 3
+        self.largest = largest
+        self.kv = FailingSpace(GROUPS, num_blocks, block_size, retain=config.prefix_caching)
+        self.scheduler = Scheduler(config, self.kv)
+        self.runner = OracleRunner(GROUPS, num_blocks, block_size, self._tenant)
+        self.engine = Engine(self.runner, self.scheduler, lambda request: None, clock=lambda: self.now)
+        self.alone = Alone(GROUPS)
+        self.requests: dict[str, Request] = {}
+        self._stems = [self._tokens(self.random.randint(8, 24)) for _ in range(3)]
+        self._num_requests = 0
+
+    def step(self) -> None:
+        """One step of the engine; every block must be accounted for after it."""
+        self.now += 1.0
+        self._take(self.engine.step())
+        self.kv.check()
+
+    def add(self) -> bool:
+        """Add a random request. False if the engine refused it, which it may do for large ones only."""
+        request = self._request()
+        try:
+            self.engine.add(request)
+        except PromptTooLong:
+            return False
+        self.requests[request.request_id] = request
+        return True
+
+    def abort(self) -> None:
+        if self.requests:
+            request_id = self.random.choice(sorted(self.requests))
+            entry = self.scheduler.entry(request_id)
+            assert entry is not None
+            self._take(self.engine.abort(request_id), aborted=True)
+            self.seen.add("abort")
+            self.kv.check()
+
+    def preempt(self) -> None:
+        """What the scheduler does when blocks run out, at a moment of our choosing."""
+        running = self.scheduler._running
+        if running:
+            self.scheduler._preempt(self.random.choice(running))
+            self.seen.add("preemption")
+            self.kv.check()
+
+    def drain(self, limit: int = 4000) -> None:
+        """Every request must end within a bound, and nothing may be held after that."""
+        for _ in range(limit):
+            if not self.engine.unfinished:
+                break
+            self.step()
+        assert not self.engine.unfinished, "requests starve"
+        assert all(allocator.num_held == 0 for allocator in self.kv.allocators), "blocks are held by nobody"
+
+    def run(self, steps: int) -> World:
+        """``steps`` steps under a load that keeps the engine busy."""
+        for _ in range(steps):
+            if len(self.requests) < 8 and self.random.random() < 0.6:
+                self.add()
+            if "abort" in self.wanted and self.random.random() < 0.03:
+                self.abort()
+            if "preemption" in self.wanted and self.random.random() < 0.01:
+                self.preempt()
+            self.step()
+        self.drain()
+        return self
+
+    def _take(self, deltas: list[Delta], *, aborted: bool = False) -> None:
+        for delta in deltas:
+            if delta.output is not None:
+                request = self.requests.pop(delta.request_id)
+                self._judge(request, delta.output, aborted)
+
+    def _judge(self, request: Request, output: RequestOutput, aborted: bool) -> None:
+        self.finished += 1
+        expected = self.alone.answers(request)
+        for answer, right in zip(output.outputs, expected, strict=True):
+            ended = answer.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+            if answer.token_ids != (right if ended or not (aborted or output.error) else right[: len(answer.token_ids)]):
+                self.wrong += 1
+                raise WrongToken(f"seed {self.seed}: {request}\ngot      {answer.token_ids}\nexpected {right}")
+        metrics, params = output.metrics, request.params
+        self.seen |= {"prefix cache"} if metrics.num_cached_tokens and "prefix cache" in self.wanted else set()
+        self.seen |= {"preemption"} if metrics.num_preemptions else set()
+        self.seen |= {"fork"} if params.n > 1 and params.beam_width is None else set()
+        self.seen |= {"beam"} if params.beam_width else set()
+        self.seen |= {"priority"} if request.priority else set()
+        self.seen |= {"salt"} if request.cache_salt else set()
+        longest = len(request.prompt_token_ids)
+        self.seen |= {"chunking"} if longest > self.scheduler.config.max_num_batched_tokens else set()
+
+    def _request(self) -> Request:
+        draw = self.random
+        prompt = draw.choice(self._stems)[: draw.randint(1, 24)] + self._tokens(draw.randint(0, 8))
+        prompt = prompt or self._tokens(1)
+        self._num_requests += 1
+        return Request(
+            request_id=f"r{self._num_requests}",
+            prompt_token_ids=tuple(prompt),
+            params=self._params(min(24, self.largest - len(prompt))),
+            eos_token_ids=(EOS,),
+            priority=draw.randint(-1, 2) if "priority" in self.wanted else 0,
+            arrival=self.now,
+            cache_salt=draw.choice(("", "red", "blue")) if "salt" in self.wanted else "",
+        )
+
+    def _params(self, room: int) -> SamplingParams:
+        draw = self.random
+        settings: dict[str, object] = {
+            "max_tokens": draw.randint(1, max(1, room)),
+            "seed": draw.getrandbits(40),
+            "temperature": draw.choice((0.0, 0.0, 0.8, 1.5)),
+            "ignore_eos": draw.random() < 0.3,
+        }
+        if draw.random() < 0.2:
+            settings |= {"repetition_penalty": 1.2, "min_tokens": 1}
+        if "beam" in self.wanted and draw.random() < 0.3:
+            width = draw.randint(1, 4)
+            settings |= {"beam_width": width, "n": draw.randint(1, width), "temperature": 1.0}
+            settings |= {"early_stopping": draw.choice((True, False, "never")), "length_penalty": draw.choice((0.0, 1.0))}
+        elif "fork" in self.wanted and draw.random() < 0.3:
+            settings |= {"n": draw.randint(2, 4), "temperature": 1.2}
+        return SamplingParams.from_dict(settings)
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self.random.randrange(1, VOCABULARY) for _ in range(count)]
+
+    def _tenant(self, sequence_id: int) -> str:
+        return self.scheduler.sequence(sequence_id).entry.request.cache_salt
+
+
+def wanted_features(seed: int) -> frozenset[str]:
+    """About half of the features, so that in 300 seeds every pair meets often."""
+    draw = random.Random(seed * 7919 + 1)
+    return frozenset(feature for feature in FEATURES if draw.random() < 0.55)

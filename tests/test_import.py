@@ -1,0 +1,75 @@
+"""Importing hasten is cheap and silent, and its public names do not change by accident."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy")
+
+PUBLIC = [
+    "AsyncLLM",
+    "CompletionOutput",
+    "Delta",
+    "HastenError",
+    "InvalidRequest",
+    "LLM",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=True)
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules of a fresh interpreter after ``code``, whatever the code printed."""
+    report = "import sys, json; print('\\n' + json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
+    return set(json.loads(run(f"{code}\n{report}").stdout.splitlines()[-1]))
+
+
+def test_import_is_silent():
+    result = run("import hasten, hasten.core.errors, hasten.core.sampling_params, hasten.core.output")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hasten",
+        "import hasten.core.plan, hasten.core.request, hasten.core.output",
+        "import hasten.scheduling.scheduler",
+        "import hasten.kv.allocator, hasten.kv.prefix",
+        "import hasten.cli.main",
+    ],
+)
+def test_import_loads_nothing_heavy(code):
+    assert loaded_after(code) & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["chat", "--help"], ["bench", "throughput", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"from hasten.cli.main import run\nassert run({arguments!r}) == 0"
+    assert loaded_after(code) & set(HEAVY) == set()
+
+
+def test_the_probe_sees_torch():
+    """Negative control: the probe would notice."""
+    assert "torch" in loaded_after("import torch")
+
+
+def test_public_names():
+    import hasten
+
+    assert sorted(hasten.__all__) == PUBLIC
+    assert all(getattr(hasten, name) is not None for name in PUBLIC)
+
+
+def test_an_unknown_name_is_refused():
+    import hasten
+
+    with pytest.raises(AttributeError, match="LMM"):
+        hasten.LMM  # noqa: B018
