@@ -17,7 +17,7 @@ WORDS = {
         "hasten",
         "transformers",
         "ratio",
-        "not measured yet",
+        "not measured yet: ",
         "Measured on {cpu}, {cores} cores, torch {torch}, transformers {transformers}.",
     ),
     "README.zh-CN.md": (
@@ -25,7 +25,7 @@ WORDS = {
         "hasten",
         "transformers",
         "倍数",
-        "尚未测量",
+        "尚未测量：",
         "测量环境：{cpu}，{cores} 核，torch {torch}，transformers {transformers}。",
     ),
 }
@@ -47,7 +47,7 @@ def benchmark_table(readme: str) -> str:
     work, hasten, transformers, ratio, missing, caption = WORDS[readme]
     head = f"| {work} | {hasten} | {transformers} | {ratio} |\n| --- | --- | --- | --- |\n"
     if not RESULT.is_file():
-        return f"{head}| {missing}: `python benchmarks/vs_transformers.py` | | | |\n"
+        return f"{head}| {missing}`python benchmarks/vs_transformers.py` | | | |\n"
     result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
     named = "work_zh" if "zh" in readme else "work"
     rows = [f"| {row[named]} | {row['hasten']} | {row['transformers']} | {row['ratio']:.2f}× |" for row in result["rows"]]

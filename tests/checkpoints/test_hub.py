@@ -135,6 +135,19 @@ def test_pickles_are_never_asked_for(cache, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_download_shows_no_bar(cache, monkeypatch, quiet):
+    silenced = []
+
+    def download(name, *, tqdm_class, **options):
+        silenced.append(tqdm_class is not None and tqdm_class(total=3, disable=False).disable)
+        return str(put(cache, name, WHOLE))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub.resolve("someone/new", quiet=quiet)
+    assert silenced == [quiet]
+
+
 def test_listing_and_removing(cache):
     put(cache, "b/two", WHOLE)
     put(cache, "A/one", WHOLE)

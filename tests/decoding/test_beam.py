@@ -28,7 +28,7 @@ from hasten.decoding.search.base import Candidate, Hypothesis, Search
 from hasten.decoding.search.beam import BeamSearch
 from hasten.decoding.search.candidates import best_candidates
 
-NUM_CASES = 120
+NUM_CASES = 168
 EARLY = (False, True, "never")
 
 

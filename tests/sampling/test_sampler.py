@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from hasten.core.sampling_params import SamplingParams
+from hasten.sampling import race
 from hasten.sampling.chain import Chain
 from hasten.sampling.noise import gumbel
 from hasten.sampling.row import SamplingRow
@@ -67,6 +68,20 @@ def test_a_large_vocabulary_equals_brute_force(settings: dict[str, Any]) -> None
     rows = [make_row(rng, 70_000, **settings) for _ in range(7)]
     logits_RV = make_logits("plain", 7, 70_000)
     assert token_ids(logits_RV, rows) == [brute_force(logits_V, row) for logits_V, row in zip(logits_RV, rows, strict=True)]
+
+
+@pytest.mark.parametrize("share", [-1.0, 2.0])
+def test_gathering_and_the_whole_vocabulary_draw_the_same(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(8)
+    rows = [mixed_row(rng, 0.4) for _ in range(60)]
+    logits_RV = make_logits("masked", 60, VOCAB)
+    expected = [brute_force(logits_V, row) for logits_V, row in zip(logits_RV, rows, strict=True)]
+    monkeypatch.setattr(race, "SPARSE_SHARE", share)
+    assert token_ids(logits_RV, rows) == expected
+    # Without noise every token ties, and the lowest id wins.
+    monkeypatch.setattr(race, "gumbel_of", lambda bits: bits.double() * 0)
+    monkeypatch.setattr(race, "gumbel", lambda *key: torch.zeros(len(key[0]), VOCAB, dtype=torch.float64))
+    assert token_ids(torch.zeros(2, VOCAB), [make_row(rng, VOCAB), make_row(rng, VOCAB, logit_bias={0: -1.0})]) == [0, 1]
 
 
 @pytest.mark.parametrize(

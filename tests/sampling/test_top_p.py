@@ -49,9 +49,19 @@ def thresholds(logits_V: Tensor) -> list[float]:
     return [0.1, 0.5, 0.9, 0.95, 0.99, 1 - 1e-7] + [1 - s for s in exact + beside if 0 < s < 1]
 
 
+def drifting(spread: float) -> tuple[Tensor, list[float]]:
+    """A long tail of nearly equal tokens, over which a float32 sum drifts, and values that cut just above it."""
+    generator = torch.Generator().manual_seed(0)
+    rank_V = torch.arange(150_000, dtype=torch.float32)
+    tail_V = spread * torch.rand(150_000, generator=generator)
+    logits_V = torch.where(rank_V < 64, 3 - 0.01 * rank_V, tail_V)[torch.randperm(150_000, generator=generator)]
+    sums_V = logits_V.sort().values.softmax(dim=0).cumsum(dim=0)
+    return logits_V, [1 - float(sums_V[-i]) for i in range(2, 60, 12)]
+
+
 def differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
     """How many of the values keep another set than transformers does. All of them share one batch."""
-    rows = [make_row(random.Random(0), VOCAB, top_p=p) for p in values]
+    rows = [make_row(random.Random(0), len(logits_V), top_p=p) for p in values]
     ours_RV = processor(logits_V.repeat(len(values), 1), rows)
     hf_RV = torch.cat([TopPLogitsWarper(p)(torch.tensor([[0]]), logits_V[None]) for p in values])
     return int((ours_RV != hf_RV).any(dim=1).sum())
@@ -62,6 +72,11 @@ def differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
 def test_the_kept_set_is_that_of_the_sort(name: str, candidates: tuple[int, ...]) -> None:
     logits_V = distributions()[name]
     assert differing(TopP(candidates), logits_V, thresholds(logits_V)) == 0
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01])
+def test_the_kept_set_is_that_of_the_sort_where_float32_sums_drift(spread: float) -> None:
+    assert differing(TopP(), *drifting(spread)) == 0
 
 
 def test_without_its_error_bound_the_fast_path_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,17 @@ It finds folders and knows nothing of what is in them. Only the standard cache i
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound, nearest
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo
+    from tqdm.auto import tqdm
 
 _DEMO = Path(__file__).parents[1] / "demo"
 SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft"}
@@ -82,7 +84,9 @@ def remove(name: str) -> int:
         raise ModelNotFound("the cache has no such model", got=repr(name), remedy=nearest(name, known))
     from huggingface_hub import scan_cache_dir
 
-    strategy = scan_cache_dir(cache_folder()).delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
+    # A copy of a repository has the same commits, and the client finds revisions by commit alone: show it this one only.
+    alone = dataclasses.replace(scan_cache_dir(cache_folder()), repos=frozenset([repos[name]]))
+    strategy = alone.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
     strategy.execute()
     return strategy.expected_freed_size
 
@@ -112,10 +116,9 @@ def _shipped(name: str, revision: str | None) -> Path:
 def _download(name: str, revision: str | None, quiet: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, IncompleteSnapshotError, RevisionNotFoundError
-    from huggingface_hub.utils.tqdm import silent_tqdm
 
+    bar = _silent_bar() if quiet else None
     try:
-        bar = silent_tqdm if quiet else None
         folder = snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=bar)
     except IncompleteSnapshotError:
         raise CheckpointError(
@@ -130,11 +133,24 @@ def _download(name: str, revision: str | None, quiet: bool) -> Path:
         raise ModelNotFound(
             f"{name} has no such revision", got=repr(revision), remedy="Leave --revision out for the newest"
         ) from error
-    except Exception as error:  # the hub client lets its HTTP library's exceptions through
+    except Exception as error:
+        # The hub client lets its HTTP library's exceptions through; anything else is a fault of hasten.
+        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(("huggingface_hub", "http")):
+            raise
         raise _not_found(name, error) from error
     if not (Path(folder) / "config.json").is_file():
         raise ModelNotFound(f"{name} has no config.json, so it is not a model", remedy=_remedy(name))
     return Path(folder)
+
+
+def _silent_bar() -> type[tqdm[Any]]:
+    from tqdm.auto import tqdm as shown
+
+    class SilentBar(shown):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    return SilentBar
 
 
 def _not_found(name: str, error: Exception) -> ModelNotFound:

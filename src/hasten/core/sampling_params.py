@@ -116,6 +116,8 @@ class SamplingParams:
             ("length_penalty", "a finite number", number(self.length_penalty, -1e3, 1e3)),
             ("early_stopping", "True, False or 'never'", self.early_stopping in (True, False, "never")),
             ("temperature", "0 or 1 with beam_width (beam search does not sample)", beams is None or self.temperature in (0, 1)),
+            ("length_penalty", "1.0 without beam_width", beams is not None or self.length_penalty == 1.0),
+            ("early_stopping", "False without beam_width", beams is not None or self.early_stopping is False),
             (
                 "beam_width",
                 "None with top_k, top_p, min_p or typical_p (beam search does not sample)",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.result import Continuation, FinishReason, StepResult
+from hasten.decoding.search.base import BeamStep
 from hasten.decoding.search.candidates import best_candidates
 from hasten.engine.answer import Answer
 from hasten.engine.record import Record
@@ -89,8 +90,12 @@ class Acceptor:
         logits_BV = logits_RV[torch.tensor([row for row, _ in rows], device=logits_RV.device)]
         if not all(usable(logits_BV)):
             return self._poison([sequence for _, sequence in rows], record, accepted, now)
-        scores = self._sampler.beam_logprobs(logits_BV, [_view(sequence, sequence.index) for _, sequence in rows])
+        views = [_view(sequence, sequence.index) for _, sequence in rows]
+        scores = self._sampler.beam_logprobs(logits_BV, views)
+        lines = search.lines
         step = search.advance(best_candidates(scores, search.scores, search.candidates_wanted))
+        if record.request.params.logprobs is not None:
+            self._note_logprobs(logits_BV, views, lines, step, record)
         if step.done:
             record.conclude_search()
             accepted.dropped += [sequence.id for _, sequence in rows]
@@ -103,6 +108,23 @@ class Acceptor:
             accepted.continuations.append(Continuation(parent, beam.token_id, index=index))
         accepted.dropped += [sequence.id for _, sequence in rows if sequence.id not in parents]
         return None
+
+    def _note_logprobs(
+        self, logits_BV: Tensor, views: list[SamplingRow], lines: tuple[tuple[int, ...], ...], step: BeamStep, record: Record
+    ) -> None:
+        """Raw log-probabilities of every line that lives on or has just ended; lines that lost are forgotten."""
+        assert record.search is not None
+        taken = [*step.beams, *step.ended]
+        parents = [candidate.parent for candidate in taken]
+        rows = logits_BV[torch.tensor(parents, dtype=torch.long, device=logits_BV.device)]
+        tokens = [candidate.token_id for candidate in taken]
+        found = self._sampler.logprobs(rows, [views[parent] for parent in parents], tokens)
+        held = {hypothesis.token_ids for hypothesis in record.search.hypotheses}
+        before = record.beam_logprobs
+        record.beam_logprobs = {line: logprobs for line, logprobs in before.items() if line in held}
+        for i, candidate in enumerate(taken):
+            line = lines[candidate.parent]
+            record.beam_logprobs[(*line, candidate.token_id)] = (*before.get(line, ()), found[i])
 
     def _poison(self, sequences: Iterable[Sequence], record: Record, accepted: _Accepted, now: float) -> None:
         if record.error is None:

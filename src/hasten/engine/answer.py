@@ -59,12 +59,12 @@ class Answer:
         self.finish = finish
         return finish
 
-    def fill(self, token_ids: Sequence[int], finish: Finish, score: float) -> None:
+    def fill(self, token_ids: Sequence[int], finish: Finish, score: float, logprobs: Sequence[TokenLogprob]) -> None:
         """The whole answer at once: a beam that won."""
         ending = token_ids[-1:] if finish.reason is FinishReason.STOP else ()
         for token_id in token_ids[: len(token_ids) - len(ending)]:
             self._read(token_id)
-        self.token_ids = list(token_ids)
+        self.token_ids, self.logprobs = list(token_ids), list(logprobs)
         self.score = score
         self.end(finish)
 
@@ -100,9 +100,9 @@ class Answer:
         if self._detokenizer is None:
             return None
         text = self._detokenizer.push(token_id)
-        if self._stops is None or len(self.token_ids) < self._request.params.min_tokens:
+        if self._stops is None:
             self.text += text
             return None
-        visible, matched = self._stops.push(text)
+        visible, matched = self._stops.push(text, armed=len(self.token_ids) >= self._request.params.min_tokens)
         self.text += visible
         return matched

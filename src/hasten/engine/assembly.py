@@ -71,6 +71,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         eos_token_ids=eos_token_ids(loaded, tokenizer),
         defaults=default_sampling_params(loaded.generation_config),
         seeds=random.Random(options.seed),
+        takes_priority=options.ordering == "priority",
     )
     description = {
         "model": model,

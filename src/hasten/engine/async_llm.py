@@ -96,13 +96,16 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
         **template: Any,
     ) -> AsyncIterator[Delta]:
         """``stream`` of a conversation, rendered by the checkpoint's chat template."""
         if self._assembly.tokenizer is None:
             raise InvalidRequest("this checkpoint has no tokenizer, so it cannot chat", remedy="Use stream with token ids")
         token_ids = self._assembly.tokenizer.chat(messages, tools=tools, **template)
-        return self.stream({"prompt_token_ids": token_ids}, sampling_params)
+        prompt = {"prompt_token_ids": token_ids}
+        return self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)
 
     def _send(self, request: Request) -> asyncio.Queue[Event]:
         loop = asyncio.get_running_loop()

@@ -27,6 +27,7 @@ class Intake:
     eos_token_ids: tuple[int, ...]
     defaults: SamplingParams
     seeds: random.Random
+    takes_priority: bool  # whether the scheduler orders by priority
 
     def request(
         self,
@@ -39,6 +40,13 @@ class Intake:
         cache_salt: str = "",
     ) -> Request:
         """Raises ``InvalidRequest`` or ``PromptTooLong``."""
+        if priority and not self.takes_priority:
+            raise InvalidRequest(
+                "this engine does not order requests by priority",
+                got=f"priority={priority}",
+                allowed="0",
+                remedy='Load the model with ordering="priority"',
+            )
         token_ids = self.encode(prompt)
         params = self._complete(params or self.defaults, len(token_ids))
         check_token_ids(params, self.vocab_size)

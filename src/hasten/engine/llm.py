@@ -47,6 +47,10 @@ class LLM:
         """What runs, with which kernels, in how much memory."""
         return dict(self._assembly.description)
 
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached block that no running request holds."""
+        self.engine.scheduler.kv.clear_cached()
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -78,13 +82,15 @@ class LLM:
         *,
         tools: Sequence[Any] | None = None,
         use_tqdm: bool = True,
+        priorities: Sequence[int] | None = None,
+        cache_salt: str = "",
         **template: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several. ``template`` goes to the checkpoint's chat template."""
         several = messages and not isinstance(messages[0], Mapping)
         conversations: Any = messages if several else [messages]
         prompts = [self._chat_prompt(conversation, tools, template) for conversation in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = "") -> Iterator[Delta]:
         """Deltas as they come; the last one carries the whole output. Closing the iterator ends the request."""
@@ -96,9 +102,11 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        cache_salt: str = "",
         **template: Any,
     ) -> Iterator[Delta]:
-        return self.stream(self._chat_prompt(messages, tools, template), sampling_params)
+        """``stream`` of a conversation, rendered by the checkpoint's chat template."""
+        return self.stream(self._chat_prompt(messages, tools, template), sampling_params, cache_salt=cache_salt)
 
     def _chat_prompt(self, messages: Messages, tools: Sequence[Any] | None, template: Mapping[str, Any]) -> Prompt:
         if self._assembly.tokenizer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hasten.core.output import Delta, RequestMetrics, RequestOutput
 from hasten.core.request import Request
-from hasten.core.result import Finish, FinishReason
+from hasten.core.result import Finish, FinishReason, TokenLogprob
 from hasten.decoding.search.beam import BeamSearch
 from hasten.engine.answer import Answer, DetokenizerFactory
 from hasten.scheduling.sequence import Entry
@@ -16,6 +16,8 @@ class Record:
         params = request.params
         self.answers = [Answer(request, index, detokenizer(request)) for index in range(params.n)]
         self.search = beam_search(request) if params.beam_width is not None else None
+        # Of the lines that a search still knows, by their tokens; empty where nobody asked for log-probabilities.
+        self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}
         self.error: str | None = None
         self._first_token: float | None = None
         self._finished: float | None = None
@@ -45,7 +47,9 @@ class Record:
         # A tiny vocabulary, or one that is nearly all forbidden, may hold fewer lines than were asked for.
         self.answers = self.answers[: len(hypotheses)]
         for answer, best in zip(self.answers, hypotheses, strict=True):
-            answer.fill(best.token_ids, Finish(FinishReason.STOP if best.finished else FinishReason.LENGTH), best.score)
+            stop = next((token for token in best.token_ids[-1:] if token in self.request.params.stop_token_ids), None)
+            finish = Finish(FinishReason.STOP, stop) if best.finished else Finish(FinishReason.LENGTH)
+            answer.fill(best.token_ids, finish, best.score, self.beam_logprobs.get(best.token_ids, ()))
 
     def deltas(self, answers: list[Answer]) -> list[Delta]:
         """What is new in these answers; the last delta of the request carries the whole output."""

@@ -33,8 +33,11 @@ class StopStrings:
         self._held = ""
         self._matched: str | None = None
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """(the text that may be shown, the stop string that was met). What follows a stop string is dropped, now and later."""
+    def push(self, text: str, *, armed: bool = True) -> tuple[str, str | None]:
+        """(the text that may be shown, the stop string that was met). What follows a stop string is dropped, now and later.
+
+        ``armed=False``: a stop string that ends in this text does not count; one that only begins in it still may.
+        """
         if not self._root.next:
             return text, None
         if self._matched is not None:
@@ -42,7 +45,7 @@ class StopStrings:
         text, begin = self._held + text, len(self._held)
         for place in range(begin, len(text)):
             self._state = self._after(text[place])
-            if self._state.stop is not None:
+            if armed and self._state.stop is not None:
                 self._matched, self._held = self._state.stop, ""
                 end = place + 1
                 return text[: end if self._include else end - len(self._matched)], self._matched

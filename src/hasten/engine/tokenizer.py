@@ -68,7 +68,7 @@ class TextTokenizer:
         except Exception as error:  # a template raises whatever it likes
             raise InvalidRequest(
                 "the chat template refuses these messages",
-                got=str(error),
+                got=str(error).rstrip("."),
                 remedy='Pass a list of {"role": ..., "content": ...}',
             ) from error
         return self.encode(rendered, special=False)

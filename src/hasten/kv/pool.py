@@ -18,9 +18,10 @@ class KvPool:
         self, groups: Sequence[KvGroup], num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.groups, self.num_blocks, self.block_size = tuple(groups), num_blocks, block_size
-        # Per group [2 (keys, values), layer of the group, block, slot, kv_head, dim]
+        # Per group [2 (keys, values), layer of the group, block, slot, kv_head, dim]. Not zeroed: that would touch every page,
+        # and no slot is read before it is written.
         self._tensors = [
-            torch.zeros(2, len(g.layers), num_blocks, block_size, g.num_kv_heads, g.head_dim, dtype=dtype, device=device)
+            torch.empty(2, len(g.layers), num_blocks, block_size, g.num_kv_heads, g.head_dim, dtype=dtype, device=device)
             for g in groups
         ]
         self._place = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}

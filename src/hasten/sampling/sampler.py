@@ -61,6 +61,12 @@ class Sampler:
         """
         return self.chain.process(logits_RV.log_softmax(dim=1), rows)
 
+    def logprobs(
+        self, logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]
+    ) -> dict[int, TokenLogprob]:
+        """Of one token per row, under the raw distribution, where ``params.logprobs`` asks for it. Key: row."""
+        return _logprobs(logits_RV, rows, token_ids)
+
     def _shaped(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
         """Rows that need more than the largest raw logit."""
         processed_RV = self.chain.process(logits_RV, rows)

@@ -5,6 +5,7 @@ Shape suffixes: B live beams · V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,4 +31,5 @@ def best_candidates(logprobs_BV: Tensor, scores: Sequence[float], k: int) -> lis
         equal = (totals == values[k]).nonzero().flatten()[: k - len(better)]
         places = torch.cat([better, equal])
     pairs = sorted(zip((-totals[places]).tolist(), places.tolist(), strict=True))[:k]
-    return [Candidate(*divmod(place, vocabulary), -negated) for negated, place in pairs if negated < float("inf")]
+    allowed = ((place, -negated) for negated, place in pairs if negated < math.inf)
+    return [Candidate(place // vocabulary, place % vocabulary, score) for place, score in allowed]

@@ -1,4 +1,4 @@
-"""No answer ends before it has ``min_tokens`` tokens: end-of-sequence and stop tokens wait (stop strings still act)."""
+"""No answer ends before it has ``min_tokens`` tokens: end-of-sequence and stop tokens are masked (stop strings wait elsewhere)."""
 
 from __future__ import annotations
 
