@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 NEEDS := pyproject.toml constraints.txt
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
@@ -15,8 +15,8 @@ demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
 	@$(BIN)/hasten generate demo "def binary_search(" --max-tokens 96 --temperature 0
 	@echo
-	@echo '$$ hasten bench throughput demo --num-prompts 16 --input-len 64 --output-len 64'
-	@$(BIN)/hasten bench throughput demo --num-prompts 16 --input-len 64 --output-len 64
+	@echo '$$ hasten bench throughput demo --num-prompts 8 --input-len 64 --output-len 32'
+	@$(BIN)/hasten bench throughput demo --num-prompts 8 --input-len 64 --output-len 32
 
 test: $(VENV)/installed-dev
 	@$(PYTEST)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def test_a_line_is_a_turn_and_the_history_counts(hasten, llm):
     second = llm.chat(messages, GREEDY)[0].outputs[0].text
     assert (ran.code, ran.out) == (0, f"{first}\n{second}\n")
     told = [line for line in ran.err.splitlines() if "finish: " in line]
-    assert ["(0 cached" in line for line in told] == [True, False]
+    counts = [tuple(map(int, re.match(r"prompt (\d+) tokens \((\d+) cached, (\d+) computed\)", line).groups())) for line in told]
+    assert [cached > 0 for _, cached, _ in counts] == [False, True]
+    assert all(prompt == cached + computed for prompt, cached, computed in counts)
 
 
 def test_clear_retry_save_and_load(hasten, llm, tmp_path):

@@ -24,6 +24,7 @@ from hasten.sampling.sampler import Sampler
 
 VOCABULARY = 24
 MASK = (1 << 63) - 1
+INJECTED = "injected by the test"
 _generator = np.random.default_rng(7)
 LOGITS = torch.tensor(_generator.normal(0, 2.0, size=(4099, VOCABULARY)), dtype=torch.float32)
 WEIGHTS = _generator.integers(1, 1 << 62, size=4096, dtype=np.int64) | 1
@@ -56,7 +57,7 @@ class OracleRunner:
     def run(self, plan: StepPlan) -> RunnerOutput:
         if self.fail_next:
             self.fail_next = False
-            raise MemoryError("injected")
+            raise MemoryError(INJECTED)
         size = self.block_size
         for copy in plan.copies:
             pool = self.pools[copy.group]

@@ -17,7 +17,7 @@ from hasten.kv.space import KvSpace
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
 
-from .oracle import VOCABULARY, Alone, OracleRunner
+from .oracle import INJECTED, VOCABULARY, Alone, OracleRunner
 
 FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority")
 GROUPS = (KvGroup((0, 2), 1, 4), KvGroup((1, 3), 1, 4, window=7))
@@ -137,6 +137,8 @@ class World:
                 self._judge(request, delta.output, aborted)
 
     def _judge(self, request: Request, output: RequestOutput, aborted: bool) -> None:
+        if output.error is not None and INJECTED not in output.error:
+            raise WrongToken(f"seed {self.seed}: {output.error}")
         self.finished += 1
         expected = self.alone.answers(request)
         for answer, right in zip(output.outputs, expected, strict=True):

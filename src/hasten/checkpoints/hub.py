@@ -144,7 +144,10 @@ def _download(name: str, revision: str | None, quiet: bool) -> Path:
 
 
 def _silent_bar() -> type[tqdm[Any]]:
-    from tqdm.auto import tqdm as shown
+    if TYPE_CHECKING:
+        shown = tqdm[Any]  # generic in its annotations only
+    else:
+        from tqdm.auto import tqdm as shown
 
     class SilentBar(shown):
         def __init__(self, *arguments: Any, **options: Any) -> None:

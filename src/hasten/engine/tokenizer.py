@@ -43,15 +43,18 @@ class TextTokenizer:
     @property
     def reader(self) -> TokenReader:
         """What a ``Detokenizer`` reads tokens with."""
-        return self._tokenizer.backend_tokenizer  # type: ignore[no-any-return]
+        reader: TokenReader = self._tokenizer.backend_tokenizer
+        return reader
 
     @property
     def eos_token_id(self) -> int | None:
-        return self._tokenizer.eos_token_id  # type: ignore[no-any-return]
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """``special``: with the tokens that the tokenizer puts around a text."""
-        return self._tokenizer.encode(text, add_special_tokens=special, verbose=False)  # type: ignore[no-any-return]
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special, verbose=False)
+        return token_ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)

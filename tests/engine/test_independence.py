@@ -1,0 +1,98 @@
+"""Promise P3 and P9 in float32: what a request gets depends on nothing but the request."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from hasten import LLM, RequestOutput, SamplingParams
+
+BATCHES, POOL, NEW_TOKENS, TOLERANCE = 300, 24, 10, 1e-5
+
+
+def requests(vocab_size: int) -> list[tuple[dict[str, list[int]], SamplingParams]]:
+    """Half greedy, half drawn with a seed; prompts of 1 to 70 tokens, some with a common beginning."""
+    draw = random.Random(5)
+    stem = [draw.randrange(16, vocab_size) for _ in range(40)]
+    made = []
+    for i in range(POOL):
+        prompt = stem[: draw.randint(0, 40)] + [draw.randrange(16, vocab_size) for _ in range(draw.randint(1, 30))]
+        settings = {"temperature": 0.0} if i % 2 else {"temperature": 0.9, "top_p": 0.95, "seed": i, "repetition_penalty": 1.1}
+        params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2, **settings)
+        made.append(({"prompt_token_ids": prompt}, params))
+    return made
+
+
+def demo(**options: object) -> LLM:
+    return LLM("demo", dtype="float32", max_model_len=256, kv_cache_memory="64MiB", **options)
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[RequestOutput]:
+    """Each request by itself, its prompt computed in one piece."""
+    llm = demo(prefix_caching=False)
+    return [llm.generate(prompt, params)[0] for prompt, params in requests(llm.describe()["vocab_size"])]
+
+
+def assert_same(found: RequestOutput, expected: RequestOutput) -> None:
+    mine, right = found.outputs[0], expected.outputs[0]
+    assert mine.token_ids == right.token_ids
+    assert mine.logprobs is not None and right.logprobs is not None
+    for a, b in zip(mine.logprobs, right.logprobs, strict=True):
+        assert abs(a.logprob - b.logprob) <= TOLERANCE
+        assert [token for token, _ in a.top] == [token for token, _ in b.top]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="batched"),
+        pytest.param({"max_num_batched_tokens": 16, "max_num_seqs": 8}, id="chunked"),
+        pytest.param({"prefix_caching": False, "block_size": 7}, id="no-cache"),
+    ],
+)
+def test_300_random_batches_give_what_each_request_gives_alone(alone: list[RequestOutput], options: dict[str, object]) -> None:
+    llm = demo(**options)
+    pool = requests(llm.describe()["vocab_size"])
+    draw = random.Random(str(options))
+    for _ in range(BATCHES // 3):
+        chosen = [draw.randrange(POOL) for _ in range(draw.randint(1, 12))]
+        outputs = llm.generate([pool[i][0] for i in chosen], [pool[i][1] for i in chosen], use_tqdm=False)
+        for i, output in zip(chosen, outputs, strict=True):
+            assert_same(output, alone[i])
+
+
+def test_preempted_requests_give_the_same(alone: list[RequestOutput]) -> None:
+    llm = demo(max_num_seqs=8, prefix_caching=False)
+    pool = requests(llm.describe()["vocab_size"])
+    draw = random.Random(3)
+    intake, engine = llm._assembly.intake, llm.engine
+    for i, (prompt, params) in enumerate(pool):
+        engine.add(intake.request(str(i), prompt, params, arrival=0.0))
+    outputs = {}
+    while engine.unfinished:
+        if engine.scheduler.num_running and draw.random() < 0.3:
+            engine.scheduler._preempt(draw.choice(engine.scheduler._running))
+        outputs |= {int(delta.request_id): delta.output for delta in engine.step() if delta.output is not None}
+    assert sum(output.metrics.num_preemptions for output in outputs.values()) > 10
+    for i, output in outputs.items():
+        assert_same(output, alone[i])
+
+
+def test_answer_i_of_n_is_drawn_as_if_alone() -> None:
+    """The noise of an answer depends on its index, not on how many answers there are."""
+    llm = demo()
+    params = SamplingParams(n=4, seed=11, temperature=1.0, max_tokens=12, ignore_eos=True)
+    four = llm.generate("import os\n", params)[0].outputs
+    two = llm.generate("import os\n", params.replace(n=2))[0].outputs
+    assert [answer.token_ids for answer in four[:2]] == [answer.token_ids for answer in two]
+    assert len({answer.token_ids for answer in four}) == 4
+
+
+def test_the_reported_seed_draws_the_answer_again() -> None:
+    llm = demo()
+    first = llm.generate("import os\n", SamplingParams(max_tokens=12))[0]
+    again = llm.generate("import os\n", SamplingParams(max_tokens=12, seed=first.seed))[0]
+    other = llm.generate("import os\n", SamplingParams(max_tokens=12))[0]
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids != other.outputs[0].token_ids
