@@ -93,7 +93,9 @@ def make_checkpoint(folder: Path, seed: int) -> None:
 
 class Hasten:
     def __init__(self, folder: Path) -> None:
-        self.llm = LLM(str(folder), dtype="bfloat16", max_num_seqs=16, block_size=BLOCK_SIZE, kv_cache_memory="1GiB", max_model_len=2048)
+        self.llm = LLM(
+            str(folder), dtype="bfloat16", max_num_seqs=16, block_size=BLOCK_SIZE, kv_cache_memory="1GiB", max_model_len=2048
+        )
 
     def run(self, work: Work) -> dict[str, Any]:
         self.llm.reset_prefix_cache()
@@ -136,7 +138,7 @@ class ContinuousTransformers:
     def run(self, work: Work) -> dict[str, Any]:
         from transformers import GenerationConfig
 
-        # It takes one length for all requests, so each length is a call of its own and the longest would be unfair: all get the mean.
+        # It takes one length for all requests; the longest would be unfair, so all get the mean.
         mean = round(statistics.fmean(work.lengths))
         config = GenerationConfig(max_new_tokens=mean, do_sample=False, eos_token_id=-1, pad_token_id=0)
         out = self.model.generate_batch(inputs=work.prompts, generation_config=config, progress_bar=False)
@@ -194,7 +196,10 @@ def compare(work: Work, ours: Hasten, theirs: Transformers, repeats: int) -> dic
     for repeat in range(repeats):
         a.append(measure(ours.run, work))
         b.append(measure(theirs.run, work))
-        print(f"{work.name}: {repeat + 1}/{repeats}: hasten {a[-1]['seconds']:.3f} s, transformers {b[-1]['seconds']:.3f} s", flush=True)
+        print(
+            f"{work.name}: {repeat + 1}/{repeats}: hasten {a[-1]['seconds']:.3f} s, transformers {b[-1]['seconds']:.3f} s",
+            flush=True,
+        )
     tokens = 1 if single else sum(work.lengths)
     rate = [f"{tokens / statistics.median(r['seconds'] for r in runs):.1f} tokens/s" for runs in (a, b)]
     return {

@@ -28,7 +28,7 @@ def bits_per_byte(
             row[1] += (logits.argmax(-1) == chunk[1:]).sum().item()
             row[2] += len(chunk) - 1
         for key in (document.kind, "all"):
-            totals[key] = [a + b for a, b in zip(totals.get(key, [0.0] * 4), row)]
+            totals[key] = [a + b for a, b in zip(totals.get(key, [0.0] * 4), row, strict=True)]
     return {
         key: {
             "bits_per_byte": round(nats / math.log(2) / size, 4),

@@ -77,9 +77,7 @@ def train(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(texts, trainer)
     # Every training document began after END, so a prompt does too.
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", special_tokens=[(END, tokenizer.token_to_id(END))]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, tokenizer.token_to_id(END))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,

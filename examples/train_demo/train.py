@@ -22,8 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 CONTEXT = 4096
 SHAPES = {
-    "demo": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2),
-    "draft": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2),
+    # hidden size, feed-forward size, layers, query heads, key/value heads
+    "demo": (256, 768, 8, 4, 2),
+    "draft": (128, 384, 2, 2, 2),
 }
 # (share of the run, window): short windows are cheap and teach most; the last ones teach the far positions.
 WINDOWS = ((0.70, 512), (0.90, 1024), (1.00, CONTEXT))
@@ -52,7 +53,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.02):
         shapes = sorted({tuple(p.shape) for p in parameters})
         groups = [{"params": [p for p in parameters if tuple(p.shape) == shape]} for shape in shapes]
-        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -64,7 +65,7 @@ class Muon(torch.optim.Optimizer):
                 updates.append(p.grad.lerp(average, group["momentum"]))
             stacked = orthogonalise(torch.stack(updates))
             rows, columns = stacked.shape[1:]
-            for p, update in zip(group["params"], stacked):
+            for p, update in zip(group["params"], stacked, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
@@ -105,6 +106,7 @@ def batches(stream: np.ndarray, tokens_per_step: int, progress: Progress, seed: 
 
 
 def build(shape: str) -> LlamaForCausalLM:
+    hidden, feed_forward, layers, heads, kv_heads = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=bpe.VOCABULARY,
         max_position_embeddings=CONTEXT,
@@ -115,7 +117,11 @@ def build(shape: str) -> LlamaForCausalLM:
         pad_token_id=3,
         rms_norm_eps=1e-5,
         attn_implementation="sdpa",
-        **SHAPES[shape],
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
     )
     model = LlamaForCausalLM(config)
     for name, p in model.named_parameters():
@@ -169,8 +175,8 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         scale = min(1.0, step / 40) * min(1.0, (1 - progress.share()) / 0.6)
-        for optimizer, rates in zip(optimizers, peak):
-            for group, rate in zip(optimizer.param_groups, rates):
+        for optimizer, rates in zip(optimizers, peak, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * max(scale, 0.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -19,7 +19,9 @@ LOGPROB = TokenLogprob(5, -0.5, 1, ((5, -0.5), (7, -1.25)))
 PARAMS = SamplingParams(
     temperature=0.7, top_k=40, logit_bias={3: -1.5}, stop=("\n\n",), bad_words_ids=((1, 2), (3,)), logprobs=2, seed=2**62
 )
-COMPLETION = CompletionOutput(index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), finish_reason=FinishReason.STOP, stop_reason="x")
+COMPLETION = CompletionOutput(
+    index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), finish_reason=FinishReason.STOP, stop_reason="x"
+)
 OUTPUT = RequestOutput(
     request_id="r",
     prompt=None,

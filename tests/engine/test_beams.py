@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_models import tiny_reference
 
 from hasten import LLM, SamplingParams
+from tests.tiny_models import tiny_reference
 
 CASES = [
     {"beam_width": 4, "n": 4},

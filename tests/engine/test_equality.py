@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_models import TINY, tiny_reference
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hasten import LLM, RequestOutput, SamplingParams
@@ -21,6 +20,7 @@ from hasten.layers.spec import RotarySpec
 from hasten.models.decoder import Decoder
 from hasten.ops.base import AttentionMask
 from hasten.ops.torch import backend, paged
+from tests.tiny_models import TINY, tiny_reference
 
 PROMPTS, NEW_TOKENS, TOLERANCE = 64, 64, 1e-4
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=3)

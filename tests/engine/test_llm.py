@@ -115,7 +115,7 @@ def test_auto_fit_warns_with_both_numbers_and_refuses_the_impossible(tiny: Calla
         small.generate({"prompt_token_ids": [5] * 90})
     with pytest.raises(InvalidRequest, match=r"got 20 prompt \+ 70 new tokens = 90; allowed: up to 80"):
         small.generate({"prompt_token_ids": [5] * 20}, SamplingParams(max_tokens=70))
-    with pytest.raises(InvalidRequest, match="does not fit the KV pool.*allowed: up to 5 blocks"):
+    with pytest.raises(InvalidRequest, match=r"does not fit the KV pool.*allowed: up to 5 blocks"):
         small.generate({"prompt_token_ids": [5] * 20}, SamplingParams(max_tokens=50, n=4))
     with pytest.raises(HastenError, match="not even one KV block fits"):
         LLM(str(tiny("llama-gqa")), kv_cache_memory=100)
@@ -127,7 +127,11 @@ def test_auto_fit_warns_with_both_numbers_and_refuses_the_impossible(tiny: Calla
     [
         ("", {}, "prompt is empty|leaves no room|at least one"),
         ({"prompt_token_ids": []}, {}, "the prompt is empty"),
-        ({"prompt_token_ids": [1, 8192, -1]}, {}, "2 prompt token ids are outside the vocabulary: got 8192, -1; allowed: 0 to 8191"),
+        (
+            {"prompt_token_ids": [1, 8192, -1]},
+            {},
+            "2 prompt token ids are outside the vocabulary: got 8192, -1; allowed: 0 to 8191",
+        ),
         ({"prompt_tokens": [1]}, {}, "this is not a prompt"),
         ({"prompt_token_ids": "abc"}, {}, "not whole numbers"),
         ("x" * 9000, {}, "leaves no room for an answer"),

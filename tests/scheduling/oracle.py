@@ -64,18 +64,18 @@ class OracleRunner:
             pool[copy.target * size : (copy.target + 1) * size] = pool[copy.source * size : (copy.source + 1) * size]
         # All rows write before any row reads, as a layer of a real model does: a slot given to two rows must show.
         slots = [[self._slots(table, row.stop) for table in row.block_tables] for row in plan.rows]
-        for row, tables in zip(plan.rows, slots):
+        for row, tables in zip(plan.rows, slots, strict=True):
             tenant = self.tenant_of(row.sequence_id)
-            for pool, table in zip(self.pools, tables):
+            for pool, table in zip(self.pools, tables, strict=True):
                 before = int(pool[table[row.start - 1]]) if row.start else 0
                 for position, token in enumerate(row.token_ids, row.start):
                     before = slot_value(before, token, tenant)
                     pool[table[position]] = before
         rows = []
-        for row, tables in zip(plan.rows, slots):
+        for row, tables in zip(plan.rows, slots, strict=True):
             if row.sampled:
                 visible = []
-                for group, pool, table in zip(self.groups, self.pools, tables):
+                for group, pool, table in zip(self.groups, self.pools, tables, strict=True):
                     first = first_visible(group, row.stop - 1)
                     assert (table[first : row.stop] >= 0).all(), "a visible position has no block"
                     visible.append((first, pool[table[first : row.stop]]))

@@ -61,9 +61,7 @@ class Sampler:
         """
         return self.chain.process(logits_RV.log_softmax(dim=1), rows)
 
-    def logprobs(
-        self, logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]
-    ) -> dict[int, TokenLogprob]:
+    def logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]) -> dict[int, TokenLogprob]:
         """Of one token per row, under the raw distribution, where ``params.logprobs`` asks for it. Key: row."""
         return _logprobs(logits_RV, rows, token_ids)
 

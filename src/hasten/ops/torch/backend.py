@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from hasten.ops.base import AttentionMask, PagedKv
 from hasten.ops.torch.activation import gelu, silu_mul
 from hasten.ops.torch.dense import attend_dense
+from hasten.ops.torch.linear import WideningLinear, linear
 from hasten.ops.torch.norm import layer_norm, rms_norm
 from hasten.ops.torch.paged import attend_paged
 from hasten.ops.torch.rotate import rotate
 
 
 class TorchOps:
-    """The reference backend. It has no state."""
+    """The reference backend. ``widen``: multiply 16-bit weights in float32, for processors without bf16 arithmetic."""
 
     name = "torch"
 
+    def __init__(self, *, widen: bool = False) -> None:
+        self._linear = WideningLinear() if widen else linear
+
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        return F.linear(x_TI, weight_OI, bias_O)
+        return self._linear(x_TI, weight_OI, bias_O)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(x, weight, eps)

@@ -1,0 +1,46 @@
+"""The matrix product, and the form of it for processors without bf16 arithmetic.
+
+There, PyTorch's bf16 product runs several times slower than its float32 one (44 against 98 GFLOP/s at 16 rows on two AVX-512
+cores). ``WideningLinear`` widens the weights a tile at a time, while the tile is in the cache, and multiplies in float32: the
+weights are still read from memory as bf16, and nothing is rounded before the sum is complete.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE_BYTES = 2 << 20  # of widened weights: about one core's second-level cache
+
+
+def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """See ``Ops.linear``."""
+    return F.linear(x_TI, weight_OI, bias_O)
+
+
+class WideningLinear:
+    """Not differentiable, so it steps aside while gradients are recorded. One scratch tile per width, kept: one thread only."""
+
+    def __init__(self) -> None:
+        self._tiles: dict[int, Tensor] = {}
+
+    def __call__(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if weight_OI.dtype not in (torch.bfloat16, torch.float16) or torch.is_grad_enabled():
+            return linear(x_TI, weight_OI, bias_O)
+        out_features, in_features = weight_OI.shape
+        tile_JI = self._tile(in_features)
+        wide_TI = x_TI.float()
+        out_TO = torch.empty(len(x_TI), out_features, dtype=x_TI.dtype)
+        for begin in range(0, out_features, len(tile_JI)):
+            part = weight_OI[begin : begin + len(tile_JI)]
+            widened = tile_JI[: len(part)].copy_(part)
+            bias = None if bias_O is None else bias_O[begin : begin + len(part)].float()
+            out_TO[:, begin : begin + len(part)] = F.linear(wide_TI, widened, bias)
+        return out_TO
+
+    def _tile(self, in_features: int) -> Tensor:
+        if in_features not in self._tiles:
+            rows = max(64, TILE_BYTES // 4 // in_features)
+            self._tiles[in_features] = torch.empty(rows, in_features)
+        return self._tiles[in_features]
