@@ -36,7 +36,7 @@ VALUES = [
     StepPlan((RowPlan(3, 4, (9,), ((None, 7), (1, 2)), True),), (BlockCopy(0, 1, 2),)),
     StepResult((Continuation(3, 5, Finish(FinishReason.LENGTH), 1),), (4,), (6,)),
     Delta(request_id="r", index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), output=OUTPUT),
-    Rejection(request_id="r", what="too long", got="9"),
+    Rejection(request_id="r", kind="PromptTooLong", what="too long", got="9"),
     OUTPUT,
 ]
 

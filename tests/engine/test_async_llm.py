@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, SamplingParams
+from hasten.core.errors import PromptTooLong
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = [{"prompt_token_ids": [3 + i, 4, 5 + 2 * i, 6]} for i in range(10)]
@@ -83,9 +85,60 @@ def test_wrong_requests_are_refused_on_either_side_of_the_boundary(tiny: Callabl
             await llm.generate({"prompt_token_ids": []}, GREEDY)
         with pytest.raises(InvalidRequest, match=r"more sequences than may run at a time: got 9; allowed: up to max_num_seqs=6"):
             await llm.generate(PROMPTS[0], SamplingParams(n=9, max_tokens=4))  # only the engine knows
+        with pytest.raises(PromptTooLong, match="do not fit the context"):
+            await llm.generate(PROMPTS[0], SamplingParams(max_tokens=126))
         assert (await llm.generate(PROMPTS[0], GREEDY)).finished
 
     run(tiny("llama-gqa"), body)
+
+
+JUNK = [
+    None,
+    -1,
+    2**70,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "x",
+    "\ud800",
+    b"x",
+    [],
+    [None],
+    {},
+    {"a": 1},
+    True,
+    ("\ud800",),
+    object(),
+]
+
+
+def test_no_field_of_no_request_kills_the_engine(tiny: Callable[[str], Path]) -> None:
+    """Every field of a request gets every kind of junk: it is refused or served, and a canary beside it stays exact."""
+    folder = tiny("llama-gqa")
+    fields = [field.name for field in dataclasses.fields(SamplingParams)]
+    canary = LLM(str(folder), **OPTIONS).generate(PROMPTS[0], GREEDY)[0].outputs
+
+    async def attempt(llm: AsyncLLM, settings: dict[str, object], **named: object) -> str:
+        try:
+            params = SamplingParams.from_dict({"max_tokens": 2, **settings})
+            prompt = named.pop("prompt", PROMPTS[1])
+            return str((await llm.generate(prompt, params, **named)).error)
+        except InvalidRequest as refused:
+            return str(refused)
+
+    async def body(llm: AsyncLLM) -> None:
+        outcomes = []
+        for junk in JUNK:
+            outcomes += [await attempt(llm, {name: junk}) for name in fields]
+            outcomes += [await attempt(llm, {"beam_width": 3, name: junk}) for name in ("n", "early_stopping", "logprobs")]
+            outcomes += [await attempt(llm, {}, **{name: junk}) for name in ("priority", "cache_salt", "prompt")]
+            outcomes.append(await attempt(llm, {}, prompt={"prompt_token_ids": junk}))
+            assert (await llm.generate(PROMPTS[0], GREEDY)).outputs == canary
+        refused = [outcome for outcome in outcomes if outcome != "None"]
+        assert len(refused) > 0.7 * len(outcomes)
+        assert held(llm) == 0
+
+    run(folder, body, ordering="priority")
 
 
 def test_priority_decides_who_waits(tiny: Callable[[str], Path]) -> None:

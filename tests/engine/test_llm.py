@@ -190,6 +190,19 @@ def test_unusable_numbers_end_one_request_and_are_never_cached(tiny: Callable[[s
     assert [output.outputs[0].token_ids for output in again] == expected
 
 
+@pytest.mark.parametrize("beams", [{}, {"beam_width": 2, "temperature": 1.0}])
+def test_settings_that_forbid_every_token_say_so_and_keep_the_cache(tiny: Callable[[str], Path], beams: dict[str, object]) -> None:
+    llm = LLM(str(tiny("llama-gqa")), dtype="float32", block_size=4, kv_cache_memory="8MiB")
+    prompt = {"prompt_token_ids": [7] * 9}
+    params = SamplingParams(temperature=0, max_tokens=4)
+    llm.generate(prompt, params)
+    nothing = params.replace(min_tokens=2, allowed_token_ids=(2,), **beams)  # 2 is the end of a sequence
+    output = llm.generate(prompt, nothing)[0]
+    assert output.error is not None and "leave no token to choose" in output.error
+    assert output.outputs[0].finish_reason is FinishReason.ERROR
+    assert llm.generate(prompt, params)[0].metrics.num_cached_tokens == 8
+
+
 def test_a_failing_step_ends_its_own_requests_only(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     llm = LLM(str(tiny("llama-gqa")), dtype="float32", block_size=4, kv_cache_memory="8MiB", max_num_seqs=2)
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from hasten.core.errors import PromptTooLong
 from hasten.core.request import Request
-from hasten.core.result import Continuation, StepResult
+from hasten.core.result import Continuation, Finish, FinishReason, StepResult
 from hasten.core.sampling_params import SamplingParams
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
@@ -49,6 +52,17 @@ def test_static_lets_nobody_join_before_all_are_done() -> None:
     assert set(step(scheduler)) == {"b"}
     scheduler.abort("b")
     assert set(step(scheduler)) == {"c"}
+
+
+def test_a_static_batch_is_whole_though_the_token_budget_admits_it_in_parts() -> None:
+    """Also where its members wait for a prefix that one of them computes. Whoever comes later waits for all of them."""
+    scheduler = make(batching="static", max_num_batched_tokens=8)
+    for name in "abc":
+        add(scheduler, name, [*range(9), ord(name)])
+    add(scheduler, "d")
+    seen = [step(scheduler) for _ in range(4)]
+    assert {name for rows in seen for name in rows} == {"a", "b", "c"}
+    assert set(seen[-1]) == {"a", "b", "c"}
 
 
 def test_dynamic_waits_for_company_but_not_for_long() -> None:
@@ -118,3 +132,28 @@ def test_when_blocks_run_out_the_last_in_order_gives_way_and_comes_back() -> Non
     scheduler.abort("a")
     assert set(step(scheduler)) == {"b"}
     scheduler.kv.check()
+
+
+def test_seats_of_answers_that_have_ended_are_free_again() -> None:
+    scheduler = make(max_num_seqs=3)
+    scheduler.add(Request(request_id="n", prompt_token_ids=(1, 2), params=SamplingParams(n=3, max_tokens=8, seed=0)))
+    add(scheduler, "a")
+    (first,) = scheduler.plan(0.0).sampled_ids
+    scheduler.commit(StepResult(tuple(Continuation(first, 5 + i, index=i) for i in range(3))))
+    plan = scheduler.plan(0.0)
+    assert len(plan.rows) == 3, "all seats are taken"
+    ends, *live = plan.sampled_ids
+    finish = Finish(FinishReason.STOP)
+    scheduler.commit(StepResult((Continuation(ends, 0, finish), *(Continuation(i, 1) for i in live))))
+    assert set(step(scheduler)) == {"n", "a"}
+
+
+def test_preempted_beams_that_share_nothing_any_more_still_finish() -> None:
+    """Without a prefix cache a window forgets the shared prompt, so each beam needs a prompt of its own to come back."""
+    groups = [KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7)]
+    beams = SamplingParams(beam_width=4, max_tokens=20, seed=0)
+    request = Request(request_id="beams", prompt_token_ids=tuple(range(60)), params=beams)
+    config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=9, max_model_len=128, prefix_caching=False)
+    with pytest.raises(PromptTooLong, match="80 blocks of 4 tokens; allowed: up to 79 blocks"):
+        Scheduler(config, KvSpace(groups, 79, 4, retain=False)).add(request)
+    Scheduler(config, KvSpace(groups, 80, 4, retain=False)).add(request)

@@ -118,7 +118,7 @@ def window_released_too_early(patch: Patch) -> None:
 
 @mutant
 def a_hit_that_one_group_lacks(patch: Patch) -> None:
-    patch.setattr(KvSpace, "_window_held", lambda self, group, allocator, hashes, count: True)
+    patch.setattr(KvSpace, "_last_lacking", lambda self, group, allocator, hashes, count: -1)
 
 
 @mutant

@@ -64,7 +64,9 @@ class World:
             prefix_caching="prefix cache" in self.wanted,
         )
         largest = 45 if "preemption" in self.wanted else 60  # tokens of one request
-        num_blocks = (4 * largest if "preemption" in self.wanted else 12 * MAX_LENGTH) // block_size + 3
+        # Down to pools that hold one large request exactly, where progress depends on what exactly is shared.
+        tokens = self.random.choice((2, 4)) * largest if "preemption" in self.wanted else 12 * MAX_LENGTH
+        num_blocks = tokens // block_size + 3
         self.largest = largest
         self.kv = FailingSpace(GROUPS, num_blocks, block_size, retain=config.prefix_caching)
         self.scheduler = Scheduler(config, self.kv)

@@ -46,7 +46,7 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
             raise BadHeader(f"{file.name}: the header needs {size + 8:,} bytes and the file has {length:,}")
         try:
             header = json.loads(stream.read(size))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadHeader(f"{file.name}: the header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise BadHeader(f"{file.name}: the header is not a table of tensors")

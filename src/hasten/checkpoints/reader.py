@@ -58,8 +58,8 @@ class Checkpoint:
 def _read_table(file: Path) -> dict[str, Any]:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON", got=error, remedy="Download the checkpoint again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON", got=error, remedy="Download the checkpoint again") from None
     if not isinstance(table, dict):
         raise CheckpointError(f"{file} is not a JSON object", got=type(table).__name__, remedy="Download the checkpoint again")
     return table

@@ -53,8 +53,8 @@ def _read_index(folder: Path) -> dict[str, str]:
         raise _no_weights(folder)
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON", got=error, remedy="Download the checkpoint again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON", got=error, remedy="Download the checkpoint again") from None
     placed = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
         raise CheckpointError(

@@ -75,9 +75,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """The engine did not take a request; the fields of the ``InvalidRequest`` that says why."""
+    """The engine did not take a request; the parts of the ``InvalidRequest`` that says why."""
 
     request_id: str
+    kind: str  # the class, "InvalidRequest" or "PromptTooLong"
     what: str
     got: str | None = None
     allowed: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,10 +59,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in ("bad_words", "stop", "stop_token_ids", "allowed_token_ids", "bad_words_ids"):
             value = getattr(self, name)
+            if value is None and name != "allowed_token_ids":  # clients send null for "none"
+                value = ()
             if isinstance(value, str):
                 value = (value,)
-            if value is not None:
-                object.__setattr__(self, name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
+            if isinstance(value, (list, tuple)):
+                value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+            object.__setattr__(self, name, value)
         wrong = [f"{name}={getattr(self, name)!r} (allowed: {allowed})" for name, allowed, ok in self._checks() if not ok]
         if wrong:
             raise InvalidRequest(
@@ -73,6 +77,8 @@ class SamplingParams:
         """(field, what is allowed, whether this value is)."""
         number, whole = _number, _whole
         beams = self.beam_width
+        most = self.max_tokens if whole(self.max_tokens, 1) else None
+        least = self.n if whole(self.n, 1) else 1
         return [
             ("temperature", "0 (greedy) or a number above 0", number(self.temperature, 0.0, math.inf)),
             ("top_k", "None or a whole number from 1", self.top_k is None or whole(self.top_k, 1)),
@@ -89,32 +95,31 @@ class SamplingParams:
                 isinstance(self.logit_bias, Mapping)
                 and all(whole(k, 0) and number(v, -100, 100) for k, v in self.logit_bias.items()),
             ),
-            ("bad_words", "texts that are not empty", all(isinstance(w, str) and w for w in self.bad_words)),
+            ("bad_words", "texts that are not empty", _texts(self.bad_words)),
             (
                 "bad_words_ids",
                 "sequences of token ids from 0, none empty",
-                all(isinstance(w, tuple) and w and all(whole(i, 0) for i in w) for w in self.bad_words_ids),
+                isinstance(self.bad_words_ids, tuple) and all(w and _ids(w) for w in self.bad_words_ids),
             ),
             (
                 "allowed_token_ids",
                 "None or token ids from 0, not empty",
-                self.allowed_token_ids is None
-                or (len(self.allowed_token_ids) > 0 and all(whole(i, 0) for i in self.allowed_token_ids)),
+                self.allowed_token_ids is None or (_ids(self.allowed_token_ids) and len(self.allowed_token_ids) > 0),
             ),
             ("n", f"1 to {MAX_SEQUENCES}", whole(self.n, 1, MAX_SEQUENCES)),
             ("seed", "None or 0 to 2**63 - 1", self.seed is None or whole(self.seed, 0, 2**63 - 1)),
-            ("min_tokens", "from 0, at most max_tokens", whole(self.min_tokens, 0, self.max_tokens)),
+            ("min_tokens", "from 0, at most max_tokens", whole(self.min_tokens, 0, most)),
             ("max_tokens", "None or from 1", self.max_tokens is None or whole(self.max_tokens, 1)),
             (
                 "stop",
                 f"up to {MAX_STOP_STRINGS} texts that are not empty",
-                len(self.stop) <= MAX_STOP_STRINGS and all(isinstance(s, str) and s for s in self.stop),
+                _texts(self.stop) and len(self.stop) <= MAX_STOP_STRINGS,
             ),
-            ("stop_token_ids", "token ids from 0", all(whole(i, 0) for i in self.stop_token_ids)),
+            ("stop_token_ids", "token ids from 0", _ids(self.stop_token_ids)),
             ("logprobs", f"None or 0 to {MAX_LOGPROBS}", self.logprobs is None or whole(self.logprobs, 0, MAX_LOGPROBS)),
-            ("beam_width", f"None or n to {MAX_SEQUENCES}", beams is None or whole(beams, self.n, MAX_SEQUENCES)),
+            ("beam_width", f"None or n to {MAX_SEQUENCES}", beams is None or whole(beams, least, MAX_SEQUENCES)),
             ("length_penalty", "a finite number", number(self.length_penalty, -1e3, 1e3)),
-            ("early_stopping", "True, False or 'never'", self.early_stopping in (True, False, "never")),
+            ("early_stopping", "True, False or 'never'", type(self.early_stopping) is bool or self.early_stopping == "never"),
             ("temperature", "0 or 1 with beam_width (beam search does not sample)", beams is None or self.temperature in (0, 1)),
             ("length_penalty", "1.0 without beam_width", beams is not None or self.length_penalty == 1.0),
             ("early_stopping", "False without beam_width", beams is not None or self.early_stopping is False),
@@ -144,7 +149,17 @@ class SamplingParams:
 
 
 def _number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return low <= value <= high and abs(value) <= sys.float_info.max  # no infinity, no whole number beyond floats; NaN fails both
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
+
+
+def _ids(value: object) -> bool:
+    return isinstance(value, tuple) and all(_whole(token, 0) for token in value)
 
 
 def _whole(value: object, low: int, high: int | None = None) -> bool:

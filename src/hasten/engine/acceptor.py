@@ -18,6 +18,7 @@ from hasten.sampling.sampler import Sampler, usable
 from hasten.scheduling.sequence import Sequence
 
 UNUSABLE = "the model's logits for this request are not finite numbers (NaN or infinity)"
+NO_TOKEN = "the settings of this request leave no token to choose: its masks, bias and penalties forbid all of them"
 
 
 @dataclass(slots=True)
@@ -72,11 +73,13 @@ class Acceptor:
         if [row for row, _ in lines] != list(range(len(logits_RV))):  # beams beside, or one row feeding n answers
             logits_RV = logits_RV[torch.tensor([row for row, _ in lines], device=logits_RV.device)]
         tokens = self._sampler.sample(logits_RV, [_view(sequences[row], answer.index) for row, answer in lines])
-        for (row, answer), token in zip(lines, tokens, strict=True):
+        for line, ((row, answer), token) in enumerate(zip(lines, tokens, strict=True)):
             sequence = sequences[row]
             record = records[sequence.entry.request.request_id]
-            if token is None:
-                self._poison(sequence.entry.sequences, record, accepted, now)
+            if token is None and all(usable(logits_RV[line : line + 1])):
+                self._fail(sequence.entry.sequences, record, accepted, now, NO_TOKEN)
+            elif token is None:
+                self._fail(sequence.entry.sequences, record, accepted, now, UNUSABLE)
             elif record.error is None:
                 finish = answer.push(token.token_id, token.logprob)
                 accepted.continuations.append(Continuation(sequence.id, token.token_id, finish, answer.index))
@@ -89,11 +92,14 @@ class Acceptor:
         rows = sorted(rows, key=lambda r: r[1].index)
         logits_BV = logits_RV[torch.tensor([row for row, _ in rows], device=logits_RV.device)]
         if not all(usable(logits_BV)):
-            return self._poison([sequence for _, sequence in rows], record, accepted, now)
+            return self._fail([sequence for _, sequence in rows], record, accepted, now, UNUSABLE)
         views = [_view(sequence, sequence.index) for _, sequence in rows]
         scores = self._sampler.beam_logprobs(logits_BV, views)
         lines = search.lines
-        step = search.advance(best_candidates(scores, search.scores, search.candidates_wanted))
+        candidates = best_candidates(scores, search.scores, search.candidates_wanted)
+        if not candidates:
+            return self._fail([sequence for _, sequence in rows], record, accepted, now, NO_TOKEN)
+        step = search.advance(candidates)
         if record.request.params.logprobs is not None:
             self._note_logprobs(logits_BV, views, lines, step, record)
         if step.done:
@@ -126,11 +132,13 @@ class Acceptor:
             line = lines[candidate.parent]
             record.beam_logprobs[(*line, candidate.token_id)] = (*before.get(line, ()), found[i])
 
-    def _poison(self, sequences: Iterable[Sequence], record: Record, accepted: _Accepted, now: float) -> None:
+    def _fail(self, sequences: Iterable[Sequence], record: Record, accepted: _Accepted, now: float, error: str) -> None:
+        """End a request that cannot go on; blocks whose numbers are not to be trusted are poisoned, others may be reused."""
         if record.error is None:
-            record.end(FinishReason.ERROR, now, UNUSABLE)
-            accepted.poisoned += [sequence.id for sequence in sequences]
-            gone = set(accepted.poisoned)
+            record.end(FinishReason.ERROR, now, error)
+            ending = accepted.poisoned if error is UNUSABLE else accepted.dropped
+            ending += [sequence.id for sequence in sequences]
+            gone = {*accepted.poisoned, *accepted.dropped}
             accepted.continuations = [c for c in accepted.continuations if c.parent not in gone]
             accepted.answers[record.request.request_id] = list(record.answers)
 

@@ -27,6 +27,7 @@ class Answer:
         self.score: float | None = None  # of a beam
         self.finish: Finish | None = None
         self._sent_tokens = self._sent_text = 0
+        self.reported = False  # its finish has been told in a delta
 
     def push(self, token_id: int, logprob: TokenLogprob | None) -> Finish | None:
         """Take one token; returns how the answer ended, if it did."""
@@ -73,6 +74,7 @@ class Answer:
         tokens, text = self.token_ids[self._sent_tokens :], self.text[self._sent_text :]
         logprobs = tuple(self.logprobs[self._sent_tokens :]) if self.logprobs else None
         self._sent_tokens, self._sent_text = len(self.token_ids), len(self.text)
+        self.reported = self.finish is not None
         return Delta(
             request_id=self._request.request_id,
             index=self.index,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hasten.checkpoints.hub import resolve
+from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.detokenizer import Detokenizer
@@ -52,6 +54,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         max_positions=spec.max_positions,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
+        max_step=options.max_num_batched_tokens,
         kv_cache_memory=options.kv_cache_memory,
     )
     pool = KvPool(groups, fit.num_blocks, options.block_size, dtype=loaded.dtype, device=torch.device("cpu"))
@@ -69,7 +72,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         vocab_size=spec.vocab_size,
         max_model_len=fit.max_model_len,
         eos_token_ids=eos_token_ids(loaded, tokenizer),
-        defaults=default_sampling_params(loaded.generation_config),
+        defaults=default_sampling_params(loaded.generation_config, folder),
         seeds=random.Random(options.seed),
         takes_priority=options.ordering == "priority",
     )
@@ -102,12 +105,18 @@ def eos_token_ids(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> tuple
     return tuple(dict.fromkeys(found))
 
 
-def default_sampling_params(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """What the checkpoint's ``generation_config.json`` recommends; greedy if it says ``do_sample: false``."""
+def default_sampling_params(generation_config: Mapping[str, Any], folder: Path) -> SamplingParams:
+    """What the checkpoint's ``generation_config.json`` recommends; greedy if it says ``do_sample: false``.
+
+    Raises ``CheckpointError`` if it recommends what cannot be.
+    """
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
     values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
     # transformers writes 0 for "off" here.
     values = {name: value for name, value in values.items() if not (name in ("top_k", "no_repeat_ngram_size") and value == 0)}
     if generation_config.get("do_sample") is False:
         values["temperature"] = 0.0
-    return SamplingParams.from_dict(values)
+    try:
+        return SamplingParams.from_dict(values)
+    except InvalidRequest as wrong:
+        raise CheckpointError(f"generation_config.json in {folder} is wrong: {wrong.what}", remedy="Correct the file") from wrong

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.output import Delta, Rejection, RequestOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
@@ -40,6 +40,7 @@ class AsyncLLM:
 
     async def close(self) -> None:
         """End the engine; requests that still run end with an error."""
+        self._died = self._died or EngineDied("")
         await asyncio.to_thread(self._client.close)
 
     def default_sampling_params(self) -> SamplingParams:
@@ -66,7 +67,8 @@ class AsyncLLM:
             while delta is None or delta.output is None:
                 event = await inbox.get()
                 if isinstance(event, Rejection):
-                    raise InvalidRequest(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
+                    kind = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
+                    raise kind(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
                 if isinstance(event, EngineDied):
                     raise HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
                 delta = event

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta
 from hasten.core.plan import Runner, RunnerOutput, StepPlan
 from hasten.core.request import Request
@@ -38,6 +39,8 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Raises ``InvalidRequest`` if the request could never run; the engine goes on as if it had not been seen."""
+        if request.request_id in self._records:
+            raise InvalidRequest("a request of this id is running", got=repr(request.request_id), remedy="Use another id")
         entry = self.scheduler.add(request)
         self._records[request.request_id] = Record(request, entry, self._detokenizer)
 
@@ -70,8 +73,7 @@ class Engine:
         """How long until a step can do something, where a batching mode waits for company."""
         if self.scheduler.num_running or not self.scheduler.num_waiting:
             return 0.0
-        opens = self.scheduler.opens_at()
-        return 0.0 if opens is None else max(0.0, opens - self.clock())
+        return max(0.0, self.scheduler.opens_at() - self.clock())
 
     def _run(self, plan: StepPlan) -> RunnerOutput | str:
         """The logits, or what went wrong. An interrupt leaves the engine as if the step had never been planned."""

@@ -36,6 +36,7 @@ def fit_kv(
     max_positions: int,
     max_model_len: int | None,
     max_num_seqs: int,
+    max_step: int,
     kv_cache_memory: int | str | None,
 ) -> Fit:
     """Size the pool from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
@@ -53,7 +54,7 @@ def fit_kv(
         )
     length = max_model_len or max_positions
     per_block = sum(group.block_bytes(block_size, element_bytes) for group in groups)
-    full = -(-length // block_size)
+    full = max(group.max_blocks(length, block_size, max_step) for group in groups)
     free = available_bytes()
     if kv_cache_memory is None:
         num_blocks = min(full * max_num_seqs, int(free * DEFAULT_SHARE) // per_block)

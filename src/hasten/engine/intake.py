@@ -17,6 +17,7 @@ from hasten.engine.tokenizer import TextTokenizer
 from hasten.sampling.vocabulary import check_token_ids
 
 Prompt = str | Mapping[str, Any]
+MAX_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Intake:
         cache_salt: str = "",
     ) -> Request:
         """Raises ``InvalidRequest`` or ``PromptTooLong``."""
+        _check_order(priority, cache_salt)
         if priority and not self.takes_priority:
             raise InvalidRequest(
                 "this engine does not order requests by priority",
@@ -68,7 +70,7 @@ class Intake:
                     "this checkpoint has no tokenizer, so a prompt cannot be text",
                     remedy='Pass {"prompt_token_ids": [...]}',
                 )
-            token_ids: Sequence[int] = self.tokenizer.encode(prompt)
+            token_ids: Sequence[int] = self._text_ids(prompt)
         else:
             token_ids = _given_ids(prompt)
         if not token_ids:
@@ -90,6 +92,12 @@ class Intake:
             )
         return tuple(token_ids)
 
+    def _text_ids(self, text: str, *, special: bool = True) -> list[int]:
+        assert self.tokenizer is not None
+        if not _is_unicode(text):
+            raise InvalidRequest("this is not Unicode text", got=repr(text)[:80], remedy="Half of a surrogate pair was cut off")
+        return self.tokenizer.encode(text, special=special)
+
     def _complete(self, params: SamplingParams, num_prompt: int) -> SamplingParams:
         """Every open setting given its value: the length, the seed, bad words as token ids."""
         changes: dict[str, Any] = {}
@@ -110,10 +118,27 @@ class Intake:
                 remedy="Use stop_token_ids and bad_words_ids",
             )
         if params.bad_words and self.tokenizer is not None:
-            ids = [self.tokenizer.encode(text, special=False) for word in params.bad_words for text in (word, " " + word)]
+            ids = [self._text_ids(text, special=False) for word in params.bad_words for text in (word, " " + word)]
             changes["bad_words_ids"] = params.bad_words_ids + tuple(dict.fromkeys(tuple(i) for i in ids if i))
             changes["bad_words"] = ()
         return params.replace(**changes) if changes else params
+
+
+def _check_order(priority: object, cache_salt: object) -> None:
+    """What the scheduler computes with must be what it takes it for, or every request would suffer."""
+    if type(priority) is not int or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequest("priority is out of range", got=repr(priority)[:40], allowed=f"-{MAX_PRIORITY} to {MAX_PRIORITY}")
+    if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
+        raise InvalidRequest("cache_salt is not a text", got=repr(cache_salt)[:80], allowed="any Unicode text")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be encoded: JSON may carry halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _given_ids(prompt: object) -> Sequence[int]:

@@ -53,7 +53,7 @@ class Record:
 
     def deltas(self, answers: list[Answer]) -> list[Delta]:
         """What is new in these answers; the last delta of the request carries the whole output."""
-        deltas = [answer.delta() for answer in answers]
+        deltas = [answer.delta() for answer in answers if not answer.reported]
         if self.finished and deltas:
             deltas[-1] = _with_output(deltas[-1], self.output())
         return deltas

@@ -72,5 +72,8 @@ class ThreadClient:
         try:
             self._engine.add(command)
         except InvalidRequest as wrong:
-            return [Rejection(request_id=command.request_id, what=wrong.what, **wrong.fields())]
+            return [Rejection(request_id=command.request_id, kind=type(wrong).__name__, what=wrong.what, **wrong.fields())]
+        except Exception as fault:  # a bug, but of this request alone
+            log.exception("a request could not be added")
+            return [Rejection(request_id=command.request_id, kind="InvalidRequest", what=f"{type(fault).__name__}: {fault}")]
         return []

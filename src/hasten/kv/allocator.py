@@ -28,14 +28,6 @@ class BlockAllocator:
         self._hash_of: dict[int, bytes] = {}
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    @property
-    def num_cached(self) -> int:
-        return len(self._cached)
-
-    @property
     def num_held(self) -> int:
         return len(self._references)
 

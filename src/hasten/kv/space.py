@@ -41,14 +41,9 @@ class KvSpace:
     def table(self, sequence_id: int) -> BlockTable:
         return self._tables[sequence_id]
 
-    @property
-    def num_available(self) -> int:
-        return min(allocator.num_available for allocator in self.allocators)
-
-    @property
-    def usage(self) -> float:
-        """Share of the fullest group's blocks that are held."""
-        return max(allocator.num_held for allocator in self.allocators) / self.num_blocks
+    def max_blocks(self, num_tokens: int, max_step: int) -> int:
+        """The most blocks that a sequence of ``num_tokens`` holds in any one group."""
+        return max(group.max_blocks(num_tokens, self.block_size, max_step) for group in self.groups)
 
     def hashes(self, salt: str, token_ids: Sequence[int]) -> list[bytes]:
         """The hashes of the full blocks whose hit would still leave one token to compute."""
@@ -63,13 +58,14 @@ class KvSpace:
             if group.window is None:
                 best = next((i for i in range(best) if allocator.find(hashes[i]) is None), best)
         windowed = [(g, a) for g, a in zip(self.groups, self.allocators, strict=True) if g.window is not None]
-        while best and not all(self._window_held(g, a, hashes, best) for g, a in windowed):
-            best -= 1
+        while (lacking := max((self._last_lacking(g, a, hashes, best) for g, a in windowed), default=-1)) >= 0:
+            best = lacking  # every longer prefix needs that block, or one after it
         return best
 
-    def _window_held(self, group: KvGroup, allocator: BlockAllocator, hashes: Sequence[bytes], count: int) -> bool:
+    def _last_lacking(self, group: KvGroup, allocator: BlockAllocator, hashes: Sequence[bytes], count: int) -> int:
+        """The last block that is gone of those which the query after ``count`` blocks sees; -1 if the group holds them all."""
         first = group.first_live_block(count * self.block_size, self.block_size)
-        return all(allocator.find(hashes[i]) is not None for i in range(first, count))
+        return next((i for i in range(count - 1, first - 1, -1) if allocator.find(hashes[i]) is None), -1)
 
     def awaits(self, hashes: Sequence[bytes]) -> bool:
         """Whether an open sequence is about to compute the first block after the longest match."""

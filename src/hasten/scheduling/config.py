@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hasten.core.errors import InvalidOption
@@ -28,5 +29,5 @@ class SchedulerConfig:
                 remedy="Every running sequence needs one token a step: raise the first or lower the second",
             )
         for name in ("batch_wait", "priority_seconds"):
-            if not getattr(self, name) >= 0:
-                raise InvalidOption(f"{name} is out of range", got=getattr(self, name), allowed="from 0 (seconds)")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidOption(f"{name} is out of range", got=getattr(self, name), allowed="from 0, finite (seconds)")

@@ -42,8 +42,8 @@ class Scheduler:
         entry = Entry(request, self._num_entries, salt)
         self._num_entries += 1
         entry.sequences.append(self._new_sequence(entry, 0, list(request.prompt_token_ids)))
-        self._entries[request.request_id] = entry
         self._wait(entry)
+        self._entries[request.request_id] = entry
         return entry
 
     def check_capacity(self, request: Request) -> None:
@@ -67,10 +67,11 @@ class Scheduler:
                 remedy="Lower n or beam_width, or raise max_num_seqs",
             )
         size, step = self.kv.block_size, self.config.max_num_batched_tokens
+        # Sequences share the prompt's blocks. A window drops them, and then a preempted sequence computes its own again.
+        shared = num_prompt // size if all(group.window is None for group in self.kv.groups) else 0
         for group in self.kv.groups:
-            each = group.max_blocks(total, size, step)
-            shared = num_prompt // size if group.window is None else 0
-            needed = shared + seats * (each - shared)
+            alone = group.max_blocks(total, size, 1)
+            needed = shared + seats * (alone - shared) + group.max_blocks(total, size, step) - alone
             if needed > self.kv.num_blocks:
                 raise PromptTooLong(
                     "the request does not fit the KV pool",
@@ -106,10 +107,9 @@ class Scheduler:
     def unfinished(self) -> bool:
         return bool(self._entries)
 
-    def opens_at(self) -> float | None:
-        """When waiting requests may join, as the batching mode has it; None: not while others run."""
-        oldest = min(entry.request.arrival for entry in self._waiting)
-        return self._admission.opens_at(len(self._running), sum(e.num_seats for e in self._waiting), oldest)
+    def opens_at(self) -> float:
+        """When an idle engine lets the first of the waiting requests join, as the batching mode has it."""
+        return self._admission.opens_at(self._waiting)
 
     # ---------------------------------------------------------------- one step
 
@@ -119,7 +119,7 @@ class Scheduler:
         for entry in sorted(self._running, key=lambda e: not e.decoding):
             if entry in self._running:  # not preempted by one before it
                 self._advance(entry, builder)
-        if self._waiting and (opens := self.opens_at()) is not None and opens <= now:
+        if self._waiting:
             self._admit(builder, now)
         plan = builder.build()
         self._planned = plan.rows
@@ -199,7 +199,7 @@ class Scheduler:
     def _admit(self, builder: PlanBuilder, now: float) -> None:
         """Let waiting requests join, in order, while there are seats, tokens and blocks."""
         seats = self.config.max_num_seqs - sum(entry.num_seats for entry in self._running)
-        for entry in list(self._waiting):
+        for entry in list(self._admission.may_join(self._waiting, len(self._running), now)):
             if builder.budget == 0 or entry.num_seats > seats:
                 return
             first = entry.sequences[0]
@@ -222,10 +222,11 @@ class Scheduler:
         if not self._running:
             return True  # ``add`` made sure of it
         first, *others = entry.sequences
-        size, shared = self.kv.block_size, len(entry.request.prompt_token_ids) // self.kv.block_size
+        shared = len(entry.request.prompt_token_ids) // self.kv.block_size
         spare = sum(len(running.sequences) for running in self._running)
-        spare += sum(-(-len(sequence.token_ids) // size) - shared for sequence in others)
-        return self.kv.fits(hashes, len(first.token_ids) + 1, self.config.max_num_batched_tokens, spare)
+        step = self.config.max_num_batched_tokens
+        spare += sum(max(0, self.kv.max_blocks(len(sequence.token_ids), step) - shared) for sequence in others)
+        return self.kv.fits(hashes, len(first.token_ids) + 1, step, spare)
 
     # ---------------------------------------------------------------- how the state changes
 

@@ -46,8 +46,10 @@ class Entry:
 
     @property
     def num_seats(self) -> int:
-        """Sequences it may come to have."""
-        return self.request.params.beam_width or self.request.params.n
+        """Sequences it may come to have: all of them before the first token, then those that have not ended."""
+        if self.searches or self.sequences[0].num_output_tokens == 0:
+            return self.request.params.beam_width or self.request.params.n
+        return len(self.sequences)
 
     @property
     def decoding(self) -> bool:

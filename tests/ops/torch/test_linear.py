@@ -17,6 +17,7 @@ from hasten.ops.torch.linear import WideningLinear
 def test_equals_float32_arithmetic_rounded_once(
     dtype: torch.dtype, rows: int, in_features: int, out_features: int, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "PLAIN_ROWS", 0)
     monkeypatch.setattr(module, "TILE_BYTES", 100 * 4 * in_features)  # several tiles, the last one not full
     generator = torch.Generator().manual_seed(rows)
     x, weight = (torch.randn(n, in_features, generator=generator).to(dtype) for n in (rows, out_features))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hasten.scheduling.config import SchedulerConfig
+from hasten.scheduling.sequence import Entry
 
 
 class Continuous:
     def __init__(self, config: SchedulerConfig) -> None: ...
 
-    def opens_at(self, num_running: int, num_waiting: int, oldest_arrival: float) -> float | None:
-        return oldest_arrival
+    def may_join(self, waiting: Sequence[Entry], num_running: int, now: float) -> Sequence[Entry]:
+        return waiting
+
+    def opens_at(self, waiting: Sequence[Entry]) -> float:
+        return waiting[0].request.arrival

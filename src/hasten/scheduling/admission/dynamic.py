@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from hasten.scheduling.admission.static import Static
 from hasten.scheduling.config import SchedulerConfig
+from hasten.scheduling.sequence import Entry
 
 
-class Dynamic:
+class Dynamic(Static):
     def __init__(self, config: SchedulerConfig) -> None:
-        self._size, self._wait = config.max_num_seqs, config.batch_wait
+        super().__init__(config)
+        self._wait = config.batch_wait
 
-    def opens_at(self, num_running: int, num_waiting: int, oldest_arrival: float) -> float | None:
-        if num_running:
-            return None
-        return oldest_arrival if num_waiting >= self._size else oldest_arrival + self._wait
+    def opens_at(self, waiting: Sequence[Entry]) -> float:
+        full = sum(entry.num_seats for entry in waiting) >= self._size
+        return super().opens_at(waiting) + (0.0 if full else self._wait)

@@ -1,12 +1,37 @@
-"""Static batching: whatever waits when the engine is idle forms a batch, and nobody joins before all of it is done."""
+"""Static batching: what waits when the engine is idle forms a batch of up to all seats; nobody joins before all of it is done."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hasten.scheduling.config import SchedulerConfig
+from hasten.scheduling.sequence import Entry
 
 
 class Static:
-    def __init__(self, config: SchedulerConfig) -> None: ...
+    """The batch is fixed when it forms. Its members join as the token budget admits them, and again if they are preempted."""
 
-    def opens_at(self, num_running: int, num_waiting: int, oldest_arrival: float) -> float | None:
-        return None if num_running else oldest_arrival
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._size = config.max_num_seqs
+        self._batch: frozenset[Entry] = frozenset()
+
+    def may_join(self, waiting: Sequence[Entry], num_running: int, now: float) -> Sequence[Entry]:
+        joining = [entry for entry in waiting if entry in self._batch]
+        if not joining and num_running == 0 and self.opens_at(waiting) <= now:
+            joining = self._first(waiting)
+            self._batch = frozenset(joining)
+        return joining
+
+    def opens_at(self, waiting: Sequence[Entry]) -> float:
+        return min(entry.request.arrival for entry in waiting)
+
+    def _first(self, waiting: Sequence[Entry]) -> list[Entry]:
+        """As many as there are seats for."""
+        batch: list[Entry] = []
+        seats = self._size
+        for entry in waiting:
+            if entry.num_seats > seats:
+                break
+            seats -= entry.num_seats
+            batch.append(entry)
+        return batch
