@@ -5,11 +5,13 @@ Writes weights, tokenizers, the held-out text and the model card under ``src/has
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import corpus
+from safetensors import safe_open
 
 PACKAGE = Path(__file__).parents[2] / "src" / "hasten" / "demo"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -61,7 +63,8 @@ def install(source: Path, target: Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def parameters(folder: Path) -> int:
-    return (folder / "model.safetensors").stat().st_size // 2
+    with safe_open(folder / "model.safetensors", "numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def main() -> None:

@@ -74,7 +74,8 @@ def test_an_option_arrives_as_its_field(name, spelling):
     texts, value = WRITTEN[name]
     arguments = [part for text in texts for part in (f"--{spelling(name)}", text) if part is not None]
     assert call(SAMPLING, *arguments) == {name: value}
-    changed = {"max_tokens": 9} if name == "min_tokens" else {}
+    needed = {"min_tokens": {"max_tokens": 9}, "length_penalty": {"beam_width": 2}, "early_stopping": {"beam_width": 2}}
+    changed = needed.get(name, {})
     assert getattr(SamplingParams(**{name: value, **changed}), name) == value
 
 
