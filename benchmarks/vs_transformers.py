@@ -190,14 +190,16 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(work: Work, ours: Hasten, theirs: Transformers, repeats: int) -> dict[str, Any]:
-    """One row: medians of ``repeats`` runs each, in turn."""
+    """One row: medians, in turn A B A B, hasten once more at the end so that a drift of the machine would show."""
     single = len(work.prompts) == 1
     measure = decode_seconds if single else timed
     a, b = [], []
-    repeats = 3 * repeats if single else repeats
+    repeats = 5 * repeats if single else repeats
     for repeat in range(repeats):
         a.append(measure(ours.run, work))
         b.append(measure(theirs.run, work))
+        if repeat == repeats - 1:
+            a.append(measure(ours.run, work))
         print(
             f"{work.name}: {repeat + 1}/{repeats}: hasten {a[-1]['seconds']:.3f} s, transformers {b[-1]['seconds']:.3f} s",
             flush=True,
@@ -250,13 +252,18 @@ def main() -> None:
             "quality": quality,
             "rows": [compare(work, ours, theirs, options.repeats) for work in (one, mixed, shared)],
         }
+        write(options.out, result)
         try:
             result["generate_batch"] = timed(ContinuousTransformers(model).run, mixed)
         except Exception as error:  # whether it runs on this machine at all is one of the findings
             result["generate_batch"] = {"failed": f"{type(error).__name__}: {error}"}
         print(result["generate_batch"], flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write(options.out, result)
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The matrix product, and the form of it for processors without bf16 arithmetic.
 
-There, PyTorch's bf16 product runs several times slower than its float32 one (1,024 rows of a 6,144 x 1,024 matrix: 213 ms, widened
-46 ms, on two AVX-512 cores). ``WideningLinear`` widens the weights a tile at a time, while the tile is in the cache, and multiplies in float32: the
-weights are still read from memory as bf16, and nothing is rounded before the sum is complete.
+There, PyTorch's bf16 product runs several times slower than its float32 one (1,024 rows of a 6,144 x 1,024 matrix: 213 ms,
+widened 46 ms, on two AVX-512 cores). ``WideningLinear`` widens the weights a tile at a time, while the tile is in the cache,
+and multiplies in float32: the weights are still read from memory as bf16, and nothing is rounded before the sum is complete.
 """
 
 from __future__ import annotations
