@@ -220,7 +220,7 @@ def compare(work: Work, ours: Hasten, theirs: Transformers, repeats: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "vs_transformers.json")
-    parser.add_argument("--repeats", type=int, default=2, help="of each work; the short one is run three times as often")
+    parser.add_argument("--repeats", type=int, default=2, help="of each work; the short one is run five times as often")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="where the random checkpoint is, or is to be kept")
     options = parser.parse_args()
