@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
-	@$(BIN)/hasten generate demo "def binary_search(" --max-tokens 96 --temperature 0
+	@$(BIN)/hasten generate demo "def binary_search(" --max-tokens 90 --repetition-penalty 1.1 --seed 1
 	@echo
 	@echo '$$ hasten bench throughput demo --num-prompts 8 --input-len 64 --output-len 32'
 	@$(BIN)/hasten bench throughput demo --num-prompts 8 --input-len 64 --output-len 32

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_held_out_bits_per_byte_are_those_of_the_card(name: str) -> None:
                 nats += float(F.cross_entropy(loaded.decoder.head(hidden), chunk[1:], reduction="sum"))
     card = json.loads((resolve(name) / "training.json").read_text())["quality"]["all"]["bits_per_byte"]
     assert nats / math.log(2) / size == pytest.approx(card, rel=0.1)  # a quarter of the files
-    assert card <= (1.0 if name == "demo" else 1.5)
+    assert name != "demo" or card <= 1.0  # what the demo model promises; its draft model promises nothing but the card
 
 
 def test_reserved_tokens_and_template() -> None:
@@ -64,16 +66,34 @@ def test_reserved_tokens_and_template() -> None:
     assert tokenizer.decode(tokenizer.encode(text, special=False), skip_special_tokens=False) == text
 
 
-def test_it_completes_code_with_code() -> None:
-    """Greedy completions of a few beginnings must parse as far as they go: indentation and brackets were learnt."""
+@pytest.mark.parametrize(
+    "prompt", ["class Node:\n    def __init__(self, value):", "def read_file(path):\n    with open(path) as f:"]
+)
+def test_code_goes_on_as_code(prompt: str) -> None:
+    """A greedy completion parses beyond the prompt: colons, indentation and brackets were learnt."""
     llm = LLM("demo", max_model_len=512, kv_cache_memory="32MiB")
-    prompts = ["import os\nimport sys\n\n\ndef main(argv):\n", "class Node:\n    def __init__(self, value):\n"]
-    for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=48, repetition_penalty=1.05), use_tqdm=False):
-        lines = (str(output.prompt) + output.outputs[0].text).splitlines()
-        for end in range(len(lines), 1, -1):
-            try:
-                compile("\n".join(lines[:end]) + "\n", "completion", "exec")
-                break
-            except SyntaxError:
-                continue
-        assert end >= len(str(output.prompt).splitlines()) + 1, lines
+    params = SamplingParams(temperature=0, max_tokens=48, repetition_penalty=1.05)
+    lines = (prompt + llm.generate(prompt, params)[0].outputs[0].text).splitlines()
+    assert parsed_lines(lines) > len(prompt.splitlines()), lines
+
+
+def parsed_lines(lines: list[str]) -> int:
+    """How many of the first lines are a Python program."""
+    for end in range(len(lines), 0, -1):
+        try:
+            ast.parse("\n".join(lines[:end]))
+        except SyntaxError:
+            continue
+        return end
+    return 0
+
+
+def test_documentation_goes_on_as_english() -> None:
+    """Nearly all words of sampled completions are words of the held-out files."""
+    known = set(re.findall(r"[a-z]{3,}", "".join(document["text"].lower() for document in held_out())))
+    llm = LLM("demo", max_model_len=512, kv_cache_memory="32MiB")
+    params = SamplingParams(temperature=0.7, top_p=0.9, n=4, seed=1, max_tokens=60)
+    text = " ".join(answer.text for answer in llm.generate("This function returns", params)[0].outputs)
+    words = re.findall(r"[a-z]{3,}", text.lower())
+    assert len(words) > 60
+    assert sum(word in known for word in words) / len(words) > 0.85, text
