@@ -141,6 +141,18 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.keyboard, text.encode())
 
+    def insist(self, key: str, text: str) -> None:
+        """Type ``key`` until ``text`` comes: Python notices a signal that arrives just before input() reads only at the next one."""
+        for _ in range(29):
+            self.type(key)
+            try:
+                self.wait_for(text, seconds=2)
+            except AssertionError:
+                continue
+            return
+        self.type(key)
+        self.wait_for(text)
+
     def close(self) -> int:
         code = self.process.wait(timeout=60)
         os.close(self.keyboard)
@@ -157,8 +169,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_session():
         terminal.type("\x03")
         terminal.wait_for("stopped")
         terminal.wait_for(">>> ")
-        terminal.type("\x03")
-        terminal.wait_for("/bye or Ctrl-D leaves.")
+        terminal.insist("\x03", "/bye or Ctrl-D leaves.")
         terminal.type("/show\n")
         terminal.wait_for("messages: 2")
         terminal.type("/set max_tokens 2\n")
