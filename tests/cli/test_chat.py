@@ -142,7 +142,7 @@ class Terminal:
         os.write(self.keyboard, text.encode())
 
     def insist(self, key: str, text: str) -> None:
-        """Type ``key`` until ``text`` comes: Python notices a signal that arrives just before input() reads only at the next one."""
+        """Type ``key`` until ``text`` comes: Python notices a signal just before input() reads only at the next one."""
         for _ in range(29):
             self.type(key)
             try:
