@@ -32,8 +32,9 @@ def test_beams_do_not_take_the_sampling_of_the_checkpoint():
 def test_every_preset_is_valid_on_top_of_a_checkpoint():
     from hasten.sampling.presets import PRESETS
 
-    for name in PRESETS:
-        settle(CHECKPOINT, name, {})
+    for name, preset in PRESETS.items():
+        params = settle(CHECKPOINT, name, {}).params
+        assert {field: getattr(params, field) for field in preset.settings} == preset.settings
 
 
 def test_an_unknown_preset_offers_the_nearest():

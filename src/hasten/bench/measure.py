@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hasten.bench.workload import Workload, vocabulary_size
+from hasten.bench.workload import Workload
 from hasten.core.errors import CapacityError, InvalidOption
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def measure(
 def _run(llm: LLM, workload: Workload, repeat: int) -> Run:
     engine = llm.engine
     begin = engine.clock()
-    requests = workload.requests(vocabulary_size(llm.describe()), repeat, begin)
+    requests = workload.requests(llm.describe()["vocab_size"], repeat, begin)
     came: dict[str, list[float]] = {request.request_id: [] for request in requests}
     cached = 0
     for request in requests:

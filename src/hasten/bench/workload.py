@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from hasten.core.errors import CheckpointError, InvalidOption
+from hasten.core.errors import InvalidOption
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 
@@ -47,12 +43,3 @@ class Workload:
             Request(request_id=f"bench-{repeat}-{number}", prompt_token_ids=prompt, params=params, arrival=arrival)
             for number, prompt in enumerate(self.prompts(vocab_size, repeat))
         ]
-
-
-def vocabulary_size(description: Mapping[str, Any]) -> int:
-    """From the configuration of the model that ``LLM.describe`` names. Raises ``CheckpointError`` if it does not say."""
-    config = json.loads((Path(description["folder"]) / "config.json").read_text(encoding="utf-8"))
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if not isinstance(size, int):
-        raise CheckpointError("config.json has no vocab_size", got=description["folder"])
-    return size

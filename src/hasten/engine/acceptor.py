@@ -79,7 +79,7 @@ class Acceptor:
             if token is None and all(usable(logits_RV[line : line + 1])):
                 self._fail(sequence.entry.sequences, record, accepted, now, NO_TOKEN)
             elif token is None:
-                self._fail(sequence.entry.sequences, record, accepted, now, UNUSABLE)
+                self._fail(sequence.entry.sequences, record, accepted, now, UNUSABLE, poisoned=True)
             elif record.error is None:
                 finish = answer.push(token.token_id, token.logprob)
                 accepted.continuations.append(Continuation(sequence.id, token.token_id, finish, answer.index))
@@ -92,7 +92,7 @@ class Acceptor:
         rows = sorted(rows, key=lambda r: r[1].index)
         logits_BV = logits_RV[torch.tensor([row for row, _ in rows], device=logits_RV.device)]
         if not all(usable(logits_BV)):
-            return self._fail([sequence for _, sequence in rows], record, accepted, now, UNUSABLE)
+            return self._fail([sequence for _, sequence in rows], record, accepted, now, UNUSABLE, poisoned=True)
         views = [_view(sequence, sequence.index) for _, sequence in rows]
         scores = self._sampler.beam_logprobs(logits_BV, views)
         lines = search.lines
@@ -132,11 +132,20 @@ class Acceptor:
             line = lines[candidate.parent]
             record.beam_logprobs[(*line, candidate.token_id)] = (*before.get(line, ()), found[i])
 
-    def _fail(self, sequences: Iterable[Sequence], record: Record, accepted: _Accepted, now: float, error: str) -> None:
-        """End a request that cannot go on; blocks whose numbers are not to be trusted are poisoned, others may be reused."""
+    def _fail(
+        self,
+        sequences: Iterable[Sequence],
+        record: Record,
+        accepted: _Accepted,
+        now: float,
+        error: str,
+        *,
+        poisoned: bool = False,
+    ) -> None:
+        """End a request that cannot go on. ``poisoned``: its numbers are not to be trusted, so nobody may reuse its blocks."""
         if record.error is None:
             record.end(FinishReason.ERROR, now, error)
-            ending = accepted.poisoned if error is UNUSABLE else accepted.dropped
+            ending = accepted.poisoned if poisoned else accepted.dropped
             ending += [sequence.id for sequence in sequences]
             gone = {*accepted.poisoned, *accepted.dropped}
             accepted.continuations = [c for c in accepted.continuations if c.parent not in gone]
