@@ -95,7 +95,7 @@ def _swapped_gate_and_up(decoder: Decoder) -> Decoder:
 
 
 def _shifted_positions(decoder: Decoder) -> Decoder:
-    weight = decoder.get_parameter("positions.weight")
+    weight = decoder.get_parameter("positions.format.weight")
     weight.copy_(weight.roll(1, 0))
     return decoder
 

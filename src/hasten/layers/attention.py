@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from hasten.layers.build import Build
 from hasten.layers.context import AttentionContext
 from hasten.layers.linear import Linear
 from hasten.layers.norm import Norm
 from hasten.layers.spec import AttentionSpec
-from hasten.ops.base import Ops
 
 
 class Attention(nn.Module):
     """``qkv`` is one projection with rows [q; k; v]; ``q_norm`` and ``k_norm`` act on single heads."""
 
-    def __init__(
-        self, spec: AttentionSpec, hidden_size: int, *, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, spec: AttentionSpec, hidden_size: int, build: Build) -> None:
         super().__init__()
         self.spec = spec
-        self.qkv = Linear(hidden_size, spec.qkv_size, bias=spec.qkv_bias, ops=ops, dtype=dtype, device=device)
-        self.out = Linear(spec.q_size, hidden_size, bias=spec.out_bias, ops=ops, dtype=dtype, device=device)
+        self.qkv = Linear(build.formats.projection(hidden_size, spec.qkv_size), bias=spec.qkv_bias, build=build)
+        self.out = Linear(build.formats.projection(spec.q_size, hidden_size), bias=spec.out_bias, build=build)
         norm = spec.qk_norm
-        self.q_norm = None if norm is None else Norm(norm, spec.head_dim, ops, dtype, device)
-        self.k_norm = None if norm is None else Norm(norm, spec.head_dim, ops, dtype, device)
+        self.q_norm = None if norm is None else Norm(norm, spec.head_dim, build)
+        self.k_norm = None if norm is None else Norm(norm, spec.head_dim, build)
 
     def forward(self, x_TE: Tensor, layer: int, context: AttentionContext) -> Tensor:
         attended = context.attend(layer, self.qkv(x_TE), self.spec, self.q_norm, self.k_norm)  # [T, H·D]

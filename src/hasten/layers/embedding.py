@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hasten.layers.formats.base import WeightFormat
 
 
 class Embedding(nn.Module):
-    """Allocated, not initialised."""
+    """Rows of a matrix. The format may be shared with the vocabulary projection (tied embeddings)."""
 
-    def __init__(self, num_rows: int, size: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    format: WeightFormat
+
+    def __init__(self, weight_format: WeightFormat) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_rows, size, dtype=dtype, device=device), requires_grad=False)
+        self.format = weight_format
 
     def forward(self, ids_T: Tensor) -> Tensor:
-        return F.embedding(ids_T, self.weight)
+        return self.format.lookup(ids_T)

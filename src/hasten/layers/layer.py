@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from hasten.layers.attention import Attention
+from hasten.layers.build import Build
 from hasten.layers.context import AttentionContext
 from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
 from hasten.layers.spec import LayerSpec, NormSpec
-from hasten.ops.base import Ops
 
 
 class Layer(nn.Module):
@@ -20,21 +19,12 @@ class Layer(nn.Module):
        └──────────────────────────────┘ └──────────────────┘
     """
 
-    def __init__(
-        self,
-        spec: LayerSpec,
-        norm: NormSpec,
-        hidden_size: int,
-        *,
-        ops: Ops,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, spec: LayerSpec, norm: NormSpec, hidden_size: int, build: Build) -> None:
         super().__init__()
-        self.attention_norm = Norm(norm, hidden_size, ops, dtype, device)
-        self.attention = Attention(spec.attention, hidden_size, ops=ops, dtype=dtype, device=device)
-        self.mlp_norm = Norm(norm, hidden_size, ops, dtype, device)
-        self.mlp = Mlp(spec.mlp, hidden_size, ops=ops, dtype=dtype, device=device)
+        self.attention_norm = Norm(norm, hidden_size, build)
+        self.attention = Attention(spec.attention, hidden_size, build)
+        self.mlp_norm = Norm(norm, hidden_size, build)
+        self.mlp = Mlp(spec.mlp, hidden_size, build)
 
     def forward(self, x_TE: Tensor, index: int, context: AttentionContext) -> Tensor:
         """``index`` is the layer's place in the decoder, by which the context finds its keys and values."""

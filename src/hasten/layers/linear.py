@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from hasten.layers.build import Build
 from hasten.layers.formats.base import WeightFormat
-from hasten.layers.formats.dense import Dense
-from hasten.ops.base import Ops
 
 
 class Linear(nn.Module):
@@ -15,20 +13,10 @@ class Linear(nn.Module):
 
     format: WeightFormat
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias: bool,
-        ops: Ops,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        shared: nn.Parameter | None = None,
-    ) -> None:
+    def __init__(self, weight_format: WeightFormat, *, bias: bool, build: Build) -> None:
         super().__init__()
-        self.format = Dense(in_features, out_features, ops, dtype, device, shared)
-        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
+        self.format = weight_format
+        self.bias = build.vector(weight_format.out_features) if bias else None
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return self.format.multiply(x_TI, self.bias)

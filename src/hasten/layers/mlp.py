@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from hasten.layers.build import Build
 from hasten.layers.linear import Linear
 from hasten.layers.spec import MlpSpec
-from hasten.ops.base import Ops
 
 
 class Mlp(nn.Module):
     """``up`` has rows [gate; up] when the layer is gated (Shazeer, 2020, arXiv 2002.05202)."""
 
-    def __init__(
-        self, spec: MlpSpec, hidden_size: int, *, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, spec: MlpSpec, hidden_size: int, build: Build) -> None:
         super().__init__()
         assert spec.gated or spec.activation != "silu", "a plain silu layer has no op"
-        self.spec, self.ops = spec, ops
+        self.spec, self.ops = spec, build.ops
         up_size = spec.intermediate_size * (2 if spec.gated else 1)
-        self.up = Linear(hidden_size, up_size, bias=spec.bias, ops=ops, dtype=dtype, device=device)
-        self.down = Linear(spec.intermediate_size, hidden_size, bias=spec.bias, ops=ops, dtype=dtype, device=device)
+        self.up = Linear(build.formats.projection(hidden_size, up_size), bias=spec.bias, build=build)
+        self.down = Linear(build.formats.projection(spec.intermediate_size, hidden_size), bias=spec.bias, build=build)
 
     def forward(self, x_TE: Tensor) -> Tensor:
         out_TE: Tensor = self.down(self._activate(self.up(x_TE)))

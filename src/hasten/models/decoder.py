@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from hasten.layers.build import Build
 from hasten.layers.context import AttentionContext
 from hasten.layers.embedding import Embedding
+from hasten.layers.formats.base import Formats
+from hasten.layers.formats.dense import DenseFormats
 from hasten.layers.layer import Layer
 from hasten.layers.linear import Linear
 from hasten.layers.norm import Norm
@@ -26,22 +29,26 @@ class Decoder(nn.Module):
     ``embed``, ``run`` and ``head`` compose: a pipeline stage, an early exit or a soft prompt uses a part of them.
     """
 
-    def __init__(self, spec: DecoderSpec, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        ops: Ops,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        formats: Formats | None = None,
+    ) -> None:
+        """``dtype`` is that of the hidden state. Without ``formats`` all matrices are dense, in the same dtype."""
         super().__init__()
-        self.spec, self.ops = spec, ops
+        self.spec, self.ops, self.dtype = spec, ops, dtype
         size = spec.hidden_size
-        self.embedding = Embedding(spec.vocab_size, size, dtype, device)
-        self.positions = Embedding(spec.max_positions, size, dtype, device) if spec.learned_positions else None
-        self.layers = nn.ModuleList(Layer(layer, spec.norm, size, ops=ops, dtype=dtype, device=device) for layer in spec.layers)
-        self.norm = Norm(spec.norm, size, ops, dtype, device)
-        shared = self.embedding.weight if spec.tied else None
-        self.vocabulary = Linear(size, spec.vocab_size, bias=False, ops=ops, dtype=dtype, device=device, shared=shared)
+        build = Build(ops, formats or DenseFormats(ops, dtype, device), dtype, device)
+        self.embedding = Embedding(build.formats.vocabulary(size, spec.vocab_size))
+        self.positions = Embedding(build.formats.table(spec.max_positions, size)) if spec.learned_positions else None
+        self.layers = nn.ModuleList(Layer(layer, spec.norm, size, build) for layer in spec.layers)
+        self.norm = Norm(spec.norm, size, build)
+        head = self.embedding.format if spec.tied else build.formats.vocabulary(size, spec.vocab_size)
+        self.vocabulary = Linear(head, bias=False, build=build)
         self.rotary = RotaryTables(spec.rotary_specs, device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights and of the hidden state."""
-        return self.embedding.weight.dtype
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token embeddings [T, E]. Positions come with the first layer."""

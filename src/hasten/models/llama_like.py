@@ -97,7 +97,7 @@ def qwen_windows(view: ConfigView) -> list[int | None]:
 
 def llama_like_weights(spec: DecoderSpec) -> WeightMap:
     sources = [
-        WeightSource("model.embed_tokens.weight", "embedding.weight"),
+        WeightSource("model.embed_tokens.weight", "embedding.format.weight"),
         WeightSource("model.norm.weight", "norm.weight"),
     ]
     if not spec.tied:

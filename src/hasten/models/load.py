@@ -22,7 +22,7 @@ from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-HEAD, EMBEDDING = "vocabulary.format.weight", "embedding.weight"
+HEAD, EMBEDDING = "vocabulary.format.weight", "embedding.format.weight"
 
 Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
 

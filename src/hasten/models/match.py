@@ -50,7 +50,7 @@ def _present_names(checkpoint: Checkpoint, family: ModelFamily, sources: WeightM
     if "lm_head.weight" not in {source.name for source in sources} and "lm_head.weight" in tensors:
         sources = tuple(
             dataclasses.replace(source, name="lm_head.weight")
-            if source.target == "embedding.weight" and source.name not in tensors
+            if source.target == "embedding.format.weight" and source.name not in tensors
             else source
             for source in sources
         )

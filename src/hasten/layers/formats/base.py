@@ -24,3 +24,23 @@ class WeightFormat(Protocol):
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x Wᵀ + b in the dtype of ``x``. [T, O]"""
         ...
+
+    def lookup(self, ids_T: Tensor) -> Tensor:
+        """Rows ``ids_T`` of the matrix: what an embedding is. [T, I]"""
+        ...
+
+
+class Formats(Protocol):
+    """Which format each kind of matrix gets when a decoder is built. Nothing is initialised."""
+
+    def projection(self, in_features: int, out_features: int) -> WeightFormat:
+        """A matrix inside a layer."""
+        ...
+
+    def vocabulary(self, in_features: int, out_features: int) -> WeightFormat:
+        """The vocabulary projection, the token embedding, or both at once."""
+        ...
+
+    def table(self, num_rows: int, size: int) -> WeightFormat:
+        """Rows that are only looked up, such as learned positions."""
+        ...

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.ops.base import Ops
 
 
 class Dense(nn.Module):
-    """One parameter, ``weight`` [O, I]. Allocated, not initialised, unless one is given to be shared (tied embeddings)."""
+    """One parameter, ``weight`` [O, I]. Allocated, not initialised."""
 
     name = "dense"
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        ops: Ops,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
-        shared: nn.Parameter | None = None,
+        self, in_features: int, out_features: int, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.ops = in_features, out_features, ops
-        self.weight = (
-            shared
-            if shared is not None
-            else nn.Parameter(torch.empty(out_features, in_features, dtype=dtype, device=device), requires_grad=False)
-        )
-        assert self.weight.shape == (out_features, in_features), (self.weight.shape, out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype, device=device), requires_grad=False)
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
         with torch.no_grad():
@@ -37,3 +29,24 @@ class Dense(nn.Module):
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         return self.ops.linear(x_TI, self.weight, bias_O)
+
+    def lookup(self, ids_T: Tensor) -> Tensor:
+        return F.embedding(ids_T, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFormats:
+    """Everything dense, in one dtype."""
+
+    ops: Ops
+    dtype: torch.dtype
+    device: torch.device | str = "cpu"
+
+    def projection(self, in_features: int, out_features: int) -> Dense:
+        return Dense(in_features, out_features, self.ops, self.dtype, self.device)
+
+    def vocabulary(self, in_features: int, out_features: int) -> Dense:
+        return Dense(in_features, out_features, self.ops, self.dtype, self.device)
+
+    def table(self, num_rows: int, size: int) -> Dense:
+        return Dense(size, num_rows, self.ops, self.dtype, self.device)

@@ -55,8 +55,8 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 def weights(spec: DecoderSpec) -> WeightMap:
     """q, k and v are fused in the checkpoint already, in this order."""
     sources = [
-        WeightSource("transformer.wte.weight", "embedding.weight"),
-        WeightSource("transformer.wpe.weight", "positions.weight"),
+        WeightSource("transformer.wte.weight", "embedding.format.weight"),
+        WeightSource("transformer.wpe.weight", "positions.format.weight"),
         WeightSource("transformer.ln_f.weight", "norm.weight"),
         WeightSource("transformer.ln_f.bias", "norm.bias"),
     ]
