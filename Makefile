@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-NEEDS := pyproject.toml constraints.txt
+NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/ops/cpu/native -name '*.cpp' -o -name '*.h')
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
@@ -53,10 +53,10 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python could not create a virtual environment." \
 	  "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-# setuptools comes first and pinned, so that the build needs no second, unpinned download.
+# The build's own tools come first and pinned, so that it needs no second, unpinned download.
 $(VENV)/installed: $(NEEDS) | $(BIN)/python
 	@echo "installing hasten and what it needs into $(VENV) (the first time this downloads PyTorch; a few minutes)"
-	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt scikit-build-core cmake ninja
 	@$(PIP) install -c constraints.txt --no-build-isolation -e .
 	@touch $@
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json as encoder
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.cli.engine_options import Debug, Json
+
+if TYPE_CHECKING:
+    from hasten.ops.cpu.cpu import Cpu
 
 
 def doctor(json: Json = False, debug: Debug = False) -> None:
@@ -25,12 +29,20 @@ def examine() -> dict[str, Any]:
     from hasten.ops.choose import choose_ops
 
     machine = this_machine()
+    from hasten.ops.cpu.cpu import find_cpu
+
     ops, reason = choose_ops("cpu")
+    native = find_cpu()
     cached = hub.cached_models()
     return {
         "hardware": {**dataclasses.asdict(machine), "cores": machine.cores},
         "cuda": [_device(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else [],
-        "kernels": {"device": "cpu", "backend": ops.name, "why": reason, "threads": torch.get_num_threads()},
+        "kernels": {
+            "device": "cpu",
+            "backend": ops.name if isinstance(native, str) else "native",
+            "why": f"{native}; {reason}" if isinstance(native, str) else _native(native),
+            "threads": torch.get_num_threads() if isinstance(native, str) else native.threads,
+        },
         "versions": {**versions(), "commit": commit()},
         "models": {
             "shipped": [name for name, folder in hub.SHIPPED.items() if folder.is_dir()],
@@ -40,6 +52,16 @@ def examine() -> dict[str, Any]:
             "offline": hub.offline(),
         },
     }
+
+
+def _native(cpu: Cpu) -> str:
+    """Which instruction set, and which faster one this machine does not give."""
+    from hasten.ops.cpu.cpu import ISA_VARIABLE, ISAS
+
+    missing = ISAS[: ISAS.index(cpu.isa)]
+    forced = f" (forced with {ISA_VARIABLE})" if os.environ.get(ISA_VARIABLE) else ""
+    without = f"; this machine does not give {' or '.join(missing)}" if missing and not forced else ""
+    return f"kernels for {cpu.isa}{forced}{without}"
 
 
 def _device(index: int) -> dict[str, Any]:

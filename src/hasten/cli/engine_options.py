@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 HELP = {
     "dtype": "Of weights and KV cache: auto (the checkpoint's), float32, bfloat16 or float16.",
+    "quantize": "Weights in int8 or int4, with int8 activations; or int8-weight-only, int4-weight-only: slower, closer to the model.",
+    "kv_dtype": "Of the KV cache: auto (the model's) or int8.",
+    "backend": "cpu (native kernels), torch, or auto: the native ones where they run.",
+    "threads": "Threads that compute; one per usable core if left out.",
     "revision": "Branch, tag or commit of a model of the hub.",
     "max_model_len": "Longest prompt and answer together, in tokens; the model's own, reduced to what fits, if left out.",
     "kv_cache_memory": "Memory of the KV cache, such as 4GiB; half of what is free if left out.",

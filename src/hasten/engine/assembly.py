@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.engine.backends.choose import choose_backend
 from hasten.engine.detokenizer import Detokenizer
 from hasten.engine.engine import Engine
 from hasten.engine.fit import fit_kv
@@ -21,12 +20,9 @@ from hasten.engine.groups import kv_groups
 from hasten.engine.intake import Intake
 from hasten.engine.options import EngineOptions
 from hasten.engine.progress import loading_bar
-from hasten.engine.runner import DecoderRunner
 from hasten.engine.tokenizer import TextTokenizer
-from hasten.kv.pool import KvPool
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
-from hasten.ops.choose import choose_ops
 from hasten.scheduling.scheduler import Scheduler
 
 
@@ -41,23 +37,25 @@ class Assembly:
 def assemble(model: str, options: EngineOptions) -> Assembly:
     """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
     folder = resolve(model, options.revision, quiet=not options.show_progress)
-    ops, reason = choose_ops("cpu")
+    backend = choose_backend(options)
     with loading_bar(model, visible=options.show_progress) as progress:
-        loaded = load_decoder(folder, dtype=options.dtype, ops=ops, progress=progress)
+        loaded = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
     spec = loaded.spec
     tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     groups = kv_groups(spec)
     fit = fit_kv(
         groups,
         block_size=options.block_size,
-        element_bytes=loaded.dtype.itemsize,
+        block_bytes=backend.block_bytes(groups, options.block_size, loaded.dtype),
         max_positions=spec.max_positions,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_step=options.max_num_batched_tokens,
         kv_cache_memory=options.kv_cache_memory,
     )
-    pool = KvPool(groups, fit.num_blocks, options.block_size, dtype=loaded.dtype, device=torch.device("cpu"))
+    runner = backend.runner(
+        loaded.decoder, groups, fit.num_blocks, options.block_size, loaded.dtype, options.max_num_batched_tokens
+    )
     space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
     scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
 
@@ -66,7 +64,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(DecoderRunner(loaded.decoder, pool), scheduler, detokenizer)
+    engine = Engine(runner, scheduler, detokenizer)
     intake = Intake(
         tokenizer=tokenizer,
         vocab_size=spec.vocab_size,
@@ -81,10 +79,8 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         "folder": str(folder),
         "family": spec.family,
         "vocab_size": spec.vocab_size,
-        "parameters": sum(p.numel() for p in loaded.decoder.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "kernels": f"{ops.name} ({reason})",
-        "threads": torch.get_num_threads(),
+        **backend.describe(loaded.decoder),
         "max_model_len": fit.max_model_len,
         "kv_blocks": fit.num_blocks,
         "kv_tokens": fit.num_blocks * options.block_size,

@@ -32,14 +32,14 @@ def fit_kv(
     groups: Sequence[KvGroup],
     *,
     block_size: int,
-    element_bytes: int,
+    block_bytes: int,
     max_positions: int,
     max_model_len: int | None,
     max_num_seqs: int,
     max_step: int,
     kv_cache_memory: int | str | None,
 ) -> Fit:
-    """Size the pool from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
+    """Size the pool, whose blocks take ``block_bytes`` in all groups together, from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
 
     Raises ``InvalidOption`` for values out of range and ``CapacityError`` if not even one block fits.
     """
@@ -53,20 +53,19 @@ def fit_kv(
             remedy="Leave it out for the longest context that fits",
         )
     length = max_model_len or max_positions
-    per_block = sum(group.block_bytes(block_size, element_bytes) for group in groups)
     full = max(group.max_blocks(length, block_size, max_step) for group in groups)
     free = available_bytes()
     if kv_cache_memory is None:
-        num_blocks = min(full * max_num_seqs, int(free * DEFAULT_SHARE) // per_block)
+        num_blocks = min(full * max_num_seqs, int(free * DEFAULT_SHARE) // block_bytes)
         source = f"{DEFAULT_SHARE:.0%} of the {format_bytes(free)} that are free"
     else:
         asked = parse_bytes(kv_cache_memory)
-        num_blocks = min(asked, free) // per_block
+        num_blocks = min(asked, free) // block_bytes
         source = f"kv_cache_memory={format_bytes(asked)}"
         if asked > free:
             warnings.warn(
                 f"kv_cache_memory={format_bytes(asked)} is more than the {format_bytes(free)} that are free: "
-                f"the KV pool has {format_bytes(num_blocks * per_block)}",
+                f"the KV pool has {format_bytes(num_blocks * block_bytes)}",
                 AutoFitWarning,
                 stacklevel=3,
             )
@@ -74,16 +73,16 @@ def fit_kv(
         raise CapacityError(
             "not even one KV block fits in memory",
             got=source,
-            allowed=f"at least {format_bytes(per_block)}, one block of {block_size} tokens",
+            allowed=f"at least {format_bytes(block_bytes)}, one block of {block_size} tokens",
             remedy="Free memory, give more of it with kv_cache_memory, or lower block_size",
         )
     if num_blocks < full:
         fits = num_blocks * block_size
         warnings.warn(
-            f"a context of {length} tokens needs {format_bytes(full * per_block)} of KV cache and {source} hold "
-            f"{format_bytes(num_blocks * per_block)}: max_model_len is reduced from {length} to {fits}",
+            f"a context of {length} tokens needs {format_bytes(full * block_bytes)} of KV cache and {source} hold "
+            f"{format_bytes(num_blocks * block_bytes)}: max_model_len is reduced from {length} to {fits}",
             AutoFitWarning,
             stacklevel=3,
         )
         length = fits
-    return Fit(num_blocks, length, num_blocks * per_block)
+    return Fit(num_blocks, length, num_blocks * block_bytes)

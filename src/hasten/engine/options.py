@@ -11,6 +11,9 @@ from hasten.core.errors import InvalidOption, nearest
 from hasten.scheduling.config import SchedulerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "int4", "int8-weight-only", "int4-weight-only")
+KV_DTYPES = ("auto", "int8")
+BACKENDS = ("auto", "cpu", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +21,10 @@ class EngineOptions:
     """Raises ``InvalidOption`` for values out of range."""
 
     dtype: str = "auto"  # of weights and KV; "auto" takes the checkpoint's
+    quantize: str | None = None  # of weights, while they are loaded: int8, int4, int8-weight-only or int4-weight-only
+    kv_dtype: str = "auto"  # of the KV cache; "auto" takes the model's, or int8
+    backend: str = "auto"  # cpu (native kernels) or torch; "auto" takes the native ones where they run
+    threads: int | None = None  # None: one per core that this process may use
     revision: str | None = None  # branch, tag or commit of a hub model
     max_model_len: int | None = None  # tokens, prompt and answer; None: the model's, reduced to what fits
     kv_cache_memory: int | str | None = None  # bytes or a size such as "4GiB"; None: half of what is free
@@ -33,8 +40,10 @@ class EngineOptions:
     show_progress: bool = False  # a progress bar while weights load
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InvalidOption("unknown dtype", got=repr(self.dtype), remedy=nearest(str(self.dtype), DTYPES))
+        for name, allowed in (("dtype", DTYPES), ("kv_dtype", KV_DTYPES), ("backend", BACKENDS), ("quantize", QUANTIZATIONS)):
+            chosen = getattr(self, name)
+            if chosen not in allowed and (name, chosen) != ("quantize", None):
+                raise InvalidOption(f"unknown {name}", got=repr(chosen), remedy=nearest(str(chosen), allowed))
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

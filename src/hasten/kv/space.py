@@ -23,6 +23,7 @@ class BlockTable:
     hashes: list[bytes] = field(default_factory=list)  # of every full block of the tokens seen so far
     num_published: int = 0
     num_released: list[int] = field(default_factory=list)  # per group: leading blocks that fell out of the window
+    frozen: tuple[tuple[int | None, ...], ...] | None = None  # ``groups`` as a plan takes them; None since they changed
 
 
 class KvSpace:
@@ -32,6 +33,7 @@ class KvSpace:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.allocators = tuple(BlockAllocator(num_blocks, retain=retain) for _ in groups)
+        self._windowed = [(i, group, self.allocators[i]) for i, group in enumerate(self.groups) if group.window is not None]
         self._tables: dict[int, BlockTable] = {}
         self._pending: dict[bytes, int] = {}  # hash of a block that an open sequence is about to compute -> that sequence
 
@@ -40,6 +42,13 @@ class KvSpace:
 
     def table(self, sequence_id: int) -> BlockTable:
         return self._tables[sequence_id]
+
+    def blocks(self, sequence_id: int) -> tuple[tuple[int | None, ...], ...]:
+        """The block table of each group; the same object as long as it has not changed."""
+        table = self._tables[sequence_id]
+        if table.frozen is None:
+            table.frozen = tuple(tuple(blocks) for blocks in table.groups)
+        return table.frozen
 
     def max_blocks(self, num_tokens: int, max_step: int) -> int:
         """The most blocks that a sequence of ``num_tokens`` holds in any one group."""
@@ -117,12 +126,18 @@ class KvSpace:
         """
         table = self._tables[sequence_id]
         first, last = start // self.block_size, -(-stop // self.block_size)
+        ready = True
         for blocks, allocator in zip(table.groups, self.allocators, strict=True):
             own = blocks[first] if first < len(blocks) else None
             needed = max(0, last - len(blocks)) + (own is not None and allocator.shared(own))
-            if needed > allocator.num_available:
-                return None
-        copies = []
+            if needed:
+                ready = False
+                if needed > allocator.num_available:
+                    return None
+        copies: list[BlockCopy] = []
+        if ready:  # most steps of a sequence that decodes
+            return copies
+        table.frozen = None
         for index, (blocks, allocator) in enumerate(zip(table.groups, self.allocators, strict=True)):
             own = blocks[first] if first < len(blocks) else None
             if own is not None and allocator.shared(own):
@@ -138,6 +153,19 @@ class KvSpace:
         """The first ``num_computed`` tokens are in their blocks: publish the full ones, let go of what the window left behind."""
         table = self._tables[sequence_id]
         full = num_computed // self.block_size
+        if full > table.num_published:
+            self._publish(sequence_id, table, token_ids, full)
+        for index, group, allocator in self._windowed:
+            live = min(group.first_live_block(num_computed, self.block_size), len(table.groups[index]))
+            for i in range(table.num_released[index], live):
+                block = table.groups[index][i]
+                table.groups[index][i] = table.frozen = None
+                table.num_released[index] = i + 1
+                if block is not None:
+                    allocator.release(block)
+
+    def _publish(self, sequence_id: int, table: BlockTable, token_ids: Sequence[int], full: int) -> None:
+        """The first ``full`` blocks are computed: they can be found from now on, and nobody waits for them any more."""
         if full > len(table.hashes):
             extend_hashes(table.hashes, table.salt, token_ids[: full * self.block_size], self.block_size)
         for i in range(table.num_published, full):
@@ -146,15 +174,7 @@ class KvSpace:
                 if block is not None:
                     allocator.publish(block, table.hashes[i])
             self._settle(table.hashes[i], sequence_id)
-        table.num_published = max(table.num_published, full)
-        for index, (group, allocator) in enumerate(zip(self.groups, self.allocators, strict=True)):
-            live = group.first_live_block(num_computed, self.block_size)
-            for i in range(table.num_released[index], min(live, len(table.groups[index]))):
-                block = table.groups[index][i]
-                table.groups[index][i] = None
-                table.num_released[index] = i + 1
-                if block is not None:
-                    allocator.release(block)
+        table.num_published = full
 
     def fork(self, parent_id: int, child_id: int) -> None:
         """The child shares every block of the parent until one of them writes."""

@@ -25,6 +25,10 @@ class RotaryTables:
     def __init__(self, specs: Iterable[RotarySpec], device: torch.device | str = "cpu") -> None:
         self._inverse_frequencies = {spec: inverse_frequencies(spec, device) for spec in specs}
 
+    def frequencies(self, spec: RotarySpec) -> Tensor:
+        """Radians per position of each dimension pair. [D/2], float32"""
+        return self._inverse_frequencies[spec]
+
     def at(self, positions_T: Tensor) -> dict[RotarySpec, CosSin]:
         """cos and sin of every spec at these positions. Call it once per step, not per layer."""
         tables: dict[RotarySpec, CosSin] = {}

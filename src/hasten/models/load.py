@@ -12,7 +12,7 @@ import torch
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
-from hasten.layers.formats.base import WeightFormat
+from hasten.layers.formats.base import Formats, WeightFormat
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.match import match
@@ -37,8 +37,16 @@ class LoadedModel:
     dtype: torch.dtype
 
 
-def load_decoder(folder: Path, *, dtype: str = "auto", ops: Ops, progress: Progress | None = None) -> LoadedModel:
+def load_decoder(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    ops: Ops,
+    formats: Callable[[torch.dtype], Formats] | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
     """Reads config.json and safetensors of a local folder. ``dtype`` "auto" is the checkpoint's own.
+    ``formats``, for that dtype, says how matrices are stored: dense if left out.
 
     Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with every fault of the folder, before any weight is read,
     and ``InvalidOption`` for an unknown ``dtype``.
@@ -53,7 +61,7 @@ def load_decoder(folder: Path, *, dtype: str = "auto", ops: Ops, progress: Progr
     chosen = DTYPES[_own_dtype(checkpoint) if dtype == "auto" else dtype]
     # On the meta device nothing is allocated: a checkpoint of the wrong shape fails before it takes memory.
     sources = match(checkpoint, family, spec, Decoder(spec, ops, chosen, "meta"))
-    decoder = Decoder(spec, ops, chosen)
+    decoder = Decoder(spec, ops, chosen, formats=None if formats is None else formats(chosen))
     _fill(decoder, checkpoint, sources, progress)
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, chosen)
 

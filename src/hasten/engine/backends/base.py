@@ -1,0 +1,39 @@
+"""``Backend``: how matrices are stored, how large the KV pool's blocks are, and who runs the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from hasten.core.plan import Runner
+from hasten.kv.group import KvGroup
+from hasten.layers.formats.base import Formats
+from hasten.models.decoder import Decoder
+from hasten.ops.base import Ops
+
+
+class Backend(Protocol):
+    @property
+    def ops(self) -> Ops:
+        """For what is computed outside of steps."""
+        ...
+
+    def formats(self, dtype: torch.dtype) -> Formats:
+        """The matrices of a decoder whose checkpoint is read as ``dtype``."""
+        ...
+
+    def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
+        """Of one KV block of every group."""
+        ...
+
+    def runner(
+        self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    ) -> Runner:
+        """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. Raises ``MemoryError``."""
+        ...
+
+    def describe(self, decoder: Decoder) -> Mapping[str, Any]:
+        """``kernels`` and why, ``threads``, ``quantize``, ``kv_dtype``, ``parameters``, ``weight_bytes``."""
+        ...

@@ -1,0 +1,34 @@
+"""Which backend, from the options and the machine."""
+
+from __future__ import annotations
+
+import torch
+
+from hasten.core.errors import InvalidOption
+from hasten.engine.backends.base import Backend
+from hasten.engine.backends.native import NativeBackend
+from hasten.engine.backends.torch import TorchBackend
+from hasten.engine.options import EngineOptions
+from hasten.ops.choose import choose_ops
+from hasten.ops.cpu.cpu import find_cpu
+
+
+def choose_backend(options: EngineOptions) -> Backend:
+    """The native kernels where they run, else PyTorch.
+
+    Raises ``InvalidOption`` if the options need native kernels (or name them) and there are none, with the reason.
+    """
+    native = "this run was asked for the torch backend" if options.backend == "torch" else find_cpu(options.threads)
+    if not isinstance(native, str):
+        return NativeBackend(native, options.quantize, int8_kv=options.kv_dtype == "int8")
+    needed = {"backend": options.backend == "cpu", "quantize": options.quantize is not None, "kv_dtype": options.kv_dtype == "int8"}
+    if any(needed.values()):
+        raise InvalidOption(
+            f"{' and '.join(name for name, wanted in needed.items() if wanted)} need the native CPU kernels, and {native}",
+            got=", ".join(f"{name}={getattr(options, name)!r}" for name, wanted in needed.items() if wanted),
+            remedy="hasten doctor says which kernels there are",
+        )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)  # PyTorch has one number for the whole process
+    ops, reason = choose_ops("cpu")
+    return TorchBackend(ops, reason if options.backend == "torch" else f"{native}; {reason}")

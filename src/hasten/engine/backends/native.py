@@ -1,0 +1,59 @@
+"""The native CPU backend: matrices packed while they are loaded, and each step one call of a recorded program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hasten.core.plan import Runner
+from hasten.engine.native_runner import NativeRunner
+from hasten.kv.group import KvGroup
+from hasten.kv.native_pool import NativeKvPool, native_block_bytes
+from hasten.layers.formats.packed import Packed, PackedFormats
+from hasten.models.decoder import Decoder
+from hasten.models.lower import lower
+from hasten.ops.base import Ops
+from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
+from hasten.ops.cpu.matrix import Weights
+from hasten.ops.cpu.program import Program
+from hasten.ops.torch.backend import TorchOps
+
+
+class NativeBackend:
+    """``int8_kv``: keys and values in int8 with a scale per token and head, else in the dtype of the model."""
+
+    def __init__(self, cpu: Cpu, quantize: str | None, *, int8_kv: bool) -> None:
+        self.cpu, self.quantize, self._int8_kv = cpu, quantize, int8_kv
+        self._weights = Weights(cpu)
+        self.ops: Ops = TorchOps()
+
+    def formats(self, dtype: torch.dtype) -> PackedFormats:
+        return PackedFormats(self._weights, dtype, self.quantize)
+
+    def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
+        return native_block_bytes(self.cpu, groups, block_size, self._kv_dtype(dtype))
+
+    def runner(
+        self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    ) -> Runner:
+        pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
+        program = Program(self.cpu, pool.kv, max_step)
+        lower(decoder, program)
+        return NativeRunner(program, pool)
+
+    def describe(self, decoder: Decoder) -> Mapping[str, Any]:
+        matrices = {id(m): m for m in decoder.modules() if isinstance(m, Packed)}.values()
+        vectors = list(decoder.parameters())
+        return {
+            "kernels": f"native {self.cpu.isa}",
+            "threads": self.cpu.threads,
+            "quantize": self.quantize,
+            "kv_dtype": self._kv_dtype(decoder.dtype).name.lower(),
+            "parameters": sum(m.in_features * m.out_features for m in matrices) + sum(p.numel() for p in vectors),
+            "weight_bytes": self._weights.num_bytes + sum(p.numel() * 4 for p in vectors),
+        }
+
+    def _kv_dtype(self, dtype: torch.dtype) -> Dtype:
+        return Dtype.INT8 if self._int8_kv else DTYPES[dtype]

@@ -1,0 +1,44 @@
+"""The PyTorch backend: the reference, for every processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hasten.core.plan import Runner
+from hasten.engine.runner import DecoderRunner
+from hasten.kv.group import KvGroup
+from hasten.kv.pool import KvPool
+from hasten.layers.formats.dense import DenseFormats
+from hasten.models.decoder import Decoder
+from hasten.ops.base import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBackend:
+    ops: Ops
+    reason: str
+
+    def formats(self, dtype: torch.dtype) -> DenseFormats:
+        return DenseFormats(self.ops, dtype)
+
+    def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
+        return sum(group.block_bytes(block_size, dtype.itemsize) for group in groups)
+
+    def runner(
+        self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    ) -> Runner:
+        return DecoderRunner(decoder, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
+
+    def describe(self, decoder: Decoder) -> Mapping[str, Any]:
+        return {
+            "kernels": f"{self.ops.name} ({self.reason})",
+            "threads": torch.get_num_threads(),
+            "quantize": None,
+            "kv_dtype": str(decoder.dtype).removeprefix("torch."),
+            "parameters": sum(p.numel() for p in decoder.parameters()),
+            "weight_bytes": sum(p.numel() * p.itemsize for p in decoder.parameters()),
+        }

@@ -1,0 +1,102 @@
+"""From a decoder to its native program: what ``Decoder.run`` computes, as fused instructions.
+
+A layer is seven to ten of them: norm and quantise · q, k and v · head norms, rotation and KV write · attention and its merge ·
+(quantise) · output projection added to the residual · norm and quantise · gate, up and activation · (quantise) · down, added.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from hasten.layers.formats.packed import Packed
+from hasten.layers.layer import Layer
+from hasten.layers.linear import Linear
+from hasten.layers.mlp import Mlp
+from hasten.layers.norm import Norm
+from hasten.layers.spec import RotarySpec
+from hasten.models.decoder import Decoder
+from hasten.ops.cpu.matrix import Matrix
+from hasten.ops.cpu.program import Activation, AttentionShape, Buffer, HeadNorm, NormKind, Program
+
+_NORMS = {"rms": NormKind.RMS, "layer": NormKind.LAYER}
+_ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU_TANH}
+
+
+def lower(decoder: Decoder, program: Program) -> None:
+    """Records the decoder into an empty program whose KV pool has the decoder's layers in their order.
+
+    All matrices of the decoder must be ``Packed``. The program keeps what it needs of the decoder's parameters.
+    """
+    residual = program.rows("residual", decoder.spec.hidden_size)
+    program.embed(_matrix(decoder.embedding.format), residual)
+    if decoder.positions is not None:
+        program.embed(_matrix(decoder.positions.format), residual, by_position=True)
+    rotary = {spec: _rotary(program, decoder, spec) for spec in decoder.spec.rotary_specs}
+    for index, layer in enumerate(decoder.layers):
+        program.begin_layer()
+        _layer(program, cast(Layer, layer), index, residual, rotary)
+    program.begin_head()
+    last = program.rows("last", decoder.spec.hidden_size)
+    program.gather(residual, last)
+    head = _matrix(decoder.vocabulary.format)
+    program.linear(head, _normalized(program, decoder.norm, last, head), decoder.vocabulary.bias, None)
+
+
+def _rotary(program: Program, decoder: Decoder, spec: RotarySpec) -> int:
+    factor = 1.0 if spec.scaling is None else spec.scaling.attention_factor
+    return program.rotary(decoder.rotary.frequencies(spec), factor)
+
+
+def _layer(program: Program, layer: Layer, index: int, residual: Buffer, rotary: dict[RotarySpec, int]) -> None:
+    attention, spec = layer.attention, layer.attention.spec
+    qkv = program.rows("qkv", spec.qkv_size)
+    _linear(program, attention.qkv, _normalized(program, layer.attention_norm, residual, _matrix(attention.qkv.format)), qkv)
+    norm = None
+    if attention.q_norm is not None and attention.k_norm is not None:
+        q, k = attention.q_norm, attention.k_norm
+        norm = HeadNorm(_NORMS[q.spec.kind], q.spec.eps, q.weight, q.bias, k.weight, k.bias)
+    program.prepare(index, qkv, spec.num_heads, norm, None if spec.rotary is None else rotary[spec.rotary])
+    attended = program.rows("attended", spec.q_size)
+    program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
+    _linear(program, attention.out, _ready(program, attended, _matrix(attention.out.format)), residual, add=True)
+    _mlp(program, layer.mlp, _normalized(program, layer.mlp_norm, residual, _matrix(layer.mlp.up.format)), residual)
+
+
+def _mlp(program: Program, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
+    size, activation, down = mlp.spec.intermediate_size, _ACTIVATIONS[mlp.spec.activation], _matrix(mlp.down.format)
+    hidden = program.rows("hidden", size)
+    if not mlp.spec.gated or size % 16 == 0:
+        program.linear(_matrix(mlp.up.format), x, mlp.up.bias, hidden, gated=mlp.spec.gated, activation=activation)
+        ready = _ready(program, hidden, down)
+    else:
+        # Gate and up do not begin at a panel of their own, so that one item would need parts of two.
+        up = program.rows("up", 2 * size)
+        _linear(program, mlp.up, x, up)
+        ready = program.quantized_rows(down) if down.int8_activations else hidden
+        program.activate(activation, up, ready, gated=True)
+    _linear(program, mlp.down, ready, residual, add=True)
+
+
+def _linear(program: Program, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:
+    program.linear(_matrix(linear.format), x, linear.bias, out, add=add)
+
+
+def _normalized(program: Program, norm: Norm, x: Buffer, reader: Matrix) -> Buffer:
+    """norm(x), in the form that products with ``reader`` take."""
+    out = program.quantized_rows(reader) if reader.int8_activations else program.rows("normalized", x.width)
+    program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
+    return out
+
+
+def _ready(program: Program, x: Buffer, reader: Matrix) -> Buffer:
+    """x in the form that products with ``reader`` take."""
+    if not reader.int8_activations:
+        return x
+    out = program.quantized_rows(reader)
+    program.quantize(x, out)
+    return out
+
+
+def _matrix(weight_format: object) -> Matrix:
+    assert isinstance(weight_format, Packed), weight_format
+    return weight_format.matrix

@@ -1,0 +1,98 @@
+"""``Cpu``: kernels of one instruction set and the threads that run them."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from hasten.core.errors import InvalidOption
+from hasten.ops.cpu.cores import default_threads
+from hasten.ops.cpu.library import NativeLibrary, native_library
+
+ISAS = ("amx", "avx512", "avx2")  # the fastest first
+ISA_VARIABLE = "HASTEN_CPU_ISA"
+
+
+class Dtype(IntEnum):
+    """As in native/kernels.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    INT8 = 3
+    INT4 = 4
+
+
+DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}
+
+
+class Cpu:
+    """Owns the threads: they spin for 50 µs when idle, then sleep. Freed with the last object that computes with it."""
+
+    def __init__(self, library: NativeLibrary, isa: str | None, threads: int) -> None:
+        """Raises ``InvalidOption`` if this processor or system has no such instruction set."""
+        self.library, self.threads = library, threads
+        handle = library.cpu_new(None if isa is None else isa.encode(), threads)
+        if not handle:
+            raise InvalidOption("this machine cannot run these kernels", got=repr(isa), allowed=", ".join(runnable(library)) or "none")
+        self.handle = handle
+        self.isa: str = library.cpu_isa(handle).decode()
+        weakref.finalize(self, library.cpu_free, handle)
+
+    def argmax(self, logits_RV: Tensor) -> Tensor:
+        """The index of the greatest of each row, the lowest of equals; a NaN is never chosen before a number. [R], int32"""
+        ids_R = torch.empty(len(logits_RV), dtype=torch.int32)
+        rows, count = logits_RV.shape
+        assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1
+        self.library.argmax(self.handle, logits_RV.data_ptr(), rows, count, logits_RV.stride(0), ids_R.data_ptr())
+        return ids_R
+
+    def top_k(self, logits_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k greatest of each row, descending, equals by ascending index. Values and indices (int32), each [R, k].
+
+        Raises ``MemoryError``.
+        """
+        rows, count = logits_RV.shape
+        assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1 and 0 < k <= count
+        values_RK, ids_RK = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int32)
+        refused = self.library.top_k(
+            self.handle, logits_RV.data_ptr(), rows, count, logits_RV.stride(0), k, values_RK.data_ptr(), ids_RK.data_ptr()
+        )
+        if refused:
+            raise MemoryError("no memory to select the most likely tokens")
+        return values_RK, ids_RK
+
+
+def runnable(library: NativeLibrary) -> list[str]:
+    """The instruction sets that have kernels and run here, the fastest first."""
+    found = []
+    for isa in ISAS:
+        if handle := library.cpu_new(isa.encode(), 1):
+            library.cpu_free(handle)
+            found.append(isa)
+    return found
+
+
+def find_cpu(threads: int | None = None) -> Cpu | str:
+    """The kernels for this machine, or one sentence that says why there are none.
+
+    The environment variable HASTEN_CPU_ISA forces an instruction set, "none" forbids all. Raises ``InvalidOption`` if what it
+    names is unknown or does not run here, and for a number of threads below 1.
+    """
+    if threads is not None and threads < 1:
+        raise InvalidOption("threads is out of range", got=threads, allowed="a whole number from 1")
+    wanted = os.environ.get(ISA_VARIABLE) or None
+    if wanted == "none":
+        return f"{ISA_VARIABLE}=none forbids native kernels"
+    if wanted is not None and wanted not in ISAS:
+        raise InvalidOption(f"{ISA_VARIABLE} names an unknown instruction set", got=repr(wanted), allowed=f"{', '.join(ISAS)} or none")
+    library = native_library()
+    if isinstance(library, str):
+        return library
+    if not runnable(library):
+        return "this processor has no AVX2, for which the native kernels are made"
+    return Cpu(library, wanted, threads or default_threads())

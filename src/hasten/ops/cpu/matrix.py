@@ -1,0 +1,88 @@
+"""``Weights`` and ``Matrix``: packed weight matrices in native memory."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
+
+
+class Weights:
+    """Owns the memory of a model's matrices, in huge pages where the system has them. Freed as a whole."""
+
+    def __init__(self, cpu: Cpu) -> None:
+        self.cpu = cpu
+        self.handle = cpu.library.weights_new()
+        weakref.finalize(self, cpu.library.weights_free, self.handle)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all matrices so far."""
+        return int(self.cpu.library.weights_bytes(self.handle))
+
+
+class Matrix:
+    """One matrix [O, I] in the order in which the kernels read it.
+
+    ``group``: inputs that share a scale (int4: 32, 64 or 128). ``int8_activations``: products quantise their input to int8, per
+    row (int8 and int4 only); else the input stays float32 and the weights are widened.
+    """
+
+    def __init__(
+        self, weights: Weights, out_features: int, in_features: int, dtype: Dtype, *, group: int = 0, int8_activations: bool = False
+    ) -> None:
+        """Zero until packed. Raises ``MemoryError``."""
+        assert (group in (32, 64, 128)) == (dtype is Dtype.INT4), (dtype, group)
+        assert not int8_activations or dtype in (Dtype.INT8, Dtype.INT4), dtype
+        self.weights, self.cpu = weights, weights.cpu
+        self.out_features, self.in_features = out_features, in_features
+        self.dtype, self.group, self.int8_activations = dtype, group, int8_activations
+        self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features, group)
+        if not self.handle:
+            raise MemoryError(f"no memory for a matrix of {out_features} x {in_features} {dtype.name.lower()} weights")
+
+    def pack(self, source_OI: Tensor, row: int) -> None:
+        """Output features [row, row + len(source)) from float32, bfloat16 or float16 (float64 is narrowed), quantised if need be."""
+        if source_OI.dtype not in DTYPES:
+            source_OI = source_OI.float()
+        rows, columns = source_OI.shape
+        assert columns == self.in_features and 0 <= row and row + rows <= self.out_features, (source_OI.shape, row)
+        self.cpu.library.matrix_pack(
+            self.cpu.handle,
+            self.handle,
+            source_OI.data_ptr(),
+            DTYPES[source_OI.dtype],
+            source_OI.stride(0),
+            source_OI.stride(1),
+            row,
+            rows,
+        )
+
+    def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x Wᵀ + b in float32. [T, O]. Raises ``MemoryError``."""
+        x_TI = x_TI.float().contiguous()
+        bias = None if bias_O is None else bias_O.float().contiguous()
+        out_TO = torch.empty(len(x_TI), self.out_features)
+        refused = self.cpu.library.matrix_multiply(
+            self.cpu.handle,
+            self.handle,
+            x_TI.data_ptr(),
+            len(x_TI),
+            None if bias is None else bias.data_ptr(),
+            self.int8_activations,
+            out_TO.data_ptr(),
+        )
+        if refused:
+            raise MemoryError("no memory for a matrix product")
+        return out_TO
+
+    def lookup(self, ids_T: Tensor) -> Tensor:
+        """Rows ``ids_T`` in float32. [T, I]"""
+        ids = ids_T.to(torch.int32).contiguous()
+        assert len(ids) == 0 or (0 <= int(ids.min()) and int(ids.max()) < self.out_features)
+        out_TI = torch.empty(len(ids), self.in_features)
+        self.cpu.library.matrix_lookup(self.cpu.handle, self.handle, ids.data_ptr(), len(ids), out_TI.data_ptr())
+        return out_TI

@@ -1,0 +1,345 @@
+// The C interface over the classes. Nothing throws past it.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "cpu_features.h"
+#include "hasten.h"
+#include "program.h"
+
+using namespace hasten;
+
+struct hasten_cpu {
+    hasten_cpu(const Kernels& kernels, int threads) : kernels(kernels), threads(threads) {}
+    const Kernels& kernels;
+    ThreadPool threads;
+    Arena memory;
+    std::vector<void*> scratch;  // per thread, for the calls outside programs
+};
+
+struct hasten_matrix {
+    Matrix matrix;
+};
+
+struct hasten_weights {
+    Arena arena;
+    std::vector<std::unique_ptr<hasten_matrix>> matrices;
+};
+
+struct hasten_kv {
+    KvPool pool;
+};
+
+struct hasten_program {
+    Program program;
+    std::mutex one_run;
+};
+
+namespace {
+
+// Runs body(item, thread) for items [0, count) on all threads of the cpu.
+template <class Body>
+void share(hasten_cpu* cpu, int64_t count, Body body) {
+    struct Context {
+        hasten_cpu* cpu;
+        int64_t count;
+        Body* body;
+    } context{cpu, count, &body};
+    cpu->threads.run(
+        [](void* raw, int thread) {
+            auto* given = static_cast<Context*>(raw);
+            given->cpu->threads.share(given->count, [&](int64_t item) { (*given->body)(item, thread); });
+        },
+        &context);
+}
+
+// Padded copies of contiguous rows, as the kernels want them, and their quantised form.
+struct EagerRows {
+    Arena arena;
+    Rows rows{};
+    QuantizedRows quantized{};
+
+    bool take(const Matrix& matrix, const float* x, int32_t count, bool quantize) {
+        const int64_t width = matrix.in_features;
+        rows.stride = round_up(width, std::max(kQuantPad, matrix.group));
+        rows.data = static_cast<float*>(arena.take(static_cast<size_t>(count * rows.stride) * sizeof(float)));
+        if (rows.data == nullptr) return false;
+        for (int32_t t = 0; t < count; ++t) {
+            std::memcpy(rows.data + t * rows.stride, x + t * width, static_cast<size_t>(width) * sizeof(float));
+        }
+        if (!quantize) return true;
+        quantized.stride = rows.stride;
+        quantized.group = matrix.group > 0 ? matrix.group : static_cast<int32_t>(rows.stride);
+        quantized.sums_stride = quantized.stride / quantized.group;
+        quantized.data = static_cast<int8_t*>(arena.take(static_cast<size_t>(count * quantized.stride)));
+        quantized.scales = static_cast<float*>(arena.take(static_cast<size_t>(count) * sizeof(float)));
+        quantized.sums = static_cast<int32_t*>(arena.take(static_cast<size_t>(count * quantized.sums_stride) * sizeof(int32_t)));
+        return quantized.data != nullptr && quantized.scales != nullptr && quantized.sums != nullptr;
+    }
+};
+
+Program& of(hasten_program* program) { return program->program; }
+
+}  // namespace
+
+extern "C" {
+
+int32_t hasten_abi(void) { return HASTEN_ABI; }
+
+hasten_cpu* hasten_cpu_new(const char* isa, int32_t threads) {
+    const Kernels* kernels = isa == nullptr ? best_kernels() : find_kernels(isa);
+    if (kernels == nullptr) return nullptr;
+    auto* cpu = new (std::nothrow) hasten_cpu(*kernels, threads);
+    if (cpu == nullptr) return nullptr;
+    for (int thread = 0; thread < cpu->threads.threads(); ++thread) {
+        cpu->scratch.push_back(cpu->memory.take(static_cast<size_t>(std::max(kLinearScratch, kAttentionScratch))));
+    }
+    return cpu;
+}
+
+void hasten_cpu_free(hasten_cpu* cpu) { delete cpu; }
+
+const char* hasten_cpu_isa(const hasten_cpu* cpu) { return cpu->kernels.name; }
+
+hasten_weights* hasten_weights_new(void) { return new (std::nothrow) hasten_weights(); }
+
+void hasten_weights_free(hasten_weights* weights) { delete weights; }
+
+int64_t hasten_weights_bytes(const hasten_weights* weights) { return static_cast<int64_t>(weights->arena.bytes()); }
+
+hasten_matrix* hasten_matrix_new(hasten_weights* weights, int32_t dtype, int32_t out_features, int32_t in_features, int32_t group) {
+    auto matrix = std::make_unique<hasten_matrix>();
+    if (!make_matrix(weights->arena, static_cast<Dtype>(dtype), out_features, in_features, group, matrix->matrix)) return nullptr;
+    weights->matrices.push_back(std::move(matrix));
+    return weights->matrices.back().get();
+}
+
+void hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* source, int32_t source_dtype, int64_t row_stride,
+                        int64_t column_stride, int32_t row, int32_t rows) {
+    // Items end at multiples of 16 rows: no two threads write into one panel.
+    constexpr int32_t kRowsEach = 64;
+    const int32_t first = row / kRowsEach, last = (row + rows + kRowsEach - 1) / kRowsEach;
+    const int64_t element = source_dtype == static_cast<int32_t>(Dtype::f32) ? 4 : 2;
+    share(cpu, last - first, [&](int64_t item, int) {
+        const int32_t begin = std::max(row, (first + static_cast<int32_t>(item)) * kRowsEach);
+        const int32_t end = std::min(row + rows, (first + static_cast<int32_t>(item) + 1) * kRowsEach);
+        const char* part = static_cast<const char*>(source) + (begin - row) * row_stride * element;
+        cpu->kernels.pack({&matrix->matrix, part, static_cast<Dtype>(source_dtype), row_stride, column_stride, begin, end - begin});
+    });
+}
+
+int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, const float* x, int32_t rows, const float* bias,
+                               int32_t int8_activations, float* out) {
+    const Matrix& m = matrix->matrix;
+    EagerRows given;
+    if (!given.take(m, x, rows, int8_activations != 0)) return 1;
+    const int64_t stride = int64_t{m.panels} * kLanes;
+    auto* padded = static_cast<float*>(given.arena.take(static_cast<size_t>((rows * stride + stride)) * sizeof(float)));
+    if (padded == nullptr) return 1;
+    float* padded_bias = padded + rows * stride;
+    if (bias != nullptr) std::memcpy(padded_bias, bias, static_cast<size_t>(m.out_features) * sizeof(float));
+    if (int8_activations != 0) {
+        NormTask quantize{};
+        quantize.x = given.rows;
+        quantize.width = m.in_features;
+        quantize.quantized = given.quantized;
+        quantize.end = rows;
+        cpu->kernels.norm(quantize);
+    }
+    LinearTask task{};
+    task.matrix = &m;
+    task.rows = rows;
+    task.x = given.rows;
+    task.quantized = given.quantized;
+    task.bias = bias == nullptr ? nullptr : padded_bias;
+    task.out = {padded, stride};
+    const LinearItems items = cut(task, cpu->threads.threads());
+    share(cpu, items.count(), [&](int64_t item, int thread) {
+        run_item(cpu->kernels, task, items, item, cpu->scratch[static_cast<size_t>(thread)]);
+    });
+    for (int32_t t = 0; t < rows; ++t) {
+        std::memcpy(out + int64_t{t} * m.out_features, padded + t * stride, static_cast<size_t>(m.out_features) * sizeof(float));
+    }
+    return 0;
+}
+
+void hasten_matrix_lookup(hasten_cpu* cpu, const hasten_matrix* matrix, const int32_t* ids, int32_t count, float* out) {
+    // The kernel writes zeros up to the stride, so rows that are not whole vectors go through a padded one.
+    const int32_t width = matrix->matrix.in_features;
+    const int64_t stride = round_up(width, kLanes);
+    std::vector<float> row(static_cast<size_t>(stride));
+    for (int32_t t = 0; t < count; ++t) {
+        cpu->kernels.embed({&matrix->matrix, ids + t, false, {row.data(), stride}, 0, 1});
+        std::memcpy(out + int64_t{t} * width, row.data(), static_cast<size_t>(width) * sizeof(float));
+    }
+}
+
+hasten_kv* hasten_kv_new(int32_t num_blocks, int32_t slots) { return new (std::nothrow) hasten_kv{KvPool(num_blocks, slots)}; }
+
+void hasten_kv_free(hasten_kv* kv) { delete kv; }
+
+int32_t hasten_kv_add_layer(hasten_kv* kv, int32_t group, int32_t dtype, int32_t kv_heads, int32_t head_dim) {
+    return kv->pool.add_layer(group, static_cast<Dtype>(dtype), kv_heads, head_dim);
+}
+
+void hasten_kv_copy(hasten_kv* kv, int32_t group, int32_t source, int32_t target) { kv->pool.copy(group, source, target); }
+
+int64_t hasten_kv_block_bytes(int32_t dtype, int32_t kv_heads, int32_t head_dim, int32_t slots) {
+    return kv_block_size(static_cast<Dtype>(dtype), kv_heads, head_dim, slots).total();
+}
+
+hasten_program* hasten_program_new(hasten_cpu* cpu, hasten_kv* kv, int32_t max_tokens) {
+    return new (std::nothrow) hasten_program{Program(cpu->kernels, cpu->threads, kv->pool, max_tokens), {}};
+}
+
+void hasten_program_free(hasten_program* program) { delete program; }
+
+int32_t hasten_program_rows(hasten_program* program, int32_t width) { return of(program).add_rows(width); }
+
+int32_t hasten_program_quantized_rows(hasten_program* program, int32_t width, int32_t group) {
+    return of(program).add_quantized_rows(width, group);
+}
+
+float* hasten_program_data(hasten_program* program, int32_t buffer, int64_t* stride) {
+    const Rows rows = of(program).rows(buffer);
+    *stride = rows.stride;
+    return rows.data;
+}
+
+void hasten_program_begin_layer(hasten_program* program) { of(program).begin_layer(); }
+
+void hasten_program_begin_head(hasten_program* program) { of(program).begin_head(); }
+
+void hasten_program_embed(hasten_program* program, const hasten_matrix* matrix, int32_t by_position, int32_t out) {
+    Program& p = of(program);
+    p.add(std::make_unique<Embed>(p.kernels(), matrix->matrix, by_position != 0, p.rows(out)));
+}
+
+int32_t hasten_program_rotary(hasten_program* program, const float* inverse_frequencies, int32_t half, float factor) {
+    Program& p = of(program);
+    const int32_t index = p.add_rotary(half);
+    if (index < 0) return -1;
+    RotaryTask task{};
+    task.inverse_frequencies = inverse_frequencies;
+    task.half = half;
+    task.factor = factor;
+    task.table = p.rotary(index);
+    p.add(std::make_unique<Rotary>(p.kernels(), task));
+    return index;
+}
+
+void hasten_program_norm(hasten_program* program, int32_t kind, int32_t x, int32_t width, const float* weight, const float* bias,
+                         float eps, int32_t out, int32_t quantized) {
+    Program& p = of(program);
+    NormTask task{};
+    task.kind = static_cast<NormKind>(kind);
+    task.x = p.rows(x);
+    task.width = width;
+    task.weight = weight;
+    task.bias = bias;
+    task.eps = eps;
+    task.out = p.rows(out);
+    task.quantized = p.quantized_rows(quantized);
+    p.add(std::make_unique<Norm>(p.kernels(), p.extent(), task));
+}
+
+void hasten_program_linear(hasten_program* program, const hasten_matrix* matrix, int32_t x, int32_t quantized, const float* bias,
+                           int32_t out, int32_t add, int32_t gated, int32_t activation) {
+    Program& p = of(program);
+    LinearTask task{};
+    task.matrix = &matrix->matrix;
+    task.x = p.rows(x);
+    task.quantized = p.quantized_rows(quantized);
+    task.bias = bias;
+    task.out = p.rows(out);  // HASTEN_LOGITS: null, set in each step
+    task.add = add != 0;
+    task.gated = gated != 0;
+    task.activation = static_cast<Activation>(activation);
+    p.add(std::make_unique<Linear>(p.kernels(), p.extent(), task));
+}
+
+void hasten_program_activate(hasten_program* program, int32_t activation, int32_t gated, int32_t x, int32_t width, int32_t out,
+                             int32_t quantized) {
+    Program& p = of(program);
+    ActivateTask task{};
+    task.activation = static_cast<Activation>(activation);
+    task.gated = gated != 0;
+    task.x = p.rows(x);
+    task.width = width;
+    task.out = p.rows(out);
+    task.quantized = p.quantized_rows(quantized);
+    p.add(std::make_unique<Activate>(p.kernels(), p.extent(), task));
+}
+
+void hasten_program_prepare(hasten_program* program, int32_t layer, int32_t qkv, int32_t heads, int32_t norm, const float* q_weight,
+                            const float* q_bias, const float* k_weight, const float* k_bias, float eps, int32_t rotary) {
+    Program& p = of(program);
+    PrepareTask task{};
+    task.kv = &p.kv().layer(layer);
+    task.qkv = p.rows(qkv);
+    task.heads = heads;
+    task.kv_heads = task.kv->kv_heads;
+    task.head_dim = task.kv->head_dim;
+    task.norm = static_cast<NormKind>(norm);
+    task.q_weight = q_weight;
+    task.q_bias = q_bias;
+    task.k_weight = k_weight;
+    task.k_bias = k_bias;
+    task.eps = eps;
+    task.rotary = p.rotary(rotary);
+    p.add(std::make_unique<Prepare>(p.kernels(), p.kv().group_of(layer), task));
+}
+
+void hasten_program_attend(hasten_program* program, int32_t layer, int32_t qkv, int32_t heads, float scale, float soft_cap,
+                           int32_t window, const float* sinks, int32_t out) {
+    Program& p = of(program);
+    AttentionTask task{};
+    task.kv = &p.kv().layer(layer);
+    task.q = p.rows(qkv);
+    task.heads = heads;
+    task.kv_heads = task.kv->kv_heads;
+    task.head_dim = task.kv->head_dim;
+    task.scale = scale;
+    task.soft_cap = soft_cap;
+    task.window = window;
+    task.sinks = sinks;
+    task.out = p.rows(out);
+    const int32_t group = p.kv().group_of(layer);
+    p.add(std::make_unique<Attend>(p.kernels(), group, task, false));
+    p.add(std::make_unique<Attend>(p.kernels(), group, task, true));
+}
+
+void hasten_program_gather(hasten_program* program, int32_t x, int32_t width, int32_t out) {
+    Program& p = of(program);
+    p.add(std::make_unique<Gather>(p.rows(x), width, p.rows(out)));
+}
+
+int32_t hasten_program_run(hasten_program* program, const hasten_step* step) {
+    std::lock_guard<std::mutex> lock(program->one_run);
+    return of(program).run(*step) ? 0 : 1;
+}
+
+void hasten_argmax(hasten_cpu* cpu, const float* values, int32_t rows, int64_t count, int64_t stride, int32_t* ids) {
+    share(cpu, rows, [&](int64_t row, int) { ids[row] = cpu->kernels.argmax(values + row * stride, count); });
+}
+
+int32_t hasten_top_k(hasten_cpu* cpu, const float* values, int32_t rows, int64_t count, int64_t stride, int32_t k, float* top_values,
+                     int32_t* top_ids) {
+    Arena scratch;
+    const int64_t bytes = round_up(count * 8, 64);
+    auto* memory = static_cast<char*>(scratch.take(static_cast<size_t>(bytes * cpu->threads.threads())));
+    if (memory == nullptr) return 1;
+    share(cpu, rows, [&](int64_t row, int thread) {
+        cpu->kernels.top_k(values + row * stride, count, k, top_values + row * k, top_ids + row * k, memory + thread * bytes);
+    });
+    return 0;
+}
+
+void hasten_log_sum_exp(hasten_cpu* cpu, const float* values, int32_t rows, int64_t count, int64_t stride, double* out) {
+    share(cpu, rows, [&](int64_t row, int) { out[row] = cpu->kernels.log_sum_exp(values + row * stride, count); });
+}
+
+}  // extern "C"

@@ -1,0 +1,109 @@
+#include "instruction.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace hasten {
+
+namespace {
+
+constexpr int32_t kRowsEach = 16;
+
+}  // namespace
+
+RowItems cut_rows(const Step& step, Extent extent) {
+    const int32_t rows = extent == Extent::tokens ? step.plan().num_tokens : step.plan().num_logits;
+    const int32_t share = (rows + 4 * step.threads() - 1) / (4 * step.threads());
+    return {rows, std::max(1, std::min(kRowsEach, share))};
+}
+
+void Norm::run(const Step& step, int64_t item, const Worker&) const {
+    const RowItems items = cut_rows(step, extent_);
+    NormTask task = task_;
+    task.begin = items.begin(item);
+    task.end = items.end(item);
+    kernels_.norm(task);
+}
+
+void Activate::run(const Step& step, int64_t item, const Worker& worker) const {
+    const RowItems items = cut_rows(step, extent_);
+    ActivateTask task = task_;
+    task.scratch = static_cast<float*>(worker.scratch);
+    task.begin = items.begin(item);
+    task.end = items.end(item);
+    kernels_.activate(task);
+}
+
+LinearTask Linear::whole(const Step& step) const {
+    LinearTask task = task_;
+    task.rows = extent_ == Extent::tokens ? step.plan().num_tokens : step.plan().num_logits;
+    if (task.out.data == nullptr) task.out = {step.plan().logits, step.plan().logits_stride};
+    return task;
+}
+
+void Linear::run(const Step& step, int64_t item, const Worker& worker) const {
+    const LinearTask task = whole(step);
+    run_item(kernels_, task, cut(task, step.threads()), item, worker.scratch);
+}
+
+int64_t Embed::items(const Step& step) const {
+    return step.plan().first_layer > 0 ? 0 : cut_rows(step, Extent::tokens).count();
+}
+
+void Embed::run(const Step& step, int64_t item, const Worker&) const {
+    const RowItems items = cut_rows(step, Extent::tokens);
+    kernels_.embed({&matrix_, by_position_ ? step.positions() : step.plan().token_ids, by_position_, out_, items.begin(item),
+                    items.end(item)});
+}
+
+void Rotary::run(const Step& step, int64_t item, const Worker&) const {
+    const RowItems items = cut_rows(step, Extent::tokens);
+    RotaryTask task = task_;
+    task.positions = step.positions();
+    task.begin = items.begin(item);
+    task.end = items.end(item);
+    kernels_.rotary(task);
+}
+
+void Prepare::run(const Step& step, int64_t item, const Worker&) const {
+    const RowItems items = cut_rows(step, Extent::tokens);
+    PrepareTask task = task_;
+    task.slots = step.slots(group_);
+    task.begin = items.begin(item);
+    task.end = items.end(item);
+    kernels_.prepare(task);
+}
+
+AttentionTask Attend::whole(const Step& step) const {
+    AttentionTask task = task_;
+    task.rows = step.spans(group_);
+    task.num_rows = step.plan().num_rows;
+    task.num_threads = step.threads();
+    task.partials = step.partials();
+    return task;
+}
+
+int64_t Attend::items(const Step& step) const {
+    const AttentionTask task = whole(step);
+    return merge_ ? kernels_.merge_items(task) : kernels_.attention_items(task);
+}
+
+void Attend::run(const Step& step, int64_t item, const Worker& worker) const {
+    if (merge_) {
+        kernels_.merge(whole(step), item);
+    } else {
+        kernels_.attend(whole(step), item, worker.scratch);
+    }
+}
+
+int64_t Attend::shared_bytes(const Step& step) const { return merge_ ? 0 : kernels_.attention_partials(whole(step)); }
+
+void Gather::run(const Step& step, int64_t item, const Worker&) const {
+    const RowItems items = cut_rows(step, Extent::logits);
+    for (int32_t row = items.begin(item); row < items.end(item); ++row) {
+        std::memcpy(out_.data + row * out_.stride, x_.data + step.plan().logits_tokens[row] * x_.stride,
+                    static_cast<size_t>(width_) * sizeof(float));
+    }
+}
+
+}  // namespace hasten

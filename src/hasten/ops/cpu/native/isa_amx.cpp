@@ -1,0 +1,19 @@
+// AVX-512 kernels, and matrix products of many rows in AMX tiles (int8, bf16).
+#define HASTEN_ISA amx
+#include "simd/avx512.h"
+
+#include "kernels/table.h"
+#include "kernels/linear_amx.h"
+
+namespace hasten {
+
+const Kernels* amx_kernels() {
+    static const Kernels table = [] {
+        Kernels with_tiles = amx::make_table("amx");
+        with_tiles.linear = amx::linear_tiles;
+        return with_tiles;
+    }();
+    return &table;
+}
+
+}  // namespace hasten

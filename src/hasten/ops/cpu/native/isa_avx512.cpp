@@ -1,0 +1,14 @@
+// The kernels for AVX-512 with VNNI.
+#define HASTEN_ISA avx512
+#include "simd/avx512.h"
+
+#include "kernels/table.h"
+
+namespace hasten {
+
+const Kernels* avx512_kernels() {
+    static const Kernels table = avx512::make_table("avx512");
+    return &table;
+}
+
+}  // namespace hasten

@@ -1,0 +1,219 @@
+// The contract between the program (program.cpp) and the kernels: plain views of memory, and one table of functions per
+// instruction set. Nothing here allocates. A kernel runs in one thread on the items it is told to; the program splits the work.
+//
+// Rows of activations:   float data[token][stride], stride a multiple of 16. Whoever writes a row writes zeros from its width up
+// to the stride, so that a reader may always take whole vectors.
+//
+// Batch invariance: the numbers of one output row depend on that row's inputs alone, bit by bit: every sum has one fixed order,
+// whatever the number of rows, the items or the thread. A fast form for few rows and a form for many give the same bits.
+#pragma once
+
+#include <cstdint>
+
+namespace hasten {
+
+constexpr int kLanes = 16;      // output features of a panel, slots of a key panel
+constexpr int kQuantPad = 64;   // rows of int8 activations are padded to this many bytes
+
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4 };
+
+enum class Activation : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
+
+struct Rows {
+    float* data;
+    int64_t stride;  // floats
+};
+
+// Rows of dynamically quantised activations: x ~ scale[t] * data[t][k], symmetric, |data| <= 127, scale = max|x| / 127.
+struct QuantizedRows {
+    int8_t* data;        // [t][stride], zeros from the width up to the stride
+    int64_t stride;      // bytes, a multiple of kQuantPad
+    float* scales;       // [t]
+    int32_t* sums;       // [t][sums_stride]: sums of data over runs of `group` columns
+    int64_t sums_stride;
+    int32_t group;       // columns of a run, a multiple of 32; the whole stride for int8 weights
+};
+
+// A packed weight matrix [out, in]: panels of 16 output features, `pack` inputs of one output side by side (what one vector
+// instruction multiplies at once). With I' = in padded to a multiple of 64 (int8, int4: weights of the padding are zero after
+// the zero point is taken off), of 32 (bf16), or in itself (f32, f16); outputs are padded to 16 with zero rows:
+//   f32   data[panel][I'][16]                 f16   the same, 2 bytes each
+//   bf16  data[panel][I'/2][16][2]
+//   int8  data[panel][I'/4][16][4]            unsigned, w ~ scales[panel][16] * (data - 128)
+//   int4  data[panel][I'/8][16][4 bytes]      byte j of column c: low nibble input 8i + j, high nibble input 8i + 4 + j;
+//         w ~ scales[panel][I'/group][16] * (nibble - 8); scales are floats that bf16 holds exactly, stored as bf16
+struct Matrix {
+    Dtype dtype;
+    int32_t out_features, in_features;
+    int32_t padded_in;   // I'
+    int32_t group;       // int4: inputs that share a scale (32, 64 or 128); else 0
+    int32_t panels;      // ceil(out / 16)
+    uint8_t* data;       // 64-byte aligned
+    int64_t panel_bytes;
+    float* scales;       // int8: [panels * 16]
+    uint16_t* group_scales;  // int4: bf16 [panels][I'/group][16]
+
+    int32_t groups() const { return group ? padded_in / group : 1; }
+};
+
+// Rows [row, row + rows) of a matrix from a checkpoint tensor. `source` points at the first of these rows.
+struct PackTask {
+    Matrix* matrix;
+    const void* source;      // f32, bf16 or f16
+    Dtype source_dtype;
+    int64_t row_stride;      // elements between output features
+    int64_t column_stride;   // elements between inputs (1, or the row length when the tensor is stored transposed)
+    int32_t row, rows;
+};
+
+// What becomes of the products x W^T of panels [panel_begin, panel_end), for all rows of the task.
+//   out = activation(x W^T + bias)                            [add: out += ...]
+//   gated: out[:, j] = activation((x W^T + b)[j]) * (x W^T + b)[j + out/2], for the panels of the first half (out/2 % 16 == 0)
+struct LinearTask {
+    const Matrix* matrix;
+    int32_t rows;
+    Rows x;                  // used when quantized.data is null: float activations
+    QuantizedRows quantized; // used otherwise (int8 and int4 weights only)
+    const float* bias;       // [panels * 16], zero in the padding, or null
+    Rows out;
+    bool add;
+    bool gated;
+    Activation activation;
+    int32_t panel_begin, panel_end;
+    void* scratch;           // kLinearScratch bytes of this thread, 64-byte aligned, contents undefined
+};
+constexpr int64_t kLinearScratch = 1 << 20;
+
+enum class NormKind : int32_t { none = 0, rms = 1, layer = 2 };
+
+// y = norm(x) of rows [begin, end), width E. kind none: y = x (plain quantisation). Writes `out` if out.data is set and
+// `quantized` if quantized.data is set. RMS: x / sqrt(mean(x^2) + eps) * weight; layer: (x - mean) / sqrt(var + eps) * w + b.
+struct NormTask {
+    NormKind kind;
+    Rows x;
+    int32_t width;
+    const float* weight;     // [width rounded up to 16, zeros]
+    const float* bias;       // or null
+    float eps;
+    Rows out;
+    QuantizedRows quantized;
+    int32_t begin, end;
+};
+
+// out = activation(x[:, :F]) * x[:, F:2F] (gated) or activation(x), rows [begin, end), F = width of out; written to `out` if set
+// and to `quantized` if set.
+struct ActivateTask {
+    Activation activation;
+    bool gated;
+    Rows x;
+    int32_t width;
+    Rows out;
+    QuantizedRows quantized;
+    float* scratch;          // one row of `out`
+    int32_t begin, end;
+};
+
+// out[t] = (add ? out[t] : 0) + row ids[t] of a packed matrix (one output feature is one embedding row) or of a plain table.
+struct EmbedTask {
+    const Matrix* matrix;
+    const int32_t* ids;
+    bool add;
+    Rows out;
+    int32_t begin, end;
+};
+
+// cos and sin [t][2][dim / 2] of position * inverse_frequency, times `factor`, angles in float.
+struct RotaryTask {
+    const float* inverse_frequencies;  // [dim / 2]
+    int32_t half;
+    float factor;
+    const int32_t* positions;
+    float* table;            // [t][2 * half]: cos, then sin
+    int32_t begin, end;
+};
+
+// One layer's keys and values in the pool. A block has `slots` token slots, in ceil(slots / 16) panels of 16:
+//   keys    [block][kv_head][panel][dim' / pack][16][pack]   pack: f32 1, bf16 2, f16 1, int8 4; dim' = dim padded to pack
+//   values  [block][kv_head][panel * 16 slots][dim'' ]       dim'' = dim padded to 16
+//   int8 only: key_scales, value_scales [block][kv_head][panel * 16]; k ~ scale * k8, symmetric, |k8| <= 127
+// Unwritten slots hold anything finite (the pool is zeroed once, lazily, by the system).
+struct KvLayer {
+    Dtype dtype;             // f32, bf16, f16 or int8
+    int32_t kv_heads, head_dim, slots;
+    uint8_t* keys;
+    uint8_t* values;
+    float* key_scales;
+    float* value_scales;
+};
+
+// Row r of the step: tokens [begin, end) of the step are positions [start, start + end - begin) of its sequence. Its block
+// table is blocks[0 .. ): the block of position p is blocks[p / slots - first_block].
+struct RowSpan {
+    int32_t begin, end, start, first_block;
+    const int32_t* blocks;
+    const uint64_t* tree;    // [end - begin] or null. Bit j of tree[i]: query i sees token begin + j (drafts); else j <= i. At most 64.
+};
+
+// Head norms, rotation and the write of keys and values into the pool for tokens [begin, end) of the step.
+// qkv[t] = [q heads | k heads | v heads]; q is left rotated (not scaled) in place.
+struct PrepareTask {
+    Rows qkv;
+    int32_t heads, kv_heads, head_dim;
+    NormKind norm;           // of single heads, before the rotation
+    const float* q_weight;   // [head_dim]
+    const float* q_bias;
+    const float* k_weight;
+    const float* k_bias;
+    float eps;
+    const float* rotary;     // [t][head_dim] as RotaryTask writes it, or null. Halves: i is paired with i + head_dim / 2
+    const KvLayer* kv;
+    const int64_t* slots;    // [t]: block * kv->slots + slot
+    int32_t begin, end;
+};
+
+// Attention over the pool, heads side by side in `out` [t][heads * head_dim]. One item is a few queries of one row and one
+// kv head; a long context is split at fixed positions (multiples of kSplit keys) into more items whose partial results are
+// merged in ascending order, so that an item's numbers never depend on how the work was cut.
+struct AttentionTask {
+    Rows q;                  // the qkv rows: q heads first
+    int32_t heads, kv_heads, head_dim;
+    float scale, soft_cap;   // soft_cap 0: none; else s = cap * tanh(s / cap)
+    int32_t window;          // 0: none; else keys in (p - window, p]
+    const float* sinks;      // [heads] logits that take part in the softmax and have no value, or null
+    const KvLayer* kv;
+    const RowSpan* rows;
+    int32_t num_rows;
+    Rows out;
+    QuantizedRows quantized; // not written here
+    int32_t num_threads;
+    void* partials;          // attention_partials(task) bytes, shared by all threads
+};
+
+struct Kernels {
+    const char* name;
+    void (*pack)(const PackTask&);
+    void (*linear)(const LinearTask&);
+    void (*norm)(const NormTask&);
+    void (*activate)(const ActivateTask&);
+    void (*embed)(const EmbedTask&);
+    void (*rotary)(const RotaryTask&);
+    void (*prepare)(const PrepareTask&);
+    // Phase one: items [0, attention_items) in any order by any thread; phase two, after all of one: merge items.
+    int64_t (*attention_items)(const AttentionTask&);
+    void (*attend)(const AttentionTask&, int64_t item, void* scratch);
+    int64_t (*merge_items)(const AttentionTask&);
+    void (*merge)(const AttentionTask&, int64_t item);
+    int64_t (*attention_partials)(const AttentionTask&);
+    // Index of the greatest (the lowest index of equals; a NaN is never chosen before a number).
+    int32_t (*argmax)(const float* values, int64_t count);
+    // The k greatest, descending, equals by ascending index. Returns how many were written (min(k, count)).
+    int64_t (*top_k)(const float* values, int64_t count, int64_t k, float* top_values, int32_t* top_ids, void* scratch);
+    double (*log_sum_exp)(const float* values, int64_t count);
+};
+constexpr int64_t kAttentionScratch = 1 << 20;
+
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
+
+}  // namespace hasten

@@ -1,0 +1,273 @@
+// Attention over the paged pool: blocked for many queries, streamed for few, split over long contexts (Dao et al., 2023).
+#pragma once
+
+#include <cassert>
+
+#include "attention_panels.h"
+#include "attention_queries.h"
+#include "attention_values.h"
+
+namespace hasten::HASTEN_ISA {
+
+constexpr int kValueChunk = 4;  // panels of values that stay in the first-level cache for all queries of an item
+
+// One item's memory in the scratch of its thread.
+struct AttentionMemory {
+    float* queries;        // tiles [dim][M], or [dim / 4][M] of four bytes
+    float* query_scales;   // int8
+    int32_t* corrections;  // int8
+    float* scores;         // [query][kScoreStride]
+    float* part_values;    // [query][value_dim], of the running split
+    float* values;         // [query][value_dim], merged
+    float* wide_keys;      // two panels as floats
+    float* wide_values;    // kValueChunk panels as floats
+    Softmax* parts;        // [query], of the running split
+    Softmax* states;       // [query], merged
+    Visible* visible;      // [query]
+    int32_t* reach;        // [tile][2]: panels of the running split that the tile sees
+
+    AttentionMemory(void* scratch, const KvGeometry& geometry) : next_(static_cast<uint8_t*>(scratch)) {
+        const int64_t row = geometry.value_dim;
+        queries = take<float>(kItemQueries * row);
+        query_scales = take<float>(kItemQueries);
+        corrections = take<int32_t>(kItemQueries);
+        scores = take<float>(kItemQueries * kScoreStride);
+        part_values = take<float>(kItemQueries * row);
+        values = take<float>(kItemQueries * row);
+        wide_keys = take<float>(2 * kLanes * row);
+        wide_values = take<float>(kValueChunk * kLanes * row);
+        parts = take<Softmax>(kItemQueries);
+        states = take<Softmax>(kItemQueries);
+        visible = take<Visible>(kItemQueries);
+        reach = take<int32_t>(2 * kItemQueries);
+        assert(next_ - static_cast<uint8_t*>(scratch) <= kAttentionScratch);
+    }
+
+  private:
+    template <class T>
+    T* take(int64_t count) {
+        T* taken = reinterpret_cast<T*>(next_);
+        next_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+        return taken;
+    }
+    uint8_t* next_;
+};
+
+template <Dtype type>
+class AttentionItem {
+  public:
+    AttentionItem(const AttentionPlan& plan, const ItemPlace& place, void* scratch)
+        : plan_(plan), place_(place), geometry_(plan.geometry), queries_(plan, place), memory_(scratch, plan.geometry) {}
+
+    void run() {
+        const bool alone = queries_.count() <= kTileQueries;
+        if (alone) with_queries(queries_.count(), [&](auto m) { load_queries(decltype(m)::value); });
+        else load_queries(kTileQueries);
+        __builtin_memset(memory_.values, 0, static_cast<size_t>(queries_.count() * geometry_.value_dim) * sizeof(float));
+        for (int i = 0; i < queries_.count(); ++i) {
+            memory_.states[i] = {-__builtin_inff(), 0.0f};
+            memory_.visible[i] = queries_.visible(i);
+        }
+        for (int64_t split = queries_.split_begin(); split < queries_.split_end(); ++split) {
+            panels_.list(plan_, place_, split, queries_.oldest(), queries_.newest());
+            if (alone) with_queries(queries_.count(), [&](auto m) { stream_split<decltype(m)::value>(split); });
+            else block_split(split);
+        }
+        if (place_.partials != nullptr) return;
+        for (int i = 0; i < queries_.count(); ++i) queries_.write(i, memory_.states[i], row_of(memory_.values, i));
+    }
+
+  private:
+    static constexpr Dtype kWide = type == Dtype::int8 ? Dtype::int8 : Dtype::f32;  // of keys, once widened
+
+    float* row_of(float* rows, int i) const { return rows + static_cast<int64_t>(i) * geometry_.value_dim; }
+
+    void load_queries(int m) {
+        if constexpr (type == Dtype::int8) queries_.load_int8(m, memory_.queries, memory_.query_scales, memory_.corrections);
+        else queries_.load(m, memory_.queries);
+    }
+
+    // Scores of tile t of M queries and panels [j, j + N) of the list.
+    template <Dtype keys, int M, int N>
+    void score(int t, int j, const uint8_t* const* panels, const uint8_t* const* ahead) {
+        const float* q = row_of(memory_.queries, t * M);
+        float* scores = memory_.scores + static_cast<int64_t>(t) * M * kScoreStride + j * kLanes;
+        if constexpr (keys == Dtype::int8) {
+            const Int8Queries queries{reinterpret_cast<const int32_t*>(q), memory_.query_scales + t * M, memory_.corrections + t * M};
+            score_panels_int8<M, N>(queries, geometry_.key_dim, panels, ahead, panels_.key_scales + j, scores);
+        } else {
+            score_panels<keys, M, N>(q, plan_.task.head_dim, panels, ahead, scores);
+        }
+    }
+
+    // Few queries: every byte is read once, in order, and asked for ahead.
+    template <int M>
+    void stream_split(int64_t split) {
+        constexpr int N = vectors_for(M, kAhead);
+        const uint8_t* const* keys = panels_.keys();
+        int j = 0;
+        for (; j + N <= panels_.count; j += N) score<type, M, N>(0, j, keys + j, keys + j + kAhead);
+        for (; j < panels_.count; ++j) score<type, M, 1>(0, j, keys + j, keys + j + kAhead);
+        weigh(0, M, 0, panels_.count);
+        count_keys(queries_.newest());
+        const int64_t row_bytes = geometry_.value_bytes / kLanes;
+        const ValuePanels values{panels_.values(), panels_.values() + kAhead, keys_, panels_.count, row_bytes};
+        add_all_values<type, M>(memory_.scores, values, memory_.part_values, geometry_.value_dim);
+        keep(split);
+    }
+
+    // Many queries: what was loaded serves them all, tile by tile; keys and values are widened to floats once for all tiles.
+    void block_split(int64_t split) {
+        constexpr int M = kTileQueries, N = vectors_for(M, 2);
+        const int tiles = (queries_.count() + M - 1) / M;
+        for (int t = 0; t < tiles; ++t) find_reach(t);
+        int j = 0;
+        for (; j + N <= panels_.count; j += N) score_tiles<N>(tiles, j);
+        for (; j < panels_.count; ++j) score_tiles<1>(tiles, j);
+        for (int t = 0; t < tiles; ++t) weigh(t * M, M, memory_.reach[2 * t], memory_.reach[2 * t + 1]);
+        for (j = 0; j < panels_.count; j += kValueChunk) {
+            add_tiles(tiles, j, j + kValueChunk < panels_.count ? j + kValueChunk : panels_.count);
+        }
+        keep(split);
+    }
+
+    template <int N>
+    void score_tiles(int tiles, int j) {
+        const uint8_t* panels[N];
+        for (int n = 0; n < N; ++n) panels[n] = wide_keys(j + n, memory_.wide_keys + n * kLanes * geometry_.value_dim);
+        for (int t = 0; t < tiles; ++t) {
+            if (memory_.reach[2 * t] >= j + N || memory_.reach[2 * t + 1] <= j) continue;
+            score<kWide, kTileQueries, N>(t, j, panels, type == kWide && t == 0 ? panels_.keys() + j + kAhead : panels);
+        }
+    }
+
+    const uint8_t* wide_keys(int j, float* out) const {
+        const uint8_t* panel = panels_.keys()[j];
+        if constexpr (type == kWide) return panel;
+        for (int64_t line = 0; line < plan_.task.head_dim / 2; ++line) {
+            F16 even, odd;
+            load_key_pair<type>(panel, line, even, odd);
+            prefetch_key(panels_.keys()[j + kAhead] + line * 64);
+            store(out + line * 32, even);
+            store(out + line * 32 + 16, odd);
+        }
+        return reinterpret_cast<const uint8_t*>(out);
+    }
+
+    const uint8_t* wide_values(int j, float* out) const {
+        const uint8_t* panel = panels_.values()[j];
+        if constexpr (type == Dtype::f32) return panel;
+        for (int64_t i = 0; i < kLanes * geometry_.value_dim; i += 16) {
+            store(out + i, load_value<type>(panel + i * size_of(type)));
+            prefetch_key(panels_.values()[j + kAhead] + i * size_of(type));
+        }
+        return reinterpret_cast<const uint8_t*>(out);
+    }
+
+    // Values of panels [begin, end), at most kValueChunk, for every tile that sees some of them.
+    void add_tiles(int tiles, int begin, int end) {
+        constexpr int M = kTileQueries;
+        const uint8_t* panels[kValueChunk];
+        for (int j = begin; j < end; ++j) {
+            panels[j - begin] = wide_values(j, memory_.wide_values + static_cast<int64_t>(j - begin) * kLanes * geometry_.value_dim);
+        }
+        const int64_t row_bytes = static_cast<int64_t>(geometry_.value_dim) * 4;
+        for (int t = 0; t < tiles; ++t) {
+            const int from = memory_.reach[2 * t] > begin ? memory_.reach[2 * t] : begin;
+            const int to = memory_.reach[2 * t + 1] < end ? memory_.reach[2 * t + 1] : end;
+            if (from >= to) continue;
+            count_keys(tile_end(t));
+            const ValuePanels values{panels + from - begin, panels + from - begin, keys_ + from, to - from, row_bytes};
+            const float* weights = memory_.scores + static_cast<int64_t>(t) * M * kScoreStride + from * kLanes;
+            add_all_values<Dtype::f32, M>(weights, values, row_of(memory_.part_values, t * M), geometry_.value_dim);
+        }
+    }
+
+    int64_t tile_end(int t) const {
+        const int end = (t + 1) * kTileQueries < queries_.count() ? (t + 1) * kTileQueries : queries_.count();
+        return memory_.visible[end - 1].end;
+    }
+
+    // Rows of values to read. Those past `end` belong to nobody yet and may hold what another sequence left.
+    void count_keys(int64_t end) {
+        for (int j = 0; j < panels_.count; ++j) {
+            const int64_t left = end - panels_.first[j];
+            keys_[j] = left < panels_.positions[j] ? static_cast<int32_t>(left) : panels_.positions[j];
+        }
+    }
+
+    // Which panels of the list the queries of tile t see.
+    void find_reach(int t) {
+        const int64_t oldest = memory_.visible[t * kTileQueries].first, end = tile_end(t);
+        int from = 0, to = panels_.count;
+        while (from < to && panels_.end_of(from) <= oldest) ++from;
+        while (to > from && panels_.first[to - 1] >= end) --to;
+        memory_.reach[2 * t] = from;
+        memory_.reach[2 * t + 1] = to;
+    }
+
+    // Softmax of the tile's queries over panels [begin, end) of the list, and room for its sums of values.
+    void weigh(int i, int m, int begin, int end) {
+        const PanelPositions positions{panels_.first, panels_.positions, type == Dtype::int8 ? panels_.value_scales : nullptr};
+        for (int k = i; k < i + m && k < queries_.count(); ++k) {
+            float* scores = memory_.scores + static_cast<int64_t>(k) * kScoreStride;
+            memory_.parts[k] = softmax_split(scores, begin, end, memory_.visible[k], positions, plan_.task.soft_cap);
+        }
+        __builtin_memset(row_of(memory_.part_values, i), 0, static_cast<size_t>(m * geometry_.value_dim) * sizeof(float));
+    }
+
+    // The split's result goes to the partials, or is merged at once.
+    void keep(int64_t split) {
+        for (int k = 0; k < queries_.count(); ++k) {
+            const float* part = row_of(memory_.part_values, k);
+            if (place_.partials == nullptr) {
+                merge_partial(memory_.states[k], row_of(memory_.values, k), memory_.parts[k], part, geometry_.value_dim);
+                continue;
+            }
+            float* out = plan_.partial_of(place_, queries_.number(k), split);
+            __builtin_memcpy(out, part, static_cast<size_t>(geometry_.value_dim) * sizeof(float));
+            __builtin_memcpy(out + geometry_.value_dim, memory_.parts + k, sizeof(Softmax));
+        }
+    }
+
+    const AttentionPlan& plan_;
+    const ItemPlace& place_;
+    const KvGeometry geometry_;
+    const ItemQueries queries_;
+    AttentionMemory memory_;
+    SplitPanels panels_;
+    int32_t keys_[kSplitPanels];  // rows of values that the running tile reads
+};
+
+inline void attend(const AttentionTask& task, int64_t item, void* scratch) {
+    const AttentionPlan plan(task);
+    const ItemPlace place = plan.find(item, false);
+    switch (task.kv->dtype) {
+        case Dtype::bf16: return AttentionItem<Dtype::bf16>(plan, place, scratch).run();
+        case Dtype::f16: return AttentionItem<Dtype::f16>(plan, place, scratch).run();
+        case Dtype::int8: return AttentionItem<Dtype::int8>(plan, place, scratch).run();
+        default: return AttentionItem<Dtype::f32>(plan, place, scratch).run();
+    }
+}
+
+// Phase two: the partial results of one tile, in ascending order.
+inline void merge(const AttentionTask& task, int64_t item) {
+    const AttentionPlan plan(task);
+    const ItemPlace place = plan.find(item, true);
+    const ItemQueries queries(plan, place);
+    const int32_t value_dim = plan.geometry.value_dim;
+    alignas(64) float values[kMaxHeadDim];
+    for (int i = 0; i < queries.count(); ++i) {
+        Softmax state{-__builtin_inff(), 0.0f};
+        __builtin_memset(values, 0, sizeof values);
+        for (int64_t split = queries.split_begin(); split < queries.split_end(); ++split) {
+            const float* part = plan.partial_of(place, queries.number(i), split);
+            Softmax of_part;
+            __builtin_memcpy(&of_part, part + value_dim, sizeof of_part);
+            merge_partial(state, values, of_part, part, value_dim);
+        }
+        queries.write(i, state, values);
+    }
+}
+
+}  // namespace hasten::HASTEN_ISA

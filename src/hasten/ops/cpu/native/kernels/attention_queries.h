@@ -1,0 +1,95 @@
+// The queries of one item: which they are, what each sees, and how they are laid out for the score kernels.
+#pragma once
+
+#include "attention_softmax.h"
+#include "prepare.h"
+
+namespace hasten::HASTEN_ISA {
+
+class ItemQueries {
+  public:
+    ItemQueries(const AttentionPlan& plan, const ItemPlace& place) : plan_(plan), place_(place) {
+        first_ = place.tile * kItemQueries;
+        const int64_t left = place.cut.queries - first_;
+        count_ = static_cast<int>(left < kItemQueries ? left : kItemQueries);
+        oldest_ = visible(0).first;
+        newest_ = visible(count_ - 1).end;
+    }
+
+    int count() const { return count_; }
+    int64_t number(int i) const { return first_ + i; }  // among the queries of the row and kv head
+    int64_t oldest() const { return oldest_; }          // what any query sees lies in [oldest, newest)
+    int64_t newest() const { return newest_; }
+    int64_t split_begin() const { return larger(place_.split_begin, plan_.split_of(oldest_)); }
+    int64_t split_end() const { return smaller(place_.split_end, plan_.split_of(newest_ - 1) + 1); }
+
+    Visible visible(int i) const {
+        const RowSpan& row = *place_.row;
+        const int64_t own = token(i), position = row.start + own;
+        Visible v{plan_.first_visible(row, position), position + 1, row.start, 0, row.tree != nullptr};
+        if (row.tree != nullptr) {
+            v.tree = row.tree[own] | uint64_t{1} << own;
+            v.end = row.start + row.end - row.begin;
+        }
+        return v;
+    }
+
+    // Queries times the scale of the scores, as tiles [dim][m]; the last tile is filled up with zeros.
+    void load(int m, float* tiles) const {
+        const int32_t dim = plan_.task.head_dim;
+        for (int i = 0; i < padded(m); ++i) {
+            float* out = tile(tiles, i, m);
+            if (i >= count_) {
+                for (int32_t k = 0; k < dim; ++k) out[k * m] = 0.0f;
+                continue;
+            }
+            const float* q = source(i);
+            for (int32_t k = 0; k < dim; ++k) out[k * m] = q[k] * plan_.task.scale;
+        }
+    }
+
+    // The same as int8, tiles [dim' / 4][m] of four bytes; dim' is what the keys are padded to.
+    void load_int8(int m, float* tiles, float* scales, int32_t* corrections) const {
+        const int32_t dim = plan_.task.head_dim, key_dim = plan_.geometry.key_dim;
+        for (int i = 0; i < padded(m); ++i) {
+            float* out = tile(tiles, i, m);
+            alignas(64) int8_t values[kMaxHeadDim] = {};
+            scales[i] = i < count_ ? quantize_head(source(i), dim, values) * plan_.task.scale : 0.0f;
+            int32_t total = 0;
+            for (int32_t k = 0; k < key_dim; ++k) total += values[k];
+            corrections[i] = -128 * total;
+            for (int32_t k = 0; k < key_dim; k += 4) __builtin_memcpy(out + k / 4 * m, values + k, 4);
+        }
+    }
+
+    void write(int i, const Softmax& state, const float* values) const {
+        const AttentionTask& task = plan_.task;
+        const int64_t h = head(i), width = static_cast<int64_t>(task.heads) * task.head_dim;
+        float* out = task.out.data + (place_.row->begin + token(i)) * task.out.stride;
+        finish(state, values, task.sinks != nullptr ? task.sinks + h : nullptr, out + h * task.head_dim, task.head_dim);
+        if (h != task.heads - 1) return;
+        for (int64_t k = width; k < task.out.stride; ++k) out[k] = 0.0f;
+    }
+
+  private:
+    static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+    static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+    int padded(int m) const { return (count_ + m - 1) / m * m; }
+    int64_t token(int i) const { return (first_ + i) / plan_.group; }  // of the row
+    int64_t head(int i) const { return place_.kv_head * plan_.group + (first_ + i) % plan_.group; }
+    const float* source(int i) const {
+        const AttentionTask& task = plan_.task;
+        return task.q.data + (place_.row->begin + token(i)) * task.q.stride + head(i) * task.head_dim;
+    }
+    float* tile(float* tiles, int i, int m) const {
+        return tiles + static_cast<int64_t>(i / m) * m * plan_.geometry.value_dim + i % m;
+    }
+
+    const AttentionPlan& plan_;
+    const ItemPlace& place_;
+    int64_t first_;
+    int count_;
+    int64_t oldest_, newest_;
+};
+
+}  // namespace hasten::HASTEN_ISA

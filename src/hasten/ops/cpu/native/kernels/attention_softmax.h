@@ -1,0 +1,92 @@
+// Masks, the softmax of one split, and the merge of partial results (Milakov & Gimelshein, 2018).
+#pragma once
+
+#include "attention_scores.h"
+
+namespace hasten::HASTEN_ISA {
+
+// What one query sees: positions [first, end), and of the row's new tokens only those in `tree`, where there is one.
+struct Visible {
+    int64_t first, end;
+    int64_t start;    // position of the row's first new token
+    uint64_t tree;
+    bool has_tree;
+
+    // Of the `count` positions from `position` on; bit i is position + i.
+    uint32_t bits(int64_t position, int32_t count) const {
+        const int64_t from = first - position, to = end - position;
+        if (to <= 0 || from >= count) return 0;
+        uint32_t seen = to < count ? (1u << to) - 1 : (1u << count) - 1;
+        if (from > 0) seen &= ~((1u << from) - 1);
+        if (!has_tree) return seen;
+        const int64_t shift = position - start;
+        if (shift >= 64) return 0;
+        if (shift >= 0) return seen & static_cast<uint32_t>(tree >> shift);
+        if (shift <= -kLanes) return seen;
+        return seen & (static_cast<uint32_t>(tree << -shift) | ((1u << -shift) - 1));
+    }
+};
+
+struct Softmax {
+    float greatest, total;
+};
+
+// Positions of the panels of one split, and of int8 values the scales.
+struct PanelPositions {
+    const int64_t* first;
+    const int32_t* count;
+    const float* const* value_scales;  // or null
+};
+
+// scores of panels [begin, end) -> exp(score - greatest), zero where nothing is seen, times the value's scale.
+inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels, float soft_cap) {
+    const F16 hidden = broadcast(-__builtin_inff());
+    F16 most = hidden;
+    for (int j = begin; j < end; ++j) {
+        F16 s = load(scores + j * kLanes);
+        if (soft_cap > 0.0f) s = broadcast(soft_cap) * tanh(s / broadcast(soft_cap));
+        const uint32_t bits = visible.bits(panels.first[j], panels.count[j]);
+        if (bits != 0xffff) s = select(bits, s, hidden);
+        if (soft_cap > 0.0f || bits != 0xffff) store(scores + j * kLanes, s);
+        most = max(most, s);
+    }
+    const float greatest = largest(most);
+    const F16 shift = broadcast(greatest == -__builtin_inff() ? 0.0f : greatest);
+    F16 total = zero();
+    for (int j = begin; j < end; ++j) {
+        F16 p = exp(load(scores + j * kLanes) - shift);
+        total = total + p;
+        if (panels.value_scales != nullptr) p = p * load(panels.value_scales[j]);
+        store(scores + j * kLanes, p);
+    }
+    return {greatest, sum(total)};
+}
+
+// state and its values += part: the one formula by which partial results become one, in ascending order of splits.
+// A part that saw no key (total 0) changes nothing, bit by bit, so that it may as well be left out.
+inline void merge_partial(Softmax& state, float* values, const Softmax& part, const float* part_values, int32_t value_dim) {
+    if (part.total == 0.0f) return;
+    const float greatest = state.greatest > part.greatest ? state.greatest : part.greatest;
+    const float keep = exp(state.greatest - greatest), gain = exp(part.greatest - greatest);
+    state.total = state.total * keep + part.total * gain;
+    state.greatest = greatest;
+    for (int32_t i = 0; i < value_dim; i += kLanes) {
+        store(values + i, fma(load(values + i), broadcast(keep), load(part_values + i) * broadcast(gain)));
+    }
+}
+
+// The row of `out`: values / total, with the sink, a logit without a value, in the total. + 0 turns -0 into 0.
+inline void finish(Softmax state, const float* values, const float* sink, float* out, int32_t dim) {
+    float scale = 1.0f / state.total;
+    if (sink != nullptr) {
+        const float greatest = state.greatest > *sink ? state.greatest : *sink;
+        const float keep = exp(state.greatest - greatest);
+        scale = keep / (state.total * keep + exp(*sink - greatest));
+    }
+    for (int32_t i = 0; i < dim; i += kLanes) {
+        const F16 y = load(values + i) * broadcast(scale) + zero();
+        store_first(out + i, dim - i < kLanes ? dim - i : kLanes, y);
+    }
+}
+
+}  // namespace hasten::HASTEN_ISA

@@ -1,0 +1,73 @@
+// Rows of a packed matrix, read back as floats: token and position embeddings.
+#pragma once
+
+#include "../simd/math.h"
+
+namespace hasten::HASTEN_ISA {
+
+inline float float_of_bf16(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+// The 16 weights of output `lane` of a panel whose inputs start at i, as floats in `out`. Inputs past the padding are left out.
+inline void unpack_plain(const Matrix& matrix, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const int32_t stop = matrix.in_features - i < 16 ? matrix.in_features - i : 16;
+    if (matrix.dtype == Dtype::f32) {
+        const float* data = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(i) * kLanes + lane;
+        for (int32_t j = 0; j < stop; ++j) out[j] = data[j * kLanes];
+    } else if (matrix.dtype == Dtype::f16) {
+        const uint16_t* data = reinterpret_cast<const uint16_t*>(panel) + static_cast<int64_t>(i) * kLanes + lane;
+        alignas(64) uint16_t halves[16] = {};
+        for (int32_t j = 0; j < stop; ++j) halves[j] = data[j * kLanes];
+        store(out, load_f16(halves));
+    } else {
+        const uint16_t* data = reinterpret_cast<const uint16_t*>(panel) + static_cast<int64_t>(i) * kLanes + 2 * lane;
+        for (int32_t j = 0; j < stop; ++j) out[j] = float_of_bf16(data[j / 2 * 2 * kLanes + j % 2]);
+    }
+}
+
+inline void unpack_int8(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const float scale = matrix.scales[panel_index * kLanes + lane];
+    const uint8_t* data = panel + static_cast<int64_t>(i) * kLanes + 4 * lane;
+    for (int j = 0; j < 16; ++j) out[j] = scale * static_cast<float>(data[j / 4 * 4 * kLanes + j % 4] - 128);
+}
+
+inline void unpack_int4(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const int64_t group = panel_index * matrix.groups() + i / matrix.group;
+    const float scale = float_of_bf16(matrix.group_scales[group * kLanes + lane]);
+    for (int run = 0; run < 2; ++run) {  // eight inputs each
+        const uint8_t* data = panel + (static_cast<int64_t>(i / 8) + run) * 4 * kLanes + 4 * lane;
+        for (int j = 0; j < 4; ++j) {
+            out[8 * run + j] = scale * static_cast<float>((data[j] & 15) - 8);
+            out[8 * run + 4 + j] = scale * static_cast<float>((data[j] >> 4) - 8);
+        }
+    }
+}
+
+inline void embed_row(const EmbedTask& task, int64_t t) {
+    const Matrix& matrix = *task.matrix;
+    const int64_t id = task.ids[t], panel_index = id / kLanes;
+    const int lane = static_cast<int>(id % kLanes);
+    const uint8_t* panel = matrix.data + panel_index * matrix.panel_bytes;
+    float* out = task.out.data + t * task.out.stride;
+    alignas(64) float values[16] = {};
+    int32_t i = 0;
+    for (; i < matrix.in_features; i += 16) {
+        if (matrix.dtype == Dtype::int8) unpack_int8(matrix, panel_index, panel, lane, i, values);
+        else if (matrix.dtype == Dtype::int4) unpack_int4(matrix, panel_index, panel, lane, i, values);
+        else unpack_plain(matrix, panel, lane, i, values);
+        F16 row = load(values);
+        if (matrix.in_features - i < 16) row = first(matrix.in_features - i, row, zero());
+        store(out + i, task.add ? load(out + i) + row : row);
+    }
+    for (; i < task.out.stride; i += 16) store(out + i, zero());
+}
+
+inline void embed(const EmbedTask& task) {
+    for (int64_t t = task.begin; t < task.end; ++t) embed_row(task, t);
+}
+
+}  // namespace hasten::HASTEN_ISA

@@ -1,0 +1,114 @@
+// How a matrix product walks over panels and rows, shared by all its forms.
+#pragma once
+
+#include "../simd/count.h"
+#include <cassert>
+
+#include "../kernels.h"
+
+namespace hasten::HASTEN_ISA {
+
+// The block of results held in registers: kTilePanels vectors of weights meet kTileRows broadcast activations. Tall, as the
+// rows come from the first cache while weights come from the second, 64 bytes for every kTileRows products.
+constexpr int kTilePanels = kVectorRegisters == 32 ? 2 : 1;
+constexpr int kTileRows = kVectorRegisters == 32 ? 14 : 6;
+constexpr int kFewRows = 8;           // up to here weights are streamed once, straight from memory
+constexpr int64_t kAheadBytes = 2048; // a software prefetch runs this far before the load
+
+// Panels that are worked on together. Gated: the first half of them from the first half of the matrix, and their partners.
+struct PanelSet {
+    int32_t panels[4];
+    int count;
+    int64_t next_bytes;  // from each panel to its successor in the next set
+
+    const uint8_t* data(const Matrix& matrix, int i) const { return matrix.data + panels[i] * matrix.panel_bytes; }
+};
+
+inline PanelSet panel_set(const LinearTask& task, int32_t panel, int count) {
+    PanelSet set{};
+    set.count = count;
+    const int step = task.gated ? count / 2 : count;
+    set.next_bytes = step * task.matrix->panel_bytes;
+    for (int i = 0; i < count; ++i) set.panels[i] = i < step ? panel + i : panel + i - step + task.matrix->panels / 2;
+    return set;
+}
+
+// Calls body(set) for all panels of the task, `widest` (1, 2 or 4; for gated at least 2) at a time and fewer at the end.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_set(const LinearTask& task, int widest, Body body) {
+    int32_t panel = task.panel_begin;
+    for (int count = widest; count >= (task.gated ? 2 : 1); count /= 2) {
+        const int step = task.gated ? count / 2 : count;
+        for (; panel + step <= task.panel_end; panel += step) body(panel_set(task, panel, count));
+    }
+}
+
+// Rows in blocks of at most `most`, their sizes as even as can be.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_row_block(int32_t rows, int32_t most, Body body) {
+    const int32_t blocks = (rows + most - 1) / most;
+    for (int32_t i = 0, row = 0; i < blocks; ++i) {
+        const int32_t size = rows / blocks + (i < rows % blocks ? 1 : 0);
+        body(row, size);
+        row += size;
+    }
+}
+
+// body(Count<n>) for the n in [1, Most] that is known only at run time.
+template <int Most, class Body>
+[[gnu::always_inline]] inline void with_count(int n, Body body) {
+    if constexpr (Most > 1) {
+        if (n < Most) return with_count<Most - 1>(n, body);
+    }
+    assert(n == Most);
+    body(Count<Most>{});
+}
+
+// Where to prefetch while a panel of `lines` lines is read: the same panel further on, near its end the next one.
+struct Ahead {
+    int64_t turn;    // lines from here on prefetch for the next panel
+    int64_t within;  // bytes from a line to what it prefetches
+    int64_t beyond;
+
+    Ahead(int64_t lines, int64_t line_bytes, int64_t next_bytes) {
+        const int64_t distance = kAheadBytes / line_bytes < lines ? kAheadBytes / line_bytes : lines;
+        turn = lines - distance;
+        within = distance * line_bytes;
+        beyond = next_bytes - turn * line_bytes;
+    }
+};
+
+// R rows of activations side by side, read at one column that moves on. Five rows share a pointer, so that 14 rows and two
+// panels need few enough registers; the compiler is kept from making a pointer for every row.
+template <int R>
+struct RowCursor {
+    static constexpr int kBases = (R + 4) / 5;
+    const char* bases[kBases];
+    int64_t stride, triple;  // bytes
+
+    RowCursor(const void* first, int64_t stride_bytes) : stride(stride_bytes), triple(3 * stride_bytes) {
+        asm("" : "+r"(triple));
+        for (int i = 0; i < kBases; ++i) bases[i] = static_cast<const char*>(first) + 5 * i * stride_bytes;
+    }
+    [[gnu::always_inline]] const char* at(int row) const {
+        const char* base = bases[row / 5];
+        switch (row % 5) {
+            case 0: return base;
+            case 1: return base + stride;
+            case 2: return base + 2 * stride;
+            case 3: return base + triple;
+            default: return base + 4 * stride;
+        }
+    }
+    [[gnu::always_inline]] void advance(int64_t bytes) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kBases; ++i) {
+            bases[i] += bytes;
+            asm("" : "+r"(bases[i]));
+        }
+    }
+};
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace hasten::HASTEN_ISA

@@ -1,0 +1,71 @@
+#include "kv_pool.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "matrix.h"
+
+namespace hasten {
+
+namespace {
+
+int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::int8 ? 1 : 2; }
+
+int64_t key_pack(Dtype dtype) { return dtype == Dtype::int8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+
+}  // namespace
+
+KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32_t slots) {
+    const int64_t lanes = round_up(slots, kLanes);
+    const int64_t bytes = element_bytes(dtype);
+    KvBlockSize size{};
+    size.keys = kv_heads * lanes * round_up(head_dim, key_pack(dtype)) * bytes;
+    size.values = kv_heads * lanes * round_up(head_dim, kLanes) * bytes;
+    size.scales = dtype == Dtype::int8 ? kv_heads * lanes * int64_t{sizeof(float)} : 0;
+    return size;
+}
+
+int32_t KvPool::add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t head_dim) {
+    const KvBlockSize size = kv_block_size(dtype, kv_heads, head_dim, slots_);
+    const auto take = [&](int64_t bytes) { return arena_.take(static_cast<size_t>(bytes * num_blocks_)); };
+    KvLayer layer{};
+    layer.dtype = dtype;
+    layer.kv_heads = kv_heads;
+    layer.head_dim = head_dim;
+    layer.slots = slots_;
+    layer.keys = static_cast<uint8_t*>(take(size.keys));
+    layer.values = static_cast<uint8_t*>(take(size.values));
+    if (layer.keys == nullptr || layer.values == nullptr) return -1;
+    if (size.scales > 0) {
+        layer.key_scales = static_cast<float*>(take(size.scales));
+        layer.value_scales = static_cast<float*>(take(size.scales));
+        if (layer.key_scales == nullptr || layer.value_scales == nullptr) return -1;
+    }
+    layers_.push_back(layer);
+    groups_.push_back(group);
+    return static_cast<int32_t>(layers_.size()) - 1;
+}
+
+void KvPool::copy(int32_t group, int32_t source, int32_t target) {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (groups_[i] != group) continue;
+        const KvLayer& layer = layers_[i];
+        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, slots_);
+        const auto move = [&](void* base, int64_t bytes) {
+            auto* bytes_of = static_cast<uint8_t*>(base);
+            if (bytes > 0) std::memmove(bytes_of + target * bytes, bytes_of + source * bytes, static_cast<size_t>(bytes));
+        };
+        move(layer.keys, size.keys);
+        move(layer.values, size.values);
+        move(layer.key_scales, size.scales);
+        move(layer.value_scales, size.scales);
+    }
+}
+
+int32_t KvPool::num_groups() const {
+    int32_t most = -1;
+    for (const int32_t group : groups_) most = std::max(most, group);
+    return most + 1;
+}
+
+}  // namespace hasten

@@ -1,0 +1,96 @@
+#include "matrix.h"
+
+#include <algorithm>
+
+namespace hasten {
+
+namespace {
+
+constexpr int32_t kFewRows = 8;             // up to here a product streams its weights, and items are cut by bytes
+constexpr int64_t kStreamBytes = 128 << 10;
+constexpr int32_t kManyPanels = 8;          // 128 outputs of weights stay in the second-level cache while rows pass by
+constexpr int32_t kManyRows = 384;          // a multiple of every kernel's block of rows; int8 rows of 4,096 stay in that cache
+
+int64_t line_bytes(Dtype dtype, int64_t padded_in) {
+    switch (dtype) {
+        case Dtype::f32: return padded_in * 64;
+        case Dtype::bf16:
+        case Dtype::f16: return padded_in * 32;
+        case Dtype::int8: return padded_in * 16;
+        default: return padded_in * 8;
+    }
+}
+
+int64_t padding(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::f32:
+        case Dtype::f16: return 1;
+        case Dtype::bf16: return 32;
+        default: return kQuantPad;
+    }
+}
+
+}  // namespace
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix) {
+    matrix = {};
+    matrix.dtype = dtype;
+    matrix.out_features = out_features;
+    matrix.in_features = in_features;
+    matrix.padded_in = static_cast<int32_t>(round_up(in_features, std::max<int64_t>(padding(dtype), group)));
+    matrix.group = dtype == Dtype::int4 ? group : 0;
+    matrix.panels = static_cast<int32_t>(round_up(out_features, kLanes) / kLanes);
+    matrix.panel_bytes = line_bytes(dtype, matrix.padded_in);
+    const int64_t panels = matrix.panels;
+    matrix.data = static_cast<uint8_t*>(arena.take(static_cast<size_t>(panels * matrix.panel_bytes)));
+    if (matrix.data == nullptr) return false;
+    if (dtype == Dtype::int8) {
+        matrix.scales = static_cast<float*>(arena.take(static_cast<size_t>(panels) * kLanes * sizeof(float)));
+        return matrix.scales != nullptr;
+    }
+    if (dtype == Dtype::int4) {
+        const auto count = static_cast<size_t>(panels * matrix.groups() * kLanes);
+        matrix.group_scales = static_cast<uint16_t*>(arena.take(count * sizeof(uint16_t)));
+        return matrix.group_scales != nullptr;
+    }
+    return true;
+}
+
+LinearItems cut(const LinearTask& task, int threads) {
+    LinearItems items{};
+    items.panels = task.gated ? task.matrix->panels / 2 : task.matrix->panels;
+    items.rows = task.rows;
+    const int32_t share = (items.panels + 2 * threads - 1) / (2 * threads);
+    if (task.rows <= kFewRows) {
+        const auto streamed = static_cast<int32_t>(std::max<int64_t>(4, kStreamBytes / task.matrix->panel_bytes));
+        items.panels_each = std::max(1, std::min(streamed, share));
+        items.rows_each = std::max(1, task.rows);
+        return items;
+    }
+    items.panels_each = std::max(1, std::min(kManyPanels, share));
+    items.rows_each = std::min(task.rows, kManyRows);
+    return items;
+}
+
+void run_item(const Kernels& kernels, const LinearTask& whole, const LinearItems& items, int64_t item, void* scratch) {
+    const auto down = static_cast<int32_t>(item / items.across());
+    const auto across = static_cast<int32_t>(item % items.across());
+    LinearTask task = whole;
+    const int64_t row = int64_t{down} * items.rows_each;
+    task.rows = std::min<int32_t>(items.rows_each, static_cast<int32_t>(whole.rows - row));
+    task.panel_begin = across * items.panels_each;
+    task.panel_end = std::min(items.panels, task.panel_begin + items.panels_each);
+    if (task.x.data != nullptr) task.x.data += row * task.x.stride;
+    if (task.quantized.data != nullptr) {
+        task.quantized.data += row * task.quantized.stride;
+        task.quantized.scales += row;
+        task.quantized.sums += row * task.quantized.sums_stride;
+    }
+    task.out.data += row * task.out.stride;
+    task.scratch = scratch;
+    kernels.linear(task);
+}
+
+}  // namespace hasten

@@ -1,0 +1,28 @@
+// Packed matrices: their sizes, their memory, and the cutting of their products into items for the threads.
+#pragma once
+
+#include "arena.h"
+#include "kernels.h"
+
+namespace hasten {
+
+int64_t round_up(int64_t value, int64_t unit);
+
+// Geometry and memory of a matrix. False when memory is refused.
+bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix);
+
+// How one product is shared: each item is a run of panels for a run of rows.
+struct LinearItems {
+    int32_t panels, rows;              // of the whole product (gated: panels of one half)
+    int32_t panels_each, rows_each;
+
+    int32_t across() const { return (panels + panels_each - 1) / panels_each; }
+    int32_t down() const { return (rows + rows_each - 1) / rows_each; }
+    int64_t count() const { return int64_t{across()} * down(); }
+};
+LinearItems cut(const LinearTask& task, int threads);
+
+// Runs one item of `whole` (whose panel range is ignored).
+void run_item(const Kernels& kernels, const LinearTask& whole, const LinearItems& items, int64_t item, void* scratch);
+
+}  // namespace hasten

@@ -1,0 +1,95 @@
+#include "program.h"
+
+#include <algorithm>
+
+namespace hasten {
+
+Program::Program(const Kernels& kernels, ThreadPool& threads, const KvPool& kv, int32_t max_tokens)
+    : kernels_(kernels), threads_(threads), kv_(kv), max_tokens_(max_tokens), step_(kv) {
+    for (int thread = 0; thread < threads.threads(); ++thread) {
+        scratch_.push_back(arena_.take(static_cast<size_t>(std::max(kLinearScratch, kAttentionScratch))));
+    }
+}
+
+int32_t Program::add_rows(int32_t width) {
+    const int64_t stride = round_up(width, kQuantPad);
+    auto* data = static_cast<float*>(arena_.take(static_cast<size_t>(stride * max_tokens_) * sizeof(float)));
+    if (data == nullptr) return -1;
+    rows_.push_back({data, stride});
+    return static_cast<int32_t>(rows_.size()) - 1;
+}
+
+int32_t Program::add_quantized_rows(int32_t width, int32_t group) {
+    QuantizedRows rows{};
+    rows.stride = round_up(width, std::max(kQuantPad, group));
+    rows.group = group > 0 ? group : static_cast<int32_t>(rows.stride);
+    rows.sums_stride = rows.stride / rows.group;
+    const auto tokens = static_cast<size_t>(max_tokens_);
+    rows.data = static_cast<int8_t*>(arena_.take(tokens * static_cast<size_t>(rows.stride)));
+    rows.scales = static_cast<float*>(arena_.take(tokens * sizeof(float)));
+    rows.sums = static_cast<int32_t*>(arena_.take(tokens * static_cast<size_t>(rows.sums_stride) * sizeof(int32_t)));
+    if (rows.data == nullptr || rows.scales == nullptr || rows.sums == nullptr) return -1;
+    quantized_.push_back(rows);
+    return static_cast<int32_t>(quantized_.size()) - 1;
+}
+
+int32_t Program::add_rotary(int32_t half) {
+    auto* table = static_cast<float*>(arena_.take(static_cast<size_t>(max_tokens_) * 2 * static_cast<size_t>(half) * sizeof(float)));
+    if (table == nullptr) return -1;
+    rotary_.push_back(table);
+    return static_cast<int32_t>(rotary_.size()) - 1;
+}
+
+Rows Program::rows(int32_t buffer) const { return buffer < 0 ? Rows{nullptr, 0} : rows_[static_cast<size_t>(buffer)]; }
+
+QuantizedRows Program::quantized_rows(int32_t buffer) const {
+    return buffer < 0 ? QuantizedRows{} : quantized_[static_cast<size_t>(buffer)];
+}
+
+void Program::begin_layer() { layers_.push_back(instructions_.size()); }
+
+void Program::begin_head() { head_ = static_cast<int64_t>(instructions_.size()); }
+
+bool Program::run(const hasten_step& plan) {
+    step_.begin(plan, threads_.threads());
+    const size_t head = head_ < 0 ? instructions_.size() : static_cast<size_t>(head_);
+    const auto layer = [&](int32_t index) { return static_cast<size_t>(index) < layers_.size() ? layers_[static_cast<size_t>(index)] : head; };
+    ranges_.clear();
+    ranges_.push_back({0, layer(0)});
+    ranges_.push_back({layer(plan.first_layer), layer(plan.last_layer)});
+    if (plan.num_logits > 0) ranges_.push_back({head, instructions_.size()});
+    if (!prepare_memory()) return false;
+    threads_.run(
+        [](void* context, int thread) {
+            auto* program = static_cast<Program*>(context);
+            for (const Range range : program->ranges_) program->run_range(range, thread);
+        },
+        this);
+    return true;
+}
+
+void Program::run_range(Range range, int thread) {
+    const Worker worker{thread, scratch_[static_cast<size_t>(thread)]};
+    for (size_t i = range.begin; i < range.end; ++i) {
+        const Instruction& instruction = *instructions_[i];
+        const int64_t items = instruction.items(step_);
+        if (items == 0) continue;
+        threads_.share(items, [&](int64_t item) { instruction.run(step_, item, worker); });
+    }
+}
+
+bool Program::prepare_memory() {
+    int64_t most = 0;
+    for (const Range range : ranges_) {
+        for (size_t i = range.begin; i < range.end; ++i) most = std::max(most, instructions_[i]->shared_bytes(step_));
+    }
+    if (most > partials_size_) {
+        partials_ = std::make_unique<Arena>();
+        partials_data_ = partials_->take(static_cast<size_t>(most));
+        partials_size_ = partials_data_ == nullptr ? 0 : most;
+    }
+    step_.set_partials(partials_data_);
+    return most <= partials_size_;
+}
+
+}  // namespace hasten

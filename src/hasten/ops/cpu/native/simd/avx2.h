@@ -1,0 +1,193 @@
+// Sixteen lanes in two 256-bit registers: the names of avx512.h with the same results, bit by bit. Needs AVX2, FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace hasten::HASTEN_ISA {
+
+constexpr int kVectorRegisters = 8;  // how many F16 or I16 the register file holds
+
+// 16 floats. Operators are lane by lane.
+struct F16 {
+    __m256 lo, hi;
+};
+
+inline F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline F16 broadcast(float x) {
+    const __m256 all = _mm256_set1_ps(x);
+    return {all, all};
+}
+inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F16 a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+inline F16 operator+(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline F16 operator-(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline F16 operator*(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline F16 operator/(F16 a, F16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline F16 fma(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+inline F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+inline F16 abs(F16 a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+inline F16 round(F16 a) {
+    return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+            _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline F16 sqrt(F16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+
+inline __m256 power_of_two(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+inline __m256 scale_by_power_of_two(__m256 x, __m256 n) {
+    // In two factors, as 2^128 and 2^-149 are results of float arguments; only the second product can round.
+    const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(n, _mm256_set1_ps(-252.0f)), _mm256_set1_ps(254.0f)));
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+}
+// x * 2^n for whole n in [-252, 254], x and x * 2^(n / 2) not subnormal.
+inline F16 scale_by_power_of_two(F16 x, F16 n) { return {scale_by_power_of_two(x.lo, n.lo), scale_by_power_of_two(x.hi, n.hi)}; }
+
+// All ones in the lanes whose bit is set, of the eight lanes from bit 0.
+inline __m256i lanes_of(uint32_t bits) {
+    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit), lane_bit);
+}
+// The lanes whose bit is set, of a; the others of b.
+inline F16 select(uint32_t bits, F16 a, F16 b) {
+    return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lanes_of(bits))),
+            _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(lanes_of(bits >> 8)))};
+}
+// Lanes below n (0 to 16) of a, the others of b.
+inline F16 first(int n, F16 a, F16 b) { return select((1u << n) - 1, a, b); }
+inline uint32_t bits_of(__m256 lo, __m256 hi) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(lo)) | static_cast<uint32_t>(_mm256_movemask_ps(hi)) << 8;
+}
+inline uint32_t greater(F16 a, F16 b) {
+    return bits_of(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ));
+}
+inline uint32_t equal(F16 a, F16 b) {
+    return bits_of(_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ));
+}
+
+inline F16 load_first(const float* p, int n) {
+    const uint32_t bits = (1u << n) - 1;
+    return {_mm256_maskload_ps(p, lanes_of(bits)), _mm256_maskload_ps(p + 8, lanes_of(bits >> 8))};
+}
+inline void store_first(float* p, int n, F16 a) {
+    const uint32_t bits = (1u << n) - 1;
+    _mm256_maskstore_ps(p, lanes_of(bits), a.lo);
+    _mm256_maskstore_ps(p + 8, lanes_of(bits >> 8), a.hi);
+}
+
+// One fixed tree: lanes i and i + 8, then i and i + 4, i + 2, i + 1.
+inline float sum(F16 a) {
+    const __m256 h = _mm256_add_ps(a.lo, a.hi);
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+inline float largest(F16 a) {
+    const __m256 h = _mm256_max_ps(a.lo, a.hi);
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+
+// 16 consecutive values of another type, widened exactly.
+inline __m256 widen_bf16(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
+inline F16 load_bf16(const uint16_t* p) {
+    const __m128i* in = reinterpret_cast<const __m128i*>(p);
+    return {widen_bf16(_mm_loadu_si128(in)), widen_bf16(_mm_loadu_si128(in + 1))};
+}
+inline F16 load_f16(const uint16_t* p) {
+    const __m128i* in = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(in)), _mm256_cvtph_ps(_mm_loadu_si128(in + 1))};
+}
+inline F16 load_s8(const int8_t* p) {
+    const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(in)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(in, 8)))};
+}
+
+// Rounded to nearest, ties to even. NaN stays NaN.
+inline __m256i round_to_bf16(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+}
+inline void store_bf16(uint16_t* p, F16 a) {
+    const __m256i mixed = _mm256_packus_epi32(round_to_bf16(a.lo), round_to_bf16(a.hi));  // quarters 0, 2, 1, 3
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xd8));
+}
+inline void store_f16(uint16_t* p, F16 a) {
+    __m128i* out = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(out, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(out + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// Rounded to nearest, ties to even; the caller keeps |a| <= 127.
+inline void store_s8(int8_t* p, F16 a) {
+    const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    const __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+// A 64-byte line of 16 lanes x 2 bf16: the first and the second of each lane.
+inline void load_bf16_pairs(const void* p, F16& first_of, F16& second_of) {
+    const __m256i* in = static_cast<const __m256i*>(p);
+    const __m256i lo = _mm256_loadu_si256(in), hi = _mm256_loadu_si256(in + 1);
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    first_of = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+    second_of = {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))};
+}
+
+// 16 int32.
+struct I16 {
+    __m256i lo, hi;
+};
+
+inline I16 izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline I16 ibroadcast(int32_t x) {
+    const __m256i all = _mm256_set1_epi32(x);
+    return {all, all};
+}
+inline I16 iload(const void* p) {
+    const __m256i* in = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(in), _mm256_loadu_si256(in + 1)};
+}
+inline void istore(void* p, I16 a) {
+    __m256i* out = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(out, a.lo);
+    _mm256_storeu_si256(out + 1, a.hi);
+}
+inline I16 operator+(I16 a, I16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline I16 operator-(I16 a, I16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+inline I16 operator*(I16 a, I16 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
+inline I16 operator&(I16 a, I16 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+inline I16 shift_right(I16 a, int bits) { return {_mm256_srli_epi32(a.lo, bits), _mm256_srli_epi32(a.hi, bits)}; }
+inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+
+// acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact: the even and the odd bytes are
+// widened to 16 bits first, since the sum of two such products does not fit there.
+inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+inline I16 dot4(I16 acc, I16 u, I16 s) { return {dot4(acc.lo, u.lo, s.lo), dot4(acc.hi, u.hi, s.hi)}; }
+
+// dot4 for u <= 127, where pairs of products fit 16 bits.
+inline __m256i dot4_small(__m256i acc, __m256i u, __m256i s) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+inline I16 dot4_small(I16 acc, I16 u, I16 s) { return {dot4_small(acc.lo, u.lo, s.lo), dot4_small(acc.hi, u.hi, s.hi)}; }
+
+}  // namespace hasten::HASTEN_ISA

@@ -1,0 +1,111 @@
+// Sixteen lanes in one 512-bit register. The same names over two 256-bit registers are in avx2.h: kernels are written once.
+// Needs AVX-512 F, BW, DQ, VL and VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace hasten::HASTEN_ISA {
+
+constexpr int kVectorRegisters = 32;  // how many F16 or I16 the register file holds
+
+// 16 floats. Operators are lane by lane.
+struct F16 {
+    __m512 v;
+};
+
+inline F16 zero() { return {_mm512_setzero_ps()}; }
+inline F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a * b + c, rounded once
+inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
+inline F16 round(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }  // ties to even
+inline F16 sqrt(F16 a) { return {_mm512_sqrt_ps(a.v)}; }
+
+// x * 2^n for whole n.
+inline F16 scale_by_power_of_two(F16 x, F16 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+
+// Lanes below n (0 to 16) of a, the others of b.
+inline F16 first(int n, F16 a, F16 b) { return {_mm512_mask_blend_ps(static_cast<__mmask16>((1u << n) - 1), b.v, a.v)}; }
+// The lanes whose bit is set, of a; the others of b.
+inline F16 select(uint32_t bits, F16 a, F16 b) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(bits), b.v, a.v)}; }
+inline uint32_t greater(F16 a, F16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+inline uint32_t equal(F16 a, F16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+
+inline F16 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)}; }
+inline void store_first(float* p, int n, F16 a) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a.v); }
+
+// One fixed tree: lanes i and i + 8, then i and i + 4, i + 2, i + 1.
+inline float sum(F16 a) {
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
+
+// 16 consecutive values of another type, widened exactly.
+inline F16 load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline F16 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline F16 load_s8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+
+// Rounded to nearest, ties to even. NaN stays NaN.
+inline void store_bf16(uint16_t* p, F16 a) {
+    const __m512i bits = _mm512_castps_si512(a.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(kept));
+}
+inline void store_f16(uint16_t* p, F16 a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// Rounded to nearest, ties to even; the caller keeps |a| <= 127.
+inline void store_s8(int8_t* p, F16 a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+
+// A 64-byte line of 16 lanes x 2 bf16: the first and the second of each lane.
+inline void load_bf16_pairs(const void* p, F16& first_of, F16& second_of) {
+    const __m512i line = _mm512_loadu_si512(p);
+    first_of = {_mm512_castsi512_ps(_mm512_slli_epi32(line, 16))};
+    second_of = {_mm512_castsi512_ps(_mm512_and_si512(line, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+
+// 16 int32.
+struct I16 {
+    __m512i v;
+};
+
+inline I16 izero() { return {_mm512_setzero_si512()}; }
+inline I16 ibroadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I16 iload(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline void istore(void* p, I16 a) { _mm512_storeu_si512(p, a.v); }
+inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I16 operator-(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I16 operator*(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline I16 operator&(I16 a, I16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline I16 shift_right(I16 a, int bits) { return {_mm512_srli_epi32(a.v, static_cast<unsigned>(bits))}; }
+inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+// acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
+inline I16 dot4(I16 acc, I16 u, I16 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
+// dot4 for u <= 127, which AVX2 does in fewer steps.
+inline I16 dot4_small(I16 acc, I16 u, I16 s) { return dot4(acc, u, s); }
+
+}  // namespace hasten::HASTEN_ISA

@@ -1,0 +1,70 @@
+// A persistent pool: the caller and its helpers run the same job together, with barriers inside.
+//
+// Whoever waits spins for at most kSpin and then sleeps. After a fork the child starts helpers of its own.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+
+namespace hasten {
+
+constexpr std::chrono::microseconds kSpin{50};
+
+// A counter that threads wait on until it moves.
+class Signal {
+public:
+    uint32_t value() const { return value_.load(std::memory_order_acquire); }
+    void advance();
+    void wait_beyond(uint32_t seen);  // until value() != seen
+
+private:
+    std::atomic<uint32_t> value_{0};
+    std::atomic<int> sleepers_{0};
+    std::mutex mutex_;
+    std::condition_variable moved_;
+};
+
+class ThreadPool {
+public:
+    using Job = void (*)(void* context, int thread);
+
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int threads() const { return threads_; }
+
+    // job(context, 0 .. threads - 1), thread 0 being the caller; returns when all have ended. One run at a time: others queue.
+    void run(Job job, void* context);
+
+    // Inside a job, reached by every thread: nobody passes before all have arrived.
+    void barrier();
+
+    // Inside a job, by every thread: calls body(item) for each item in [0, items) once, on whichever thread is free, then
+    // meets at the barrier.
+    template <class Body>
+    void share(int64_t items, Body body) {
+        std::atomic<int64_t>& next = next_item();
+        for (int64_t item = next.fetch_add(1, std::memory_order_relaxed); item < items;
+             item = next.fetch_add(1, std::memory_order_relaxed)) {
+            body(item);
+        }
+        barrier();
+    }
+
+private:
+    struct State;
+
+    void start();
+    std::atomic<int64_t>& next_item();
+
+    const int threads_;
+    State* state_;  // replaced, and the old one left alone, in a forked child: its locks may be held by threads that are gone
+    std::mutex one_run_;
+};
+
+}  // namespace hasten
