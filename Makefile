@@ -1,5 +1,6 @@
 # make demo    a virtual environment, hasten, and the shipped demo model at work
 # make test    all tests
+# make native  the tests of the C++ kernels, with AddressSanitizer and UBSan
 # make check   exactly what CI runs
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/o
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test check format lint types docs clean
+.PHONY: demo test check native format lint types docs clean
 
 demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
@@ -21,8 +22,15 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	@$(PYTEST)
 
-check: $(VENV)/installed-dev lint types
+check: $(VENV)/installed-dev lint types native
 	@$(PYTEST)
+
+native: $(VENV)/installed-dev
+	@echo "native kernels, with sanitizers"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/native -G Ninja -DHASTEN_TESTS=ON -DHASTEN_SANITIZE=ON > build-native.log 2>&1 \
+	  && PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/native --target native_tests >> build-native.log 2>&1 || { cat build-native.log; exit 1; }
+	@rm -f build-native.log
+	@build/native/native_tests
 
 lint: $(VENV)/installed-dev
 	@echo "format, lint, import layers"

@@ -67,6 +67,6 @@ def test_warnings_of_hasten_are_one_line_and_those_of_libraries_are_not_shown(ha
 def test_version_and_help(hasten):
     assert hasten("--version").out == f"hasten {__version__}\n"
     assert hasten("--help").code == 0
-    assert {name for name in ("generate", "chat", "bench", "doctor", "pull", "ls", "rm") if name in hasten("--help").out} == {
-        command.callback.__name__ for command in main.app.registered_commands
-    } | {"bench"}
+    assert {
+        name for name in ("generate", "chat", "bench", "eval", "doctor", "pull", "ls", "rm") if name in hasten("--help").out
+    } == {command.name or command.callback.__name__ for command in main.app.registered_commands} | {"bench"}

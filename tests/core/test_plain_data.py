@@ -33,7 +33,7 @@ OUTPUT = RequestOutput(
 )
 VALUES = [
     Request(request_id="r", prompt_token_ids=(1, 2), params=PARAMS, eos_token_ids=(0,), cache_salt="t"),
-    StepPlan((RowPlan(3, 4, (9,), ((None, 7), (1, 2)), True),), (BlockCopy(0, 1, 2),)),
+    StepPlan((RowPlan(3, 4, (9,), ((None, 7), (1, 2)), 1),), (BlockCopy(0, 1, 2),)),
     StepResult((Continuation(3, 5, Finish(FinishReason.LENGTH), 1),), (4,), (6,)),
     Delta(request_id="r", index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), output=OUTPUT),
     Rejection(request_id="r", kind="PromptTooLong", what="too long", got="9"),
@@ -53,3 +53,8 @@ def test_values_cannot_be_changed(value: Any) -> None:
     name = dataclasses.fields(value)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, name, None)
+
+
+def test_each_row_of_logits_has_its_sequence() -> None:
+    rows = [RowPlan(sequence_id, 0, (4, 5, 6), ((0,),), count) for sequence_id, count in ((7, 1), (3, 0), (5, 3))]
+    assert StepPlan(tuple(rows)).sampled_ids == [7, 5, 5, 5]

@@ -225,7 +225,7 @@ def test_the_work_per_token_does_not_grow(kind, text):
 
 MUTANTS = {
     "open characters come out": ("text.removesuffix(_REPLACEMENT)", "text"),
-    "runs of byte tokens come out early": ("if self._is_byte(token_id):\n            return", "if False:\n            return"),
+    "runs of byte tokens come out early": ("if is_byte:\n            return", "if False:\n            return"),
     "no context before the window": ("_CONTEXT = 8", "_CONTEXT = 1"),
     "skipped tokens are context": ("return not self._tokenizer.decode([token_id], skip_special_tokens=False)", "return True"),
     "held text is forgotten": ("text[: len(text) - held]", "text"),

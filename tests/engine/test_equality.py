@@ -19,11 +19,21 @@ from hasten import LLM, RequestOutput, SamplingParams
 from hasten.layers.spec import RotarySpec
 from hasten.models.decoder import Decoder
 from hasten.ops.base import AttentionMask
-from hasten.ops.torch import backend, paged
+from hasten.ops.cpu.cpu import runnable
+from hasten.ops.cpu.library import NativeLibrary, native_library
+from hasten.ops.cpu.matrix import Matrix
+from hasten.ops.cpu.program import AttentionShape, Buffer, Program
+from hasten.ops.torch import backend as torch_backend
+from hasten.ops.torch import paged
 from tests.tiny_models import TINY, tiny_reference
 
 PROMPTS, NEW_TOKENS, TOLERANCE = 64, 64, 1e-4
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=3)
+
+
+def runnable_here() -> list[str]:
+    library = native_library()
+    return runnable(library) if isinstance(library, NativeLibrary) else ["no native library"]
 
 
 def ragged_prompts(vocab_size: int, *, longest: int = 60) -> list[dict[str, list[int]]]:
@@ -59,11 +69,12 @@ def worst_difference(reference: PreTrainedModel, outputs: list[RequestOutput]) -
     return worst
 
 
-def decode(folder: Path, *, prefix_caching: bool, max_num_seqs: int = 16) -> list[RequestOutput]:
+def decode(folder: Path, *, prefix_caching: bool, backend: str, max_num_seqs: int = 16) -> list[RequestOutput]:
     """Ragged, batched, in chunks of a small budget, over a pool that makes some requests wait."""
     llm = LLM(
         str(folder),
         dtype="float32",
+        backend=backend,
         block_size=8,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=40,
@@ -76,24 +87,37 @@ def decode(folder: Path, *, prefix_caching: bool, max_num_seqs: int = 16) -> lis
     return outputs
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix-cache", "no-cache"])
 @pytest.mark.parametrize("name", sorted(TINY))
-def test_every_family_equals_transformers(name: str, prefix_caching: bool, tiny: Callable[[str], Path]) -> None:
-    outputs = decode(tiny(name), prefix_caching=prefix_caching)
+def test_every_family_equals_transformers(name: str, prefix_caching: bool, backend: str, tiny: Callable[[str], Path]) -> None:
+    outputs = decode(tiny(name), prefix_caching=prefix_caching, backend=backend)
     assert worst_difference(tiny_reference(name), outputs) <= TOLERANCE
 
 
+@pytest.mark.parametrize("isa", runnable_here())
+@pytest.mark.parametrize("name", ["gpt2", "llama-mqa-bias", "mistral-window", "qwen3-gqa"])
+def test_every_instruction_set_equals_transformers(
+    name: str, isa: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CPU_ISA", isa)
+    assert worst_difference(tiny_reference(name), decode(tiny(name), prefix_caching=True, backend="cpu")) <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["prefix-cache", "no-cache"])
-def test_the_demo_model_equals_transformers(prefix_caching: bool) -> None:
+def test_the_demo_model_equals_transformers(prefix_caching: bool, backend: str) -> None:
     from hasten.checkpoints.hub import resolve
 
     folder = resolve("demo")
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    assert worst_difference(reference, decode(folder, prefix_caching=prefix_caching, max_num_seqs=32)) <= TOLERANCE
+    assert worst_difference(reference, decode(folder, prefix_caching=prefix_caching, backend=backend, max_num_seqs=32)) <= TOLERANCE
 
 
 def drop_a_bias(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(backend.TorchOps, "linear", lambda self, x, weight, bias: torch.nn.functional.linear(x, weight))
+    whole = Program.linear
+    patch.setattr(Program, "linear", lambda self, matrix, x, bias, out, **named: whole(self, matrix, x, None, out, **named))
+    patch.setattr(torch_backend.TorchOps, "linear", lambda self, x, weight, bias: torch.nn.functional.linear(x, weight))
 
 
 def double_the_rope_base(patch: pytest.MonkeyPatch) -> None:
@@ -108,16 +132,30 @@ def widen_the_window(patch: pytest.MonkeyPatch) -> None:
         wider = mask if mask.window is None else dataclasses.replace(mask, window=mask.window + 1)
         return whole(q, k, v, kv, wider)  # type: ignore[arg-type]
 
-    patch.setattr(backend, "attend_paged", attend)
+    patch.setattr(torch_backend, "attend_paged", attend)
+    shape = AttentionShape.__init__
+    patch.setattr(
+        AttentionShape,
+        "__init__",
+        lambda self, heads, scale, window: shape(self, heads, scale, None if window is None else window + 1),
+    )
 
 
 def shift_the_positions(patch: pytest.MonkeyPatch) -> None:
+    look_up = Program.embed
+
+    def embed(self: Program, matrix: Matrix, out: Buffer, *, by_position: bool = False) -> None:
+        if not by_position:
+            look_up(self, matrix, out)
+
+    patch.setattr(Program, "embed", embed)
     whole = Decoder.run
     patch.setattr(
         Decoder, "run", lambda self, hidden, positions, *rest, **named: whole(self, hidden, positions + 1, *rest, **named)
     )
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize(
     ("fault", "name"),
     [
@@ -131,7 +169,11 @@ def shift_the_positions(patch: pytest.MonkeyPatch) -> None:
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_planted_faults_are_caught(
-    fault: Callable[[pytest.MonkeyPatch], None], name: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[pytest.MonkeyPatch], None],
+    name: str,
+    backend: str,
+    tiny: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fault(monkeypatch)
-    assert worst_difference(tiny_reference(name), decode(tiny(name), prefix_caching=True)) > TOLERANCE
+    assert worst_difference(tiny_reference(name), decode(tiny(name), prefix_caching=True, backend=backend)) > TOLERANCE

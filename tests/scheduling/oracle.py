@@ -73,12 +73,12 @@ class OracleRunner:
                     pool[table[position]] = before
         rows = []
         for row, tables in zip(plan.rows, slots, strict=True):
-            if row.sampled:
+            for stop in range(row.stop - row.num_logits + 1, row.stop + 1):
                 visible = []
                 for group, pool, table in zip(self.groups, self.pools, tables, strict=True):
-                    first = first_visible(group, row.stop - 1)
-                    assert (table[first : row.stop] >= 0).all(), "a visible position has no block"
-                    visible.append((first, pool[table[first : row.stop]]))
+                    first = first_visible(group, stop - 1)
+                    assert (table[first:stop] >= 0).all(), "a visible position has no block"
+                    visible.append((first, pool[table[first:stop]]))
                 rows.append(logits_index(visible))
         return RunnerOutput(LOGITS[rows])
 

@@ -137,7 +137,7 @@ def fork_without_holding(patch: Patch) -> None:
 @mutant
 def commit_one_token_short(patch: Patch) -> None:
     def commit(self: Scheduler, result: StepResult) -> None:
-        long = [self.sequence(row.sequence_id) for row in self._planned if len(row.token_ids) > 3 and not row.sampled]
+        long = [self.sequence(row.sequence_id) for row in self._planned if len(row.token_ids) > 3 and not row.num_logits]
         whole(self, result)
         for sequence in long[:1]:
             sequence.num_computed += 1

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP = {
     "dtype": "Of weights and KV cache: auto (the checkpoint's), float32, bfloat16 or float16.",
-    "quantize": "Weights in int8 or int4, with int8 activations; or int8-weight-only, int4-weight-only: slower, closer to the model.",
+    "quantize": "Weights in int8 or int4, with int8 activations; or int8-weight-only, int4-weight-only: float activations.",
     "kv_dtype": "Of the KV cache: auto (the model's) or int8.",
     "backend": "cpu (native kernels), torch, or auto: the native ones where they run.",
     "threads": "Threads that compute; one per usable core if left out.",

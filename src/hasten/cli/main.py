@@ -16,6 +16,7 @@ from hasten import __version__
 from hasten.cli.bench import bench
 from hasten.cli.chat import chat
 from hasten.cli.doctor import doctor
+from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
 from hasten.cli.ls import ls
 from hasten.cli.pull import pull
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in (generate, chat, doctor, pull, ls, rm):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 
 

@@ -26,7 +26,7 @@ class RowPlan:
     token_ids: tuple[int, ...]  # to compute now
     # Per KV group, the block of each run of ``block_size`` positions of [0, stop). None: fell out of the group's window.
     block_tables: tuple[tuple[int | None, ...], ...]
-    sampled: bool  # whether the logits after the last token are wanted
+    num_logits: int  # the logits after the row's last ``num_logits`` tokens are wanted
 
     @property
     def stop(self) -> int:
@@ -54,17 +54,17 @@ class StepPlan:
     @property
     def sampled_ids(self) -> list[int]:
         """The sequence of each row of ``RunnerOutput.logits``, in order."""
-        return [row.sequence_id for row in self.rows if row.sampled]
+        return [row.sequence_id for row in self.rows for _ in range(row.num_logits)]
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    logits: torch.Tensor  # [sampled row, vocabulary], float32, in the order of ``StepPlan.sampled_ids``
+    logits: torch.Tensor  # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_ids``
 
 
 class Runner(Protocol):
     """Computes a plan. It knows tensors and the model; it knows no request, no setting and no text."""
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        """Writes keys and values of every row into the pool, and returns the logits of the sampled rows."""
+        """Writes keys and values of every row into the pool, and returns each row's last ``num_logits`` logits."""
         ...

@@ -39,7 +39,9 @@ def fit_kv(
     max_step: int,
     kv_cache_memory: int | str | None,
 ) -> Fit:
-    """Size the pool, whose blocks take ``block_bytes`` in all groups together, from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
+    """Size the pool from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
+
+    ``block_bytes``: of one block in all groups together.
 
     Raises ``InvalidOption`` for values out of range and ``CapacityError`` if not even one block fits.
     """

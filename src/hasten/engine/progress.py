@@ -24,6 +24,22 @@ def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], N
 
 
 @contextmanager
+def scoring_bar(num_tokens: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
+    """Yields a callback (tokens scored now)."""
+    if not visible:
+        yield lambda tokens: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=num_tokens, desc="comparing", unit=" tokens", leave=False, disable=None) as bar:
+
+        def advance(tokens: int) -> None:
+            bar.update(tokens)
+
+        yield advance
+
+
+@contextmanager
 def generation_bar(num_requests: int, *, visible: bool) -> Iterator[Callable[[int, int], None]]:
     """Yields a callback (requests finished now, tokens made now)."""
     if not visible or num_requests < 2:

@@ -24,9 +24,9 @@ class DecoderRunner:
         positions_T = torch.tensor([position for row in plan.rows for position in range(row.start, row.stop)])
         context = PagedContext(decoder.ops, self._pool, plan.rows, positions_T, decoder.rotary.at(positions_T))
         hidden_TE = decoder.run(decoder.embed(ids_T), positions_T, context)
-        last, end = [], 0
+        wanted: list[int] = []
+        end = 0
         for row in plan.rows:
             end += len(row.token_ids)
-            if row.sampled:
-                last.append(end - 1)
-        return RunnerOutput(decoder.head(hidden_TE[torch.tensor(last, dtype=torch.long)]))
+            wanted += range(end - row.num_logits, end)
+        return RunnerOutput(decoder.head(hidden_TE[torch.tensor(wanted, dtype=torch.long)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ class TextTokenizer:
         """``special``: with the tokens that the tokenizer puts around a text."""
         token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special, verbose=False)
         return token_ids
+
+    def spans(self, text: str) -> tuple[list[int], list[int]]:
+        """The token ids of ``encode``, and for each how many bytes of the text are covered up to its end.
+
+        A character that is cut into several tokens counts for the first of them.
+        """
+        encoded = self._tokenizer(text, return_offsets_mapping=True, verbose=False)
+        sizes = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+        ends = itertools.accumulate((end for _, end in encoded["offset_mapping"]), max)
+        return list(encoded["input_ids"]), [sizes[end] for end in ends]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)

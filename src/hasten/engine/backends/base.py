@@ -31,7 +31,7 @@ class Backend(Protocol):
     def runner(
         self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
     ) -> Runner:
-        """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. Raises ``MemoryError``."""
+        """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. Raises ``CapacityError``."""
         ...
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hasten.core.errors import CapacityError
 from hasten.core.plan import Runner
 from hasten.engine.native_runner import NativeRunner
 from hasten.kv.group import KvGroup
@@ -38,9 +39,16 @@ class NativeBackend:
     def runner(
         self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
     ) -> Runner:
-        pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
-        program = Program(self.cpu, pool.kv, max_step)
-        lower(decoder, program)
+        try:
+            pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
+            program = Program(self.cpu, pool.kv, max_step)
+            lower(decoder, program)
+        except MemoryError as refused:
+            raise CapacityError(
+                "the system refuses the memory of the KV cache or of a step",
+                got=str(refused),
+                remedy="Give less with kv_cache_memory or max_num_batched_tokens",
+            ) from refused
         return NativeRunner(program, pool)
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ def _siblings(cpu: int, topology: Path) -> str:
 
 
 def _quota(cgroup: Path) -> int:
-    """Whole CPUs that the control group gives (version 2: cpu.max, version 1: cpu.cfs_*); a very large number if it does not say."""
+    """Whole CPUs that the control group gives (version 2: cpu.max, version 1: cpu.cfs_*); very many if it does not say."""
     unlimited = 1 << 20
     new = cgroup / "cpu.max"
     if new.exists():

@@ -38,7 +38,9 @@ class Cpu:
         self.library, self.threads = library, threads
         handle = library.cpu_new(None if isa is None else isa.encode(), threads)
         if not handle:
-            raise InvalidOption("this machine cannot run these kernels", got=repr(isa), allowed=", ".join(runnable(library)) or "none")
+            raise InvalidOption(
+                "this machine cannot run these kernels", got=repr(isa), allowed=", ".join(runnable(library)) or "none"
+            )
         self.handle = handle
         self.isa: str = library.cpu_isa(handle).decode()
         weakref.finalize(self, library.cpu_free, handle)
@@ -89,7 +91,9 @@ def find_cpu(threads: int | None = None) -> Cpu | str:
     if wanted == "none":
         return f"{ISA_VARIABLE}=none forbids native kernels"
     if wanted is not None and wanted not in ISAS:
-        raise InvalidOption(f"{ISA_VARIABLE} names an unknown instruction set", got=repr(wanted), allowed=f"{', '.join(ISAS)} or none")
+        raise InvalidOption(
+            f"{ISA_VARIABLE} names an unknown instruction set", got=repr(wanted), allowed=f"{', '.join(ISAS)} or none"
+        )
     library = native_library()
     if isinstance(library, str):
         return library

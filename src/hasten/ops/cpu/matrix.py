@@ -25,16 +25,23 @@ class Weights:
 
 
 class Matrix:
-    """One matrix [O, I] in the order in which the kernels read it.
+    """One matrix [O, I] in the order in which the kernels read it; zero until packed.
 
     ``group``: inputs that share a scale (int4: 32, 64 or 128). ``int8_activations``: products quantise their input to int8, per
     row (int8 and int4 only); else the input stays float32 and the weights are widened.
     """
 
     def __init__(
-        self, weights: Weights, out_features: int, in_features: int, dtype: Dtype, *, group: int = 0, int8_activations: bool = False
+        self,
+        weights: Weights,
+        out_features: int,
+        in_features: int,
+        dtype: Dtype,
+        *,
+        group: int = 0,
+        int8_activations: bool = False,
     ) -> None:
-        """Zero until packed. Raises ``MemoryError``."""
+        """Raises ``MemoryError``."""
         assert (group in (32, 64, 128)) == (dtype is Dtype.INT4), (dtype, group)
         assert not int8_activations or dtype in (Dtype.INT8, Dtype.INT4), dtype
         self.weights, self.cpu = weights, weights.cpu
@@ -49,7 +56,10 @@ class Matrix:
         if source_OI.dtype not in DTYPES:
             source_OI = source_OI.float()
         rows, columns = source_OI.shape
-        assert columns == self.in_features and 0 <= row and row + rows <= self.out_features, (source_OI.shape, row)
+        assert columns == self.in_features and row in range(self.out_features) and row + rows <= self.out_features, (
+            source_OI.shape,
+            row,
+        )
         self.cpu.library.matrix_pack(
             self.cpu.handle,
             self.handle,
@@ -82,7 +92,7 @@ class Matrix:
     def lookup(self, ids_T: Tensor) -> Tensor:
         """Rows ``ids_T`` in float32. [T, I]"""
         ids = ids_T.to(torch.int32).contiguous()
-        assert len(ids) == 0 or (0 <= int(ids.min()) and int(ids.max()) < self.out_features)
+        assert bool(((ids >= 0) & (ids < self.out_features)).all())
         out_TI = torch.empty(len(ids), self.in_features)
         self.cpu.library.matrix_lookup(self.cpu.handle, self.handle, ids.data_ptr(), len(ids), out_TI.data_ptr())
         return out_TI

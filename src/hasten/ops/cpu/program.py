@@ -185,6 +185,14 @@ class Program:
         """out = the rows of x whose logits are wanted."""
         self._library.program_gather(self._handle, x.index, x.width, out.index)
 
+    def view(self, buffer: Buffer) -> Tensor:
+        """The float32 rows themselves, not a copy: [max_tokens, width]. Valid between steps and while the program lives."""
+        assert not buffer.quantized, buffer
+        stride = ctypes.c_int64()
+        address = self._library.program_data(self._handle, buffer.index, ctypes.byref(stride))
+        memory = (ctypes.c_float * (self.max_tokens * stride.value)).from_address(address)
+        return torch.frombuffer(memory, dtype=torch.float32).view(self.max_tokens, stride.value)[:, : buffer.width]
+
     def run(self, step: StepArguments, num_logits: int) -> Tensor:
         """One step; fills in where the logits go and returns them [R, V], float32. Raises ``MemoryError``."""
         logits = torch.empty(num_logits, self._padded_vocabulary)

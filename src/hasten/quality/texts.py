@@ -1,0 +1,70 @@
+"""The texts that quality is measured on: the held-out files that ship with hasten, or a file of the user's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from hasten.core.errors import InvalidOption
+
+# Text that the demo models were not trained on; other models may have seen it.
+HELD_OUT = Path(__file__).parents[1] / "demo" / "heldout.jsonl"
+_NUMBER = re.compile(r"[0-9]{1,12}")
+
+
+def read_texts(file: Path) -> list[str]:
+    """The texts of a file: ``.jsonl`` has one per line, under "text"; any other file is one text, in UTF-8.
+
+    Raises ``InvalidOption`` for a file that cannot be read, is not text or says nothing.
+    """
+    content = _read(file)
+    if file.suffix.lower() != ".jsonl":
+        return [content]
+    texts = []
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            text.encode()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InvalidOption(
+                f"line {number} of {file} holds no text", got=repr(line[:60]), allowed='one {"text": "..."} per line'
+            ) from None
+        texts.append(text)
+    return texts
+
+
+def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
+    """One text per line, as token ids with spaces or commas between them. Raises ``InvalidOption``."""
+    texts = []
+    for number, line in enumerate(_read(file).splitlines(), 1):
+        words = line.replace(",", " ").split()
+        wrong = [word for word in words if not (_NUMBER.fullmatch(word) and int(word) < vocab_size)]
+        if wrong:
+            raise InvalidOption(
+                f"line {number} of {file} holds what is no token id",
+                got=", ".join(word[:20] for word in wrong[:8]),
+                allowed=f"whole numbers from 0 to {vocab_size - 1}",
+            )
+        if words:
+            texts.append(tuple(int(word) for word in words))
+    return texts
+
+
+def _read(file: Path) -> str:
+    remedy = "Give a file of UTF-8 text"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InvalidOption(f"the file {file} cannot be read", got=error.strerror or error, remedy=remedy) from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidOption(f"the file {file} is not text", got=f"byte {error.start} is not UTF-8", remedy=remedy) from None
+    if "\0" in text:
+        raise InvalidOption(f"the file {file} is not text", got=f"a zero byte at {content.index(0)}", remedy=remedy)
+    if not text.strip():
+        raise InvalidOption(f"the file {file} is empty", got=f"{len(content)} bytes", remedy=remedy)
+    return text

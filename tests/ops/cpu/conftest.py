@@ -1,0 +1,22 @@
+"""Every instruction set that runs on this machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from hasten.ops.cpu.cpu import Cpu, runnable
+from hasten.ops.cpu.library import NativeLibrary, native_library
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cpu" in metafunc.fixturenames:
+        library = native_library()
+        found = runnable(library) if isinstance(library, NativeLibrary) else ["no native library"]
+        metafunc.parametrize("cpu", found, indirect=True)
+
+
+@pytest.fixture
+def cpu(request: pytest.FixtureRequest) -> Cpu:
+    library = native_library()
+    assert isinstance(library, NativeLibrary), library
+    return Cpu(library, request.param, 2)

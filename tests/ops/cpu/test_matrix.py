@@ -1,0 +1,104 @@
+"""Packed matrices against PyTorch on the same numbers: exact formats exactly, quantised ones by their definition."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
+from hasten.ops.cpu.matrix import Matrix, Weights
+
+SHAPES = [(1, 1), (16, 64), (17, 65), (33, 128), (130, 257), (48, 1000)]  # [out, in]
+ROWS = [1, 2, 3, 5, 8, 9, 17, 70]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def packed(cpu: Cpu, weight: Tensor, dtype: Dtype, **options: object) -> Matrix:
+    """Packed in ragged pieces, one of them stored transposed."""
+    matrix = Matrix(Weights(cpu), *weight.shape, dtype, **options)
+    cuts = sorted({0, len(weight), *random.Random(len(weight)).choices(range(len(weight)), k=2)})
+    for i, (begin, end) in enumerate(pairwise(cuts)):
+        part = weight[begin:end]
+        matrix.pack(part.T.contiguous().T if i == 0 else part, begin)
+    return matrix
+
+
+def quantized_rows(x: Tensor) -> Tensor:
+    """Per row to int8 and back: symmetric, round to nearest."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round().clamp(-127, 127) * scale
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_plain_weights_are_kept_exactly_and_multiplied_in_float32(cpu: Cpu, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight, bias = draw(*shape).to(dtype), draw(shape[0], seed=1)
+    matrix = packed(cpu, weight, DTYPES[dtype])
+    assert torch.equal(matrix.lookup(torch.arange(shape[0])), weight.float())
+    for rows in ROWS:
+        x = draw(rows, shape[1], seed=rows)
+        expected = x.double() @ weight.double().T + bias
+        bound = 1e-5 * (x.abs().double() @ weight.abs().double().T + bias.abs())
+        assert ((matrix.multiply(x, bias) - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("int8_activations", [True, False], ids=["int8-inputs", "float-inputs"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_is_round_to_nearest_per_output(cpu: Cpu, shape: tuple[int, int], int8_activations: bool) -> None:
+    weight, bias = draw(*shape), draw(shape[0], seed=1)
+    matrix = packed(cpu, weight, Dtype.INT8, int8_activations=int8_activations)
+    stored = quantized_rows(weight)
+    torch.testing.assert_close(matrix.lookup(torch.arange(shape[0])), stored, rtol=1e-5, atol=1e-6)
+    for rows in ROWS:
+        x = draw(rows, shape[1], seed=rows)
+        seen = quantized_rows(x) if int8_activations else x
+        expected = seen.double() @ stored.double().T + bias
+        torch.testing.assert_close(matrix.multiply(x, bias).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("int8_activations", [True, False], ids=["int8-inputs", "float-inputs"])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("shape", [(16, 128), (17, 256), (100, 384), (40, 200)], ids=str)
+def test_int4_is_at_least_as_close_as_round_to_nearest(
+    cpu: Cpu, shape: tuple[int, int], group: int, int8_activations: bool
+) -> None:
+    weight = draw(*shape)
+    matrix = packed(cpu, weight, Dtype.INT4, group=group, int8_activations=int8_activations)
+    stored = matrix.lookup(torch.arange(shape[0]))
+    padded = torch.nn.functional.pad(weight, (0, -shape[1] % group)).unflatten(1, (-1, group))
+    scale = padded.abs().amax(-1, keepdim=True) / 7
+    nearest = ((padded / scale).round().clamp(-8, 7) * scale).flatten(1)[:, : shape[1]]
+    assert (stored - weight).square().sum() <= (nearest - weight).square().sum() * 1.01
+    assert all(len(part.unique()) <= 16 for row in stored for part in row.split(group))
+    for rows in ROWS:
+        x = draw(rows, shape[1], seed=rows)
+        seen = quantized_rows(x) if int8_activations else x
+        torch.testing.assert_close(matrix.multiply(x, None).double(), seen.double() @ stored.double().T, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_a_row_is_bitwise_the_same_in_any_batch(cpu: Cpu, dtype: Dtype) -> None:
+    quantized = dtype in (Dtype.INT8, Dtype.INT4)
+    options = {"group": 64 if dtype is Dtype.INT4 else 0, "int8_activations": quantized}
+    matrix = packed(cpu, draw(150, 320), dtype, **options)
+    x, bias = draw(80, 320, seed=3), draw(150, seed=4)
+    alone = torch.cat([matrix.multiply(row[None], bias) for row in x])
+    for rows in (2, 3, 4, 7, 8, 9, 31, 80):
+        begin = 80 - rows
+        if dtype is Dtype.BFLOAT16 and cpu.isa == "amx":
+            continue  # declared: tiles round activations to bf16, the form for few rows does not
+        assert torch.equal(matrix.multiply(x[begin:], bias), alone[begin:])
+
+
+def test_memory_is_what_the_format_needs(cpu: Cpu) -> None:
+    for dtype, group, bytes_per_weight in ((Dtype.BFLOAT16, 0, 2), (Dtype.INT8, 0, 1), (Dtype.INT4, 128, 0.5 + 2 / 128)):
+        weights = Weights(cpu)
+        Matrix(weights, 512, 1024, dtype, group=group)
+        assert weights.num_bytes == pytest.approx(512 * 1024 * bytes_per_weight, rel=0.005)

@@ -1,0 +1,72 @@
+"""The thread pool where it is easily broken: one CPU, a fork, two engines at once, more threads than cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from hasten import LLM, SamplingParams
+
+PROMPTS = ["def add(a, b):", "import os\n", "class Queue:", "for i in range("]
+GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+
+def engine(threads: int) -> LLM:
+    return LLM("demo", dtype="float32", max_model_len=64, kv_cache_memory="8MiB", threads=threads, prefix_caching=False)
+
+
+def answers(llm: LLM) -> list[tuple[int, ...]]:
+    return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+
+def in_child(work: Callable[[], bool]) -> int:
+    """Runs ``work`` in a forked child and returns its exit status: 0 if it returned something true."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if work() else 1)
+        except BaseException:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_one_cpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    expected = answers(engine(2))
+
+    def work() -> bool:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return answers(engine(2)) == expected and LLM("demo", max_model_len=64).describe()["threads"] == 1
+
+    assert in_child(work) == 0
+
+
+def test_an_engine_goes_on_in_a_forked_child_and_in_its_parent() -> None:
+    llm = engine(3)
+    expected = answers(llm)
+    assert in_child(lambda: answers(llm) == expected) == 0
+    assert answers(llm) == expected
+
+
+def test_two_engines_compute_at_the_same_time() -> None:
+    engines = [engine(2), engine(3)]
+    expected = answers(engines[0])
+    found: dict[int, list[list[tuple[int, ...]]]] = {0: [], 1: []}
+
+    def work(which: int) -> None:
+        for _ in range(5):
+            found[which].append(answers(engines[which]))
+
+    workers = [threading.Thread(target=work, args=(which,)) for which in found]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(found[which] == [expected] * 5 for which in found)
+
+
+def test_more_threads_than_cores_give_the_same() -> None:
+    assert answers(engine(16)) == answers(engine(1))

@@ -1,0 +1,83 @@
+"""Divergence, agreement and surprise against their definitions, summed in exact order with Python's own floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hasten.core.errors import CheckpointError
+from hasten.quality.divergence import Divergence, divergence
+
+Measure = Callable[[Tensor, Tensor, Tensor], Divergence]
+
+
+def by_definition(logits: list[float]) -> list[float]:
+    """Log-probabilities of one row."""
+    top = max(logits)
+    total = math.fsum(math.exp(x - top) for x in logits)
+    return [x - top - math.log(total) for x in logits]
+
+
+def check(measure: Measure, scale: float, offset: float, rows: int = 37, size: int = 53) -> None:
+    generator = torch.Generator().manual_seed(int(scale))
+    reference = torch.randn(rows, size, generator=generator) * scale + offset
+    candidate = reference + torch.randn(rows, size, generator=generator) * 0.3 - 2 * offset
+    targets = torch.randint(size, (rows,), generator=generator)
+    found = measure(reference, candidate, targets)
+    for row in range(rows):
+        p, q = by_definition(reference[row].tolist()), by_definition(candidate[row].tolist())
+        kl = math.fsum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+        assert float(found.kl_R[row]) == pytest.approx(kl, rel=1e-9, abs=1e-14)
+        assert bool(found.agrees_R[row]) == (p.index(max(p)) == q.index(max(q)))
+        assert float(found.reference_nll_R[row]) == pytest.approx(-p[targets[row]], rel=1e-12)
+        assert float(found.candidate_nll_R[row]) == pytest.approx(-q[targets[row]], rel=1e-12)
+
+
+def swapped(reference: Tensor, candidate: Tensor, targets: Tensor) -> Divergence:
+    other, right = divergence(candidate, reference, targets), divergence(reference, candidate, targets)
+    return Divergence(other.kl_R, right.agrees_R, right.reference_nll_R, right.candidate_nll_R)
+
+
+def single_precision_without_the_maximum(reference: Tensor, candidate: Tensor, targets: Tensor) -> Divergence:
+    logp, logq = (x - x.exp().sum(-1, keepdim=True).log() for x in (reference, candidate))
+    kl = (logp.exp() * (logp - logq)).sum(-1)
+    nll = [-x.gather(-1, targets[:, None])[:, 0] for x in (logp, logq)]
+    return Divergence(kl, reference.argmax(-1) == candidate.argmax(-1), *nll)
+
+
+def targets_off_by_one(reference: Tensor, candidate: Tensor, targets: Tensor) -> Divergence:
+    return divergence(reference, candidate, targets.roll(1))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (8.0, 3.0), (2.0, 500.0)])
+def test_each_figure_is_its_definition(scale: float, offset: float) -> None:
+    check(divergence, scale, offset)
+
+
+@pytest.mark.parametrize("fault", [swapped, single_precision_without_the_maximum, targets_off_by_one])
+def test_a_planted_fault_is_caught(fault: Measure) -> None:
+    """Negative control."""
+    with pytest.raises(AssertionError):
+        check(fault, 8.0, 3.0)
+    with pytest.raises(AssertionError):
+        check(fault, 2.0, 500.0)
+
+
+def test_equal_logits_do_not_diverge_and_a_constant_changes_nothing() -> None:
+    logits, targets = torch.randn(5, 11), torch.arange(5)
+    assert divergence(logits, logits, targets).kl_R.tolist() == [0.0] * 5
+    assert divergence(logits, logits.double() + 7, targets).kl_R.max() < 1e-12
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_named(value: float) -> None:
+    sound, broken = torch.zeros(3, 4), torch.zeros(3, 4)
+    broken[1, 2] = value
+    with pytest.raises(CheckpointError, match="logits of the candidate are not finite"):
+        divergence(sound, broken, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(CheckpointError, match="logits of the reference"):
+        divergence(broken, sound, torch.zeros(3, dtype=torch.long))
