@@ -59,7 +59,9 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    logits: torch.Tensor  # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_ids``
+    # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_ids``.
+    # Valid until the runner's next step.
+    logits: torch.Tensor
 
 
 class Runner(Protocol):

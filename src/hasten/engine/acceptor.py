@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from hasten.core.result import Continuation, FinishReason, StepResult
+from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.search.base import BeamStep
 from hasten.decoding.search.candidates import best_candidates
 from hasten.engine.answer import Answer
 from hasten.engine.record import Record
+from hasten.sampling.history import TokenHistory
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler, usable
 from hasten.scheduling.sequence import Sequence
@@ -70,8 +72,9 @@ class Acceptor:
     ) -> None:
         if not lines:
             return
-        if [row for row, _ in lines] != list(range(len(logits_RV))):  # beams beside, or one row feeding n answers
-            logits_RV = logits_RV[torch.tensor([row for row, _ in lines], device=logits_RV.device)]
+        taken = [row for row, _ in lines]
+        if taken != list(range(len(logits_RV))):  # beams beside, or one row feeding n answers
+            logits_RV = logits_RV[torch.tensor(taken, device=logits_RV.device)]
         tokens = self._sampler.sample(logits_RV, [_view(sequences[row], answer.index) for row, answer in lines])
         for line, ((row, answer), token) in enumerate(zip(lines, tokens, strict=True)):
             sequence = sequences[row]
@@ -154,10 +157,12 @@ class Acceptor:
 
 def _view(sequence: Sequence, index: int) -> SamplingRow:
     request = sequence.entry.request
-    return SamplingRow(
-        params=request.params,
-        token_ids=sequence.token_ids,
-        num_prompt_tokens=len(request.prompt_token_ids),
-        eos_token_ids=request.eos_token_ids,
-        sequence_index=index,
-    )
+    num_prompt = len(request.prompt_token_ids)
+    if sequence.history is None and _counts(request.params):
+        sequence.history = TokenHistory(num_prompt)
+    return SamplingRow(request.params, sequence.token_ids, num_prompt, request.eos_token_ids, index, sequence.history)
+
+
+def _counts(params: SamplingParams) -> bool:
+    """Whether a sequence of these settings is asked in every step which tokens it has."""
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0

@@ -23,11 +23,16 @@ class Answer:
         self._eos_ids = frozenset(() if params.ignore_eos else request.eos_token_ids)
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
-        self.text = ""
+        self._told: list[str] = []  # the text, as the deltas cut it
+        self._untold = ""  # what came after them
         self.score: float | None = None  # of a beam
         self.finish: Finish | None = None
-        self._sent_tokens = self._sent_text = 0
+        self._sent_tokens = 0
         self.reported = False  # its finish has been told in a delta
+
+    @property
+    def text(self) -> str:
+        return "".join(self._told) + self._untold
 
     def push(self, token_id: int, logprob: TokenLogprob | None) -> Finish | None:
         """Take one token; returns how the answer ended, if it did."""
@@ -52,11 +57,11 @@ class Answer:
             rest = self._detokenizer.flush() if self._detokenizer else ""
             if self._stops:
                 visible, matched = self._stops.push(rest)
-                self.text += visible if matched is not None else visible + self._stops.flush()
+                self._untold += visible if matched is not None else visible + self._stops.flush()
                 if matched is not None:
                     finish = Finish(FinishReason.STOP, matched)
             else:
-                self.text += rest
+                self._untold += rest
         self.finish = finish
         return finish
 
@@ -71,9 +76,10 @@ class Answer:
 
     def delta(self) -> Delta:
         """What came since the last delta."""
-        tokens, text = self.token_ids[self._sent_tokens :], self.text[self._sent_text :]
+        tokens, text = self.token_ids[self._sent_tokens :], self._untold
         logprobs = tuple(self.logprobs[self._sent_tokens :]) if self.logprobs else None
-        self._sent_tokens, self._sent_text = len(self.token_ids), len(self.text)
+        self._sent_tokens, self._untold = len(self.token_ids), ""
+        self._told.append(text)
         self.reported = self.finish is not None
         return Delta(
             request_id=self._request.request_id,
@@ -103,8 +109,8 @@ class Answer:
             return None
         text = self._detokenizer.push(token_id)
         if self._stops is None:
-            self.text += text
+            self._untold += text
             return None
         visible, matched = self._stops.push(text, armed=len(self.token_ids) >= self._request.params.min_tokens)
-        self.text += visible
+        self._untold += visible
         return matched

@@ -45,6 +45,7 @@ class Detokenizer:
     def __init__(self, tokenizer: TokenReader, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> None:
         self._tokenizer: TokenReader = getattr(tokenizer, "backend_tokenizer", tokenizer)
         self._skip_special_tokens = skip_special_tokens
+        self._kinds: dict[int, tuple[bool, bool]] = {}  # what each token was found to be: (it reads, it is a byte)
         self._window: list[int] = []
         for token_id in reversed(prompt_token_ids):
             if not self._reads(token_id):
@@ -57,10 +58,14 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Takes the answer's next token; returns the text that became final, often of one token, sometimes none."""
-        if not self._reads(token_id):
+        kind = self._kinds.get(token_id)
+        if kind is None:
+            kind = self._kinds[token_id] = (self._reads(token_id), self._is_byte(token_id))
+        reads, is_byte = kind
+        if not reads:
             return ""
         self._window.append(token_id)
-        if self._is_byte(token_id):
+        if is_byte:
             return ""
         text = self._decode(self._window)
         new = self._advance(text.removesuffix(_REPLACEMENT))

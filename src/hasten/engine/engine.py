@@ -14,6 +14,7 @@ from hasten.core.result import FinishReason
 from hasten.engine.acceptor import Acceptor
 from hasten.engine.answer import Answer, DetokenizerFactory
 from hasten.engine.record import Record
+from hasten.engine.score import EngineScorer
 from hasten.engine.stats import EngineStats
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.scheduler import Scheduler
@@ -49,6 +50,10 @@ class Engine:
         if not self.scheduler.abort(request_id):
             return []
         return self._close(request_id, FinishReason.ABORT)
+
+    def scorer(self) -> EngineScorer:
+        """Reads given texts through this engine's runner and KV pool; may be used between steps."""
+        return EngineScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
 
     def step(self) -> list[Delta]:
         """Compute one batch. Returns what is new; empty if nothing could run."""

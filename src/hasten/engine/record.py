@@ -24,7 +24,7 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        return all(answer.finish is not None for answer in self.answers)
+        return None not in [answer.finish for answer in self.answers]
 
     def note_time(self, now: float) -> None:
         """A step that gave this request a token has ended."""
@@ -54,7 +54,7 @@ class Record:
     def deltas(self, answers: list[Answer]) -> list[Delta]:
         """What is new in these answers; the last delta of the request carries the whole output."""
         deltas = [answer.delta() for answer in answers if not answer.reported]
-        if self.finished and deltas:
+        if deltas and self.finished:
             deltas[-1] = _with_output(deltas[-1], self.output())
         return deltas
 

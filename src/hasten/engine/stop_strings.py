@@ -30,6 +30,7 @@ class StopStrings:
         assert all(stop), "an empty stop string"
         self._include = include
         self._state = self._root = _automaton(stop)
+        self._first = frozenset(string[0] for string in stop)
         self._held = ""
         self._matched: str | None = None
 
@@ -42,6 +43,8 @@ class StopStrings:
             return text, None
         if self._matched is not None:
             return "", self._matched
+        if self._state is self._root and self._first.isdisjoint(text):
+            return text, None
         text, begin = self._held + text, len(self._held)
         for place in range(begin, len(text)):
             self._state = self._after(text[place])

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.core.sampling_params import SamplingParams
+from hasten.sampling.history import TokenHistory
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
     """The sequence whose next token is wanted.
 
-    Nothing is remembered from one step to the next, so preemption, forks and aborts cannot leave the sampler wrong.
+    Nothing that matters is remembered from one step to the next, so preemption, forks and aborts cannot leave the sampler wrong:
+    a ``history`` belongs to one sequence and says no more than its tokens do.
     """
 
     params: SamplingParams
@@ -20,6 +22,7 @@ class SamplingRow:
     num_prompt_tokens: int
     eos_token_ids: tuple[int, ...]
     sequence_index: int  # which answer of its request; part of the key of its noise
+    history: TokenHistory | None = None  # of ``token_ids``, where somebody keeps it
 
     @property
     def position(self) -> int:
@@ -29,6 +32,10 @@ class SamplingRow:
     @property
     def num_answer_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def occurrences(self) -> TokenHistory:
+        """Which tokens occur, up to date."""
+        return (self.history or TokenHistory(self.num_prompt_tokens)).follow(self.token_ids)
 
     @property
     def answer_token_ids(self) -> Sequence[int]:

@@ -10,7 +10,6 @@ beyond float32. Such a row yields None and disturbs no other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from hasten.core.result import TokenLogprob
+from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.chain import Chain
-from hasten.sampling.race import race
+from hasten.sampling.draw import draw
+from hasten.sampling.likeliest import best_tokens
 from hasten.sampling.row import SamplingRow
 
 
@@ -38,15 +39,8 @@ class Sampler:
         assert len(rows) == logits_RV.shape[0]
         if not rows:
             return []
-        # NaN propagates through max, so the largest logit alone tells whether a row is usable.
-        top_R, best_R = logits_RV.max(dim=1)
-        token_ids: list[int | None] = best_R.tolist()
-        shaped = []
-        for i, (top, row) in enumerate(zip(top_R.tolist(), rows, strict=True)):
-            if not math.isfinite(top):
-                token_ids[i] = None
-            elif not row.params.greedy or self.chain.processes(row.params):
-                shaped.append(i)
+        token_ids = best_tokens(logits_RV)
+        shaped = [i for i, row in enumerate(rows) if token_ids[i] is not None and self._shapes(row.params)]
         if shaped:
             chosen = self._shaped(_select(logits_RV, shaped), [rows[i] for i in shaped])
             for i, token_id in zip(shaped, chosen, strict=True):
@@ -65,21 +59,23 @@ class Sampler:
         """Of one token per row, under the raw distribution, where ``params.logprobs`` asks for it. Key: row."""
         return _logprobs(logits_RV, rows, token_ids)
 
+    def _shapes(self, params: SamplingParams) -> bool:
+        """Whether such a row needs more than its largest raw logit."""
+        return params.temperature != 0 or bool(self.chain.needs(params).processors)
+
     def _shaped(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-        """Rows that need more than the largest raw logit."""
+        """The tokens of rows that need it."""
         processed_RV = self.chain.process(logits_RV, rows)
         sampling = [i for i, row in enumerate(rows) if not row.params.greedy]
         greedy = [i for i, row in enumerate(rows) if row.params.greedy]
         token_ids: list[int | None] = [None] * len(rows)
         if greedy:
-            top_R, best_R = _select(processed_RV, greedy).max(dim=1)
-            for i, top, best in zip(greedy, top_R.tolist(), best_R.tolist(), strict=True):
-                token_ids[i] = best if math.isfinite(top) else None
+            for i, token in zip(greedy, best_tokens(_select(processed_RV, greedy)), strict=True):
+                token_ids[i] = token
         if sampling:
-            sampling_rows = [rows[i] for i in sampling]
-            warped_RV = self.chain.warp(_select(processed_RV, sampling), sampling_rows)
-            for i, winner in zip(sampling, race(warped_RV, sampling_rows), strict=True):
-                token_ids[i] = winner
+            drawn = draw(_select(processed_RV, sampling), [rows[i] for i in sampling], self.chain)
+            for i, token in zip(sampling, drawn, strict=True):
+                token_ids[i] = token
         return token_ids
 
 

@@ -116,8 +116,12 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """What to compute now. Single tokens go first, so a long prompt never delays those who are decoding."""
         builder = PlanBuilder(self.config.max_num_batched_tokens)
-        for entry in sorted(self._running, key=lambda e: not e.decoding):
-            if entry in self._running:  # not preempted by one before it
+        decoding: list[Entry] = []
+        others: list[Entry] = []
+        for entry in self._running:
+            (decoding if entry.decoding else others).append(entry)
+        for entry in decoding + others:
+            if entry.running:  # not preempted by one before it
                 self._advance(entry, builder)
         if self._waiting:
             self._admit(builder, now)
@@ -158,7 +162,7 @@ class Scheduler:
 
     def _advance(self, entry: Entry, builder: PlanBuilder) -> None:
         """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
-        for sequence, count, sampled in self._wanted(entry, builder):
+        for sequence, count, num_logits in self._wanted(entry, builder):
             stop = sequence.num_computed + count
             while (copies := self.kv.reserve(sequence.id, sequence.num_computed, stop)) is None:
                 victim = self._running[-1]
@@ -166,16 +170,16 @@ class Scheduler:
                 self._preempt(victim)
                 if victim is entry:
                     return
-            tables = tuple(tuple(blocks) for blocks in self.kv.table(sequence.id).groups)
             tokens = tuple(sequence.token_ids[sequence.num_computed : stop])
-            builder.add(entry, RowPlan(sequence.id, sequence.num_computed, tokens, tables, sampled), copies)
+            row = RowPlan(sequence.id, sequence.num_computed, tokens, self.kv.blocks(sequence.id), num_logits)
+            builder.add(entry, row, copies)
 
-    def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int, bool]]:
-        """(sequence, tokens to compute, sampled) as far as the budget goes."""
+    def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int, int]]:
+        """(sequence, tokens to compute, logits wanted) as far as the budget goes."""
         together = entry.searches and len(entry.sequences) > 1
         if together and all(self.kv.is_open(s.id) and s.num_remaining == 1 for s in entry.sequences):
             if builder.budget >= len(entry.sequences):
-                yield from ((sequence, 1, True) for sequence in entry.sequences)
+                yield from ((sequence, 1, 1) for sequence in entry.sequences)
             return
         for sequence in entry.sequences:
             if not self.kv.is_open(sequence.id) and not self._open(sequence):
@@ -184,7 +188,7 @@ class Scheduler:
             wanted = sequence.num_remaining - together
             count = min(wanted, builder.budget)
             if count > 0:
-                yield sequence, count, count == sequence.num_remaining
+                yield sequence, count, int(count == sequence.num_remaining)
 
     def _open(self, sequence: Sequence) -> bool:
         """Give the sequence its cached prefix; False while another sequence is computing the block it needs next."""
@@ -199,6 +203,8 @@ class Scheduler:
     def _admit(self, builder: PlanBuilder, now: float) -> None:
         """Let waiting requests join, in order, while there are seats, tokens and blocks."""
         seats = self.config.max_num_seqs - sum(entry.num_seats for entry in self._running)
+        if seats <= 0:
+            return
         for entry in list(self._admission.may_join(self._waiting, len(self._running), now)):
             if builder.budget == 0 or entry.num_seats > seats:
                 return
@@ -213,6 +219,7 @@ class Scheduler:
             seats -= entry.num_seats
             self._waiting.remove(entry)
             insort(self._running, entry, key=self._ordering.rank)
+            entry.running = True
             self._advance(entry, builder)
             if entry.first_scheduled is None:
                 entry.first_scheduled, entry.num_cached_tokens = now, first.num_computed
@@ -257,6 +264,7 @@ class Scheduler:
                 self.kv.close(sequence.id)
             sequence.num_computed = 0
         self._running.remove(entry)
+        entry.running = False
         entry.num_preemptions += 1
         self._wait(entry)
 
@@ -271,4 +279,5 @@ class Scheduler:
         entry.sequences.remove(sequence)
         if not entry.sequences:
             del self._entries[entry.request.request_id]
-            (self._running if entry in self._running else self._waiting).remove(entry)
+            (self._running if entry.running else self._waiting).remove(entry)
+            entry.running = False

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hasten.core.request import Request
+
+if TYPE_CHECKING:
+    from hasten.sampling.history import TokenHistory
 
 
 @dataclass(slots=True, eq=False)
@@ -16,6 +20,7 @@ class Sequence:
     index: int  # which answer of the request, or which beam
     token_ids: list[int]  # the prompt, then the accepted tokens
     num_computed: int = 0
+    history: TokenHistory | None = None  # which tokens occur, for penalties; whoever samples keeps it. A fork starts its own
 
     @property
     def num_remaining(self) -> int:
@@ -35,6 +40,7 @@ class Entry:
     salt: str
     sequences: list[Sequence] = field(default_factory=list)
     hashes: dict[int, list[bytes]] = field(default_factory=dict)  # while it waits: per sequence, for the prefix match
+    running: bool = False  # it waits otherwise
     num_cached_tokens: int = 0  # of the prompt, when it was first scheduled
     num_preemptions: int = 0
     first_scheduled: float | None = None
@@ -54,4 +60,4 @@ class Entry:
     @property
     def decoding(self) -> bool:
         """Whether every sequence needs one token only."""
-        return all(sequence.num_remaining == 1 for sequence in self.sequences)
+        return {len(sequence.token_ids) - sequence.num_computed for sequence in self.sequences} == {1}

@@ -49,7 +49,7 @@ class Matrix:
         self.dtype, self.group, self.int8_activations = dtype, group, int8_activations
         self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features, group)
         if not self.handle:
-            raise MemoryError(f"no memory for a matrix of {out_features} x {in_features} {dtype.name.lower()} weights")
+            raise MemoryError(f"no memory for {out_features} x {in_features} {dtype.name.lower()} weights")
 
     def pack(self, source_OI: Tensor, row: int) -> None:
         """Output features [row, row + len(source)) from float32, bfloat16 or float16 (float64 is narrowed), quantised if need be."""

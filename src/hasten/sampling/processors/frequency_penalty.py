@@ -20,7 +20,9 @@ class FrequencyPenalty:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        pairs, count_N = Pairs.of([row.answer_token_ids for row in rows], logits_RV).counted(logits_RV.shape[1])
+        answers = [row.occurrences().answer for row in rows]
+        token_ids, counts = [answer.token_ids for answer in answers], [answer.counts for answer in answers]
+        pairs, count_N = Pairs.counted(token_ids, counts, logits_RV)
         penalty_N = column((row.params.frequency_penalty for row in rows), logits_RV)[pairs.row_N, 0]
         logits_RV[pairs.row_N, pairs.token_N] -= penalty_N * count_N
         return logits_RV

@@ -20,7 +20,7 @@ class PresencePenalty:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        pairs, _ = Pairs.of([row.answer_token_ids for row in rows], logits_RV).counted(logits_RV.shape[1])
+        pairs = Pairs.of([row.occurrences().answer.token_ids for row in rows], logits_RV)
         penalty_N = column((row.params.presence_penalty for row in rows), logits_RV)[pairs.row_N, 0]
         logits_RV[pairs.row_N, pairs.token_N] -= penalty_N
         return logits_RV

@@ -24,9 +24,8 @@ class RepetitionPenalty:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        pairs = Pairs.of([row.token_ids for row in rows], logits_RV)
+        pairs = Pairs.of([row.occurrences().whole.token_ids for row in rows], logits_RV)
         penalty_N = column((row.params.repetition_penalty for row in rows), logits_RV)[pairs.row_N, 0]
         logit_N = logits_RV[pairs.row_N, pairs.token_N]
-        # A token that occurs twice writes the same value twice.
         logits_RV[pairs.row_N, pairs.token_N] = torch.where(logit_N < 0, logit_N * penalty_N, logit_N / penalty_N)
         return logits_RV

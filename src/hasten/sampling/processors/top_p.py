@@ -10,17 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.column import column
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.shortlist import Shortlist
 
 # What one rounding to float32 may change, relative to the value.
 HALF_ULP = 2.0**-24
 # Roundings of a single probability (exp, division, comparison), with room to spare.
 ROUNDINGS = 32
+# The same where the rest of the vocabulary is summed in float32 too.
+SUM_ROUNDINGS = 256
 # Error of a difference of float64 sums over candidates and vocabulary, with room to spare.
 DOUBLE_ERROR = 1e-12
 
@@ -47,6 +51,30 @@ class TopP:
         if len(open_N):
             kept_RV[open_N] = by_sorting(logits_RV[open_N], tail_R1[open_N])
         return kept_RV
+
+    def shorten(self, listed: Shortlist, rows: Sequence[SamplingRow]) -> None:
+        """The bound of ``_cut``, with the sums taken from the unlikely end, where they are small."""
+        tail_R1 = np.array([1 - row.params.top_p for row in rows], dtype=np.float32)[:, None]
+        cut_R = np.array([self.applies(row.params) for row in rows])
+        mass_RK = np.exp(listed.relative().astype(np.float64))
+        past_R1 = np.where(cut_R, listed.unlisted_mass(), 0.0)[:, None]
+        total_R1 = mass_RK.sum(axis=1, keepdims=True) + past_R1
+        probs_RK, past_R1 = mass_RK / total_R1, past_R1 / total_R1
+        rest_RK = past_R1 + probs_RK[:, ::-1].cumsum(axis=1)[:, ::-1]  # this token and all less likely ones
+
+        num_listed = probs_RK.shape[1]
+        mean_rank_R1 = (probs_RK @ np.arange(1.0, num_listed + 1))[:, None] + past_R1 * listed.logits_RV.shape[1]
+        error_RK = rest_RK * (mean_rank_R1 + SUM_ROUNDINGS) * HALF_ULP + DOUBLE_ERROR
+        stays_RK, goes_RK = rest_RK - error_RK > tail_R1, rest_RK + error_RK < tail_R1
+        stays_RK[:, 0], goes_RK[:, 0] = True, False
+
+        num_kept_R, every = stays_RK.sum(axis=1), np.arange(len(rows))
+        last_R = listed.value_RK[every, num_kept_R - 1]
+        next_R = listed.value_RK[every, np.minimum(num_kept_R, num_listed - 1)]
+        reached_R = (num_kept_R < num_listed) & (next_R < last_R) & (~listed.open_R | (last_R > listed.floor_R))
+        reached_R |= (num_kept_R == num_listed) & ~listed.open_R
+        listed.decided_R &= ((stays_RK | goes_RK).all(axis=1) & reached_R) | ~cut_R
+        listed.remove((listed.value_RK < last_R[:, None]) & cut_R[:, None], cut_R)
 
 
 def _cut(logits_RV: Tensor, tail_R1: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:

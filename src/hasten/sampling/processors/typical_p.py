@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.column import column
+from hasten.sampling.likeliest import ascending
 from hasten.sampling.row import SamplingRow
 
 
@@ -27,7 +28,7 @@ class TypicalP:
         probs_RV = logprobs_RV.exp()
         entropy_R1 = -(logprobs_RV * probs_RV).nansum(dim=1, keepdim=True)  # 0 · -inf counts as nothing
         distance_RV = (-logprobs_RV - entropy_R1).abs()
-        sorted_RV, order_RV = distance_RV.sort(dim=1)
+        sorted_RV, order_RV = ascending(distance_RV)
         mass_RV = logits_RV.gather(1, order_RV).softmax(dim=1).cumsum(dim=1)
         wanted_R1 = column((row.params.typical_p for row in rows), logits_RV)
         last_R1 = (mass_RV < wanted_R1).sum(dim=1, keepdim=True).clamp_(max=logits_RV.shape[1] - 1)
