@@ -2,6 +2,7 @@
 # make test    all tests
 # make native  the tests of the C++ kernels, with AddressSanitizer and UBSan
 # make check   exactly what CI runs
+# make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 20 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/o
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: demo test check native format lint types docs clean
+.PHONY: demo test check native format lint types docs peers clean
 
 demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
@@ -48,6 +49,10 @@ format: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	@$(BIN)/python docs/generate.py
+
+# make peers PEERS="--model demo --quick"   another model, a quick look; --help names all options
+peers: $(VENV)/installed
+	@$(BIN)/python benchmarks/peers.py $(PEERS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info

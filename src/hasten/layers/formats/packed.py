@@ -52,9 +52,7 @@ class PackedFormats:
         if self.quantize.startswith("int8"):
             return self._int8(in_features, out_features)
         group = next((size for size in (INT4_GROUP, 64) if in_features % size == 0), 32)
-        return Packed(
-            Matrix(self.weights, out_features, in_features, Dtype.INT4, group=group, int8_activations=int8_activations)
-        )
+        return Packed(Matrix(self.weights, out_features, in_features, Dtype.INT4, group=group, int8_activations=int8_activations))
 
     def vocabulary(self, in_features: int, out_features: int) -> Packed:
         return self._plain(in_features, out_features) if self.quantize is None else self._int8(in_features, out_features)

@@ -52,7 +52,7 @@ class Matrix:
             raise MemoryError(f"no memory for {out_features} x {in_features} {dtype.name.lower()} weights")
 
     def pack(self, source_OI: Tensor, row: int) -> None:
-        """Output features [row, row + len(source)) from float32, bfloat16 or float16 (float64 is narrowed), quantised if need be."""
+        """Output features [row, row + len(source)) from float32, bfloat16 or float16 (or float64), quantised if need be."""
         if source_OI.dtype not in DTYPES:
             source_OI = source_OI.float()
         rows, columns = source_OI.shape

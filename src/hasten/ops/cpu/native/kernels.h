@@ -135,8 +135,9 @@ struct RotaryTask {
 // One layer's keys and values in the pool. A block has `slots` token slots, in ceil(slots / 16) panels of 16:
 //   keys    [block][kv_head][panel][dim' / pack][16][pack]   pack: f32 1, bf16 2, f16 1, int8 4; dim' = dim padded to pack
 //   values  [block][kv_head][panel * 16 slots][dim'' ]       dim'' = dim padded to 16
-//   int8 only: key_scales, value_scales [block][kv_head][panel * 16]; k ~ scale * k8, symmetric, |k8| <= 127
-// Unwritten slots hold anything finite (the pool is zeroed once, lazily, by the system).
+//   int8 only: key_scales, value_scales [block][kv_head][panel * 16]; k ~ scale * k8, symmetric, |k8| <= 127.
+//   Keys are stored as the unsigned bytes k8 + 128, values as signed bytes. Queries are rounded to int8 by head where keys are.
+// Unwritten slots may hold anything: they are not read, or masked before they count.
 struct KvLayer {
     Dtype dtype;             // f32, bf16, f16 or int8
     int32_t kv_heads, head_dim, slots;
@@ -172,7 +173,7 @@ struct PrepareTask {
 };
 
 // Attention over the pool, heads side by side in `out` [t][heads * head_dim]. One item is a few queries of one row and one
-// kv head; a long context is split at fixed positions (multiples of kSplit keys) into more items whose partial results are
+// kv head; a long context is split at fixed positions (kSplitPanels panels of 16 slots) into parts whose results are
 // merged in ascending order, so that an item's numbers never depend on how the work was cut.
 struct AttentionTask {
     Rows q;                  // the qkv rows: q heads first
@@ -206,7 +207,8 @@ struct Kernels {
     int64_t (*attention_partials)(const AttentionTask&);
     // Index of the greatest (the lowest index of equals; a NaN is never chosen before a number).
     int32_t (*argmax)(const float* values, int64_t count);
-    // The k greatest, descending, equals by ascending index. Returns how many were written (min(k, count)).
+    // The k greatest, descending, equals by ascending index, NaNs last. scratch: 8 * count bytes (8-byte aligned); 8 * (k + max(k, 1024))
+    // will do. Returns how many were written (min(k, count)).
     int64_t (*top_k)(const float* values, int64_t count, int64_t k, float* top_values, int32_t* top_ids, void* scratch);
     double (*log_sum_exp)(const float* values, int64_t count);
 };

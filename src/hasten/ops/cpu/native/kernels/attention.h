@@ -103,7 +103,7 @@ class AttentionItem {
     // Few queries: every byte is read once, in order, and asked for ahead.
     template <int M>
     void stream_split(int64_t split) {
-        constexpr int N = vectors_for(M, kAhead);
+        constexpr int N = vectors_for(M, 4);
         const uint8_t* const* keys = panels_.keys();
         int j = 0;
         for (; j + N <= panels_.count; j += N) score<type, M, N>(0, j, keys + j, keys + j + kAhead);
@@ -112,7 +112,7 @@ class AttentionItem {
         count_keys(queries_.newest());
         const int64_t row_bytes = geometry_.value_bytes / kLanes;
         const ValuePanels values{panels_.values(), panels_.values() + kAhead, keys_, panels_.count, row_bytes};
-        add_all_values<type, M>(memory_.scores, values, memory_.part_values, geometry_.value_dim);
+        add_all_values<type, M, true>(memory_.scores, values, memory_.part_values, geometry_.value_dim);
         keep(split);
     }
 
@@ -179,7 +179,7 @@ class AttentionItem {
             count_keys(tile_end(t));
             const ValuePanels values{panels + from - begin, panels + from - begin, keys_ + from, to - from, row_bytes};
             const float* weights = memory_.scores + static_cast<int64_t>(t) * M * kScoreStride + from * kLanes;
-            add_all_values<Dtype::f32, M>(weights, values, row_of(memory_.part_values, t * M), geometry_.value_dim);
+            add_all_values<Dtype::f32, M, false>(weights, values, row_of(memory_.part_values, t * M), geometry_.value_dim);
         }
     }
 

@@ -43,7 +43,9 @@ template <Dtype type, int M, int N>
 inline void score_panels(const float* q, int32_t dim, const uint8_t* const* panels, const uint8_t* const* ahead, float* scores) {
     constexpr int64_t step = type == Dtype::f32 ? 128 : 64;
     F16 acc[M][N];
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[m][n] = zero();
     }
     for (int64_t line = 0; line < dim / 2; ++line) {
@@ -62,7 +64,9 @@ inline void score_panels(const float* q, int32_t dim, const uint8_t* const* pane
             for (int n = 0; n < N; ++n) acc[m][n] = fma(second_q, odd[n], fma(first_q, even[n], acc[m][n]));
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) store(scores + m * kScoreStride + n * kLanes, acc[m][n]);
     }
 }
@@ -78,7 +82,9 @@ template <int M, int N>
 inline void score_panels_int8(const Int8Queries& queries, int32_t key_dim, const uint8_t* const* panels,
                               const uint8_t* const* ahead, const float* const* key_scales, float* scores) {
     I16 acc[M][N];
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[m][n] = ibroadcast(queries.corrections[m]);
     }
     for (int64_t line = 0; line < key_dim / 4; ++line) {
@@ -95,7 +101,9 @@ inline void score_panels_int8(const Int8Queries& queries, int32_t key_dim, const
             for (int n = 0; n < N; ++n) acc[m][n] = dot4(acc[m][n], keys[n], four);
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
             const F16 scale = broadcast(queries.scales[m]) * load(key_scales[n]);
             store(scores + m * kScoreStride + n * kLanes, to_float(acc[m][n]) * scale);

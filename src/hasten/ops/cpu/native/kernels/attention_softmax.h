@@ -15,6 +15,7 @@ struct Visible {
     // Of the `count` positions from `position` on; bit i is position + i.
     uint32_t bits(int64_t position, int32_t count) const {
         const int64_t from = first - position, to = end - position;
+        if (from <= 0 && to >= count && count == kLanes && !has_tree) return 0xffff;  // most panels
         if (to <= 0 || from >= count) return 0;
         uint32_t seen = to < count ? (1u << to) - 1 : (1u << count) - 1;
         if (from > 0) seen &= ~((1u << from) - 1);

@@ -24,12 +24,15 @@ struct ValuePanels {
     int64_t row_bytes;
 };
 
+// `ask`: ask for what `ahead` names.
 // acc[m][16 n ...] += sum over keys of weights[m][key] * value[key], for N vectors from byte `offset` of a row on.
-template <Dtype type, int M, int N>
+template <Dtype type, int M, int N, bool ask>
 inline void add_values(const float* weights, const ValuePanels& values, int64_t offset, float* acc, int64_t acc_stride) {
     constexpr int64_t bytes = 16 * size_of(type);
     F16 sums[M][N];
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) sums[m][n] = load(acc + m * acc_stride + n * kLanes);
     }
     for (int j = 0; j < values.count; ++j) {
@@ -41,7 +44,7 @@ inline void add_values(const float* weights, const ValuePanels& values, int64_t 
 #pragma GCC unroll 8
             for (int n = 0; n < N; ++n) {
                 v[n] = load_value<type>(row + n * bytes);
-                if (n * bytes % 64 == 0) prefetch_key(soon + n * bytes);
+                if (ask && n * bytes % 64 == 0) prefetch_key(soon + n * bytes);
             }
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
@@ -51,20 +54,22 @@ inline void add_values(const float* weights, const ValuePanels& values, int64_t 
             }
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) store(acc + m * acc_stride + n * kLanes, sums[m][n]);
     }
 }
 
 // All dimensions. acc is [M][value_dim].
-template <Dtype type, int M>
+template <Dtype type, int M, bool ask>
 inline void add_all_values(const float* weights, const ValuePanels& values, float* acc, int32_t value_dim) {
     constexpr int wide = vectors_for(M, 8);
     int32_t i = 0;
     for (; i + wide * kLanes <= value_dim; i += wide * kLanes) {
-        add_values<type, M, wide>(weights, values, i * size_of(type), acc + i, value_dim);
+        add_values<type, M, wide, ask>(weights, values, i * size_of(type), acc + i, value_dim);
     }
-    for (; i < value_dim; i += kLanes) add_values<type, M, 1>(weights, values, i * size_of(type), acc + i, value_dim);
+    for (; i < value_dim; i += kLanes) add_values<type, M, 1, ask>(weights, values, i * size_of(type), acc + i, value_dim);
 }
 
 }  // namespace hasten::HASTEN_ISA

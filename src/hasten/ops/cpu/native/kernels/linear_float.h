@@ -22,9 +22,11 @@ struct WeightsBf16 {
 struct WeightsInt8 {
     static constexpr int kInputs = 4, kBytes = 64;
     static void expand(const uint8_t* line, F16 (&w)[kInputs]) {
-        const I16 quads = iload(line);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) w[j] = to_float(((j == 0 ? quads : shift_right(quads, 8 * j)) & ibroadcast(255)) - ibroadcast(128));
+        const I16 quads = iload(line) ^ ibroadcast(static_cast<int32_t>(0x80808080u));  // signed: 128 less
+        w[0] = to_float(shift_right_signed(shift_left(quads, 24), 24));
+        w[1] = to_float(shift_right_signed(shift_left(quads, 16), 24));
+        w[2] = to_float(shift_right_signed(shift_left(quads, 8), 24));
+        w[3] = to_float(shift_right_signed(quads, 24));
     }
 };
 struct WeightsInt4 {
@@ -33,17 +35,42 @@ struct WeightsInt4 {
         const I16 bytes = iload(line);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-            w[j] = to_float((shift_right(bytes, 8 * j) & ibroadcast(15)) - ibroadcast(8));
-            w[4 + j] = to_float((shift_right(bytes, 8 * j + 4) & ibroadcast(15)) - ibroadcast(8));
+            w[j] = nibble_to_float(j == 0 ? bytes : shift_right(bytes, 8 * j));
+            w[4 + j] = nibble_to_float(shift_right(bytes, 8 * j + 4));
         }
     }
 };
 
-// acc[r][p] continues over `lines` lines of P panels.
+template <int R, int P>
+[[gnu::always_inline]] inline void clear(F16 (&acc)[R][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) acc[r][p] = zero();
+    }
+}
+template <int R, int P>
+[[gnu::always_inline]] inline void load_tile(F16 (&acc)[R][P], const float* tile, int64_t stride) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) acc[r][p] = load(tile + r * stride + p * kLanes);
+    }
+}
+template <int R, int P>
+[[gnu::always_inline]] inline void store_tile(const F16 (&acc)[R][P], float* tile, int64_t stride) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) store(tile + r * stride + p * kLanes, acc[r][p]);
+    }
+}
+
+// acc[r][p] goes on over lines [begin, end) of P panels; x is at the first of them.
 template <class W, int R, int P>
-[[gnu::always_inline]] inline void dot_float(RowCursor<R>& x, const uint8_t* const* weights, int64_t lines,
+[[gnu::always_inline]] inline void dot_float(RowCursor<R>& x, const uint8_t* const (&weights)[P], int64_t begin, int64_t end,
                                              int64_t prefetch_offset, F16 (&acc)[R][P]) {
-    for (int64_t line = 0; line < lines; ++line) {
+    for (int64_t line = begin; line < end; ++line) {
         F16 w[P][W::kInputs];
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
@@ -68,91 +95,81 @@ inline F16 group_scale(const Matrix& matrix, int32_t panel, int64_t group) {
     return load_bf16(matrix.group_scales + (panel * int64_t{matrix.groups()} + group) * kLanes);
 }
 
-// A run of inputs of P panels: where its lines are, and how the run is cut into groups.
-struct Run {
-    const uint8_t* weights[4];
-    const int32_t* panels;
-    int64_t input, inputs;  // the run, in inputs of the row; a whole number of groups, except at the end of a row
-    int64_t prefetch_offset;
-};
-
-// tile[R][P][16] (rows tile_stride apart) goes on from its contents over a run.
-template <class W, bool Grouped, int R, int P>
-[[gnu::noinline]] void add_run(const LinearTask& task, int32_t row, const Run& run, float* tile, int64_t tile_stride) {
-    const Matrix& matrix = *task.matrix;
-    RowCursor<R> x(task.x.data + row * task.x.stride + run.input, task.x.stride * static_cast<int64_t>(sizeof(float)));
-    F16 total[R][P];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) total[r][p] = load(tile + r * tile_stride + p * kLanes);
-    }
+// Few rows: tile[R][P][16] (rows tile_stride apart), weights widened in registers on their way from memory.
+template <class W, int R, int P>
+[[gnu::noinline]] void stream_float(const LinearTask& task, int32_t row, const uint8_t* const* weights, Ahead ahead, float* tile,
+                                    int64_t tile_stride) {
+    RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
     const uint8_t* w[P];
-    for (int p = 0; p < P; ++p) w[p] = run.weights[p];
-    if constexpr (!Grouped) {
-        dot_float<W>(x, w, (run.inputs + W::kInputs - 1) / W::kInputs, run.prefetch_offset, total);
-    } else {
-        for (int64_t k = 0; k < run.inputs; k += matrix.group) {
-            const int64_t inputs = run.inputs - k < matrix.group ? run.inputs - k : matrix.group;
-            const int64_t lines = (inputs + W::kInputs - 1) / W::kInputs;
-            F16 acc[R][P];
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-                for (int p = 0; p < P; ++p) acc[r][p] = zero();
-            }
-            dot_float<W>(x, w, lines, run.prefetch_offset, acc);
-#pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) {
-                w[p] += lines * W::kBytes;
-                const F16 scale = group_scale(matrix, run.panels[p], (run.input + k) / matrix.group);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) total[r][p] = fma(acc[r][p], scale, total[r][p]);
-            }
-        }
+    for (int p = 0; p < P; ++p) w[p] = weights[p];
+    const int64_t lines = (task.matrix->in_features + W::kInputs - 1) / W::kInputs;
+    F16 acc[R][P];
+    clear(acc);
+    for (int part = 0; part < 2; ++part) {
+        dot_float<W>(x, w, part == 0 ? 0 : ahead.turn, part == 0 ? ahead.turn : lines, part == 0 ? ahead.within : ahead.beyond, acc);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) store(tile + r * tile_stride + p * kLanes, total[r][p]);
-    }
+    store_tile(acc, tile, tile_stride);
 }
 
-// A run over all panels of a set, P at a time.
+// The same with a scale for each group of inputs.
+template <class W, int R, int P>
+[[gnu::noinline]] void stream_groups(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights,
+                                     Ahead ahead, float* tile, int64_t tile_stride) {
+    const Matrix& matrix = *task.matrix;
+    RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
+    const uint8_t* w[P];
+    for (int p = 0; p < P; ++p) w[p] = weights[p];
+    const int64_t lines = (matrix.in_features + W::kInputs - 1) / W::kInputs;
+    F16 total[R][P];
+    clear(total);
+    for (int64_t begin = 0, group = 0; begin < lines; ++group) {
+        const int64_t end = begin + matrix.group / W::kInputs < lines ? begin + matrix.group / W::kInputs : lines;
+        F16 acc[R][P];
+        clear(acc);
+        dot_float<W>(x, w, begin, end, begin < ahead.turn ? ahead.within : ahead.beyond, acc);
+        begin = end;
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+            const F16 scale = group_scale(matrix, panels[p], group);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) total[r][p] = fma(acc[r][p], scale, total[r][p]);
+        }
+    }
+    store_tile(total, tile, tile_stride);
+}
+
 template <class W, bool Grouped, int R, int P>
-[[gnu::always_inline]] inline void add_run_to_set(const LinearTask& task, int32_t row, const PanelSet& set, const Run& run, float* tile) {
-    for (int i = 0; i < set.count;) {
-        Run part = run;
-        for (int p = 0; i + p < set.count; ++p) part.weights[p] = run.weights[i + p];
-        part.panels = set.panels + i;
-        if (i + P <= set.count) {
-            add_run<W, Grouped, R, P>(task, row, part, tile + i * kLanes, set.count * kLanes);
-            i += P;
-        } else {
-            add_run<W, Grouped, R, 1>(task, row, part, tile + i * kLanes, set.count * kLanes);
-            i += 1;
-        }
-    }
+[[gnu::always_inline]] inline void stream_panels(const LinearTask& task, const PanelSet& set, int i, int32_t row, float* tile) {
+    const Ahead ahead((task.matrix->in_features + W::kInputs - 1) / W::kInputs, W::kBytes, set.next_bytes);
+    const uint8_t* weights[P];
+    for (int p = 0; p < P; ++p) weights[p] = set.data(*task.matrix, i + p);
+    float* out = tile + i * kLanes;
+    if constexpr (Grouped) stream_groups<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
+    else stream_float<W, R, P>(task, row, weights, ahead, out, set.count * kLanes);
 }
 
-// Few rows: weights are widened in registers on their way from memory.
+// One set of panels for rows [row, row + R), as many panels at a time as hide the latency of a chain and fit the registers.
 template <class W, bool Grouped, int R>
-[[gnu::always_inline]] inline void stream_float(const LinearTask& task, const PanelSet& set, int32_t row) {
-    constexpr int P = kVectorRegisters == 32 && W::kInputs <= 4 ? 2 : 1;
-    alignas(64) float tile[R * 4 * kLanes] = {};
-    Run run{};
-    for (int i = 0; i < set.count; ++i) run.weights[i] = set.data(*task.matrix, i);
-    run.inputs = task.matrix->in_features;
-    run.prefetch_offset = kAheadBytes;
-    add_run_to_set<W, Grouped, R, P>(task, row, set, run, tile);
+[[gnu::always_inline]] inline void stream_set(const LinearTask& task, const PanelSet& set, int32_t row) {
+    constexpr int P = kVectorRegisters == 8 ? 1 : W::kInputs == 8 ? (R <= 2 ? 2 : 1) : R <= 4 && W::kInputs <= 2 ? 4 : 2;
+    alignas(64) float tile[R * 4 * kLanes];
+    int i = 0;
+    for (; i + P <= set.count; i += P) stream_panels<W, Grouped, R, P>(task, set, i, row, tile);
+    for (; i < set.count; ++i) stream_panels<W, Grouped, R, 1>(task, set, i, row, tile);
     finish(task, set, row, R, tile);
 }
 
-// Many rows: a stretch of the set's panels is widened once to floats in scratch, then meets all rows.
+// Many rows: a stretch of a set's panels is widened once to floats in scratch, then meets all rows.
 constexpr int64_t kWideInputs = 2048;                                   // of a panel at a time; a multiple of every group
 constexpr int64_t kWideBytes = 4 * kWideInputs * kLanes * sizeof(float);
 constexpr int32_t kTileStoreRows = 1024;                                // whose sums wait in scratch between stretches
 static_assert(kWideBytes + kTileStoreRows * 4 * kLanes * sizeof(float) <= kLinearScratch);
+
+// A stretch of inputs of a set's panels in its wide form.
+struct Run {
+    const uint8_t* weights[4];
+    int64_t input, inputs;  // of the row; a whole number of groups, except at the end of a row
+};
 
 template <class W>
 inline void widen(const uint8_t* lines, int64_t inputs, float* out) {
@@ -163,30 +180,80 @@ inline void widen(const uint8_t* lines, int64_t inputs, float* out) {
     }
 }
 
+// tile[R][P][16] goes on from its contents over `inputs` inputs of P panels of floats.
+template <int R, int P>
+[[gnu::noinline]] void add_wide(const float* rows, int64_t x_stride, const uint8_t* const* weights, int64_t inputs, float* tile,
+                                int64_t tile_stride) {
+    RowCursor<R> x(rows, x_stride * static_cast<int64_t>(sizeof(float)));
+    const uint8_t* w[P];
+    for (int p = 0; p < P; ++p) w[p] = weights[p];
+    F16 acc[R][P];
+    load_tile(acc, tile, tile_stride);
+    dot_float<WeightsF32>(x, w, 0, inputs, 0, acc);
+    store_tile(acc, tile, tile_stride);
+}
+
+template <int R>
+[[gnu::always_inline]] inline void add_wide_set(const float* rows, int64_t x_stride, const uint8_t* const* weights, int count,
+                                                int64_t inputs, float* tile) {
+    int i = 0;
+    for (; i + kTilePanels <= count; i += kTilePanels) {
+        add_wide<R, kTilePanels>(rows, x_stride, weights + i, inputs, tile + i * kLanes, count * kLanes);
+    }
+    for (; i < count; ++i) add_wide<R, 1>(rows, x_stride, weights + i, inputs, tile + i * kLanes, count * kLanes);
+}
+
+// The groups of a run, one after the other, each summed from zero and added with its scale.
+template <int R>
+[[gnu::always_inline]] inline void add_wide_groups(const LinearTask& task, const PanelSet& set, const Run& run, const float* rows,
+                                                   float* tile) {
+    const Matrix& matrix = *task.matrix;
+    for (int64_t k = 0; k < run.inputs; k += matrix.group) {
+        const int64_t inputs = run.inputs - k < matrix.group ? run.inputs - k : matrix.group;
+        const uint8_t* weights[4];
+        for (int i = 0; i < set.count; ++i) weights[i] = run.weights[i] + k * kLanes * static_cast<int64_t>(sizeof(float));
+        alignas(64) float sums[R * 4 * kLanes];
+        for (int i = 0; i < R * set.count; ++i) store(sums + i * kLanes, zero());
+        add_wide_set<R>(rows + k, task.x.stride, weights, set.count, inputs, sums);
+        for (int i = 0; i < set.count; ++i) {
+            const F16 scale = group_scale(matrix, set.panels[i], (run.input + k) / matrix.group);
+            for (int r = 0; r < R; ++r) {
+                const int at = (r * set.count + i) * kLanes;
+                store(tile + at, fma(load(sums + at), scale, load(tile + at)));
+            }
+        }
+    }
+}
+
+// The run of a set from input k on, widened to `wide` unless it is in floats already.
+template <class W>
+inline Run wide_run(const Matrix& matrix, const PanelSet& set, int64_t k, float* wide) {
+    Run run{};
+    run.input = k;
+    run.inputs = matrix.in_features - k < kWideInputs ? matrix.in_features - k : kWideInputs;
+    for (int i = 0; i < set.count; ++i) {
+        const uint8_t* lines = set.data(matrix, i) + k / W::kInputs * W::kBytes;
+        float* to = wide + i * kWideInputs * kLanes;
+        const bool floats = W::kInputs == 1 && W::kBytes == 64;
+        if (!floats) widen<W>(lines, run.inputs, to);
+        run.weights[i] = floats ? lines : reinterpret_cast<const uint8_t*>(to);
+    }
+    return run;
+}
+
 template <class W, bool Grouped>
 inline void block_float(const LinearTask& task, const PanelSet& set, int32_t first_row, int32_t rows) {
-    const Matrix& matrix = *task.matrix;
     float* wide = static_cast<float*>(task.scratch);
     float* tiles = wide + kWideBytes / static_cast<int64_t>(sizeof(float));
     memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
-    for (int64_t k = 0; k < matrix.in_features; k += kWideInputs) {
-        Run run{};
-        run.input = k;
-        run.inputs = matrix.in_features - k < kWideInputs ? matrix.in_features - k : kWideInputs;
-        for (int i = 0; i < set.count; ++i) {
-            const uint8_t* lines = set.data(matrix, i) + k / W::kInputs * W::kBytes;
-            float* to = wide + i * kWideInputs * kLanes;
-            if constexpr (W::kBytes == kLanes * sizeof(float) && W::kInputs == 1) {
-                run.weights[i] = lines;
-            } else {
-                widen<W>(lines, run.inputs, to);
-                run.weights[i] = reinterpret_cast<const uint8_t*>(to);
-            }
-        }
+    for (int64_t k = 0; k < task.matrix->in_features; k += kWideInputs) {
+        const Run run = wide_run<W>(*task.matrix, set, k, wide);
         for_each_row_block(rows, kTileRows, [&](int32_t row, int32_t size) {
+            const float* x = task.x.data + (first_row + row) * task.x.stride + k;
+            float* tile = tiles + row * set.count * kLanes;
             with_count<kTileRows>(size, [&](auto n) {
-                add_run_to_set<WeightsF32, Grouped, decltype(n)::value, kTilePanels>(task, first_row + row, set, run,
-                                                                                    tiles + row * set.count * kLanes);
+                if constexpr (Grouped) add_wide_groups<decltype(n)::value>(task, set, run, x, tile);
+                else add_wide_set<decltype(n)::value>(x, task.x.stride, run.weights, set.count, run.inputs, tile);
             });
         });
     }
@@ -195,17 +262,17 @@ inline void block_float(const LinearTask& task, const PanelSet& set, int32_t fir
 
 template <class W, bool Grouped>
 inline void linear_float(const LinearTask& task) {
-    const int widest = task.gated || kTilePanels > 1 ? 2 : 1;
-    for_each_set(task, widest, [&](const PanelSet& set) {
-        if (task.rows <= kFewRows) {
-            constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
-            for_each_row_block(task.rows, kRows, [&](int32_t row, int32_t size) {
-                with_count<kRows>(size, [&](auto n) { stream_float<W, Grouped, decltype(n)::value>(task, set, row); });
+    if (task.rows <= kFewRows) {
+        for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
+            for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
+                with_count<kStreamRows>(size, [&](auto n) { stream_set<W, Grouped, decltype(n)::value>(task, set, row); });
             });
-        } else {
-            for (int32_t row = 0; row < task.rows; row += kTileStoreRows) {
-                block_float<W, Grouped>(task, set, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
-            }
+        });
+        return;
+    }
+    for_each_set(task, kTilePanels, [&](const PanelSet& set) {
+        for (int32_t row = 0; row < task.rows; row += kTileStoreRows) {
+            block_float<W, Grouped>(task, set, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
         }
     });
 }

@@ -7,34 +7,32 @@
 
 namespace hasten::HASTEN_ISA {
 
-// A line of nibbles, or two lines of whole bytes.
-struct PackedNibbles {
-    static constexpr int kBytes = 64;
-    static void expand(const uint8_t* line, I16& low, I16& high) {
-        const I16 bytes = iload(line);
-        low = bytes & ibroadcast(0x0f0f0f0f);
-        high = shift_right(bytes, 4) & ibroadcast(0x0f0f0f0f);
-    }
-};
-struct WholeBytes {
-    static constexpr int kBytes = 128;
-    static void expand(const uint8_t* line, I16& low, I16& high) {
-        low = iload(line);
-        high = iload(line + 64);
-    }
-};
+// A line of nibbles holds two lines of bytes: the low ones four inputs, the high ones the next four.
+[[gnu::always_inline]] inline void unpack_nibbles(const uint8_t* line, I16 (&quads)[2]) {
+    const I16 bytes = iload(line);
+    quads[0] = bytes & ibroadcast(0x0f0f0f0f);
+    quads[1] = shift_right(bytes, 4) & ibroadcast(0x0f0f0f0f);
+}
 
-// tile[R][P][16] (rows tile_stride apart) goes on from its contents over a run.
-template <class W, int R, int P>
-[[gnu::noinline]] void add_int4_run(const LinearTask& task, int32_t row, const Run& run, float* tile, int64_t tile_stride) {
+// Few rows: tile[R][P][16] of P panels at `weights`, nibbles taken apart in registers.
+template <int R, int P>
+[[gnu::noinline]] void stream_int4(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights, Ahead ahead,
+                                   float* tile, int64_t tile_stride) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
-    RowCursor<R> x(q.data + row * q.stride + run.input, q.stride);
+    RowCursor<R> x(q.data + row * q.stride, q.stride);
     const uint8_t* w[P];
-    for (int p = 0; p < P; ++p) w[p] = run.weights[p];
-    for (int64_t k = 0; k < run.inputs; k += matrix.group) {
-        const int64_t group = (run.input + k) / matrix.group;
-        const int64_t lines = ((run.inputs - k < matrix.group ? run.inputs - k : matrix.group) + 7) / 8;
+    for (int p = 0; p < P; ++p) w[p] = weights[p];
+    F16 total[R][P];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) total[r][p] = zero();
+    }
+    const int64_t lines = (matrix.in_features + 7) / 8;
+    for (int64_t begin = 0, group = 0; begin < lines; ++group) {
+        const int64_t end = begin + matrix.group / 8 < lines ? begin + matrix.group / 8 : lines;
+        const int64_t offset = begin < ahead.turn ? ahead.within : ahead.beyond;
         I16 acc[R][P];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -42,114 +40,138 @@ template <class W, int R, int P>
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) acc[r][p] = start;
         }
-        for (int64_t line = 0; line < lines; ++line) {
-            I16 low[P], high[P];
+        for (int64_t line = begin; line < end; ++line) {
+            I16 u[P][2];
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) {
-                prefetch(w[p] + line * W::kBytes + run.prefetch_offset);
-                W::expand(w[p] + line * W::kBytes, low[p], high[p]);
+                prefetch(w[p] + line * 64 + offset);
+                unpack_nibbles(w[p] + line * 64, u[p]);
             }
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const I16 s_low = ibroadcast(load_quad(x.at(r))), s_high = ibroadcast(load_quad(x.at(r) + 4));
 #pragma GCC unroll 4
-                for (int p = 0; p < P; ++p) acc[r][p] = dot4_small(dot4_small(acc[r][p], low[p], s_low), high[p], s_high);
+                for (int p = 0; p < P; ++p) acc[r][p] = dot4_small(dot4_small(acc[r][p], u[p][0], s_low), u[p][1], s_high);
             }
             x.advance(8);
         }
+        begin = end;
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
-            w[p] += lines * W::kBytes;
-            const F16 scale = group_scale(matrix, run.panels[p], group);
+            const F16 scale = group_scale(matrix, panels[p], group);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                float* total = tile + r * tile_stride + p * kLanes;
-                store(total, fma(to_float(acc[r][p]), scale, load(total)));
-            }
+            for (int r = 0; r < R; ++r) total[r][p] = fma(to_float(acc[r][p]), scale, total[r][p]);
         }
     }
-}
-
-template <class W, int R, int P>
-[[gnu::always_inline]] inline void add_int4_run_to_set(const LinearTask& task, int32_t row, const PanelSet& set, const Run& run,
-                                                       float* tile) {
-    for (int i = 0; i < set.count;) {
-        Run part = run;
-        for (int p = 0; i + p < set.count; ++p) part.weights[p] = run.weights[i + p];
-        part.panels = set.panels + i;
-        if (i + P <= set.count) {
-            add_int4_run<W, R, P>(task, row, part, tile + i * kLanes, set.count * kLanes);
-            i += P;
-        } else {
-            add_int4_run<W, R, 1>(task, row, part, tile + i * kLanes, set.count * kLanes);
-            i += 1;
-        }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) store(tile + r * tile_stride + p * kLanes, total[r][p]);
     }
 }
 
 template <int R>
-[[gnu::always_inline]] inline void stream_int4(const LinearTask& task, const PanelSet& set, int32_t row) {
-    constexpr int P = kVectorRegisters == 32 ? 2 : 1;
-    alignas(64) float tile[R * 4 * kLanes] = {};
-    Run run{};
-    for (int i = 0; i < set.count; ++i) run.weights[i] = set.data(*task.matrix, i);
-    run.inputs = task.matrix->in_features;
-    run.prefetch_offset = kAheadBytes;
-    add_int4_run_to_set<PackedNibbles, R, P>(task, row, set, run, tile);
+[[gnu::always_inline]] inline void stream_int4_set(const LinearTask& task, const PanelSet& set, int32_t row) {
+    constexpr int P = kVectorRegisters == 8 ? 1 : R <= 4 ? 4 : 2;
+    alignas(64) float tile[R * 4 * kLanes];
+    const Ahead ahead((task.matrix->in_features + 7) / 8, 64, set.next_bytes);
+    const uint8_t* weights[4];
+    for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
+    int i = 0;
+    for (; i + P <= set.count; i += P) {
+        stream_int4<R, P>(task, row, set.panels + i, weights + i, ahead, tile + i * kLanes, set.count * kLanes);
+    }
+    for (; i < set.count; ++i) {
+        stream_int4<R, 1>(task, row, set.panels + i, weights + i, ahead, tile + i * kLanes, set.count * kLanes);
+    }
     finish(task, set, row, R, tile);
 }
 
 // Many rows: nibbles become bytes once, in scratch.
 constexpr int64_t kByteInputs = 8192;
 
-inline void unpack_nibbles(const uint8_t* lines, int64_t inputs, uint8_t* out) {
+inline void unpack_lines(const uint8_t* lines, int64_t inputs, uint8_t* out) {
     for (int64_t k = 0; k < inputs; k += 8, lines += 64, out += 128) {
-        I16 low, high;
-        PackedNibbles::expand(lines, low, high);
-        istore(out, low);
-        istore(out + 64, high);
+        I16 quads[2];
+        unpack_nibbles(lines, quads);
+        istore(out, quads[0]);
+        istore(out + 64, quads[1]);
     }
 }
 
-inline void block_int4(const LinearTask& task, const PanelSet& set, int32_t first_row, int32_t rows) {
+// Adds one group's integer sums [rows][count][16], scaled, to tiles of the same shape.
+inline void add_group(const LinearTask& task, const PanelSet& set, int64_t group, int32_t row, int32_t rows, const int32_t* sums,
+                      float* tiles) {
+    const QuantizedRows& q = task.quantized;
+    F16 scales[4];
+    for (int i = 0; i < set.count; ++i) scales[i] = group_scale(*task.matrix, set.panels[i], group);
+    for (int32_t r = row; r < row + rows; ++r) {
+        const I16 zero_point = ibroadcast(8 * q.sums[r * q.sums_stride + group]);
+        for (int i = 0; i < set.count; ++i, sums += kLanes, tiles += kLanes) {
+            store(tiles, fma(to_float(iload(sums) - zero_point), scales[i], load(tiles)));
+        }
+    }
+}
+
+// Calls body(run, first_row, rows, tiles) for stretches of a set's panels in whole bytes and rows whose sums are in `tiles`
+// [rows][set.count][16], then finishes the rows.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_wide_block(const LinearTask& task, const PanelSet& set, Body body) {
+    static_assert(4 * kByteInputs * kLanes <= kWideBytes);
     const Matrix& matrix = *task.matrix;
-    constexpr int kRows = kVectorRegisters == 32 ? kTileRows : 4;
     uint8_t* bytes = static_cast<uint8_t*>(task.scratch);
     float* tiles = reinterpret_cast<float*>(bytes + kWideBytes);
-    static_assert(4 * kByteInputs * kLanes <= kWideBytes);
-    memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
-    for (int64_t k = 0; k < matrix.in_features; k += kByteInputs) {
-        Run run{};
-        run.input = k;
-        run.inputs = matrix.in_features - k < kByteInputs ? matrix.in_features - k : kByteInputs;
-        for (int i = 0; i < set.count; ++i) {
-            uint8_t* to = bytes + i * kByteInputs * kLanes;
-            unpack_nibbles(set.data(matrix, i) + k / 8 * 64, run.inputs, to);
-            run.weights[i] = to;
+    for (int32_t first = 0; first < task.rows; first += kTileStoreRows) {
+        const int32_t rows = task.rows - first < kTileStoreRows ? task.rows - first : kTileStoreRows;
+        memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
+        for (int64_t k = 0; k < matrix.in_features; k += kByteInputs) {
+            Run run{};
+            run.input = k;
+            run.inputs = matrix.in_features - k < kByteInputs ? matrix.in_features - k : kByteInputs;
+            for (int i = 0; i < set.count; ++i) {
+                uint8_t* to = bytes + i * kByteInputs * kLanes;
+                unpack_lines(set.data(matrix, i) + k / 8 * 64, run.inputs, to);
+                run.weights[i] = to;
+            }
+            body(run, first, rows, tiles);
         }
-        for_each_row_block(rows, kRows, [&](int32_t row, int32_t size) {
-            with_count<kRows>(size, [&](auto n) {
-                add_int4_run_to_set<WholeBytes, decltype(n)::value, kTilePanels>(task, first_row + row, set, run,
-                                                                                tiles + row * set.count * kLanes);
+        finish(task, set, first, rows, tiles);
+    }
+}
+
+// One run for R rows: each group's sums as in the int8 form, then added to the tiles.
+template <int R>
+[[gnu::always_inline]] inline void add_int4_run(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row, float* tiles) {
+    const Matrix& matrix = *task.matrix;
+    const QuantizedRows& q = task.quantized;
+    alignas(64) int32_t sums[R * 4 * kLanes];
+    for (int64_t k = 0; k < run.inputs; k += matrix.group) {
+        const int64_t lines = ((run.inputs - k < matrix.group ? run.inputs - k : matrix.group) + 3) / 4;
+        const uint8_t* weights[4];
+        for (int i = 0; i < set.count; ++i) weights[i] = run.weights[i] + k * kLanes;
+        dot_bytes_of_set<R, kTilePanels>(q.data + row * q.stride + run.input + k, q.stride, weights, set.count, lines, Ahead(lines, 64, 0),
+                                         sums);
+        add_group(task, set, (run.input + k) / matrix.group, row, R, sums, tiles);
+    }
+}
+
+inline void block_int4(const LinearTask& task, const PanelSet& set) {
+    for_each_wide_block(task, set, [&](const Run& run, int32_t first_row, int32_t rows, float* tiles) {
+        for_each_row_block(rows, kByteTileRows, [&](int32_t row, int32_t size) {
+            with_count<kByteTileRows>(size, [&](auto n) {
+                add_int4_run<decltype(n)::value>(task, set, run, first_row + row, tiles + row * set.count * kLanes);
             });
         });
-    }
-    finish(task, set, first_row, rows, tiles);
+    });
 }
 
 inline void linear_int4(const LinearTask& task) {
     assert(task.quantized.group == task.matrix->group);
-    for_each_set(task, task.gated || kTilePanels > 1 ? 2 : 1, [&](const PanelSet& set) {
-        if (task.rows <= kFewRows) {
-            constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
-            for_each_row_block(task.rows, kRows, [&](int32_t row, int32_t size) {
-                with_count<kRows>(size, [&](auto n) { stream_int4<decltype(n)::value>(task, set, row); });
-            });
-        } else {
-            for (int32_t row = 0; row < task.rows; row += kTileStoreRows) {
-                block_int4(task, set, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
-            }
-        }
+    if (task.rows > kFewRows) return for_each_set(task, kTilePanels, [&](const PanelSet& set) { block_int4(task, set); });
+    for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
+        for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
+            with_count<kStreamRows>(size, [&](auto n) { stream_int4_set<decltype(n)::value>(task, set, row); });
+        });
     });
 }
 

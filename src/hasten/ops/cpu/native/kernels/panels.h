@@ -12,6 +12,8 @@ namespace hasten::HASTEN_ISA {
 // rows come from the first cache while weights come from the second, 64 bytes for every kTileRows products.
 constexpr int kTilePanels = kVectorRegisters == 32 ? 2 : 1;
 constexpr int kTileRows = kVectorRegisters == 32 ? 14 : 6;
+constexpr int kByteTileRows = kVectorRegisters == 32 ? kTileRows : 4;  // of int8: AVX2 has no single instruction for dot4
+constexpr int kStreamRows = kVectorRegisters == 32 ? 8 : 4;            // of the forms for few rows
 constexpr int kFewRows = 8;           // up to here weights are streamed once, straight from memory
 constexpr int64_t kAheadBytes = 2048; // a software prefetch runs this far before the load
 
@@ -33,10 +35,11 @@ inline PanelSet panel_set(const LinearTask& task, int32_t panel, int count) {
     return set;
 }
 
-// Calls body(set) for all panels of the task, `widest` (1, 2 or 4; for gated at least 2) at a time and fewer at the end.
+// Calls body(set) for all panels of the task, `widest` (1, 2 or 4) at a time and fewer at the end. Gated: at least 2.
 template <class Body>
 [[gnu::always_inline]] inline void for_each_set(const LinearTask& task, int widest, Body body) {
     int32_t panel = task.panel_begin;
+    if (task.gated && widest < 2) widest = 2;
     for (int count = widest; count >= (task.gated ? 2 : 1); count /= 2) {
         const int step = task.gated ? count / 2 : count;
         for (; panel + step <= task.panel_end; panel += step) body(panel_set(task, panel, count));

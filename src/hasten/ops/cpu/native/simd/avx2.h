@@ -173,6 +173,14 @@ inline I16 operator-(I16 a, I16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm25
 inline I16 operator*(I16 a, I16 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 inline I16 operator&(I16 a, I16 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
 inline I16 shift_right(I16 a, int bits) { return {_mm256_srli_epi32(a.lo, bits), _mm256_srli_epi32(a.hi, bits)}; }
+inline I16 shift_left(I16 a, int bits) { return {_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)}; }
+inline I16 shift_right_signed(I16 a, int bits) { return {_mm256_srai_epi32(a.lo, bits), _mm256_srai_epi32(a.hi, bits)}; }
+inline I16 operator^(I16 a, I16 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
+// The low four bits of each lane, less 8.
+inline F16 nibble_to_float(I16 a) {
+    const I16 value = (a & ibroadcast(15)) - ibroadcast(8);
+    return {_mm256_cvtepi32_ps(value.lo), _mm256_cvtepi32_ps(value.hi)};
+}
 inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact: the even and the odd bytes are

@@ -101,6 +101,14 @@ inline I16 operator-(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I16 operator*(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 inline I16 operator&(I16 a, I16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I16 shift_right(I16 a, int bits) { return {_mm512_srli_epi32(a.v, static_cast<unsigned>(bits))}; }
+inline I16 shift_left(I16 a, int bits) { return {_mm512_slli_epi32(a.v, static_cast<unsigned>(bits))}; }
+inline I16 shift_right_signed(I16 a, int bits) { return {_mm512_srai_epi32(a.v, static_cast<unsigned>(bits))}; }
+inline I16 operator^(I16 a, I16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+// The low four bits of each lane, less 8.
+inline F16 nibble_to_float(I16 a) {
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return {_mm512_permutexvar_ps(a.v, values)};
+}
 inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.

@@ -1,0 +1,1 @@
+"""hasten beside its CPU peers: who runs, what they run, in which order, and what the figures mean."""

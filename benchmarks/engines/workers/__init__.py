@@ -1,0 +1,1 @@
+"""One program per engine, run by that engine's own Python: ``python -m engines.workers.<name>``."""

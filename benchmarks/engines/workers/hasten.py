@@ -1,0 +1,60 @@
+"""hasten itself, through its public ``LLM``: one stream per sequence, so that a step of the engine is one token of each."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from engines.workers.loop import Ids, Setup, Timed, work
+from hasten import LLM, Delta, SamplingParams
+
+
+def params(tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+
+class Hasten:
+    llm: LLM
+
+    def __init__(self) -> None:
+        self.streams: list[Iterator[Delta]] = []
+
+    def convert(self, setup: Setup) -> None:
+        """Weights are quantised while they load."""
+
+    def load(self, setup: Setup) -> dict[str, Any]:
+        quantised = {"quantize": setup.weights} if setup.weights != "bf16" else {}
+        cache = {"kv_dtype": setup.kv} if setup.kv else {}
+        self.llm = LLM(
+            str(setup.checkpoint),
+            dtype="bfloat16",
+            threads=setup.threads,
+            max_model_len=setup.room,
+            max_num_seqs=setup.sequences,
+            kv_cache_memory="4GiB",
+            **quantised,
+            **cache,
+        )
+        return {"engine": {name: value for name, value in self.llm.describe().items() if isinstance(value, str | int | float)}}
+
+    def start(self, prompts: list[Ids], tokens: int) -> Ids:
+        self.streams.clear()  # a stream that nobody holds ends its request
+        self.llm.reset_prefix_cache()
+        # Each prompt is read when its stream is first asked; those asked earlier run ahead by the others' steps.
+        self.streams = [self.llm.stream({"prompt_token_ids": ids}, params(tokens + 1 + len(prompts))) for ids in prompts]
+        return self.step()
+
+    def step(self) -> Ids:
+        return [next(stream).token_ids[0] for stream in self.streams]
+
+    def serve(self, prompts: list[Ids], lengths: list[int]) -> Timed:
+        begin = time.perf_counter()
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], [params(length) for length in lengths], use_tqdm=False
+        )
+        seconds = time.perf_counter() - begin
+        assert [len(output.outputs[0].token_ids) for output in outputs] == lengths
+        return Timed(seconds, [output.outputs[0].token_ids[0] for output in outputs])
+
+
+if __name__ == "__main__":
+    work(Hasten())

@@ -1,0 +1,42 @@
+"""A checkpoint as OpenVINO's intermediate representation, exported by optimum-intel; both OpenVINO workers read it."""
+
+import shutil
+from importlib.metadata import version
+from typing import Any
+
+from engines.workers.loop import Setup
+
+GROUP = 128
+
+
+def export(setup: Setup) -> None:
+    import openvino
+    import openvino_tokenizers
+    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+    from transformers import AutoTokenizer
+
+    quantisation = {
+        "bf16": None,
+        "int8": OVWeightQuantizationConfig(bits=8, sym=True),
+        "int4": OVWeightQuantizationConfig(bits=4, sym=True, group_size=GROUP, ratio=1.0, all_layers=True),
+    }[setup.weights]
+    more: dict[str, Any] = {"quantization_config": quantisation} if quantisation else {"load_in_8bit": False}
+    model = OVModelForCausalLM.from_pretrained(setup.checkpoint, export=True, compile=False, **more)
+    model.save_pretrained(setup.converted)
+    tokenizer = AutoTokenizer.from_pretrained(setup.checkpoint)
+    parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
+    for part, name in zip(parts, ("tokenizer", "detokenizer"), strict=True):
+        openvino.save_model(part, setup.converted / f"openvino_{name}.xml")
+    for file in setup.checkpoint.glob("token*.json"):
+        shutil.copy(file, setup.converted)
+
+
+def properties(setup: Setup) -> dict[str, Any]:
+    found: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads, "PERFORMANCE_HINT": "LATENCY"}
+    if setup.kv == "int8":
+        found["KV_CACHE_PRECISION"] = "u8"
+    return found
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("openvino", "openvino-genai", "optimum-intel", "nncf", "transformers", "torch")}

@@ -1,0 +1,203 @@
+// Speed of the matrix products: gigabytes of weights and operations a second, for each form, with one and with two threads.
+// Weights come from more memory than any cache holds, in huge pages; each figure is the best of several rounds, by the clock
+// and by the processor time of the threads (which counts on a machine that others use too).
+//
+//   linear [isa: avx2, avx512, amx] [form: all, f32, bf16, f16, int8, int4, int8w, int4w] [rounds] [rows]    (w: float activations)
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../src/hasten/ops/cpu/native/matrix.h"
+
+using namespace hasten;
+
+namespace {
+
+constexpr int64_t kColdBytes = int64_t{640} << 20;
+constexpr int64_t kSourceFloats = int64_t{1} << 25;
+
+uint8_t* huge(int64_t bytes) {
+    const int64_t page = int64_t{2} << 20;
+    const size_t size = static_cast<size_t>((bytes + page - 1) / page * page + page);
+    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    madvise(memory, size, MADV_HUGEPAGE);
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(page) - 1) / static_cast<uintptr_t>(page) *
+                            static_cast<uintptr_t>(page);
+    uint8_t* data = reinterpret_cast<uint8_t*>(start);
+    for (int64_t i = 0; i < bytes; i += 4096) data[i] = static_cast<uint8_t>(i >> 12);
+    return data;
+}
+
+struct Form {
+    const char* name;
+    Dtype dtype;
+    bool quantized;
+};
+constexpr Form kForms[] = {{"f32", Dtype::f32, false},   {"bf16", Dtype::bf16, false},  {"f16", Dtype::f16, false}, {"int8", Dtype::int8, true},
+                           {"int8w", Dtype::int8, false}, {"int4", Dtype::int4, true}, {"int4w", Dtype::int4, false}};
+
+struct Shape {
+    int out, in;
+};
+constexpr Shape kShapes[] = {{4096, 1024}, {1024, 3072}, {6144, 1024}, {151936, 1024}};
+constexpr int kRowCounts[] = {1, 2, 4, 8, 16, 64, 512};
+
+struct Workload {
+    std::vector<Matrix> matrices;
+    LinearTask task;
+    int64_t bytes = 0;  // of all matrices, scales included
+};
+
+// All memory, reused by every case: the figures do not depend on what the numbers are.
+struct Memory {
+    uint8_t* weights = huge(kColdBytes + (int64_t{64} << 20));
+    uint8_t* scales = huge(int64_t{160} << 20);
+    uint8_t* x = huge(512 * 4096 * 4);
+    uint8_t* out = huge(int64_t{512} * 151936 * 4);
+    std::vector<float> row_scales = std::vector<float>(512, 0.01f);
+    std::vector<int32_t> sums = std::vector<int32_t>(512 * 128, 0);
+    std::vector<uint8_t*> scratch{huge(kLinearScratch), huge(kLinearScratch)};
+};
+
+Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
+    Workload work{};
+    Matrix matrix{};
+    matrix.dtype = form.dtype;
+    matrix.out_features = shape.out;
+    matrix.in_features = matrix.padded_in = shape.in;
+    matrix.group = form.dtype == Dtype::int4 ? 128 : 0;
+    matrix.panels = shape.out / kLanes;
+    const int bits = form.dtype == Dtype::f32 ? 32 : form.dtype == Dtype::int8 ? 8 : form.dtype == Dtype::int4 ? 4 : 16;
+    matrix.panel_bytes = int64_t{shape.in} * bits * 2;
+    const int64_t size = matrix.panels * matrix.panel_bytes;
+    const int64_t scale_bytes = matrix.group ? int64_t{matrix.panels} * matrix.groups() * 32 : form.dtype == Dtype::int8 ? shape.out * 4 : 0;
+    const int64_t count = cold ? std::max<int64_t>(1, kColdBytes / size) : std::max<int64_t>(1, (int64_t{64} << 20) / size);
+    for (int64_t i = 0; i < count; ++i) {
+        matrix.data = memory.weights + i * size;
+        uint8_t* scales = memory.scales + i * scale_bytes;
+        if (form.dtype == Dtype::int8) matrix.scales = reinterpret_cast<float*>(scales);
+        if (form.dtype == Dtype::int4) matrix.group_scales = reinterpret_cast<uint16_t*>(scales);
+        work.matrices.push_back(matrix);
+    }
+    work.bytes = count * (size + scale_bytes);
+    LinearTask& task = work.task;
+    task.rows = rows;
+    const int64_t pad = 64;  // bytes: rows at a multiple of 4,096 bytes would share a few lines of the first cache
+    if (form.quantized) {
+        const int group = matrix.group ? matrix.group : shape.in;
+        task.quantized = {reinterpret_cast<int8_t*>(memory.x), shape.in + pad, memory.row_scales.data(), memory.sums.data(), 128, group};
+    } else {
+        task.x = {reinterpret_cast<float*>(memory.x), shape.in + pad / 4};
+    }
+    task.out = {reinterpret_cast<float*>(memory.out), shape.out};
+    return work;
+}
+
+struct Seconds {
+    double clock, busy;  // busy: processor time of a thread, on average
+};
+
+double processor_time() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// One pass over all matrices.
+Seconds pass(const Kernels& kernels, const Memory& memory, const Workload& work, int threads) {
+    std::atomic<int64_t> next{0};
+    std::atomic<int> ready{0};
+    std::vector<double> busy(static_cast<size_t>(threads));
+    std::vector<LinearTask> tasks;
+    std::vector<LinearItems> items;
+    std::vector<int64_t> ends;
+    for (const Matrix& matrix : work.matrices) {
+        LinearTask task = work.task;
+        task.matrix = &matrix;
+        tasks.push_back(task);
+        items.push_back(cut(task, threads));
+        ends.push_back((ends.empty() ? 0 : ends.back()) + items.back().count());
+    }
+    auto body = [&](int thread) {
+        ++ready;
+        while (ready < threads) std::this_thread::yield();
+        const double start = processor_time();
+        size_t matrix = 0;
+        for (int64_t item = next++; item < ends.back(); item = next++) {
+            while (item >= ends[matrix]) ++matrix;
+            const int64_t first = matrix == 0 ? 0 : ends[matrix - 1];
+            run_item(kernels, tasks[matrix], items[matrix], item - first, memory.scratch[static_cast<size_t>(thread)]);
+        }
+        busy[static_cast<size_t>(thread)] = processor_time() - start;
+    };
+    std::vector<std::thread> helpers;
+    for (int thread = 1; thread < threads; ++thread) helpers.emplace_back(body, thread);
+    while (ready < threads - 1) std::this_thread::yield();
+    const auto start = std::chrono::steady_clock::now();
+    body(0);
+    for (std::thread& helper : helpers) helper.join();
+    const double clock = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double total = 0.0;
+    for (const double time : busy) total += time;
+    return {clock, total / threads};
+}
+
+const Kernels* choose(const std::string& name) {
+    if (name == "avx2") return avx2_kernels();
+    if (name == "amx") {
+        syscall(SYS_arch_prctl, 0x1023L, 18L);  // ask for the tile registers
+        return amx_kernels();
+    }
+    return avx512_kernels();
+}
+
+void measure(const Kernels& kernels, Memory& memory, Form form, Shape shape, int rows, int rounds) {
+    const bool cold = rows <= 16;
+    const Workload work = make(memory, form, shape, rows, cold);
+    std::printf("%-6s %4d rows %6d x %4d:", form.name, rows, shape.out, shape.in);
+    for (int threads = 1; threads <= 2; ++threads) {
+        Seconds best{1e9, 1e9};
+        for (int round = 0; round < rounds; ++round) {
+            const Seconds seconds = pass(kernels, memory, work, threads);
+            best = {std::min(best.clock, seconds.clock), std::min(best.busy, seconds.busy)};
+        }
+        const double operations = 2e-9 * rows * shape.out * shape.in * static_cast<double>(work.matrices.size());
+        const double gigabytes = static_cast<double>(work.bytes) * 1e-9;
+        std::printf("  %dT %6.2f GB/s %7.1f Gop/s (busy %6.2f, %7.1f)", threads, gigabytes / best.clock, operations / best.clock,
+                    gigabytes / best.busy, operations / best.busy);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const Kernels* kernels = choose(argc > 1 ? argv[1] : "avx512");
+    const std::string only = argc > 2 ? argv[2] : "";
+    const int rounds = argc > 3 ? std::atoi(argv[3]) : 5;
+    const int only_rows = argc > 4 ? std::atoi(argv[4]) : 0;
+    Memory memory;
+    for (const Form& form : kForms) {
+        if (!only.empty() && only != "all" && only != form.name) continue;
+        for (const int rows : kRowCounts) {
+            if (only_rows != 0 && rows != only_rows) continue;
+            for (const Shape& shape : kShapes) {
+                if (rows > 16 && shape.out > 100000) continue;
+                measure(*kernels, memory, form, shape, rows, rounds);
+            }
+        }
+    }
+}

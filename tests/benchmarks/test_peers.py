@@ -1,0 +1,86 @@
+"""The comparison with other engines: what a ratio is of, and when there is none."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def goals(importable):
+    return importlib.import_module("engines.goals")
+
+
+def row(engine, rates, weights="int8", work="decode-1", kv=None):
+    ordered = sorted(rates)
+    return {
+        "engine": engine,
+        "weights": weights,
+        "kv": kv,
+        "work": work,
+        "seconds": [48 / rate for rate in rates],
+        "tokens_per_second": {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]},
+        "share_of_limit": 0.5,
+    }
+
+
+PEERS = {"torch.compile": 17.0, "llama.cpp": 20.0, "OpenVINO": 25.0, "OpenVINO GenAI": 24.0, "CTranslate2": 14.0}
+
+
+def decode_int8(goals, rows):
+    return next(line for line in goals.lines(rows) if line["goal"] == "decode, batch 1, int8")
+
+
+def complete():
+    """One slow turn each: a mean would give other ratios than the median. The other rows belong to other lines."""
+    rows = [row(engine, [rate, rate, rate / 4]) for engine, rate in PEERS.items()]
+    others = [row("llama.cpp", [99.0] * 3, weights="int4"), row("llama.cpp", [99.0] * 3, work="decode-8")]
+    return [*rows, *others, row("hasten", [50.0, 50.0, 5.0])]
+
+
+def test_a_ratio_is_of_medians_and_against_the_best_peer_with_the_same_weights(goals):
+    line = decode_int8(goals, complete())
+    assert "void" not in line
+    assert line["peer"]["engine"] == "OpenVINO"
+    assert line["ratio"] == pytest.approx(2.0)
+    assert line["met"]
+
+
+@pytest.mark.parametrize("gone", [*PEERS, "hasten"])
+def test_whoever_is_missing_voids_the_line_and_is_named(goals, gone):
+    line = decode_int8(goals, [r for r in complete() if (r["engine"], r["weights"], r["work"]) != (gone, "int8", "decode-1")])
+    assert "ratio" not in line
+    assert len(line["void"]) == 1 and line["void"][0].startswith(gone)
+
+
+def test_too_few_turns_void_the_line(goals):
+    rows = complete()
+    rows[0] = row("torch.compile", [17.0, 17.0])
+    assert decode_int8(goals, rows)["void"] == ["torch.compile int8 (2 of 3 turns)"]
+
+
+def test_an_engine_that_is_only_for_where_it_works_is_not_missed_but_counts(goals):
+    line = decode_int8(goals, [*complete(), row("onnxruntime-genai", [100.0] * 3)])
+    assert (line["peer"]["engine"], line["ratio"], line["met"]) == ("onnxruntime-genai", 0.5, False)
+
+
+def test_the_least_that_a_token_needs(importable):
+    """Qwen3-0.6B: 440 million weights in the layers and 156 in the head, from its published shape."""
+    shapes, works = (importlib.import_module(f"engines.{name}") for name in ("shapes", "works"))
+    costs = shapes.Costs.of(shapes.SHAPES["qwen3-0.6b"])
+    assert (costs.layer_weights, costs.head_weights) == (440_401_920, 155_582_464)
+    one = works.works(40_960, quick=False)["decode-1"]
+    need = one.demand(costs, "int8", None, seed=0)
+    weights, cache = 595_984_384, 28 * 2 * 8 * 128 * 2 * (32 + 24)
+    assert need.bytes / one.steps == weights + cache
+    assert need.seconds(1e12, 33e9) == pytest.approx(one.steps * (weights + cache) / 33e9)

@@ -1,0 +1,207 @@
+// Packing: every source type and stride into every layout, against a scalar reading of the source.
+#include "packed.h"
+
+using check::Buffer;
+using check::Packed;
+using check::Random;
+using hasten::Dtype;
+
+namespace {
+
+constexpr Dtype kSources[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
+constexpr Dtype kTargets[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4};
+
+// A checkpoint tensor [out, in], perhaps stored transposed or as part of wider rows.
+struct Tensor {
+    Dtype dtype;
+    int out, in;
+    int64_t row_stride, column_stride;
+    Buffer<uint8_t> memory;
+
+    Tensor(Dtype type, int outputs, int inputs, Random& random)
+        : dtype(type),
+          out(outputs),
+          in(inputs),
+          row_stride(random.coin() ? in + random.integer(0, 3) : 1),
+          column_stride(row_stride == 1 ? out + random.integer(0, 3) : 1),
+          memory(((out - 1) * row_stride + (in - 1) * column_stride + 1) * (dtype == Dtype::f32 ? 4 : 2)) {
+        for (int o = 0; o < out; ++o) {
+            const float size = o % 7 == 3 ? 1e-3f : 1.0f;
+            for (int k = 0; k < in; ++k) set(o, k, size * random.normal());
+        }
+    }
+
+    uint8_t* at(int o, int k) { return memory.data() + (o * row_stride + k * column_stride) * (dtype == Dtype::f32 ? 4 : 2); }
+    const uint8_t* at(int o, int k) const { return const_cast<Tensor*>(this)->at(o, k); }
+    void set(int o, int k, float value) {
+        const uint16_t half = dtype == Dtype::f16 ? check::to_f16(value) : check::to_bf16(value);
+        if (dtype == Dtype::f32) std::memcpy(at(o, k), &value, 4);
+        else std::memcpy(at(o, k), &half, 2);
+    }
+    float get(int o, int k) const {
+        float value;
+        uint16_t half;
+        if (dtype == Dtype::f32) {
+            std::memcpy(&value, at(o, k), 4);
+            return value;
+        }
+        std::memcpy(&half, at(o, k), 2);
+        return dtype == Dtype::f16 ? check::from_f16(half) : check::from_bf16(half);
+    }
+
+    // Packs all rows in random ranges, in a random direction.
+    void pack(const hasten::Kernels& kernels, Packed& to, Random& random) const {
+        std::memset(to.data.data(), 0x5a, to.data.bytes());
+        std::memset(to.scales.data(), 0x5a, to.scales.bytes());
+        std::memset(to.group_scales.data(), 0x5a, to.group_scales.bytes());
+        const bool backwards = random.coin();
+        for (int done = 0; done < out;) {
+            const int rows = random.integer(1, out - done);
+            const int row = backwards ? out - done - rows : done;
+            kernels.pack({&to.matrix, at(row, 0), dtype, row_stride, column_stride, row, rows});
+            done += rows;
+        }
+    }
+};
+
+// The weight of greatest magnitude, with its sign.
+float extreme(const Tensor& tensor, int o, int begin, int end) {
+    float low = 0.0f, high = 0.0f;
+    for (int k = begin; k < end && k < tensor.in; ++k) {
+        low = std::fmin(low, tensor.get(o, k));
+        high = std::fmax(high, tensor.get(o, k));
+    }
+    return high >= -low ? high : low;
+}
+
+// The padding holds zeros in every layout.
+void check_padding(const Packed& packed) {
+    const hasten::Matrix& matrix = packed.matrix;
+    for (int64_t o = 0; o < matrix.panels * 16; ++o) {
+        for (int64_t k = 0; k < matrix.padded_in; ++k) {
+            if (o >= matrix.out_features || k >= matrix.in_features) CHECK_CLOSE(packed.level(o, k), 0.0, 0.0);
+        }
+    }
+    for (int64_t o = matrix.out_features; o < matrix.panels * 16; ++o) CHECK(std::isfinite(packed.scale(o, 0)));
+}
+
+void check_float(const Tensor& tensor, const Packed& packed) {
+    for (int o = 0; o < tensor.out; ++o) {
+        for (int k = 0; k < tensor.in; ++k) {
+            float want = tensor.get(o, k);
+            if (packed.matrix.dtype == Dtype::bf16) want = check::from_bf16(check::to_bf16(want));
+            if (packed.matrix.dtype == Dtype::f16) want = check::from_f16(check::to_f16(want));
+            CHECK_CLOSE(packed.level(o, k), want, 0.0);
+        }
+    }
+}
+
+void check_int8(const Tensor& tensor, const Packed& packed) {
+    for (int o = 0; o < tensor.out; ++o) {
+        const double most = std::fabs(extreme(tensor, o, 0, tensor.in));
+        CHECK_CLOSE(packed.scale(o, 0), most / 127.0, 1e-6, 0.0);
+        for (int k = 0; k < tensor.in; ++k) {
+            CHECK(std::fabs(packed.level(o, k)) <= 127.0f);
+            CHECK_CLOSE(packed.level(o, k), most > 0.0 ? tensor.get(o, k) * 127.0 / most : 0.0, 0.50002);
+        }
+    }
+}
+
+// Squared error of a group for one scale, every weight at its nearest level.
+double group_error(const Tensor& tensor, int o, int begin, int end, double scale) {
+    double total = 0.0;
+    for (int k = begin; k < end && k < tensor.in; ++k) {
+        const double value = tensor.get(o, k);
+        const double level = scale == 0.0 ? 0.0 : std::fmin(7.0, std::fmax(-8.0, std::nearbyint(value / scale)));
+        total += (value - level * scale) * (value - level * scale);
+    }
+    return total;
+}
+
+// Every weight is at the nearest level of its group's scale, and that scale is at least as good as the plain ones.
+void check_int4(const Tensor& tensor, const Packed& packed) {
+    const int group = packed.matrix.group;
+    for (int o = 0; o < tensor.out; ++o) {
+        for (int begin = 0; begin < tensor.in; begin += group) {
+            const double scale = packed.scale(o, begin);
+            double error = 0.0;
+            for (int k = begin; k < begin + group && k < tensor.in; ++k) {
+                const double off = tensor.get(o, k) - packed.level(o, k) * scale;
+                error += off * off;
+            }
+            const float most = extreme(tensor, o, begin, begin + group);
+            const double slack = 1e-5 * most * most;
+            CHECK(error <= group_error(tensor, o, begin, begin + group, scale) + slack);
+            for (int level = -8; level <= 7; level += 15) {
+                const double plain = check::from_bf16(check::to_bf16(most / static_cast<float>(level)));
+                CHECK(error <= group_error(tensor, o, begin, begin + group, plain) + slack);
+            }
+        }
+    }
+}
+
+void check_packed(const Tensor& tensor, const Packed& packed) {
+    check_padding(packed);
+    if (packed.matrix.dtype == Dtype::int8) return check_int8(tensor, packed);
+    if (packed.matrix.dtype == Dtype::int4) return check_int4(tensor, packed);
+    check_float(tensor, packed);
+}
+
+}  // namespace
+
+TEST(pack_writes_the_documented_layout_from_every_source) {
+    Random random(11);
+    for (const Dtype source : kSources) {
+        for (const Dtype target : kTargets) {
+            for (int i = 0; i < 8; ++i) {
+                const Tensor tensor(source, random.integer(1, 70), random.integer(1, 600), random);
+                Packed packed(target, tensor.out, tensor.in, 32 << random.integer(0, 2));
+                check::for_each_isa([&](const hasten::Kernels& kernels) {
+                    tensor.pack(kernels, packed, random);
+                    check_packed(tensor, packed);
+                });
+            }
+        }
+    }
+}
+
+TEST(pack_has_the_same_bits_on_every_instruction_set) {
+    Random random(12);
+    for (const Dtype target : kTargets) {
+        const Tensor tensor(Dtype::f32, 37, 333, random);
+        Packed first(target, tensor.out, tensor.in, 64), other(target, tensor.out, tensor.in, 64);
+        tensor.pack(*check::isa(0), first, random);
+        check::for_each_isa([&](const hasten::Kernels& kernels) {
+            tensor.pack(kernels, other, random);
+            CHECK(first.data.same(other.data) && first.scales.same(other.scales) && first.group_scales.same(other.group_scales));
+        });
+    }
+}
+
+// Rows of zeros, of values whose scale would be no normal number, and of weights that are on an int4 grid already.
+TEST(pack_of_rows_at_the_edges) {
+    Random random(13);
+    for (const Dtype target : kTargets) {
+        Tensor tensor(Dtype::f32, 5, 200, random);
+        for (int k = 0; k < tensor.in; ++k) {
+            tensor.set(0, k, 0.0f);
+            tensor.set(1, k, 1e-42f);
+            tensor.set(2, k, 0.25f * static_cast<float>(k % 16 - 8));
+            tensor.set(3, k, -0.5f * static_cast<float>(k % 16 - 8));
+            tensor.set(4, k, k == 7 ? 3e38f : -1e37f);
+        }
+        Packed packed(target, tensor.out, tensor.in, 64);
+        check::for_each_isa([&](const hasten::Kernels& kernels) {
+            tensor.pack(kernels, packed, random);
+            for (int o = 0; o < tensor.out; ++o) {
+                for (int k = 0; k < tensor.in; ++k) {
+                    const float restored = packed.level(o, k) * packed.scale(o, k);
+                    if (target == Dtype::f16) continue;  // 3e38 is beyond it
+                    CHECK(std::isfinite(restored));
+                    if (o < 2) CHECK_CLOSE(restored, tensor.get(o, k), 1e-30, 1.0);
+                    if (target == Dtype::int4 && (o == 2 || o == 3)) CHECK_CLOSE(restored, tensor.get(o, k), 0.0);
+                }
+            }
+        });
+    }
+}

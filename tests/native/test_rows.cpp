@@ -1,0 +1,368 @@
+// The kernels that work row by row: norms, activations, embeddings, rotary tables, and the preparation of queries, keys and values.
+#include "check.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+using namespace hasten;
+using check::Random;
+
+namespace {
+
+void fill(check::Buffer<float>& values, Random& random, float size = 1.0f) {
+    for (int64_t i = 0; i < values.count(); ++i) values[i] = random.normal() * size;
+}
+
+// Rows of `width` random columns and zeros up to the stride.
+struct FloatRows {
+    int64_t stride;
+    check::Buffer<float> data;
+    FloatRows(int rows, int width, int spare = 0) : stride(check::round_up(width, 16) + spare), data(rows * stride) {}
+    Rows view() { return {data.data(), stride}; }
+    void fill(int width, Random& random) {
+        for (int64_t i = 0; i < data.count(); ++i) data[i] = i % stride < width ? random.normal() * 2.0f : 0.0f;
+    }
+    void spoil() { std::memset(data.data(), 0xff, data.bytes()); }
+};
+
+struct Int8Rows {
+    int64_t stride, groups;
+    int32_t group;
+    check::Buffer<int8_t> data;
+    check::Buffer<float> scales;
+    check::Buffer<int32_t> sums;
+    Int8Rows(int rows, int width, int of_group)
+        : stride(check::round_up(width, 64)),
+          groups(of_group == 0 ? 1 : (stride + of_group - 1) / of_group),
+          group(of_group == 0 ? static_cast<int32_t>(stride) : of_group),
+          data(rows * stride),
+          scales(rows),
+          sums(rows * groups) {
+        std::memset(data.data(), 0x55, data.bytes());
+    }
+    QuantizedRows view() { return {data.data(), stride, scales.data(), sums.data(), groups, group}; }
+};
+
+// The row as int8, by the definition in kernels.h: exact, but where the float rounds the other way.
+void check_quantized(const Int8Rows& got, int64_t t, const float* row, int width) {
+    float absmax = 0.0f;
+    for (int i = 0; i < width; ++i) absmax = std::max(absmax, std::fabs(row[i]));
+    CHECK_CLOSE(got.scales[t], absmax / 127.0f, 1e-7, 1e-30);
+    std::vector<int32_t> sums(static_cast<size_t>(got.groups));
+    for (int64_t i = 0; i < got.stride; ++i) {
+        const int q = i < width && absmax > 0 ? static_cast<int>(std::nearbyint(row[i] * (127.0f / absmax))) : 0;
+        CHECK(got.data[t * got.stride + i] == q);
+        sums[static_cast<size_t>(i / got.group)] += q;
+    }
+    for (int64_t g = 0; g < got.groups; ++g) CHECK(got.sums[t * got.groups + g] == sums[static_cast<size_t>(g)]);
+}
+
+constexpr int kWidths[] = {1, 16, 40, 64, 127, 1024, 3072};
+constexpr int kGroups[] = {0, 32, 64, 96, 128};
+
+double reference_activation(Activation kind, double x) {
+    switch (kind) {
+        case Activation::silu: return x / (1.0 + std::exp(-x));
+        case Activation::gelu: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+        case Activation::gelu_tanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+        case Activation::none: break;
+    }
+    return x;
+}
+
+}  // namespace
+
+TEST(norms_of_rows) {
+    check::for_each_isa([](const Kernels& kernels) {
+        Random random(21);
+        for (int round = 0; round < 90; ++round) {
+            const int width = kWidths[round % 7], rows = random.integer(1, 5);
+            const NormKind kind = static_cast<NormKind>(round % 3);
+            FloatRows x(rows, width, 16 * random.integer(0, 1)), out(rows, width, 16);
+            Int8Rows quantized(rows, width, kGroups[round % 5]);
+            check::Buffer<float> weight(check::round_up(width, 16)), bias(check::round_up(width, 16));
+            for (int i = 0; i < width; ++i) weight[i] = random.normal(), bias[i] = random.normal();
+            x.fill(width, random);
+            if (round % 4 == 0) std::memset(x.data.data(), 0, static_cast<size_t>(width) * 4);  // a row of zeros
+            out.spoil();
+            NormTask task{kind, x.view(), width, weight.data(), round % 2 ? bias.data() : nullptr, 1e-5f, out.view(), quantized.view(), 0, rows};
+            kernels.norm(task);
+            for (int t = 0; t < rows; ++t) {
+                const float *row = x.data.data() + t * x.stride, *got = out.data.data() + t * out.stride;
+                double mean = 0.0, square = 0.0;
+                for (int i = 0; i < width && kind == NormKind::layer; ++i) mean += row[i] / static_cast<double>(width);
+                for (int i = 0; i < width; ++i) square += (row[i] - mean) * (row[i] - mean) / width;
+                const double inverse = kind == NormKind::none ? 1.0 : 1.0 / std::sqrt(square + 1e-5);
+                for (int i = 0; i < width; ++i) {
+                    double want = (row[i] - mean) * inverse;
+                    if (kind != NormKind::none) want *= weight[i];
+                    if (kind == NormKind::layer && task.bias != nullptr) want += bias[i];
+                    CHECK_CLOSE(got[i], want, 1e-5);
+                }
+                for (int64_t i = width; i < out.stride; ++i) CHECK(got[i] == 0.0f);
+                check_quantized(quantized, t, got, width);
+            }
+            // Alone, and without the floats: the same bits.
+            Int8Rows alone(rows, width, kGroups[round % 5]);
+            task.out = {};
+            task.quantized = alone.view();
+            for (int t = rows; t-- > 0;) {
+                task.begin = t;
+                task.end = t + 1;
+                kernels.norm(task);
+            }
+            CHECK(alone.data.same(quantized.data) && alone.scales.same(quantized.scales) && alone.sums.same(quantized.sums));
+        }
+    });
+}
+
+TEST(activations_of_rows) {
+    check::for_each_isa([](const Kernels& kernels) {
+        Random random(22);
+        for (int round = 0; round < 64; ++round) {
+            const int width = kWidths[round % 7], rows = random.integer(1, 4);
+            const Activation kind = static_cast<Activation>(round % 4);
+            const bool gated = round / 4 % 2 == 0;
+            FloatRows x(rows, gated ? 2 * width : width), out(rows, width, 16);
+            x.fill(gated ? 2 * width : width, random);
+            out.spoil();
+            Int8Rows both(rows, width, 32), alone(rows, width, 32);
+            check::Buffer<float> scratch(check::round_up(width, 16));
+            ActivateTask task{kind, gated, x.view(), width, out.view(), both.view(), scratch.data(), 0, rows};
+            kernels.activate(task);
+            for (int t = 0; t < rows; ++t) {
+                const float *row = x.data.data() + t * x.stride, *got = out.data.data() + t * out.stride;
+                for (int i = 0; i < width; ++i) {
+                    const double want = reference_activation(kind, row[i]) * (gated ? row[width + i] : 1.0);
+                    CHECK_CLOSE(got[i], want, 1e-6);
+                }
+                for (int64_t i = width; i < out.stride; ++i) CHECK(got[i] == 0.0f);
+                check_quantized(both, t, got, width);
+            }
+            task.out = {};
+            task.quantized = alone.view();
+            kernels.activate(task);
+            CHECK(alone.data.same(both.data) && alone.scales.same(both.scales) && alone.sums.same(both.sums));
+        }
+    });
+}
+
+// Over the whole range, tails included: what overflows or vanishes on the way must not show.
+TEST(activations_are_accurate_everywhere) {
+    check::for_each_isa([](const Kernels& kernels) {
+        for (Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
+            FloatRows x(1, 4096), out(1, 4096);
+            for (int i = 0; i < 4096; ++i) x.data[i] = static_cast<float>(i - 2048) * (i % 2 ? 0.004f : 0.1f);
+            kernels.activate({kind, false, x.view(), 4096, out.view(), {}, nullptr, 0, 1});
+            for (int i = 0; i < 4096; ++i) CHECK_CLOSE(out.data[i], reference_activation(kind, x.data[i]), 3e-7);
+        }
+    });
+}
+
+TEST(what_is_no_number_stays_visible) {
+    check::for_each_isa([](const Kernels& kernels) {
+        for (float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+            FloatRows x(1, 100), out(1, 100);
+            Int8Rows quantized(1, 100, 0);
+            x.data[3] = poison;
+            kernels.norm({NormKind::none, x.view(), 100, nullptr, nullptr, 0.0f, {}, quantized.view(), 0, 1});
+            CHECK(std::isnan(quantized.scales[0]));
+            for (Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
+                kernels.activate({kind, false, x.view(), 100, out.view(), {}, nullptr, 0, 1});
+                CHECK(!std::isfinite(out.data[3]));
+            }
+        }
+    });
+}
+
+TEST(embedding_of_packed_rows) {
+    check::for_each_isa([](const Kernels& kernels) {
+        Random random(23);
+        for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4}) {
+            for (int in : {20, 64, 200}) {
+                const int out_features = 37, panels = 3, group = 32;
+                const int padded = static_cast<int>(check::round_up(in, dtype == Dtype::bf16 ? 32 : dtype == Dtype::int8 || dtype == Dtype::int4 ? 64 : 1));
+                const int64_t bytes = dtype == Dtype::f32 ? padded * 64 : dtype == Dtype::int8 ? padded * 16 : dtype == Dtype::int4 ? padded * 8 : padded * 32;
+                check::Buffer<uint8_t> data(panels * bytes);
+                check::Buffer<float> scales(panels * 16);
+                check::Buffer<uint16_t> group_scales(panels * 16 * (padded / group + 1));
+                fill(scales, random, 0.1f);
+                for (int64_t i = 0; i < group_scales.count(); ++i) group_scales[i] = check::to_bf16(random.normal());
+                const Matrix matrix{dtype, out_features, in, padded, dtype == Dtype::int4 ? group : 0, panels, data.data(), bytes, scales.data(), group_scales.data()};
+                std::vector<float> want(static_cast<size_t>(out_features * in));
+                for (int o = 0; o < out_features; ++o) {
+                    for (int i = 0; i < in; ++i) {
+                        uint8_t* panel = data.data() + o / 16 * bytes;
+                        const int lane = o % 16;
+                        const float v = random.normal();
+                        float& kept = want[static_cast<size_t>(o * in + i)];
+                        const uint16_t half = dtype == Dtype::bf16 ? check::to_bf16(v) : check::to_f16(v);
+                        const int q = random.integer(-8, 7);
+                        if (dtype == Dtype::f32) {
+                            std::memcpy(panel + (i * 16 + lane) * 4, &v, 4);
+                            kept = v;
+                        } else if (dtype == Dtype::bf16) {
+                            std::memcpy(panel + (i / 2 * 32 + lane * 2 + i % 2) * 2, &half, 2);
+                            kept = check::from_bf16(half);
+                        } else if (dtype == Dtype::f16) {
+                            std::memcpy(panel + (i * 16 + lane) * 2, &half, 2);
+                            kept = check::from_f16(half);
+                        } else if (dtype == Dtype::int8) {
+                            panel[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(128 + q * 15);
+                            kept = scales[o] * static_cast<float>(q * 15);
+                        } else {
+                            uint8_t& byte = panel[i / 8 * 64 + lane * 4 + i % 4];
+                            byte = static_cast<uint8_t>(byte | (q + 8) << (i % 8 < 4 ? 0 : 4));
+                            kept = check::from_bf16(group_scales[(o / 16 * (padded / group) + i / group) * 16 + lane]) * static_cast<float>(q);
+                        }
+                    }
+                }
+                const int32_t ids[] = {36, 0, 16, 5};
+                FloatRows out(4, in, 16);
+                out.fill(in, random);
+                for (bool add : {false, true}) {
+                    FloatRows before(4, in, 16);
+                    std::memcpy(before.data.data(), out.data.data(), out.data.bytes());
+                    if (!add) out.spoil();
+                    kernels.embed({&matrix, ids, add, out.view(), 0, 4});
+                    for (int t = 0; t < 4; ++t) {
+                        for (int64_t i = 0; i < out.stride; ++i) {
+                            const float row = i < in ? want[static_cast<size_t>(ids[t] * in + i)] : 0.0f;
+                            CHECK(out.data[t * out.stride + i] == (add && i < in ? before.data[t * out.stride + i] + row : row));
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+TEST(rotary_tables) {
+    check::for_each_isa([](const Kernels& kernels) {
+        for (int half : {3, 20, 64}) {
+            check::Buffer<float> frequencies(half);
+            for (int i = 0; i < half; ++i) frequencies[i] = std::pow(10000.0f, -static_cast<float>(i) / static_cast<float>(half));
+            const int32_t positions[] = {0, 1, 2, 3, 1000, 40959, 131071, 1 << 30};
+            check::Buffer<float> table(8 * 2 * half);
+            kernels.rotary({frequencies.data(), half, 0.75f, positions, table.data(), 0, 8});
+            for (int t = 0; t < 8; ++t) {
+                for (int i = 0; i < half; ++i) {
+                    const float angle = static_cast<float>(positions[t]) * frequencies[i];
+                    CHECK_CLOSE(table[t * 2 * half + i], 0.75 * std::cos(static_cast<double>(angle)), 2e-7);
+                    CHECK_CLOSE(table[t * 2 * half + half + i], 0.75 * std::sin(static_cast<double>(angle)), 2e-7);
+                }
+            }
+        }
+    });
+}
+
+namespace {
+
+// One problem of `prepare` and what must come of it, read back by the definition of the pool in kernels.h.
+struct Preparation {
+    int heads, kv_heads, dim, slots, tokens = 6;
+    Dtype dtype;
+    NormKind norm;
+    bool rotated;
+
+    int pack() const { return dtype == Dtype::int8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+    int size() const { return dtype == Dtype::int8 ? 1 : dtype == Dtype::f32 ? 4 : 2; }
+
+    // Head h of a token: norm, then rotation.
+    std::vector<double> expected(const float* head, const check::Buffer<float>& weight, const float* bias, const float* table) const {
+        std::vector<double> x(head, head + dim), out(x);
+        double mean = 0.0, square = 0.0;
+        for (double v : x) mean += norm == NormKind::layer ? v / dim : 0.0;
+        for (double v : x) square += (v - mean) * (v - mean) / dim;
+        for (int i = 0; i < dim && norm != NormKind::none; ++i) {
+            x[static_cast<size_t>(i)] = (x[static_cast<size_t>(i)] - mean) / std::sqrt(square + 1e-6) * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
+        }
+        if (!rotated) return x;
+        const size_t half = static_cast<size_t>(dim / 2);
+        for (size_t i = 0; i < half; ++i) {
+            out[i] = x[i] * table[i] - x[i + half] * table[half + i];
+            out[i + half] = x[i + half] * table[i] + x[i] * table[half + i];
+        }
+        return out;
+    }
+
+    // Element d of a stored key or value, given where its first byte lies, as a float without its scale.
+    static double stored(Dtype dtype, const uint8_t* p, int offset) {
+        float wide;
+        uint16_t half;
+        std::memcpy(&half, p, dtype == Dtype::int8 ? 1 : 2);
+        if (dtype == Dtype::bf16) return check::from_bf16(half);
+        if (dtype == Dtype::f16) return check::from_f16(half);
+        if (dtype == Dtype::int8) return offset != 0 ? *p - offset : *reinterpret_cast<const int8_t*>(p);
+        std::memcpy(&wide, p, 4);
+        return wide;
+    }
+};
+
+void check_stored(Dtype dtype, double got, double want, float scale) {
+    if (dtype == Dtype::int8) CHECK_CLOSE(got * static_cast<double>(scale), want, 0.51 * static_cast<double>(scale) + 1e-6);
+    else if (dtype == Dtype::f32) CHECK_CLOSE(got, want, 1e-5);
+    else CHECK_CLOSE(got, want, dtype == Dtype::bf16 ? 1.0 / 256 : 1.0 / 2048, 0.01);
+}
+
+void check_preparation(const Kernels& kernels, const Preparation& p, Random& random) {
+    const int width = (p.heads + 2 * p.kv_heads) * p.dim, panels = (p.slots + 15) / 16, blocks = 20;
+    const int64_t key_dim = check::round_up(p.dim, p.pack()), value_dim = check::round_up(p.dim, 16);
+    const int64_t places = int64_t{blocks} * p.kv_heads * panels * 16;
+    check::Buffer<uint8_t> keys(places * key_dim * p.size()), values(places * value_dim * p.size());
+    check::Buffer<float> key_scales(places), value_scales(places), q_weight(p.dim), k_weight(p.dim), bias(p.dim), table(p.tokens * p.dim);
+    for (check::Buffer<float>* buffer : {&q_weight, &k_weight, &bias, &table}) fill(*buffer, random);
+    KvLayer kv{p.dtype, p.kv_heads, p.dim, p.slots, keys.data(), values.data(), key_scales.data(), value_scales.data()};
+    FloatRows qkv(p.tokens, width);
+    qkv.fill(width, random);
+    std::vector<float> before(qkv.data.data(), qkv.data.data() + qkv.data.count());
+    std::vector<int64_t> slots;
+    for (int t = 0; t < p.tokens; ++t) slots.push_back((t * 7 + 3) % (blocks * p.slots));
+    const float* with_bias = p.norm == NormKind::layer ? bias.data() : nullptr;
+    kernels.prepare({qkv.view(), p.heads, p.kv_heads, p.dim, p.norm, q_weight.data(), with_bias, k_weight.data(), with_bias, 1e-6f,
+                     p.rotated ? table.data() : nullptr, &kv, slots.data(), 0, p.tokens});
+    for (int t = 0; t < p.tokens; ++t) {
+        const float *now = qkv.data.data() + t * qkv.stride, *old = before.data() + t * qkv.stride, *angles = table.data() + t * p.dim;
+        for (int h = 0; h < p.heads; ++h) {
+            const std::vector<double> want = p.expected(old + h * p.dim, q_weight, with_bias, angles);
+            for (int d = 0; d < p.dim; ++d) CHECK_CLOSE(now[h * p.dim + d], want[static_cast<size_t>(d)], 1e-5);
+        }
+        for (int h = 0; h < p.kv_heads; ++h) {
+            const int64_t slot = slots[static_cast<size_t>(t)] % p.slots;
+            const int64_t panel = (slots[static_cast<size_t>(t)] / p.slots * p.kv_heads + h) * panels + slot / 16, lane = slot % 16;
+            const std::vector<double> key = p.expected(old + (p.heads + h) * p.dim, k_weight, with_bias, angles);
+            const float* value = old + (p.heads + p.kv_heads + h) * p.dim;
+            for (int64_t d = 0; d < p.dim; ++d) {
+                const int64_t at = panel * key_dim * 16 + d / p.pack() * 16 * p.pack() + lane * p.pack() + d % p.pack();
+                check_stored(p.dtype, Preparation::stored(p.dtype, keys.data() + at * p.size(), 128), key[static_cast<size_t>(d)], key_scales[panel * 16 + lane]);
+                const uint8_t* stored = values.data() + ((panel * 16 + lane) * value_dim + d) * p.size();
+                check_stored(p.dtype, Preparation::stored(p.dtype, stored, 0), value[d], value_scales[panel * 16 + lane]);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+TEST(preparation_of_queries_keys_and_values) {
+    check::for_each_isa([](const Kernels& kernels) {
+        Random random(24);
+        constexpr int kDims[] = {2, 6, 8, 40, 64, 80, 128};
+        constexpr int kSlots[] = {1, 5, 16, 48};
+        constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8};
+        for (int round = 0; round < 84; ++round) {
+            Preparation p{};
+            p.kv_heads = random.integer(1, 3);
+            p.heads = p.kv_heads * random.integer(1, 3);
+            p.dim = kDims[round % 7];
+            p.slots = kSlots[random.integer(0, 3)];
+            p.tokens = 6;
+            p.dtype = kDtypes[round % 4];
+            p.norm = static_cast<NormKind>(round % 3);
+            p.rotated = random.coin();
+            if (p.dim == 2 && p.norm == NormKind::layer) p.dim = 16;  // the layer norm of two numbers is all cancellation
+            check_preparation(kernels, p, random);
+        }
+    });
+}
