@@ -29,7 +29,7 @@ int slots_of_block = 16;
 
 // Threads that wait for work by spinning, so that starting them is not what is measured.
 class Team {
-  public:
+public:
     explicit Team(int threads) : size(threads) {
         for (int i = 1; i < threads; ++i) members_.emplace_back([this, i] { follow(i); });
     }
@@ -47,7 +47,7 @@ class Team {
     }
     const int size;
 
-  private:
+private:
     // On a busy machine a thread that spins would take the other's processor.
     static void wait(int spins) { spins < 2000 ? _mm_pause() : std::this_thread::yield(); }
     void follow(int index) {
@@ -111,7 +111,8 @@ struct Pool {
         const size_t size = dtype == Dtype::int8 ? 1 : dtype == Dtype::f32 ? 4 : 2;
         bytes = 2.0 * tokens * kKvHeads * (kDim * static_cast<double>(size) + (dtype == Dtype::int8 ? 4 : 0));
         for (int l = 0; l < num_layers; ++l) {
-            KvLayer kv{dtype, kKvHeads, kDim, slots_of_block, huge(places * kDim * size), huge(places * kDim * size), nullptr, nullptr};
+            KvLayer kv{dtype,   kKvHeads, kDim, slots_of_block, huge(places * kDim * size), huge(places * kDim * size),
+                       nullptr, nullptr};
             kv.key_scales = reinterpret_cast<float*>(huge(places * 4));
             kv.value_scales = reinterpret_cast<float*>(huge(places * 4));
             for (size_t i = 0; i < places; ++i) kv.key_scales[i] = kv.value_scales[i] = 0.01f;
@@ -194,7 +195,8 @@ double read_limit(Team& team) {
     const size_t bytes = size_t{512} << 20;  // beyond every cache
     std::vector<uint8_t*> memory;
     for (int i = 0; i < team.size; ++i) memory.push_back(huge(bytes));
-    const double time = seconds([&] { team.run([&](int t) { sink = read_all(memory[static_cast<size_t>(t)], bytes - 8192); }); }, 5);
+    const double time =
+        seconds([&] { team.run([&](int t) { sink = read_all(memory[static_cast<size_t>(t)], bytes - 8192); }); }, 5);
     for (uint8_t* p : memory) std::free(p);
     return static_cast<double>(bytes) * team.size / time;
 }
@@ -230,8 +232,8 @@ int main(int argc, char** argv) {
             Pool pool(dtypes[i], kLayers, prompt);
             const double time = step_time(*kernels, team, pool, prompt, prompt, 5);
             const double flops = 4.0 * kLayers * kHeads * kDim * (static_cast<double>(prompt) * (prompt + 1) / 2);
-            std::printf("  prefill %-4s tokens  %d: %6.2f ms for %d layers, %4.0f GFLOP/s, %3.0f %% of multiplying\n", names[i], prompt,
-                        time * 1e3, kLayers, flops / time * 1e-9, 100 * flops / time / rate);
+            std::printf("  prefill %-4s tokens  %d: %6.2f ms for %d layers, %4.0f GFLOP/s, %3.0f %% of multiplying\n", names[i],
+                        prompt, time * 1e3, kLayers, flops / time * 1e-9, 100 * flops / time / rate);
         }
     }
 }

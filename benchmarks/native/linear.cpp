@@ -25,7 +25,6 @@ using namespace hasten;
 namespace {
 
 constexpr int64_t kColdBytes = int64_t{640} << 20;
-constexpr int64_t kSourceFloats = int64_t{1} << 25;
 
 uint8_t* huge(int64_t bytes) {
     const int64_t page = int64_t{2} << 20;
@@ -33,9 +32,8 @@ uint8_t* huge(int64_t bytes) {
     void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     madvise(memory, size, MADV_HUGEPAGE);
-    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(page) - 1) / static_cast<uintptr_t>(page) *
-                            static_cast<uintptr_t>(page);
-    uint8_t* data = reinterpret_cast<uint8_t*>(start);
+    const uintptr_t mask = static_cast<uintptr_t>(page) - 1;
+    uint8_t* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + mask) & ~mask);
     for (int64_t i = 0; i < bytes; i += 4096) data[i] = static_cast<uint8_t>(i >> 12);
     return data;
 }
@@ -45,8 +43,9 @@ struct Form {
     Dtype dtype;
     bool quantized;
 };
-constexpr Form kForms[] = {{"f32", Dtype::f32, false},   {"bf16", Dtype::bf16, false},  {"f16", Dtype::f16, false}, {"int8", Dtype::int8, true},
-                           {"int8w", Dtype::int8, false}, {"int4", Dtype::int4, true}, {"int4w", Dtype::int4, false}};
+constexpr Form kForms[] = {{"f32", Dtype::f32, false},   {"bf16", Dtype::bf16, false},  {"f16", Dtype::f16, false},
+                           {"int8", Dtype::int8, true},  {"int8w", Dtype::int8, false}, {"int4", Dtype::int4, true},
+                           {"int4w", Dtype::int4, false}};
 
 struct Shape {
     int out, in;
@@ -82,8 +81,9 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
     const int bits = form.dtype == Dtype::f32 ? 32 : form.dtype == Dtype::int8 ? 8 : form.dtype == Dtype::int4 ? 4 : 16;
     matrix.panel_bytes = int64_t{shape.in} * bits * 2;
     const int64_t size = matrix.panels * matrix.panel_bytes;
-    const int64_t scale_bytes = matrix.group ? int64_t{matrix.panels} * matrix.groups() * 32 : form.dtype == Dtype::int8 ? shape.out * 4 : 0;
-    const int64_t count = cold ? std::max<int64_t>(1, kColdBytes / size) : std::max<int64_t>(1, (int64_t{64} << 20) / size);
+    const int64_t group_bytes = int64_t{matrix.panels} * matrix.groups() * 32;
+    const int64_t scale_bytes = matrix.group ? group_bytes : form.dtype == Dtype::int8 ? shape.out * 4 : 0;
+    const int64_t count = std::max<int64_t>(1, (cold ? kColdBytes : int64_t{64} << 20) / size);
     for (int64_t i = 0; i < count; ++i) {
         matrix.data = memory.weights + i * size;
         uint8_t* scales = memory.scales + i * scale_bytes;
@@ -97,7 +97,8 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
     const int64_t pad = 64;  // bytes: rows at a multiple of 4,096 bytes would share a few lines of the first cache
     if (form.quantized) {
         const int group = matrix.group ? matrix.group : shape.in;
-        task.quantized = {reinterpret_cast<int8_t*>(memory.x), shape.in + pad, memory.row_scales.data(), memory.sums.data(), 128, group};
+        int8_t* x = reinterpret_cast<int8_t*>(memory.x);
+        task.quantized = {x, shape.in + pad, memory.row_scales.data(), memory.sums.data(), 128, group};
     } else {
         task.x = {reinterpret_cast<float*>(memory.x), shape.in + pad / 4};
     }

@@ -40,7 +40,7 @@ inline bool close(double got, double want, double tolerance, double floor = 1.0)
 
 // splitmix64.
 class Random {
-  public:
+public:
     explicit Random(uint64_t seed) : state_(seed) {}
     uint64_t bits() {
         uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
@@ -59,14 +59,14 @@ class Random {
         return total;
     }
 
-  private:
+private:
     uint64_t state_;
 };
 
 // Zeroed memory at 64 bytes of exactly the size asked for, so that the address sanitizer sees one element too far.
 template <class T>
 class Buffer {
-  public:
+public:
     explicit Buffer(int64_t count) : count_(count), data_(static_cast<T*>(::operator new(bytes(), std::align_val_t{64}))) {
         std::memset(static_cast<void*>(data_), 0, bytes());
     }
@@ -81,7 +81,7 @@ class Buffer {
     size_t bytes() const { return static_cast<size_t>(count_) * sizeof(T); }
     bool same(const Buffer& other) const { return bytes() == other.bytes() && std::memcmp(data_, other.data_, bytes()) == 0; }
 
-  private:
+private:
     int64_t count_;
     T* data_;
 };
@@ -125,18 +125,18 @@ void for_each_isa(Body body) {
 
 }  // namespace check
 
-#define TEST(name)                                                         \
-    static void test_##name();                                             \
-    static check::Registration register_##name(#name, test_##name);        \
+#define TEST(name)                                                  \
+    static void test_##name();                                      \
+    static check::Registration register_##name(#name, test_##name); \
     static void test_##name()
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) check::fail(__FILE__, __LINE__, #condition, 0.0, 1.0);                  \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        if (!(condition)) check::fail(__FILE__, __LINE__, #condition, 0.0, 1.0); \
     } while (0)
 
-#define CHECK_CLOSE(got, want, ...)                                                               \
-    do {                                                                                          \
-        const double got_ = (got), want_ = (want);                                                \
+#define CHECK_CLOSE(got, want, ...)                                                                      \
+    do {                                                                                                 \
+        const double got_ = (got), want_ = (want);                                                       \
         if (!check::close(got_, want_, __VA_ARGS__)) check::fail(__FILE__, __LINE__, #got, got_, want_); \
     } while (0)

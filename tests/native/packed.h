@@ -14,19 +14,27 @@ struct Packed {
     static int64_t padded(hasten::Dtype dtype, int in, int group) {
         switch (dtype) {
             case hasten::Dtype::f32:
-            case hasten::Dtype::f16: return in;
-            case hasten::Dtype::bf16: return round_up(in, 32);
-            case hasten::Dtype::int8: return round_up(in, 64);
-            default: return round_up(in, group > 64 ? group : 64);
+            case hasten::Dtype::f16:
+                return in;
+            case hasten::Dtype::bf16:
+                return round_up(in, 32);
+            case hasten::Dtype::int8:
+                return round_up(in, 64);
+            default:
+                return round_up(in, group > 64 ? group : 64);
         }
     }
     static int64_t bits(hasten::Dtype dtype) {
         switch (dtype) {
-            case hasten::Dtype::f32: return 32;
+            case hasten::Dtype::f32:
+                return 32;
             case hasten::Dtype::bf16:
-            case hasten::Dtype::f16: return 16;
-            case hasten::Dtype::int8: return 8;
-            default: return 4;
+            case hasten::Dtype::f16:
+                return 16;
+            case hasten::Dtype::int8:
+                return 8;
+            default:
+                return 4;
         }
     }
 
@@ -54,11 +62,19 @@ struct Packed {
         float wide;
         uint16_t half;
         switch (matrix.dtype) {
-            case hasten::Dtype::f32: std::memcpy(&wide, panel + (k * 16 + column) * 4, 4); return wide;
-            case hasten::Dtype::f16: std::memcpy(&half, panel + (k * 16 + column) * 2, 2); return from_f16(half);
-            case hasten::Dtype::bf16: std::memcpy(&half, panel + ((k / 2 * 16 + column) * 2 + k % 2) * 2, 2); return from_bf16(half);
-            case hasten::Dtype::int8: return static_cast<float>(panel[(k / 4 * 16 + column) * 4 + k % 4]) - 128.0f;
-            default: break;
+            case hasten::Dtype::f32:
+                std::memcpy(&wide, panel + (k * 16 + column) * 4, 4);
+                return wide;
+            case hasten::Dtype::f16:
+                std::memcpy(&half, panel + (k * 16 + column) * 2, 2);
+                return from_f16(half);
+            case hasten::Dtype::bf16:
+                std::memcpy(&half, panel + ((k / 2 * 16 + column) * 2 + k % 2) * 2, 2);
+                return from_bf16(half);
+            case hasten::Dtype::int8:
+                return static_cast<float>(panel[(k / 4 * 16 + column) * 4 + k % 4]) - 128.0f;
+            default:
+                break;
         }
         const uint8_t byte = panel[(k / 8 * 16 + column) * 4 + k % 4];
         return static_cast<float>(k % 8 < 4 ? byte & 15 : byte >> 4) - 8.0f;

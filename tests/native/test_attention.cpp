@@ -30,11 +30,15 @@ int panels_of(const Shape& shape) { return (shape.slots + 15) / 16; }
 
 // One layer's pool, filled by the definition in kernels.h, beside the same keys and values as doubles.
 class Pool {
-  public:
+public:
     Pool(const Shape& shape, int blocks)
         : shape_(shape),
-          pack_(shape.dtype == Dtype::int8 ? 4 : shape.dtype == Dtype::bf16 ? 2 : 1),
-          size_(shape.dtype == Dtype::int8 ? 1 : shape.dtype == Dtype::f32 ? 4 : 2),
+          pack_(shape.dtype == Dtype::int8   ? 4
+                : shape.dtype == Dtype::bf16 ? 2
+                                             : 1),
+          size_(shape.dtype == Dtype::int8  ? 1
+                : shape.dtype == Dtype::f32 ? 4
+                                            : 2),
           key_dim_(static_cast<int>(check::round_up(shape.dim, pack_))),
           value_dim_(static_cast<int>(check::round_up(shape.dim, 16))),
           places_(int64_t{16} * blocks * shape.kv_heads * panels_of(shape)),
@@ -47,27 +51,35 @@ class Pool {
         std::memset(values_.data(), 0xff, values_.bytes());
         std::memset(key_scales_.data(), 0xff, key_scales_.bytes());
         std::memset(value_scales_.data(), 0xff, value_scales_.bytes());
-        kv = {shape.dtype, shape.kv_heads, shape.dim, shape.slots, keys_.data(), values_.data(), key_scales_.data(), value_scales_.data()};
+        kv = {shape.dtype,  shape.kv_heads, shape.dim,          shape.slots,
+              keys_.data(), values_.data(), key_scales_.data(), value_scales_.data()};
     }
 
     // Stores the vector and replaces it by what is stored.
     void put(int block, int head, int slot, std::vector<double>& key, std::vector<double>& value) {
         const int64_t panel = (int64_t{block} * shape_.kv_heads + head) * panels_of(shape_) + slot / 16;
         const int lane = slot % 16;
-        key_scales_[panel * 16 + lane] = store(key, 0.0f, [&](int d, int64_t& place) {
-            place = panel * key_dim_ * 16 + (d / pack_) * 16 * pack_ + lane * pack_ + d % pack_;
-            return keys_.data() + place * size_;
-        }, 128);
-        value_scales_[panel * 16 + lane] = store(value, 0.0f, [&](int d, int64_t& place) {
-            place = (panel * 16 + lane) * value_dim_ + d;
-            return values_.data() + place * size_;
-        }, 0);
-        for (int d = shape_.dim; d < value_dim_; ++d) std::memset(values_.data() + ((panel * 16 + lane) * value_dim_ + d) * size_, 0, size_);
+        key_scales_[panel * 16 + lane] = store(
+            key, 0.0f,
+            [&](int d, int64_t& place) {
+                place = panel * key_dim_ * 16 + (d / pack_) * 16 * pack_ + lane * pack_ + d % pack_;
+                return keys_.data() + place * size_;
+            },
+            128);
+        value_scales_[panel * 16 + lane] = store(
+            value, 0.0f,
+            [&](int d, int64_t& place) {
+                place = (panel * 16 + lane) * value_dim_ + d;
+                return values_.data() + place * size_;
+            },
+            0);
+        for (int d = shape_.dim; d < value_dim_; ++d)
+            std::memset(values_.data() + ((panel * 16 + lane) * value_dim_ + d) * size_, 0, size_);
     }
 
     KvLayer kv;
 
-  private:
+private:
     template <class Place>
     float store(std::vector<double>& x, float scale, const Place& where, int offset) {
         float absmax = 0.0f;
@@ -120,7 +132,8 @@ struct Problem {
         for (const Row& row : rows) total += (row.start + row.tokens - 1) / shape.slots + 1;
         std::vector<int32_t> free(static_cast<size_t>(total + 3));
         std::iota(free.begin(), free.end(), 0);
-        for (size_t i = free.size() - 1; i > 0; --i) std::swap(free[i], free[static_cast<size_t>(random.integer(0, static_cast<int>(i)))]);
+        for (size_t i = free.size() - 1; i > 0; --i)
+            std::swap(free[i], free[static_cast<size_t>(random.integer(0, static_cast<int>(i)))]);
         pool = std::make_unique<Pool>(shape, total + 3);
         for (const Row& row : rows) add_row(row, free, random);
         q = std::make_unique<check::Buffer<float>>(int64_t{tokens} * stride);
@@ -185,7 +198,8 @@ void run(const Kernels& kernels, AttentionTask task, Random& random) {
     task.partials = partials.data();
     std::vector<int64_t> order(static_cast<size_t>(kernels.attention_items(task)));
     std::iota(order.begin(), order.end(), 0);
-    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[static_cast<size_t>(random.integer(0, static_cast<int>(i) - 1))]);
+    for (size_t i = order.size(); i > 1; --i)
+        std::swap(order[i - 1], order[static_cast<size_t>(random.integer(0, static_cast<int>(i) - 1))]);
     for (int64_t item : order) {
         std::memset(scratch.data(), 0xff, scratch.bytes());
         kernels.attend(task, item, scratch.data());

@@ -69,7 +69,9 @@ struct Operands {
         fill_activations(random);
         for (int o = 0; o < c.out && c.bias; ++o) bias[o] = random.normal();
         for (int r = 0; r < c.rows; ++r) {
-            for (int64_t o = 0; o < c.out_stride(); ++o) out[r * c.out_stride() + o] = o < c.width() || !c.add ? random.normal() : 0.0f;
+            for (int64_t o = 0; o < c.out_stride(); ++o) {
+                out[r * c.out_stride() + o] = o < c.width() || !c.add ? random.normal() : 0.0f;
+            }
         }
     }
 
@@ -91,13 +93,20 @@ struct Operands {
         const float value = real ? random.normal() : 0.0f;
         const uint16_t half = matrix.dtype == Dtype::f16 ? check::to_f16(value) : check::to_bf16(value);
         switch (matrix.dtype) {
-            case Dtype::f32: std::memcpy(panel + (k * 16 + o % 16) * 4, &value, 4); return;
-            case Dtype::f16: std::memcpy(panel + (k * 16 + o % 16) * 2, &half, 2); return;
-            case Dtype::bf16: std::memcpy(panel + ((k / 2 * 16 + o % 16) * 2 + k % 2) * 2, &half, 2); return;
+            case Dtype::f32:
+                std::memcpy(panel + (k * 16 + o % 16) * 4, &value, 4);
+                return;
+            case Dtype::f16:
+                std::memcpy(panel + (k * 16 + o % 16) * 2, &half, 2);
+                return;
+            case Dtype::bf16:
+                std::memcpy(panel + ((k / 2 * 16 + o % 16) * 2 + k % 2) * 2, &half, 2);
+                return;
             case Dtype::int8:
                 panel[(k / 4 * 16 + o % 16) * 4 + k % 4] = static_cast<uint8_t>(real ? random.integer(0, 255) : 128);
                 return;
-            case Dtype::int4: break;
+            case Dtype::int4:
+                break;
         }
         uint8_t& byte = panel[(k / 8 * 16 + o % 16) * 4 + k % 4];
         const int nibble = real ? random.integer(0, 15) : 8;
@@ -149,8 +158,10 @@ struct Operands {
             int64_t whole = 0;
             float chain = 0.0f;
             for (int k = begin; k < end; ++k) {
-                if (c.quantized) whole += static_cast<int64_t>(weights.level(o, k)) * q[r * q_stride + k];
-                else chain = std::fmaf(weights.level(o, k), x[r * x_stride + k], chain);
+                if (c.quantized)
+                    whole += static_cast<int64_t>(weights.level(o, k)) * q[r * q_stride + k];
+                else
+                    chain = std::fmaf(weights.level(o, k), x[r * x_stride + k], chain);
             }
             if (c.quantized) chain = static_cast<float>(whole);
             total = c.dtype == Dtype::int4 ? std::fmaf(chain, weights.scale(o, begin), total) : chain;
@@ -162,10 +173,14 @@ struct Operands {
 
 double activated(Activation kind, double x) {
     switch (kind) {
-        case Activation::silu: return x / (1.0 + std::exp(-x));
-        case Activation::gelu: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
-        case Activation::gelu_tanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
-        default: return x;
+        case Activation::silu:
+            return x / (1.0 + std::exp(-x));
+        case Activation::gelu:
+            return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+        case Activation::gelu_tanh:
+            return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+        default:
+            return x;
     }
 }
 

@@ -35,8 +35,10 @@ struct Tensor {
     const uint8_t* at(int o, int k) const { return const_cast<Tensor*>(this)->at(o, k); }
     void set(int o, int k, float value) {
         const uint16_t half = dtype == Dtype::f16 ? check::to_f16(value) : check::to_bf16(value);
-        if (dtype == Dtype::f32) std::memcpy(at(o, k), &value, 4);
-        else std::memcpy(at(o, k), &half, 2);
+        if (dtype == Dtype::f32)
+            std::memcpy(at(o, k), &value, 4);
+        else
+            std::memcpy(at(o, k), &half, 2);
     }
     float get(int o, int k) const {
         float value;

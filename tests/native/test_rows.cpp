@@ -63,10 +63,14 @@ constexpr int kGroups[] = {0, 32, 64, 96, 128};
 
 double reference_activation(Activation kind, double x) {
     switch (kind) {
-        case Activation::silu: return x / (1.0 + std::exp(-x));
-        case Activation::gelu: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
-        case Activation::gelu_tanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
-        case Activation::none: break;
+        case Activation::silu:
+            return x / (1.0 + std::exp(-x));
+        case Activation::gelu:
+            return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+        case Activation::gelu_tanh:
+            return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+        case Activation::none:
+            break;
     }
     return x;
 }
@@ -86,7 +90,8 @@ TEST(norms_of_rows) {
             x.fill(width, random);
             if (round % 4 == 0) std::memset(x.data.data(), 0, static_cast<size_t>(width) * 4);  // a row of zeros
             out.spoil();
-            NormTask task{kind, x.view(), width, weight.data(), round % 2 ? bias.data() : nullptr, 1e-5f, out.view(), quantized.view(), 0, rows};
+            NormTask task{kind,       x.view(),         width, weight.data(), round % 2 ? bias.data() : nullptr, 1e-5f,
+                          out.view(), quantized.view(), 0,     rows};
             kernels.norm(task);
             for (int t = 0; t < rows; ++t) {
                 const float *row = x.data.data() + t * x.stride, *got = out.data.data() + t * out.stride;
@@ -182,14 +187,20 @@ TEST(embedding_of_packed_rows) {
         for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4}) {
             for (int in : {20, 64, 200}) {
                 const int out_features = 37, panels = 3, group = 32;
-                const int padded = static_cast<int>(check::round_up(in, dtype == Dtype::bf16 ? 32 : dtype == Dtype::int8 || dtype == Dtype::int4 ? 64 : 1));
-                const int64_t bytes = dtype == Dtype::f32 ? padded * 64 : dtype == Dtype::int8 ? padded * 16 : dtype == Dtype::int4 ? padded * 8 : padded * 32;
+                const int padded = static_cast<int>(check::round_up(in, dtype == Dtype::bf16                           ? 32
+                                                                        : dtype == Dtype::int8 || dtype == Dtype::int4 ? 64
+                                                                                                                       : 1));
+                const int64_t bytes = dtype == Dtype::f32    ? padded * 64
+                                      : dtype == Dtype::int8 ? padded * 16
+                                      : dtype == Dtype::int4 ? padded * 8
+                                                             : padded * 32;
                 check::Buffer<uint8_t> data(panels * bytes);
                 check::Buffer<float> scales(panels * 16);
                 check::Buffer<uint16_t> group_scales(panels * 16 * (padded / group + 1));
                 fill(scales, random, 0.1f);
                 for (int64_t i = 0; i < group_scales.count(); ++i) group_scales[i] = check::to_bf16(random.normal());
-                const Matrix matrix{dtype, out_features, in, padded, dtype == Dtype::int4 ? group : 0, panels, data.data(), bytes, scales.data(), group_scales.data()};
+                const Matrix matrix{dtype,  out_features, in,    padded,        dtype == Dtype::int4 ? group : 0,
+                                    panels, data.data(),  bytes, scales.data(), group_scales.data()};
                 std::vector<float> want(static_cast<size_t>(out_features * in));
                 for (int o = 0; o < out_features; ++o) {
                     for (int i = 0; i < in; ++i) {
@@ -214,7 +225,8 @@ TEST(embedding_of_packed_rows) {
                         } else {
                             uint8_t& byte = panel[i / 8 * 64 + lane * 4 + i % 4];
                             byte = static_cast<uint8_t>(byte | (q + 8) << (i % 8 < 4 ? 0 : 4));
-                            kept = check::from_bf16(group_scales[(o / 16 * (padded / group) + i / group) * 16 + lane]) * static_cast<float>(q);
+                            kept = check::from_bf16(group_scales[(o / 16 * (padded / group) + i / group) * 16 + lane]) *
+                                   static_cast<float>(q);
                         }
                     }
                 }
@@ -270,13 +282,15 @@ struct Preparation {
     int size() const { return dtype == Dtype::int8 ? 1 : dtype == Dtype::f32 ? 4 : 2; }
 
     // Head h of a token: norm, then rotation.
-    std::vector<double> expected(const float* head, const check::Buffer<float>& weight, const float* bias, const float* table) const {
+    std::vector<double> expected(const float* head, const check::Buffer<float>& weight, const float* bias,
+                                 const float* table) const {
         std::vector<double> x(head, head + dim), out(x);
         double mean = 0.0, square = 0.0;
         for (double v : x) mean += norm == NormKind::layer ? v / dim : 0.0;
         for (double v : x) square += (v - mean) * (v - mean) / dim;
         for (int i = 0; i < dim && norm != NormKind::none; ++i) {
-            x[static_cast<size_t>(i)] = (x[static_cast<size_t>(i)] - mean) / std::sqrt(square + 1e-6) * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
+            x[static_cast<size_t>(i)] =
+                (x[static_cast<size_t>(i)] - mean) / std::sqrt(square + 1e-6) * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
         }
         if (!rotated) return x;
         const size_t half = static_cast<size_t>(dim / 2);
@@ -301,9 +315,12 @@ struct Preparation {
 };
 
 void check_stored(Dtype dtype, double got, double want, float scale) {
-    if (dtype == Dtype::int8) CHECK_CLOSE(got * static_cast<double>(scale), want, 0.51 * static_cast<double>(scale) + 1e-6);
-    else if (dtype == Dtype::f32) CHECK_CLOSE(got, want, 1e-5);
-    else CHECK_CLOSE(got, want, dtype == Dtype::bf16 ? 1.0 / 256 : 1.0 / 2048, 0.01);
+    if (dtype == Dtype::int8)
+        CHECK_CLOSE(got * static_cast<double>(scale), want, 0.51 * static_cast<double>(scale) + 1e-6);
+    else if (dtype == Dtype::f32)
+        CHECK_CLOSE(got, want, 1e-5);
+    else
+        CHECK_CLOSE(got, want, dtype == Dtype::bf16 ? 1.0 / 256 : 1.0 / 2048, 0.01);
 }
 
 void check_preparation(const Kernels& kernels, const Preparation& p, Random& random) {
@@ -311,7 +328,8 @@ void check_preparation(const Kernels& kernels, const Preparation& p, Random& ran
     const int64_t key_dim = check::round_up(p.dim, p.pack()), value_dim = check::round_up(p.dim, 16);
     const int64_t places = int64_t{blocks} * p.kv_heads * panels * 16;
     check::Buffer<uint8_t> keys(places * key_dim * p.size()), values(places * value_dim * p.size());
-    check::Buffer<float> key_scales(places), value_scales(places), q_weight(p.dim), k_weight(p.dim), bias(p.dim), table(p.tokens * p.dim);
+    check::Buffer<float> key_scales(places), value_scales(places), q_weight(p.dim), k_weight(p.dim), bias(p.dim),
+        table(p.tokens * p.dim);
     for (check::Buffer<float>* buffer : {&q_weight, &k_weight, &bias, &table}) fill(*buffer, random);
     KvLayer kv{p.dtype, p.kv_heads, p.dim, p.slots, keys.data(), values.data(), key_scales.data(), value_scales.data()};
     FloatRows qkv(p.tokens, width);
@@ -323,7 +341,8 @@ void check_preparation(const Kernels& kernels, const Preparation& p, Random& ran
     kernels.prepare({qkv.view(), p.heads, p.kv_heads, p.dim, p.norm, q_weight.data(), with_bias, k_weight.data(), with_bias, 1e-6f,
                      p.rotated ? table.data() : nullptr, &kv, slots.data(), 0, p.tokens});
     for (int t = 0; t < p.tokens; ++t) {
-        const float *now = qkv.data.data() + t * qkv.stride, *old = before.data() + t * qkv.stride, *angles = table.data() + t * p.dim;
+        const float *now = qkv.data.data() + t * qkv.stride, *old = before.data() + t * qkv.stride,
+                    *angles = table.data() + t * p.dim;
         for (int h = 0; h < p.heads; ++h) {
             const std::vector<double> want = p.expected(old + h * p.dim, q_weight, with_bias, angles);
             for (int d = 0; d < p.dim; ++d) CHECK_CLOSE(now[h * p.dim + d], want[static_cast<size_t>(d)], 1e-5);
@@ -335,7 +354,8 @@ void check_preparation(const Kernels& kernels, const Preparation& p, Random& ran
             const float* value = old + (p.heads + p.kv_heads + h) * p.dim;
             for (int64_t d = 0; d < p.dim; ++d) {
                 const int64_t at = panel * key_dim * 16 + d / p.pack() * 16 * p.pack() + lane * p.pack() + d % p.pack();
-                check_stored(p.dtype, Preparation::stored(p.dtype, keys.data() + at * p.size(), 128), key[static_cast<size_t>(d)], key_scales[panel * 16 + lane]);
+                check_stored(p.dtype, Preparation::stored(p.dtype, keys.data() + at * p.size(), 128), key[static_cast<size_t>(d)],
+                             key_scales[panel * 16 + lane]);
                 const uint8_t* stored = values.data() + ((panel * 16 + lane) * value_dim + d) * p.size();
                 check_stored(p.dtype, Preparation::stored(p.dtype, stored, 0), value[d], value_scales[panel * 16 + lane]);
             }

@@ -64,16 +64,16 @@ struct EagerRows {
 
     bool take(const Matrix& matrix, const float* x, int32_t count, bool quantize) {
         const int64_t width = matrix.in_features;
-        rows.stride = round_up(width, std::max(kQuantPad, matrix.group));
+        rows.stride = row_bytes(width * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
         rows.data = static_cast<float*>(arena.take(static_cast<size_t>(count * rows.stride) * sizeof(float)));
         if (rows.data == nullptr) return false;
         for (int32_t t = 0; t < count; ++t) {
             std::memcpy(rows.data + t * rows.stride, x + t * width, static_cast<size_t>(width) * sizeof(float));
         }
         if (!quantize) return true;
-        quantized.stride = rows.stride;
+        quantized.stride = row_bytes(round_up(width, std::max(kQuantPad, matrix.group)));
         quantized.group = matrix.group > 0 ? matrix.group : static_cast<int32_t>(rows.stride);
-        quantized.sums_stride = quantized.stride / quantized.group;
+        quantized.sums_stride = (quantized.stride + quantized.group - 1) / quantized.group;
         quantized.data = static_cast<int8_t*>(arena.take(static_cast<size_t>(count * quantized.stride)));
         quantized.scales = static_cast<float*>(arena.take(static_cast<size_t>(count) * sizeof(float)));
         quantized.sums = static_cast<int32_t*>(arena.take(static_cast<size_t>(count * quantized.sums_stride) * sizeof(int32_t)));
@@ -157,9 +157,8 @@ int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, con
     task.bias = bias == nullptr ? nullptr : padded_bias;
     task.out = {padded, stride};
     const LinearItems items = cut(task, cpu->threads.threads());
-    share(cpu, items.count(), [&](int64_t item, int thread) {
-        run_item(cpu->kernels, task, items, item, cpu->scratch[static_cast<size_t>(thread)]);
-    });
+    share(cpu, items.count(),
+          [&](int64_t item, int thread) { run_item(cpu->kernels, task, items, item, cpu->scratch[static_cast<size_t>(thread)]); });
     for (int32_t t = 0; t < rows; ++t) {
         std::memcpy(out + int64_t{t} * m.out_features, padded + t * stride, static_cast<size_t>(m.out_features) * sizeof(float));
     }
@@ -326,8 +325,8 @@ void hasten_argmax(hasten_cpu* cpu, const float* values, int32_t rows, int64_t c
     share(cpu, rows, [&](int64_t row, int) { ids[row] = cpu->kernels.argmax(values + row * stride, count); });
 }
 
-int32_t hasten_top_k(hasten_cpu* cpu, const float* values, int32_t rows, int64_t count, int64_t stride, int32_t k, float* top_values,
-                     int32_t* top_ids) {
+int32_t hasten_top_k(hasten_cpu* cpu, const float* values, int32_t rows, int64_t count, int64_t stride, int32_t k,
+                     float* top_values, int32_t* top_ids) {
     Arena scratch;
     const int64_t bytes = round_up(count * 8, 64);
     auto* memory = static_cast<char*>(scratch.take(static_cast<size_t>(bytes * cpu->threads.threads())));

@@ -34,7 +34,8 @@ HASTEN_API void hasten_weights_free(hasten_weights*);
 HASTEN_API int64_t hasten_weights_bytes(const hasten_weights*);
 
 /* dtype: 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 int4; group: of int4, else 0. Freed with its weights. */
-HASTEN_API hasten_matrix* hasten_matrix_new(hasten_weights*, int32_t dtype, int32_t out_features, int32_t in_features, int32_t group);
+HASTEN_API hasten_matrix* hasten_matrix_new(hasten_weights*, int32_t dtype, int32_t out_features, int32_t in_features,
+                                            int32_t group);
 /* Output features [row, row + rows) from a tensor of dtype 0, 1 or 2; strides in elements. */
 HASTEN_API void hasten_matrix_pack(hasten_cpu*, hasten_matrix*, const void* source, int32_t source_dtype, int64_t row_stride,
                                    int64_t column_stride, int32_t row, int32_t rows);
@@ -71,8 +72,9 @@ HASTEN_API void hasten_program_linear(hasten_program*, const hasten_matrix*, int
                                       int32_t out, int32_t add, int32_t gated, int32_t activation);
 HASTEN_API void hasten_program_activate(hasten_program*, int32_t activation, int32_t gated, int32_t x, int32_t width, int32_t out,
                                         int32_t quantized);
-HASTEN_API void hasten_program_prepare(hasten_program*, int32_t layer, int32_t qkv, int32_t heads, int32_t norm, const float* q_weight,
-                                       const float* q_bias, const float* k_weight, const float* k_bias, float eps, int32_t rotary);
+HASTEN_API void hasten_program_prepare(hasten_program*, int32_t layer, int32_t qkv, int32_t heads, int32_t norm,
+                                       const float* q_weight, const float* q_bias, const float* k_weight, const float* k_bias,
+                                       float eps, int32_t rotary);
 HASTEN_API void hasten_program_attend(hasten_program*, int32_t layer, int32_t qkv, int32_t heads, float scale, float soft_cap,
                                       int32_t window, const float* sinks, int32_t out);
 /* Copies the rows of the tokens whose logits are wanted. */
@@ -82,15 +84,15 @@ HASTEN_API void hasten_program_gather(hasten_program*, int32_t x, int32_t width,
    table, whose first entry is block number tables[2 * (g * num_rows + r) + 1] of the sequence. */
 typedef struct hasten_step {
     int32_t num_tokens, num_rows, num_logits, num_groups;
-    int32_t first_layer, last_layer;      /* layers [first, last) run; embedding only from layer 0 */
-    const int32_t* token_ids;             /* [num_tokens] */
-    const int32_t* rows;                  /* [num_rows][3]: begin, end, start */
-    const int32_t* tables;                /* [num_groups][num_rows][2] */
+    int32_t first_layer, last_layer; /* layers [first, last) run; embedding only from layer 0 */
+    const int32_t* token_ids;        /* [num_tokens] */
+    const int32_t* rows;             /* [num_rows][3]: begin, end, start */
+    const int32_t* tables;           /* [num_groups][num_rows][2] */
     const int32_t* blocks;
-    const int32_t* logits_tokens;         /* [num_logits] */
-    const uint64_t* tree;                 /* [num_tokens] or null */
-    float* logits;                        /* [num_logits][logits_stride] */
-    int64_t logits_stride;                /* at least the outputs of the last matrix, rounded up to 16 */
+    const int32_t* logits_tokens; /* [num_logits] */
+    const uint64_t* tree;         /* [num_tokens] or null */
+    float* logits;                /* [num_logits][logits_stride] */
+    int64_t logits_stride;        /* at least the outputs of the last matrix, rounded up to 16 */
 } hasten_step;
 
 /* 0, or 1 when memory for the step is refused. Blocks until done; callers of one cpu take turns. */

@@ -46,9 +46,7 @@ void Linear::run(const Step& step, int64_t item, const Worker& worker) const {
     run_item(kernels_, task, cut(task, step.threads()), item, worker.scratch);
 }
 
-int64_t Embed::items(const Step& step) const {
-    return step.plan().first_layer > 0 ? 0 : cut_rows(step, Extent::tokens).count();
-}
+int64_t Embed::items(const Step& step) const { return step.plan().first_layer > 0 ? 0 : cut_rows(step, Extent::tokens).count(); }
 
 void Embed::run(const Step& step, int64_t item, const Worker&) const {
     const RowItems items = cut_rows(step, Extent::tokens);

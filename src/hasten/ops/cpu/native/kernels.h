@@ -12,8 +12,8 @@
 
 namespace hasten {
 
-constexpr int kLanes = 16;      // output features of a panel, slots of a key panel
-constexpr int kQuantPad = 64;   // rows of int8 activations are padded to this many bytes
+constexpr int kLanes = 16;     // output features of a panel, slots of a key panel
+constexpr int kQuantPad = 64;  // rows of int8 activations are padded to this many bytes
 
 enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4 };
 
@@ -26,12 +26,12 @@ struct Rows {
 
 // Rows of dynamically quantised activations: x ~ scale[t] * data[t][k], symmetric, |data| <= 127, scale = max|x| / 127.
 struct QuantizedRows {
-    int8_t* data;        // [t][stride], zeros from the width up to the stride
-    int64_t stride;      // bytes, a multiple of kQuantPad
-    float* scales;       // [t]
-    int32_t* sums;       // [t][sums_stride]: sums of data over runs of `group` columns
+    int8_t* data;    // [t][stride], zeros from the width up to the stride
+    int64_t stride;  // bytes, a multiple of kQuantPad
+    float* scales;   // [t]
+    int32_t* sums;   // [t][sums_stride]: sums of data over runs of `group` columns
     int64_t sums_stride;
-    int32_t group;       // columns of a run, a multiple of 32; the whole stride for int8 weights
+    int32_t group;  // columns of a run, a multiple of 32; the whole stride for int8 weights
 };
 
 // A packed weight matrix [out, in]: panels of 16 output features, `pack` inputs of one output side by side (what one vector
@@ -45,12 +45,12 @@ struct QuantizedRows {
 struct Matrix {
     Dtype dtype;
     int32_t out_features, in_features;
-    int32_t padded_in;   // I'
-    int32_t group;       // int4: inputs that share a scale (32, 64 or 128); else 0
-    int32_t panels;      // ceil(out / 16)
-    uint8_t* data;       // 64-byte aligned
+    int32_t padded_in;  // I'
+    int32_t group;      // int4: inputs that share a scale (32, 64 or 128); else 0
+    int32_t panels;     // ceil(out / 16)
+    uint8_t* data;      // 64-byte aligned
     int64_t panel_bytes;
-    float* scales;       // int8: [panels * 16]
+    float* scales;           // int8: [panels * 16]
     uint16_t* group_scales;  // int4: bf16 [panels][I'/group][16]
 
     int32_t groups() const { return group ? padded_in / group : 1; }
@@ -59,10 +59,10 @@ struct Matrix {
 // Rows [row, row + rows) of a matrix from a checkpoint tensor. `source` points at the first of these rows.
 struct PackTask {
     Matrix* matrix;
-    const void* source;      // f32, bf16 or f16
+    const void* source;  // f32, bf16 or f16
     Dtype source_dtype;
-    int64_t row_stride;      // elements between output features
-    int64_t column_stride;   // elements between inputs (1, or the row length when the tensor is stored transposed)
+    int64_t row_stride;     // elements between output features
+    int64_t column_stride;  // elements between inputs (1, or the row length when the tensor is stored transposed)
     int32_t row, rows;
 };
 
@@ -72,15 +72,15 @@ struct PackTask {
 struct LinearTask {
     const Matrix* matrix;
     int32_t rows;
-    Rows x;                  // used when quantized.data is null: float activations
-    QuantizedRows quantized; // used otherwise (int8 and int4 weights only)
-    const float* bias;       // [panels * 16], zero in the padding, or null
+    Rows x;                   // used when quantized.data is null: float activations
+    QuantizedRows quantized;  // used otherwise (int8 and int4 weights only)
+    const float* bias;        // [panels * 16], zero in the padding, or null
     Rows out;
     bool add;
     bool gated;
     Activation activation;
     int32_t panel_begin, panel_end;
-    void* scratch;           // kLinearScratch bytes of this thread, 64-byte aligned, contents undefined
+    void* scratch;  // kLinearScratch bytes of this thread, 64-byte aligned, contents undefined
 };
 constexpr int64_t kLinearScratch = 1 << 20;
 
@@ -92,8 +92,8 @@ struct NormTask {
     NormKind kind;
     Rows x;
     int32_t width;
-    const float* weight;     // [width rounded up to 16, zeros]
-    const float* bias;       // or null
+    const float* weight;  // [width rounded up to 16, zeros]
+    const float* bias;    // or null
     float eps;
     Rows out;
     QuantizedRows quantized;
@@ -109,7 +109,7 @@ struct ActivateTask {
     int32_t width;
     Rows out;
     QuantizedRows quantized;
-    float* scratch;          // one row of `out`
+    float* scratch;  // one row of `out`
     int32_t begin, end;
 };
 
@@ -128,7 +128,7 @@ struct RotaryTask {
     int32_t half;
     float factor;
     const int32_t* positions;
-    float* table;            // [t][2 * half]: cos, then sin
+    float* table;  // [t][2 * half]: cos, then sin
     int32_t begin, end;
 };
 
@@ -139,7 +139,7 @@ struct RotaryTask {
 //   Keys are stored as the unsigned bytes k8 + 128, values as signed bytes. Queries are rounded to int8 by head where keys are.
 // Unwritten slots may hold anything: they are not read, or masked before they count.
 struct KvLayer {
-    Dtype dtype;             // f32, bf16, f16 or int8
+    Dtype dtype;  // f32, bf16, f16 or int8
     int32_t kv_heads, head_dim, slots;
     uint8_t* keys;
     uint8_t* values;
@@ -152,7 +152,8 @@ struct KvLayer {
 struct RowSpan {
     int32_t begin, end, start, first_block;
     const int32_t* blocks;
-    const uint64_t* tree;    // [end - begin] or null. Bit j of tree[i]: query i sees token begin + j (drafts); else j <= i. At most 64.
+    const uint64_t*
+        tree;  // [end - begin] or null. Bit j of tree[i]: query i sees token begin + j (drafts); else j <= i. At most 64.
 };
 
 // Head norms, rotation and the write of keys and values into the pool for tokens [begin, end) of the step.
@@ -160,15 +161,15 @@ struct RowSpan {
 struct PrepareTask {
     Rows qkv;
     int32_t heads, kv_heads, head_dim;
-    NormKind norm;           // of single heads, before the rotation
-    const float* q_weight;   // [head_dim]
+    NormKind norm;          // of single heads, before the rotation
+    const float* q_weight;  // [head_dim]
     const float* q_bias;
     const float* k_weight;
     const float* k_bias;
     float eps;
-    const float* rotary;     // [t][head_dim] as RotaryTask writes it, or null. Halves: i is paired with i + head_dim / 2
+    const float* rotary;  // [t][head_dim] as RotaryTask writes it, or null. Halves: i is paired with i + head_dim / 2
     const KvLayer* kv;
-    const int64_t* slots;    // [t]: block * kv->slots + slot
+    const int64_t* slots;  // [t]: block * kv->slots + slot
     int32_t begin, end;
 };
 
@@ -176,18 +177,18 @@ struct PrepareTask {
 // kv head; a long context is split at fixed positions (kSplitPanels panels of 16 slots) into parts whose results are
 // merged in ascending order, so that an item's numbers never depend on how the work was cut.
 struct AttentionTask {
-    Rows q;                  // the qkv rows: q heads first
+    Rows q;  // the qkv rows: q heads first
     int32_t heads, kv_heads, head_dim;
-    float scale, soft_cap;   // soft_cap 0: none; else s = cap * tanh(s / cap)
-    int32_t window;          // 0: none; else keys in (p - window, p]
-    const float* sinks;      // [heads] logits that take part in the softmax and have no value, or null
+    float scale, soft_cap;  // soft_cap 0: none; else s = cap * tanh(s / cap)
+    int32_t window;         // 0: none; else keys in (p - window, p]
+    const float* sinks;     // [heads] logits that take part in the softmax and have no value, or null
     const KvLayer* kv;
     const RowSpan* rows;
     int32_t num_rows;
     Rows out;
-    QuantizedRows quantized; // not written here
+    QuantizedRows quantized;  // not written here
     int32_t num_threads;
-    void* partials;          // attention_partials(task) bytes, shared by all threads
+    void* partials;  // attention_partials(task) bytes, shared by all threads
 };
 
 struct Kernels {
@@ -207,8 +208,8 @@ struct Kernels {
     int64_t (*attention_partials)(const AttentionTask&);
     // Index of the greatest (the lowest index of equals; a NaN is never chosen before a number).
     int32_t (*argmax)(const float* values, int64_t count);
-    // The k greatest, descending, equals by ascending index, NaNs last. scratch: 8 * count bytes (8-byte aligned); 8 * (k + max(k, 1024))
-    // will do. Returns how many were written (min(k, count)).
+    // The k greatest, descending, equals by ascending index, NaNs last. scratch: 8 * count bytes (8-byte aligned); 8 * (k + max(k,
+    // 1024)) will do. Returns how many were written (min(k, count)).
     int64_t (*top_k)(const float* values, int64_t count, int64_t k, float* top_values, int32_t* top_ids, void* scratch);
     double (*log_sum_exp)(const float* values, int64_t count);
 };

@@ -6,33 +6,45 @@ namespace hasten {
 
 namespace {
 
-constexpr int32_t kFewRows = 8;             // up to here a product streams its weights, and items are cut by bytes
+constexpr int32_t kFewRows = 8;  // up to here a product streams its weights, and items are cut by bytes
 constexpr int64_t kStreamBytes = 128 << 10;
-constexpr int32_t kManyPanels = 8;          // 128 outputs of weights stay in the second-level cache while rows pass by
-constexpr int32_t kManyRows = 384;          // a multiple of every kernel's block of rows; int8 rows of 4,096 stay in that cache
+constexpr int32_t kManyPanels = 8;  // 128 outputs of weights stay in the second-level cache while rows pass by
+constexpr int32_t kManyRows = 384;  // a multiple of every kernel's block of rows; int8 rows of 4,096 stay in that cache
 
 int64_t line_bytes(Dtype dtype, int64_t padded_in) {
     switch (dtype) {
-        case Dtype::f32: return padded_in * 64;
+        case Dtype::f32:
+            return padded_in * 64;
         case Dtype::bf16:
-        case Dtype::f16: return padded_in * 32;
-        case Dtype::int8: return padded_in * 16;
-        default: return padded_in * 8;
+        case Dtype::f16:
+            return padded_in * 32;
+        case Dtype::int8:
+            return padded_in * 16;
+        default:
+            return padded_in * 8;
     }
 }
 
 int64_t padding(Dtype dtype) {
     switch (dtype) {
         case Dtype::f32:
-        case Dtype::f16: return 1;
-        case Dtype::bf16: return 32;
-        default: return kQuantPad;
+        case Dtype::f16:
+            return 1;
+        case Dtype::bf16:
+            return 32;
+        default:
+            return kQuantPad;
     }
 }
 
 }  // namespace
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+int64_t row_bytes(int64_t width_bytes) {
+    const int64_t lines = round_up(width_bytes, 64) / 64;
+    return (lines | 1) * 64;
+}
 
 bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix) {
     matrix = {};

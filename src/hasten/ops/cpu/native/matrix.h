@@ -8,12 +8,16 @@ namespace hasten {
 
 int64_t round_up(int64_t value, int64_t unit);
 
+// Bytes from one row of activations to the next: whole 64-byte lines, an odd number of them, as rows that are multiples of a page
+// apart would all compete for the same few lines of the first-level cache.
+int64_t row_bytes(int64_t width_bytes);
+
 // Geometry and memory of a matrix. False when memory is refused.
 bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix);
 
 // How one product is shared: each item is a run of panels for a run of rows.
 struct LinearItems {
-    int32_t panels, rows;              // of the whole product (gated: panels of one half)
+    int32_t panels, rows;  // of the whole product (gated: panels of one half)
     int32_t panels_each, rows_each;
 
     int32_t across() const { return (panels + panels_each - 1) / panels_each; }

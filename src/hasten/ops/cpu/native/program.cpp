@@ -12,7 +12,7 @@ Program::Program(const Kernels& kernels, ThreadPool& threads, const KvPool& kv, 
 }
 
 int32_t Program::add_rows(int32_t width) {
-    const int64_t stride = round_up(width, kQuantPad);
+    const int64_t stride = row_bytes(width * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
     auto* data = static_cast<float*>(arena_.take(static_cast<size_t>(stride * max_tokens_) * sizeof(float)));
     if (data == nullptr) return -1;
     rows_.push_back({data, stride});
@@ -21,9 +21,9 @@ int32_t Program::add_rows(int32_t width) {
 
 int32_t Program::add_quantized_rows(int32_t width, int32_t group) {
     QuantizedRows rows{};
-    rows.stride = round_up(width, std::max(kQuantPad, group));
+    rows.stride = row_bytes(round_up(width, std::max(kQuantPad, group)));
     rows.group = group > 0 ? group : static_cast<int32_t>(rows.stride);
-    rows.sums_stride = rows.stride / rows.group;
+    rows.sums_stride = (rows.stride + rows.group - 1) / rows.group;
     const auto tokens = static_cast<size_t>(max_tokens_);
     rows.data = static_cast<int8_t*>(arena_.take(tokens * static_cast<size_t>(rows.stride)));
     rows.scales = static_cast<float*>(arena_.take(tokens * sizeof(float)));
@@ -34,7 +34,8 @@ int32_t Program::add_quantized_rows(int32_t width, int32_t group) {
 }
 
 int32_t Program::add_rotary(int32_t half) {
-    auto* table = static_cast<float*>(arena_.take(static_cast<size_t>(max_tokens_) * 2 * static_cast<size_t>(half) * sizeof(float)));
+    auto* table =
+        static_cast<float*>(arena_.take(static_cast<size_t>(max_tokens_) * 2 * static_cast<size_t>(half) * sizeof(float)));
     if (table == nullptr) return -1;
     rotary_.push_back(table);
     return static_cast<int32_t>(rotary_.size()) - 1;
@@ -53,7 +54,9 @@ void Program::begin_head() { head_ = static_cast<int64_t>(instructions_.size());
 bool Program::run(const hasten_step& plan) {
     step_.begin(plan, threads_.threads());
     const size_t head = head_ < 0 ? instructions_.size() : static_cast<size_t>(head_);
-    const auto layer = [&](int32_t index) { return static_cast<size_t>(index) < layers_.size() ? layers_[static_cast<size_t>(index)] : head; };
+    const auto layer = [&](int32_t index) {
+        return static_cast<size_t>(index) < layers_.size() ? layers_[static_cast<size_t>(index)] : head;
+    };
     ranges_.clear();
     ranges_.push_back({0, layer(0)});
     ranges_.push_back({layer(plan.first_layer), layer(plan.last_layer)});

@@ -14,12 +14,12 @@ class Program {
 public:
     Program(const Kernels& kernels, ThreadPool& threads, const KvPool& kv, int32_t max_tokens);
 
-    // Buffers of max_tokens rows; their padding is zero and stays so. -1 when memory is refused.
+    // Buffers of max_tokens rows; their padding is zero and stays so, as each has one width. -1 when memory is refused.
     int32_t add_rows(int32_t width);
     int32_t add_quantized_rows(int32_t width, int32_t group);
     int32_t add_rotary(int32_t half);
-    Rows rows(int32_t buffer) const;                    // {null, 0} for a negative index
-    QuantizedRows quantized_rows(int32_t buffer) const; // the same
+    Rows rows(int32_t buffer) const;                     // {null, 0} for a negative index
+    QuantizedRows quantized_rows(int32_t buffer) const;  // the same
     float* rotary(int32_t index) const { return index < 0 ? nullptr : rotary_[static_cast<size_t>(index)]; }
 
     void add(std::unique_ptr<Instruction> instruction) { instructions_.push_back(std::move(instruction)); }

@@ -16,9 +16,9 @@ public:
 
     const hasten_step& plan() const { return *plan_; }
     int threads() const { return threads_; }
-    const int32_t* positions() const { return positions_.data(); }  // [num_tokens]
-    const RowSpan* spans(int32_t group) const { return spans_[static_cast<size_t>(group)].data(); }      // [num_rows]
-    const int64_t* slots(int32_t group) const { return slots_[static_cast<size_t>(group)].data(); }      // [num_tokens]
+    const int32_t* positions() const { return positions_.data(); }                                   // [num_tokens]
+    const RowSpan* spans(int32_t group) const { return spans_[static_cast<size_t>(group)].data(); }  // [num_rows]
+    const int64_t* slots(int32_t group) const { return slots_[static_cast<size_t>(group)].data(); }  // [num_tokens]
     void* partials() const { return partials_; }
     void set_partials(void* memory) { partials_ = memory; }
 

@@ -27,7 +27,9 @@ void Signal::advance() {
     value_.fetch_add(1);
     // Sequentially consistent on both sides: either we see the sleeper, or it sees the new value.
     if (sleepers_.load() == 0) return;
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+    }
     moved_.notify_all();
 }
 

@@ -26,10 +26,14 @@ inline void activate_rows(const ActivateTask& task, const Function& function) {
 
 inline void activate(const ActivateTask& task) {
     switch (task.activation) {
-        case Activation::none: return activate_rows(task, [](F16 x) { return x; });
-        case Activation::silu: return activate_rows(task, [](F16 x) { return silu(x); });
-        case Activation::gelu: return activate_rows(task, [](F16 x) { return gelu(x); });
-        case Activation::gelu_tanh: return activate_rows(task, [](F16 x) { return gelu_tanh(x); });
+        case Activation::none:
+            return activate_rows(task, [](F16 x) { return x; });
+        case Activation::silu:
+            return activate_rows(task, [](F16 x) { return silu(x); });
+        case Activation::gelu:
+            return activate_rows(task, [](F16 x) { return gelu(x); });
+        case Activation::gelu_tanh:
+            return activate_rows(task, [](F16 x) { return gelu_tanh(x); });
     }
 }
 

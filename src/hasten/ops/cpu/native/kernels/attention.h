@@ -43,7 +43,7 @@ struct AttentionMemory {
         assert(next_ - static_cast<uint8_t*>(scratch) <= kAttentionScratch);
     }
 
-  private:
+private:
     template <class T>
     T* take(int64_t count) {
         T* taken = reinterpret_cast<T*>(next_);
@@ -55,14 +55,16 @@ struct AttentionMemory {
 
 template <Dtype type>
 class AttentionItem {
-  public:
+public:
     AttentionItem(const AttentionPlan& plan, const ItemPlace& place, void* scratch)
         : plan_(plan), place_(place), geometry_(plan.geometry), queries_(plan, place), memory_(scratch, plan.geometry) {}
 
     void run() {
         const bool alone = queries_.count() <= kTileQueries;
-        if (alone) with_queries(queries_.count(), [&](auto m) { load_queries(decltype(m)::value); });
-        else load_queries(kTileQueries);
+        if (alone)
+            with_queries(queries_.count(), [&](auto m) { load_queries(decltype(m)::value); });
+        else
+            load_queries(kTileQueries);
         __builtin_memset(memory_.values, 0, static_cast<size_t>(queries_.count() * geometry_.value_dim) * sizeof(float));
         for (int i = 0; i < queries_.count(); ++i) {
             memory_.states[i] = {-__builtin_inff(), 0.0f};
@@ -70,21 +72,25 @@ class AttentionItem {
         }
         for (int64_t split = queries_.split_begin(); split < queries_.split_end(); ++split) {
             panels_.list(plan_, place_, split, queries_.oldest(), queries_.newest());
-            if (alone) with_queries(queries_.count(), [&](auto m) { stream_split<decltype(m)::value>(split); });
-            else block_split(split);
+            if (alone)
+                with_queries(queries_.count(), [&](auto m) { stream_split<decltype(m)::value>(split); });
+            else
+                block_split(split);
         }
         if (place_.partials != nullptr) return;
         for (int i = 0; i < queries_.count(); ++i) queries_.write(i, memory_.states[i], row_of(memory_.values, i));
     }
 
-  private:
+private:
     static constexpr Dtype kWide = type == Dtype::int8 ? Dtype::int8 : Dtype::f32;  // of keys, once widened
 
     float* row_of(float* rows, int i) const { return rows + static_cast<int64_t>(i) * geometry_.value_dim; }
 
     void load_queries(int m) {
-        if constexpr (type == Dtype::int8) queries_.load_int8(m, memory_.queries, memory_.query_scales, memory_.corrections);
-        else queries_.load(m, memory_.queries);
+        if constexpr (type == Dtype::int8)
+            queries_.load_int8(m, memory_.queries, memory_.query_scales, memory_.corrections);
+        else
+            queries_.load(m, memory_.queries);
     }
 
     // Scores of tile t of M queries and panels [j, j + N) of the list.
@@ -93,7 +99,8 @@ class AttentionItem {
         const float* q = row_of(memory_.queries, t * M);
         float* scores = memory_.scores + static_cast<int64_t>(t) * M * kScoreStride + j * kLanes;
         if constexpr (keys == Dtype::int8) {
-            const Int8Queries queries{reinterpret_cast<const int32_t*>(q), memory_.query_scales + t * M, memory_.corrections + t * M};
+            const Int8Queries queries{reinterpret_cast<const int32_t*>(q), memory_.query_scales + t * M,
+                                      memory_.corrections + t * M};
             score_panels_int8<M, N>(queries, geometry_.key_dim, panels, ahead, panels_.key_scales + j, scores);
         } else {
             score_panels<keys, M, N>(q, plan_.task.head_dim, panels, ahead, scores);
@@ -169,7 +176,8 @@ class AttentionItem {
         constexpr int M = kTileQueries;
         const uint8_t* panels[kValueChunk];
         for (int j = begin; j < end; ++j) {
-            panels[j - begin] = wide_values(j, memory_.wide_values + static_cast<int64_t>(j - begin) * kLanes * geometry_.value_dim);
+            panels[j - begin] =
+                wide_values(j, memory_.wide_values + static_cast<int64_t>(j - begin) * kLanes * geometry_.value_dim);
         }
         const int64_t row_bytes = static_cast<int64_t>(geometry_.value_dim) * 4;
         for (int t = 0; t < tiles; ++t) {
@@ -243,10 +251,14 @@ inline void attend(const AttentionTask& task, int64_t item, void* scratch) {
     const AttentionPlan plan(task);
     const ItemPlace place = plan.find(item, false);
     switch (task.kv->dtype) {
-        case Dtype::bf16: return AttentionItem<Dtype::bf16>(plan, place, scratch).run();
-        case Dtype::f16: return AttentionItem<Dtype::f16>(plan, place, scratch).run();
-        case Dtype::int8: return AttentionItem<Dtype::int8>(plan, place, scratch).run();
-        default: return AttentionItem<Dtype::f32>(plan, place, scratch).run();
+        case Dtype::bf16:
+            return AttentionItem<Dtype::bf16>(plan, place, scratch).run();
+        case Dtype::f16:
+            return AttentionItem<Dtype::f16>(plan, place, scratch).run();
+        case Dtype::int8:
+            return AttentionItem<Dtype::int8>(plan, place, scratch).run();
+        default:
+            return AttentionItem<Dtype::f32>(plan, place, scratch).run();
     }
 }
 

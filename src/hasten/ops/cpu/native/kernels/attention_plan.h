@@ -15,9 +15,9 @@ constexpr int kItemQueries = 64;
 
 // One row of the step.
 struct RowCut {
-    int64_t queries, tiles;        // of one kv head
+    int64_t queries, tiles;  // of one kv head
     int64_t first_split, splits;
-    int64_t chunks;                // runs of splits, each an item of every tile
+    int64_t chunks;  // runs of splits, each an item of every tile
 };
 
 struct ItemPlace {
@@ -32,9 +32,9 @@ struct ItemPlace {
 struct AttentionPlan {
     const AttentionTask& task;
     KvGeometry geometry;
-    int32_t group;       // query heads of a kv head
-    int64_t chunk = 1;   // splits of an item, at most
-    int64_t partial;     // floats of one partial result: values, maximum, sum
+    int32_t group;      // query heads of a kv head
+    int64_t chunk = 1;  // splits of an item, at most
+    int64_t partial;    // floats of one partial result: values, maximum, sum
 
     explicit AttentionPlan(const AttentionTask& of)
         : task(of), geometry(*of.kv), group(of.heads / of.kv_heads), partial(geometry.value_dim + kLanes) {

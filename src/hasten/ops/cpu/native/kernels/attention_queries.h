@@ -7,7 +7,7 @@
 namespace hasten::HASTEN_ISA {
 
 class ItemQueries {
-  public:
+public:
     ItemQueries(const AttentionPlan& plan, const ItemPlace& place) : plan_(plan), place_(place) {
         first_ = place.tile * kItemQueries;
         const int64_t left = place.cut.queries - first_;
@@ -71,7 +71,7 @@ class ItemQueries {
         for (int64_t k = width; k < task.out.stride; ++k) out[k] = 0.0f;
     }
 
-  private:
+private:
     static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
     static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
     int padded(int m) const { return (count_ + m - 1) / m * m; }

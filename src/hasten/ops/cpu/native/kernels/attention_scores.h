@@ -12,14 +12,20 @@ constexpr int kScoreStride = kSplitPanels * kLanes + kLanes;  // floats from one
 // body(Count<M>) with the smallest M of 1, 2, 4, kTileQueries that is not below `queries`.
 template <class Body>
 inline void with_queries(int queries, const Body& body) {
-    if (queries <= 1) body(Count<1>{});
-    else if (queries <= 2) body(Count<2>{});
-    else if (queries <= 4) body(Count<4>{});
-    else body(Count<kTileQueries>{});
+    if (queries <= 1)
+        body(Count<1>{});
+    else if (queries <= 2)
+        body(Count<2>{});
+    else if (queries <= 4)
+        body(Count<4>{});
+    else
+        body(Count<kTileQueries>{});
 }
 
 // Vectors per query that leave half of the registers for the rest.
-constexpr int vectors_for(int queries, int most) { return kVectorRegisters / 2 / queries < most ? kVectorRegisters / 2 / queries : most; }
+constexpr int vectors_for(int queries, int most) {
+    return kVectorRegisters / 2 / queries < most ? kVectorRegisters / 2 / queries : most;
+}
 
 // Asks for the line that will be read soon. Into the second-level cache, which can wait for more lines at once.
 inline void prefetch_key(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -8,7 +8,7 @@ namespace hasten::HASTEN_ISA {
 // What one query sees: positions [first, end), and of the row's new tokens only those in `tree`, where there is one.
 struct Visible {
     int64_t first, end;
-    int64_t start;    // position of the row's first new token
+    int64_t start;  // position of the row's first new token
     uint64_t tree;
     bool has_tree;
 
@@ -40,7 +40,8 @@ struct PanelPositions {
 };
 
 // scores of panels [begin, end) -> exp(score - greatest), zero where nothing is seen, times the value's scale.
-inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels, float soft_cap) {
+inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels,
+                             float soft_cap) {
     const F16 hidden = broadcast(-__builtin_inff());
     F16 most = hidden;
     for (int j = begin; j < end; ++j) {

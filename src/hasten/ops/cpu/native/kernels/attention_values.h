@@ -9,10 +9,14 @@ constexpr int64_t size_of(Dtype type) { return type == Dtype::f32 ? 4 : type == 
 
 template <Dtype type>
 inline F16 load_value(const uint8_t* p) {
-    if constexpr (type == Dtype::f32) return load(reinterpret_cast<const float*>(p));
-    else if constexpr (type == Dtype::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(p));
-    else if constexpr (type == Dtype::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
-    else return load_s8(reinterpret_cast<const int8_t*>(p));
+    if constexpr (type == Dtype::f32)
+        return load(reinterpret_cast<const float*>(p));
+    else if constexpr (type == Dtype::bf16)
+        return load_bf16(reinterpret_cast<const uint16_t*>(p));
+    else if constexpr (type == Dtype::f16)
+        return load_f16(reinterpret_cast<const uint16_t*>(p));
+    else
+        return load_s8(reinterpret_cast<const int8_t*>(p));
 }
 
 // Panels of values as the kernels below read them. `keys[j]` rows of panel j count; `ahead` is what will be read soon.

@@ -56,9 +56,12 @@ inline void embed_row(const EmbedTask& task, int64_t t) {
     alignas(64) float values[16] = {};
     int32_t i = 0;
     for (; i < matrix.in_features; i += 16) {
-        if (matrix.dtype == Dtype::int8) unpack_int8(matrix, panel_index, panel, lane, i, values);
-        else if (matrix.dtype == Dtype::int4) unpack_int4(matrix, panel_index, panel, lane, i, values);
-        else unpack_plain(matrix, panel, lane, i, values);
+        if (matrix.dtype == Dtype::int8)
+            unpack_int8(matrix, panel_index, panel, lane, i, values);
+        else if (matrix.dtype == Dtype::int4)
+            unpack_int4(matrix, panel_index, panel, lane, i, values);
+        else
+            unpack_plain(matrix, panel, lane, i, values);
         F16 row = load(values);
         if (matrix.in_features - i < 16) row = first(matrix.in_features - i, row, zero());
         store(out + i, task.add ? load(out + i) + row : row);

@@ -53,9 +53,11 @@ inline void finish(const LinearTask& task, const PanelSet& set, int32_t row, int
 // Rows [row, row + rows) of the set's outputs from their sums, tile [rows][set.count][16].
 inline void finish(const LinearTask& task, const PanelSet& set, int32_t row, int32_t rows, const float* tile) {
     if (task.gated) {
-        return task.bias != nullptr ? finish<true, true>(task, set, row, rows, tile) : finish<true, false>(task, set, row, rows, tile);
+        if (task.bias != nullptr) return finish<true, true>(task, set, row, rows, tile);
+        return finish<true, false>(task, set, row, rows, tile);
     }
-    return task.bias != nullptr ? finish<false, true>(task, set, row, rows, tile) : finish<false, false>(task, set, row, rows, tile);
+    if (task.bias != nullptr) return finish<false, true>(task, set, row, rows, tile);
+    return finish<false, false>(task, set, row, rows, tile);
 }
 
 }  // namespace hasten::HASTEN_ISA

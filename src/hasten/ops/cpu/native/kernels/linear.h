@@ -11,11 +11,16 @@ inline void linear(const LinearTask& task) {
     const bool quantized = task.quantized.data != nullptr;
     if (task.rows == 0) return;
     switch (task.matrix->dtype) {
-        case Dtype::f32: return linear_float<WeightsF32, false>(task);
-        case Dtype::bf16: return linear_float<WeightsBf16, false>(task);
-        case Dtype::f16: return linear_float<WeightsF16, false>(task);
-        case Dtype::int8: return quantized ? linear_int8(task) : linear_float<WeightsInt8, false>(task);
-        case Dtype::int4: return quantized ? linear_int4(task) : linear_float<WeightsInt4, true>(task);
+        case Dtype::f32:
+            return linear_float<WeightsF32, false>(task);
+        case Dtype::bf16:
+            return linear_float<WeightsBf16, false>(task);
+        case Dtype::f16:
+            return linear_float<WeightsF16, false>(task);
+        case Dtype::int8:
+            return quantized ? linear_int8(task) : linear_float<WeightsInt8, false>(task);
+        case Dtype::int4:
+            return quantized ? linear_int4(task) : linear_float<WeightsInt4, true>(task);
     }
 }
 

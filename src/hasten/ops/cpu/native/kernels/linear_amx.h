@@ -52,8 +52,8 @@ inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const
         if constexpr (Blocks == 2) _tile_loadd(5, rows + kAmxRows * x_stride + step * depth, x_stride);
         if constexpr (Panels == 2) _tile_loadd(7, weights[1] + line, 64);
         for (int i = 0; i < depth / 4; ++i) {
-            prefetch(weights[0] + line + i * 64 + kAheadBytes);
-            if constexpr (Panels == 2) prefetch(weights[1] + line + i * 64 + kAheadBytes);
+            prefetch(weights[0] + line + i * 64 + kNearBytes);
+            if constexpr (Panels == 2) prefetch(weights[1] + line + i * 64 + kNearBytes);
         }
         if constexpr (Bf16) {
             _tile_dpbf16ps(0, 4, 6);
@@ -112,7 +112,8 @@ inline void tiles_int8(const LinearTask& task) {
 }
 
 // Adds the groups of one run, in ascending order, to tiles [size][set.count][16].
-inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row, int32_t size, int depth, float* tiles) {
+inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row, int32_t size, int depth,
+                           float* tiles) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
     alignas(64) int32_t sums[kAmxBlock * 2 * kLanes];
@@ -182,9 +183,12 @@ inline void linear_tiles(const LinearTask& task) {
     const bool quantized = task.quantized.data != nullptr;
     const bool bf16 = matrix.dtype == Dtype::bf16 && bf16_block(matrix.padded_in) > 0;
     if (task.rows <= kFewRows || !(bf16 || quantized)) return linear(task);
-    if (bf16) tiles_bf16(task);
-    else if (matrix.dtype == Dtype::int8) tiles_int8(task);
-    else tiles_int4(task);
+    if (bf16)
+        tiles_bf16(task);
+    else if (matrix.dtype == Dtype::int8)
+        tiles_int8(task);
+    else
+        tiles_int4(task);
     _tile_release();
 }
 

@@ -66,17 +66,15 @@ template <int R, int P>
     }
 }
 
-// acc[r][p] goes on over lines [begin, end) of P panels; x is at the first of them.
+// acc[r][p] goes on over lines [begin, end) of P panels; x is at the first of them. ahead: null when nothing comes from memory.
 template <class W, int R, int P>
 [[gnu::always_inline]] inline void dot_float(RowCursor<R>& x, const uint8_t* const (&weights)[P], int64_t begin, int64_t end,
-                                             int64_t prefetch_offset, F16 (&acc)[R][P]) {
+                                             const Ahead* ahead, F16 (&acc)[R][P]) {
     for (int64_t line = begin; line < end; ++line) {
         F16 w[P][W::kInputs];
+        if (ahead != nullptr) ahead->fetch<true>(weights, line);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-            prefetch(weights[p] + line * W::kBytes + prefetch_offset);
-            W::expand(weights[p] + line * W::kBytes, w[p]);
-        }
+        for (int p = 0; p < P; ++p) W::expand(weights[p] + line * W::kBytes, w[p]);
 #pragma GCC unroll 8
         for (int j = 0; j < W::kInputs; ++j) {
 #pragma GCC unroll 16
@@ -105,9 +103,7 @@ template <class W, int R, int P>
     const int64_t lines = (task.matrix->in_features + W::kInputs - 1) / W::kInputs;
     F16 acc[R][P];
     clear(acc);
-    for (int part = 0; part < 2; ++part) {
-        dot_float<W>(x, w, part == 0 ? 0 : ahead.turn, part == 0 ? ahead.turn : lines, part == 0 ? ahead.within : ahead.beyond, acc);
-    }
+    dot_float<W>(x, w, 0, lines, &ahead, acc);
     store_tile(acc, tile, tile_stride);
 }
 
@@ -126,7 +122,7 @@ template <class W, int R, int P>
         const int64_t end = begin + matrix.group / W::kInputs < lines ? begin + matrix.group / W::kInputs : lines;
         F16 acc[R][P];
         clear(acc);
-        dot_float<W>(x, w, begin, end, begin < ahead.turn ? ahead.within : ahead.beyond, acc);
+        dot_float<W>(x, w, begin, end, &ahead, acc);
         begin = end;
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
@@ -144,8 +140,10 @@ template <class W, bool Grouped, int R, int P>
     const uint8_t* weights[P];
     for (int p = 0; p < P; ++p) weights[p] = set.data(*task.matrix, i + p);
     float* out = tile + i * kLanes;
-    if constexpr (Grouped) stream_groups<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
-    else stream_float<W, R, P>(task, row, weights, ahead, out, set.count * kLanes);
+    if constexpr (Grouped)
+        stream_groups<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
+    else
+        stream_float<W, R, P>(task, row, weights, ahead, out, set.count * kLanes);
 }
 
 // One set of panels for rows [row, row + R), as many panels at a time as hide the latency of a chain and fit the registers.
@@ -159,11 +157,13 @@ template <class W, bool Grouped, int R>
     finish(task, set, row, R, tile);
 }
 
-// Many rows: a stretch of a set's panels is widened once to floats in scratch, then meets all rows.
-constexpr int64_t kWideInputs = 2048;                                   // of a panel at a time; a multiple of every group
-constexpr int64_t kWideBytes = 4 * kWideInputs * kLanes * sizeof(float);
-constexpr int32_t kTileStoreRows = 1024;                                // whose sums wait in scratch between stretches
-static_assert(kWideBytes + kTileStoreRows * 4 * kLanes * sizeof(float) <= kLinearScratch);
+// Many rows: a stretch of a few sets' panels is widened to floats in scratch and meets all rows, whose part of the stretch
+// stays in the second cache meanwhile.
+constexpr int64_t kWideInputs = 512;  // of a stretch; a multiple of every group
+constexpr int64_t kWideFloats = 4 * kWideInputs * kLanes;
+constexpr int32_t kTileStoreRows = 512;  // whose sums wait in scratch between stretches
+constexpr int kGang = 4;                 // sets that share a stretch, of two panels at most
+static_assert((kWideFloats + kTileStoreRows * kGang * 2 * kLanes) * sizeof(float) <= kLinearScratch);
 
 // A stretch of inputs of a set's panels in its wide form.
 struct Run {
@@ -189,7 +189,7 @@ template <int R, int P>
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     F16 acc[R][P];
     load_tile(acc, tile, tile_stride);
-    dot_float<WeightsF32>(x, w, 0, inputs, 0, acc);
+    dot_float<WeightsF32>(x, w, 0, inputs, nullptr, acc);
     store_tile(acc, tile, tile_stride);
 }
 
@@ -241,23 +241,38 @@ inline Run wide_run(const Matrix& matrix, const PanelSet& set, int64_t k, float*
     return run;
 }
 
+// Rows [first_row, first_row + rows) of a few sets.
 template <class W, bool Grouped>
-inline void block_float(const LinearTask& task, const PanelSet& set, int32_t first_row, int32_t rows) {
+inline void block_float(const LinearTask& task, const PanelSet* sets, int count, int32_t first_row, int32_t rows) {
     float* wide = static_cast<float*>(task.scratch);
-    float* tiles = wide + kWideBytes / static_cast<int64_t>(sizeof(float));
-    memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
+    float* tiles = wide + kWideFloats;
+    const int64_t set_floats = int64_t{rows} * sets[0].count * kLanes;
+    memset(tiles, 0, static_cast<size_t>(set_floats * count) * sizeof(float));
     for (int64_t k = 0; k < task.matrix->in_features; k += kWideInputs) {
-        const Run run = wide_run<W>(*task.matrix, set, k, wide);
-        for_each_row_block(rows, kTileRows, [&](int32_t row, int32_t size) {
-            const float* x = task.x.data + (first_row + row) * task.x.stride + k;
-            float* tile = tiles + row * set.count * kLanes;
-            with_count<kTileRows>(size, [&](auto n) {
-                if constexpr (Grouped) add_wide_groups<decltype(n)::value>(task, set, run, x, tile);
-                else add_wide_set<decltype(n)::value>(x, task.x.stride, run.weights, set.count, run.inputs, tile);
+        for (int i = 0; i < count; ++i) {
+            const PanelSet& set = sets[i];
+            const Run run = wide_run<W>(*task.matrix, set, k, wide);
+            for_each_row_block(rows, kTileRows, [&](int32_t row, int32_t size) {
+                const float* x = task.x.data + (first_row + row) * task.x.stride + k;
+                float* tile = tiles + i * set_floats + row * set.count * kLanes;
+                with_count<kTileRows>(size, [&](auto n) {
+                    if constexpr (Grouped)
+                        add_wide_groups<decltype(n)::value>(task, set, run, x, tile);
+                    else
+                        add_wide_set<decltype(n)::value>(x, task.x.stride, run.weights, set.count, run.inputs, tile);
+                });
             });
-        });
+        }
     }
-    finish(task, set, first_row, rows, tiles);
+    for (int i = 0; i < count; ++i) finish(task, sets[i], first_row, rows, tiles + i * set_floats);
+}
+
+// All rows of the sets gathered so far.
+template <class W, bool Grouped>
+inline void block_float(const LinearTask& task, const PanelSet* sets, int count) {
+    for (int32_t row = 0; row < task.rows && count > 0; row += kTileStoreRows) {
+        block_float<W, Grouped>(task, sets, count, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
+    }
 }
 
 template <class W, bool Grouped>
@@ -270,11 +285,16 @@ inline void linear_float(const LinearTask& task) {
         });
         return;
     }
+    PanelSet sets[kGang];
+    int gathered = 0;
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
-        for (int32_t row = 0; row < task.rows; row += kTileStoreRows) {
-            block_float<W, Grouped>(task, set, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
+        if (gathered == kGang || (gathered > 0 && sets[0].count != set.count)) {
+            block_float<W, Grouped>(task, sets, gathered);
+            gathered = 0;
         }
+        sets[gathered++] = set;
     });
+    block_float<W, Grouped>(task, sets, gathered);
 }
 
 }  // namespace hasten::HASTEN_ISA

@@ -16,8 +16,8 @@ namespace hasten::HASTEN_ISA {
 
 // Few rows: tile[R][P][16] of P panels at `weights`, nibbles taken apart in registers.
 template <int R, int P>
-[[gnu::noinline]] void stream_int4(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights, Ahead ahead,
-                                   float* tile, int64_t tile_stride) {
+[[gnu::noinline]] void stream_int4(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights,
+                                   Ahead ahead, float* tile, int64_t tile_stride) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
     RowCursor<R> x(q.data + row * q.stride, q.stride);
@@ -32,7 +32,6 @@ template <int R, int P>
     const int64_t lines = (matrix.in_features + 7) / 8;
     for (int64_t begin = 0, group = 0; begin < lines; ++group) {
         const int64_t end = begin + matrix.group / 8 < lines ? begin + matrix.group / 8 : lines;
-        const int64_t offset = begin < ahead.turn ? ahead.within : ahead.beyond;
         I16 acc[R][P];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -42,11 +41,9 @@ template <int R, int P>
         }
         for (int64_t line = begin; line < end; ++line) {
             I16 u[P][2];
+            ahead.fetch<false>(w, line);
 #pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) {
-                prefetch(w[p] + line * 64 + offset);
-                unpack_nibbles(w[p] + line * 64, u[p]);
-            }
+            for (int p = 0; p < P; ++p) unpack_nibbles(w[p] + line * 64, u[p]);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const I16 s_low = ibroadcast(load_quad(x.at(r))), s_high = ibroadcast(load_quad(x.at(r) + 4));
@@ -88,7 +85,8 @@ template <int R>
 }
 
 // Many rows: nibbles become bytes once, in scratch.
-constexpr int64_t kByteInputs = 8192;
+constexpr int64_t kByteInputs = 8192;  // of a panel at a time; a multiple of every group
+constexpr int64_t kByteBytes = 2 * kByteInputs * kLanes;
 
 inline void unpack_lines(const uint8_t* lines, int64_t inputs, uint8_t* out) {
     for (int64_t k = 0; k < inputs; k += 8, lines += 64, out += 128) {
@@ -117,10 +115,10 @@ inline void add_group(const LinearTask& task, const PanelSet& set, int64_t group
 // [rows][set.count][16], then finishes the rows.
 template <class Body>
 [[gnu::always_inline]] inline void for_each_wide_block(const LinearTask& task, const PanelSet& set, Body body) {
-    static_assert(4 * kByteInputs * kLanes <= kWideBytes);
+    static_assert(kByteBytes + kTileStoreRows * 2 * kLanes * sizeof(float) <= kLinearScratch);
     const Matrix& matrix = *task.matrix;
     uint8_t* bytes = static_cast<uint8_t*>(task.scratch);
-    float* tiles = reinterpret_cast<float*>(bytes + kWideBytes);
+    float* tiles = reinterpret_cast<float*>(bytes + kByteBytes);
     for (int32_t first = 0; first < task.rows; first += kTileStoreRows) {
         const int32_t rows = task.rows - first < kTileStoreRows ? task.rows - first : kTileStoreRows;
         memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
@@ -141,7 +139,8 @@ template <class Body>
 
 // One run for R rows: each group's sums as in the int8 form, then added to the tiles.
 template <int R>
-[[gnu::always_inline]] inline void add_int4_run(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row, float* tiles) {
+[[gnu::always_inline]] inline void add_int4_run(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row,
+                                                float* tiles) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
     alignas(64) int32_t sums[R * 4 * kLanes];
@@ -149,8 +148,8 @@ template <int R>
         const int64_t lines = ((run.inputs - k < matrix.group ? run.inputs - k : matrix.group) + 3) / 4;
         const uint8_t* weights[4];
         for (int i = 0; i < set.count; ++i) weights[i] = run.weights[i] + k * kLanes;
-        dot_bytes_of_set<R, kTilePanels>(q.data + row * q.stride + run.input + k, q.stride, weights, set.count, lines, Ahead(lines, 64, 0),
-                                         sums);
+        const int8_t* x = q.data + row * q.stride + run.input + k;
+        dot_bytes_of_set<R, kTilePanels>(x, q.stride, weights, set.count, lines, Ahead(lines, 64, 0), sums);
         add_group(task, set, (run.input + k) / matrix.group, row, R, sums, tiles);
     }
 }

@@ -32,25 +32,18 @@ template <int R, int P>
     }
     const uint8_t* w[P];
     for (int p = 0; p < P; ++p) w[p] = weights[p];
-    int64_t line = 0;
-    for (int part = 0; part < 2; ++part) {
-        const int64_t end = part == 0 ? ahead.turn : lines;
-        const int64_t offset = part == 0 ? ahead.within : ahead.beyond;
-        for (; line < end; ++line) {
-            I16 u[P];
+    for (int64_t line = 0; line < lines; ++line) {
+        I16 u[P];
+        ahead.fetch<false>(w, line);
 #pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) {
-                prefetch(w[p] + line * 64 + offset);
-                u[p] = iload(w[p] + line * 64);
-            }
+        for (int p = 0; p < P; ++p) u[p] = iload(w[p] + line * 64);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const I16 s = ibroadcast(load_quad(x.at(r)));
+        for (int r = 0; r < R; ++r) {
+            const I16 s = ibroadcast(load_quad(x.at(r)));
 #pragma GCC unroll 4
-                for (int p = 0; p < P; ++p) acc[r][p] = dot4(acc[r][p], u[p], s);
-            }
-            x.advance(4);
+            for (int p = 0; p < P; ++p) acc[r][p] = dot4(acc[r][p], u[p], s);
         }
+        x.advance(4);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {

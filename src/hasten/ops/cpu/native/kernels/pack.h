@@ -7,8 +7,8 @@
 
 namespace hasten::HASTEN_ISA {
 
-constexpr int kPackColumns = 256;     // columns that are widened at a time; a multiple of every group and padding
-constexpr float kTinyWeight = 1e-30f; // rows and groups below are stored as zeros: their scales would not be normal numbers
+constexpr int kPackColumns = 256;      // columns that are widened at a time; a multiple of every group and padding
+constexpr float kTinyWeight = 1e-30f;  // rows and groups below are stored as zeros: their scales would not be normal numbers
 
 // One output feature on its way into its panel. source null: a row of zeros.
 struct PackRow {
@@ -80,7 +80,8 @@ inline void scatter_lines(const PackRow& row, int64_t line, const void* units, i
 }
 
 inline void pack_f32(const PackRow& row) {
-    for_each_stretch(row, [&](int64_t begin, int64_t columns, const float* values) { scatter_lines(row, begin, values, columns, 0); });
+    for_each_stretch(row,
+                     [&](int64_t begin, int64_t columns, const float* values) { scatter_lines(row, begin, values, columns, 0); });
 }
 
 inline void pack_f16(const PackRow& row) {
@@ -195,11 +196,16 @@ inline void pack_int4(const PackRow& row) {
 
 inline void pack_row(const PackRow& row) {
     switch (row.matrix.dtype) {
-        case Dtype::f32: return pack_f32(row);
-        case Dtype::f16: return pack_f16(row);
-        case Dtype::bf16: return pack_bf16(row);
-        case Dtype::int8: return pack_int8(row);
-        case Dtype::int4: return pack_int4(row);
+        case Dtype::f32:
+            return pack_f32(row);
+        case Dtype::f16:
+            return pack_f16(row);
+        case Dtype::bf16:
+            return pack_bf16(row);
+        case Dtype::int8:
+            return pack_int8(row);
+        case Dtype::int4:
+            return pack_int4(row);
     }
 }
 

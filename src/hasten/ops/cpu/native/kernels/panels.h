@@ -1,8 +1,8 @@
 // How a matrix product walks over panels and rows, shared by all its forms.
 #pragma once
 
-#include "../simd/count.h"
 #include <cassert>
+#include "../simd/count.h"
 
 #include "../kernels.h"
 
@@ -14,8 +14,9 @@ constexpr int kTilePanels = kVectorRegisters == 32 ? 2 : 1;
 constexpr int kTileRows = kVectorRegisters == 32 ? 14 : 6;
 constexpr int kByteTileRows = kVectorRegisters == 32 ? kTileRows : 4;  // of int8: AVX2 has no single instruction for dot4
 constexpr int kStreamRows = kVectorRegisters == 32 ? 8 : 4;            // of the forms for few rows
-constexpr int kFewRows = 8;           // up to here weights are streamed once, straight from memory
-constexpr int64_t kAheadBytes = 2048; // a software prefetch runs this far before the load
+constexpr int kFewRows = 8;                                            // up to here weights are streamed once, straight from memory
+constexpr int64_t kNearBytes = 2048;                                   // how far software prefetches run before the loads
+constexpr int64_t kFarBytes = 8192;
 
 // Panels that are worked on together. Gated: the first half of them from the first half of the matrix, and their partners.
 struct PanelSet {
@@ -67,17 +68,34 @@ template <int Most, class Body>
     body(Count<Most>{});
 }
 
-// Where to prefetch while a panel of `lines` lines is read: the same panel further on, near its end the next one.
+// Software prefetch along panels of `lines` lines: the same panel further on, near its end the next one. Twice, as one alone
+// leaves a sixth of the memory's speed unused: far ahead into the second cache, then near into the first.
 struct Ahead {
-    int64_t turn;    // lines from here on prefetch for the next panel
-    int64_t within;  // bytes from a line to what it prefetches
-    int64_t beyond;
+    struct Reach {
+        int64_t turn, within, beyond;  // lines below `turn` prefetch at +within bytes, the others at +beyond
 
-    Ahead(int64_t lines, int64_t line_bytes, int64_t next_bytes) {
-        const int64_t distance = kAheadBytes / line_bytes < lines ? kAheadBytes / line_bytes : lines;
-        turn = lines - distance;
-        within = distance * line_bytes;
-        beyond = next_bytes - turn * line_bytes;
+        Reach(int64_t bytes, int64_t lines, int64_t line_bytes, int64_t next_bytes) {
+            const int64_t distance = bytes / line_bytes < lines ? bytes / line_bytes : lines;
+            turn = lines - distance;
+            within = distance * line_bytes;
+            beyond = next_bytes - turn * line_bytes;
+        }
+        int64_t offset(int64_t line) const { return line < turn ? within : beyond; }
+    };
+    Reach near, far;
+    int64_t line_bytes;
+
+    Ahead(int64_t lines, int64_t bytes, int64_t next_bytes)
+        : near(kNearBytes, lines, bytes, next_bytes), far(kFarBytes, lines, bytes, next_bytes), line_bytes(bytes) {}
+
+    template <bool Far, int P>
+    [[gnu::always_inline]] void fetch(const uint8_t* const (&panels)[P], int64_t line) const {
+        const int64_t at = line * line_bytes + near.offset(line), far_at = line * line_bytes + far.offset(line);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+            _mm_prefetch(reinterpret_cast<const char*>(panels[p] + at), _MM_HINT_T0);
+            if constexpr (Far) _mm_prefetch(reinterpret_cast<const char*>(panels[p] + far_at), _MM_HINT_T1);
+        }
     }
 };
 
@@ -96,11 +114,16 @@ struct RowCursor {
     [[gnu::always_inline]] const char* at(int row) const {
         const char* base = bases[row / 5];
         switch (row % 5) {
-            case 0: return base;
-            case 1: return base + stride;
-            case 2: return base + 2 * stride;
-            case 3: return base + triple;
-            default: return base + 4 * stride;
+            case 0:
+                return base;
+            case 1:
+                return base + stride;
+            case 2:
+                return base + 2 * stride;
+            case 3:
+                return base + triple;
+            default:
+                return base + 4 * stride;
         }
     }
     [[gnu::always_inline]] void advance(int64_t bytes) {

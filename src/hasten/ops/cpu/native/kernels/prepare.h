@@ -90,9 +90,25 @@ inline void write_value(const KvLayer& kv, const KvGeometry& geometry, KvPlace p
     }
     for (int32_t i = 0; i < kv.head_dim; i += 16) {
         const F16 x = load_first(value + i, kv.head_dim - i < 16 ? kv.head_dim - i : 16);
-        if (kv.dtype == Dtype::f32) store(reinterpret_cast<float*>(row) + i, x);
-        else if (kv.dtype == Dtype::bf16) store_bf16(reinterpret_cast<uint16_t*>(row) + i, x);
-        else store_f16(reinterpret_cast<uint16_t*>(row) + i, x);
+        if (kv.dtype == Dtype::f32)
+            store(reinterpret_cast<float*>(row) + i, x);
+        else if (kv.dtype == Dtype::bf16)
+            store_bf16(reinterpret_cast<uint16_t*>(row) + i, x);
+        else
+            store_f16(reinterpret_cast<uint16_t*>(row) + i, x);
+    }
+}
+
+// Asks for the lines that the token's keys and values will be written to. A key is spread over all lines of its panels, and stores
+// that miss wait for memory one after the other; asked for beforehand, the lines arrive together.
+inline void fetch_places(const KvLayer& kv, const KvGeometry& geometry, int64_t block, int64_t slot) {
+    const int64_t row_bytes = geometry.value_bytes / kLanes;
+    for (int32_t h = 0; h < kv.kv_heads; ++h) {
+        const int64_t panel = (block * kv.kv_heads + h) * geometry.panels + slot / kLanes;
+        const uint8_t* keys = kv.keys + panel * geometry.key_bytes;
+        const uint8_t* values = kv.values + panel * geometry.value_bytes + slot % kLanes * row_bytes;
+        for (int64_t i = 0; i < geometry.key_bytes; i += 64) __builtin_prefetch(keys + i, 1);
+        for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(values + i, 1);
     }
 }
 
@@ -101,6 +117,8 @@ inline void prepare_token(const PrepareTask& task, const KvGeometry& geometry, i
     const KvLayer& kv = *task.kv;
     float* row = task.qkv.data + t * task.qkv.stride;
     const float* table = task.rotary != nullptr ? task.rotary + t * dim : nullptr;
+    const int64_t block = task.slots[t] / kv.slots, slot = task.slots[t] % kv.slots;
+    if (t == task.begin || slot % kLanes == 0 || task.slots[t] != task.slots[t - 1] + 1) fetch_places(kv, geometry, block, slot);
     for (int32_t h = 0; h < task.heads + task.kv_heads; ++h) {
         float* head = row + static_cast<int64_t>(h) * dim;
         const bool query = h < task.heads;
@@ -109,7 +127,6 @@ inline void prepare_token(const PrepareTask& task, const KvGeometry& geometry, i
         }
         if (table != nullptr) rotate_head(head, dim, table);
     }
-    const int64_t block = task.slots[t] / kv.slots, slot = task.slots[t] % kv.slots;
     for (int32_t h = 0; h < task.kv_heads; ++h) {
         const KvPlace place{(block * kv.kv_heads + h) * geometry.panels + slot / kLanes, static_cast<int>(slot % kLanes)};
         const float* key = row + static_cast<int64_t>(task.heads + h) * dim;

@@ -80,8 +80,10 @@ inline void select_keys(uint64_t* keys, int64_t count, int64_t k) {
     while (end - begin > 1) {
         const int64_t middle = partition_keys(keys, begin, end, state);
         if (middle == k - 1) return;
-        if (middle < k - 1) begin = middle + 1;
-        else end = middle;
+        if (middle < k - 1)
+            begin = middle + 1;
+        else
+            end = middle;
     }
 }
 
@@ -111,8 +113,8 @@ struct Candidates {
     const float* values;
     int64_t k, capacity;
     int64_t held = 0;
-    uint64_t least = 0;   // key of the k-th greatest; meaningful once `full`
-    float threshold = 0;  // its value; only what is greater can still come in
+    uint64_t least = 0;             // key of the k-th greatest; meaningful once `full`
+    float threshold = 0;            // its value; only what is greater can still come in
     bool full = false, any = true;  // any: the k-th is a NaN, so that every number comes in
 
     void cut() {

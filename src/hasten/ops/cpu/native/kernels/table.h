@@ -17,9 +17,22 @@ namespace hasten::HASTEN_ISA {
 
 inline Kernels make_table(const char* name) {
     return Kernels{
-        name,   pack,           linear,  norm,        activate, embed,
-        rotary, prepare,        attention_items, attend, merge_items, merge,
-        attention_partials, argmax,  top_k,   log_sum_exp,
+        name,
+        pack,
+        linear,
+        norm,
+        activate,
+        embed,
+        rotary,
+        prepare,
+        attention_items,
+        attend,
+        merge_items,
+        merge,
+        attention_partials,
+        argmax,
+        top_k,
+        log_sum_exp,
     };
 }
 

@@ -56,7 +56,8 @@ inline void dot_signed_unsigned(Tile& c, const Tile& a, const Tile& b) {
             uint32_t sum;
             memcpy(&sum, c.data[m] + 4 * n, 4);
             for (int k = 0; k < a.row_bytes; ++k) {
-                sum += static_cast<uint32_t>(static_cast<int8_t>(a.data[m][k]) * static_cast<int32_t>(b.data[k / 4][4 * n + k % 4]));
+                const int32_t weight = b.data[k / 4][4 * n + k % 4];
+                sum += static_cast<uint32_t>(static_cast<int8_t>(a.data[m][k]) * weight);
             }
             memcpy(c.data[m] + 4 * n, &sum, 4);
         }
@@ -83,7 +84,8 @@ inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
             float chains[2] = {0.0f, 0.0f};
             for (int k = 0; k < a.row_bytes / 4; ++k) {
                 for (int i = 0; i < 2; ++i) {
-                    chains[i] = flush(__builtin_fmaf(bf16_at(a.data[m] + 4 * k + 2 * i), bf16_at(b.data[k] + 4 * n + 2 * i), chains[i]));
+                    const float left = bf16_at(a.data[m] + 4 * k + 2 * i), right = bf16_at(b.data[k] + 4 * n + 2 * i);
+                    chains[i] = flush(__builtin_fmaf(left, right, chains[i]));
                 }
             }
             float sum;
@@ -103,12 +105,11 @@ inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
 #undef _tile_stored
 #undef _tile_dpbsud
 #undef _tile_dpbf16ps
+#define HASTEN_TILE(t) hasten::amx_emulation::tiles[t]
 #define _tile_loadconfig(config) hasten::amx_emulation::configure(config)
 #define _tile_release() hasten::amx_emulation::release()
-#define _tile_zero(t) hasten::amx_emulation::clear(hasten::amx_emulation::tiles[t])
-#define _tile_loadd(t, base, stride) hasten::amx_emulation::load(hasten::amx_emulation::tiles[t], base, stride)
-#define _tile_stored(t, base, stride) hasten::amx_emulation::save(hasten::amx_emulation::tiles[t], base, stride)
-#define _tile_dpbsud(c, a, b) \
-    hasten::amx_emulation::dot_signed_unsigned(hasten::amx_emulation::tiles[c], hasten::amx_emulation::tiles[a], hasten::amx_emulation::tiles[b])
-#define _tile_dpbf16ps(c, a, b) \
-    hasten::amx_emulation::dot_bf16(hasten::amx_emulation::tiles[c], hasten::amx_emulation::tiles[a], hasten::amx_emulation::tiles[b])
+#define _tile_zero(t) hasten::amx_emulation::clear(HASTEN_TILE(t))
+#define _tile_loadd(t, base, stride) hasten::amx_emulation::load(HASTEN_TILE(t), base, stride)
+#define _tile_stored(t, base, stride) hasten::amx_emulation::save(HASTEN_TILE(t), base, stride)
+#define _tile_dpbsud(c, a, b) hasten::amx_emulation::dot_signed_unsigned(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))
+#define _tile_dpbf16ps(c, a, b) hasten::amx_emulation::dot_bf16(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))

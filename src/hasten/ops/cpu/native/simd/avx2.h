@@ -186,7 +186,8 @@ inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_p
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact: the even and the odd bytes are
 // widened to 16 bits first, since the sum of two such products does not fit there.
 inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const __m256i even_s = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), even_s);
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }

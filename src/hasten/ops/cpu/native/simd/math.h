@@ -110,10 +110,14 @@ inline F16 gelu_tanh(F16 x) {
 
 inline F16 activation(Activation kind, F16 x) {
     switch (kind) {
-        case Activation::silu: return silu(x);
-        case Activation::gelu: return gelu(x);
-        case Activation::gelu_tanh: return gelu_tanh(x);
-        case Activation::none: break;
+        case Activation::silu:
+            return silu(x);
+        case Activation::gelu:
+            return gelu(x);
+        case Activation::gelu_tanh:
+            return gelu_tanh(x);
+        case Activation::none:
+            break;
     }
     return x;
 }
