@@ -39,10 +39,10 @@ class Hasten:
 
     def touch(self, room: int) -> None:
         """Every KV block is written once before the clock runs, as in engines that clear theirs when they start."""
-        prompt = [1] * (room - 2)
-        for _ in range(-(-self.llm.describe()["kv_tokens"] // len(prompt))):
-            self.llm.generate({"prompt_token_ids": prompt}, params(1), use_tqdm=False)
-            self.llm.reset_prefix_cache()
+        length = room - 2
+        for i in range(-(-self.llm.describe()["kv_tokens"] // length)):
+            # Different prompts: the prefix cache keeps each until the pool is full, so each takes blocks of its own.
+            self.llm.generate({"prompt_token_ids": [i + 1] * length}, params(1), use_tqdm=False)
 
     def start(self, prompts: list[Ids], tokens: int) -> Ids:
         self.streams.clear()  # a stream that nobody holds ends its request
