@@ -19,7 +19,8 @@ from hasten.engine.fit import fit_kv
 from hasten.engine.groups import kv_groups
 from hasten.engine.intake import Intake
 from hasten.engine.options import EngineOptions
-from hasten.engine.progress import loading_bar
+from hasten.engine.phases import Phases
+from hasten.engine.progress import loading_bar, tell
 from hasten.engine.tokenizer import TextTokenizer
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
@@ -37,11 +38,14 @@ class Assembly:
 def assemble(model: str, options: EngineOptions) -> Assembly:
     """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
     folder = resolve(model, options.revision, quiet=not options.show_progress)
-    backend = choose_backend(options)
-    with loading_bar(model, visible=options.show_progress) as progress:
+    phases = Phases()
+    with phases.phase("kernels"):
+        backend = choose_backend(options)
+    with phases.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         loaded = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
     spec = loaded.spec
-    tokenizer = TextTokenizer.load(folder, spec.vocab_size)
+    with phases.phase("tokenizer"):
+        tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     groups = kv_groups(spec)
     fit = fit_kv(
         groups,
@@ -53,9 +57,10 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         max_step=options.max_num_batched_tokens,
         kv_cache_memory=options.kv_cache_memory,
     )
-    runner = backend.runner(
-        loaded.decoder, groups, fit.num_blocks, options.block_size, loaded.dtype, options.max_num_batched_tokens
-    )
+    with phases.phase("program"):
+        runner = backend.runner(
+            loaded.decoder, groups, fit.num_blocks, options.block_size, loaded.dtype, options.max_num_batched_tokens
+        )
     space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
     scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
 
@@ -87,7 +92,9 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         "kv_bytes": fit.kv_bytes,
         "batching": options.batching,
         "prefix_caching": options.prefix_caching,
+        "load_seconds": phases.seconds,
     }
+    tell(f"loaded {model} in {phases}", visible=options.show_progress)
     return Assembly(engine, intake, tokenizer, description)
 
 

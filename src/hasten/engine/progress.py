@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,12 @@ def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], N
             bar.update(done - bar.n)
 
         yield advance
+
+
+def tell(text: str, *, visible: bool) -> None:
+    """One line, where a bar would be seen."""
+    if visible and sys.stderr.isatty():
+        sys.stderr.write(text + "\n")
 
 
 @contextmanager
