@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+CPP := $(shell find src tests benchmarks -name '*.cpp' -o -name '*.h')
 NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/ops/cpu/native -name '*.cpp' -o -name '*.h')
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
@@ -37,6 +38,7 @@ lint: $(VENV)/installed-dev
 	@echo "format, lint, import layers"
 	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format' to format these files."; exit 1; }
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/clang-format --dry-run --Werror $(CPP) || { echo "Run 'make format' to format these files."; exit 1; }
 	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 types: $(VENV)/installed-dev
@@ -45,6 +47,7 @@ types: $(VENV)/installed-dev
 
 format: $(VENV)/installed-dev
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
 	@$(BIN)/ruff check --fix .
 
 docs: $(VENV)/installed-dev
