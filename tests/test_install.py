@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +34,12 @@ def test_without_a_compiler_it_installs_and_computes_with_pytorch(tmp_path: Path
     settings = [f"--config-settings=build-dir={tmp_path / 'build'}"]
     built = subprocess.run([*install, *settings, str(ROOT)], env=broken, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HASTEN_CPU_ISA")}
+    clean = {name: value for name, value in os.environ.items() if name != "HASTEN_CPU_ISA"}
+    # Without site (-S), so that an editable install beside it is not found; PyTorch is, through the path.
+    path = os.pathsep.join((str(tmp_path / "site"), sysconfig.get_path("purelib")))
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**clean, "PYTHONPATH": str(tmp_path / "site")},
+        [sys.executable, "-S", "-c", PROGRAM],
+        env={**clean, "PYTHONPATH": path},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -30,7 +30,7 @@ class Hasten:
             threads=setup.threads,
             max_model_len=setup.room,
             max_num_seqs=setup.sequences,
-            kv_cache_memory="1536MiB",
+            kv_cache_memory="1536MiB" if setup.sequences > 8 else "768MiB",
             **quantised,
             **cache,
         )

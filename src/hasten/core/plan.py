@@ -60,7 +60,6 @@ class StepPlan:
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
     # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_ids``.
-    # Valid until the runner's next step.
     logits: torch.Tensor
 
 

@@ -12,10 +12,11 @@ from hasten.checkpoints.hub import resolve
 from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.engine.backends.base import Backend
 from hasten.engine.backends.choose import choose_backend
 from hasten.engine.detokenizer import Detokenizer
 from hasten.engine.engine import Engine
-from hasten.engine.fit import fit_kv
+from hasten.engine.fit import Fit, fit_kv
 from hasten.engine.groups import kv_groups
 from hasten.engine.intake import Intake
 from hasten.engine.options import EngineOptions
@@ -79,11 +80,16 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         seeds=random.Random(options.seed),
         takes_priority=options.ordering == "priority",
     )
-    description = {
-        "model": model,
-        "folder": str(folder),
-        "family": spec.family,
-        "vocab_size": spec.vocab_size,
+    tell(f"loaded {model} in {phases}", visible=options.show_progress)
+    description = {"model": model, **_describe(loaded, backend, fit, options), "load_seconds": phases.seconds}
+    return Assembly(engine, intake, tokenizer, description)
+
+
+def _describe(loaded: LoadedModel, backend: Backend, fit: Fit, options: EngineOptions) -> dict[str, Any]:
+    return {
+        "folder": str(loaded.folder),
+        "family": loaded.spec.family,
+        "vocab_size": loaded.spec.vocab_size,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         **backend.describe(loaded.decoder),
         "max_model_len": fit.max_model_len,
@@ -92,10 +98,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         "kv_bytes": fit.kv_bytes,
         "batching": options.batching,
         "prefix_caching": options.prefix_caching,
-        "load_seconds": phases.seconds,
     }
-    tell(f"loaded {model} in {phases}", visible=options.show_progress)
-    return Assembly(engine, intake, tokenizer, description)
 
 
 def eos_token_ids(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[int, ...]:

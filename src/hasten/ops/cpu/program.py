@@ -82,7 +82,6 @@ class Program:
         self._buffers: dict[tuple[str, int, bool, int], Buffer] = {}
         self.num_layers = 0
         self._padded_vocabulary = 0
-        self._logits = torch.empty(0, 0)  # kept, since fresh memory of this size costs a page fault per 1,024 logits
         self.vocab_size = 0
 
     def rows(self, name: str, width: int) -> Buffer:
@@ -195,13 +194,8 @@ class Program:
         return torch.frombuffer(memory, dtype=torch.float32).view(self.max_tokens, stride.value)[:, : buffer.width]
 
     def run(self, step: StepArguments, num_logits: int) -> Tensor:
-        """One step; fills in where the logits go and returns them [R, V], float32, valid until the next run.
-
-        Raises ``MemoryError``.
-        """
-        if len(self._logits) < num_logits:
-            self._logits = torch.empty(num_logits, self._padded_vocabulary)
-        logits = self._logits[:num_logits]
+        """One step; fills in where the logits go and returns them [R, V], float32. Raises ``MemoryError``."""
+        logits = torch.empty(num_logits, self._padded_vocabulary)
         step.num_logits = num_logits
         step.logits, step.logits_stride = logits.data_ptr(), self._padded_vocabulary
         if self._library.program_run(self._handle, ctypes.byref(step)):

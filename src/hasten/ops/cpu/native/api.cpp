@@ -51,7 +51,7 @@ void share(hasten_cpu* cpu, int64_t count, Body body) {
     cpu->threads.run(
         [](void* raw, int thread) {
             auto* given = static_cast<Context*>(raw);
-            given->cpu->threads.share(given->count, [&](int64_t item) { (*given->body)(item, thread); });
+            given->cpu->threads.share(given->count, [&](int64_t item) { (*given->body)(item, thread); }, [] {});
         },
         &context);
 }

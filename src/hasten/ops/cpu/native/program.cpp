@@ -73,11 +73,21 @@ bool Program::run(const hasten_step& plan) {
 
 void Program::run_range(Range range, int thread) {
     const Worker worker{thread, scratch_[static_cast<size_t>(thread)]};
-    for (size_t i = range.begin; i < range.end; ++i) {
+    for (size_t i = range.begin; i < range.end;) {
         const Instruction& instruction = *instructions_[i];
         const int64_t items = instruction.items(step_);
-        if (items == 0) continue;
-        threads_.share(items, [&](int64_t item) { instruction.run(step_, item, worker); });
+        const size_t next = i + 1;
+        size_t shared = next;  // the next instruction that is worth sharing
+        while (shared < range.end && instructions_[shared]->items(step_) <= 1) ++shared;
+        // What lies between is run by whoever finishes last, while the others wait anyway: a barrier less for each.
+        threads_.share(
+            items, [&](int64_t item) { instruction.run(step_, item, worker); },
+            [&] {
+                for (size_t j = next; j < shared; ++j) {
+                    if (instructions_[j]->items(step_) == 1) instructions_[j]->run(step_, 0, worker);
+                }
+            });
+        i = shared;
     }
 }
 

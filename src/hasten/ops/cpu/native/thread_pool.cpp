@@ -80,7 +80,7 @@ void ThreadPool::start() {
                 state->work.wait_beyond(seen);
                 if (state->ending) return;
                 state->job(state->context, thread);
-                barrier();
+                barrier([] {});
             }
         });
     }
@@ -93,20 +93,20 @@ void ThreadPool::run(Job job, void* context) {
     state_->context = context;
     if (threads_ > 1) state_->work.advance();
     job(context, 0);
-    barrier();
+    barrier([] {});
 }
 
-void ThreadPool::barrier() {
-    State& state = *state_;
-    const uint32_t phase = state.arrived.value();
-    if (state.missing.fetch_sub(1) == 1) {
-        state.missing.store(threads_);
-        state.next[(phase + 1) % 2].store(0);
-        state.arrived.advance();
-        return;
-    }
-    state.arrived.wait_beyond(phase);
+uint32_t ThreadPool::current_phase() const { return state_->arrived.value(); }
+
+bool ThreadPool::arrive() { return state_->missing.fetch_sub(1) == 1; }
+
+void ThreadPool::open(uint32_t phase) {
+    state_->missing.store(threads_);
+    state_->next[(phase + 1) % 2].store(0);
+    state_->arrived.advance();
 }
+
+void ThreadPool::wait_beyond(uint32_t phase) { state_->arrived.wait_beyond(phase); }
 
 std::atomic<int64_t>& ThreadPool::next_item() { return state_->next[state_->arrived.value() % 2]; }
 

@@ -41,25 +41,38 @@ public:
     // job(context, 0 .. threads - 1), thread 0 being the caller; returns when all have ended. One run at a time: others queue.
     void run(Job job, void* context);
 
-    // Inside a job, reached by every thread: nobody passes before all have arrived.
-    void barrier();
+    // Inside a job, reached by every thread: nobody passes before all have arrived and the last to arrive has run `alone`.
+    template <class Alone>
+    void barrier(Alone alone) {
+        const uint32_t phase = current_phase();
+        if (arrive()) {
+            alone();
+            open(phase);
+        } else {
+            wait_beyond(phase);
+        }
+    }
 
-    // Inside a job, by every thread: calls body(item) for each item in [0, items) once, on whichever thread is free, then
-    // meets at the barrier.
-    template <class Body>
-    void share(int64_t items, Body body) {
+    // Inside a job, by every thread: calls body(item) for each item in [0, items) once, on whichever thread is free; after all
+    // of them, alone() once, on one thread; then all go on.
+    template <class Body, class Alone>
+    void share(int64_t items, Body body, Alone alone) {
         std::atomic<int64_t>& next = next_item();
         for (int64_t item = next.fetch_add(1, std::memory_order_relaxed); item < items;
              item = next.fetch_add(1, std::memory_order_relaxed)) {
             body(item);
         }
-        barrier();
+        barrier(alone);
     }
 
 private:
     struct State;
 
     void start();
+    uint32_t current_phase() const;
+    bool arrive();  // true for the last
+    void open(uint32_t phase);
+    void wait_beyond(uint32_t phase);
     std::atomic<int64_t>& next_item();
 
     const int threads_;
