@@ -128,7 +128,7 @@ class Terminal:
         os.close(screen)
         self.seen = ""
 
-    def wait_for(self, text: str, seconds: float = 60) -> str:
+    def wait_for(self, text: str, seconds: float = 180) -> str:
         """All output up to and with ``text``."""
         end = time.monotonic() + seconds
         while text not in self.seen:
