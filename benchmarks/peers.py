@@ -9,6 +9,7 @@ of weights (bf16, int8, int4, and int8 with 8-bit keys and values): within it th
 once would not fit in 24 GB. Between its turns a process is stopped by a signal, so it cannot disturb the others, and each waits
 for its threads as its makers chose. The first turn of every work is a warm-up. All engines decode greedily and past any
 end-of-sequence token. The machine's limits are measured before the first phase, between phases and after the last.
+OpenVINO keeps keys and values in 8 bits unless told otherwise; hasten is told to do so beside quantised weights, not beside bf16.
 
 A peer that is missing voids the lines of the goal that it belongs to. Only onnxruntime-genai is let off: it is for where it works.
 """

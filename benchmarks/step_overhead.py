@@ -28,7 +28,9 @@ from hasten import LLM, SamplingParams
 from hasten.bench.machine import this_machine
 from hasten.bench.versions import commit, versions
 from hasten.core.plan import RunnerOutput, StepPlan
+from hasten.engine.backends.choose import choose_backend
 from hasten.engine.engine import Engine
+from hasten.engine.options import EngineOptions
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
@@ -160,7 +162,7 @@ def measure_sampler(settings: dict[str, Any], num_rows: int, repeats: int) -> di
     logits_RV[:, 1000:1040] += torch.linspace(14, 4, 40)
     history = torch.randint(0, VOCAB, (1000,), generator=generator).tolist()
     rows = [SamplingRow(SamplingParams(seed=i, **settings), history, 200, (0,), 0) for i in range(num_rows)]
-    sampler, times = Sampler(), []
+    sampler, times = Sampler(choose_backend(EngineOptions()).chooser()), []
     for _ in range(repeats + 3):
         wall, cpu = time.perf_counter(), time.thread_time()
         with torch.inference_mode():

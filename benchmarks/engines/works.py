@@ -71,7 +71,8 @@ class Work:
             return Demand(ops, max(outputs) * all_weights * BYTES[weights])
         context = self.batch * (self.context + self.steps / 2)
         ops = 2.0 * all_weights * self.batch + costs.attention_ops * context
-        return Demand(self.steps * ops, self.steps * costs.step_bytes(weights, round(context), kv))
+        # Engines of quantised weights mostly keep keys and values in 8 bits unasked.
+        return Demand(self.steps * ops, self.steps * costs.step_bytes(weights, round(context), "int8" if weights != "bf16" else kv))
 
 
 def works(max_positions: int, quick: bool) -> dict[str, Work]:

@@ -88,7 +88,7 @@ double seconds(const std::function<void()>& work, int repeats) {
 
 void attend(const Kernels& kernels, Team& team, AttentionTask task, std::vector<uint8_t*>& scratch) {
     std::atomic<int64_t> next{0};
-    const int64_t items = kernels.attention_items(task), merges = kernels.merge_items(task);
+    const int64_t items = task.plan->items, merges = task.plan->merges;
     team.run([&](int thread) {
         for (int64_t item; (item = next++) < items;) kernels.attend(task, item, scratch[static_cast<size_t>(thread)]);
     });
@@ -152,7 +152,12 @@ double step_time(const Kernels& kernels, Team& team, Pool& pool, int context, in
     task.out = {out.data(), out_stride};
     task.num_threads = team.size;
     task.kv = &pool.layers[0];
-    std::vector<float> partials(static_cast<size_t>(kernels.attention_partials(task)) / 4 + 16);
+    RowCut cut{};
+    AttentionPlan plan{};
+    plan.cuts = &cut;
+    kernels.plan_attention(task, plan);
+    std::vector<float> partials(static_cast<size_t>(plan.partial_bytes) / 4 + 16);
+    task.plan = &plan;
     task.partials = partials.data();
     double shortest = 1e9;
     for (int i = 0; i < repeats; ++i) {

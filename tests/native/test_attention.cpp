@@ -193,10 +193,22 @@ struct Problem {
     }
 };
 
+// The plan of a task, with the memory that it points to.
+struct Plan {
+    Plan(const Kernels& kernels, const AttentionTask& task) : cuts(static_cast<size_t>(task.num_rows)) {
+        plan.cuts = cuts.data();
+        kernels.plan_attention(task, plan);
+    }
+    std::vector<RowCut> cuts;
+    AttentionPlan plan{};
+};
+
 void run(const Kernels& kernels, AttentionTask task, Random& random) {
-    check::Buffer<uint8_t> scratch(kAttentionScratch), partials(kernels.attention_partials(task));
+    const Plan plan(kernels, task);
+    check::Buffer<uint8_t> scratch(kAttentionScratch), partials(plan.plan.partial_bytes);
+    task.plan = &plan.plan;
     task.partials = partials.data();
-    std::vector<int64_t> order(static_cast<size_t>(kernels.attention_items(task)));
+    std::vector<int64_t> order(static_cast<size_t>(plan.plan.items));
     std::iota(order.begin(), order.end(), 0);
     for (size_t i = order.size(); i > 1; --i)
         std::swap(order[i - 1], order[static_cast<size_t>(random.integer(0, static_cast<int>(i) - 1))]);
@@ -204,7 +216,7 @@ void run(const Kernels& kernels, AttentionTask task, Random& random) {
         std::memset(scratch.data(), 0xff, scratch.bytes());
         kernels.attend(task, item, scratch.data());
     }
-    for (int64_t item = kernels.merge_items(task); item-- > 0;) kernels.merge(task, item);
+    for (int64_t item = plan.plan.merges; item-- > 0;) kernels.merge(task, item);
 }
 
 bool sees(const Problem& problem, size_t r, int query, int position) {
@@ -332,6 +344,30 @@ TEST(attention_over_several_splits) {
     });
 }
 
+// Many rows of few queries share items between kv heads: an item then goes from head to head.
+TEST(attention_of_many_short_rows) {
+    check::for_each_isa([](const Kernels& kernels) {
+        Random random(15);
+        for (int round = 0; round < 16; ++round) {
+            Shape shape;
+            shape.kv_heads = (round % 4 < 3 ? 4 : 6);
+            shape.heads = shape.kv_heads * 2;
+            shape.dim = 32;
+            shape.dtype = kDtypes[round / 4];
+            shape.slots = kSlots[round % 4];
+            shape.window = round % 4 == 2 ? 40 : 0;
+            std::vector<Row> rows;
+            for (int r = 0; r < 24; ++r) rows.push_back({random.integer(0, 80), r == 7 ? 9 : random.integer(1, 3), false});
+            Problem problem(shape, rows, random);
+            check::Buffer<float> out(int64_t{problem.tokens} * shape.heads * shape.dim);
+            const int stride = shape.heads * shape.dim;
+            const Plan plan(kernels, problem.task(kernels, out.data(), stride, 1));
+            CHECK(plan.plan.items < int64_t{shape.kv_heads} * 24);  // else nothing is shared, and this tests nothing new
+            check_against_reference(kernels, problem, 1, random);
+        }
+    });
+}
+
 // Rows alone, with other threads, and prompts in chunks: the same bits, from every instruction set.
 TEST(attention_is_invariant) {
     Random random(13);
@@ -390,10 +426,12 @@ TEST(attention_is_cut_for_threads) {
         shape.dim = 16;
         Problem problem(shape, {{4000, 1}}, random);
         check::Buffer<float> out(32);
-        CHECK(kernels.attention_items(problem.task(kernels, out.data(), 32, 8)) == 8);
-        CHECK(kernels.merge_items(problem.task(kernels, out.data(), 32, 8)) == 1);
+        const AttentionPlan cut = Plan(kernels, problem.task(kernels, out.data(), 32, 8)).plan;
+        CHECK(cut.items == 8);
+        CHECK(cut.merges == 1);
         Problem brief(shape, {{400, 1}}, random);
-        CHECK(kernels.attention_items(brief.task(kernels, out.data(), 32, 8)) == 1);
-        CHECK(kernels.merge_items(brief.task(kernels, out.data(), 32, 8)) == 0);
+        const AttentionPlan whole = Plan(kernels, brief.task(kernels, out.data(), 32, 8)).plan;
+        CHECK(whole.items == 1);
+        CHECK(whole.merges == 0);
     });
 }

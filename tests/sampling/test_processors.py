@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def test_the_smallest_temperatures_act_as_greedy(temperature: float) -> None:
 )
 def test_ids_past_the_vocabulary_touch_no_row(settings: dict) -> None:
     rng = random.Random(3)
-    rows = [dataclasses.replace(make_row(rng, VOCAB, min_tokens=99, **settings), eos_token_ids=()) for _ in range(3)]
+    rows = [make_row(rng, VOCAB, min_tokens=99, **settings)._replace(eos_token_ids=()) for _ in range(3)]
     logits_RV = make_logits("plain", 3, VOCAB)
     for processor in PROCESSORS:
         if processor.applies(rows[0].params):
@@ -86,7 +85,7 @@ def test_ids_past_the_vocabulary_touch_no_row(settings: dict) -> None:
 
 def test_a_prompt_token_past_the_vocabulary_touches_no_row() -> None:
     settings = {"repetition_penalty": 1.5, "presence_penalty": 1.0, "frequency_penalty": 1.0, "no_repeat_ngram_size": 1}
-    row = dataclasses.replace(make_row(random.Random(3), VOCAB, **settings), token_ids=[VOCAB, VOCAB + 1, 4], num_prompt_tokens=1)
+    row = make_row(random.Random(3), VOCAB, **settings)._replace(token_ids=[VOCAB, VOCAB + 1, 4], num_prompt_tokens=1)
     logits_RV = make_logits("plain", 2, VOCAB)
     for processor in PROCESSORS:
         if processor.applies(row.params):
@@ -109,7 +108,7 @@ def altered(name: str, change):
 
 def setting(name: str, by) -> object:
     def change(row: SamplingRow) -> SamplingRow:
-        return dataclasses.replace(row, params=row.params.replace(**{name: by(getattr(row.params, name))}))
+        return row._replace(params=row.params.replace(**{name: by(getattr(row.params, name))}))
 
     return change
 
@@ -117,15 +116,15 @@ def setting(name: str, by) -> object:
 FAULTS = {
     "top-k one too many": ("top_k", setting("top_k", lambda k: k + 1)),
     "top-k one too few": ("top_k", setting("top_k", lambda k: max(1, k - 1))),
-    "presence counted over the prompt": ("presence_penalty", lambda row: dataclasses.replace(row, num_prompt_tokens=0)),
-    "frequency counted over the prompt": ("frequency_penalty", lambda row: dataclasses.replace(row, num_prompt_tokens=0)),
+    "presence counted over the prompt": ("presence_penalty", lambda row: row._replace(num_prompt_tokens=0)),
+    "frequency counted over the prompt": ("frequency_penalty", lambda row: row._replace(num_prompt_tokens=0)),
     "repetition over the answer only": (
         "repetition_penalty",
-        lambda row: dataclasses.replace(row, token_ids=row.answer_token_ids, num_prompt_tokens=0),
+        lambda row: row._replace(token_ids=row.answer_token_ids, num_prompt_tokens=0),
     ),
     "n-gram one too long": ("no_repeat_ngram", setting("no_repeat_ngram_size", lambda n: n + 1)),
     "answer one token shorter": ("min_tokens", setting("min_tokens", lambda n: n - 1)),
-    "newest token unseen by bad words": ("bad_words", lambda row: dataclasses.replace(row, token_ids=row.token_ids[:-1])),
+    "newest token unseen by bad words": ("bad_words", lambda row: row._replace(token_ids=row.token_ids[:-1])),
     "first row's value for all": ("top_p", setting("top_p", lambda _: 0.5)),
     "typical mass off": ("typical_p", setting("typical_p", lambda p: p * 0.9)),
     "min-p off": ("min_p", setting("min_p", lambda p: p * 0.8)),

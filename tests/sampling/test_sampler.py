@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from typing import Any
 
@@ -36,7 +35,7 @@ def rows_of_every_kind(rng: random.Random, num: int) -> list[SamplingRow]:
     """Greedy and sampling, plain and with settings, with and without logprobs."""
     rows = [mixed_row(rng, rng.choice((0.0, 0.2, 0.6))) for _ in range(num)]
     changes = [{"logprobs": rng.choice((None, 0, 3, 20)), **rng.choice(({}, {"temperature": 0.0}))} for _ in rows]
-    return [dataclasses.replace(row, params=row.params.replace(**change)) for row, change in zip(rows, changes, strict=True)]
+    return [row._replace(params=row.params.replace(**change)) for row, change in zip(rows, changes, strict=True)]
 
 
 def brute_force(logits_V: Tensor, row: SamplingRow) -> int:

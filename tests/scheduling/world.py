@@ -14,6 +14,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
+from hasten.sampling.sampler import Sampler
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
 
@@ -71,7 +72,7 @@ class World:
         self.kv = FailingSpace(GROUPS, num_blocks, block_size, retain=config.prefix_caching)
         self.scheduler = Scheduler(config, self.kv)
         self.runner = OracleRunner(GROUPS, num_blocks, block_size, self._tenant)
-        self.engine = Engine(self.runner, self.scheduler, lambda request: None, clock=lambda: self.now)
+        self.engine = Engine(self.runner, self.scheduler, lambda request: None, Sampler(), clock=lambda: self.now)
         self.alone = Alone(GROUPS)
         self.requests: dict[str, Request] = {}
         self._stems = [self._tokens(self.random.randint(8, 24)) for _ in range(3)]

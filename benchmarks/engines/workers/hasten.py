@@ -23,7 +23,8 @@ class Hasten:
 
     def load(self, setup: Setup) -> dict[str, Any]:
         quantised = {"quantize": setup.weights} if setup.weights != "bf16" else {}
-        cache = {"kv_dtype": setup.kv} if setup.kv else {}
+        # As OpenVINO does unasked, and in bf16 too: with quantised weights, keys and values are of 8 bits.
+        cache = {"kv_dtype": "int8"} if setup.kv or quantised else {}
         self.llm = LLM(
             str(setup.checkpoint),
             dtype="bfloat16",

@@ -25,6 +25,7 @@ from hasten.engine.progress import loading_bar, tell
 from hasten.engine.tokenizer import TextTokenizer
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
+from hasten.sampling.sampler import Sampler
 from hasten.scheduling.scheduler import Scheduler
 
 
@@ -70,7 +71,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(runner, scheduler, detokenizer)
+    engine = Engine(runner, scheduler, detokenizer, Sampler(backend.chooser()))
     intake = Intake(
         tokenizer=tokenizer,
         vocab_size=spec.vocab_size,

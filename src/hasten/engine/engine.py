@@ -30,11 +30,12 @@ class Engine:
         runner: Runner,
         scheduler: Scheduler,
         detokenizer: DetokenizerFactory,
+        sampler: Sampler,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
-        self._acceptor = Acceptor(Sampler())
+        self._acceptor = Acceptor(sampler)
         self._records: dict[str, Record] = {}
         self.stats = EngineStats()
 

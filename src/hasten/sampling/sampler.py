@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from hasten.core.result import TokenLogprob
-from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.chain import Chain
-from hasten.sampling.draw import draw
+from hasten.sampling.chooser import Chooser, PortableChooser
 from hasten.sampling.likeliest import best_tokens
+from hasten.sampling.pick import pick
 from hasten.sampling.row import SamplingRow
 
 
@@ -32,20 +31,18 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    chain: Chain = field(default_factory=Chain)
+    chooser: Chooser = field(default_factory=PortableChooser)
 
     def sample(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
         """The token of each row, None for an unusable row. ``logits_RV`` is float32 and is left alone."""
         assert len(rows) == logits_RV.shape[0]
         if not rows:
             return []
-        token_ids = best_tokens(logits_RV)
-        shaped = [i for i, row in enumerate(rows) if token_ids[i] is not None and self._shapes(row.params)]
-        if shaped:
-            chosen = self._shaped(_select(logits_RV, shaped), [rows[i] for i in shaped])
-            for i, token_id in zip(shaped, chosen, strict=True):
-                token_ids[i] = token_id
+        shaped = any(self.chooser.chain.needs(row.params).processors for row in rows)
+        token_ids = self._choose(logits_RV, rows) if shaped else self.chooser.choose(logits_RV, rows)
         logprobs = _logprobs(logits_RV, rows, token_ids)
+        if not logprobs:
+            return [None if token is None else SampledToken(token) for token in token_ids]
         return [None if token is None else SampledToken(token, logprobs.get(i)) for i, token in enumerate(token_ids)]
 
     def beam_logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -53,29 +50,28 @@ class Sampler:
 
         ``usable`` tells which rows may be searched.
         """
-        return self.chain.process(logits_RV.log_softmax(dim=1), rows)
+        return self.chooser.chain.process(logits_RV.log_softmax(dim=1), rows)
 
     def logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]) -> dict[int, TokenLogprob]:
         """Of one token per row, under the raw distribution, where ``params.logprobs`` asks for it. Key: row."""
         return _logprobs(logits_RV, rows, token_ids)
 
-    def _shapes(self, params: SamplingParams) -> bool:
-        """Whether such a row needs more than its largest raw logit."""
-        return params.temperature != 0 or bool(self.chain.needs(params).processors)
-
-    def _shaped(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-        """The tokens of rows that need it."""
-        processed_RV = self.chain.process(logits_RV, rows)
-        sampling = [i for i, row in enumerate(rows) if not row.params.greedy]
-        greedy = [i for i, row in enumerate(rows) if row.params.greedy]
+    def _choose(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+        """The tokens, where masks, bias or penalties act on some rows. Those must be usable before these do."""
+        chain = self.chooser.chain
+        plain: list[int] = []
+        shaped: list[int] = []
+        for i, row in enumerate(rows):
+            (shaped if chain.needs(row.params).processors else plain).append(i)
+        best = best_tokens(pick(logits_RV, shaped))
+        shaped = [i for i, token in zip(shaped, best, strict=True) if token is not None]
         token_ids: list[int | None] = [None] * len(rows)
-        if greedy:
-            for i, token in zip(greedy, best_tokens(_select(processed_RV, greedy)), strict=True):
-                token_ids[i] = token
-        if sampling:
-            drawn = draw(_select(processed_RV, sampling), [rows[i] for i in sampling], self.chain)
-            for i, token in zip(sampling, drawn, strict=True):
-                token_ids[i] = token
+        for index in (plain, shaped):
+            if index:
+                some = [rows[i] for i in index]
+                some_RV = pick(logits_RV, index)
+                for i, token in zip(index, self.chooser.choose(chain.process(some_RV, some), some), strict=True):
+                    token_ids[i] = token
         return token_ids
 
 
@@ -85,20 +81,13 @@ def usable(scores_RV: Tensor) -> list[bool]:
     return finite
 
 
-def _select(values_RV: Tensor, index: list[int]) -> Tensor:
-    """Some rows; all of them without a copy."""
-    if len(index) == values_RV.shape[0]:
-        return values_RV
-    return values_RV.index_select(0, torch.tensor(index, device=values_RV.device))
-
-
 def _logprobs(logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]) -> dict[int, TokenLogprob]:
     """Of the rows that ask for them, under the raw distribution. Key: row."""
-    wanted = [(i, token, row.params.logprobs) for i, (row, token) in enumerate(zip(rows, token_ids, strict=True))]
-    asked = [(i, token, count) for i, token, count in wanted if token is not None and count is not None]
+    wanted = [(i, token_ids[i], row.params.logprobs) for i, row in enumerate(rows) if row.params.logprobs is not None]
+    asked = [(i, token, count) for i, token, count in wanted if token is not None]
     if not asked:
         return {}
-    logprob_RV = _select(logits_RV, [i for i, _, _ in asked]).log_softmax(dim=1)
+    logprob_RV = pick(logits_RV, [i for i, _, _ in asked]).log_softmax(dim=1)
     chosen_R1 = logprob_RV.gather(1, torch.tensor([[token] for _, token, _ in asked], device=logits_RV.device))
     ranks = (logprob_RV > chosen_R1).sum(dim=1).add_(1).tolist()
     top = logprob_RV.topk(min(max(count for _, _, count in asked), logprob_RV.shape[1]), dim=1)

@@ -1,4 +1,4 @@
-"""``Backend``: how matrices are stored, how large the KV pool's blocks are, and who runs the steps."""
+"""``Backend``: how matrices are stored, how large the KV pool's blocks are, who runs the steps and who chooses the tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hasten.kv.group import KvGroup
 from hasten.layers.formats.base import Formats
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
+from hasten.sampling.chooser import Chooser
 
 
 class Backend(Protocol):
@@ -32,6 +33,10 @@ class Backend(Protocol):
         self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
     ) -> Runner:
         """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. Raises ``CapacityError``."""
+        ...
+
+    def chooser(self) -> Chooser:
+        """Who chooses tokens from the logits of these runners."""
         ...
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
 from hasten.ops.cpu.matrix import Weights
 from hasten.ops.cpu.program import Program
 from hasten.ops.torch.backend import TorchOps
+from hasten.sampling.native_chooser import NativeChooser
 
 
 class NativeBackend:
@@ -50,6 +51,9 @@ class NativeBackend:
                 remedy="Give less with kv_cache_memory or max_num_batched_tokens",
             ) from refused
         return NativeRunner(program, pool)
+
+    def chooser(self) -> NativeChooser:
+        return NativeChooser(self.cpu)
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
         matrices = {id(m): m for m in decoder.modules() if isinstance(m, Packed)}.values()

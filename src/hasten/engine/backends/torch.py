@@ -15,6 +15,7 @@ from hasten.kv.pool import KvPool
 from hasten.layers.formats.dense import DenseFormats
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
+from hasten.sampling.chooser import PortableChooser
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,9 @@ class TorchBackend:
         self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
     ) -> Runner:
         return DecoderRunner(decoder, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
+
+    def chooser(self) -> PortableChooser:
+        return PortableChooser()
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
         return {

@@ -7,7 +7,6 @@ import weakref
 from enum import IntEnum
 
 import torch
-from torch import Tensor
 
 from hasten.core.errors import InvalidOption
 from hasten.ops.cpu.cores import default_threads
@@ -44,29 +43,6 @@ class Cpu:
         self.handle = handle
         self.isa: str = library.cpu_isa(handle).decode()
         weakref.finalize(self, library.cpu_free, handle)
-
-    def argmax(self, logits_RV: Tensor) -> Tensor:
-        """The index of the greatest of each row, the lowest of equals; a NaN is never chosen before a number. [R], int32"""
-        ids_R = torch.empty(len(logits_RV), dtype=torch.int32)
-        rows, count = logits_RV.shape
-        assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1
-        self.library.argmax(self.handle, logits_RV.data_ptr(), rows, count, logits_RV.stride(0), ids_R.data_ptr())
-        return ids_R
-
-    def top_k(self, logits_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k greatest of each row, descending, equals by ascending index. Values and indices (int32), each [R, k].
-
-        Raises ``MemoryError``.
-        """
-        rows, count = logits_RV.shape
-        assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1 and 0 < k <= count
-        values_RK, ids_RK = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int32)
-        refused = self.library.top_k(
-            self.handle, logits_RV.data_ptr(), rows, count, logits_RV.stride(0), k, values_RK.data_ptr(), ids_RK.data_ptr()
-        )
-        if refused:
-            raise MemoryError("no memory to select the most likely tokens")
-        return values_RK, ids_RK
 
 
 def runnable(library: NativeLibrary) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-ABI = 1
+ABI = 2
 NONE, LOGITS = -1, -2  # buffers of a program: none, and the logits of the step
 
 
@@ -67,9 +67,7 @@ _FUNCTIONS = {
     "program_attend": (None, (_P, _I, _I, _I, _F, _F, _I, _P, _I)),
     "program_gather": (None, (_P, _I, _I, _I)),
     "program_run": (_I, (_P, POINTER(StepArguments))),
-    "argmax": (None, (_P, _P, _I, _L, _L, _P)),
-    "top_k": (_I, (_P, _P, _I, _L, _L, _I, _P, _P)),
-    "log_sum_exp": (None, (_P, _P, _I, _L, _L, POINTER(c_double))),
+    "draw": (_I, (_P, _P, _I, _L, _L, c_char_p, _P, _P, _P)),
 }
 
 

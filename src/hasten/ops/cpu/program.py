@@ -18,6 +18,7 @@ from torch import Tensor
 from hasten.ops.cpu.cpu import Cpu
 from hasten.ops.cpu.kv import NativeKv
 from hasten.ops.cpu.library import LOGITS, NONE, StepArguments
+from hasten.ops.cpu.logits import LogitsMemory
 from hasten.ops.cpu.matrix import Matrix
 
 
@@ -82,6 +83,7 @@ class Program:
         self._buffers: dict[tuple[str, int, bool, int], Buffer] = {}
         self.num_layers = 0
         self._padded_vocabulary = 0
+        self._logits = LogitsMemory()
         self.vocab_size = 0
 
     def rows(self, name: str, width: int) -> Buffer:
@@ -195,7 +197,7 @@ class Program:
 
     def run(self, step: StepArguments, num_logits: int) -> Tensor:
         """One step; fills in where the logits go and returns them [R, V], float32. Raises ``MemoryError``."""
-        logits = torch.empty(num_logits, self._padded_vocabulary)
+        logits = self._logits.lend(num_logits, self._padded_vocabulary)
         step.num_logits = num_logits
         step.logits, step.logits_stride = logits.data_ptr(), self._padded_vocabulary
         if self._library.program_run(self._handle, ctypes.byref(step)):

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define HASTEN_API __attribute__((visibility("default")))
-#define HASTEN_ABI 1
+#define HASTEN_ABI 2
 
 enum { HASTEN_NONE = -1, HASTEN_LOGITS = -2 };
 
@@ -98,11 +98,24 @@ typedef struct hasten_step {
 /* 0, or 1 when memory for the step is refused. Blocks until done; callers of one cpu take turns. */
 HASTEN_API int32_t hasten_program_run(hasten_program*, const hasten_step*);
 
-/* Over rows of `count` values, `stride` apart. */
-HASTEN_API void hasten_argmax(hasten_cpu*, const float* values, int32_t rows, int64_t count, int64_t stride, int32_t* ids);
-HASTEN_API int32_t hasten_top_k(hasten_cpu*, const float* values, int32_t rows, int64_t count, int64_t stride, int32_t k,
-                                float* top_values, int32_t* top_ids);
-HASTEN_API void hasten_log_sum_exp(hasten_cpu*, const float* values, int32_t rows, int64_t count, int64_t stride, double* out);
+/* How one row is sampled. 0 of temperature: the greatest logit; of the others: not used. */
+typedef struct hasten_draw_settings {
+    uint64_t seed;
+    float temperature, tail, min_p; /* tail: 1 - top_p */
+    int32_t top_k;
+} hasten_draw_settings;
+
+/* With the seed: the key of the row's noise. */
+typedef struct hasten_draw_key {
+    int64_t sequence, position;
+} hasten_draw_key;
+
+/* The token of each of `rows` rows of `count` logits, `stride` apart. Returns how many rows are left undecided: decided[row] is 0
+   and tokens[row] means nothing where the row holds a NaN or an infinity, or where rounding or the length of its list of likely
+   tokens leaves a doubt. */
+HASTEN_API int32_t hasten_draw(hasten_cpu*, const float* logits, int32_t rows, int64_t count, int64_t stride,
+                               const hasten_draw_settings* settings, const hasten_draw_key* keys, int32_t* tokens,
+                               uint8_t* decided);
 
 #ifdef __cplusplus
 }

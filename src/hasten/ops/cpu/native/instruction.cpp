@@ -72,29 +72,19 @@ void Prepare::run(const Step& step, int64_t item, const Worker&) const {
     kernels_.prepare(task);
 }
 
-AttentionTask Attend::whole(const Step& step) const {
+void Attend::run(const Step& step, int64_t item, const Worker& worker) const {
     AttentionTask task = task_;
     task.rows = step.spans(group_);
     task.num_rows = step.plan().num_rows;
     task.num_threads = step.threads();
+    task.plan = &cuts_.plan();
     task.partials = step.partials();
-    return task;
-}
-
-int64_t Attend::items(const Step& step) const {
-    const AttentionTask task = whole(step);
-    return merge_ ? kernels_.merge_items(task) : kernels_.attention_items(task);
-}
-
-void Attend::run(const Step& step, int64_t item, const Worker& worker) const {
     if (merge_) {
-        kernels_.merge(whole(step), item);
+        kernels_.merge(task, item);
     } else {
-        kernels_.attend(whole(step), item, worker.scratch);
+        kernels_.attend(task, item, worker.scratch);
     }
 }
-
-int64_t Attend::shared_bytes(const Step& step) const { return merge_ ? 0 : kernels_.attention_partials(whole(step)); }
 
 void Gather::run(const Step& step, int64_t item, const Worker&) const {
     const RowItems items = cut_rows(step, Extent::logits);

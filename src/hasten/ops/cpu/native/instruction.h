@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "attention_cuts.h"
 #include "matrix.h"
 #include "step.h"
 
@@ -19,8 +20,6 @@ public:
     // How many items there are in this step; every thread asks and gets the same answer.
     virtual int64_t items(const Step& step) const = 0;
     virtual void run(const Step& step, int64_t item, const Worker& worker) const = 0;
-    // Bytes of memory, shared by all threads, that run needs in this step.
-    virtual int64_t shared_bytes(const Step&) const { return 0; }
 };
 
 // Whether an instruction runs on the tokens of the step or on the rows whose logits are wanted.
@@ -115,18 +114,16 @@ private:
 // Phase one of attention when `merge` is false, phase two when it is true.
 class Attend final : public Instruction {
 public:
-    Attend(const Kernels& kernels, int32_t group, const AttentionTask& task, bool merge)
-        : kernels_(kernels), group_(group), task_(task), merge_(merge) {}
-    int64_t items(const Step& step) const override;
+    Attend(const Kernels& kernels, int32_t group, const AttentionTask& task, const AttentionCuts& cuts, bool merge)
+        : kernels_(kernels), group_(group), task_(task), cuts_(cuts), merge_(merge) {}
+    int64_t items(const Step&) const override { return merge_ ? cuts_.plan().merges : cuts_.plan().items; }
     void run(const Step& step, int64_t item, const Worker& worker) const override;
-    int64_t shared_bytes(const Step& step) const override;
 
 private:
-    AttentionTask whole(const Step& step) const;
-
     const Kernels& kernels_;
     int32_t group_;
     AttentionTask task_;
+    const AttentionCuts& cuts_;
     bool merge_;
 };
 

@@ -173,6 +173,24 @@ struct PrepareTask {
     int32_t begin, end;
 };
 
+// How the attention of one row of the step is cut (kernels/attention_plan.h).
+struct RowCut {
+    int64_t queries, tiles;  // of one kv head
+    int64_t first_split, splits;
+    int64_t chunks;                                  // runs of splits, each an item of every tile
+    int32_t heads;                                   // kv heads that one item goes through, one after the other
+    int64_t first_item, first_merge, first_partial;  // its first of all items, merges and floats of partial results
+};
+
+// The same of all rows. It is worked out once per step, for all layers of one shape.
+struct AttentionPlan {
+    RowCut* cuts;    // [num_rows]
+    int64_t chunk;   // splits of an item, at most
+    int64_t items;   // of phase one: any order, any thread
+    int64_t merges;  // of phase two, after all of one
+    int64_t partial_bytes;
+};
+
 // Attention over the pool, heads side by side in `out` [t][heads * head_dim]. One item is a few queries of one row and one
 // kv head; a long context is split at fixed positions (kSplitPanels panels of 16 slots) into parts whose results are
 // merged in ascending order, so that an item's numbers never depend on how the work was cut.
@@ -188,7 +206,21 @@ struct AttentionTask {
     Rows out;
     QuantizedRows quantized;  // not written here
     int32_t num_threads;
-    void* partials;  // attention_partials(task) bytes, shared by all threads
+    const AttentionPlan* plan;
+    void* partials;  // plan->partial_bytes, shared by all threads
+};
+
+// The next token of one row of logits, to which masks and penalties have been applied. By the definition in hasten.sampling:
+// temperature, top-k with its ties, top-p, min-p, then the largest sum of what is left and the noise of (seed, sequence, position,
+// token). A row is decided only where no rounding, there or here, can make it another token.
+struct DrawTask {
+    const float* logits;
+    int64_t count;
+    float temperature;  // 0: the greatest logit, the lowest token of equals
+    float tail;         // 1 - top_p, or 0 for none
+    float min_p;        // or 0
+    int32_t top_k;      // or 0
+    uint64_t seed, sequence, position;
 };
 
 struct Kernels {
@@ -200,18 +232,12 @@ struct Kernels {
     void (*embed)(const EmbedTask&);
     void (*rotary)(const RotaryTask&);
     void (*prepare)(const PrepareTask&);
-    // Phase one: items [0, attention_items) in any order by any thread; phase two, after all of one: merge items.
-    int64_t (*attention_items)(const AttentionTask&);
+    // Reads the task's rows and shape, writes the plan; plan.cuts points to room for num_rows.
+    void (*plan_attention)(const AttentionTask&, AttentionPlan&);
     void (*attend)(const AttentionTask&, int64_t item, void* scratch);
-    int64_t (*merge_items)(const AttentionTask&);
     void (*merge)(const AttentionTask&, int64_t item);
-    int64_t (*attention_partials)(const AttentionTask&);
-    // Index of the greatest (the lowest index of equals; a NaN is never chosen before a number).
-    int32_t (*argmax)(const float* values, int64_t count);
-    // The k greatest, descending, equals by ascending index, NaNs last. scratch: 8 * count bytes (8-byte aligned); 8 * (k + max(k,
-    // 1024)) will do. Returns how many were written (min(k, count)).
-    int64_t (*top_k)(const float* values, int64_t count, int64_t k, float* top_values, int32_t* top_ids, void* scratch);
-    double (*log_sum_exp)(const float* values, int64_t count);
+    // Writes the token and returns true, or returns false where the row needs more than is tried here.
+    bool (*draw)(const DrawTask&, int32_t* token);
 };
 constexpr int64_t kAttentionScratch = 1 << 20;
 

@@ -47,6 +47,14 @@ QuantizedRows Program::quantized_rows(int32_t buffer) const {
     return buffer < 0 ? QuantizedRows{} : quantized_[static_cast<size_t>(buffer)];
 }
 
+const AttentionCuts& Program::cuts_for(int32_t group, const AttentionTask& task) {
+    for (const auto& cuts : cuts_) {
+        if (cuts->fits(group, task)) return *cuts;
+    }
+    cuts_.push_back(std::make_unique<AttentionCuts>(kernels_, group, task));
+    return *cuts_.back();
+}
+
 void Program::begin_layer() { layers_.push_back(instructions_.size()); }
 
 void Program::begin_head() { head_ = static_cast<int64_t>(instructions_.size()); }
@@ -93,8 +101,9 @@ void Program::run_range(Range range, int thread) {
 
 bool Program::prepare_memory() {
     int64_t most = 0;
-    for (const Range range : ranges_) {
-        for (size_t i = range.begin; i < range.end; ++i) most = std::max(most, instructions_[i]->shared_bytes(step_));
+    for (const auto& cuts : cuts_) {
+        cuts->begin(step_);
+        most = std::max(most, cuts->plan().partial_bytes);
     }
     if (most > partials_size_) {
         partials_ = std::make_unique<Arena>();

@@ -22,6 +22,9 @@ public:
     QuantizedRows quantized_rows(int32_t buffer) const;  // the same
     float* rotary(int32_t index) const { return index < 0 ? nullptr : rotary_[static_cast<size_t>(index)]; }
 
+    // The cuts of all layers that are cut as this one.
+    const AttentionCuts& cuts_for(int32_t group, const AttentionTask& task);
+
     void add(std::unique_ptr<Instruction> instruction) { instructions_.push_back(std::move(instruction)); }
     void begin_layer();
     void begin_head();
@@ -49,6 +52,7 @@ private:
     std::vector<Rows> rows_;
     std::vector<QuantizedRows> quantized_;
     std::vector<float*> rotary_;
+    std::vector<std::unique_ptr<AttentionCuts>> cuts_;
     std::vector<std::unique_ptr<Instruction>> instructions_;
     std::vector<size_t> layers_;  // the first instruction of each
     int64_t head_ = -1;           // the first instruction of the head

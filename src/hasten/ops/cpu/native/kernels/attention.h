@@ -56,8 +56,8 @@ private:
 template <Dtype type>
 class AttentionItem {
 public:
-    AttentionItem(const AttentionPlan& plan, const ItemPlace& place, void* scratch)
-        : plan_(plan), place_(place), geometry_(plan.geometry), queries_(plan, place), memory_(scratch, plan.geometry) {}
+    AttentionItem(const AttentionShape& shape, const ItemPlace& place, void* scratch)
+        : shape_(shape), place_(place), geometry_(shape.geometry), queries_(shape, place), memory_(scratch, shape.geometry) {}
 
     void run() {
         const bool alone = queries_.count() <= kTileQueries;
@@ -71,7 +71,7 @@ public:
             memory_.visible[i] = queries_.visible(i);
         }
         for (int64_t split = queries_.split_begin(); split < queries_.split_end(); ++split) {
-            panels_.list(plan_, place_, split, queries_.oldest(), queries_.newest());
+            panels_.list(shape_, place_, split, queries_.oldest(), queries_.newest());
             if (alone)
                 with_queries(queries_.count(), [&](auto m) { stream_split<decltype(m)::value>(split); });
             else
@@ -103,7 +103,7 @@ private:
                                       memory_.corrections + t * M};
             score_panels_int8<M, N>(queries, geometry_.key_dim, panels, ahead, panels_.key_scales + j, scores);
         } else {
-            score_panels<keys, M, N>(q, plan_.task.head_dim, panels, ahead, scores);
+            score_panels<keys, M, N>(q, shape_.task.head_dim, panels, ahead, scores);
         }
     }
 
@@ -151,7 +151,7 @@ private:
     const uint8_t* wide_keys(int j, float* out) const {
         const uint8_t* panel = panels_.keys()[j];
         if constexpr (type == kWide) return panel;
-        for (int64_t line = 0; line < plan_.task.head_dim / 2; ++line) {
+        for (int64_t line = 0; line < shape_.task.head_dim / 2; ++line) {
             F16 even, odd;
             load_key_pair<type>(panel, line, even, odd);
             prefetch_key(panels_.keys()[j + kAhead] + line * 64);
@@ -219,7 +219,7 @@ private:
         const PanelPositions positions{panels_.first, panels_.positions, type == Dtype::int8 ? panels_.value_scales : nullptr};
         for (int k = i; k < i + m && k < queries_.count(); ++k) {
             float* scores = memory_.scores + static_cast<int64_t>(k) * kScoreStride;
-            memory_.parts[k] = softmax_split(scores, begin, end, memory_.visible[k], positions, plan_.task.soft_cap);
+            memory_.parts[k] = softmax_split(scores, begin, end, memory_.visible[k], positions, shape_.task.soft_cap);
         }
         __builtin_memset(row_of(memory_.part_values, i), 0, static_cast<size_t>(m * geometry_.value_dim) * sizeof(float));
     }
@@ -232,13 +232,13 @@ private:
                 merge_partial(memory_.states[k], row_of(memory_.values, k), memory_.parts[k], part, geometry_.value_dim);
                 continue;
             }
-            float* out = plan_.partial_of(place_, queries_.number(k), split);
+            float* out = shape_.partial_of(place_, queries_.number(k), split);
             __builtin_memcpy(out, part, static_cast<size_t>(geometry_.value_dim) * sizeof(float));
             __builtin_memcpy(out + geometry_.value_dim, memory_.parts + k, sizeof(Softmax));
         }
     }
 
-    const AttentionPlan& plan_;
+    const AttentionShape& shape_;
     const ItemPlace& place_;
     const KvGeometry geometry_;
     const ItemQueries queries_;
@@ -247,33 +247,38 @@ private:
     int32_t keys_[kSplitPanels];  // rows of values that the running tile reads
 };
 
+template <Dtype type>
+inline void attend_heads(const AttentionShape& shape, ItemPlace place, void* scratch) {
+    for (; place.heads > 0; --place.heads, ++place.kv_head) AttentionItem<type>(shape, place, scratch).run();
+}
+
 inline void attend(const AttentionTask& task, int64_t item, void* scratch) {
-    const AttentionPlan plan(task);
-    const ItemPlace place = plan.find(item, false);
+    const AttentionShape shape(task);
+    const ItemPlace place = shape.find(item, false);
     switch (task.kv->dtype) {
         case Dtype::bf16:
-            return AttentionItem<Dtype::bf16>(plan, place, scratch).run();
+            return attend_heads<Dtype::bf16>(shape, place, scratch);
         case Dtype::f16:
-            return AttentionItem<Dtype::f16>(plan, place, scratch).run();
+            return attend_heads<Dtype::f16>(shape, place, scratch);
         case Dtype::int8:
-            return AttentionItem<Dtype::int8>(plan, place, scratch).run();
+            return attend_heads<Dtype::int8>(shape, place, scratch);
         default:
-            return AttentionItem<Dtype::f32>(plan, place, scratch).run();
+            return attend_heads<Dtype::f32>(shape, place, scratch);
     }
 }
 
 // Phase two: the partial results of one tile, in ascending order.
 inline void merge(const AttentionTask& task, int64_t item) {
-    const AttentionPlan plan(task);
-    const ItemPlace place = plan.find(item, true);
-    const ItemQueries queries(plan, place);
-    const int32_t value_dim = plan.geometry.value_dim;
+    const AttentionShape shape(task);
+    const ItemPlace place = shape.find(item, true);
+    const ItemQueries queries(shape, place);
+    const int32_t value_dim = shape.geometry.value_dim;
     alignas(64) float values[kMaxHeadDim];
     for (int i = 0; i < queries.count(); ++i) {
         Softmax state{-__builtin_inff(), 0.0f};
         __builtin_memset(values, 0, sizeof values);
         for (int64_t split = queries.split_begin(); split < queries.split_end(); ++split) {
-            const float* part = plan.partial_of(place, queries.number(i), split);
+            const float* part = shape.partial_of(place, queries.number(i), split);
             Softmax of_part;
             __builtin_memcpy(&of_part, part + value_dim, sizeof of_part);
             merge_partial(state, values, of_part, part, value_dim);

@@ -8,9 +8,9 @@ namespace hasten::HASTEN_ISA {
 
 class ItemQueries {
 public:
-    ItemQueries(const AttentionPlan& plan, const ItemPlace& place) : plan_(plan), place_(place) {
+    ItemQueries(const AttentionShape& shape, const ItemPlace& place) : shape_(shape), place_(place) {
         first_ = place.tile * kItemQueries;
-        const int64_t left = place.cut.queries - first_;
+        const int64_t left = place.cut->queries - first_;
         count_ = static_cast<int>(left < kItemQueries ? left : kItemQueries);
         oldest_ = visible(0).first;
         newest_ = visible(count_ - 1).end;
@@ -20,13 +20,13 @@ public:
     int64_t number(int i) const { return first_ + i; }  // among the queries of the row and kv head
     int64_t oldest() const { return oldest_; }          // what any query sees lies in [oldest, newest)
     int64_t newest() const { return newest_; }
-    int64_t split_begin() const { return larger(place_.split_begin, plan_.split_of(oldest_)); }
-    int64_t split_end() const { return smaller(place_.split_end, plan_.split_of(newest_ - 1) + 1); }
+    int64_t split_begin() const { return larger(place_.split_begin, shape_.split_of(oldest_)); }
+    int64_t split_end() const { return smaller(place_.split_end, shape_.split_of(newest_ - 1) + 1); }
 
     Visible visible(int i) const {
         const RowSpan& row = *place_.row;
         const int64_t own = token(i), position = row.start + own;
-        Visible v{plan_.first_visible(row, position), position + 1, row.start, 0, row.tree != nullptr};
+        Visible v{shape_.first_visible(row, position), position + 1, row.start, 0, row.tree != nullptr};
         if (row.tree != nullptr) {
             v.tree = row.tree[own] | uint64_t{1} << own;
             v.end = row.start + row.end - row.begin;
@@ -36,7 +36,7 @@ public:
 
     // Queries times the scale of the scores, as tiles [dim][m]; the last tile is filled up with zeros.
     void load(int m, float* tiles) const {
-        const int32_t dim = plan_.task.head_dim;
+        const int32_t dim = shape_.task.head_dim;
         for (int i = 0; i < padded(m); ++i) {
             float* out = tile(tiles, i, m);
             if (i >= count_) {
@@ -44,17 +44,17 @@ public:
                 continue;
             }
             const float* q = source(i);
-            for (int32_t k = 0; k < dim; ++k) out[k * m] = q[k] * plan_.task.scale;
+            for (int32_t k = 0; k < dim; ++k) out[k * m] = q[k] * shape_.task.scale;
         }
     }
 
     // The same as int8, tiles [dim' / 4][m] of four bytes; dim' is what the keys are padded to.
     void load_int8(int m, float* tiles, float* scales, int32_t* corrections) const {
-        const int32_t dim = plan_.task.head_dim, key_dim = plan_.geometry.key_dim;
+        const int32_t dim = shape_.task.head_dim, key_dim = shape_.geometry.key_dim;
         for (int i = 0; i < padded(m); ++i) {
             float* out = tile(tiles, i, m);
             alignas(64) int8_t values[kMaxHeadDim] = {};
-            scales[i] = i < count_ ? quantize_head(source(i), dim, values) * plan_.task.scale : 0.0f;
+            scales[i] = i < count_ ? quantize_head(source(i), dim, values) * shape_.task.scale : 0.0f;
             int32_t total = 0;
             for (int32_t k = 0; k < key_dim; ++k) total += values[k];
             corrections[i] = -128 * total;
@@ -63,7 +63,7 @@ public:
     }
 
     void write(int i, const Softmax& state, const float* values) const {
-        const AttentionTask& task = plan_.task;
+        const AttentionTask& task = shape_.task;
         const int64_t h = head(i), width = static_cast<int64_t>(task.heads) * task.head_dim;
         float* out = task.out.data + (place_.row->begin + token(i)) * task.out.stride;
         finish(state, values, task.sinks != nullptr ? task.sinks + h : nullptr, out + h * task.head_dim, task.head_dim);
@@ -75,17 +75,17 @@ private:
     static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
     static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
     int padded(int m) const { return (count_ + m - 1) / m * m; }
-    int64_t token(int i) const { return (first_ + i) / plan_.group; }  // of the row
-    int64_t head(int i) const { return place_.kv_head * plan_.group + (first_ + i) % plan_.group; }
+    int64_t token(int i) const { return (first_ + i) / shape_.group; }  // of the row
+    int64_t head(int i) const { return place_.kv_head * shape_.group + (first_ + i) % shape_.group; }
     const float* source(int i) const {
-        const AttentionTask& task = plan_.task;
+        const AttentionTask& task = shape_.task;
         return task.q.data + (place_.row->begin + token(i)) * task.q.stride + head(i) * task.head_dim;
     }
     float* tile(float* tiles, int i, int m) const {
-        return tiles + static_cast<int64_t>(i / m) * m * plan_.geometry.value_dim + i % m;
+        return tiles + static_cast<int64_t>(i / m) * m * shape_.geometry.value_dim + i % m;
     }
 
-    const AttentionPlan& plan_;
+    const AttentionShape& shape_;
     const ItemPlace& place_;
     int64_t first_;
     int count_;

@@ -32,6 +32,7 @@ struct KvGeometry {
         return slots % kLanes == 0 ? panel * kLanes : panel / panels * slots + panel % panels * kLanes;
     }
     int32_t positions_of(int64_t panel) const {
+        if (slots % kLanes == 0) return kLanes;
         const int32_t left = slots - static_cast<int32_t>(panel % panels) * kLanes;
         return left < kLanes ? left : kLanes;
     }

@@ -5,34 +5,19 @@
 
 #include "activate.h"
 #include "attention.h"
+#include "draw.h"
 #include "embed.h"
 #include "linear.h"
 #include "norm.h"
 #include "pack.h"
 #include "prepare.h"
 #include "rotary.h"
-#include "select.h"
 
 namespace hasten::HASTEN_ISA {
 
 inline Kernels make_table(const char* name) {
     return Kernels{
-        name,
-        pack,
-        linear,
-        norm,
-        activate,
-        embed,
-        rotary,
-        prepare,
-        attention_items,
-        attend,
-        merge_items,
-        merge,
-        attention_partials,
-        argmax,
-        top_k,
-        log_sum_exp,
+        name, pack, linear, norm, activate, embed, rotary, prepare, plan_attention, attend, merge, draw,
     };
 }
 

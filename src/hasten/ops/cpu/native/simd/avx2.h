@@ -199,4 +199,34 @@ inline __m256i dot4_small(__m256i acc, __m256i u, __m256i s) {
 }
 inline I16 dot4_small(I16 acc, I16 u, I16 s) { return {dot4_small(acc.lo, u.lo, s.lo), dot4_small(acc.hi, u.hi, s.hi)}; }
 
+// 8 uint64; sums and products modulo 2^64.
+struct U8 {
+    __m256i lo, hi;
+};
+
+inline U8 ubroadcast(uint64_t x) {
+    const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(x));
+    return {all, all};
+}
+inline U8 uload(const uint64_t* p) {
+    const __m256i* in = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(in), _mm256_loadu_si256(in + 1)};
+}
+// The lower half of a product, from products of halves.
+inline __m256i multiply_u64(__m256i a, __m256i b) {
+    const __m256i crossed = _mm256_mullo_epi32(a, _mm256_shuffle_epi32(b, 0xb1));
+    const __m256i upper = _mm256_slli_epi64(_mm256_add_epi32(crossed, _mm256_srli_epi64(crossed, 32)), 32);
+    return _mm256_add_epi64(_mm256_mul_epu32(a, b), upper);
+}
+inline U8 operator+(U8 a, U8 b) { return {_mm256_add_epi64(a.lo, b.lo), _mm256_add_epi64(a.hi, b.hi)}; }
+inline U8 operator*(U8 a, U8 b) { return {multiply_u64(a.lo, b.lo), multiply_u64(a.hi, b.hi)}; }
+inline U8 operator^(U8 a, U8 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
+inline U8 shift_right(U8 a, int bits) { return {_mm256_srli_epi64(a.lo, bits), _mm256_srli_epi64(a.hi, bits)}; }
+inline uint32_t at_least(__m256i a, __m256i b) {
+    const __m256i sign = _mm256_set1_epi64x(INT64_MIN);
+    const __m256i less = _mm256_cmpgt_epi64(_mm256_xor_si256(b, sign), _mm256_xor_si256(a, sign));
+    return ~static_cast<uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(less))) & 15u;
+}
+inline uint32_t at_least(U8 a, U8 b) { return at_least(a.lo, b.lo) | at_least(a.hi, b.hi) << 4; }
+
 }  // namespace hasten::HASTEN_ISA

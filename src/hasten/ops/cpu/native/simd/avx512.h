@@ -116,4 +116,17 @@ inline I16 dot4(I16 acc, I16 u, I16 s) { return {_mm512_dpbusd_epi32(acc.v, u.v,
 // dot4 for u <= 127, which AVX2 does in fewer steps.
 inline I16 dot4_small(I16 acc, I16 u, I16 s) { return dot4(acc, u, s); }
 
+// 8 uint64; sums and products modulo 2^64.
+struct U8 {
+    __m512i v;
+};
+
+inline U8 ubroadcast(uint64_t x) { return {_mm512_set1_epi64(static_cast<int64_t>(x))}; }
+inline U8 uload(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
+inline U8 operator+(U8 a, U8 b) { return {_mm512_add_epi64(a.v, b.v)}; }
+inline U8 operator*(U8 a, U8 b) { return {_mm512_mullo_epi64(a.v, b.v)}; }
+inline U8 operator^(U8 a, U8 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline U8 shift_right(U8 a, int bits) { return {_mm512_srli_epi64(a.v, static_cast<unsigned>(bits))}; }
+inline uint32_t at_least(U8 a, U8 b) { return _mm512_cmpge_epu64_mask(a.v, b.v); }
+
 }  // namespace hasten::HASTEN_ISA
