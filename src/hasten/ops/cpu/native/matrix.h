@@ -15,12 +15,18 @@ int64_t row_bytes(int64_t width_bytes);
 // Geometry and memory of a matrix. False when memory is refused.
 bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix);
 
-// How one product is shared: each item is a run of panels for a run of rows.
+// How one product is shared: each item is a run of panels for a run of rows. The first runs of panels may be longer.
 struct LinearItems {
     int32_t panels, rows;  // of the whole product (gated: panels of one half)
     int32_t panels_each, rows_each;
+    int32_t num_large, panels_large;
 
-    int32_t across() const { return (panels + panels_each - 1) / panels_each; }
+    int32_t begin(int32_t across) const {
+        const int32_t large = across < num_large ? across : num_large;
+        const int32_t panel = large * panels_large + (across - large) * panels_each;
+        return panel < panels ? panel : panels;
+    }
+    int32_t across() const { return num_large + (panels - num_large * panels_large + panels_each - 1) / panels_each; }
     int32_t down() const { return (rows + rows_each - 1) / rows_each; }
     int64_t count() const { return int64_t{across()} * down(); }
 };
