@@ -34,7 +34,7 @@ OUTPUT = RequestOutput(
 VALUES = [
     Request(request_id="r", prompt_token_ids=(1, 2), params=PARAMS, eos_token_ids=(0,), cache_salt="t"),
     StepPlan((RowPlan(3, 4, (9,), ((None, 7), (1, 2)), 1),), (BlockCopy(0, 1, 2),)),
-    StepResult((Continuation(3, 5, Finish(FinishReason.LENGTH), 1),), (4,), (6,)),
+    StepResult((Continuation(3, (5, 8), Finish(FinishReason.LENGTH), 1),), (4,), (6,)),
     Delta(request_id="r", index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), output=OUTPUT),
     Rejection(request_id="r", kind="PromptTooLong", what="too long", got="9"),
     OUTPUT,

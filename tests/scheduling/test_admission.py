@@ -29,7 +29,7 @@ def step(scheduler: Scheduler, now: float = 0.0) -> dict[str, int]:
     """One step in which every sampled row gets token 1; returns the tokens computed for each request."""
     plan = scheduler.plan(now)
     rows = {scheduler.sequence(row.sequence_id).entry.request.request_id: len(row.token_ids) for row in plan.rows}
-    scheduler.commit(StepResult(tuple(Continuation(sequence_id, 1) for sequence_id in plan.sampled_ids)))
+    scheduler.commit(StepResult(tuple(Continuation(sequence_id, (1,)) for sequence_id in plan.sampled_ids)))
     return rows
 
 
@@ -139,12 +139,12 @@ def test_seats_of_answers_that_have_ended_are_free_again() -> None:
     scheduler.add(Request(request_id="n", prompt_token_ids=(1, 2), params=SamplingParams(n=3, max_tokens=8, seed=0)))
     add(scheduler, "a")
     (first,) = scheduler.plan(0.0).sampled_ids
-    scheduler.commit(StepResult(tuple(Continuation(first, 5 + i, index=i) for i in range(3))))
+    scheduler.commit(StepResult(tuple(Continuation(first, (5 + i,), index=i) for i in range(3))))
     plan = scheduler.plan(0.0)
     assert len(plan.rows) == 3, "all seats are taken"
     ends, *live = plan.sampled_ids
     finish = Finish(FinishReason.STOP)
-    scheduler.commit(StepResult((Continuation(ends, 0, finish), *(Continuation(i, 1) for i in live))))
+    scheduler.commit(StepResult((Continuation(ends, (0,), finish), *(Continuation(i, (1,)) for i in live))))
     assert set(step(scheduler)) == {"n", "a"}
 
 

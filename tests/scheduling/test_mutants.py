@@ -6,12 +6,16 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
+from torch import Tensor
 
 from hasten.core.result import StepResult
+from hasten.engine import acceptor
 from hasten.kv import prefix
 from hasten.kv.allocator import BlockAllocator
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
+from hasten.sampling.row import SamplingRow
+from hasten.sampling.sampler import SampledToken, Sampler
 from hasten.scheduling.scheduler import Scheduler
 from hasten.scheduling.sequence import Entry
 
@@ -144,6 +148,55 @@ def commit_one_token_short(patch: Patch) -> None:
 
     whole = Scheduler.commit
     patch.setattr(Scheduler, "commit", commit)
+
+
+@mutant
+def publish_what_was_rejected(patch: Patch) -> None:
+    def commit(self: KvSpace, sequence_id: int, token_ids: Sequence[int], num_computed: int) -> None:
+        # Blocks that a rejected draft has filled up: a scheduler that commits whole rows lets others find them.
+        spare = num_computed % self.block_size and self.block_size - num_computed % self.block_size
+        if spare and len(self.table(sequence_id).groups[0]) * self.block_size >= num_computed + spare:
+            token_ids, num_computed = [*token_ids[:num_computed], *[1] * spare], num_computed + spare
+        whole(self, sequence_id, token_ids, num_computed)
+
+    whole = KvSpace.commit
+    patch.setattr(KvSpace, "commit", commit)
+
+
+@mutant
+def keep_one_token_of_the_draft_too_many(patch: Patch) -> None:
+    def commit(self: Scheduler, result: StepResult) -> None:
+        given = {c.parent: len(c.token_ids) - 1 for c in result.continuations if c.finish is None}
+        rows = [self.sequence(row.sequence_id) for row in self._planned]
+        wrong = [s for s in rows if s.draft and given.get(s.id, len(s.draft)) < len(s.draft)]
+        whole(self, result)
+        for sequence in wrong[:1]:
+            sequence.token_ids.append(1)
+            sequence.num_computed += 1
+
+    whole = Scheduler.commit
+    patch.setattr(Scheduler, "commit", commit)
+
+
+@mutant
+def sample_a_draft_one_position_late(patch: Patch) -> None:
+    whole = acceptor._view
+    patch.setattr(acceptor, "_view", lambda sequence, index, ahead=0: whole(sequence, index, max(0, ahead - 1)))
+
+
+@mutant
+def go_on_after_a_wrong_guess(patch: Patch) -> None:
+    def sample(self: Sampler, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
+        # The token after a guess is judged by what the guess was, not by what was drawn before it.
+        tokens = whole(self, logits_RV, rows)
+        for i in range(1, len(rows)):
+            follows = len(rows[i].token_ids) == len(rows[i - 1].token_ids) + 1
+            if follows and rows[i].params is rows[i - 1].params and rows[i].token_ids[:-1] == rows[i - 1].token_ids:
+                tokens[i - 1] = SampledToken(rows[i].token_ids[-1])
+        return tokens
+
+    whole = Sampler.sample
+    patch.setattr(Sampler, "sample", sample)
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

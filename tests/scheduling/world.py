@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hasten.core.errors import PromptTooLong
@@ -11,6 +12,7 @@ from hasten.core.plan import BlockCopy
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters.base import Line
 from hasten.engine.engine import Engine
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
@@ -20,7 +22,7 @@ from hasten.scheduling.scheduler import Scheduler
 
 from .oracle import INJECTED, VOCABULARY, Alone, OracleRunner
 
-FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority")
+FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority", "draft")
 GROUPS = (KvGroup((0, 2), 1, 4), KvGroup((1, 3), 1, 4, window=7))
 EOS = 0
 MAX_LENGTH = 96
@@ -40,6 +42,25 @@ class FailingSpace(KvSpace):
 
 class WrongToken(AssertionError):
     """An answer of the engine differs from what the request gives alone."""
+
+
+class Guesser:
+    """A ``Drafter`` that knows the answers and lies about their ends; or guesses nothing, or more than anybody asked for."""
+
+    def __init__(self, draw: random.Random, alone: Alone) -> None:
+        self._draw, self._alone = draw, alone
+        self._answers: dict[str, list[tuple[int, ...]]] = {}
+
+    def propose(self, lines: Sequence[Line]) -> list[tuple[int, ...]]:
+        return [self._guess(line) for line in lines]
+
+    def _guess(self, line: Line) -> tuple[int, ...]:
+        request = line.request
+        if request.request_id not in self._answers:
+            self._answers[request.request_id] = self._alone.answers(request)
+        done = len(line.token_ids) - len(request.prompt_token_ids)
+        right = self._answers[request.request_id][line.index][done : done + self._draw.choice((0, 1, 2, 5))]
+        return (*right, *(self._draw.randrange(VOCABULARY) for _ in range(self._draw.choice((0, 1, 3)))))
 
 
 @dataclass
@@ -72,8 +93,9 @@ class World:
         self.kv = FailingSpace(GROUPS, num_blocks, block_size, retain=config.prefix_caching)
         self.scheduler = Scheduler(config, self.kv)
         self.runner = OracleRunner(GROUPS, num_blocks, block_size, self._tenant)
-        self.engine = Engine(self.runner, self.scheduler, lambda request: None, Sampler(), clock=lambda: self.now)
         self.alone = Alone(GROUPS)
+        drafter = Guesser(self.random, self.alone) if "draft" in self.wanted else None
+        self.engine = Engine(self.runner, self.scheduler, lambda request: None, Sampler(), drafter, clock=lambda: self.now)
         self.requests: dict[str, Request] = {}
         self._stems = [self._tokens(self.random.randint(8, 24)) for _ in range(3)]
         self._num_requests = 0
@@ -155,6 +177,7 @@ class World:
         self.seen |= {"fork"} if params.n > 1 and params.beam_width is None else set()
         self.seen |= {"beam"} if params.beam_width else set()
         self.seen |= {"priority"} if request.priority else set()
+        self.seen |= {"draft"} if 0 < metrics.num_accepted_tokens < metrics.num_drafted_tokens else set()
         self.seen |= {"salt"} if request.cache_salt else set()
         longest = len(request.prompt_token_ids)
         self.seen |= {"chunking"} if longest > self.scheduler.config.max_num_batched_tokens else set()

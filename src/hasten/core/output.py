@@ -33,6 +33,8 @@ class RequestMetrics:
     num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache
     num_output_tokens: int = 0
     num_preemptions: int = 0
+    num_drafted_tokens: int = 0  # proposed and verified
+    num_accepted_tokens: int = 0  # of these, the ones that became output
 
     @property
     def ttft(self) -> float | None:

@@ -38,7 +38,7 @@ class Continuation:
     """
 
     parent: int  # sequence id
-    token_id: int
+    token_ids: tuple[int, ...]  # at least one; all but the last were the beginning of its draft
     finish: Finish | None = None
     index: int | None = None  # which answer of its request a fork becomes; None: its parent's
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hasten.core.result import Continuation, FinishReason, StepResult
+from hasten.core.result import Continuation, Finish, FinishReason, StepResult
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.search.base import BeamStep
 from hasten.decoding.search.candidates import best_candidates
@@ -23,6 +24,15 @@ UNUSABLE = "the model's logits for this request are not finite numbers (NaN or i
 NO_TOKEN = "the settings of this request leave no token to choose: its masks, bias and penalties forbid all of them"
 
 
+class _Line(NamedTuple):
+    """A row of logits and the answer that may take its token."""
+
+    row: int
+    sequence: Sequence
+    answer: Answer
+    ahead: int  # tokens of the sequence's draft that the row has seen
+
+
 @dataclass(slots=True)
 class _Accepted:
     """A step's result in the making."""
@@ -32,6 +42,15 @@ class _Accepted:
     poisoned: list[int] = field(default_factory=list)
     answers: dict[str, list[Answer]] = field(default_factory=dict)  # request id -> answers with something new
 
+    def take(self, line: _Line, token_id: int, finish: Finish | None) -> None:
+        """Lines of one sequence come one after the other."""
+        before: tuple[int, ...] = ()
+        if line.ahead:
+            before = self.continuations.pop().token_ids
+        else:
+            self.answers.setdefault(line.sequence.entry.request.request_id, []).append(line.answer)
+        self.continuations.append(Continuation(line.sequence.id, (*before, token_id), finish, line.answer.index))
+
 
 class Acceptor:
     def __init__(self, sampler: Sampler) -> None:
@@ -40,53 +59,58 @@ class Acceptor:
     def accept(
         self, logits_RV: Tensor, sequences: list[Sequence], records: Mapping[str, Record], now: float
     ) -> tuple[StepResult, dict[str, list[Answer]]]:
-        """``sequences[r]`` computed row r. Returns what the scheduler must know, and which answers have news.
+        """``sequences[r]`` computed row r; with a draft it has a row for its last token and one for each of the draft's.
+
+        Returns what the scheduler must know, and which answers have news.
 
         Mutates the records. A row without usable numbers ends its own request and no other.
         """
         accepted = _Accepted()
         beams: dict[str, list[int]] = {}
-        lines: list[tuple[int, Answer]] = []  # (row, the answer that takes its token)
+        lines: list[_Line] = []
+        before: Sequence | None = None
+        ahead = 0
         for row, sequence in enumerate(sequences):
+            ahead = ahead + 1 if sequence is before else 0
+            before = sequence
             record = records[sequence.entry.request.request_id]
             if record.search is not None:
                 beams.setdefault(record.request.request_id, []).append(row)
             elif sequence.num_output_tokens == 0:
-                lines += [(row, answer) for answer in record.answers]
+                lines += [_Line(row, sequence, answer, 0) for answer in record.answers]
             else:
-                lines.append((row, record.answers[sequence.index]))
-        self._sample(logits_RV, sequences, lines, records, accepted, now)
+                lines.append(_Line(row, sequence, record.answers[sequence.index], ahead))
+        self._sample(logits_RV, lines, records, accepted, now)
         for request_id, rows in beams.items():
             self._search(logits_RV, [(row, sequences[row]) for row in rows], records[request_id], accepted, now)
         result = StepResult(tuple(accepted.continuations), tuple(accepted.dropped), tuple(accepted.poisoned))
         return result, accepted.answers
 
     def _sample(
-        self,
-        logits_RV: Tensor,
-        sequences: list[Sequence],
-        lines: list[tuple[int, Answer]],
-        records: Mapping[str, Record],
-        accepted: _Accepted,
-        now: float,
+        self, logits_RV: Tensor, lines: list[_Line], records: Mapping[str, Record], accepted: _Accepted, now: float
     ) -> None:
+        """Draw the one token of every position, drafts included, and keep those that the draft has led to."""
         if not lines:
             return
-        taken = [row for row, _ in lines]
+        taken = [line.row for line in lines]
         if taken != list(range(len(logits_RV))):  # beams beside, or one row feeding n answers
             logits_RV = logits_RV[torch.tensor(taken, device=logits_RV.device)]
-        tokens = self._sampler.sample(logits_RV, [_view(sequences[row], answer.index) for row, answer in lines])
-        for line, ((row, answer), token) in enumerate(zip(lines, tokens, strict=True)):
-            sequence = sequences[row]
-            record = records[sequence.entry.request.request_id]
-            if token is None and all(usable(logits_RV[line : line + 1])):
-                self._fail(sequence.entry.sequences, record, accepted, now, NO_TOKEN)
-            elif token is None:
-                self._fail(sequence.entry.sequences, record, accepted, now, UNUSABLE, poisoned=True)
-            elif record.error is None:
-                finish = answer.push(token.token_id, token.logprob)
-                accepted.continuations.append(Continuation(sequence.id, token.token_id, finish, answer.index))
-                accepted.answers.setdefault(record.request.request_id, []).append(answer)
+        tokens = self._sampler.sample(logits_RV, [_view(line.sequence, line.answer.index, line.ahead) for line in lines])
+        ended: Sequence | None = None  # its draft went another way: what its further rows saw never was
+        for i, (line, token) in enumerate(zip(lines, tokens, strict=True)):
+            sequence, record = line.sequence, records[line.sequence.entry.request.request_id]
+            if record.error is not None or (line.ahead and sequence is ended):
+                continue
+            if token is None:
+                usable_row = all(usable(logits_RV[i : i + 1]))
+                error = NO_TOKEN if usable_row else UNUSABLE
+                self._fail(sequence.entry.sequences, record, accepted, now, error, poisoned=not usable_row)
+                continue
+            finish = line.answer.push(token.token_id, token.logprob)
+            accepted.take(line, token.token_id, finish)
+            record.note_draft(line.ahead, len(sequence.draft))
+            if finish is not None or token.token_id not in sequence.draft[line.ahead : line.ahead + 1]:
+                ended = sequence
 
     def _search(self, logits_RV: Tensor, rows: list[tuple[int, Sequence]], record: Record, accepted: _Accepted, now: float) -> None:
         """One step of a beam search: rows in the order of the beams."""
@@ -114,7 +138,7 @@ class Acceptor:
         for index, beam in enumerate(step.beams):
             parent = rows[beam.parent][1].id
             parents.add(parent)
-            accepted.continuations.append(Continuation(parent, beam.token_id, index=index))
+            accepted.continuations.append(Continuation(parent, (beam.token_id,), index=index))
         accepted.dropped += [sequence.id for _, sequence in rows if sequence.id not in parents]
         return None
 
@@ -155,9 +179,13 @@ class Acceptor:
             accepted.answers[record.request.request_id] = list(record.answers)
 
 
-def _view(sequence: Sequence, index: int) -> SamplingRow:
+def _view(sequence: Sequence, index: int, ahead: int = 0) -> SamplingRow:
+    """``ahead``: as if that many tokens of the draft had been accepted."""
     request = sequence.entry.request
     num_prompt = len(request.prompt_token_ids)
+    if ahead:
+        drafted = [*sequence.token_ids, *sequence.draft[:ahead]]
+        return SamplingRow(request.params, drafted, num_prompt, request.eos_token_ids, index)
     if sequence.history is None and _counts(request.params):
         sequence.history = TokenHistory(num_prompt)
     return SamplingRow(request.params, sequence.token_ids, num_prompt, request.eos_token_ids, index, sequence.history)

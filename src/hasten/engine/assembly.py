@@ -22,6 +22,7 @@ from hasten.engine.intake import Intake
 from hasten.engine.options import EngineOptions
 from hasten.engine.phases import Phases
 from hasten.engine.progress import loading_bar, tell
+from hasten.engine.speculation import Speculation
 from hasten.engine.tokenizer import TextTokenizer
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
@@ -45,6 +46,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         backend = choose_backend(options)
     with phases.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         loaded = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
+        speculation = Speculation.load(options, backend, loaded.spec)
     spec = loaded.spec
     with phases.phase("tokenizer"):
         tokenizer = TextTokenizer.load(folder, spec.vocab_size)
@@ -52,7 +54,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     fit = fit_kv(
         groups,
         block_size=options.block_size,
-        block_bytes=backend.block_bytes(groups, options.block_size, loaded.dtype),
+        block_bytes=backend.block_bytes(groups, options.block_size, loaded.dtype) + speculation.block_bytes,
         max_positions=spec.max_positions,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
@@ -63,6 +65,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         runner = backend.runner(
             loaded.decoder, groups, fit.num_blocks, options.block_size, loaded.dtype, options.max_num_batched_tokens
         )
+        drafter = speculation.drafter(fit)
     space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
     scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
 
@@ -71,7 +74,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(runner, scheduler, detokenizer, Sampler(backend.chooser()))
+    engine = Engine(runner, scheduler, detokenizer, Sampler(backend.chooser()), drafter)
     intake = Intake(
         tokenizer=tokenizer,
         vocab_size=spec.vocab_size,
@@ -82,7 +85,8 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         takes_priority=options.ordering == "priority",
     )
     tell(f"loaded {model} in {phases}", visible=options.show_progress)
-    description = {"model": model, **_describe(loaded, backend, fit, options), "load_seconds": phases.seconds}
+    described = {**_describe(loaded, backend, fit, options), **speculation.describe()}
+    description = {"model": model, **described, "load_seconds": phases.seconds}
     return Assembly(engine, intake, tokenizer, description)
 
 

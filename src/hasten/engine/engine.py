@@ -11,6 +11,7 @@ from hasten.core.output import Delta
 from hasten.core.plan import Runner, RunnerOutput, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
+from hasten.decoding.drafters.base import Drafter, Line
 from hasten.engine.acceptor import Acceptor
 from hasten.engine.answer import Answer, DetokenizerFactory
 from hasten.engine.record import Record
@@ -31,11 +32,12 @@ class Engine:
         scheduler: Scheduler,
         detokenizer: DetokenizerFactory,
         sampler: Sampler,
+        drafter: Drafter | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
-        self._acceptor = Acceptor(sampler)
+        self._acceptor, self._drafter = Acceptor(sampler), drafter
         self._records: dict[str, Record] = {}
         self.stats = EngineStats()
 
@@ -68,7 +70,9 @@ class Engine:
         sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_ids]
         result, news = self._acceptor.accept(output.logits, sequences, self._records, now)
         self.scheduler.commit(result)
-        self.stats.count(plan)
+        self.stats.count(plan, result)
+        if self._drafter is not None:
+            self._draft(self._drafter)
         return self._report(news, now)
 
     @property
@@ -91,6 +95,19 @@ class Engine:
         except BaseException:
             self.scheduler.rollback()
             raise
+
+    def _draft(self, drafter: Drafter) -> None:
+        """Drafts for the next step. A drafter that fails is asked no more: no answer depends on it."""
+        sequences = self.scheduler.decoding()
+        lines = [Line(s.id, s.token_ids, s.entry.request, s.index) for s in sequences]
+        try:
+            drafts = drafter.propose(lines)
+        except Exception:
+            log.exception("speculation is off from here on: the drafter failed")
+            self._drafter = None
+            return
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            self.scheduler.draft(sequence, draft)
 
     def _fail(self, plan: StepPlan, error: str) -> list[Delta]:
         """The requests of the plan end with the error; all others go on."""

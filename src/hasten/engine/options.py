@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.core.errors import InvalidOption, nearest
+from hasten.decoding.drafters import DRAFTERS
 from hasten.scheduling.config import SchedulerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -32,6 +33,9 @@ class EngineOptions:
     max_num_seqs: int = 64  # sequences running at a time
     max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks
     prefix_caching: bool = True
+    speculation: str | None = None  # draft_model, prompt_lookup or suffix: guess tokens, verify several a step; output stays the same
+    draft_model: str | None = None  # of speculation by a draft model: a folder, a hub id or "demo-draft"
+    num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     batching: str = "continuous"  # or dynamic, static
     batch_wait: float = 0.05  # seconds that dynamic batching waits for a batch to fill
     ordering: str = "fcfs"  # or priority
@@ -48,6 +52,19 @@ class EngineOptions:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InvalidOption(f"{name} is out of range", got=repr(value), allowed="a whole number from 1")
+        self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        if self.speculation is not None and self.speculation not in DRAFTERS:
+            raise InvalidOption("unknown speculation", got=repr(self.speculation), remedy=nearest(str(self.speculation), DRAFTERS))
+        if (self.speculation == "draft_model") != (self.draft_model is not None):
+            raise InvalidOption(
+                "speculation by a draft model needs both of two options",
+                got=f"speculation={self.speculation!r}, draft_model={self.draft_model!r}",
+                remedy="Give speculation='draft_model' and draft_model=<a small model of the same vocabulary>, or neither",
+            )
+        if self.num_draft_tokens is not None and (type(self.num_draft_tokens) is not int or self.num_draft_tokens < 1):
+            raise InvalidOption("num_draft_tokens is out of range", got=repr(self.num_draft_tokens), allowed="a whole number from 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:

@@ -18,6 +18,7 @@ class Record:
         self.search = beam_search(request) if params.beam_width is not None else None
         # Of the lines that a search still knows, by their tokens; empty where nobody asked for log-probabilities.
         self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}
+        self.num_drafted = self.num_accepted = 0  # tokens
         self.error: str | None = None
         self._first_token: float | None = None
         self._finished: float | None = None
@@ -32,6 +33,13 @@ class Record:
             self._first_token = now
         if self.finished:
             self._finished = now
+
+    def note_draft(self, ahead: int, length: int) -> None:
+        """A token was accepted that had seen the first ``ahead`` tokens of a draft of this length."""
+        if ahead:
+            self.num_accepted += 1
+        else:
+            self.num_drafted += length
 
     def end(self, reason: FinishReason, now: float, error: str | None = None) -> None:
         """Whatever has not ended yet ends here."""
@@ -76,6 +84,8 @@ class Record:
                 num_cached_tokens=self._entry.num_cached_tokens,
                 num_output_tokens=sum(len(answer.token_ids) for answer in self.answers),
                 num_preemptions=self._entry.num_preemptions,
+                num_drafted_tokens=self.num_drafted,
+                num_accepted_tokens=self.num_accepted,
             ),
         )
 

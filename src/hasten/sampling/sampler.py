@@ -35,15 +35,19 @@ class Sampler:
 
     def sample(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
         """The token of each row, None for an unusable row. ``logits_RV`` is float32 and is left alone."""
-        assert len(rows) == logits_RV.shape[0]
-        if not rows:
-            return []
-        shaped = any(self.chooser.chain.needs(row.params).processors for row in rows)
-        token_ids = self._choose(logits_RV, rows) if shaped else self.chooser.choose(logits_RV, rows)
+        token_ids = self.tokens(logits_RV, rows)
         logprobs = _logprobs(logits_RV, rows, token_ids)
         if not logprobs:
             return [None if token is None else SampledToken(token) for token in token_ids]
         return [None if token is None else SampledToken(token, logprobs.get(i)) for i, token in enumerate(token_ids)]
+
+    def tokens(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+        """``sample`` without log-probabilities."""
+        assert len(rows) == logits_RV.shape[0]
+        if not rows:
+            return []
+        shaped = any(self.chooser.chain.needs(row.params).processors for row in rows)
+        return self._choose(logits_RV, rows) if shaped else self.chooser.choose(logits_RV, rows)
 
     def beam_logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """What beam search scores continuations with [R, V]: log-softmax first, then masks, bias and penalties.

@@ -131,11 +131,17 @@ class Scheduler:
 
     def commit(self, result: StepResult) -> None:
         """The planned rows are computed and these tokens were accepted."""
+        accepted = {continuation.parent: len(continuation.token_ids) - 1 for continuation in result.continuations}
         for row in self._planned:
             sequence = self._sequences[row.sequence_id]
-            sequence.num_computed = row.stop
+            tokens, stop = sequence.token_ids, row.stop
+            if sequence.draft:  # what was accepted of it is computed; the slots of the rest will be written again
+                kept = accepted.get(sequence.id, 0)
+                tokens, stop = [*tokens, *sequence.draft[:kept]], stop - len(sequence.draft) + kept
+                sequence.draft = ()
+            sequence.num_computed = stop
             if sequence.id not in result.poisoned:  # NaN must never enter the prefix cache
-                self.kv.commit(sequence.id, sequence.token_ids, row.stop)
+                self.kv.commit(sequence.id, tokens, stop)
         self._planned = ()
         for sequence_id in result.poisoned:
             if self.kv.is_open(sequence_id):
@@ -152,6 +158,20 @@ class Scheduler:
             for sequence, continuation in zip([parent, *forks], continuations, strict=True):
                 self._extend(sequence, continuation)
 
+    def decoding(self) -> list[Sequence]:
+        """The sequences that want one more token and may be given a draft: all but beams and those not yet begun."""
+        entries = (entry for entry in self._running if not entry.searches)
+        return [s for entry in entries for s in entry.sequences if s.num_remaining == 1 and s.num_output_tokens]
+
+    def draft(self, sequence: Sequence, token_ids: tuple[int, ...]) -> None:
+        """What the next step verifies after the sequence's last token, if there are tokens and blocks to spare.
+
+        Cut to what the request may still get, less the token that the step gives anyway.
+        """
+        params = sequence.entry.request.params
+        assert params.max_tokens is not None
+        sequence.draft = token_ids[: params.max_tokens - sequence.num_output_tokens - 1]
+
     def rollback(self) -> None:
         """The planned rows were not computed: their requests start again from what was committed."""
         for entry in {self._sequences[row.sequence_id].entry: None for row in self._planned}:
@@ -162,24 +182,29 @@ class Scheduler:
 
     def _advance(self, entry: Entry, builder: PlanBuilder) -> None:
         """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
-        for sequence, count, num_logits in self._wanted(entry, builder):
-            stop = sequence.num_computed + count
-            while (copies := self.kv.reserve(sequence.id, sequence.num_computed, stop)) is None:
+        for sequence, count in self._wanted(entry, builder):
+            start, stop = sequence.num_computed, sequence.num_computed + count
+            sequence.draft = sequence.draft[: builder.budget - count]
+            while (copies := self.kv.reserve(sequence.id, start, stop + len(sequence.draft))) is None:
+                if sequence.draft:
+                    sequence.draft = ()  # a guess is not worth anybody's blocks
+                    continue
                 victim = self._running[-1]
                 builder.drop(victim)
                 self._preempt(victim)
                 if victim is entry:
                     return
-            tokens = tuple(sequence.token_ids[sequence.num_computed : stop])
-            row = RowPlan(sequence.id, sequence.num_computed, tokens, self.kv.blocks(sequence.id), num_logits)
+            tokens = (*sequence.token_ids[start:stop], *sequence.draft)
+            num_logits = 1 + len(sequence.draft) if count == sequence.num_remaining else 0
+            row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits)
             builder.add(entry, row, copies)
 
-    def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int, int]]:
-        """(sequence, tokens to compute, logits wanted) as far as the budget goes."""
+    def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int]]:
+        """(sequence, tokens to compute) as far as the budget goes."""
         together = entry.searches and len(entry.sequences) > 1
         if together and all(self.kv.is_open(s.id) and s.num_remaining == 1 for s in entry.sequences):
             if builder.budget >= len(entry.sequences):
-                yield from ((sequence, 1, 1) for sequence in entry.sequences)
+                yield from ((sequence, 1) for sequence in entry.sequences)
             return
         for sequence in entry.sequences:
             if not self.kv.is_open(sequence.id) and not self._open(sequence):
@@ -188,7 +213,7 @@ class Scheduler:
             wanted = sequence.num_remaining - together
             count = min(wanted, builder.budget)
             if count > 0:
-                yield sequence, count, int(count == sequence.num_remaining)
+                yield sequence, count
 
     def _open(self, sequence: Sequence) -> bool:
         """Give the sequence its cached prefix; False while another sequence is computing the block it needs next."""
@@ -251,7 +276,7 @@ class Scheduler:
         return child
 
     def _extend(self, sequence: Sequence, continuation: Continuation) -> None:
-        sequence.token_ids.append(continuation.token_id)
+        sequence.token_ids += continuation.token_ids
         if continuation.index is not None:
             sequence.index = continuation.index
         if continuation.finish is not None:
@@ -262,7 +287,7 @@ class Scheduler:
         for sequence in entry.sequences:
             if self.kv.is_open(sequence.id):
                 self.kv.close(sequence.id)
-            sequence.num_computed = 0
+            sequence.num_computed, sequence.draft = 0, ()
         self._running.remove(entry)
         entry.running = False
         entry.num_preemptions += 1

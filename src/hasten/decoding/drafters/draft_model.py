@@ -1,0 +1,135 @@
+"""Guesses with a smaller model of the same vocabulary (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
+
+It draws with the noise of the target's own positions, so wherever both models agree well enough they draw the same token, at any
+temperature (arXiv 2408.07978). Its keys and values lie in blocks of their own, which follow the lines: what a line has taken is
+computed, what it has rejected is written over. It knows no scheduler: where blocks or a step's tokens are short, it guesses less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
+from hasten.decoding.drafters.base import Line
+from hasten.kv.space import KvSpace
+from hasten.sampling.row import SamplingRow
+from hasten.sampling.sampler import Sampler
+
+Ids = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Trail:
+    """The tokens of one line whose keys and values the draft model has computed."""
+
+    token_ids: list[int] = field(default_factory=list)
+    num_verified: int = 0  # of these: the ones that the line has taken
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Forget the guesses that the line went another way than."""
+        kept = self.num_verified
+        while kept < min(len(self.token_ids), len(token_ids)) and self.token_ids[kept] == token_ids[kept]:
+            kept += 1
+        del self.token_ids[kept:]
+        self.num_verified = kept
+
+
+@dataclass(slots=True)
+class _Guess:
+    """A line and what is guessed of it so far."""
+
+    line: Line
+    trail: Trail
+    token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.line.token_ids) + len(self.token_ids)
+
+    def missing(self, count: int) -> list[int]:
+        """The first ``count`` tokens that are not computed yet."""
+        start, length = len(self.trail.token_ids), len(self.line.token_ids)
+        if start >= length:
+            return self.token_ids[start - length :][:count]
+        return [*self.line.token_ids[start : start + count], *self.token_ids][:count]
+
+    def view(self) -> SamplingRow:
+        request = self.line.request
+        tokens = [*self.line.token_ids, *self.token_ids]
+        return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, self.line.index)
+
+
+class DraftModel:
+    def __init__(
+        self, runner: Runner, kv: KvSpace, sampler: Sampler, *, num_tokens: int = 4, max_step: int, max_positions: int
+    ) -> None:
+        """``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed."""
+        self._runner, self._kv, self._sampler = runner, kv, sampler
+        self._num_tokens, self._max_step, self._max_positions = num_tokens, max_step, max_positions
+        self._trails: dict[int, Trail] = {}
+
+    def propose(self, lines: Sequence[Line]) -> list[Ids]:
+        self._forget({line.sequence_id for line in lines})
+        guesses = [_Guess(line, self._follow(line)) for line in lines]
+        active = guesses
+        for _ in range(self._num_tokens):
+            active = self._advance(active)
+            if not active:
+                break
+        return [tuple(guess.token_ids) for guess in guesses]
+
+    def _forget(self, kept: set[int]) -> None:
+        for sequence_id in [known for known in self._trails if known not in kept]:
+            self._drop(sequence_id)
+
+    def _drop(self, sequence_id: int) -> None:
+        self._kv.close(sequence_id)
+        del self._trails[sequence_id]
+
+    def _follow(self, line: Line) -> Trail:
+        """The line's trail, as far as it is right."""
+        trail = self._trails.get(line.sequence_id)
+        if trail is None:
+            salt = f"tenant:{line.request.cache_salt}"
+            cached = self._kv.open(line.sequence_id, salt, self._kv.hashes(salt, line.token_ids))
+            trail = self._trails[line.sequence_id] = Trail(list(line.token_ids[:cached]), cached)
+            return trail
+        trail.follow(line.token_ids)
+        self._kv.commit(line.sequence_id, line.token_ids, trail.num_verified)
+        return trail
+
+    def _advance(self, guesses: list[_Guess]) -> list[_Guess]:
+        """One step of the model. Returns the guesses that may go on."""
+        rows: list[RowPlan] = []
+        copies: list[BlockCopy] = []
+        planned: list[_Guess] = []
+        budget = self._max_step
+        for guess in guesses:
+            start, sequence_id = len(guess.trail.token_ids), guess.line.sequence_id
+            count = min(guess.num_tokens - start, budget)
+            if count == 0 or guess.num_tokens > self._max_positions:
+                continue
+            made = self._kv.reserve(sequence_id, start, start + count)
+            if made is None:
+                continue
+            whole = start + count == guess.num_tokens
+            rows.append(RowPlan(sequence_id, start, tuple(guess.missing(count)), self._kv.blocks(sequence_id), int(whole)))
+            copies += made
+            planned.append(guess)
+            budget -= count
+        if not rows:
+            return []
+        logits_RV = self._runner.run(StepPlan(tuple(rows), tuple(copies))).logits
+        for guess, row in zip(planned, rows, strict=True):
+            guess.trail.token_ids += row.token_ids
+            guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
+        complete = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
+        drawn = self._sampler.tokens(logits_RV, [guess.view() for guess in complete])
+        ended = set()
+        for guess, token_id in zip(complete, drawn, strict=True):
+            if token_id is None:
+                ended.add(id(guess))
+            else:
+                guess.token_ids.append(token_id)
+        return [guess for guess in planned if id(guess) not in ended]

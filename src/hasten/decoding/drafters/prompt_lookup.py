@@ -1,0 +1,58 @@
+"""Guesses that the text goes on as it did before: what followed the last few tokens where they occurred the last time.
+
+Prompt lookup decoding (Saxena, 2023; also arXiv 2304.04487). It costs next to nothing and pays where the answer repeats the prompt
+or itself: edits, quotations, code. Longer matches are tried first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hasten.decoding.drafters.base import Line
+from hasten.decoding.drafters.continuation import continuation
+
+Ids = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Occurrences:
+    """Where each run of ``size`` tokens of a growing text ended the last time, those at its very end left out."""
+
+    size: int
+    ends: dict[Ids, int] = field(default_factory=dict)
+    num_seen: int = 0
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Take in the runs that have got a successor since the last call."""
+        for end in range(max(self.size, self.num_seen), len(token_ids)):
+            self.ends[tuple(token_ids[end - self.size : end])] = end
+        self.num_seen = max(self.num_seen, len(token_ids))
+
+    def find(self, token_ids: Sequence[int]) -> int | None:
+        """Where what follows the last run began to be written before."""
+        return self.ends.get(tuple(token_ids[len(token_ids) - self.size :]))
+
+
+@dataclass(slots=True)
+class PromptLookup:
+    num_tokens: int = 8  # of a guess, at most
+    longest: int = 4  # tokens of a match, at most and at least
+    shortest: int = 2
+    _known: dict[int, tuple[Occurrences, ...]] = field(default_factory=dict, init=False)
+
+    def propose(self, lines: Sequence[Line]) -> list[Ids]:
+        sizes = range(self.longest, self.shortest - 1, -1)
+        self._known = {
+            line.sequence_id: self._known.get(line.sequence_id) or tuple(Occurrences(size) for size in sizes) for line in lines
+        }
+        return [self._guess(line.token_ids, self._known[line.sequence_id]) for line in lines]
+
+    def _guess(self, token_ids: Sequence[int], known: tuple[Occurrences, ...]) -> Ids:
+        for occurrences in known:
+            occurrences.follow(token_ids)
+        for occurrences in known:
+            begin = occurrences.find(token_ids)
+            if begin is not None:
+                return continuation(token_ids, begin, self.num_tokens)
+        return ()

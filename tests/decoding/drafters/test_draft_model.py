@@ -1,0 +1,117 @@
+"""The draft model's guesses, with and without blocks to spare, are those of the same model asked afresh for every token.
+
+The oracle stands in for the model: its logits tell whether every key and value that a guess saw was the right one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters.base import Line
+from hasten.decoding.drafters.draft_model import DraftModel, Trail
+from hasten.kv.group import KvGroup
+from hasten.kv.space import KvSpace
+from hasten.sampling.row import SamplingRow
+from hasten.sampling.sampler import Sampler
+from tests.scheduling.oracle import VOCABULARY, Alone, OracleRunner
+
+GROUPS = (KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7))
+BLOCK_SIZE, NUM_TOKENS = 4, 4
+
+
+class Bench:
+    """Lines that grow by what they take of a guess, or by something else; some end and others begin."""
+
+    def __init__(self, seed: int, num_blocks: int, max_step: int = 400) -> None:
+        self.random = random.Random(seed)
+        self.space = KvSpace(GROUPS, num_blocks, BLOCK_SIZE)
+        self.lines: dict[int, Line] = {}
+        runner = OracleRunner(GROUPS, num_blocks, BLOCK_SIZE, lambda sequence_id: self.lines[sequence_id].request.cache_salt)
+        self.drafter = DraftModel(
+            runner, self.space, Sampler(), num_tokens=NUM_TOKENS, max_step=max_step, max_positions=60
+        )
+        self.alone = Alone(GROUPS)
+        self.stem = [self.random.randrange(1, VOCABULARY) for _ in range(20)]
+        self.full = self.short = 0
+        self._num_lines = 0
+
+    def add(self) -> None:
+        draw = self.random
+        prompt = self.stem[: draw.randint(0, 20)] + [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(1, 6))]
+        settings = draw.choice(({"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.8, "repetition_penalty": 1.3}))
+        request = Request(
+            request_id=str(self._num_lines),
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(seed=draw.getrandbits(30), **settings),
+            cache_salt=draw.choice(("", "red")),
+        )
+        self.lines[self._num_lines] = Line(self._num_lines, list(prompt), request, draw.randint(0, 2))
+        self._num_lines += 1
+
+    def round(self) -> None:
+        draw = self.random
+        lines = list(self.lines.values())
+        for line, guess in zip(lines, self.drafter.propose(lines), strict=True):
+            right = self.expected(line)
+            assert guess == right[: len(guess)], (guess, right)
+            self.full += guess == right
+            self.short += guess != right
+            taken = guess[: draw.randint(0, len(guess))]
+            line.token_ids.extend(taken)
+            line.token_ids.append(draw.randrange(VOCABULARY))
+            if len(line.token_ids) > 55:
+                del self.lines[line.sequence_id]
+        self.space.check()
+
+    def expected(self, line: Line) -> tuple[int, ...]:
+        tokens, request = list(line.token_ids), line.request
+        for _ in range(NUM_TOKENS):
+            row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), line.index)
+            (sampled,) = Sampler().sample(self.alone.logits(tokens, request.cache_salt), [row])
+            tokens = [*tokens, sampled.token_id]
+        return tuple(tokens[len(line.token_ids) :])
+
+    def run(self, rounds: int) -> Bench:
+        for _ in range(rounds):
+            while len(self.lines) < 5:
+                self.add()
+            if self.random.random() < 0.1:
+                del self.lines[self.random.choice(sorted(self.lines))]
+            self.round()
+        self.lines.clear()
+        self.drafter.propose([])
+        assert all(allocator.num_held == 0 for allocator in self.space.allocators), "blocks are held for nobody"
+        return self
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_guesses_are_what_the_model_would_say(seed: int) -> None:
+    bench = Bench(seed, num_blocks=200).run(60)
+    assert bench.full > 200 and bench.short < bench.full / 20  # short ones only near the last position
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_blocks_or_tokens_are_short_guesses_are_shorter_and_never_wrong(seed: int) -> None:
+    blocks, tokens = Bench(seed, num_blocks=40).run(60), Bench(seed, num_blocks=200, max_step=9).run(60)
+    assert blocks.short > 10 and blocks.full > 10
+    assert tokens.short > 10 and tokens.full > 10
+
+
+@pytest.mark.parametrize(
+    ("computed", "verified", "line", "left"),
+    [
+        ([1, 2, 3, 4], 2, [1, 2, 3, 4, 5], [1, 2, 3, 4]),
+        ([1, 2, 3, 4], 2, [1, 2, 3, 9], [1, 2, 3]),
+        ([1, 2, 3, 4], 2, [1, 2, 9, 4], [1, 2]),
+        ([1, 2], 2, [1, 2, 9], [1, 2]),
+    ],
+)
+def test_a_trail_keeps_what_the_line_has_taken(computed: list[int], verified: int, line: Sequence[int], left: list[int]) -> None:
+    trail = Trail(computed, verified)
+    trail.follow(line)
+    assert (trail.token_ids, trail.num_verified) == (left, len(left))

@@ -1,0 +1,184 @@
+"""Guessing tokens ahead changes how fast an answer comes and nothing else (promises P6 and P9), on kernels whose rows are the same
+bits in any batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hasten
+from hasten import LLM, RequestOutput, SamplingParams
+from hasten.core.errors import InvalidOption
+from hasten.decoding.drafters.base import Line
+from hasten.quality.texts import read_texts
+from tests.tiny_models import SIZES
+
+HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
+NUM_PROMPTS, NEW_TOKENS = 500, 20
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.0, "repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+    {"temperature": 0.8, "seed": 11},
+    {"temperature": 1.0, "seed": 12, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
+    {"temperature": 1.2, "seed": 13, "typical_p": 0.9, "no_repeat_ngram_size": 3},
+    {"temperature": 0.7, "seed": 14, "n": 2, "stop": [" the", "self"]},
+    {"temperature": 0.0, "min_tokens": 4, "logprobs": 3, "logit_bias": {5: 1.5}},
+    {"temperature": 0.0, "beam_width": 3, "n": 2},
+)
+
+
+class Knowing:
+    """A ``Drafter`` that is told the answers; after ``honest`` right tokens it lies."""
+
+    def __init__(self, answers: dict[tuple[int, ...], list[RequestOutput]], honest: int, lies: int) -> None:
+        self._answers, self._honest, self._lies = answers, honest, lies
+        self._draw = random.Random(3)
+
+    def propose(self, lines: Sequence[Line]) -> list[tuple[int, ...]]:
+        return [(*self._right(line), *(self._draw.randrange(8192) for _ in range(self._lies))) for line in lines]
+
+    def _right(self, line: Line) -> tuple[int, ...]:
+        prompt, params = line.request.prompt_token_ids, line.request.params
+        done = len(line.token_ids) - len(prompt)
+        for output in self._answers[prompt]:
+            known = output.outputs[line.index].token_ids if output.seed == params.seed else ()
+            if known[:done] == tuple(line.token_ids[len(prompt) :]):
+                return known[done : done + self._honest]
+        return ()
+
+
+def demo(**options: Any) -> LLM:
+    return LLM("demo", quantize="int8", max_model_len=128, threads=2, **{"kv_cache_memory": "64MiB", **options})
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[tuple[dict[str, list[int]], SamplingParams]]:
+    """Pieces of held-out text, half of them repeating a part of themselves, and all settings in turn."""
+    tokenizer = demo().tokenizer
+    draw = random.Random(1)
+    ids = [token for text in read_texts(HELDOUT) for token in tokenizer.encode(text)]
+    made = []
+    for i in range(NUM_PROMPTS):
+        begin = draw.randrange(len(ids) - 60)
+        prompt = ids[begin : begin + draw.randint(4, 40)]
+        if i % 2:
+            prompt += prompt[: len(prompt) // 2]
+        params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=i % 3 == 0, **SETTINGS[i % len(SETTINGS)])
+        made.append(({"prompt_token_ids": prompt}, params))
+    return made
+
+
+def generate(llm: LLM, requests: list[tuple[dict[str, list[int]], SamplingParams]]) -> list[RequestOutput]:
+    prompts, params = zip(*requests, strict=True)
+    return llm.generate(list(prompts), list(params), use_tqdm=False)
+
+
+@pytest.fixture(scope="module")
+def plain(requests: list[tuple[dict[str, list[int]], SamplingParams]]) -> tuple[list[RequestOutput], int]:
+    """The outputs without drafts, and how many steps they took."""
+    llm = demo()
+    return generate(llm, requests), llm.engine.stats.num_steps
+
+
+def assert_same(found: list[RequestOutput], expected: list[RequestOutput]) -> None:
+    for mine, right in zip(found, expected, strict=True):
+        assert mine.outputs == right.outputs
+
+
+def knowing(plain: list[RequestOutput], honest: int, lies: int) -> Knowing:
+    answers: dict[tuple[int, ...], list[RequestOutput]] = {}
+    for output in plain:
+        answers.setdefault(output.prompt_token_ids, []).append(output)
+    return Knowing(answers, honest, lies)
+
+
+@pytest.mark.parametrize("speculation", ["prompt_lookup", "suffix"])
+def test_guesses_from_text_change_no_output(speculation: str, requests, plain) -> None:
+    llm = demo(speculation=speculation)
+    found = generate(llm, requests)
+    assert_same(found, plain[0])
+    stats = llm.engine.stats
+    assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
+    assert sum(output.metrics.num_accepted_tokens for output in found) == stats.num_accepted_tokens
+    assert sum(output.metrics.num_drafted_tokens for output in found) == stats.num_drafted_tokens
+
+
+@pytest.mark.parametrize(("honest", "lies"), [(0, 5), (2, 3), (7, 0)])
+def test_no_drafter_changes_any_output_right_or_wrong(honest: int, lies: int, requests, plain) -> None:
+    llm = demo()
+    llm.engine._drafter = knowing(plain[0], honest, lies)
+    assert_same(generate(llm, requests), plain[0])
+    accepted, drafted = llm.engine.stats.num_accepted_tokens, llm.engine.stats.num_drafted_tokens
+    assert drafted > 1000
+    if honest == 0:
+        assert accepted < drafted / 100  # a lie may hit by chance
+    if lies == 0:
+        assert drafted - accepted < 1.2 * NUM_PROMPTS  # an answer's last token is drawn, whoever guessed it; some ask for two
+        assert accepted > drafted * 0.9
+        assert llm.engine.stats.num_steps < plain[1] * 0.6
+
+
+def test_drafts_give_way_where_blocks_and_tokens_are_short(requests, plain) -> None:
+    """A pool that forces preemption and a step of few tokens: nothing changes, nobody starves."""
+    llm = demo(kv_cache_memory="1MiB", max_num_batched_tokens=24, max_num_seqs=12)
+    llm.engine._drafter = knowing(plain[0], 3, 2)
+    found = generate(llm, requests[:120])
+    assert_same(found, plain[0][:120])
+    assert sum(output.metrics.num_preemptions for output in found) > 0
+    assert llm.engine.stats.num_accepted_tokens > 100
+
+
+def test_an_unknown_drafter_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InvalidOption, match="prompt_lookup"):
+        LLM("demo", speculation="prompt_lokup")
+
+
+def test_a_draft_model_changes_no_output(requests, plain) -> None:
+    llm = demo(speculation="draft_model", draft_model="demo-draft")
+    assert_same(generate(llm, requests), plain[0])
+    stats = llm.engine.stats
+    assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
+    assert llm.describe()["draft_model"].endswith("draft")
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(requests, plain) -> None:
+    """Which needs its keys and values to be right after every step, and its noise to be the target's."""
+    llm = demo(speculation="draft_model", draft_model="demo", num_draft_tokens=5)
+    found = generate(llm, requests)
+    assert_same(found, plain[0])
+    for output, (_, params) in zip(found, requests, strict=True):
+        if params.ignore_eos and not params.stop and params.beam_width is None:
+            assert output.metrics.num_accepted_tokens == output.metrics.num_drafted_tokens > 0, params
+    assert llm.engine.stats.num_steps < plain[1] * 0.6
+
+
+def test_a_drafter_that_fails_is_asked_no_more(requests, plain, caplog) -> None:
+    class Failing:
+        calls = 0
+
+        def propose(self, lines: Sequence[Line]) -> list[tuple[int, ...]]:
+            self.calls += 1
+            if self.calls > 3:
+                raise RuntimeError("injected by the test")
+            return [(1, 2, 3) for _ in lines]
+
+    llm, failing = demo(), Failing()
+    llm.engine._drafter = failing
+    assert_same(generate(llm, requests[:40]), plain[0][:40])
+    assert failing.calls == 4 and "speculation is off" in caplog.text
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) -> None:
+    with pytest.raises(InvalidOption, match="8192") as refused:
+        demo(speculation="draft_model", draft_model=str(tiny("llama-gqa")))
+    assert str(SIZES["vocab_size"]) in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [{"speculation": "draft_model"}, {"draft_model": "demo-draft"}, {"num_draft_tokens": 0}])
+def test_half_an_order_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        demo(**options)
