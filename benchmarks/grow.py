@@ -1,7 +1,7 @@
 """A small trained model at the cost of a large one: the same function, in more and larger matrices.
 
 ``python benchmarks/grow.py demo grown/demo`` writes a checkpoint of the cost of a model of 0.6 billion parameters whose text is the
-demo model's. Random weights of that size would draft and exit like noise; a trained model of that size cannot be had without a download.
+demo model's. Random weights of that size would draft and exit like noise, and a trained model of that size is a download.
 
 ::
 

@@ -78,7 +78,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     common: dict[str, Any] = {"quantize": "int8", "threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 1024}
-    kinds: dict[str, dict[str, Any]] = {PLAIN: {}, "prompt_lookup": {"speculation": "prompt_lookup"}, "suffix": {"speculation": "suffix"}}
+    kinds: dict[str, dict[str, Any]] = {
+        PLAIN: {},
+        "prompt_lookup": {"speculation": "prompt_lookup"},
+        "suffix": {"speculation": "suffix"},
+    }
     if options.draft:
         kinds["draft_model"] = {"speculation": "draft_model", "draft_model": options.draft}
     for name in kinds:

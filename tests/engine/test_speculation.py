@@ -1,5 +1,6 @@
 """Guessing tokens ahead changes how fast an answer comes and nothing else (promises P6 and P9), on kernels whose rows are the same
-bits in any batch."""
+bits in any batch.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ class Knowing:
         prompt, params = line.request.prompt_token_ids, line.request.params
         done = len(line.token_ids) - len(prompt)
         for output in self._answers[prompt]:
-            known = output.outputs[line.index].token_ids if output.seed == params.seed else ()
+            known = output.outputs[line.answer_index].token_ids if output.seed == params.seed else ()
             if known[:done] == tuple(line.token_ids[len(prompt) :]):
                 return known[done : done + self._honest]
         return ()

@@ -59,7 +59,7 @@ class Guesser:
         if request.request_id not in self._answers:
             self._answers[request.request_id] = self._alone.answers(request)
         done = len(line.token_ids) - len(request.prompt_token_ids)
-        right = self._answers[request.request_id][line.index][done : done + self._draw.choice((0, 1, 2, 5))]
+        right = self._answers[request.request_id][line.answer_index][done : done + self._draw.choice((0, 1, 2, 5))]
         return (*right, *(self._draw.randrange(VOCABULARY) for _ in range(self._draw.choice((0, 1, 3)))))
 
 

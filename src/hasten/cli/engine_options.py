@@ -25,7 +25,7 @@ HELP = {
     "block_size": "Tokens per block of the KV cache.",
     "max_num_batched_tokens": "Most tokens per step; longer prompts are computed in chunks.",
     "prefix_caching": "Keep the KV of prompts, and compute shared beginnings once.",
-    "speculation": "Guess tokens and verify several in a step; the output stays the same. prompt_lookup guesses from the text so far, "
+    "speculation": "Guess tokens, verify several in a step; the output stays the same. prompt_lookup guesses from the text so far, "
     "suffix from recent answers too, draft_model with a smaller model.",
     "draft_model": "The smaller model, of the same vocabulary.",
     "num_draft_tokens": "Tokens of a guess, at most; the drafter's own number if left out.",

@@ -33,7 +33,9 @@ class EngineOptions:
     max_num_seqs: int = 64  # sequences running at a time
     max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks
     prefix_caching: bool = True
-    speculation: str | None = None  # draft_model, prompt_lookup or suffix: guess tokens, verify several a step; output stays the same
+    speculation: str | None = (
+        None  # draft_model, prompt_lookup or suffix: guess tokens, verify several a step; output stays the same
+    )
     draft_model: str | None = None  # of speculation by a draft model: a folder, a hub id or "demo-draft"
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     batching: str = "continuous"  # or dynamic, static
@@ -64,7 +66,9 @@ class EngineOptions:
                 remedy="Give speculation='draft_model' and draft_model=<a small model of the same vocabulary>, or neither",
             )
         if self.num_draft_tokens is not None and (type(self.num_draft_tokens) is not int or self.num_draft_tokens < 1):
-            raise InvalidOption("num_draft_tokens is out of range", got=repr(self.num_draft_tokens), allowed="a whole number from 1")
+            raise InvalidOption(
+                "num_draft_tokens is out of range", got=repr(self.num_draft_tokens), allowed="a whole number from 1"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from tests.scheduling.oracle import VOCABULARY, Alone, OracleRunner
 
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
@@ -18,7 +19,6 @@ from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
-from tests.scheduling.oracle import VOCABULARY, Alone, OracleRunner
 
 GROUPS = (KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7))
 BLOCK_SIZE, NUM_TOKENS = 4, 4
@@ -32,9 +32,7 @@ class Bench:
         self.space = KvSpace(GROUPS, num_blocks, BLOCK_SIZE)
         self.lines: dict[int, Line] = {}
         runner = OracleRunner(GROUPS, num_blocks, BLOCK_SIZE, lambda sequence_id: self.lines[sequence_id].request.cache_salt)
-        self.drafter = DraftModel(
-            runner, self.space, Sampler(), num_tokens=NUM_TOKENS, max_step=max_step, max_positions=60
-        )
+        self.drafter = DraftModel(runner, self.space, Sampler(), num_tokens=NUM_TOKENS, max_step=max_step, max_positions=60)
         self.alone = Alone(GROUPS)
         self.stem = [self.random.randrange(1, VOCABULARY) for _ in range(20)]
         self.full = self.short = 0
@@ -71,7 +69,7 @@ class Bench:
     def expected(self, line: Line) -> tuple[int, ...]:
         tokens, request = list(line.token_ids), line.request
         for _ in range(NUM_TOKENS):
-            row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), line.index)
+            row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), line.answer_index)
             (sampled,) = Sampler().sample(self.alone.logits(tokens, request.cache_salt), [row])
             tokens = [*tokens, sampled.token_id]
         return tuple(tokens[len(line.token_ids) :])

@@ -1,7 +1,7 @@
 """The suffix automaton of a growing text: every run of tokens that occurs in it, in space and time linear in its length.
 
-Blumer et al., 1985 (doi 10.1016/0304-3975(85)90157-4). A state stands for the runs that end at the same places; ``link`` leads to the
-longest of its suffixes that also ends elsewhere.
+Blumer et al., 1985 (doi 10.1016/0304-3975(85)90157-4). A state stands for the runs that end at the same places; ``link`` leads
+to the longest of its suffixes that also ends elsewhere.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class Line(NamedTuple):
     sequence_id: int  # never used again for another one
     token_ids: Sequence[int]  # the prompt, then the answer so far; it only ever grows
     request: Request
-    index: int  # which answer of the request: part of the key of its noise
+    answer_index: int  # which answer of the request: part of the key of its noise
 
 
 class Drafter(Protocol):

@@ -1,4 +1,4 @@
-"""Guesses with a smaller model of the same vocabulary (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
+"""Guesses with a smaller model of the same vocabulary (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, 2302.01318).
 
 It draws with the noise of the target's own positions, so wherever both models agree well enough they draw the same token, at any
 temperature (arXiv 2408.07978). Its keys and values lie in blocks of their own, which follow the lines: what a line has taken is
@@ -57,7 +57,7 @@ class _Guess:
     def view(self) -> SamplingRow:
         request = self.line.request
         tokens = [*self.line.token_ids, *self.token_ids]
-        return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, self.line.index)
+        return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, self.line.answer_index)
 
 
 class DraftModel:

@@ -74,7 +74,8 @@ class Suffix:
     def propose(self, lines: Sequence[Line]) -> list[Ids]:
         before, self._known = self._known, {}
         for line in lines:
-            self._known[line.sequence_id] = before.pop(line.sequence_id, None) or _Known(line)
+            known = before.pop(line.sequence_id) if line.sequence_id in before else _Known(line)
+            self._known[line.sequence_id] = known
         for known in before.values():  # they have ended, or will be new when they come back
             answer = known.line.token_ids[len(known.line.request.prompt_token_ids) :]
             self._tenant(known.line.request.cache_salt).add(answer, self.room)
@@ -82,7 +83,8 @@ class Suffix:
 
     def _tenant(self, salt: str) -> _Pools:
         """Moves to the end of the order in which tenants are forgotten."""
-        pools = self._pools[salt] = self._pools.pop(salt, None) or _Pools()
+        pools = self._pools.pop(salt) if salt in self._pools else _Pools()
+        self._pools[salt] = pools
         while len(self._pools) > self.max_tenants:
             del self._pools[next(iter(self._pools))]
         return pools
