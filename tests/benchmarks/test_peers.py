@@ -81,6 +81,8 @@ def test_the_least_that_a_token_needs(importable):
     assert (costs.layer_weights, costs.head_weights) == (440_401_920, 155_582_464)
     one = works.works(40_960, quick=False)["decode-1"]
     need = one.demand(costs, "int8", None, seed=0)
-    weights, cache = 595_984_384, 28 * 2 * 8 * 128 * 2 * (32 + 24)
+    weights, cache = 595_984_384, 28 * 2 * 8 * 128 * (32 + 24)  # keys and values of a byte
+    in_bf16 = one.demand(costs, "bf16", None, seed=0)
+    assert in_bf16.bytes / one.steps == 2 * (weights + cache)
     assert need.bytes / one.steps == weights + cache
     assert need.seconds(1e12, 33e9) == pytest.approx(one.steps * (weights + cache) / 33e9)
