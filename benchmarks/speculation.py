@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import random
-import statistics
 import sys
 import time
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from typing import Any
 import hasten
 from hasten import LLM, SamplingParams
 from hasten.bench.machine import this_machine
+from hasten.bench.report import spread
 from hasten.bench.versions import commit, versions
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
@@ -135,16 +135,12 @@ def _row(work: str, batch: int, name: str, mine: list[dict[str, Any]], plain: li
         "work": work,
         "batch": batch,
         "engine": name,
-        "seconds": _spread([turn["seconds"] for turn in mine]),
-        "speed_up": _spread(ratios),
+        "seconds": spread([turn["seconds"] for turn in mine]),
+        "speed_up": spread(ratios),
         "accepted_share": accepted / drafted if drafted else 0.0,
         "tokens_per_step": generated / max(1, lines),
         "steps": [turn["steps"] for turn in mine],
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 if __name__ == "__main__":

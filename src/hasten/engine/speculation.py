@@ -16,7 +16,6 @@ from hasten.engine.backends.base import Backend
 from hasten.engine.fit import Fit
 from hasten.engine.groups import kv_groups
 from hasten.engine.options import EngineOptions
-from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
 from hasten.models.spec import DecoderSpec
@@ -53,7 +52,7 @@ class Speculation:
         """Of a block of the KV cache, beside those of the target."""
         if self.model is None:
             return 0
-        return self.backend.block_bytes(self._groups(self.model), self.options.block_size, self.model.dtype)
+        return self.backend.block_bytes(kv_groups(self.model.spec), self.options.block_size, self.model.dtype)
 
     def drafter(self, fit: Fit) -> Drafter | None:
         """The draft model has as many blocks as the target. Raises ``CapacityError``."""
@@ -63,7 +62,7 @@ class Speculation:
             return TEXTUAL[options.speculation](**limit)
         if self.model is None:
             return None
-        groups, size, max_step = self._groups(self.model), options.block_size, options.max_num_batched_tokens
+        groups, size, max_step = kv_groups(self.model.spec), options.block_size, options.max_num_batched_tokens
         runner = self.backend.runner(self.model.decoder, groups, fit.num_blocks, size, self.model.dtype, max_step)
         space = KvSpace(groups, fit.num_blocks, size, retain=options.prefix_caching)
         sampler = Sampler(self.backend.chooser())
@@ -71,7 +70,3 @@ class Speculation:
 
     def describe(self) -> Mapping[str, Any]:
         return {"speculation": self.options.speculation, "draft_model": str(self.model.folder) if self.model else None}
-
-    @staticmethod
-    def _groups(model: LoadedModel) -> tuple[KvGroup, ...]:
-        return kv_groups(model.spec)

@@ -10,7 +10,7 @@ from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.drafters.automaton import SuffixAutomaton
 from hasten.decoding.drafters.base import Line
-from hasten.decoding.drafters.suffix import END, LONGEST, Suffix
+from hasten.decoding.drafters.suffix import END, LONGEST, Suffix, _Match
 
 
 def occurrence(run: list[int], text: list[int], last: int) -> int | None:
@@ -115,3 +115,15 @@ def test_old_answers_and_idle_tenants_are_forgotten() -> None:
     for number in range(5):
         drafter.propose([line(200 + number, [1, 2], 2, f"tenant {number}")])
     assert "red" not in drafter._pools and len(drafter._pools) == 3
+
+
+def test_a_match_is_never_carried_into_another_pool_of_the_same_size() -> None:
+    """Pools are exchanged when one is full, and the next may be as long as the last."""
+    match = _Match()
+    pools = [SuffixAutomaton(), SuffixAutomaton()]
+    pools[0].extend([1, 2, 3, 4, 5, 6, 7, 8])
+    pools[1].extend([9, 9, 9, 9, 9, 9, 1, 2])
+    match.follow(pools[0], [1, 2, 3, 4])
+    assert (match.length, pools[0].place(match.state)) == (4, 4)
+    match.follow(pools[1], [1, 2, 3, 4, 1, 2])
+    assert (match.length, pools[1].place(match.state)) == (2, 8)

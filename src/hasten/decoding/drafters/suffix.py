@@ -26,12 +26,13 @@ class _Match:
     state: int = 0
     length: int = 0
     num_seen: int = 0  # tokens of the line
-    version: int = -1  # length of the automaton's text
+    automaton: SuffixAutomaton | None = None  # that ``state`` is of, as it was when its text had
+    version: int = -1  # this length
 
     def follow(self, automaton: SuffixAutomaton, token_ids: Sequence[int]) -> None:
-        if self.version != len(automaton.token_ids):
-            self.state = self.length = 0
-            self.num_seen, self.version = max(0, len(token_ids) - LONGEST), len(automaton.token_ids)
+        if self.automaton is not automaton or self.version != len(automaton.token_ids):
+            self.automaton, self.version = automaton, len(automaton.token_ids)
+            self.state, self.length, self.num_seen = 0, 0, max(0, len(token_ids) - LONGEST)
         self.state, self.length = automaton.match(self.state, self.length, token_ids[self.num_seen :])
         self.num_seen = len(token_ids)
 
