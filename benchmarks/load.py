@@ -8,20 +8,17 @@ pages count when they are first written, not when they are reserved.
 """
 
 import argparse
-import dataclasses
 import json
 import re
 import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from engines import shapes
-from hasten.bench.machine import this_machine
-from hasten.bench.versions import commit, versions
+from hasten.bench.provenance import provenance
 
 FORMS: dict[str, dict[str, Any]] = {"bf16": {}, "int8": {"quantize": "int8"}, "int4": {"quantize": "int4"}}
 ALLOWED_FACTOR, ALLOWED_MORE = 1.15, 500e6  # of the repacked weights, and bytes
@@ -49,7 +46,15 @@ def load(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begin = time.perf_counter()
-    llm = LLM(str(checkpoint), dtype="bfloat16", max_model_len=2048, kv_cache_memory="1GiB", threads=threads, **FORMS[form])
+    llm = LLM(
+        str(checkpoint),
+        dtype="bfloat16",
+        max_model_len=2048,
+        kv_cache_memory="1GiB",
+        threads=threads,
+        speculation="off",
+        **FORMS[form],
+    )
     seconds = time.perf_counter() - begin
     done.set()
     watcher.join()
@@ -91,12 +96,7 @@ def main() -> None:
             f" {peak / 1e6:.0f} MB, {runs[0]['allowed_bytes'] / 1e6:.0f} allowed for {runs[0]['weight_bytes'] / 1e6:.0f} of weights"
         )
     result = {
-        "benchmark": "load",
-        "command": " ".join(["python", "benchmarks/load.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": dataclasses.asdict(this_machine()),
-        "versions": versions(),
+        **provenance("load", sys.argv),
         "model": options.model,
         "threads": options.threads,
         "rows": rows,

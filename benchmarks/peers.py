@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from engines.roster import PHASES, ROSTER, Entrant, Phase
 from engines.table import markdown
 from engines.turns import Convoy, Run, agreement
 from engines.works import Demand, Work, works
-from hasten.bench.machine import this_machine
-from hasten.bench.versions import commit, versions
+from hasten.bench.provenance import provenance
+from hasten.bench.versions import versions
 
 HERE = Path(__file__).parent
 
@@ -141,11 +140,7 @@ def main() -> None:
     )
     measured = measure(options, run)
     result = {
-        "benchmark": "peers",
-        "command": " ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": dataclasses.asdict(this_machine()),
+        **provenance("peers", sys.argv),
         "versions": versions() | peer_versions(measured["engines"]),
         "model": options.model,
         "config": dataclasses.asdict(run.costs),

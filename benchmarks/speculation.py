@@ -1,32 +1,51 @@
-"""What guessing ahead gains on real text at real cost: each drafter beside plain decoding, in turn, on the same prompts.
+"""What guessing ahead gains on real text at real cost: every drafter, plain decoding and ``auto``, in turn, on the same prompts.
 
-``python benchmarks/grow.py demo grown/demo && python benchmarks/grow.py demo-draft grown/draft``
-``python benchmarks/speculation.py grown/demo --draft grown/draft --out benchmarks/results/speculation.json``
+``python benchmarks/grow.py demo grown/demo && python benchmarks/grow.py demo-draft grown/draft`` (and the heads, with ``--like``)
+``python benchmarks/speculation.py grown/demo --draft-model grown/draft --heads grown/medusa grown/eagle --out
+benchmarks/results/speculation.json``
 
-Three works, from text that the model has never been trained on: code and documentation to go on with, and *repeat*: a piece of code
-whose beginning is written once more, so that the answer mostly repeats the prompt, as an edit does. Outputs are compared: a drafter
-that changes one token ends the run. Every engine has a warm-up; then all take turns, A B C A B C.
+Three works, from text that the model has never been trained on, in turn: code and documentation to go on with, and *repeat*: a
+piece of code whose beginning is written once more, so that the answer mostly repeats the prompt, as an edit does. In each turn all
+engines get the same prompts, one after the other, the first one another each time; a turn of each work is a warm-up. Answers are
+compared: a drafter that changes one token ends the run. Intervals are 95 % percentile bootstraps of the mean over turns.
 """
 
 import argparse
 import dataclasses
 import json
 import random
+import statistics
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import hasten
 from hasten import LLM, SamplingParams
-from hasten.bench.machine import this_machine
+from hasten.bench.provenance import provenance
 from hasten.bench.report import spread
-from hasten.bench.versions import commit, versions
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
 WORKS = ("code", "docs", "repeat")
-PLAIN = "plain"
+PLAIN, AUTO = "off", "auto"
+RESAMPLES = 10_000
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--draft-model", help="without one only the other drafters are measured")
+    parser.add_argument("--heads", nargs="*", default=[], help="folders of Medusa heads and EAGLE-3 heads; auto uses the last one")
+    parser.add_argument("--only", nargs="+", help="these engines, beside plain decoding")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--prompt", type=int, default=192, help="tokens of each prompt")
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
 
 
 def texts(kind: str) -> list[str]:
@@ -36,7 +55,7 @@ def texts(kind: str) -> list[str]:
 
 
 def prompts(llm: LLM, work: str, count: int, length: int, turn: int) -> list[list[int]]:
-    draw = random.Random(f"{work}/{turn}")
+    draw = random.Random(f"{work}/{turn}/{count}")
     ids = [llm.tokenizer.encode(text) for text in texts(work)]
     ids = [text for text in ids if len(text) > 2 * length]
     made = []
@@ -48,99 +67,129 @@ def prompts(llm: LLM, work: str, count: int, length: int, turn: int) -> list[lis
     return made
 
 
-def run(llm: LLM, work: list[list[int]], tokens: int, temperature: float) -> dict[str, Any]:
-    params = [SamplingParams(temperature=temperature, seed=i, max_tokens=tokens, ignore_eos=True) for i in range(len(work))]
-    begin, stats = time.perf_counter(), dataclasses.replace(llm.engine.stats)
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in work], params, use_tqdm=False)
+def run(llm: LLM, asked: list[list[int]], tokens: int, temperature: float) -> dict[str, Any]:
+    """Seconds from the last first token on: what guessing can make faster."""
+    params = [SamplingParams(temperature=temperature, seed=i, max_tokens=tokens, ignore_eos=True) for i in range(len(asked))]
+    before, begin = dataclasses.replace(llm.engine.stats), time.perf_counter()
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
     seconds = time.perf_counter() - begin
-    now = llm.engine.stats
+    stats = llm.engine.stats
     return {
         "tokens": [output.outputs[0].token_ids for output in outputs],
-        "seconds": seconds - (first_token := max(o.metrics.first_token - o.metrics.arrival for o in outputs)),
-        "first_token_seconds": first_token,
-        "steps": now.num_steps - stats.num_steps,
-        "drafted": now.num_drafted_tokens - stats.num_drafted_tokens,
-        "accepted": now.num_accepted_tokens - stats.num_accepted_tokens,
+        "seconds": seconds - max(o.metrics.first_token - o.metrics.arrival for o in outputs),
+        "steps": stats.num_steps - before.num_steps,
+        "drafts": stats.num_drafts - before.num_drafts,
+        "drafted": stats.num_drafted_tokens - before.num_drafted_tokens,
+        "accepted": stats.num_accepted_tokens - before.num_accepted_tokens,
     }
+
+
+def engines(options: argparse.Namespace) -> dict[str, LLM]:
+    kinds: dict[str, dict[str, Any]] = {PLAIN: {}, "prompt_lookup": {}, "suffix": {}}
+    everything: dict[str, Any] = {}
+    if options.draft_model:
+        everything["draft_model"] = options.draft_model
+        kinds["draft_model"] = {"draft_model": options.draft_model}
+    for folder in options.heads:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        kinds["eagle" if "speculators_model_type" in config else "medusa"] = {"draft_heads": folder}
+        everything["draft_heads"] = folder
+    kinds[AUTO] = everything
+    common: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 512}
+    wanted = kinds if options.only is None else [PLAIN, *options.only]
+    return {name: LLM(options.model, quantize=options.quantize, speculation=name, **common, **kinds[name]) for name in wanted}
+
+
+def measure(options: argparse.Namespace, llms: dict[str, LLM], batch: int) -> list[dict[str, Any]]:
+    """One entry per turn: the work, and what each engine did."""
+    turns = []
+    names = list(llms)
+    for turn in range(-len(WORKS), options.turns):
+        work = WORKS[turn % len(WORKS)]
+        asked = prompts(llms[PLAIN], work, batch, options.prompt, turn)
+        first = turn % len(names)
+        found = {name: run(llms[name], asked, options.tokens, options.temperature) for name in names[first:] + names[:first]}
+        answers = {name: found[name].pop("tokens") for name in names}
+        changed = [name for name in names if answers[name] != answers[PLAIN]]
+        if changed:
+            sys.exit(f"{', '.join(changed)} changed the output: {work}, batch {batch}, turn {turn}")
+        if turn >= 0:
+            turns.append({"work": work, "engines": found})
+    return turns
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """The mean, and its 95 % interval by resampling turns."""
+    draw = random.Random(0)
+    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return {"mean": statistics.fmean(values), "low": means[int(0.025 * RESAMPLES)], "high": means[int(0.975 * RESAMPLES) - 1]}
+
+
+def rows_of(batch: int, turns: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for work in (*WORKS, "all"):
+        mine = [turn["engines"] for turn in turns if work in (turn["work"], "all")]
+        for name in names:
+            speed_up = [turn[PLAIN]["seconds"] / turn[name]["seconds"] for turn in mine]
+            drafts, drafted, accepted = (sum(turn[name][key] for turn in mine) for key in ("drafts", "drafted", "accepted"))
+            rows.append(
+                {
+                    "work": work,
+                    "batch": batch,
+                    "engine": name,
+                    "seconds": spread([turn[name]["seconds"] for turn in mine]),
+                    "speed_up": {**spread(speed_up), **interval(speed_up)},
+                    "accepted_share": accepted / drafted if drafted else None,
+                    "accepted_length": 1 + accepted / drafts if drafts else None,
+                }
+            )
+    return rows
+
+
+def auto_of(batch: int, turns: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """auto beside plain decoding and beside the best engine that does one thing only, chosen by its median over all works."""
+    fixed = [row for row in rows if row["work"] == "all" and row["engine"] != AUTO]
+    best = max(fixed, key=lambda row: row["speed_up"]["median"])["engine"]
+    ratios = {name: [t["engines"][name]["seconds"] / t["engines"][AUTO]["seconds"] for t in turns] for name in (PLAIN, best)}
+    return {"batch": batch, "best": best, "auto/off": interval(ratios[PLAIN]), "auto/best": interval(ratios[best])}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        share = (
+            ""
+            if row["accepted_share"] is None
+            else f", {row['accepted_share']:.0%} of guesses, {row['accepted_length']:.2f} a draft"
+        )
+        up = row["speed_up"]
+        print(
+            f"batch {row['batch']}, {row['work']}: {row['engine']} {up['median']:.2f}x ({up['min']:.2f} to {up['max']:.2f}){share}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--draft", help="a draft model; without one only guesses from text are measured")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--tokens", type=int, default=96, help="of each answer")
-    parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--num-draft-tokens", type=int)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    common: dict[str, Any] = {"quantize": "int8", "threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 1024}
-    kinds: dict[str, dict[str, Any]] = {
-        PLAIN: {},
-        "prompt_lookup": {"speculation": "prompt_lookup"},
-        "suffix": {"speculation": "suffix"},
-    }
-    if options.draft:
-        kinds["draft_model"] = {"speculation": "draft_model", "draft_model": options.draft}
-    for name in kinds:
-        if name != PLAIN and options.num_draft_tokens:
-            kinds[name]["num_draft_tokens"] = options.num_draft_tokens
-    engines = {name: LLM(options.model, **common, **given) for name, given in kinds.items()}
-    rows = []
-    for work in WORKS:
-        for batch in options.batches:
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
-            for turn in range(options.repeats + 1):
-                asked = prompts(engines[PLAIN], work, batch, options.prompt, turn)
-                for name, llm in engines.items():
-                    answer = run(llm, asked, options.tokens, options.temperature)
-                    reference = found[PLAIN][turn]["tokens"] if name != PLAIN else answer["tokens"]
-                    if answer["tokens"] != reference:
-                        sys.exit(f"{name} changed the output: {work}, batch {batch}, turn {turn}")
-                    found[name].append(answer)
-            rows += [_row(work, batch, name, found[name][1:], found[PLAIN][1:]) for name in engines]
-            for row in rows[-len(engines) :]:
-                print(
-                    f"{row['work']}, batch {row['batch']}: {row['engine']} {row['seconds']['median']:.3f} s, "
-                    f"{row['speed_up']['median']:.2f}x ({row['speed_up']['min']:.2f} to {row['speed_up']['max']:.2f}), "
-                    f"{row['accepted_share']:.0%} of drafts accepted, {row['tokens_per_step']:.2f} tokens a step",
-                    flush=True,
-                )
+    options = parse()
+    llms = engines(options)
+    rows: list[dict[str, Any]] = []
+    autos: list[dict[str, Any]] = []
+    for batch in options.batches:
+        turns = measure(options, llms, batch)
+        mine = rows_of(batch, turns, list(llms))
+        show(mine)
+        rows += mine
+        if AUTO in llms:
+            autos.append(auto_of(batch, turns, mine))
+            print(autos[-1], flush=True)
     result = {
-        "benchmark": "speculation",
-        "command": " ".join(["python", "benchmarks/speculation.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": dataclasses.asdict(this_machine()),
-        "versions": versions(),
-        "tokens": options.tokens,
-        "prompt": options.prompt,
-        "temperature": options.temperature,
+        **provenance("speculation", sys.argv),
+        "options": {key: value for key, value in vars(options).items() if key != "out"},
         "quality": "lossless: the same tokens as plain decoding, compared in this run",
         "rows": rows,
+        "auto": autos,
     }
     if options.out:
         options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
-
-
-def _row(work: str, batch: int, name: str, mine: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, Any]:
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(plain, mine, strict=True)]
-    drafted, accepted = (sum(turn[key] for turn in mine) for key in ("drafted", "accepted"))
-    generated = sum(len(ids) - 1 for turn in mine for ids in turn["tokens"])
-    lines = generated - accepted  # each line gets one token a step, and what was accepted
-    return {
-        "work": work,
-        "batch": batch,
-        "engine": name,
-        "seconds": spread([turn["seconds"] for turn in mine]),
-        "speed_up": spread(ratios),
-        "accepted_share": accepted / drafted if drafted else 0.0,
-        "tokens_per_step": generated / max(1, lines),
-        "steps": [turn["steps"] for turn in mine],
-    }
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ engine's thread was on a processor, which other work on the machine disturbs les
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from transformers import AutoModelForCausalLM
 
 import hasten
 from hasten import LLM, SamplingParams
-from hasten.bench.machine import this_machine
-from hasten.bench.versions import commit, versions
+from hasten.bench.provenance import provenance
 from hasten.core.plan import RunnerOutput, StepPlan
 from hasten.engine.backends.choose import choose_backend
 from hasten.engine.engine import Engine
@@ -177,7 +175,8 @@ def measure_engine(options: argparse.Namespace) -> list[dict[str, Any]]:
     bank_NV: Tensor | None = None
     for name in options.cases:
         for batch in options.batches:
-            llm = LLM("demo", max_num_seqs=batch, max_model_len=1024, kv_cache_memory="1GiB", max_num_batched_tokens=2048)
+            memory = {"kv_cache_memory": "1GiB", "max_model_len": 1024, "max_num_batched_tokens": 2048}
+            llm = LLM("demo", max_num_seqs=batch, speculation="off", **memory)
             if not options.model:
                 bank_NV = bank_of_logits(llm, 2048) if bank_NV is None else bank_NV
                 llm.engine._runner = PreparedLogits(bank_NV)
@@ -204,11 +203,7 @@ def main() -> None:
     parser.add_argument("--sampler-rows", type=int, nargs="*", default=[1, 8], help="rows of the sampler's own measurement")
     options = parser.parse_args()
     result = {
-        "benchmark": "step_overhead",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": dataclasses.asdict(this_machine()),
-        "versions": versions(),
+        **provenance("step_overhead", sys.argv),
         "threads": torch.get_num_threads(),
         "model": "demo" if options.model else "prepared logits of demo",
         "rows": measure_engine(options),

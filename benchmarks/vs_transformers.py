@@ -12,10 +12,10 @@ import dataclasses
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from hasten import LLM, SamplingParams
-from hasten.bench.machine import this_machine
-from hasten.bench.versions import commit, versions
+from hasten.bench.provenance import provenance
 from hasten.layers.context import DenseContext
 from hasten.models.load import load_decoder
 from hasten.ops.choose import choose_ops
@@ -94,9 +93,8 @@ def make_checkpoint(folder: Path, seed: int) -> None:
 
 class Hasten:
     def __init__(self, folder: Path) -> None:
-        self.llm = LLM(
-            str(folder), dtype="bfloat16", max_num_seqs=16, block_size=BLOCK_SIZE, kv_cache_memory="1GiB", max_model_len=2048
-        )
+        memory = {"block_size": BLOCK_SIZE, "kv_cache_memory": "1GiB", "max_model_len": 2048}
+        self.llm = LLM(str(folder), dtype="bfloat16", max_num_seqs=16, speculation="off", **memory)
 
     def run(self, work: Work) -> dict[str, Any]:
         self.llm.reset_prefix_cache()
@@ -238,12 +236,7 @@ def main() -> None:
         for engine in (ours, theirs):
             engine.run(warm)
         result = {
-            "benchmark": "vs_transformers",
-            "command": "python benchmarks/vs_transformers.py",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "hardware": dataclasses.asdict(this_machine()),
-            "versions": versions(),
+            **provenance("vs_transformers", sys.argv),
             "threads": torch.get_num_threads(),
             "shape": SHAPE,
             "dtype": "bfloat16",

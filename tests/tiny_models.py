@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SIZES = {
     "vocab_size": 101,
@@ -103,3 +104,10 @@ def redraw(model: torch.nn.Module, seed: int) -> None:
                 parameter.normal_(0.0, 0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+
+
+def word_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
+    """Token i is the word ``wi``, whatever stands between words; ``w2`` ends a text."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(num_tokens)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w2")

@@ -1,6 +1,5 @@
 """Each goal's line from the measured rows: hasten against the best peer, or void because somebody is missing."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +49,3 @@ def _turns(row: Row) -> int:
 
 def median(row: Row) -> float:
     return float(row["tokens_per_second"]["median"])
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.environment import python_of
-from engines.goals import spread
 from engines.process import Failed, Worker
 from engines.roster import Entrant, Phase
 from engines.shapes import Costs
 from engines.works import Work
+from hasten.bench.report import spread
 
 PAUSE = 0.2  # seconds between turns, for threads of the one before to be stopped and the memory bus to fall silent
 

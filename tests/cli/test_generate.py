@@ -28,7 +28,8 @@ def test_answer_on_stdout_and_the_rest_on_stderr(hasten, llm):
     ran = hasten("generate", "demo", PROMPT, *GREEDY)
     assert (ran.code, ran.out) == (0, answer(llm) + "\n")
     counts, rates = r"prompt (\d+) tokens \((\d+) cached, (\d+) computed\)", r"TTFT [\d.]+ s \| [\d.]+ tokens/s"
-    told = rf"{counts} \| answer 12 tokens \| {rates} \| finish: length"
+    guesses = r"(?:\| guesses \d+ of \d+ accepted, [\d.]+ tokens a step )?"
+    told = rf"{counts} \| answer 12 tokens \| {rates} {guesses}\| finish: length"
     prompt, cached, computed = map(int, re.search(told, ran.err).groups())
     assert (prompt, cached, computed) == (len(llm.tokenizer.encode(PROMPT)), 0, prompt)
 
@@ -146,3 +147,17 @@ def test_interrupt_ends_with_130():
     assert (len(first), process.returncode) == (4, 130)
     assert b"stopped" in err
     assert b"Traceback" not in err
+
+
+def test_show_drafts_colours_the_same_text_and_counts_it(hasten, llm, monkeypatch):
+    prompt = "for i in range(3):\n    print(i)\n" * 3
+    ran = hasten("generate", "demo", prompt, *GREEDY, "--speculation", "prompt_lookup", "--show-drafts")
+    assert ran.code == 0 and "\x1b[32m" in ran.out
+    assert re.sub(r"\x1b\[\d+m", "", ran.out) == answer(llm, prompt) + "\n"
+    (legend,) = [line for line in re.sub(r"\x1b\[\d+m", "", ran.err).splitlines() if "guessed and accepted" in line]
+    counts = legend.split(" | ")
+    assert sum(int(count.split()[0]) for count in counts) == 12
+    assert re.search(r"guesses (\d+) of \d+ accepted, [\d.]+ tokens a step", ran.err)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert hasten("generate", "demo", prompt, *GREEDY, "--speculation", "suffix", "--show-drafts").out == answer(llm, prompt) + "\n"
+    assert hasten("generate", "demo", prompt, "other", *GREEDY, "--show-drafts").code == 2

@@ -5,6 +5,7 @@ bits in any batch.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 
 import hasten
 from hasten import LLM, RequestOutput, SamplingParams
+from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
-from hasten.decoding.drafters.base import Line
+from hasten.core.result import TokenOrigin
+from hasten.decoding.drafters.base import Line, Seen
 from hasten.quality.texts import read_texts
+from tests.scheduling.world import random_tree
 from tests.tiny_models import SIZES
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
@@ -35,25 +39,32 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 class Knowing:
     """A ``Drafter`` that is told the answers; after ``honest`` right tokens it lies."""
 
+    taps = ()
+
     def __init__(self, answers: dict[tuple[int, ...], list[RequestOutput]], honest: int, lies: int) -> None:
         self._answers, self._honest, self._lies = answers, honest, lies
         self._draw = random.Random(3)
 
-    def propose(self, lines: Sequence[Line]) -> list[tuple[int, ...]]:
-        return [(*self._right(line), *(self._draw.randrange(8192) for _ in range(self._lies))) for line in lines]
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        return [self._draft(self._right(line), [self._draw.randrange(8192) for _ in range(self._lies)]) for line in lines]
+
+    def _draft(self, right: Sequence[int], lies: Sequence[int]) -> Draft:
+        return Draft.chain([*right, *lies])
 
     def _right(self, line: Line) -> tuple[int, ...]:
         prompt, params = line.request.prompt_token_ids, line.request.params
         done = len(line.token_ids) - len(prompt)
         for output in self._answers[prompt]:
-            known = output.outputs[line.answer_index].token_ids if output.seed == params.seed else ()
+            same = params.greedy or output.seed == params.seed
+            known = output.outputs[line.answer_index].token_ids if same else ()
             if known[:done] == tuple(line.token_ids[len(prompt) :]):
                 return known[done : done + self._honest]
         return ()
 
 
 def demo(**options: Any) -> LLM:
-    return LLM("demo", quantize="int8", max_model_len=128, threads=2, **{"kv_cache_memory": "64MiB", **options})
+    given = {"speculation": "off", "kv_cache_memory": "64MiB", **options}
+    return LLM("demo", quantize="int8", max_model_len=128, threads=2, **given)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +101,14 @@ def assert_same(found: list[RequestOutput], expected: list[RequestOutput]) -> No
         assert mine.outputs == right.outputs
 
 
-def knowing(plain: list[RequestOutput], honest: int, lies: int) -> Knowing:
+def knowing(plain: list[RequestOutput], honest: int, lies: int, kind: type[Knowing] = Knowing) -> Knowing:
     answers: dict[tuple[int, ...], list[RequestOutput]] = {}
     for output in plain:
         answers.setdefault(output.prompt_token_ids, []).append(output)
-    return Knowing(answers, honest, lies)
+    return kind(answers, honest, lies)
 
 
-@pytest.mark.parametrize("speculation", ["prompt_lookup", "suffix"])
+@pytest.mark.parametrize("speculation", ["prompt_lookup", "suffix", "auto"])
 def test_guesses_from_text_change_no_output(speculation: str, requests, plain) -> None:
     llm = demo(speculation=speculation)
     found = generate(llm, requests)
@@ -123,6 +134,23 @@ def test_no_drafter_changes_any_output_right_or_wrong(honest: int, lies: int, re
         assert llm.engine.stats.num_steps < plain[1] * 0.8  # beams take theirs
 
 
+class Branching(Knowing):
+    """The same, on a tree: the truth may hang anywhere among the lies."""
+
+    def _draft(self, right: Sequence[int], lies: Sequence[int]) -> Draft:
+        return random_tree(self._draw, right, len(lies))
+
+
+@pytest.mark.parametrize("honest", [1, 4])
+def test_trees_change_no_output_either(honest: int, requests, plain) -> None:
+    llm = demo()
+    llm.engine._drafter = knowing(plain[0], honest, 9, Branching)
+    assert_same(generate(llm, requests), plain[0])
+    stats = llm.engine.stats
+    assert stats.num_accepted_tokens > 0.7 * stats.num_drafts  # all but the ends of answers
+    assert stats.num_drafted_tokens > 6 * stats.num_drafts
+
+
 def test_drafts_give_way_where_blocks_and_tokens_are_short(requests, plain) -> None:
     """A pool that forces preemption and a step of few tokens: nothing changes, nobody starves."""
     llm = demo(kv_cache_memory="1MiB", max_num_batched_tokens=24, max_num_seqs=12)
@@ -131,6 +159,44 @@ def test_drafts_give_way_where_blocks_and_tokens_are_short(requests, plain) -> N
     assert_same(found, plain[0][:120])
     assert sum(output.metrics.num_preemptions for output in found) > 0
     assert llm.engine.stats.num_accepted_tokens > 100
+
+
+@pytest.mark.parametrize("kind", [Knowing, Branching])
+def test_every_token_tells_how_it_came(kind: type[Knowing], requests, plain) -> None:
+    """A step of a line gives its accepted guesses, and one token more: a correction, a bonus, or the whole of the step."""
+    llm = demo()
+    llm.engine._drafter = knowing(plain[0], 3, 2, kind)
+    deltas = []
+    for prompt, params in requests[:24]:
+        if params.beam_width is None:
+            deltas += list(llm.stream(prompt, params))
+    origins = [delta.origins for delta in deltas]
+    assert all(len(delta.origins) == len(delta.token_ids) for delta in deltas)
+    ends = Counter()
+    for given, delta in zip(origins, deltas, strict=True):
+        *before, last = given
+        assert all(origin is TokenOrigin.DRAFT for origin in before)
+        assert last is not TokenOrigin.DRAFT or delta.finish_reason is not None
+        ends[last] += 1
+    assert ends[TokenOrigin.CORRECTION] + ends[TokenOrigin.BONUS] > 50 and ends[TokenOrigin.STEP] >= 15
+    stats = llm.engine.stats
+    assert stats.num_accepted_tokens == sum(origin is TokenOrigin.DRAFT for given in origins for origin in given)
+    assert stats.acceptance_by_position[0] > 0.9 and stats.mean_accepted_length == 1 + stats.num_accepted_tokens / stats.num_drafts
+    whole = [delta.output for delta in deltas if delta.output is not None]
+    told = [origin for output in whole for answer in output.outputs for origin in answer.origins]
+    assert Counter(told) == Counter(origin for given in origins for origin in given)
+
+
+@pytest.mark.parametrize("rule", ["rejection", "typical"])
+def test_other_rules_change_no_greedy_output_and_are_named(rule: str, requests, plain) -> None:
+    llm = demo()
+    llm.engine._drafter = knowing(plain[0], 2, 3, Branching)
+    greedy = [
+        (i, prompt, params) for i, (prompt, params) in enumerate(requests[:80]) if params.greedy and params.beam_width is None
+    ]
+    found = llm.generate([p for _, p, _ in greedy], [params.replace(acceptance=rule) for _, _, params in greedy], use_tqdm=False)
+    assert [output.outputs for output in found] == [plain[0][i].outputs for i, _, _ in greedy]
+    assert {output.metrics.acceptance for output in found} == {rule}
 
 
 def test_an_unknown_drafter_is_refused_with_the_nearest_name() -> None:
@@ -159,13 +225,13 @@ def test_a_model_that_drafts_for_itself_is_always_right(requests, plain) -> None
 
 def test_a_drafter_that_fails_is_asked_no_more(requests, plain, caplog) -> None:
     class Failing:
-        calls = 0
+        calls, taps = 0, ()
 
-        def propose(self, lines: Sequence[Line]) -> list[tuple[int, ...]]:
+        def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
             self.calls += 1
             if self.calls > 3:
                 raise RuntimeError("injected by the test")
-            return [(1, 2, 3) for _ in lines]
+            return [Draft.chain((1, 2, 3)) for _ in lines]
 
     llm, failing = demo(), Failing()
     llm.engine._drafter = failing
@@ -179,7 +245,17 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) 
     assert str(SIZES["vocab_size"]) in str(refused.value)
 
 
-@pytest.mark.parametrize("options", [{"speculation": "draft_model"}, {"draft_model": "demo-draft"}, {"num_draft_tokens": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"speculation": "draft_model"},
+        {"speculation": "suffix", "draft_model": "demo-draft"},
+        {"speculation": "medusa"},
+        {"speculation": "eagle"},
+        {"speculation": "off", "draft_heads": "somewhere"},
+        {"num_draft_tokens": 0},
+    ],
+)
 def test_half_an_order_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):
         demo(**options)

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from hasten.core.plan import RunnerOutput, StepPlan
+from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.decoding.search.candidates import best_candidates
 from hasten.engine.record import beam_search
@@ -67,20 +67,34 @@ class OracleRunner:
         for row, tables in zip(plan.rows, slots, strict=True):
             tenant = self.tenant_of(row.sequence_id)
             for pool, table in zip(self.pools, tables, strict=True):
-                before = int(pool[table[row.start - 1]]) if row.start else 0
-                for position, token in enumerate(row.token_ids, row.start):
-                    before = slot_value(before, token, tenant)
-                    pool[table[position]] = before
+                for token, path in zip(row.token_ids, self._paths(row), strict=True):
+                    before = path[-2] if len(path) > 1 else row.start - 1
+                    pool[table[path[-1]]] = slot_value(int(pool[table[before]]) if before >= 0 else 0, token, tenant)
         rows = []
         for row, tables in zip(plan.rows, slots, strict=True):
-            for stop in range(row.stop - row.num_logits + 1, row.stop + 1):
+            for path in self._paths(row)[len(row.token_ids) - row.num_logits :]:
+                whole = np.array([*range(row.start), *path])  # the slots that a token sees but for the window
                 visible = []
                 for group, pool, table in zip(self.groups, self.pools, tables, strict=True):
-                    first = first_visible(group, stop - 1)
-                    assert (table[first:stop] >= 0).all(), "a visible position has no block"
-                    visible.append((first, pool[table[first:stop]]))
+                    first = first_visible(group, len(whole) - 1)
+                    assert (table[whole[first:]] >= 0).all(), "a visible position has no block"
+                    visible.append((first, pool[table[whole[first:]]]))
                 rows.append(logits_index(visible))
         return RunnerOutput(LOGITS[rows])
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        size = self.block_size
+        for move in moves:
+            pool, (source, i), (target, j) = self.pools[move.group], move.source, move.target
+            pool[target * size + j] = pool[source * size + i]
+
+    def _paths(self, row: RowPlan) -> list[list[int]]:
+        """Of each token of the row: the slots from the row's first token to it that it follows, itself included."""
+        trunk = len(row.token_ids) - len(row.tree)
+        paths = [list(range(row.start, row.start + i + 1)) for i in range(trunk)]
+        for i, parent in enumerate(row.tree, trunk):
+            paths.append([*paths[trunk + parent], row.start + i])
+        return paths
 
     def _slots(self, table: Sequence[int | None], stop: int) -> np.ndarray:
         """The slot of every position before ``stop``; negative where the block fell out of the window."""

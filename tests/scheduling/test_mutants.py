@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
 from torch import Tensor
 
+from hasten.core.draft import Draft
+from hasten.core.plan import Committed
 from hasten.core.result import StepResult
 from hasten.engine import acceptor
 from hasten.kv import prefix
@@ -16,6 +19,8 @@ from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import SampledToken, Sampler
+from hasten.scheduling import sequence as sequences
+from hasten.scheduling.builder import PlanBuilder
 from hasten.scheduling.scheduler import Scheduler
 from hasten.scheduling.sequence import Entry
 
@@ -140,11 +145,12 @@ def fork_without_holding(patch: Patch) -> None:
 
 @mutant
 def commit_one_token_short(patch: Patch) -> None:
-    def commit(self: Scheduler, result: StepResult) -> None:
+    def commit(self: Scheduler, result: StepResult) -> Committed:
         long = [self.sequence(row.sequence_id) for row in self._planned if len(row.token_ids) > 3 and not row.num_logits]
-        whole(self, result)
+        committed = whole(self, result)
         for sequence in long[:1]:
             sequence.num_computed += 1
+        return committed
 
     whole = Scheduler.commit
     patch.setattr(Scheduler, "commit", commit)
@@ -165,14 +171,15 @@ def publish_what_was_rejected(patch: Patch) -> None:
 
 @mutant
 def keep_one_token_of_the_draft_too_many(patch: Patch) -> None:
-    def commit(self: Scheduler, result: StepResult) -> None:
+    def commit(self: Scheduler, result: StepResult) -> Committed:
         given = {c.parent: len(c.token_ids) - 1 for c in result.continuations if c.finish is None}
         rows = [self.sequence(row.sequence_id) for row in self._planned]
         wrong = [s for s in rows if s.draft and given.get(s.id, len(s.draft)) < len(s.draft)]
-        whole(self, result)
+        committed = whole(self, result)
         for sequence in wrong[:1]:
             sequence.token_ids.append(1)
             sequence.num_computed += 1
+        return committed
 
     whole = Scheduler.commit
     patch.setattr(Scheduler, "commit", commit)
@@ -180,8 +187,11 @@ def keep_one_token_of_the_draft_too_many(patch: Patch) -> None:
 
 @mutant
 def sample_a_draft_one_position_late(patch: Patch) -> None:
+    def view(sequence: sequences.Sequence, index: int, node: int = -1) -> SamplingRow:
+        return whole(sequence, index, sequence.draft.parents[node] if node >= 0 else -1)
+
     whole = acceptor._view
-    patch.setattr(acceptor, "_view", lambda sequence, index, ahead=0: whole(sequence, index, max(0, ahead - 1)))
+    patch.setattr(acceptor, "_view", view)
 
 
 @mutant
@@ -191,12 +201,60 @@ def go_on_after_a_wrong_guess(patch: Patch) -> None:
         tokens = whole(self, logits_RV, rows)
         for i in range(1, len(rows)):
             follows = len(rows[i].token_ids) == len(rows[i - 1].token_ids) + 1
-            if follows and rows[i].params is rows[i - 1].params and rows[i].token_ids[:-1] == rows[i - 1].token_ids:
+            if follows and rows[i].params is rows[i - 1].params and rows[i].token_ids[:-1] == [*rows[i - 1].token_ids]:
                 tokens[i - 1] = SampledToken(rows[i].token_ids[-1])
         return tokens
 
     whole = Sampler.sample
     patch.setattr(Sampler, "sample", sample)
+
+
+@mutant
+def leave_an_accepted_path_where_it_was_computed(patch: Patch) -> None:
+    patch.setattr(KvSpace, "moves", lambda self, sequence_id, begin, path: [])
+
+
+@mutant
+def move_a_path_back_to_front(patch: Patch) -> None:
+    whole = KvSpace.moves
+    patch.setattr(KvSpace, "moves", lambda self, *a: whole(self, *a)[::-1])
+
+
+@mutant
+def move_one_group_only(patch: Patch) -> None:
+    whole = KvSpace.moves
+    patch.setattr(KvSpace, "moves", lambda self, *a: [move for move in whole(self, *a) if move.group == 0])
+
+
+@mutant
+def roll_back_one_slot_short(patch: Patch) -> None:
+    whole = KvSpace.moves
+    patch.setattr(KvSpace, "moves", lambda self, sequence_id, begin, path: whole(self, sequence_id, begin + 1, path))
+
+
+@mutant
+def one_wrong_bit_in_a_tree(patch: Patch) -> None:
+    def advance(self: Scheduler, entry: Entry, builder: PlanBuilder) -> None:
+        whole(self, entry, builder)
+        for i, row in enumerate(builder._rows.get(entry, ())):
+            if row.tree and row.tree[-1] > 0:  # its last token sees its parent's parent's children, and not its parent
+                builder._rows[entry][i] = dataclasses.replace(row, tree=(*row.tree[:-1], row.tree[-1] - 1))
+
+    whole = Scheduler._advance
+    patch.setattr(Scheduler, "_advance", advance)
+
+
+@mutant
+def follow_the_first_child_whatever_was_drawn(patch: Patch) -> None:
+    def child(self: Draft, parent: int, token_id: int) -> int | None:
+        return next((i for i, p in enumerate(self.parents) if p == parent), None)
+
+    patch.setattr(Draft, "child", child)
+
+
+@mutant
+def take_the_siblings_for_ancestors(patch: Patch) -> None:
+    patch.setattr(acceptor, "_path_to", lambda draft, node: list(draft.token_ids[: draft.depths[node]]))
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

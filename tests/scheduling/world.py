@@ -6,13 +6,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hasten.core.draft import Draft
 from hasten.core.errors import PromptTooLong
 from hasten.core.output import Delta, RequestOutput
 from hasten.core.plan import BlockCopy
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding.drafters.base import Line
+from hasten.decoding.drafters.base import Line, Seen
 from hasten.engine.engine import Engine
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
@@ -45,22 +46,48 @@ class WrongToken(AssertionError):
 
 
 class Guesser:
-    """A ``Drafter`` that knows the answers and lies about their ends; or guesses nothing, or more than anybody asked for."""
+    """A ``Drafter`` that knows the answers and lies about their ends; or guesses nothing, or more than anybody asked for.
+
+    What it knows and its lies grow on one tree, the truth anywhere among them.
+    """
+
+    taps = ()
 
     def __init__(self, draw: random.Random, alone: Alone) -> None:
         self._draw, self._alone = draw, alone
         self._answers: dict[str, list[tuple[int, ...]]] = {}
 
-    def propose(self, lines: Sequence[Line]) -> list[tuple[int, ...]]:
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
         return [self._guess(line) for line in lines]
 
-    def _guess(self, line: Line) -> tuple[int, ...]:
+    def _guess(self, line: Line) -> Draft:
         request = line.request
         if request.request_id not in self._answers:
             self._answers[request.request_id] = self._alone.answers(request)
         done = len(line.token_ids) - len(request.prompt_token_ids)
         right = self._answers[request.request_id][line.answer_index][done : done + self._draw.choice((0, 1, 2, 5))]
-        return (*right, *(self._draw.randrange(VOCABULARY) for _ in range(self._draw.choice((0, 1, 3)))))
+        lies = [self._draw.randrange(VOCABULARY) for _ in range(self._draw.choice((0, 1, 3)))]
+        if self._draw.random() < 0.4:
+            return Draft.chain([*right, *lies])
+        return random_tree(self._draw, right, self._draw.choice((1, 4, 9)))
+
+
+def random_tree(draw: random.Random, right: Sequence[int], num_lies: int) -> Draft:
+    """A tree of a chain and lies that hang on whatever was there before them."""
+    nodes: list[tuple[int, int]] = []  # (token, parent)
+    known = -1  # the last node of the chain so far
+    left = list(right)
+    while left or num_lies:
+        truth = bool(left) and (draw.random() < 0.5 or not num_lies)
+        parent = known if truth else draw.randrange(-1, len(nodes))
+        token = left.pop(0) if truth else draw.randrange(VOCABULARY)
+        num_lies -= not truth
+        if (token, parent) in nodes:
+            known = nodes.index((token, parent)) if truth else known
+            continue
+        nodes.append((token, parent))
+        known = len(nodes) - 1 if truth else known
+    return Draft(tuple(token for token, _ in nodes), tuple(parent for _, parent in nodes))
 
 
 @dataclass

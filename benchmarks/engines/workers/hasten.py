@@ -29,6 +29,7 @@ class Hasten:
             str(setup.checkpoint),
             dtype="bfloat16",
             threads=setup.threads,
+            speculation="off",  # with random weights answers go in circles, and would be guessed too well
             max_model_len=setup.room,
             max_num_seqs=setup.sequences,
             kv_cache_memory="1536MiB" if setup.sequences > 8 else "768MiB",

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from hasten.bench.machine import this_machine
 from hasten.bench.measure import Run
-from hasten.bench.versions import commit, versions
+from hasten.bench.provenance import provenance
 from hasten.bench.workload import Workload
 
 PERCENTILES = (50, 90, 99)
@@ -19,11 +17,7 @@ PERCENTILES = (50, 90, 99)
 def make_report(kind: str, description: Mapping[str, Any], workload: Workload, runs: Sequence[Run]) -> dict[str, Any]:
     """One JSON object: times in seconds, rates per second."""
     return {
-        "benchmark": kind,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": dataclasses.asdict(this_machine()),
-        "versions": versions(),
+        **provenance(kind),
         "engine": dict(description),
         "workload": dataclasses.asdict(workload),
         "repeats": len(runs),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hasten.checkpoints.header import TensorEntry
-from hasten.checkpoints.shards import read_shards
+from hasten.checkpoints.shards import SINGLE, read_shards
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 
@@ -21,12 +21,12 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]  # empty when the folder has none
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, TensorEntry]  # by name; an entry may have another name in its file, if a format has several
     _files: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Reads the configuration and every shard's header; no tensor yet.
+    def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
+        """Reads the configuration and every shard's header; no tensor yet. ``single``: the file of weights that are in one.
 
         Raises ``ModelNotFound`` for a folder that is not there or holds no model, and ``CheckpointError`` for one that is broken,
         has only pickled weights, or wants to run its own code.
@@ -35,27 +35,29 @@ class Checkpoint:
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
         if not (folder / "config.json").is_file():
             raise ModelNotFound(f"{folder} has no config.json, so it is not a model folder", remedy="Check the path")
-        config = _read_table(folder / "config.json")
+        config = read_table(folder / "config.json")
         _refuse_code(folder, config)
         generation = folder / "generation_config.json"
-        return cls(folder, config, _read_table(generation) if generation.is_file() else {}, read_shards(folder))
+        return cls(folder, config, read_table(generation) if generation.is_file() else {}, read_shards(folder, single))
 
     def read(self, name: str) -> Tensor:
         """One tensor, as a view of the memory-mapped file where safetensors gives one: copy it, and let it go.
 
         Raises ``CheckpointError`` for a file that safetensors does not accept.
         """
-        file = self.tensors[name].file
+        entry = self.tensors[name]
+        file = entry.file
         try:
             if file not in self._files:
                 self._files[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._files[file].get_tensor(name)
+            tensor: Tensor = self._files[file].get_tensor(entry.name)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a sound safetensors file", got=error, remedy="Download it again") from None
         return tensor
 
 
-def _read_table(file: Path) -> dict[str, Any]:
+def read_table(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises ``CheckpointError``."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

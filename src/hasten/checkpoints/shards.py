@@ -14,13 +14,13 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def read_shards(folder: Path) -> dict[str, TensorEntry]:
+def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
     """Every tensor of the checkpoint, by name.
 
     Raises ``CheckpointError`` that lists each missing or broken file and each tensor that the index promises and no file holds.
     """
-    placed = {} if (folder / SINGLE).is_file() else _read_index(folder)
-    names = sorted(set(placed.values())) or [SINGLE]
+    placed = {} if (folder / single).is_file() else _read_index(folder)
+    names = sorted(set(placed.values())) or [single]
     faults, entries = [], {}
     for name in names:
         if not (folder / name).is_file():

@@ -25,9 +25,10 @@ HELP = {
     "block_size": "Tokens per block of the KV cache.",
     "max_num_batched_tokens": "Most tokens per step; longer prompts are computed in chunks.",
     "prefix_caching": "Keep the KV of prompts, and compute shared beginnings once.",
-    "speculation": "Guess tokens, verify several in a step; the output stays the same. prompt_lookup guesses from the text so far, "
-    "suffix from recent answers too, draft_model with a smaller model.",
-    "draft_model": "The smaller model, of the same vocabulary.",
+    "speculation": "Guess tokens, verify several in a step; the output stays the same. auto (whatever pays), off, or one alone: "
+    "prompt_lookup, suffix, draft_model, medusa or eagle.",
+    "draft_model": "A smaller model of the same vocabulary, for guesses.",
+    "draft_heads": "Medusa heads or an EAGLE-3 head of the model, for guesses.",
     "num_draft_tokens": "Tokens of a guess, at most; the drafter's own number if left out.",
     "max_num_seqs": "Sequences that run at a time.",
     "batching": "continuous, dynamic or static.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json as encoder
 import sys
 from collections.abc import Mapping
@@ -77,17 +76,11 @@ def evaluate(
 
 def _report(found: Evaluation) -> dict[str, Any]:
     """The result with all that is needed to repeat it."""
-    from datetime import UTC, datetime
 
-    from hasten.bench.machine import this_machine
-    from hasten.bench.versions import commit, versions
+    from hasten.bench.provenance import provenance
 
     return {
-        "benchmark": "quality",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": dataclasses.asdict(this_machine()),
-        "versions": versions(),
+        **provenance("quality"),
         **found.as_dict(),
     }
 

@@ -13,9 +13,11 @@ from hasten.cli import report
 from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load, one_model
 from hasten.cli.interrupt import until_interrupted
 from hasten.cli.options import Given, with_options
+from hasten.cli.origins import Painter
 from hasten.cli.sampling_options import SAMPLING, Settings, settle
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
+from hasten.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from hasten.engine.intake import Prompt
@@ -46,6 +48,9 @@ def generate(
         list[int] | None,
         typer.Option("--priority", help="Per prompt, with --ordering priority: the smaller, the sooner. May be repeated."),
     ] = None,
+    show_drafts: Annotated[
+        bool, typer.Option("--show-drafts", help="Colour each token by how it came: guessed and accepted, corrected, or neither.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
     *,
@@ -66,8 +71,12 @@ def generate(
     llm = load(chosen, engine)
     settings = settle(llm.default_sampling_params(), preset, sampling)
     streams = not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None
+    if show_drafts and not streams:
+        raise InvalidOption(
+            "--show-drafts is for one answer as it comes", remedy="Leave out --json, -n, --beam-width and other prompts"
+        )
     if streams:
-        _stream(llm, prompts[0], settings)
+        _stream(llm, prompts[0], settings, show_drafts)
     else:
         _batch(llm, chosen, prompts, settings, priority, json)
 
@@ -95,20 +104,30 @@ def _read(file: str) -> str:
         raise InvalidOption(f"the prompt file {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
 
 
-def _stream(llm: LLM, prompt: Prompt, settings: Settings) -> None:
+def _stream(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool) -> None:
     """Text on standard output as it comes. On a terminal the prompt stands before it, dimmed."""
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         print(f"\x1b[2m{prompt}\x1b[0m", end="", file=sys.stderr, flush=True)
-    output = None
+    output, painter = None, _painter(llm, prompt, settings) if show_drafts else None
     for delta in until_interrupted(llm.stream(prompt, settings.params)):
-        print(delta.text if llm.tokenizer is not None else "".join(f"{token} " for token in delta.token_ids), end="", flush=True)
+        plain = delta.text if llm.tokenizer is not None else "".join(f"{token} " for token in delta.token_ids)
+        print(painter.paint(delta) if painter else plain, end="", flush=True)
         output = delta.output
     print(flush=True)
+    if painter:
+        print(painter.legend(), file=sys.stderr)
     if output is None:
         print("stopped", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     _tell(settings, report.line(output))
     _check([output])
+
+
+def _painter(llm: LLM, prompt: Prompt, settings: Settings) -> Painter:
+    if llm.tokenizer is None:
+        return Painter(None)
+    ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt.get("prompt_token_ids", ())
+    return Painter(Detokenizer(llm.tokenizer.reader, settings.params.skip_special_tokens, tuple(ids)))
 
 
 def _batch(llm: LLM, model: str, prompts: list[Prompt], settings: Settings, priority: list[int] | None, json: bool) -> None:

@@ -21,6 +21,7 @@ from hasten.cli.generate import generate
 from hasten.cli.ls import ls
 from hasten.cli.pull import pull
 from hasten.cli.rm import rm
+from hasten.cli.train import train
 from hasten.core.errors import HastenError, nearest
 
 USER_ERROR = 2
@@ -41,6 +42,7 @@ for command in (generate, chat, doctor, pull, ls, rm):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
+app.add_typer(train, name="train")
 
 
 @app.callback(invoke_without_command=True)

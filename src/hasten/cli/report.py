@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from hasten.core.output import RequestOutput
+from hasten.core.output import RequestMetrics, RequestOutput
 
 
 def line(output: RequestOutput) -> str:
@@ -21,8 +21,20 @@ def line(output: RequestOutput) -> str:
         parts.append(f"TTFT {metrics.ttft:.3f} s")
     if metrics.tokens_per_second is not None:
         parts.append(f"{metrics.tokens_per_second:.1f} tokens/s")
+    if metrics.num_drafts:
+        parts.append(drafts(metrics))
     reasons = dict.fromkeys(str(answer.finish_reason) for answer in output.outputs)
     return " | ".join([*parts, f"finish: {', '.join(reasons)}"])
+
+
+def drafts(metrics: RequestMetrics) -> str:
+    """``guesses 40 of 64 accepted, 3.1 tokens a step``."""
+    length = 1 + metrics.num_accepted_tokens / metrics.num_drafts
+    rule = "" if metrics.acceptance == "exact" else f" by {metrics.acceptance} acceptance"
+    lossy = " (lossy)" if metrics.acceptance == "typical" else ""
+    return (
+        f"guesses {metrics.num_accepted_tokens} of {metrics.num_drafted_tokens} accepted{rule}{lossy}, {length:.1f} tokens a step"
+    )
 
 
 def total(outputs: list[RequestOutput], seconds: float) -> str:

@@ -34,6 +34,10 @@ HELP = {
     "include_stop_str_in_output": "Keep the stop text in the answer.",
     "skip_special_tokens": "Leave special tokens out of the text.",
     "logprobs": "Report log-probabilities of the chosen token and of this many alternatives, 0 to 20 (with --json).",
+    "acceptance": "Which guessed tokens are accepted: exact (what plain decoding draws), rejection (the same distribution), "
+    "typical (lossy).",
+    "posterior_threshold": "With typical acceptance: a guess passes above min(threshold, alpha * exp(-entropy)).",
+    "posterior_alpha": "The alpha of the same.",
     "beam_width": "Beam search with this many beams instead of sampling.",
     "length_penalty": "A beam's score is its log-probability over length to this power.",
     "early_stopping": "When beam search ends.",

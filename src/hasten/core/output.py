@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hasten.core.result import FinishReason, TokenLogprob
+from hasten.core.result import FinishReason, TokenLogprob, TokenOrigin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,8 @@ class CompletionOutput:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None  # None while it runs
     stop_reason: int | str | None = None  # the stop token or stop string that was met
+    # Of each token; empty for a beam. It tells what the answer cost, so two answers are equal whatever it is.
+    origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,10 @@ class RequestMetrics:
     num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache
     num_output_tokens: int = 0
     num_preemptions: int = 0
-    num_drafted_tokens: int = 0  # proposed and verified
+    num_drafts: int = 0  # proposed and verified
+    num_drafted_tokens: int = 0  # in them
     num_accepted_tokens: int = 0  # of these, the ones that became output
+    acceptance: str = "exact"  # the rule; "typical" is lossy: answers are not those of plain decoding
 
     @property
     def ttft(self) -> float | None:
@@ -72,6 +76,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
     output: RequestOutput | None = None  # the whole request, with the last delta only
 
 

@@ -7,12 +7,18 @@ One row is one sequence's tokens ``[start, start + len(token_ids))``::
                       0       4       8   ^start     ^stop = start + len(token_ids)
                       └── computed before ─┘└ now ──┘
 
-There is no prefill and no decode: a row has one token or a thousand.
+There is no prefill and no decode: a row has one token or a thousand. Its last tokens may be guesses that branch (``tree``): they
+lie in consecutive slots as they come, but each stands at the position after its parent's, and sees its ancestors only::
+
+    token_ids   t  a  b  c    tree -1 -1 0     t ─┬─ a ── c
+    positions   p p+1 p+1 p+2                     └─ b
+    slots       p p+1 p+2 p+3
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -27,10 +33,33 @@ class RowPlan:
     # Per KV group, the block of each run of ``block_size`` positions of [0, stop). None: fell out of the group's window.
     block_tables: tuple[tuple[int | None, ...], ...]
     num_logits: int  # the logits after the row's last ``num_logits`` tokens are wanted
+    # Of the row's last ``len(tree)`` tokens: which of them each follows, -1 the token before them all. Empty: nothing branches.
+    tree: tuple[int, ...] = ()
 
     @property
     def stop(self) -> int:
+        """Where its slots end."""
         return self.start + len(self.token_ids)
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Of each token."""
+        trunk = range(self.start, self.stop - len(self.tree))
+        if not self.tree:
+            return trunk
+        positions = [*trunk]
+        for parent in self.tree:
+            positions.append(positions[len(trunk) + parent] + 1)
+        return positions
+
+    @property
+    def views(self) -> list[int]:
+        """Which tokens of the row each token sees, itself included: bit j is token j. The row has at most 64 tokens."""
+        trunk = len(self.token_ids) - len(self.tree)
+        views = [(2 << i) - 1 for i in range(trunk)]
+        for i, parent in enumerate(self.tree, trunk):
+            views.append(views[trunk + parent] | 1 << i)
+        return views
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +69,15 @@ class BlockCopy:
     group: int
     source: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMove:
+    """The keys and values of one token go to another slot, in every layer of ``group``."""
+
+    group: int
+    source: tuple[int, int]  # block, slot
+    target: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +96,29 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class CommittedRow:
+    """What came of one row: the sequence has tokens ``[start, start + len(tokens))`` computed by these tokens of the step."""
+
+    sequence_id: int
+    start: int
+    tokens: Sequence[int]  # those of the trunk, then those of the accepted path
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a step has left in the pool."""
+
+    rows: tuple[CommittedRow, ...]
+    moves: tuple[SlotMove, ...]  # that bring accepted paths together
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerOutput:
     # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_ids``.
     logits: torch.Tensor
+    # Of each layer that the runner was made to tap: the hidden state after it, before the final norm, of all tokens of the step
+    # [T, E], float32. Valid until the next step.
+    taps: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 class Runner(Protocol):
@@ -68,4 +126,8 @@ class Runner(Protocol):
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         """Writes keys and values of every row into the pool, and returns each row's last ``num_logits`` logits."""
+        ...
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """In this order, now: the accepted path of a tree comes to lie without gaps, before anybody may find its blocks."""
         ...

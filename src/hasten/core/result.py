@@ -13,6 +13,15 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"  # the model produced no usable numbers for this request
 
 
+class TokenOrigin(enum.StrEnum):
+    """How a token came into its answer. All of them are the model's; they differ in what they cost."""
+
+    STEP = "step"  # one step of the model for it alone: nothing had been guessed
+    DRAFT = "draft"  # guessed, and accepted
+    CORRECTION = "correction"  # what the model says where all guesses were wrong
+    BONUS = "bonus"  # what the model says after the last guess of an accepted draft
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probabilities under the model's raw distribution, before any processor."""
@@ -38,9 +47,18 @@ class Continuation:
     """
 
     parent: int  # sequence id
-    token_ids: tuple[int, ...]  # at least one; all but the last were the beginning of its draft
+    token_ids: tuple[int, ...]  # at least one; all but the last are a path of its draft
     finish: Finish | None = None
     index: int | None = None  # which answer of its request a fork becomes; None: its parent's
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one draft."""
+
+    num_drafted: int  # tokens
+    depth: int  # of these, on the longest path
+    num_accepted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +68,4 @@ class StepResult:
     continuations: tuple[Continuation, ...]
     dropped: tuple[int, ...] = ()  # sequences that end without a token: beams that lost, requests that are done
     poisoned: tuple[int, ...] = ()  # sequences whose logits were not numbers: they end, and nobody may reuse their blocks
+    verdicts: tuple[Verdict, ...] = ()  # on the drafts of the step

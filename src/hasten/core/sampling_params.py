@@ -14,6 +14,7 @@ from hasten.core.errors import InvalidRequest, nearest
 MAX_SEQUENCES = 64
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+ACCEPTANCES = ("exact", "rejection", "typical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,12 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None  # how many alternatives to report per token, 0 for the chosen one alone
 
+    # Which guessed tokens a drafting engine accepts. exact: those that plain decoding would have drawn. rejection: others of the
+    # same distribution. typical: whatever is likely enough, which is lossy.
+    acceptance: str = "exact"
+    posterior_threshold: float = 0.09  # of typical: a guess passes above min(threshold, alpha * exp(-entropy))
+    posterior_alpha: float = 0.3
+
     beam_width: int | None = None  # beam search instead of sampling
     length_penalty: float = 1.0  # a beam's score is its log-probability over length ** length_penalty
     early_stopping: bool | Literal["never"] = False
@@ -66,7 +73,8 @@ class SamplingParams:
             if isinstance(value, (list, tuple)):
                 value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
             object.__setattr__(self, name, value)
-        wrong = [f"{name}={getattr(self, name)!r} (allowed: {allowed})" for name, allowed, ok in self._checks() if not ok]
+        checks = [*self._checks(), *self._acceptance_checks()]
+        wrong = [f"{name}={getattr(self, name)!r} (allowed: {allowed})" for name, allowed, ok in checks if not ok]
         if wrong:
             raise InvalidRequest(
                 f"{len(wrong)} sampling setting{'s are' if len(wrong) > 1 else ' is'} out of range: {'; '.join(wrong)}",
@@ -130,9 +138,24 @@ class SamplingParams:
             ),
         ]
 
+    def _acceptance_checks(self) -> list[tuple[str, str, bool]]:
+        typical = self.acceptance == "typical"
+        return [
+            ("acceptance", ", ".join(ACCEPTANCES), self.acceptance in ACCEPTANCES),
+            ("posterior_threshold", "above 0, up to 1", _number(self.posterior_threshold, 0, 1) and self.posterior_threshold > 0),
+            ("posterior_alpha", "above 0, up to 1", _number(self.posterior_alpha, 0, 1) and self.posterior_alpha > 0),
+            ("posterior_threshold", "0.09 unless acceptance is typical", typical or self.posterior_threshold == 0.09),
+            ("posterior_alpha", "0.3 unless acceptance is typical", typical or self.posterior_alpha == 0.3),
+        ]
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether each position has one right token, whatever is guessed. A greedy request has, by any rule."""
+        return self.acceptance == "exact" or self.greedy
 
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed. Raises ``InvalidRequest`` for an unknown field."""

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hasten.core.result import Continuation, Finish, FinishReason, StepResult
+from hasten.core.draft import Draft
+from hasten.core.extended import Extended
+from hasten.core.result import Continuation, Finish, FinishReason, StepResult, TokenOrigin, Verdict
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.acceptance import acceptance
+from hasten.decoding.acceptance.base import Guess
+from hasten.decoding.acceptance.counted import CountedChance
 from hasten.decoding.search.base import BeamStep
 from hasten.decoding.search.candidates import best_candidates
 from hasten.engine.answer import Answer
 from hasten.engine.record import Record
 from hasten.sampling.history import TokenHistory
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.sampler import Sampler, usable
+from hasten.sampling.sampler import SampledToken, Sampler, usable
 from hasten.scheduling.sequence import Sequence
 
 UNUSABLE = "the model's logits for this request are not finite numbers (NaN or infinity)"
 NO_TOKEN = "the settings of this request leave no token to choose: its masks, bias and penalties forbid all of them"
+ENDED = -2  # no node
 
 
 class _Line(NamedTuple):
@@ -30,7 +37,7 @@ class _Line(NamedTuple):
     row: int
     sequence: Sequence
     answer: Answer
-    ahead: int  # tokens of the sequence's draft that the row has seen
+    node: int  # of the sequence's draft: the row has seen the path to it. -1: none of the draft
 
 
 @dataclass(slots=True)
@@ -40,16 +47,20 @@ class _Accepted:
     continuations: list[Continuation] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     poisoned: list[int] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     answers: dict[str, list[Answer]] = field(default_factory=dict)  # request id -> answers with something new
 
     def take(self, line: _Line, token_id: int, finish: Finish | None) -> None:
-        """Lines of one sequence come one after the other."""
+        """Lines of one path come one after the other."""
         before: tuple[int, ...] = ()
-        if line.ahead:
+        if line.node >= 0:
             before = self.continuations.pop().token_ids
         else:
             self.answers.setdefault(line.sequence.entry.request.request_id, []).append(line.answer)
         self.continuations.append(Continuation(line.sequence.id, (*before, token_id), finish, line.answer.index))
+
+    def result(self) -> StepResult:
+        return StepResult(tuple(self.continuations), tuple(self.dropped), tuple(self.poisoned), tuple(self.verdicts))
 
 
 class Acceptor:
@@ -59,7 +70,7 @@ class Acceptor:
     def accept(
         self, logits_RV: Tensor, sequences: list[Sequence], records: Mapping[str, Record], now: float
     ) -> tuple[StepResult, dict[str, list[Answer]]]:
-        """``sequences[r]`` computed row r; with a draft it has a row for its last token and one for each of the draft's.
+        """``sequences[r]`` computed row r; with a draft it has a row for its last token and one for each node of the draft.
 
         Returns what the scheduler must know, and which answers have news.
 
@@ -69,48 +80,64 @@ class Acceptor:
         beams: dict[str, list[int]] = {}
         lines: list[_Line] = []
         before: Sequence | None = None
-        ahead = 0
+        node = -1
         for row, sequence in enumerate(sequences):
-            ahead = ahead + 1 if sequence is before else 0
+            node = node + 1 if sequence is before else -1
             before = sequence
             record = records[sequence.entry.request.request_id]
             if record.search is not None:
                 beams.setdefault(record.request.request_id, []).append(row)
             elif sequence.num_output_tokens == 0:
-                lines += [_Line(row, sequence, answer, 0) for answer in record.answers]
+                lines += [_Line(row, sequence, answer, -1) for answer in record.answers]
             else:
-                lines.append(_Line(row, sequence, record.answers[sequence.index], ahead))
+                lines.append(_Line(row, sequence, record.answers[sequence.index], node))
         self._sample(logits_RV, lines, records, accepted, now)
         for request_id, rows in beams.items():
             self._search(logits_RV, [(row, sequences[row]) for row in rows], records[request_id], accepted, now)
-        result = StepResult(tuple(accepted.continuations), tuple(accepted.dropped), tuple(accepted.poisoned))
-        return result, accepted.answers
+        return accepted.result(), accepted.answers
 
     def _sample(
         self, logits_RV: Tensor, lines: list[_Line], records: Mapping[str, Record], accepted: _Accepted, now: float
     ) -> None:
-        """Draw the one token of every position, drafts included, and keep those that the draft has led to."""
+        """Find the token after every node of the drafts, and keep those that a path of them leads to."""
         if not lines:
             return
         taken = [line.row for line in lines]
         if taken != list(range(len(logits_RV))):  # beams beside, or one row feeding n answers
             logits_RV = logits_RV[torch.tensor(taken, device=logits_RV.device)]
-        tokens = self._sampler.sample(logits_RV, [_view(line.sequence, line.answer.index, line.ahead) for line in lines])
-        ended: Sequence | None = None  # its draft went another way: what its further rows saw never was
+        views = [_view(line.sequence, line.answer.index, line.node) for line in lines]
+        tokens = self._sampler.sample(logits_RV, views)
+        expected = -1  # the node that the path goes on from
         for i, (line, token) in enumerate(zip(lines, tokens, strict=True)):
             sequence, record = line.sequence, records[line.sequence.entry.request.request_id]
-            if record.error is not None or (line.ahead and sequence is ended):
+            expected = -1 if line.node < 0 else expected
+            if record.error is not None or line.node != expected:
                 continue
             if token is None:
                 usable_row = all(usable(logits_RV[i : i + 1]))
                 error = NO_TOKEN if usable_row else UNUSABLE
                 self._fail(sequence.entry.sequences, record, accepted, now, error, poisoned=not usable_row)
                 continue
-            finish = line.answer.push(token.token_id, token.logprob)
+            draft = sequence.draft
+            if draft and not views[i].params.exact:
+                token = self._judge(logits_RV[i : i + 1], views[i], _guesses(draft, line.node), token)
+            child = draft.child(line.node, token.token_id) if draft else None
+            finish = line.answer.push(token.token_id, token.logprob, _origin(draft, line.node, child))
             accepted.take(line, token.token_id, finish)
-            record.note_draft(line.ahead, len(sequence.draft))
-            if finish is not None or token.token_id not in sequence.draft[line.ahead : line.ahead + 1]:
-                ended = sequence
+            expected = child if child is not None and finish is None else ENDED
+            if draft and expected == ENDED:
+                guessed = len(accepted.continuations[-1].token_ids) - (child is None)
+                verdict = Verdict(len(draft), max(draft.depths), guessed)
+                accepted.verdicts.append(verdict)
+                record.note_draft(verdict)
+
+    def _judge(self, logits_1V: Tensor, view: SamplingRow, guesses: Several[Guess], drawn: SampledToken) -> SampledToken:
+        """The token by the rule of the request, if it was left a choice."""
+        if not guesses:
+            return drawn
+        (p_V,) = self._sampler.probabilities(logits_1V, [view])
+        token_id = acceptance(view.params).choose(p_V, guesses, CountedChance(view))
+        return SampledToken(token_id, self._sampler.logprobs(logits_1V, [view], [token_id]).get(0))
 
     def _search(self, logits_RV: Tensor, rows: list[tuple[int, Sequence]], record: Record, accepted: _Accepted, now: float) -> None:
         """One step of a beam search: rows in the order of the beams."""
@@ -179,16 +206,40 @@ class Acceptor:
             accepted.answers[record.request.request_id] = list(record.answers)
 
 
-def _view(sequence: Sequence, index: int, ahead: int = 0) -> SamplingRow:
-    """``ahead``: as if that many tokens of the draft had been accepted."""
+def _view(sequence: Sequence, index: int, node: int = -1) -> SamplingRow:
+    """``node``: as if the path to it had been accepted."""
     request = sequence.entry.request
     num_prompt = len(request.prompt_token_ids)
-    if ahead:
-        drafted = [*sequence.token_ids, *sequence.draft[:ahead]]
-        return SamplingRow(request.params, drafted, num_prompt, request.eos_token_ids, index)
+    if node >= 0:
+        ahead = Extended(sequence.token_ids, _path_to(sequence.draft, node))
+        return SamplingRow(request.params, ahead, num_prompt, request.eos_token_ids, index)
     if sequence.history is None and _counts(request.params):
         sequence.history = TokenHistory(num_prompt)
     return SamplingRow(request.params, sequence.token_ids, num_prompt, request.eos_token_ids, index, sequence.history)
+
+
+def _path_to(draft: Draft, node: int) -> list[int]:
+    """The tokens from the first to that of the node."""
+    tokens: list[int] = []
+    while node >= 0:
+        tokens.append(draft.token_ids[node])
+        node = draft.parents[node]
+    return tokens[::-1]
+
+
+def _guesses(draft: Draft, node: int) -> list[Guess]:
+    """What may follow the node."""
+    children = [i for i, parent in enumerate(draft.parents) if parent == node]
+    return [Guess(draft.token_ids[i], draft.proposals[i] if draft.proposals else None) for i in children]
+
+
+def _origin(draft: Draft, node: int, child: int | None) -> TokenOrigin:
+    """Of the token after ``node``, which is ``child`` where it was guessed."""
+    if not draft:
+        return TokenOrigin.STEP
+    if child is not None:
+        return TokenOrigin.DRAFT
+    return TokenOrigin.CORRECTION if node in draft.parents else TokenOrigin.BONUS
 
 
 def _counts(params: SamplingParams) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from hasten.core.output import CompletionOutput, Delta
 from hasten.core.request import Request
-from hasten.core.result import Finish, FinishReason, TokenLogprob
+from hasten.core.result import Finish, FinishReason, TokenLogprob, TokenOrigin
 from hasten.engine.detokenizer import Detokenizer
 from hasten.engine.stop_strings import StopStrings
 
@@ -23,6 +23,7 @@ class Answer:
         self._eos_ids = frozenset(() if params.ignore_eos else request.eos_token_ids)
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.origins: list[TokenOrigin] = []  # of a beam: none
         self._told: list[str] = []  # the text, as the deltas cut it
         self._untold = ""  # what came after them
         self.score: float | None = None  # of a beam
@@ -34,9 +35,10 @@ class Answer:
     def text(self) -> str:
         return "".join(self._told) + self._untold
 
-    def push(self, token_id: int, logprob: TokenLogprob | None) -> Finish | None:
+    def push(self, token_id: int, logprob: TokenLogprob | None, origin: TokenOrigin) -> Finish | None:
         """Take one token; returns how the answer ended, if it did."""
         self.token_ids.append(token_id)
+        self.origins.append(origin)
         if logprob is not None:
             self.logprobs.append(logprob)
         params = self._request.params
@@ -78,6 +80,7 @@ class Answer:
         """What came since the last delta."""
         tokens, text = self.token_ids[self._sent_tokens :], self._untold
         logprobs = tuple(self.logprobs[self._sent_tokens :]) if self.logprobs else None
+        origins = tuple(self.origins[self._sent_tokens :])
         self._sent_tokens, self._untold = len(self.token_ids), ""
         self._told.append(text)
         self.reported = self.finish is not None
@@ -89,6 +92,7 @@ class Answer:
             logprobs=logprobs,
             finish_reason=self.finish.reason if self.finish else None,
             stop_reason=self.finish.stop if self.finish else None,
+            origins=origins,
         )
 
     def output(self) -> CompletionOutput:
@@ -101,6 +105,7 @@ class Answer:
             logprobs=tuple(self.logprobs) if self.logprobs else None,
             finish_reason=self.finish.reason if self.finish else None,
             stop_reason=self.finish.stop if self.finish else None,
+            origins=tuple(self.origins),
         )
 
     def _read(self, token_id: int) -> str | None:

@@ -46,7 +46,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         backend = choose_backend(options)
     with phases.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         loaded = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
-        speculation = Speculation.load(options, backend, loaded.spec)
+        speculation = Speculation.load(options, backend, loaded)
     spec = loaded.spec
     with phases.phase("tokenizer"):
         tokenizer = TextTokenizer.load(folder, spec.vocab_size)
@@ -63,9 +63,16 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     )
     with phases.phase("program"):
         runner = backend.runner(
-            loaded.decoder, groups, fit.num_blocks, options.block_size, loaded.dtype, options.max_num_batched_tokens
+            loaded.decoder,
+            groups,
+            fit.num_blocks,
+            options.block_size,
+            loaded.dtype,
+            options.max_num_batched_tokens,
+            taps=speculation.taps,
         )
-        drafter = speculation.drafter(fit)
+    with phases.phase("speculation"):
+        drafter = speculation.drafter(fit, runner)
     space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
     scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
 

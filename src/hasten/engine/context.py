@@ -24,7 +24,11 @@ class PagedContext:
         self, ops: Ops, pool: KvPool, rows: Sequence[RowPlan], positions_T: Tensor, cos_sin: dict[RotarySpec, CosSin]
     ) -> None:
         self._ops, self._pool, self._cos_sin = ops, pool, cos_sin
-        views = [[_view(row, group, begin) for row, begin in _begins(rows)] for group in range(len(pool.groups))]
+        trees = [_tree(row) for row in rows]
+        views = [
+            [_view(row, group, begin, tree_tt) for (row, begin), tree_tt in zip(_begins(rows), trees, strict=True)]
+            for group in range(len(pool.groups))
+        ]
         self._rows = [tuple(group) for group in views]
         self._slots_T = [_slots(rows, group, pool.block_size, positions_T.device) for group in range(len(pool.groups))]
 
@@ -46,20 +50,28 @@ def _begins(rows: Sequence[RowPlan]) -> list[tuple[RowPlan, int]]:
     return begins
 
 
-def _view(row: RowPlan, group: int, begin: int) -> RowView:
+def _tree(row: RowPlan) -> Tensor | None:
+    """Whether one token of the row sees another [token, token]; None if it does not branch."""
+    if not row.tree:
+        return None
+    assert len(row.token_ids) <= 64, "a row that branches is one word wide"
+    return torch.tensor([[bool(view >> token & 1) for token in range(len(row.token_ids))] for view in row.views])
+
+
+def _view(row: RowPlan, group: int, begin: int, tree_tt: Tensor | None) -> RowView:
     table = row.block_tables[group]
     live = [block for block in table if block is not None]
     first = len(table) - len(live)
     contiguous = live[-1] - live[0] == len(live) - 1 and all(b - a == 1 for a, b in pairwise(live))
-    return RowView(begin, begin + len(row.token_ids), row.start, torch.tensor(live), first, contiguous)
+    return RowView(begin, begin + len(row.token_ids), row.start, torch.tensor(live), first, contiguous, tree_tt)
 
 
 def _slots(rows: Sequence[RowPlan], group: int, block_size: int, device: torch.device) -> Tensor:
     slots: list[int] = []
     for row in rows:
         table = row.block_tables[group]
-        for position in range(row.start, row.stop):
-            block = table[position // block_size]
+        for place in range(row.start, row.stop):
+            block = table[place // block_size]
             assert block is not None, "a token to compute has no block"
-            slots.append(block * block_size + position % block_size)
+            slots.append(block * block_size + place % block_size)
     return torch.tensor(slots, device=device)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta
-from hasten.core.plan import Runner, RunnerOutput, StepPlan
+from hasten.core.plan import Committed, Runner, RunnerOutput, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
-from hasten.decoding.drafters.base import Drafter, Line
+from hasten.decoding.drafters.base import Computed, Drafter, Line, Seen
 from hasten.engine.acceptor import Acceptor
 from hasten.engine.answer import Answer, DetokenizerFactory
 from hasten.engine.record import Record
@@ -19,6 +19,7 @@ from hasten.engine.score import EngineScorer
 from hasten.engine.stats import EngineStats
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.scheduler import Scheduler
+from hasten.scheduling.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,12 @@ class Engine:
         now = self.clock()
         sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_ids]
         result, news = self._acceptor.accept(output.logits, sequences, self._records, now)
-        self.scheduler.commit(result)
+        committed = self.scheduler.commit(result)
+        if committed.moves:
+            self._runner.move(committed.moves)
         self.stats.count(plan, result)
         if self._drafter is not None:
-            self._draft(self._drafter)
+            self._draft(self._drafter, plan, committed, output)
         return self._report(news, now)
 
     @property
@@ -96,18 +99,25 @@ class Engine:
             self.scheduler.rollback()
             raise
 
-    def _draft(self, drafter: Drafter) -> None:
+    def _draft(self, drafter: Drafter, plan: StepPlan, committed: Committed, output: RunnerOutput) -> None:
         """Drafts for the next step. A drafter that fails is asked no more: no answer depends on it."""
         sequences = self.scheduler.decoding()
-        lines = [Line(s.id, s.token_ids, s.entry.request, s.index) for s in sequences]
+        lines = [_line(sequence) for sequence in sequences]
         try:
-            drafts = drafter.propose(lines)
+            drafts = drafter.propose(lines, self._seen(plan, committed, output, drafter))
         except Exception:
             log.exception("speculation is off from here on: the drafter failed")
             self._drafter = None
             return
         for sequence, draft in zip(sequences, drafts, strict=True):
             self.scheduler.draft(sequence, draft)
+
+    def _seen(self, plan: StepPlan, committed: Committed, output: RunnerOutput, drafter: Drafter) -> Seen:
+        if not drafter.taps:
+            return Seen(plan.num_tokens)
+        alive = [(row, self.scheduler.find(row.sequence_id)) for row in committed.rows]
+        computed = [Computed(_line(sequence), row.start, row.tokens) for row, sequence in alive if sequence]
+        return Seen(plan.num_tokens, computed, output.taps)
 
     def _fail(self, plan: StepPlan, error: str) -> list[Delta]:
         """The requests of the plan end with the error; all others go on."""
@@ -133,3 +143,7 @@ class Engine:
             if record.finished:
                 del self._records[request_id]
         return deltas
+
+
+def _line(sequence: Sequence) -> Line:
+    return Line(sequence.id, sequence.token_ids, sequence.entry.request, sequence.index)

@@ -33,10 +33,11 @@ class EngineOptions:
     max_num_seqs: int = 64  # sequences running at a time
     max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks
     prefix_caching: bool = True
-    speculation: str | None = (
-        None  # draft_model, prompt_lookup or suffix: guess tokens, verify several a step; output stays the same
-    )
-    draft_model: str | None = None  # of speculation by a draft model: a folder, a hub id or "demo-draft"
+    # Guess tokens and verify several a step: auto, off, or one drafter alone. auto takes whatever pays, where outputs stay the
+    # same bits.
+    speculation: str = "auto"
+    draft_model: str | None = None  # a small model that guesses: a folder, a hub id or "demo-draft"
+    draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id or "demo-medusa"
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     batching: str = "continuous"  # or dynamic, static
     batch_wait: float = 0.05  # seconds that dynamic batching waits for a batch to fill
@@ -50,25 +51,28 @@ class EngineOptions:
             chosen = getattr(self, name)
             if chosen not in allowed and (name, chosen) != ("quantize", None):
                 raise InvalidOption(f"unknown {name}", got=repr(chosen), remedy=nearest(str(chosen), allowed))
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "num_draft_tokens"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
+            optional = name == "num_draft_tokens" and value is None
+            if not optional and (type(value) is not int or value < 1):
                 raise InvalidOption(f"{name} is out of range", got=repr(value), allowed="a whole number from 1")
         self._check_speculation()
 
     def _check_speculation(self) -> None:
-        if self.speculation is not None and self.speculation not in DRAFTERS:
-            raise InvalidOption("unknown speculation", got=repr(self.speculation), remedy=nearest(str(self.speculation), DRAFTERS))
-        if (self.speculation == "draft_model") != (self.draft_model is not None):
-            raise InvalidOption(
-                "speculation by a draft model needs both of two options",
-                got=f"speculation={self.speculation!r}, draft_model={self.draft_model!r}",
-                remedy="Give speculation='draft_model' and draft_model=<a small model of the same vocabulary>, or neither",
-            )
-        if self.num_draft_tokens is not None and (type(self.num_draft_tokens) is not int or self.num_draft_tokens < 1):
-            raise InvalidOption(
-                "num_draft_tokens is out of range", got=repr(self.num_draft_tokens), allowed="a whole number from 1"
-            )
+        """Each drafter has what it guesses with, and nothing is given that nobody uses."""
+        allowed = ("auto", "off", *DRAFTERS)
+        if self.speculation not in allowed:
+            raise InvalidOption("unknown speculation", got=repr(self.speculation), remedy=nearest(str(self.speculation), allowed))
+        for name, drafters in (("draft_model", ("draft_model",)), ("draft_heads", ("medusa", "eagle"))):
+            given = getattr(self, name)
+            if (given is None and self.speculation in drafters) or (
+                given is not None and self.speculation not in (*drafters, "auto")
+            ):
+                raise InvalidOption(
+                    f"speculation by {' or '.join(drafters)} and the option {name} go together",
+                    got=f"speculation={self.speculation!r}, {name}={given!r}",
+                    remedy=f"Give {name} with speculation={drafters[0]!r} or 'auto', or neither",
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:

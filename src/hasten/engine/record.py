@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hasten.core.output import Delta, RequestMetrics, RequestOutput
 from hasten.core.request import Request
-from hasten.core.result import Finish, FinishReason, TokenLogprob
+from hasten.core.result import Finish, FinishReason, TokenLogprob, Verdict
 from hasten.decoding.search.beam import BeamSearch
 from hasten.engine.answer import Answer, DetokenizerFactory
 from hasten.scheduling.sequence import Entry
@@ -18,7 +18,7 @@ class Record:
         self.search = beam_search(request) if params.beam_width is not None else None
         # Of the lines that a search still knows, by their tokens; empty where nobody asked for log-probabilities.
         self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}
-        self.num_drafted = self.num_accepted = 0  # tokens
+        self._verdicts: list[Verdict] = []
         self.error: str | None = None
         self._first_token: float | None = None
         self._finished: float | None = None
@@ -34,12 +34,8 @@ class Record:
         if self.finished:
             self._finished = now
 
-    def note_draft(self, ahead: int, length: int) -> None:
-        """A token was accepted that had seen the first ``ahead`` tokens of a draft of this length."""
-        if ahead:
-            self.num_accepted += 1
-        else:
-            self.num_drafted += length
+    def note_draft(self, verdict: Verdict) -> None:
+        self._verdicts.append(verdict)
 
     def end(self, reason: FinishReason, now: float, error: str | None = None) -> None:
         """Whatever has not ended yet ends here."""
@@ -84,8 +80,10 @@ class Record:
                 num_cached_tokens=self._entry.num_cached_tokens,
                 num_output_tokens=sum(len(answer.token_ids) for answer in self.answers),
                 num_preemptions=self._entry.num_preemptions,
-                num_drafted_tokens=self.num_drafted,
-                num_accepted_tokens=self.num_accepted,
+                num_drafts=len(self._verdicts),
+                num_drafted_tokens=sum(verdict.num_drafted for verdict in self._verdicts),
+                num_accepted_tokens=sum(verdict.num_accepted for verdict in self._verdicts),
+                acceptance=self.request.params.acceptance,
             ),
         )
 
@@ -114,5 +112,6 @@ def _with_output(delta: Delta, output: RequestOutput) -> Delta:
         logprobs=delta.logprobs,
         finish_reason=delta.finish_reason,
         stop_reason=delta.stop_reason,
+        origins=delta.origins,
         output=output,
     )

@@ -8,65 +8,127 @@ from typing import Any
 
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import InvalidOption
-from hasten.decoding.drafters.base import Drafter
+from hasten.core.plan import Runner
+from hasten.decoding.drafters import TEXTUAL
+from hasten.decoding.drafters.auto import Auto
+from hasten.decoding.drafters.base import Drafter, PacedDrafter
 from hasten.decoding.drafters.draft_model import DraftModel
 from hasten.decoding.drafters.prompt_lookup import PromptLookup
 from hasten.decoding.drafters.suffix import Suffix
+from hasten.decoding.step_costs import StepCosts
 from hasten.engine.backends.base import Backend
+from hasten.engine.calibration import measure_steps
+from hasten.engine.draft_heads import Heads, load_heads
 from hasten.engine.fit import Fit
 from hasten.engine.groups import kv_groups
 from hasten.engine.options import EngineOptions
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
-from hasten.models.spec import DecoderSpec
 from hasten.sampling.sampler import Sampler
 
-# Drafters that need nothing but the text.
-TEXTUAL: dict[str | None, type[PromptLookup] | type[Suffix]] = {"prompt_lookup": PromptLookup, "suffix": Suffix}
+_TEXTUAL: Mapping[str, type[PromptLookup] | type[Suffix]] = {"prompt_lookup": PromptLookup, "suffix": Suffix}
+assert tuple(_TEXTUAL) == TEXTUAL
 
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
+    """What guesses, loaded."""
+
     options: EngineOptions
     backend: Backend
-    model: LoadedModel | None = None  # the draft model
+    target: LoadedModel
+    draft: LoadedModel | None = None
+    heads: Heads | None = None
 
     @classmethod
-    def load(cls, options: EngineOptions, backend: Backend, target: DecoderSpec) -> Speculation:
-        """Raises ``InvalidOption`` for a draft model of another vocabulary, and as ``load_decoder`` does."""
-        if options.draft_model is None:
-            return cls(options, backend)
-        folder = resolve(options.draft_model, None, quiet=not options.show_progress)
-        model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
-        if model.spec.vocab_size != target.vocab_size:
-            raise InvalidOption(
-                "the draft model has another vocabulary than the model",
-                got=f"{model.spec.vocab_size} tokens in {options.draft_model}",
-                allowed=f"{target.vocab_size} tokens",
-                remedy="Take a smaller model of the same family, or train one",
-            )
-        return cls(options, backend, model)
+    def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> Speculation:
+        """Raises ``InvalidOption`` for a draft model of another vocabulary, and ``CheckpointError`` as ``load_decoder`` and heads
+        do.
+        """
+        return cls(options, backend, target, _draft_model(options, backend, target), _heads(options, backend, target))
 
     @property
     def block_bytes(self) -> int:
         """Of a block of the KV cache, beside those of the target."""
-        if self.model is None:
-            return 0
-        return self.backend.block_bytes(kv_groups(self.model.spec), self.options.block_size, self.model.dtype)
+        size, total = self.options.block_size, 0
+        if self.draft is not None:
+            total += self.backend.block_bytes(kv_groups(self.draft.spec), size, self.draft.dtype)
+        if self.heads is not None:
+            total += self.heads.block_bytes(size)
+        return total
 
-    def drafter(self, fit: Fit) -> Drafter | None:
-        """The draft model has as many blocks as the target. Raises ``CapacityError``."""
-        options = self.options
-        limit = {} if options.num_draft_tokens is None else {"num_tokens": options.num_draft_tokens}
-        if options.speculation in TEXTUAL:
-            return TEXTUAL[options.speculation](**limit)
-        if self.model is None:
-            return None
-        groups, size, max_step = kv_groups(self.model.spec), options.block_size, options.max_num_batched_tokens
-        runner = self.backend.runner(self.model.decoder, groups, fit.num_blocks, size, self.model.dtype, max_step)
-        space = KvSpace(groups, fit.num_blocks, size, retain=options.prefix_caching)
-        sampler = Sampler(self.backend.chooser())
-        return DraftModel(runner, space, sampler, **limit, max_step=max_step, max_positions=self.model.spec.max_positions)
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The target's layers whose hidden states are wanted."""
+        return () if self.heads is None else self.heads.taps
+
+    def drafter(self, fit: Fit, runner: Runner) -> Drafter | None:
+        """``runner`` is the target's; nobody uses its pool yet. Raises ``CapacityError``."""
+        chosen = self.options.speculation
+        limit = {} if self.options.num_draft_tokens is None else {"num_tokens": self.options.num_draft_tokens}
+        paced: dict[str, PacedDrafter] = {}
+        if self.draft is not None:
+            paced["draft_model"] = self._draft_model(self.draft, fit, limit)
+        if self.heads is not None:
+            paced[self.heads.name] = self.heads.drafter(fit.num_blocks, self.options.block_size, limit)
+        if chosen == "auto":
+            return self._auto(fit, runner, paced, limit)
+        return _TEXTUAL[chosen](**limit) if chosen in _TEXTUAL else paced.get(chosen)
 
     def describe(self) -> Mapping[str, Any]:
-        return {"speculation": self.options.speculation, "draft_model": str(self.model.folder) if self.model else None}
+        return {
+            "speculation": self.options.speculation if self._allowed else "off",
+            "draft_model": str(self.draft.folder) if self.draft else None,
+            "draft_heads": self.options.draft_heads,
+        }
+
+    @property
+    def _allowed(self) -> bool:
+        """Where a guess could change an output by a rounding, somebody must have asked for guesses."""
+        asked = self.options.speculation != "auto" or self.draft is not None or self.heads is not None
+        return asked or self.backend.same_bits(self.target.dtype)
+
+    def _auto(self, fit: Fit, runner: Runner, paced: Mapping[str, PacedDrafter], limit: Mapping[str, int]) -> Drafter | None:
+        if not self._allowed:
+            return None
+        options = self.options
+        groups = kv_groups(self.target.spec)
+        measured = measure_steps(runner, groups, fit.num_blocks, options.block_size, options.max_num_batched_tokens)
+        return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, StepCosts(measured))
+
+    def _draft_model(self, model: LoadedModel, fit: Fit, limit: Mapping[str, int]) -> DraftModel:
+        """It has as many blocks as the target."""
+        groups, size, max_step = kv_groups(model.spec), self.options.block_size, self.options.max_num_batched_tokens
+        runner = self.backend.runner(model.decoder, groups, fit.num_blocks, size, model.dtype, max_step)
+        space = KvSpace(groups, fit.num_blocks, size, retain=self.options.prefix_caching)
+        sampler = Sampler(self.backend.chooser())
+        return DraftModel(runner, space, sampler, **limit, max_step=max_step, max_positions=model.spec.max_positions)
+
+
+def _heads(options: EngineOptions, backend: Backend, target: LoadedModel) -> Heads | None:
+    if options.draft_heads is None:
+        return None
+    heads = load_heads(resolve(options.draft_heads, None, quiet=not options.show_progress), backend, target)
+    if options.speculation not in ("auto", heads.name):
+        raise InvalidOption(
+            f"the draft heads in {options.draft_heads} are of another kind",
+            got=heads.name,
+            allowed=options.speculation,
+            remedy=f"Use speculation={heads.name!r}, or heads of the kind that you want",
+        )
+    return heads
+
+
+def _draft_model(options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedModel | None:
+    if options.draft_model is None:
+        return None
+    folder = resolve(options.draft_model, None, quiet=not options.show_progress)
+    model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
+    if model.spec.vocab_size != target.spec.vocab_size:
+        raise InvalidOption(
+            "the draft model has another vocabulary than the model",
+            got=f"{model.spec.vocab_size} tokens in {options.draft_model}",
+            allowed=f"{target.spec.vocab_size} tokens",
+            remedy="Take a smaller model of the same family, or train one: hasten train draft",
+        )
+    return model

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hasten.core.plan import StepPlan
-from hasten.core.result import StepResult
+from hasten.core.result import StepResult, Verdict
 
 
 @dataclass(slots=True)
@@ -13,12 +13,37 @@ class EngineStats:
     num_steps: int = 0
     num_computed_tokens: int = 0  # through the model, prompts and answers, recomputed ones included
     num_sampled_rows: int = 0
-    num_drafted_tokens: int = 0  # verified
+    num_drafts: int = 0  # verified
+    num_drafted_tokens: int = 0  # in them
     num_accepted_tokens: int = 0  # of these, the ones that became output
+    # At index i: drafts that guessed i + 1 tokens ahead or more, and those of which that many were accepted.
+    drafts_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
 
     def count(self, plan: StepPlan, result: StepResult) -> None:
         self.num_steps += 1
         self.num_computed_tokens += plan.num_tokens
         self.num_sampled_rows += len(plan.sampled_ids)
-        self.num_drafted_tokens += sum(row.num_logits - 1 for row in plan.rows if row.num_logits > 1)
-        self.num_accepted_tokens += sum(len(continuation.token_ids) - 1 for continuation in result.continuations)
+        for verdict in result.verdicts:
+            self._count_draft(verdict)
+
+    @property
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """The share of drafts that reach so far of which as many tokens were accepted."""
+        return tuple(a / n for a, n in zip(self.accepted_by_position, self.drafts_by_position, strict=True))
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Tokens that a verified draft gave, the one that the step gives anyway included."""
+        return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else None
+
+    def _count_draft(self, verdict: Verdict) -> None:
+        self.num_drafts += 1
+        self.num_drafted_tokens += verdict.num_drafted
+        self.num_accepted_tokens += verdict.num_accepted
+        missing = verdict.depth - len(self.drafts_by_position)
+        self.drafts_by_position += [0] * missing
+        self.accepted_by_position += [0] * missing
+        for position in range(verdict.depth):
+            self.drafts_by_position[position] += 1
+            self.accepted_by_position[position] += position < verdict.num_accepted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.core.plan import BlockCopy
+from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.group import KvGroup
 from hasten.ops.cpu.cpu import Cpu, Dtype
 from hasten.ops.cpu.kv import NativeKv, kv_block_bytes
@@ -26,6 +26,11 @@ class NativeKvPool:
         """In the order given: a block may be the source of one copy and the target of a later one."""
         for copy in copies:
             self.kv.copy(copy.group, copy.source, copy.target)
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """In the order given: a slot may be the source of one move and the target of a later one."""
+        for move in moves:
+            self.kv.move(move.group, move.source, move.target)
 
 
 def native_block_bytes(cpu: Cpu, groups: Sequence[KvGroup], block_size: int, dtype: Dtype) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy
+from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.group import KvGroup
 
 
@@ -39,3 +39,9 @@ class KvPool:
         for copy in copies:
             tensor = self._tensors[copy.group]
             tensor[:, :, copy.target] = tensor[:, :, copy.source]
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """In the order given: a slot may be the source of one move and the target of a later one."""
+        for move in moves:
+            tensor, (block, slot), (to_block, to_slot) = self._tensors[move.group], move.source, move.target
+            tensor[:, :, to_block, to_slot] = tensor[:, :, block, slot]

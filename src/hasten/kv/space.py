@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hasten.core.plan import BlockCopy
+from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.allocator import BlockAllocator
 from hasten.kv.group import KvGroup
 from hasten.kv.prefix import extend_hashes
@@ -149,6 +149,16 @@ class KvSpace:
                 blocks.append(allocator.allocate(after=blocks[-1] if blocks else None))
         return copies
 
+    def moves(self, sequence_id: int, begin: int, path: Sequence[int]) -> list[SlotMove]:
+        """Slots ``begin + path[i]`` to ``begin + i``, in an order in which none is written before it is read. ``path`` rises."""
+        size = self.block_size
+        return [
+            SlotMove(group, (_held(blocks, source // size), source % size), (_held(blocks, target // size), target % size))
+            for target, source in enumerate((begin + node for node in path), begin)
+            if source != target
+            for group, blocks in enumerate(self._tables[sequence_id].groups)
+        ]
+
     def commit(self, sequence_id: int, token_ids: Sequence[int], num_computed: int) -> None:
         """The first ``num_computed`` tokens are in their blocks: publish the full ones, let go of what the window left behind."""
         table = self._tables[sequence_id]
@@ -228,3 +238,9 @@ class KvSpace:
     def _settle(self, block_hash: bytes, sequence_id: int) -> None:
         if self._pending.get(block_hash) == sequence_id:
             del self._pending[block_hash]
+
+
+def _held(blocks: Sequence[int | None], index: int) -> int:
+    block = blocks[index]
+    assert block is not None, "a slot that was just computed has a block"
+    return block

@@ -12,12 +12,15 @@ from hasten.layers.spec import AttentionSpec
 
 
 class Attention(nn.Module):
-    """``qkv`` is one projection with rows [q; k; v]; ``q_norm`` and ``k_norm`` act on single heads."""
+    """``qkv`` is one projection with rows [q; k; v]; ``q_norm`` and ``k_norm`` act on single heads.
 
-    def __init__(self, spec: AttentionSpec, hidden_size: int, build: Build) -> None:
+    ``in_features`` is the width of its input, where that is not the hidden state alone.
+    """
+
+    def __init__(self, spec: AttentionSpec, hidden_size: int, build: Build, in_features: int | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.qkv = Linear(build.formats.projection(hidden_size, spec.qkv_size), bias=spec.qkv_bias, build=build)
+        self.qkv = Linear(build.formats.projection(in_features or hidden_size, spec.qkv_size), bias=spec.qkv_bias, build=build)
         self.out = Linear(build.formats.projection(spec.q_size, hidden_size), bias=spec.out_bias, build=build)
         norm = spec.qk_norm
         self.q_norm = None if norm is None else Norm(norm, spec.head_dim, build)

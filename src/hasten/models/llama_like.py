@@ -103,11 +103,11 @@ def llama_like_weights(spec: DecoderSpec) -> WeightMap:
     if not spec.tied:
         sources.append(WeightSource("lm_head.weight", "vocabulary.format.weight"))
     for index, layer in enumerate(spec.layers):
-        sources += _layer_weights(f"model.layers.{index}", f"layers.{index}", layer)
+        sources += layer_weights(f"model.layers.{index}", f"layers.{index}", layer)
     return tuple(sources)
 
 
-def _layer_weights(theirs: str, ours: str, layer: LayerSpec) -> list[WeightSource]:
+def layer_weights(theirs: str, ours: str, layer: LayerSpec) -> list[WeightSource]:
     attention, mlp = layer.attention, layer.mlp
     qkv = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
     gate_up = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")

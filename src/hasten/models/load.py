@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
@@ -62,7 +63,7 @@ def load_decoder(
     # On the meta device nothing is allocated: a checkpoint of the wrong shape fails before it takes memory.
     sources = match(checkpoint, family, spec, Decoder(spec, ops, chosen, "meta"))
     decoder = Decoder(spec, ops, chosen, formats=None if formats is None else formats(chosen))
-    _fill(decoder, checkpoint, sources, progress)
+    fill(decoder, checkpoint, sources, progress)
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, chosen)
 
 
@@ -99,12 +100,13 @@ def _settle_tying(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec
     return spec if alike else untied
 
 
-def _fill(decoder: Decoder, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:
+def fill(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:
+    """Reads every tensor of ``sources`` into its parameter of ``module``."""
     total = sum(checkpoint.tensors[source.name].nbytes for source in sources)
     done = 0
     for source in sources:
         path, _, part = source.target.rpartition(".")
-        owner: Any = decoder.get_submodule(path)
+        owner: Any = module.get_submodule(path)
         rows = slice(None) if source.rows is None else slice(*source.rows)
         tensor = checkpoint.read(source.name)
         if path.endswith(".format"):

@@ -6,6 +6,7 @@ A layer is seven to ten of them: norm and quantise · q, k and v · head norms, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 from hasten.layers.formats.packed import Packed
@@ -22,24 +23,39 @@ _NORMS = {"rms": NormKind.RMS, "layer": NormKind.LAYER}
 _ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU_TANH}
 
 
-def lower(decoder: Decoder, program: Program) -> None:
+def lower(decoder: Decoder, program: Program, taps: Collection[int] = ()) -> dict[int, Buffer]:
     """Records the decoder into an empty program whose KV pool has the decoder's layers in their order.
 
     All matrices of the decoder must be ``Packed``. The program keeps what it needs of the decoder's parameters.
+    Returns where the hidden states after the layers ``taps`` lie once a step is done.
     """
+    assert all(0 <= layer < decoder.spec.num_layers for layer in taps), taps
     residual = program.rows("residual", decoder.spec.hidden_size)
     program.embed(_matrix(decoder.embedding.format), residual)
     if decoder.positions is not None:
         program.embed(_matrix(decoder.positions.format), residual, by_position=True)
     rotary = {spec: _rotary(program, decoder, spec) for spec in decoder.spec.rotary_specs}
+    tapped: dict[int, Buffer] = {}
     for index, layer in enumerate(decoder.layers):
         program.begin_layer()
         _layer(program, cast(Layer, layer), index, residual, rotary)
+        if index in taps:
+            tapped[index] = _tap(program, residual, index, last=index == decoder.spec.num_layers - 1)
     program.begin_head()
     last = program.rows("last", decoder.spec.hidden_size)
     program.gather(residual, last)
     head = _matrix(decoder.vocabulary.format)
     program.linear(head, _normalized(program, decoder.norm, last, head), decoder.vocabulary.bias, None)
+    return tapped
+
+
+def _tap(program: Program, residual: Buffer, index: int, *, last: bool) -> Buffer:
+    """A copy of the residual, unless no later layer adds to it."""
+    if last:
+        return residual
+    copy = program.rows(f"tap {index}", residual.width)
+    program.norm(NormKind.NONE, residual, None, None, 0.0, copy)
+    return copy
 
 
 def _rotary(program: Program, decoder: Decoder, spec: RotarySpec) -> int:

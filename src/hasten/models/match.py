@@ -24,7 +24,7 @@ def match(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec, decode
     Raises ``CheckpointError`` that lists the tensors that are missing, unexpected, of another shape or of an unreadable dtype.
     """
     sources = _present_names(checkpoint, family, family.weights(spec))
-    faults = [fault for source in sources if (fault := _fault(source, checkpoint, decoder)) is not None]
+    faults = [fault for source in sources if (fault := unfit(source, checkpoint, decoder)) is not None]
     known = {source.name for source in sources}
     harmless = (*family.ignored, *(re.escape(name) for name in _tied_names(family, spec)))
     bare = not any(name.startswith(family.prefix) for name in checkpoint.tensors)
@@ -63,9 +63,10 @@ def _tied_names(family: ModelFamily, spec: DecoderSpec) -> set[str]:
     return {source.name for source in untied} - {source.name for source in family.weights(spec)}
 
 
-def _fault(source: WeightSource, checkpoint: Checkpoint, decoder: nn.Module) -> str | None:
+def unfit(source: WeightSource, checkpoint: Checkpoint, module: nn.Module) -> str | None:
+    """Why this tensor cannot fill the parameter of ``module`` that it is for; None if it can."""
     entry: TensorEntry | None = checkpoint.tensors.get(source.name)
-    shape = list(decoder.get_parameter(source.target).shape)
+    shape = list(module.get_parameter(source.target).shape)
     if source.rows is not None:
         shape[0] = source.rows[1] - source.rows[0]
     if source.transposed:

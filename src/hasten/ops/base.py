@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """Where one row of the step lies: tokens ``[begin, end)`` of the step are positions ``[start, start + end - begin)``."""
+    """Where one row of the step lies: tokens ``[begin, end)`` of the step are slots ``[start, start + end - begin)``."""
 
     begin: int
     end: int
     start: int
-    # The blocks of positions [first_block * S, ...): those before it fell out of the window. [block]
+    # The blocks of slots [first_block * S, ...): those before it fell out of the window. [block]
     blocks: Tensor
     first_block: int
     # The blocks are consecutive in the pool, so the row's keys and values are a plain slice of it.
     contiguous: bool
+    # Of a row that branches: whether a token of the row sees another [token, token]. It sees a path and stands at the position
+    # start + number of them - 1. None: each stands at the position of its slot and sees all before it.
+    tree_tt: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +81,8 @@ class Ops(Protocol):
         ...
 
     def attend_paged(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
-        """Writes k and v into the pool at ``kv.slots_T``, then attends each row over its own positions so far. [T, H, D]"""
+        """Writes k and v into the pool at ``kv.slots_T``, then attends each row over its own positions so far. [T, H, D]
+
+        Tokens of a row that branches see the slots before the row and their own paths.
+        """
         ...

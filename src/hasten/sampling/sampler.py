@@ -60,6 +60,11 @@ class Sampler:
         """Of one token per row, under the raw distribution, where ``params.logprobs`` asks for it. Key: row."""
         return _logprobs(logits_RV, rows, token_ids)
 
+    def probabilities(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """What ``tokens`` draws from [R, V], float64; no row may be greedy. A row that cannot be drawn from is NaN."""
+        chain = self.chooser.chain
+        return chain.warp(chain.process(logits_RV, rows), rows).double().softmax(dim=1)
+
     def _choose(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
         """The tokens, where masks, bias or penalties act on some rows. Those must be usable before these do."""
         chain = self.chooser.chain

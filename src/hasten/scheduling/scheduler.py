@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
+from collections.abc import Sequence as Tokens
 
+from hasten.core.draft import MAX_TREE_TOKENS, NO_DRAFT, Draft
 from hasten.core.errors import PromptTooLong
-from hasten.core.plan import RowPlan, StepPlan
+from hasten.core.extended import Extended
+from hasten.core.plan import Committed, CommittedRow, RowPlan, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import Continuation, StepResult
 from hasten.kv.space import KvSpace
@@ -92,6 +95,10 @@ class Scheduler:
     def sequence(self, sequence_id: int) -> Sequence:
         return self._sequences[sequence_id]
 
+    def find(self, sequence_id: int) -> Sequence | None:
+        """The same, or None if it has ended."""
+        return self._sequences.get(sequence_id)
+
     def entry(self, request_id: str) -> Entry | None:
         return self._entries.get(request_id)
 
@@ -129,20 +136,38 @@ class Scheduler:
         self._planned = plan.rows
         return plan
 
-    def commit(self, result: StepResult) -> None:
-        """The planned rows are computed and these tokens were accepted."""
-        accepted = {continuation.parent: len(continuation.token_ids) - 1 for continuation in result.continuations}
+    def commit(self, result: StepResult) -> Committed:
+        """The planned rows are computed and these tokens were accepted.
+
+        The moves that it returns must be made before anything else is computed: blocks are announced as if they were.
+        """
+        accepted = {continuation.parent: continuation.token_ids[:-1] for continuation in result.continuations}
+        rows: list[CommittedRow] = []
+        moves: list[SlotMove] = []
+        begin = 0
         for row in self._planned:
             sequence = self._sequences[row.sequence_id]
-            tokens, stop = sequence.token_ids, row.stop
+            tokens: Tokens[int] = sequence.token_ids
+            trunk = len(row.token_ids) - len(sequence.draft)
+            path: tuple[int, ...] = ()
             if sequence.draft:  # what was accepted of it is computed; the slots of the rest will be written again
-                kept = accepted.get(sequence.id, 0)
-                tokens, stop = [*tokens, *sequence.draft[:kept]], stop - len(sequence.draft) + kept
-                sequence.draft = ()
-            sequence.num_computed = stop
+                taken = accepted.get(sequence.id, ())
+                path, tokens = sequence.draft.path(taken), Extended(tokens, taken)
+                moves += self.kv.moves(sequence.id, row.start + trunk, path)
+                sequence.draft = NO_DRAFT
+            sequence.num_computed = row.start + trunk + len(path)
             if sequence.id not in result.poisoned:  # NaN must never enter the prefix cache
-                self.kv.commit(sequence.id, tokens, stop)
+                self.kv.commit(sequence.id, tokens, sequence.num_computed)
+            trunk_tokens = range(begin, begin + trunk)
+            computed = (*trunk_tokens, *(begin + trunk + node for node in path)) if path else trunk_tokens
+            rows.append(CommittedRow(sequence.id, row.start, computed))
+            begin += len(row.token_ids)
         self._planned = ()
+        self._grow(result)
+        return Committed(tuple(rows), tuple(moves))
+
+    def _grow(self, result: StepResult) -> None:
+        """Sequences end, go on and fork as the result has it."""
         for sequence_id in result.poisoned:
             if self.kv.is_open(sequence_id):
                 self.kv.discard(sequence_id)
@@ -163,14 +188,15 @@ class Scheduler:
         entries = (entry for entry in self._running if not entry.searches)
         return [s for entry in entries for s in entry.sequences if s.num_remaining == 1 and s.num_output_tokens]
 
-    def draft(self, sequence: Sequence, token_ids: tuple[int, ...]) -> None:
+    def draft(self, sequence: Sequence, draft: Draft) -> None:
         """What the next step verifies after the sequence's last token, if there are tokens and blocks to spare.
 
         Cut to what the request may still get, less the token that the step gives anyway.
         """
         params = sequence.entry.request.params
         assert params.max_tokens is not None
-        sequence.draft = token_ids[: params.max_tokens - sequence.num_output_tokens - 1]
+        most = MAX_TREE_TOKENS if draft.branches else len(draft)
+        sequence.draft = draft.cut(most, params.max_tokens - sequence.num_output_tokens - 1)
 
     def rollback(self) -> None:
         """The planned rows were not computed: their requests start again from what was committed."""
@@ -184,19 +210,21 @@ class Scheduler:
         """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
         for sequence, count in self._wanted(entry, builder):
             start, stop = sequence.num_computed, sequence.num_computed + count
-            sequence.draft = sequence.draft[: builder.budget - count]
+            sequence.draft = sequence.draft.cut(builder.budget - count)
             while (copies := self.kv.reserve(sequence.id, start, stop + len(sequence.draft))) is None:
                 if sequence.draft:
-                    sequence.draft = ()  # a guess is not worth anybody's blocks
+                    sequence.draft = NO_DRAFT  # a guess is not worth anybody's blocks
                     continue
                 victim = self._running[-1]
                 builder.drop(victim)
                 self._preempt(victim)
                 if victim is entry:
                     return
-            tokens = (*sequence.token_ids[start:stop], *sequence.draft)
-            num_logits = 1 + len(sequence.draft) if count == sequence.num_remaining else 0
-            row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits)
+            draft = sequence.draft
+            tokens = (*sequence.token_ids[start:stop], *draft.token_ids)
+            num_logits = 1 + len(draft) if count == sequence.num_remaining else 0
+            tree = draft.parents if draft.branches else ()
+            row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits, tree)
             builder.add(entry, row, copies)
 
     def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int]]:
@@ -287,7 +315,7 @@ class Scheduler:
         for sequence in entry.sequences:
             if self.kv.is_open(sequence.id):
                 self.kv.close(sequence.id)
-            sequence.num_computed, sequence.draft = 0, ()
+            sequence.num_computed, sequence.draft = 0, NO_DRAFT
         self._running.remove(entry)
         entry.running = False
         entry.num_preemptions += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.request import Request
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Sequence:
     index: int  # which answer of the request, or which beam
     token_ids: list[int]  # the prompt, then the accepted tokens
     num_computed: int = 0
-    draft: tuple[int, ...] = ()  # what may follow ``token_ids``: the next step verifies it, and it is gone after that
+    draft: Draft = NO_DRAFT  # what may follow ``token_ids``: the next step verifies it, and it is gone after that
     history: TokenHistory | None = None  # which tokens occur, for penalties; whoever samples keeps it. A fork starts its own
 
     @property

@@ -54,7 +54,8 @@ class Bench:
     def round(self) -> None:
         draw = self.random
         lines = list(self.lines.values())
-        for line, guess in zip(lines, self.drafter.propose(lines), strict=True):
+        for line, draft in zip(lines, self.drafter.propose(lines), strict=True):
+            guess = draft.token_ids
             right = self.expected(line)
             assert guess == right[: len(guess)], (guess, right)
             self.full += guess == right

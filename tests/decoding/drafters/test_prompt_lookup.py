@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.drafters.base import Line
@@ -36,7 +37,7 @@ def test_guesses_are_those_of_the_definition_while_texts_grow() -> None:
             del texts[draw.choice(sorted(texts))]
         lines = [Line(key, text, REQUEST, 0) for key, text in texts.items()]
         guesses = drafter.propose(lines)
-        assert list(guesses) == [by_definition(text, 5, 4, 2) for text in texts.values()]
+        assert [guess.token_ids for guess in guesses] == [by_definition(text, 5, 4, 2) for text in texts.values()]
         guessed += sum(map(bool, guesses))
         for text in texts.values():
             text += [draw.randrange(4) for _ in range(draw.choice((1, 1, 1, 6)))]
@@ -45,11 +46,11 @@ def test_guesses_are_those_of_the_definition_while_texts_grow() -> None:
 
 def test_a_text_that_turns_in_circles_is_continued_in_circles() -> None:
     line = Line(0, [9, 1, 2, 3, 1, 2, 3, 1, 2, 3], REQUEST, 0)
-    assert PromptLookup(7).propose([line]) == [(1, 2, 3, 1, 2, 3, 1)]
+    assert PromptLookup(7).propose([line]) == [Draft.chain((1, 2, 3, 1, 2, 3, 1))]
 
 
 def test_nothing_is_guessed_without_an_earlier_occurrence() -> None:
-    assert PromptLookup(7).propose([Line(0, [1, 2, 3, 4, 5], REQUEST, 0), Line(1, [7], REQUEST, 0)]) == [(), ()]
+    assert PromptLookup(7).propose([Line(0, [1, 2, 3, 4, 5], REQUEST, 0), Line(1, [7], REQUEST, 0)]) == [NO_DRAFT, NO_DRAFT]
 
 
 def test_what_is_not_asked_for_is_forgotten() -> None:

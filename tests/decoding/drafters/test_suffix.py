@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from hasten.core.draft import Draft
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.drafters.automaton import SuffixAutomaton
@@ -88,8 +89,8 @@ def test_guesses_are_those_of_the_definition_while_lines_come_and_go() -> None:
         ended = []
         for (number, each), guess in zip(list(lines.items()), guesses, strict=True):
             pool = pools[each.request.cache_salt]
-            assert guess == by_definition(list(each.token_ids), pool, 6)
-            from_pool += guess != by_definition(list(each.token_ids), [], 6)
+            assert guess.token_ids == by_definition(list(each.token_ids), pool, 6)
+            from_pool += guess.token_ids != by_definition(list(each.token_ids), [], 6)
             each.token_ids.extend(draw.randrange(5) for _ in range(draw.choice((1, 1, 4))))
             if draw.random() < 0.06:
                 ended.append(lines.pop(number))
@@ -100,8 +101,8 @@ def test_tenants_do_not_see_each_others_answers() -> None:
     drafter = Suffix()
     drafter.propose([line(0, [1, 2, 3, 4, 5, 6, 7], 1, "red")])
     drafter.propose([])
-    assert drafter.propose([line(1, [9, 3, 4], 3, "blue")]) == [()]
-    assert drafter.propose([line(2, [9, 3, 4], 3, "red")]) == [(5, 6, 7)]
+    assert drafter.propose([line(1, [9, 3, 4], 3, "blue")]) == [Draft.chain(())]
+    assert drafter.propose([line(2, [9, 3, 4], 3, "red")]) == [Draft.chain((5, 6, 7))]
 
 
 def test_old_answers_and_idle_tenants_are_forgotten() -> None:
@@ -109,8 +110,8 @@ def test_old_answers_and_idle_tenants_are_forgotten() -> None:
     for number in range(12):
         drafter.propose([line(number, [number, *range(10 * number, 10 * number + 9)], 1, "red")])
     drafter.propose([])
-    assert drafter.propose([line(100, [110, 111], 2, "red")]) == [(112, 113, 114, 115)]
-    assert drafter.propose([line(101, [20, 21], 2, "red")]) == [()]
+    assert drafter.propose([line(100, [110, 111], 2, "red")]) == [Draft.chain((112, 113, 114, 115))]
+    assert drafter.propose([line(101, [20, 21], 2, "red")]) == [Draft.chain(())]
     assert sum(len(pool.token_ids) for pool in (drafter._pools["red"].newer, drafter._pools["red"].older)) <= 50
     for number in range(5):
         drafter.propose([line(200 + number, [1, 2], 2, f"tenant {number}")])

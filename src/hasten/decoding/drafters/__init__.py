@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
-DRAFTERS = ("draft_model", "prompt_lookup", "suffix")
+TEXTUAL = ("prompt_lookup", "suffix")  # they need nothing but the text
+DRAFTERS = (*TEXTUAL, "draft_model", "medusa", "eagle")

@@ -6,10 +6,15 @@ Leviathan et al., 2022 (arXiv 2211.17192). A guess is accepted as far as it equa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from hasten.core.draft import Draft
 from hasten.core.request import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Line(NamedTuple):
@@ -21,13 +26,61 @@ class Line(NamedTuple):
     answer_index: int  # which answer of the request: part of the key of its noise
 
 
+class Computed(NamedTuple):
+    """A line of which the last step has computed tokens ``[start, start + len(tokens))``, where it still lives."""
+
+    line: Line
+    start: int
+    tokens: Sequence[int]  # their places in the step
+
+
+class Seen(NamedTuple):
+    """What the model saw in the last step. A prompt may take several steps before it is among the lines that decode."""
+
+    num_tokens: int = 0  # of the step
+    # For drafters with taps alone:
+    computed: Sequence[Computed] = ()
+    taps: Mapping[int, Tensor] = MappingProxyType({})  # layer -> its hidden state of each token of the step [T, E], until the next
+
+
+NOTHING_SEEN = Seen()
+
+
 class Drafter(Protocol):
     """Lives as long as the engine."""
 
-    def propose(self, lines: Sequence[Line]) -> Sequence[tuple[int, ...]]:
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers of the model whose hidden states it reads."""
+        ...
+
+    def propose(self, lines: Sequence[Line], seen: Seen) -> Sequence[Draft]:
         """A guess for each line, perhaps an empty one; ids of the target's vocabulary.
 
         Called after every step with all lines that decode. What the drafter remembers of others it may forget: a sequence that
         comes back after preemption is a new one to it.
         """
+        ...
+
+
+class PacedDrafter(Drafter, Protocol):
+    """One whose guesses take time to make, so that somebody has to say when and how many."""
+
+    num_tokens: int  # of a guess, at most; may be set between rounds
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """What ``num_tokens`` may be, short ones first."""
+        ...
+
+    def cost(self, num_lines: int, num_tokens: int) -> float | None:
+        """Seconds to guess so many tokens for as many lines. None: it has not done the like yet."""
+        ...
+
+    def shape(self, num_tokens: int) -> Draft:
+        """What its guesses look like; the token ids mean nothing."""
+        ...
+
+    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
+        """In the place of ``propose``, where no guess is wanted."""
         ...

@@ -7,16 +7,20 @@ computed, what it has rejected is written over. It knows no scheduler: where blo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from hasten.core.draft import Draft
+from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
-from hasten.decoding.drafters.base import Line
+from hasten.decoding.drafters.base import NOTHING_SEEN, Line, Seen
+from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
-
-Ids = tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -42,6 +46,13 @@ class _Guess:
     line: Line
     trail: Trail
     token_ids: list[int] = field(default_factory=list)
+    proposals: list[Tensor] = field(default_factory=list)  # what they were drawn from, where the line's rule asks
+
+    @property
+    def judged(self) -> bool:
+        """Whether the line's rule weighs a guess by the distribution that it was drawn from."""
+        params = self.line.request.params
+        return params.acceptance == "rejection" and not params.exact
 
     @property
     def num_tokens(self) -> int:
@@ -56,8 +67,13 @@ class _Guess:
 
     def view(self) -> SamplingRow:
         request = self.line.request
-        tokens = [*self.line.token_ids, *self.token_ids]
-        return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, self.line.answer_index)
+        tokens = Extended(self.line.token_ids, self.token_ids)
+        # Where it is to be judged, a guess needs noise of its own: that of the position is what the verdict is drawn with.
+        index = -2 - self.line.answer_index if self.judged else self.line.answer_index
+        return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, index)
+
+    def draft(self) -> Draft:
+        return Draft.chain(self.token_ids, tuple(self.proposals) if self.judged else None)
 
 
 class DraftModel:
@@ -66,18 +82,41 @@ class DraftModel:
     ) -> None:
         """``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed."""
         self._runner, self._kv, self._sampler = runner, kv, sampler
-        self._num_tokens, self._max_step, self._max_positions = num_tokens, max_step, max_positions
+        self.num_tokens, self._max_step, self._max_positions = num_tokens, max_step, max_positions
         self._trails: dict[int, Trail] = {}
+        self._pace = Pace()
 
-    def propose(self, lines: Sequence[Line]) -> list[Ids]:
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return (1, 2, 3, 4, 6, 8)
+
+    def cost(self, num_lines: int, num_tokens: int) -> float | None:
+        """Without what a prompt costs that it has not read yet."""
+        seconds = self._pace.seconds(num_lines)
+        return None if seconds is None else seconds * num_tokens
+
+    def shape(self, num_tokens: int) -> Draft:
+        return Draft.chain(range(num_tokens))
+
+    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
+        self._forget({line.sequence_id for line in lines})
+
+    def propose(self, lines: Sequence[Line], seen: Seen = NOTHING_SEEN) -> list[Draft]:
         self._forget({line.sequence_id for line in lines})
         guesses = [_Guess(line, self._follow(line)) for line in lines]
         active = guesses
-        for _ in range(self._num_tokens):
+        for round_ in range(self.num_tokens):
+            begin, num_lines = time.perf_counter(), len(active)
             active = self._advance(active)
+            if round_ and active:  # the first one also reads what the lines have gained
+                self._pace.note(num_lines, time.perf_counter() - begin)
             if not active:
                 break
-        return [tuple(guess.token_ids) for guess in guesses]
+        return [guess.draft() for guess in guesses]
 
     def _forget(self, kept: set[int]) -> None:
         for sequence_id in [known for known in self._trails if known not in kept]:
@@ -125,11 +164,15 @@ class DraftModel:
             guess.trail.token_ids += row.token_ids
             guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
         complete = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
-        drawn = self._sampler.tokens(logits_RV, [guess.view() for guess in complete])
+        views = [guess.view() for guess in complete]
+        drawn = self._sampler.tokens(logits_RV, views)
         ended = set()
-        for guess, token_id in zip(complete, drawn, strict=True):
+        for place, (guess, token_id) in enumerate(zip(complete, drawn, strict=True)):
             if token_id is None:
                 ended.add(id(guess))
-            else:
-                guess.token_ids.append(token_id)
+                continue
+            if guess.judged:
+                (proposal_V,) = self._sampler.probabilities(logits_RV[place : place + 1], views[place : place + 1])
+                guess.proposals.append(proposal_V)
+            guess.token_ids.append(token_id)
         return [guess for guess in planned if id(guess) not in ended]

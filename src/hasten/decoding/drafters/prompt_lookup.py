@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hasten.decoding.drafters.base import Line
+from hasten.core.draft import Draft
+from hasten.decoding.drafters.base import NOTHING_SEEN, Line, Seen
 from hasten.decoding.drafters.continuation import continuation
 
 Ids = tuple[int, ...]
@@ -41,12 +42,16 @@ class PromptLookup:
     shortest: int = 2
     _known: dict[int, tuple[Occurrences, ...]] = field(default_factory=dict, init=False)
 
-    def propose(self, lines: Sequence[Line]) -> list[Ids]:
+    def propose(self, lines: Sequence[Line], seen: Seen = NOTHING_SEEN) -> list[Draft]:
         sizes = range(self.longest, self.shortest - 1, -1)
         self._known = {
             line.sequence_id: self._known.get(line.sequence_id) or tuple(Occurrences(size) for size in sizes) for line in lines
         }
-        return [self._guess(line.token_ids, self._known[line.sequence_id]) for line in lines]
+        return [Draft.chain(self._guess(line.token_ids, self._known[line.sequence_id])) for line in lines]
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
 
     def _guess(self, token_ids: Sequence[int], known: tuple[Occurrences, ...]) -> Ids:
         for occurrences in known:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hasten.core.draft import Draft
 from hasten.decoding.drafters.automaton import SuffixAutomaton
-from hasten.decoding.drafters.base import Line
+from hasten.decoding.drafters.base import NOTHING_SEEN, Line, Seen
 from hasten.decoding.drafters.continuation import continuation
 
 Ids = tuple[int, ...]
@@ -72,7 +73,7 @@ class Suffix:
     _known: dict[int, _Known] = field(default_factory=dict, init=False)
     _pools: dict[str, _Pools] = field(default_factory=dict, init=False)
 
-    def propose(self, lines: Sequence[Line]) -> list[Ids]:
+    def propose(self, lines: Sequence[Line], seen: Seen = NOTHING_SEEN) -> list[Draft]:
         before, self._known = self._known, {}
         for line in lines:
             known = before.pop(line.sequence_id) if line.sequence_id in before else _Known(line)
@@ -80,7 +81,11 @@ class Suffix:
         for known in before.values():  # they have ended, or will be new when they come back
             answer = known.line.token_ids[len(known.line.request.prompt_token_ids) :]
             self._tenant(known.line.request.cache_salt).add(answer, self.room)
-        return [self._guess(line, self._known[line.sequence_id]) for line in lines]
+        return [Draft.chain(self._guess(line, self._known[line.sequence_id])) for line in lines]
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
 
     def _tenant(self, salt: str) -> _Pools:
         """Moves to the end of the order in which tenants are forgotten."""

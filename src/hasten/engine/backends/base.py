@@ -30,9 +30,22 @@ class Backend(Protocol):
         ...
 
     def runner(
-        self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+        self,
+        decoder: Decoder,
+        groups: Sequence[KvGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        max_step: int,
+        taps: tuple[int, ...] = (),
     ) -> Runner:
-        """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. Raises ``CapacityError``."""
+        """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. ``taps``: the layers, from 0,
+        whose hidden states come with each output. Raises ``CapacityError``.
+        """
+        ...
+
+    def same_bits(self, dtype: torch.dtype) -> bool:
+        """Whether a row's logits are the same bits in any batch, for a model of this dtype."""
         ...
 
     def chooser(self) -> Chooser:

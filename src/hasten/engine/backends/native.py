@@ -38,19 +38,29 @@ class NativeBackend:
         return native_block_bytes(self.cpu, groups, block_size, self._kv_dtype(dtype))
 
     def runner(
-        self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+        self,
+        decoder: Decoder,
+        groups: Sequence[KvGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        max_step: int,
+        taps: tuple[int, ...] = (),
     ) -> Runner:
         try:
             pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
             program = Program(self.cpu, pool.kv, max_step)
-            lower(decoder, program)
+            tapped = lower(decoder, program, taps)
         except MemoryError as refused:
             raise CapacityError(
                 "the system refuses the memory of the KV cache or of a step",
                 got=str(refused),
                 remedy="Give less with kv_cache_memory or max_num_batched_tokens",
             ) from refused
-        return NativeRunner(program, pool)
+        return NativeRunner(program, pool, {layer: program.view(buffer) for layer, buffer in tapped.items()})
+
+    def same_bits(self, dtype: torch.dtype) -> bool:
+        return dtype == torch.float32 if self.quantize is None else self.quantize in ("int8", "int4")
 
     def chooser(self) -> NativeChooser:
         return NativeChooser(self.cpu)

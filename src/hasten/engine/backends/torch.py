@@ -30,9 +30,20 @@ class TorchBackend:
         return sum(group.block_bytes(block_size, dtype.itemsize) for group in groups)
 
     def runner(
-        self, decoder: Decoder, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+        self,
+        decoder: Decoder,
+        groups: Sequence[KvGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        max_step: int,
+        taps: tuple[int, ...] = (),
     ) -> Runner:
-        return DecoderRunner(decoder, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
+        pool = KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu"))
+        return DecoderRunner(decoder, pool, taps)
+
+    def same_bits(self, dtype: torch.dtype) -> bool:
+        return False  # its products depend on how many rows they have
 
     def chooser(self) -> PortableChooser:
         return PortableChooser()

@@ -28,6 +28,10 @@ class NativeKv:
         """Block ``source`` onto block ``target``, in every layer of the group."""
         self.cpu.library.kv_copy(self.handle, group, source, target)
 
+    def move(self, group: int, source: tuple[int, int], target: tuple[int, int]) -> None:
+        """The token in slot ``source`` (block, slot) to slot ``target``, in every layer of the group."""
+        self.cpu.library.kv_move(self.handle, group, *source, *target)
+
 
 def kv_block_bytes(cpu: Cpu, dtype: Dtype, num_kv_heads: int, head_dim: int, block_size: int) -> int:
     """Of one block of one layer: keys, values and scales, padding included."""

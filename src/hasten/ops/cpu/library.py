@@ -7,7 +7,7 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 NONE, LOGITS = -1, -2  # buffers of a program: none, and the logits of the step
 
 
@@ -50,6 +50,7 @@ _FUNCTIONS = {
     "kv_free": (None, (_P,)),
     "kv_add_layer": (_I, (_P, _I, _I, _I, _I)),
     "kv_copy": (None, (_P, _I, _I, _I)),
+    "kv_move": (None, (_P, _I, _I, _I, _I, _I)),
     "kv_block_bytes": (_L, (_I, _I, _I, _I)),
     "program_new": (_P, (_P, _P, _I)),
     "program_free": (None, (_P,)),

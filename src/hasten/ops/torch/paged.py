@@ -58,6 +58,8 @@ def _keys(pool_BSKD: Tensor, pool_NKD: Tensor, row: RowView, mask: AttentionMask
 
 def _visible(row: RowView, mask: AttentionMask, num_keys: int, device: torch.device) -> Tensor | None:
     """Which keys each query sees [t, n]; None where plain causal attention, or all keys, is the same."""
+    if row.tree_tt is not None:
+        return _visible_in_tree(row.tree_tt, row.start, mask, num_keys)
     num_queries = row.end - row.begin
     inside = mask.window is None or row.start + num_queries <= mask.window
     if num_queries == 1 or (inside and num_queries == num_keys):
@@ -67,3 +69,14 @@ def _visible(row: RowView, mask: AttentionMask, num_keys: int, device: torch.dev
     key = torch.arange(stop - num_keys, stop, device=device)[None]
     visible = key <= query
     return visible if mask.window is None else visible & (key > query - mask.window)
+
+
+def _visible_in_tree(tree_tt: Tensor, start: int, mask: AttentionMask, num_keys: int) -> Tensor:
+    """The same for a row that branches: the window is counted in the positions that tokens stand at, not in slots."""
+    num_queries = tree_tt.shape[0]
+    before = torch.arange(start + num_queries - num_keys, start, device=tree_tt.device)
+    visible = torch.cat((tree_tt.new_ones(num_queries, len(before)), tree_tt), dim=1)
+    if mask.window is None:
+        return visible
+    own = start + tree_tt.sum(dim=1) - 1
+    return visible & (torch.cat((before, own)) > own[:, None] - mask.window)

@@ -199,6 +199,11 @@ int32_t hasten_kv_add_layer(hasten_kv* kv, int32_t group, int32_t dtype, int32_t
 
 void hasten_kv_copy(hasten_kv* kv, int32_t group, int32_t source, int32_t target) { kv->pool.copy(group, source, target); }
 
+void hasten_kv_move(hasten_kv* kv, int32_t group, int32_t source_block, int32_t source_slot, int32_t target_block,
+                    int32_t target_slot) {
+    kv->pool.move(group, {source_block, source_slot}, {target_block, target_slot});
+}
+
 int64_t hasten_kv_block_bytes(int32_t dtype, int32_t kv_heads, int32_t head_dim, int32_t slots) {
     return kv_block_size(static_cast<Dtype>(dtype), kv_heads, head_dim, slots).total();
 }

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define HASTEN_API __attribute__((visibility("default")))
-#define HASTEN_ABI 2
+#define HASTEN_ABI 3
 
 enum { HASTEN_NONE = -1, HASTEN_LOGITS = -2 };
 
@@ -50,6 +50,9 @@ HASTEN_API hasten_kv* hasten_kv_new(int32_t num_blocks, int32_t slots);
 HASTEN_API void hasten_kv_free(hasten_kv*);
 HASTEN_API int32_t hasten_kv_add_layer(hasten_kv*, int32_t group, int32_t dtype, int32_t kv_heads, int32_t head_dim);
 HASTEN_API void hasten_kv_copy(hasten_kv*, int32_t group, int32_t source, int32_t target);
+/* One token from slot to slot, in every layer of the group. */
+HASTEN_API void hasten_kv_move(hasten_kv*, int32_t group, int32_t source_block, int32_t source_slot, int32_t target_block,
+                               int32_t target_slot);
 /* Bytes of one block of one layer, scales included. */
 HASTEN_API int64_t hasten_kv_block_bytes(int32_t dtype, int32_t kv_heads, int32_t head_dim, int32_t slots);
 
@@ -81,7 +84,11 @@ HASTEN_API void hasten_program_attend(hasten_program*, int32_t layer, int32_t qk
 HASTEN_API void hasten_program_gather(hasten_program*, int32_t x, int32_t width, int32_t out);
 
 /* One step. Tokens of all rows lie end to end. For group g and row r, blocks[tables[2 * (g * num_rows + r)] ...] is the block
-   table, whose first entry is block number tables[2 * (g * num_rows + r) + 1] of the sequence. */
+   table, whose first entry is block number tables[2 * (g * num_rows + r) + 1] of the sequence.
+
+   A row of at most 64 tokens may branch. Then bit j of tree[t] says that token t sees token j of its row, itself included. What
+   it sees is a path, and it stands at position start + number of bits - 1; it is written to the slot of position start + its place
+   in the row all the same. 0 in rows that do not branch. */
 typedef struct hasten_step {
     int32_t num_tokens, num_rows, num_logits, num_groups;
     int32_t first_layer, last_layer; /* layers [first, last) run; embedding only from layer 0 */
@@ -90,7 +97,7 @@ typedef struct hasten_step {
     const int32_t* tables;           /* [num_groups][num_rows][2] */
     const int32_t* blocks;
     const int32_t* logits_tokens; /* [num_logits] */
-    const uint64_t* tree;         /* [num_tokens] or null */
+    const uint64_t* tree;         /* [num_tokens], or null where no row branches */
     float* logits;                /* [num_logits][logits_stride] */
     int64_t logits_stride;        /* at least the outputs of the last matrix, rounded up to 16 */
 } hasten_step;

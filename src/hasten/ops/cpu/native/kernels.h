@@ -147,13 +147,16 @@ struct KvLayer {
     float* value_scales;
 };
 
-// Row r of the step: tokens [begin, end) of the step are positions [start, start + end - begin) of its sequence. Its block
-// table is blocks[0 .. ): the block of position p is blocks[p / slots - first_block].
+// Row r of the step: tokens [begin, end) of the step lie in the slots of positions [start, start + end - begin) of its sequence.
+// Its block table is blocks[0 .. ): the block of position p is blocks[p / slots - first_block].
+//
+// They also stand at these positions, each seeing all before it, where `tree` is null. Else, for at most 64 tokens, bit j of
+// tree[i]: token i sees token j of the row, itself included. What it sees of the row is a path, so that it stands at position
+// start + number of bits - 1: by this it is rotated, and windows are counted, inside the row too.
 struct RowSpan {
     int32_t begin, end, start, first_block;
     const int32_t* blocks;
-    const uint64_t*
-        tree;  // [end - begin] or null. Bit j of tree[i]: query i sees token begin + j (drafts); else j <= i. At most 64.
+    const uint64_t* tree;  // [end - begin] or null
 };
 
 // Head norms, rotation and the write of keys and values into the pool for tokens [begin, end) of the step.

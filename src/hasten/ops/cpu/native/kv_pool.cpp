@@ -62,6 +62,37 @@ void KvPool::copy(int32_t group, int32_t source, int32_t target) {
     }
 }
 
+void KvPool::move(int32_t group, KvSlot source, KvSlot target) {
+    const int64_t panels = (slots_ + kLanes - 1) / kLanes;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (groups_[i] != group) continue;
+        const KvLayer& layer = layers_[i];
+        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, slots_);
+        // Of a head's 16 slots: `lines` runs in which the slots lie side by side, `bytes` for each.
+        const auto move = [&](void* base, int64_t block_bytes, int64_t lines) {
+            if (block_bytes == 0) return;
+            const int64_t panel_bytes = block_bytes / (layer.kv_heads * panels), bytes = panel_bytes / (lines * kLanes);
+            const auto place = [&](KvSlot at, int64_t head) {
+                const int64_t panel = (int64_t{at.block} * layer.kv_heads + head) * panels + at.slot / kLanes;
+                return static_cast<uint8_t*>(base) + panel * panel_bytes + at.slot % kLanes * bytes;
+            };
+            for (int64_t head = 0; head < layer.kv_heads; ++head) {
+                const uint8_t* from = place(source, head);
+                uint8_t* to = place(target, head);
+                for (int64_t line = 0; line < lines; ++line) {
+                    const int64_t offset = line * kLanes * bytes;
+                    std::memmove(to + offset, from + offset, static_cast<size_t>(bytes));
+                }
+            }
+        };
+        const int64_t pack = key_pack(layer.dtype);
+        move(layer.keys, size.keys, round_up(layer.head_dim, pack) / pack);
+        move(layer.values, size.values, 1);
+        move(layer.key_scales, size.scales, 1);
+        move(layer.value_scales, size.scales, 1);
+    }
+}
+
 int32_t KvPool::num_groups() const {
     int32_t most = -1;
     for (const int32_t group : groups_) most = std::max(most, group);

@@ -1,5 +1,7 @@
 #include "step.h"
 
+#include <cassert>
+
 namespace hasten {
 
 void Step::begin(const hasten_step& plan, int threads) {
@@ -17,15 +19,20 @@ void Step::begin(const hasten_step& plan, int threads) {
     for (size_t row = 0; row < rows; ++row) {
         const int32_t* bounds = plan.rows + 3 * row;
         const int32_t begin = bounds[0], end = bounds[1], start = bounds[2];
-        for (int32_t t = begin; t < end; ++t) positions_[static_cast<size_t>(t)] = start + t - begin;
+        const bool branches = plan.tree != nullptr && begin < end && plan.tree[begin] != 0;
+        assert(!branches || end - begin <= 64);
+        for (int32_t t = begin; t < end; ++t) {
+            const int32_t before = branches ? __builtin_popcountll(plan.tree[t]) - 1 : t - begin;
+            positions_[static_cast<size_t>(t)] = start + before;
+        }
         for (size_t group = 0; group < groups; ++group) {
             const int32_t* table = plan.tables + 2 * (group * rows + row);
             RowSpan& span = spans_[group][row];
-            span = {begin, end, start, table[1], plan.blocks + table[0], plan.tree == nullptr ? nullptr : plan.tree + begin};
+            span = {begin, end, start, table[1], plan.blocks + table[0], branches ? plan.tree + begin : nullptr};
             for (int32_t t = begin; t < end; ++t) {
-                const int32_t position = start + t - begin;
-                const int64_t block = span.blocks[position / size - span.first_block];
-                slots_[group][static_cast<size_t>(t)] = block * size + position % size;
+                const int32_t place = start + t - begin;
+                const int64_t block = span.blocks[place / size - span.first_block];
+                slots_[group][static_cast<size_t>(t)] = block * size + place % size;
             }
         }
     }

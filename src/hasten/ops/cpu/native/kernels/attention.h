@@ -3,9 +3,7 @@
 
 #include <cassert>
 
-#include "attention_panels.h"
-#include "attention_queries.h"
-#include "attention_values.h"
+#include "attention_tree.h"
 
 namespace hasten::HASTEN_ISA {
 
@@ -25,6 +23,7 @@ struct AttentionMemory {
     Softmax* states;       // [query], merged
     Visible* visible;      // [query]
     int32_t* reach;        // [tile][2]: panels of the running split that the tile sees
+    float* tree;           // [query][kTreeTokens], of rows that branch
 
     AttentionMemory(void* scratch, const KvGeometry& geometry) : next_(static_cast<uint8_t*>(scratch)) {
         const int64_t row = geometry.value_dim;
@@ -40,6 +39,7 @@ struct AttentionMemory {
         states = take<Softmax>(kItemQueries);
         visible = take<Visible>(kItemQueries);
         reach = take<int32_t>(2 * kItemQueries);
+        tree = take<float>(kItemQueries * kTreeTokens);
         assert(next_ - static_cast<uint8_t*>(scratch) <= kAttentionScratch);
     }
 
@@ -57,7 +57,12 @@ template <Dtype type>
 class AttentionItem {
 public:
     AttentionItem(const AttentionShape& shape, const ItemPlace& place, void* scratch)
-        : shape_(shape), place_(place), geometry_(shape.geometry), queries_(shape, place), memory_(scratch, shape.geometry) {}
+        : shape_(shape),
+          place_(place),
+          geometry_(shape.geometry),
+          queries_(shape, place),
+          memory_(scratch, shape.geometry),
+          tree_(shape, place, queries_, panels_, memory_.tree) {}
 
     void run() {
         const bool alone = queries_.count() <= kTileQueries;
@@ -70,6 +75,7 @@ public:
             memory_.states[i] = {-__builtin_inff(), 0.0f};
             memory_.visible[i] = queries_.visible(i);
         }
+        if (queries_.branches() && queries_.split_end() > shape_.split_of(tree_.begin())) score_tree();
         for (int64_t split = queries_.split_begin(); split < queries_.split_end(); ++split) {
             panels_.list(shape_, place_, split, queries_.oldest(), queries_.newest());
             if (alone)
@@ -85,6 +91,8 @@ private:
     static constexpr Dtype kWide = type == Dtype::int8 ? Dtype::int8 : Dtype::f32;  // of keys, once widened
 
     float* row_of(float* rows, int i) const { return rows + static_cast<int64_t>(i) * geometry_.value_dim; }
+    float* scores_of(int i) const { return memory_.scores + static_cast<int64_t>(i) * kScoreStride; }
+    int tiles() const { return (queries_.count() + kTileQueries - 1) / kTileQueries; }
 
     void load_queries(int m) {
         if constexpr (type == Dtype::int8)
@@ -93,11 +101,23 @@ private:
             queries_.load(m, memory_.queries);
     }
 
+    // What the queries of a row that branches would see of its own tokens, before the panels are gone through in their order.
+    void score_tree() {
+        for (int64_t split = shape_.split_of(tree_.begin()); split <= shape_.split_of(tree_.end() - 1); ++split) {
+            panels_.list(shape_, place_, split, tree_.begin(), tree_.end());
+            if (queries_.count() <= kTileQueries)
+                with_queries(queries_.count(), [&](auto m) { stream_scores<decltype(m)::value>(); });
+            else
+                block_scores();
+            for (int k = 0; k < queries_.count(); ++k) tree_.keep_scores(k, scores_of(k));
+        }
+    }
+
     // Scores of tile t of M queries and panels [j, j + N) of the list.
     template <Dtype keys, int M, int N>
     void score(int t, int j, const uint8_t* const* panels, const uint8_t* const* ahead) {
         const float* q = row_of(memory_.queries, t * M);
-        float* scores = memory_.scores + static_cast<int64_t>(t) * M * kScoreStride + j * kLanes;
+        float* scores = scores_of(t * M) + j * kLanes;
         if constexpr (keys == Dtype::int8) {
             const Int8Queries queries{reinterpret_cast<const int32_t*>(q), memory_.query_scales + t * M,
                                       memory_.corrections + t * M};
@@ -107,14 +127,19 @@ private:
         }
     }
 
-    // Few queries: every byte is read once, in order, and asked for ahead.
     template <int M>
-    void stream_split(int64_t split) {
+    void stream_scores() {
         constexpr int N = vectors_for(M, 4);
         const uint8_t* const* keys = panels_.keys();
         int j = 0;
         for (; j + N <= panels_.count; j += N) score<type, M, N>(0, j, keys + j, keys + j + kAhead);
         for (; j < panels_.count; ++j) score<type, M, 1>(0, j, keys + j, keys + j + kAhead);
+    }
+
+    // Few queries: every byte is read once, in order, and asked for ahead.
+    template <int M>
+    void stream_split(int64_t split) {
+        stream_scores<M>();
         weigh(0, M, 0, panels_.count);
         count_keys(queries_.newest());
         const int64_t row_bytes = geometry_.value_bytes / kLanes;
@@ -123,26 +148,29 @@ private:
         keep(split);
     }
 
+    void block_scores() {
+        constexpr int N = vectors_for(kTileQueries, 2);
+        for (int t = 0; t < tiles(); ++t) find_reach(t);
+        int j = 0;
+        for (; j + N <= panels_.count; j += N) score_tiles<N>(j);
+        for (; j < panels_.count; ++j) score_tiles<1>(j);
+    }
+
     // Many queries: what was loaded serves them all, tile by tile; keys and values are widened to floats once for all tiles.
     void block_split(int64_t split) {
-        constexpr int M = kTileQueries, N = vectors_for(M, 2);
-        const int tiles = (queries_.count() + M - 1) / M;
-        for (int t = 0; t < tiles; ++t) find_reach(t);
-        int j = 0;
-        for (; j + N <= panels_.count; j += N) score_tiles<N>(tiles, j);
-        for (; j < panels_.count; ++j) score_tiles<1>(tiles, j);
-        for (int t = 0; t < tiles; ++t) weigh(t * M, M, memory_.reach[2 * t], memory_.reach[2 * t + 1]);
-        for (j = 0; j < panels_.count; j += kValueChunk) {
-            add_tiles(tiles, j, j + kValueChunk < panels_.count ? j + kValueChunk : panels_.count);
+        block_scores();
+        for (int t = 0; t < tiles(); ++t) weigh(t * kTileQueries, kTileQueries, memory_.reach[2 * t], memory_.reach[2 * t + 1]);
+        for (int j = 0; j < panels_.count; j += kValueChunk) {
+            add_tiles(j, j + kValueChunk < panels_.count ? j + kValueChunk : panels_.count);
         }
         keep(split);
     }
 
     template <int N>
-    void score_tiles(int tiles, int j) {
+    void score_tiles(int j) {
         const uint8_t* panels[N];
         for (int n = 0; n < N; ++n) panels[n] = wide_keys(j + n, memory_.wide_keys + n * kLanes * geometry_.value_dim);
-        for (int t = 0; t < tiles; ++t) {
+        for (int t = 0; t < tiles(); ++t) {
             if (memory_.reach[2 * t] >= j + N || memory_.reach[2 * t + 1] <= j) continue;
             score<kWide, kTileQueries, N>(t, j, panels, type == kWide && t == 0 ? panels_.keys() + j + kAhead : panels);
         }
@@ -172,7 +200,7 @@ private:
     }
 
     // Values of panels [begin, end), at most kValueChunk, for every tile that sees some of them.
-    void add_tiles(int tiles, int begin, int end) {
+    void add_tiles(int begin, int end) {
         constexpr int M = kTileQueries;
         const uint8_t* panels[kValueChunk];
         for (int j = begin; j < end; ++j) {
@@ -180,13 +208,13 @@ private:
                 wide_values(j, memory_.wide_values + static_cast<int64_t>(j - begin) * kLanes * geometry_.value_dim);
         }
         const int64_t row_bytes = static_cast<int64_t>(geometry_.value_dim) * 4;
-        for (int t = 0; t < tiles; ++t) {
+        for (int t = 0; t < tiles(); ++t) {
             const int from = memory_.reach[2 * t] > begin ? memory_.reach[2 * t] : begin;
             const int to = memory_.reach[2 * t + 1] < end ? memory_.reach[2 * t + 1] : end;
             if (from >= to) continue;
             count_keys(tile_end(t));
             const ValuePanels values{panels + from - begin, panels + from - begin, keys_ + from, to - from, row_bytes};
-            const float* weights = memory_.scores + static_cast<int64_t>(t) * M * kScoreStride + from * kLanes;
+            const float* weights = scores_of(t * M) + from * kLanes;
             add_all_values<Dtype::f32, M, false>(weights, values, row_of(memory_.part_values, t * M), geometry_.value_dim);
         }
     }
@@ -196,20 +224,24 @@ private:
         return memory_.visible[end - 1].end;
     }
 
-    // Rows of values to read. Those past `end` belong to nobody yet and may hold what another sequence left.
+    // Rows of values to read. Those past `end` belong to nobody yet and may hold what another sequence left; those of tokens that
+    // branch are added by themselves.
     void count_keys(int64_t end) {
+        if (queries_.branches() && end > tree_.begin()) end = tree_.begin();
         for (int j = 0; j < panels_.count; ++j) {
             const int64_t left = end - panels_.first[j];
             keys_[j] = left < panels_.positions[j] ? static_cast<int32_t>(left) : panels_.positions[j];
         }
     }
 
-    // Which panels of the list the queries of tile t see.
+    // Which panels of the list the queries of tile t see. Where they branch they are in no order, and it is all of them.
     void find_reach(int t) {
-        const int64_t oldest = memory_.visible[t * kTileQueries].first, end = tile_end(t);
         int from = 0, to = panels_.count;
-        while (from < to && panels_.end_of(from) <= oldest) ++from;
-        while (to > from && panels_.first[to - 1] >= end) --to;
+        if (!queries_.branches()) {
+            const int64_t oldest = memory_.visible[t * kTileQueries].first, end = tile_end(t);
+            while (from < to && panels_.end_of(from) <= oldest) ++from;
+            while (to > from && panels_.first[to - 1] >= end) --to;
+        }
         memory_.reach[2 * t] = from;
         memory_.reach[2 * t + 1] = to;
     }
@@ -218,8 +250,9 @@ private:
     void weigh(int i, int m, int begin, int end) {
         const PanelPositions positions{panels_.first, panels_.positions, type == Dtype::int8 ? panels_.value_scales : nullptr};
         for (int k = i; k < i + m && k < queries_.count(); ++k) {
-            float* scores = memory_.scores + static_cast<int64_t>(k) * kScoreStride;
-            memory_.parts[k] = softmax_split(scores, begin, end, memory_.visible[k], positions, shape_.task.soft_cap);
+            const Visible& visible = memory_.visible[k];
+            memory_.parts[k] = tree_.here() ? tree_.weigh(k, scores_of(k), visible, shape_.task.soft_cap)
+                                            : softmax_split(scores_of(k), begin, end, visible, positions, shape_.task.soft_cap);
         }
         __builtin_memset(row_of(memory_.part_values, i), 0, static_cast<size_t>(m * geometry_.value_dim) * sizeof(float));
     }
@@ -227,7 +260,8 @@ private:
     // The split's result goes to the partials, or is merged at once.
     void keep(int64_t split) {
         for (int k = 0; k < queries_.count(); ++k) {
-            const float* part = row_of(memory_.part_values, k);
+            float* part = row_of(memory_.part_values, k);
+            if (tree_.here()) tree_.add_values(k, part);
             if (place_.partials == nullptr) {
                 merge_partial(memory_.states[k], row_of(memory_.values, k), memory_.parts[k], part, geometry_.value_dim);
                 continue;
@@ -244,6 +278,7 @@ private:
     const ItemQueries queries_;
     AttentionMemory memory_;
     SplitPanels panels_;
+    TreeTokens<type> tree_;
     int32_t keys_[kSplitPanels];  // rows of values that the running tile reads
 };
 

@@ -14,6 +14,10 @@ public:
         count_ = static_cast<int>(left < kItemQueries ? left : kItemQueries);
         oldest_ = visible(0).first;
         newest_ = visible(count_ - 1).end;
+        for (int i = 0; i < count_ && branches(); ++i) {
+            oldest_ = smaller(oldest_, visible(i).first);
+            newest_ = larger(newest_, visible(i).end);
+        }
     }
 
     int count() const { return count_; }
@@ -23,15 +27,14 @@ public:
     int64_t split_begin() const { return larger(place_.split_begin, shape_.split_of(oldest_)); }
     int64_t split_end() const { return smaller(place_.split_end, shape_.split_of(newest_ - 1) + 1); }
 
+    bool branches() const { return place_.row->tree != nullptr; }
+    uint64_t seen(int i) const { return place_.row->tree[token(i)]; }  // tokens of the row, where it branches
+
+    // Positions, wherever their tokens lie.
     Visible visible(int i) const {
         const RowSpan& row = *place_.row;
-        const int64_t own = token(i), position = row.start + own;
-        Visible v{shape_.first_visible(row, position), position + 1, row.start, 0, row.tree != nullptr};
-        if (row.tree != nullptr) {
-            v.tree = row.tree[own] | uint64_t{1} << own;
-            v.end = row.start + row.end - row.begin;
-        }
-        return v;
+        const int64_t position = row.start + (branches() ? __builtin_popcountll(seen(i)) - 1 : token(i));
+        return {shape_.first_visible(row, position), position + 1};
     }
 
     // Queries times the scale of the scores, as tiles [dim][m]; the last tile is filled up with zeros.

@@ -5,26 +5,18 @@
 
 namespace hasten::HASTEN_ISA {
 
-// What one query sees: positions [first, end), and of the row's new tokens only those in `tree`, where there is one.
+// What one query sees: positions [first, end).
 struct Visible {
     int64_t first, end;
-    int64_t start;  // position of the row's first new token
-    uint64_t tree;
-    bool has_tree;
 
     // Of the `count` positions from `position` on; bit i is position + i.
     uint32_t bits(int64_t position, int32_t count) const {
         const int64_t from = first - position, to = end - position;
-        if (from <= 0 && to >= count && count == kLanes && !has_tree) return 0xffff;  // most panels
+        if (from <= 0 && to >= count && count == kLanes) return 0xffff;  // most panels
         if (to <= 0 || from >= count) return 0;
         uint32_t seen = to < count ? (1u << to) - 1 : (1u << count) - 1;
         if (from > 0) seen &= ~((1u << from) - 1);
-        if (!has_tree) return seen;
-        const int64_t shift = position - start;
-        if (shift >= 64) return 0;
-        if (shift >= 0) return seen & static_cast<uint32_t>(tree >> shift);
-        if (shift <= -kLanes) return seen;
-        return seen & (static_cast<uint32_t>(tree << -shift) | ((1u << -shift) - 1));
+        return seen;
     }
 };
 

@@ -1,0 +1,153 @@
+"""``hasten train``: heads that guess ahead and small draft models, trained beside a frozen model on the user's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, one_model
+from hasten.cli.interrupt import Interrupt
+from hasten.cli.options import Given, OptionGroup, with_options
+from hasten.cli.table import print_table
+from hasten.compress.draft import Draft
+from hasten.compress.heads.eagle import Eagle
+from hasten.compress.heads.medusa import Medusa
+from hasten.compress.training.options import DEFAULT_STEPS, TrainOptions
+
+if TYPE_CHECKING:
+    from hasten.compress.training.base import Recipe
+    from hasten.compress.training.score import Score
+
+INTERRUPTED = 130
+TRAINING = OptionGroup(
+    "training",
+    "Training",
+    TrainOptions,
+    {
+        "steps": f"Updates of the weights; {DEFAULT_STEPS} if left out.",
+        "minutes": "Instead: as many steps as fit into about this time, settled by timing the first.",
+        "batch": "Windows per step.",
+        "window": "Tokens of a window, read without a break.",
+        "lr": "Peak learning rate; if left out, one that suits what is trained.",
+        "held_out": "Share of the text that is not trained on but measured on.",
+        "patience": "Stop after this many readings of the held-out text, of 20 in all, that brought nothing.",
+        "generate": "Train on this many texts that the model itself writes after beginnings cut from the data.",
+        "seed": "Of the order of windows, of initial weights and of generated texts.",
+        "threads": "Threads that compute; one per usable core if left out.",
+        "save_every": "Seconds between saves of the state that a killed run goes on from.",
+    },
+)
+
+Data = Annotated[
+    Path, typer.Option("--data", metavar="FILE", help='The text: UTF-8, or .jsonl with a "text" per line.', show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One sub-command: the dataclass whose fields are its options, with their help."""
+
+    recipe: Callable[..., Recipe]
+    about: str
+    help: Mapping[str, str]
+    depth: str  # what one row of its table of acceptance is
+
+
+KINDS = {
+    "medusa": Kind(
+        Medusa,
+        "Train Medusa heads: from the model's last hidden state, each guesses one token further.",
+        {
+            "heads": "How many tokens are guessed beyond the model's own next one.",
+            "layers": "Residual layers of a head.",
+            "vocabulary": "Projection of the heads: model (the model's), copy (the same, and the file holds a copy, for vLLM) "
+            "or own (one per head, trained).",
+        },
+        "HEAD",
+    ),
+    "eagle": Kind(
+        Eagle,
+        "Train an EAGLE-3 head: one layer on the model's hidden states, whose guesses follow from one another.",
+        {
+            "guesses": "How many tokens are guessed, one after the other.",
+            "draft_vocab": "Guess among this many tokens, the most frequent of the text; if left out, 32,000 or all.",
+            "state_layers": "Read the model's state after this layer, counted from 1: three in all. If left out, a low, a middle "
+            "and a high one.",
+            "intermediate": "Width of the head's feed-forward layer; the model's if left out.",
+            "norm_before_residual": "Begin the residual with the normalised state.",
+        },
+        "GUESS",
+    ),
+    "draft": Kind(
+        Draft,
+        "Train a small model of the same family and vocabulary to say what the model would say.",
+        {
+            "layers": "Layers of the small model.",
+            "hidden": "Its hidden size, a multiple of the model's head size.",
+            "hard": "Weight of the text itself in what is learned, 0 to 1; the rest is the model's own distribution.",
+        },
+        "DEPTH",
+    ),
+}
+
+train = typer.Typer(help="Train heads or a draft model for faster decoding.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def _command(kind: Kind) -> Callable[..., None]:
+    group = OptionGroup("chosen", "What is trained", _source(kind), kind.help)
+
+    @with_options(group, TRAINING)
+    def command(
+        data: Data,
+        out: Out,
+        name: ModelArgument = None,
+        model: ModelOption = None,
+        debug: Debug = False,
+        *,
+        chosen: Given,
+        training: Given,
+    ) -> None:
+        _train(kind, one_model(name, model), data, out, chosen, training)
+
+    command.__doc__ = f"{kind.about}\n\nA run that was killed goes on when the same command is given again."
+    return command
+
+
+def _source(kind: Kind) -> type:
+    assert isinstance(kind.recipe, type)
+    return kind.recipe
+
+
+def _train(kind: Kind, model: str, data: Path, out: Path, chosen: Given, training: Given) -> None:
+    recipe, options = kind.recipe(**chosen), TrainOptions(**training)
+    from hasten.compress.training.job import train as run
+    from hasten.compress.training.watcher import display
+
+    with Interrupt() as interrupt, display() as watcher:
+        outcome = run(model, data, out, recipe, options, watcher=watcher, stop=lambda: interrupt.wanted)
+        if outcome is None:
+            watcher.note("stopped; the same command goes on from here")
+            raise typer.Exit(INTERRUPTED)
+        watcher.note(f"written to {out}; on {outcome.score.num_positions:,} held-out positions:")
+    _show(kind, outcome.score)
+
+
+def _show(kind: Kind, score: Score) -> None:
+    """Acceptance by position, and how often the true token was among the likeliest guesses."""
+    tops = [rank for rank in (1, 2, 4, 10) if score.accuracies and rank <= len(score.accuracies[0])]
+    columns = (kind.depth, "ACCEPTED IF ALL BEFORE", *(f"TOP {rank}" for rank in tops))
+    rows = [
+        (str(depth), f"{accepted:.1%}", *(f"{sum(shares[:rank]):.1%}" for rank in tops))
+        for depth, (accepted, shares) in enumerate(zip(score.acceptance, score.accuracies, strict=True), 1)
+    ]
+    print_table(columns, rows)
+    print(f"{score.accepted_length:.2f} guesses accepted per chain on average")
+
+
+for _name, _kind in KINDS.items():
+    train.command(_name)(_command(_kind))

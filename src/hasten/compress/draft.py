@@ -1,0 +1,38 @@
+"""``Draft``: a small model of the target's family and vocabulary that learns the target's distribution (Hinton et al., 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hasten.core.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from hasten.compress.draft_trainee import DraftTrainee
+    from hasten.compress.training.backbone import Backbone
+    from hasten.compress.training.corpus import Corpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Raises ``InvalidOption`` for values out of range."""
+
+    name: ClassVar[str] = "draft"
+    learning_rate: ClassVar[float] = 2e-3
+    weight_decay: ClassVar[float] = 0.01
+
+    layers: int = 2
+    hidden: int = 128  # hidden size; a multiple of the target's head size
+    hard: float = 0.2  # weight of the text itself in the loss; the rest is the target's distribution
+
+    def __post_init__(self) -> None:
+        for name, value in (("layers", self.layers), ("hidden", self.hidden)):
+            if value < 1:
+                raise InvalidOption(f"{name} is out of range", got=value, allowed="from 1")
+        if not 0.0 <= self.hard <= 1.0:
+            raise InvalidOption("hard is out of range", got=self.hard, allowed="0 (the target alone) to 1 (the text alone)")
+
+    def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> DraftTrainee:
+        from hasten.compress.draft_trainee import DraftTrainee
+
+        return DraftTrainee(backbone, self, seed)

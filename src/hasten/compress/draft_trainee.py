@@ -1,0 +1,115 @@
+"""Training a draft model: forward KL from the target's distribution, mixed with the text itself.
+
+Shape suffixes: B windows · W tokens of a window · T = B·W tokens · E hidden size · V vocabulary · D depths · R positions.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hasten.compress.draft import Draft
+from hasten.compress.draft_checkpoint import write_decoder
+from hasten.compress.draft_config import draft_config
+from hasten.compress.training.backbone import Backbone
+from hasten.compress.training.corpus import Batch
+from hasten.compress.training.score import Score
+from hasten.compress.training.tally import likeliest, tally
+from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
+from hasten.layers.context import DenseContext
+from hasten.layers.formats.dense import Dense
+from hasten.models.decoder import Decoder
+from hasten.models.family import find_family
+
+DEPTHS = 4  # of a chain of guesses
+DEVIATION = 0.02  # of the initial matrices
+_COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "generation_config.json",
+)
+
+
+class DraftTrainee:
+    def __init__(self, backbone: Backbone, recipe: Draft, seed: int) -> None:
+        self.backbone, self.recipe = backbone, recipe
+        self.config = draft_config(backbone.config, layers=recipe.layers, hidden=recipe.hidden)
+        self.family = find_family(self.config)
+        self.decoder = Decoder(self.family.spec(self.config), backbone.ops, torch.float32)
+        _initialise(self.decoder, seed)
+        self.decoder.requires_grad_(True)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return dict(self.decoder.named_parameters())
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self._loss(batch, self._hidden(batch), self.backbone.normed(self.backbone.states(batch.ids_BW)))
+
+    def evaluate(self, batch: Batch) -> Score:
+        """Greedy agreement: depth d of a position is right if the draft's likeliest token d places on is the target's, both
+        having read the text so far.
+        """
+        count, length = batch.ids_BW.shape
+        hidden_TE, normed_TE = self._hidden(batch), self.backbone.normed(self.backbone.states(batch.ids_BW))
+        guesses_BWK = likeliest(hidden_TE, self._vocabulary).view(count, length, -1)
+        wanted_BW = likeliest(normed_TE, self.backbone.vocabulary_VE)[:, 0].view(count, length)
+        positions = length - DEPTHS + 1
+        guesses = [guesses_BWK[:, depth : depth + positions].flatten(0, 1) for depth in range(DEPTHS)]
+        wanted = [wanted_BW[:, depth : depth + positions].flatten() for depth in range(DEPTHS)]
+        return tally(torch.stack(guesses), torch.stack(wanted), float(self._loss(batch, hidden_TE, normed_TE)))
+
+    def save(self, folder: Path, score: Score) -> None:
+        write_decoder(folder, self.decoder, self.family, self.config, self.backbone.dtype)
+        for pattern in _COPIED:
+            for file in self.backbone.folder.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """What the draft's vocabulary projection reads. [T, E]"""
+        count, length = batch.ids_BW.shape
+        context = DenseContext(self.backbone.ops, self.decoder.rotary, [length] * count)
+        last_TE = self.decoder.run(self.decoder.embed(batch.ids_BW.flatten()), context.positions_T, context)
+        hidden_TE: Tensor = self.decoder.norm(last_TE)
+        return hidden_TE
+
+    def _loss(self, batch: Batch, hidden_TE: Tensor, teacher_TE: Tensor) -> Tensor:
+        """The last token of a window has no next one in the text, so it is left out."""
+        count, length = batch.ids_BW.shape
+        hidden_RE, teacher_RE = (states.view(count, length, -1)[:, :-1].flatten(0, 1) for states in (hidden_TE, teacher_TE))
+        words_VE = self.backbone.vocabulary_VE
+
+        def teacher(a: int, b: int) -> Tensor:
+            return (teacher_RE[a:b] @ words_VE.T).softmax(-1)
+
+        hard = self.recipe.hard
+        target = Target(batch.ids_BW[:, 1:].flatten(), None if hard == 1.0 else teacher, hard)
+        return vocabulary_loss(hidden_RE, self._vocabulary, target) / len(hidden_RE)
+
+    @property
+    def _vocabulary(self) -> Tensor:
+        matrix = self.decoder.vocabulary.format
+        assert isinstance(matrix, Dense)
+        return matrix.weight
+
+
+def _initialise(decoder: Decoder, seed: int) -> None:
+    """Matrices normal, norms 1, biases 0; what adds to the residual is smaller, the deeper the model (Radford et al., 2019)."""
+    generator = torch.Generator().manual_seed(seed)
+    residual = DEVIATION / (2 * decoder.spec.num_layers) ** 0.5
+    with torch.no_grad():
+        for name, parameter in sorted(decoder.named_parameters()):
+            if parameter.ndim > 1:
+                added = name.endswith((".out.format.weight", ".down.format.weight"))
+                parameter.normal_(0.0, residual if added else DEVIATION, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.fill_(1.0)

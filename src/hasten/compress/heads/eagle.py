@@ -1,0 +1,63 @@
+"""``Eagle``: the recipe of an EAGLE-3 head (Li et al., 2025, arXiv 2503.01840)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hasten.core.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from hasten.compress.heads.eagle_trainee import EagleTrainee
+    from hasten.compress.training.backbone import Backbone
+    from hasten.compress.training.corpus import Corpus
+
+MAX_DRAFT_VOCAB = 32_000  # the default where the model has more tokens: the paper's
+MAX_GUESSES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eagle:
+    """Raises ``InvalidOption`` that lists every value out of range."""
+
+    name: ClassVar[str] = "eagle"
+    learning_rate: ClassVar[float] = 1e-3
+    weight_decay: ClassVar[float] = 0.0
+
+    guesses: int = 5  # one after the other, each on the one before it
+    draft_vocab: int | None = None  # the tokens that can be guessed: the most frequent ones of the text
+    state_layers: tuple[int, ...] | None = None  # the model's states after this many layers are what the head reads
+    intermediate: int | None = None  # width of the head's feed-forward layer; None: the model's
+    norm_before_residual: bool = True
+
+    def __post_init__(self) -> None:
+        layers = self.state_layers
+        wrong = [
+            f"{name}={value!r} (allowed: {allowed})"
+            for name, value, allowed, ok in (
+                ("guesses", self.guesses, f"1 to {MAX_GUESSES}", 1 <= self.guesses <= MAX_GUESSES),
+                ("draft_vocab", self.draft_vocab, "from 1", self.draft_vocab is None or self.draft_vocab >= 1),
+                ("state_layers", layers, "three numbers from 1", layers is None or (len(layers) == 3 and min(layers) >= 1)),
+                ("intermediate", self.intermediate, "from 1", self.intermediate is None or self.intermediate >= 1),
+            )
+            if not ok
+        ]
+        if wrong:
+            raise InvalidOption(f"{len(wrong)} of the options of an EAGLE-3 head out of range: {'; '.join(wrong)}")
+
+    def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> EagleTrainee:
+        """Raises ``InvalidOption`` for more draft tokens or deeper states than the model has."""
+        from hasten.compress.heads.eagle_trainee import EagleTrainee
+
+        vocab_size, num_layers = backbone.spec.vocab_size, backbone.spec.num_layers
+        if self.draft_vocab is not None and self.draft_vocab > vocab_size:
+            raise InvalidOption(
+                "the draft vocabulary is larger than the model's", got=f"{self.draft_vocab:,}", allowed=f"up to {vocab_size:,}"
+            )
+        if self.state_layers is not None and max(self.state_layers) > num_layers:
+            raise InvalidOption(
+                "the head would read states of layers that the model does not have",
+                got=", ".join(map(str, self.state_layers)),
+                allowed=f"1 to {num_layers}",
+            )
+        return EagleTrainee(self, backbone, corpus, seed)

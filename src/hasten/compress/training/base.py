@@ -1,0 +1,47 @@
+"""``Trainee``: what the loop trains. ``Recipe``: the options of one kind of it, and how it is made beside a frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hasten.compress.training.backbone import Backbone
+    from hasten.compress.training.corpus import Batch, Corpus
+    from hasten.compress.training.score import Score
+
+
+class Trainee(Protocol):
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name: float32, ``requires_grad``, the same objects at every call. Nothing else gets a gradient."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar with a graph behind it. A function of the parameters and the batch alone."""
+        ...
+
+    def evaluate(self, batch: Batch) -> Score:
+        """The same loss and what would have been accepted, on held-out text. Called under ``torch.no_grad``."""
+        ...
+
+    def save(self, folder: Path, score: Score) -> None:
+        """Writes the checkpoint with the parameters as they are; ``score`` is theirs on held-out text."""
+        ...
+
+
+class Recipe(Protocol):
+    """A frozen dataclass whose fields are plain data and are the options of ``hasten train NAME``.
+
+    Its file must be light to import (no torch): ``build`` imports what it needs. Raises ``InvalidOption`` for values out of range.
+    """
+
+    name: ClassVar[str]
+    learning_rate: ClassVar[float]  # the default peak
+    weight_decay: ClassVar[float]
+
+    def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> Trainee:
+        """Initialised as a function of its arguments alone. Raises ``HastenError`` if it cannot be trained beside this model."""
+        ...

@@ -1,0 +1,128 @@
+"""``train``: a whole training, from a model's name and a file of text to a finished checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.reader import Checkpoint
+from hasten.compress.training.backbone import Backbone, trainable_spec
+from hasten.compress.training.base import Recipe
+from hasten.compress.training.corpus import Corpus
+from hasten.compress.training.fit import Course, Fit
+from hasten.compress.training.options import TrainOptions
+from hasten.compress.training.resume import ResumeFolder
+from hasten.compress.training.score import Score
+from hasten.compress.training.texts import encode, generate
+from hasten.compress.training.watcher import Silent, Watcher
+from hasten.core.errors import InvalidOption
+from hasten.engine.tokenizer import TextTokenizer
+
+REPORT = "training.json"
+_SAMPLE = 1 << 20  # bytes at either end of a weight file that tell it from another
+_PLACES = ("save_every", "threads")  # of no influence on what is computed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    score: Score  # of the best weights, on held-out text
+    course: Course
+
+
+def train(
+    model: str,
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    options: TrainOptions | None = None,
+    *,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome | None:
+    """Trains what ``recipe`` describes beside ``model`` and writes it to ``out``, with ``training.json`` about how it went.
+
+    A run that was killed goes on where it was when the same call is made again. None if ``stop`` asked to stop: then the state is
+    saved likewise. Raises ``HastenError``; nothing is written before the data has been read.
+    """
+    options, watcher = options or TrainOptions(), watcher or Silent()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    folder = resolve(model, quiet=isinstance(watcher, Silent))
+    settings = _settings(folder, data, recipe, options)
+    resume = ResumeFolder.open(out, settings)
+    corpus = _corpus(model, folder, data, options, resume, watcher)
+    watcher.note(f"{len(corpus.train_N):,} tokens to train on, {len(corpus.held_out_N):,} held out")
+    backbone = Backbone.load(folder)
+    trainee = recipe.build(backbone, corpus, options.seed)
+    fit = Fit(trainee, corpus, options, resume, watcher, lr=settings["lr"], weight_decay=recipe.weight_decay)
+    score = fit.run(stop)
+    if score is None:
+        return None
+    trainee.save(out, score)
+    report = {"model": model, **settings, "held_out_score": score.as_dict(), "evaluations": fit.course.evaluations}
+    (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    resume.remove()
+    return Outcome(score, fit.course)
+
+
+def _corpus(model: str, folder: Path, data: Path, options: TrainOptions, resume: ResumeFolder, watcher: Watcher) -> Corpus:
+    """The streams of tokens; those of a run that was cut off are read, not made again."""
+    found = resume.read("corpus")
+    if found is not None:
+        return Corpus(found["train"], found["held_out"])
+    spec = trainable_spec(folder)
+    if options.window > spec.max_positions:
+        raise InvalidOption(
+            "the window is longer than the model's context", got=f"{options.window} tokens", allowed=f"up to {spec.max_positions}"
+        )
+    tokenizer = TextTokenizer.load(folder, spec.vocab_size)
+    if tokenizer is None:
+        raise InvalidOption("this checkpoint has no tokenizer, so no text can be read for it", remedy="Copy one into its folder")
+    watcher.note(f"reading {data}")
+    documents = encode(data, tokenizer)
+    if options.generate is not None:
+        watcher.note(f"writing {options.generate} texts of {options.window} tokens to train on")
+        engine: dict[str, Any] = {} if options.threads is None else {"threads": options.threads}
+        documents = generate(model, documents, options.generate, options.window, options.seed, resume, **engine)
+    corpus = Corpus.split(documents, options.window, options.held_out, tokenizer.eos_token_id)
+    resume.write("corpus", {"train": corpus.train_N, "held_out": corpus.held_out_N})
+    return corpus
+
+
+def _settings(folder: Path, data: Path, recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
+    """Whatever the result depends on, as plain data: a run goes on only if all of it is the same."""
+    asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in _PLACES}
+    fields: Any = recipe
+    asked["lr"] = options.lr or recipe.learning_rate
+    try:
+        content = hashlib.sha256(data.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InvalidOption(f"the file {data} cannot be read", got=error.strerror, remedy="Give a file of UTF-8 text") from None
+    return {
+        "kind": recipe.name,
+        **dataclasses.asdict(fields),
+        **asked,
+        "data_sha256": content,
+        "model_sha256": _fingerprint(folder),
+    }
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the configuration, and of the size and the ends of every file of weights: enough to notice another model."""
+    checkpoint = Checkpoint.open(folder)
+    digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for file in sorted({entry.file for entry in checkpoint.tensors.values()}):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {size}".encode() + stream.read(_SAMPLE))
+            stream.seek(max(0, size - _SAMPLE))
+            digest.update(stream.read())
+    return digest.hexdigest()

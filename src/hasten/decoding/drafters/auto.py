@@ -1,0 +1,187 @@
+"""Which drafter, and how many guesses: what gives the most tokens a second by all that was measured so far.
+
+In a step of ``n`` tokens a guess is worth verifying as long as its chance of becoming output, over the time that it adds to the
+step, is
+more than what the step gives on average (Leviathan et al., 2022, section 3.4, with measured costs in the place of a ratio). Guesses
+of all lines compete for the same step, the likeliest first. Where none is worth its time, none is made: that is plain decoding.
+
+A drafter that costs time of its own is asked where its guesses should pay for it. What is believed of one that is not asked grows
+old, so it gets a small share of the time to show itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.decoding.drafters.base import Drafter, Line, PacedDrafter, Seen
+from hasten.decoding.outlook import Outlook
+from hasten.decoding.step_costs import StepCosts
+
+SHARE = 0.01  # of the time for each drafter that does not seem to pay
+SHOWN = 2  # tokens that it may show then
+KINDS = (2, 4, 8)  # a guess from text is as long as the match was: longer ones are another kind
+
+
+class _Offer(NamedTuple):
+    """A guess for one line, and what is believed of it."""
+
+    name: str = ""  # of the drafter
+    kind: int = 0
+    draft: Draft = NO_DRAFT
+    chances: Sequence[float] = ()
+
+    @property
+    def gain(self) -> float:
+        return sum(self.chances)
+
+
+NO_OFFER = _Offer()
+
+
+@dataclass(slots=True)
+class _Round:
+    """What was proposed."""
+
+    offers: dict[int, tuple[_Offer, int]] = field(default_factory=dict)  # line -> what, and how long it was then
+    num_tokens: int = 0  # of the step that verifies it
+    ended: float = 0.0  # when
+
+
+class Auto:
+    def __init__(
+        self,
+        free: Mapping[str, Drafter],
+        paced: Mapping[str, PacedDrafter],
+        costs: StepCosts,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``free`` drafters are asked in every round: they read text and take next to no time."""
+        self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
+        self._outlooks: dict[tuple[str, int], Outlook] = {}
+        self._last = _Round()
+        self._allowance = dict.fromkeys((*free, *paced), 0.0)  # seconds
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(tap for drafter in (*self._free.values(), *self._paced.values()) for tap in drafter.taps))
+
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        self._learn(lines, seen)
+        offered = {name: self._offers(name, drafter.propose(lines, seen)) for name, drafter in self._free.items()}
+        best = [max(each, key=lambda offer: offer.gain) for each in zip([NO_OFFER] * len(lines), *offered.values(), strict=True)]
+        asked, length = self._choose(best, len(lines))
+        for name, paced in self._paced.items():
+            if name != asked:
+                paced.skip(lines, seen)
+                continue
+            paced.num_tokens = length
+            offered[name] = self._offers(name, paced.propose(lines, seen))
+            best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[name], strict=True)]
+        counts = self._counts(best)
+        self._show(offered, best, counts)
+        drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
+        offers = {
+            line.sequence_id: (offer._replace(draft=draft), len(line.token_ids))
+            for line, offer, draft in zip(lines, best, drafts, strict=True)
+            if draft
+        }
+        self._last = _Round(offers, len(lines) + sum(counts), self._clock())
+        return drafts
+
+    # ---------------------------------------------------------------- what is known
+
+    def _learn(self, lines: Sequence[Line], seen: Seen) -> None:
+        """How the last round's guesses fared, and what the step took."""
+        if seen.num_tokens == self._last.num_tokens > 0:  # else it was another step: a prompt came between, or guesses were cut
+            seconds = self._clock() - self._last.ended
+            self._costs.note(seen.num_tokens, seconds)
+            for name, allowed in self._allowance.items():
+                self._allowance[name] = min(allowed + SHARE * seconds, seconds)
+        for line in lines:
+            if line.sequence_id in self._last.offers:
+                offer, length = self._last.offers[line.sequence_id]
+                taken = line.token_ids[length : len(line.token_ids) - 1]
+                self._outlook(offer.name, offer.kind).note(offer.draft, offer.draft.path(taken))
+
+    def _outlook(self, name: str, kind: int) -> Outlook:
+        return self._outlooks.setdefault((name, kind), Outlook())
+
+    def _offers(self, name: str, drafts: Sequence[Draft]) -> list[_Offer]:
+        kinds = [sum(len(draft) > size for size in KINDS) if name in self._free else 0 for draft in drafts]
+        return [
+            _Offer(name, kind, draft, self._outlook(name, kind).chances(draft)) if draft else NO_OFFER
+            for kind, draft in zip(kinds, drafts, strict=True)
+        ]
+
+    # ---------------------------------------------------------------- what is worth it
+
+    def _counts(self, offers: Sequence[_Offer]) -> list[int]:
+        """How many nodes of each draft to verify, so that the step gives the most tokens a second."""
+        order = sorted(((chance, line) for line, offer in enumerate(offers) for chance in offer.chances), key=lambda c: -c[0])
+        taken, _ = self._best(len(offers), [chance for chance, _ in order], 0.0)
+        counts = [0] * len(offers)
+        for _, line in order[:taken]:
+            counts[line] += 1
+        return counts
+
+    def _best(self, num_lines: int, chances: Sequence[float], spent: float) -> tuple[int, float]:
+        """(how many of these guesses to verify, tokens a second then). ``chances`` fall; ``spent`` seconds went into guessing."""
+        rates = [
+            (num_lines + gained) / (self._costs.seconds(num_lines + count) + spent)
+            for count, gained in enumerate(accumulate(chances, initial=0.0))
+        ]
+        best = max(range(len(rates)), key=rates.__getitem__)
+        return best, rates[best]
+
+    def _choose(self, offers: Sequence[_Offer], num_lines: int) -> tuple[str | None, int]:
+        """The drafter that is worth asking, and for how many tokens; None and 0 if none is."""
+        if num_lines == 0:
+            return None, 0
+        free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
+        best = self._best(num_lines, free, 0.0)[1]
+        chosen: tuple[str | None, int] = (None, 0)
+        for name, drafter in self._paced.items():
+            for length in drafter.lengths:
+                cost = drafter.cost(num_lines, length)
+                if cost is None:  # never asked for as many lines: that is soon mended
+                    return name, drafter.lengths[len(drafter.lengths) // 2]
+                chances = self._outlook(name, 0).chances(drafter.shape(length))
+                gain = sum(chances)
+                all_chances = [chance for offer in offers for chance in (offer.chances if offer.gain > gain else chances)]
+                rate = self._best(num_lines, sorted(all_chances, reverse=True), cost)[1]
+                if rate > best:
+                    best, chosen = rate, (name, length)
+        return self._due(num_lines, chosen)
+
+    def _due(self, num_lines: int, chosen: tuple[str | None, int]) -> tuple[str | None, int]:
+        """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is."""
+        for name, drafter in self._paced.items():
+            longer = [length for length in drafter.lengths if length > chosen[1]]
+            length = SHOWN if chosen[0] is None else longer[0] if longer and name == chosen[0] else None
+            if length is not None and self._allowance[name] > 0:
+                more = (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0 if chosen[0] else 0.0)
+                verified = self._costs.seconds(num_lines * (1 + length)) - self._costs.seconds(num_lines * (1 + chosen[1]))
+                self._allowance[name] -= more + verified
+                return name, length
+        return chosen
+
+    def _show(self, offered: Mapping[str, Sequence[_Offer]], best: list[_Offer], counts: list[int]) -> None:
+        """Let one drafter that is not believed in show a guess, if it is due. Changes ``best`` and ``counts``."""
+        used = {offer.name for offer, count in zip(best, counts, strict=True) if count}
+        for name, offers in offered.items():
+            line = max(range(len(offers)), key=lambda i: len(offers[i].draft), default=None)
+            asked = name in self._paced  # it has paid for being asked, and is not asked to be silent
+            if line is None or name in used or not (asked or self._allowance[name] > 0) or not offers[line].draft:
+                continue
+            expected = len(best) + sum(sum(offer.chances[:count]) for offer, count in zip(best, counts, strict=True))
+            before, lost = self._costs.seconds(len(best) + sum(counts)), sum(best[line].chances[: counts[line]])
+            best[line], counts[line] = offers[line], min(SHOWN, len(offers[line].draft))
+            lost = max(0.0, lost - sum(offers[line].chances[:SHOWN]))
+            after = self._costs.seconds(len(best) + sum(counts))
+            self._allowance[name] -= before * lost / expected + max(0.0, after - before)
+            return

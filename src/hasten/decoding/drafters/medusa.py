@@ -1,0 +1,88 @@
+"""Guesses by extra heads on the model's last hidden state, verified as a tree (Cai et al., 2024, arXiv 2401.10774).
+
+All places are guessed at once, each without knowing the others' guesses. The tree is chosen from the accuracies that were measured
+when the heads were trained.
+
+Shape suffixes: R lines · E hidden size · H heads · V vocabulary of the heads · K candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.decoding.candidates import candidates
+from hasten.decoding.drafters.base import Line, Seen
+from hasten.decoding.pace import Pace
+from hasten.decoding.ranked_tree import RankedTree
+
+# What is assumed of heads that come without accuracies: the first guess of head i, and what each further one has of the one before.
+FIRST, PER_HEAD, PER_RANK, RANKS = 0.6, 0.8, 0.35, 10
+
+
+class Medusa:
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        token_ids: Callable[[Tensor], Tensor],
+        *,
+        layer: int,
+        num_heads: int,
+        accuracies: Sequence[Sequence[float]] | None = None,
+        num_tokens: int = 8,
+    ) -> None:
+        """``logits``: hidden states after ``layer`` [R, E] -> [H, R, V]; ``token_ids``: columns of these -> the model's tokens."""
+        self._logits, self._token_ids, self._layer = logits, token_ids, layer
+        assumed = [[FIRST * PER_HEAD**head * PER_RANK**rank for rank in range(RANKS)] for head in range(num_heads)]
+        self._tree = RankedTree.best(accuracies or assumed)
+        self._num_ranks = 1 + max(self._tree.ranks)
+        self.num_tokens, self._pace = num_tokens, Pace()
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self._layer,)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return (2, 4, 6, 8, 12, 16, 24)
+
+    def cost(self, num_lines: int, num_tokens: int) -> float | None:
+        return self._pace.seconds(num_lines)
+
+    def shape(self, num_tokens: int) -> Draft:
+        return Draft(self._tree.ranks, self._tree.parents).cut(num_tokens)
+
+    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
+        """Nothing is remembered."""
+
+    @torch.inference_mode()
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        begin = time.perf_counter()
+        places = {computed.line.sequence_id: computed.tokens[-1] for computed in seen.computed}
+        known = [line for line in lines if line.sequence_id in places]
+        if not known:
+            return [NO_DRAFT] * len(lines)
+        state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]
+        candidate_HRK = self._candidates(self._logits(state_RE), known)
+        drafts = {line.sequence_id: self._draft(candidate_HRK[:, row]) for row, line in enumerate(known)}
+        self._pace.note(len(known), time.perf_counter() - begin)
+        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
+
+    def _candidates(self, logits_HRV: Tensor, lines: Sequence[Line]) -> Tensor:
+        """Token ids, those first that the line would choose first. [H, R, K]"""
+        num_heads, num_lines, _ = logits_HRV.shape
+        # Head 0 guesses the token after the line's last one.
+        ahead = [head for head in range(num_heads) for _ in range(num_lines)]
+        tokens, _ = candidates(logits_HRV.flatten(0, 1), [*lines] * num_heads, ahead, self._token_ids, self._num_ranks)
+        return tokens.reshape(num_heads, num_lines, -1)
+
+    def _draft(self, candidate_HK: Tensor) -> Draft:
+        ids = candidate_HK.tolist()
+        tree, width = self._tree, candidate_HK.shape[1]
+        count = min(self.num_tokens, next((i for i, rank in enumerate(tree.ranks) if rank >= width), len(tree.ranks)))
+        nodes = zip(tree.depths[:count], tree.ranks[:count], strict=True)
+        return Draft(tuple(ids[depth][rank] for depth, rank in nodes), tree.parents[:count])

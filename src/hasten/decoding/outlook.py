@@ -1,0 +1,50 @@
+"""How likely guesses are to be accepted, from how the last ones of their kind fared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hasten.core.draft import Draft
+
+FORGOTTEN = 0.97  # what a verdict still counts for when the next one is there: about the last thirty matter
+FIRST_CHILD, OTHER_CHILD = 0.5, 0.1  # what is believed of guesses that were never tried
+WEIGHT = 2.0  # how many tries that, or the mean of other guesses in the same place among their siblings, is worth
+
+
+@dataclass(slots=True)
+class Outlook:
+    """Of one kind of drafts: node by node, how often it was accepted where its parent was."""
+
+    _tries: list[float] = field(default_factory=list)
+    _hits: list[float] = field(default_factory=list)
+
+    def chances(self, draft: Draft) -> list[float]:
+        """Of each node: that it will become output. Never more than that of the node before, so that a beginning is the best
+        part.
+        """
+        chances: list[float] = []
+        first_child = self._mean(FIRST_CHILD, [i for i, parent in enumerate(draft.parents) if parent == i - 1])
+        for node, parent in enumerate(draft.parents):
+            prior = first_child if parent == node - 1 else OTHER_CHILD
+            tries = self._tries[node] if node < len(self._tries) else 0.0
+            hits = self._hits[node] if node < len(self._hits) else 0.0
+            chance = (hits + WEIGHT * prior) / (tries + WEIGHT) * (chances[parent] if parent >= 0 else 1.0)
+            chances.append(min(chance, chances[-1]) if chances else chance)
+        return chances
+
+    def _mean(self, prior: float, nodes: Sequence[int]) -> float:
+        known = [i for i in nodes if i < len(self._tries)]
+        hits, tries = (sum(counts[i] for i in known) for counts in (self._hits, self._tries))
+        return (hits + WEIGHT * prior) / (tries + WEIGHT)
+
+    def note(self, draft: Draft, path: Sequence[int]) -> None:
+        """Of a verified draft, the nodes of ``path`` were accepted."""
+        missing = len(draft) - len(self._tries)
+        self._tries += [0.0] * missing
+        self._hits += [0.0] * missing
+        taken = {-1, *path}
+        for node, parent in enumerate(draft.parents):
+            if parent in taken:
+                self._tries[node] = self._tries[node] * FORGOTTEN + 1.0
+                self._hits[node] = self._hits[node] * FORGOTTEN + (node in taken)

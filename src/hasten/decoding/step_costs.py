@@ -1,0 +1,41 @@
+"""What a decoding step costs by the number of its tokens: measured once, then followed.
+
+A step of few tokens waits for memory and one of many for arithmetic, so neither a constant nor a line will do. What changes while
+an engine runs is mostly the length of the texts, which makes steps of any size dearer by about the same time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+# A step that takes so many times what it should was held up by something else, and says nothing.
+FOREIGN = 3.0
+FOLLOWED = 0.1  # share of a new measurement in what is believed
+
+
+class StepCosts:
+    def __init__(self, measured: Mapping[int, float]) -> None:
+        """``measured``: tokens of a step -> seconds, for two sizes or more."""
+        assert len(measured) > 1
+        self._sizes = sorted(measured)
+        # No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement.
+        self._seconds: list[float] = []
+        for size in self._sizes:
+            self._seconds.append(max(measured[size], *self._seconds[-1:], 0.0))
+        self._drift = 0.0
+
+    def seconds(self, num_tokens: int) -> float:
+        return max(self._interpolated(num_tokens) + self._drift, 1e-9)
+
+    def note(self, num_tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long."""
+        if seconds < FOREIGN * self.seconds(num_tokens):
+            self._drift += FOLLOWED * (seconds - self.seconds(num_tokens))
+
+    def _interpolated(self, num_tokens: int) -> float:
+        right = min(max(bisect_right(self._sizes, num_tokens), 1), len(self._sizes) - 1)
+        (a, b), (x, y) = self._sizes[right - 1 : right + 1], self._seconds[right - 1 : right + 1]
+        if num_tokens <= self._sizes[0]:
+            return x
+        return x + (y - x) * (num_tokens - a) / (b - a)

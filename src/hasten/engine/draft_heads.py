@@ -1,0 +1,117 @@
+"""Draft heads of a model, loaded: Medusa heads or an EAGLE-3 head, told apart by their own configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from hasten.checkpoints.formats.medusa import MedusaCheckpoint, read_medusa
+from hasten.decoding.drafters.base import PacedDrafter
+from hasten.decoding.drafters.eagle import Eagle
+from hasten.decoding.drafters.medusa import Medusa
+from hasten.engine.backends.base import Backend
+from hasten.engine.eagle_runner import PagedEagle
+from hasten.kv.group import KvGroup
+from hasten.kv.pool import KvPool
+from hasten.kv.space import KvSpace
+from hasten.layers.build import Build
+from hasten.layers.eagle import LAYER
+from hasten.models.eagle import LoadedEagle, load_eagle
+from hasten.models.load import LoadedModel
+
+
+class Heads(Protocol):
+    """What the engine asks of heads, whatever they are."""
+
+    name: ClassVar[str]
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The model's layers whose hidden states they read."""
+        ...
+
+    def block_bytes(self, block_size: int) -> int:
+        """Of a block of the keys and values that they keep."""
+        ...
+
+    def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> PacedDrafter: ...
+
+
+def load_heads(folder: Path, backend: Backend, target: LoadedModel) -> Heads:
+    """Quantised as the model is. Raises ``CheckpointError`` for heads of another model, with both numbers."""
+    formats = backend.formats(target.dtype)
+    if _is_eagle(folder):
+        return EagleHeads(load_eagle(folder, target.decoder, formats=formats), target)
+    spec = target.spec
+    build = Build(backend.ops, formats, target.dtype)
+    return MedusaHeads(read_medusa(folder, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size, build=build), target)
+
+
+def _is_eagle(folder: Path) -> bool:
+    """What cannot be read is no EAGLE head, and whoever reads Medusa heads says what is wrong."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    named = (config.get("speculators_model_type"), *(config.get("architectures") or ())) if isinstance(config, dict) else ()
+    return any("eagle" in str(name).lower() for name in named)
+
+
+@dataclass(frozen=True, slots=True)
+class MedusaHeads:
+    checkpoint: MedusaCheckpoint
+    target: LoadedModel
+    name: ClassVar[str] = "medusa"
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self.target.spec.num_layers - 1,)
+
+    def block_bytes(self, block_size: int) -> int:
+        return 0
+
+    def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Medusa:
+        heads, accuracies = self.checkpoint.heads, self.checkpoint.accuracies
+        (layer,) = self.taps
+        logits = partial(_medusa_logits, self.checkpoint, self.target)
+        return Medusa(logits, heads.token_ids, layer=layer, num_heads=heads.spec.num_heads, accuracies=accuracies, **limit)
+
+
+@dataclass(frozen=True, slots=True)
+class EagleHeads:
+    loaded: LoadedEagle
+    target: LoadedModel
+    name: ClassVar[str] = "eagle"
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.loaded.head.spec.taps
+
+    def block_bytes(self, block_size: int) -> int:
+        return self._group.block_bytes(block_size, self.target.dtype.itemsize)
+
+    def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Eagle:
+        groups = (self._group,)
+        pool = KvPool(groups, num_blocks, block_size, dtype=self.target.dtype, device=torch.device("cpu"))
+        space = KvSpace(groups, num_blocks, block_size, retain=False)
+        runner = PagedEagle(self.loaded.head, pool)
+        return Eagle(runner, space, taps=self.taps, max_positions=self.target.spec.max_positions, **limit)
+
+    @property
+    def _group(self) -> KvGroup:
+        attention = self.loaded.head.spec.layer.attention
+        return KvGroup((LAYER,), attention.num_kv_heads, attention.head_dim)
+
+
+def _medusa_logits(checkpoint: MedusaCheckpoint, target: LoadedModel, state_RE: Tensor) -> Tensor:
+    with torch.inference_mode():
+        normed_RE: Tensor = target.decoder.norm(state_RE.to(target.dtype))
+        logits_HRV: Tensor = checkpoint.heads(normed_RE, target.decoder.vocabulary)
+    return logits_HRV

@@ -1,0 +1,124 @@
+"""``hasten train``: what it says on the way, what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from tests.tiny_models import tiny_checkpoint, word_tokenizer
+
+from hasten.cli import train as module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tiny_checkpoint("llama-gqa", tmp_path_factory.mktemp("tiny"))
+    word_tokenizer(101).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{10 + place % 7}" for place in range(3000)))
+    return str(file)
+
+
+SHORT = ("--steps", "20", "--batch", "2", "--window", "64")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "rows"), [("medusa", ("--heads", "2"), 2), ("draft", ("--layers", "1", "--hidden", "32"), 4)]
+)
+def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, text, tmp_path, kind, options, rows):
+    out = tmp_path / "out"
+    ran = hasten("train", kind, model, "--data", text, "--out", str(out), *SHORT, *options)
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith("step ")]
+    assert len(lines) == 20 and all("held out" in line and "accepted" in line for line in lines)
+    table = [line.split() for line in ran.out.splitlines()]
+    assert table[0][0] in ("HEAD", "DEPTH") and table[0][-2:] == ["TOP", "10"]
+    assert [row[0] for row in table[1:-1]] == [str(number) for number in range(1, rows + 1)]
+    report = json.loads((out / "training.json").read_text())
+    assert table[1][1] == f"{report['held_out_score']['acceptance'][0]:.1%}"
+    assert (report["kind"], report["steps"], report["model"]) == (kind, 20, model)
+    assert {"config.json", "model.safetensors"} <= {entry.name for entry in out.iterdir()}
+    assert not (out / ".resume").exists()
+    again = hasten("train", kind, model, "--data", text, "--out", str(out), *SHORT, *options)
+    assert again.code == 2 and "holds something already" in again.err
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(hasten, model, text, tmp_path, monkeypatch):
+    command = ("train", "medusa", model, "--data", text, "--out", str(tmp_path / "out"), *SHORT)
+    with monkeypatch.context() as patch:
+        from hasten.compress.training.watcher import Display
+
+        told = Display.evaluated
+
+        def presses(self, step, *rest):
+            told(self, step, *rest)
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patch.setattr(Display, "evaluated", presses)
+        ran = hasten(*command)
+    assert ran.code == 130 and "step 7 of 20" in ran.err and "step 8 of 20" not in ran.err
+    assert "the same command goes on" in ran.err and "Traceback" not in ran.err
+    other = hasten(*command, "--lr", "0.5")
+    assert other.code == 2 and "lr was 0.001 and is 0.5" in other.err
+    ran = hasten(*command)
+    assert ran.code == 0 and "going on after step 7 of 20" in ran.err
+    assert [line.split()[1] for line in ran.err.splitlines() if line.startswith("step ")] == [str(n) for n in range(8, 21)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nothing.txt"], "nothing.txt cannot be read"),
+        (["--data", "empty.txt"], "empty.txt is empty"),
+        (["--data", "short.txt", "--window", "200"], "at least 400 tokens"),
+        (["--data", "short.txt", "--window", "1000"], "up to 256"),
+        (["--data", "short.txt", "--window", "8"], "window=8 (allowed: from 32)"),
+        (["--data", "text.txt", "--steps", "5", "--minutes", "1"], "not both"),
+        (["--data", "text.txt", "--steps", "0", "--batch", "0"], "2 of the options"),
+        (["--data", "text.txt", "--lr", "fast"], "--lr has the wrong form"),
+        (["--data", "text.txt", "--heads", "99"], "1 to 16"),
+        (["--data", "text.txt", "--haeds", "2"], "Did you mean '--heads'"),
+        (["--data", "text.txt", "--out", "text.txt"], "holds something already"),
+        (["--data", "text.txt", "--out", "no-tokenizer"], "no tokenizer"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(hasten, model, text, tiny, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("w10 w11 w12")
+    chosen = str(tiny("qwen2-tied")) if "no-tokenizer" in arguments else model
+    ran = hasten("train", "medusa", chosen, "--window", "64", "--out", "out", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err and ran.err.count("error: ") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantised_weights_are_refused(hasten, model, text, tmp_path):
+    import shutil
+
+    folder = tmp_path / "quantised"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    ran = hasten("train", "medusa", str(folder), "--data", text, "--out", str(tmp_path / "out"), *SHORT)
+    assert ran.code == 2 and "gptq" in ran.err and "floating point" in ran.err
+
+
+def test_every_option_is_a_field_with_help():
+    """The table of sub-commands cannot fall behind the recipes."""
+    import dataclasses
+
+    for kind in module.KINDS.values():
+        assert {field.name for field in dataclasses.fields(kind.recipe)} == set(kind.help)
+        assert not set(kind.help) & set(module.TRAINING.help)
+    from hasten.compress.training.options import TrainOptions
+
+    assert {field.name for field in dataclasses.fields(TrainOptions)} == set(module.TRAINING.help)

@@ -1,0 +1,118 @@
+"""A draft model is a model: transformers loads it, and it learns to say what its target says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tests.models.dense import dense_logits, differences
+from tests.tiny_models import word_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hasten.checkpoints.reader import Checkpoint
+from hasten.compress.draft import Draft
+from hasten.compress.draft_config import draft_config
+from hasten.compress.training.backbone import Backbone
+from hasten.compress.training.corpus import Corpus
+from hasten.compress.training.job import train
+from hasten.compress.training.options import TrainOptions
+from hasten.compress.training.score import Score
+from hasten.core.errors import InvalidOption
+from hasten.models.family import find_family
+from hasten.models.load import load_decoder
+from hasten.ops.torch.backend import TorchOps
+
+IDS = torch.randint(3, 97, (1, 40), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def trained(model, periodic, tmp_path_factory):
+    out = tmp_path_factory.mktemp("draft") / "out"
+    outcome = train(str(model), periodic, out, Draft(layers=1, hidden=32), TrainOptions(steps=150, batch=4, window=64, lr=0.01))
+    return out, outcome
+
+
+def test_it_learns_what_the_target_says(model, trained):
+    """Not the text: the target is a random model, and says something else after every word of it."""
+    out, outcome = trained
+    assert outcome.course.evaluations[-1]["loss"] < 0.5 * outcome.course.evaluations[0]["loss"]
+    ids = torch.tensor([[10 + place % 7 for place in range(60)]])
+    with torch.no_grad():
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)(ids).logits[0] for name in (out, model))
+    divergence = torch.nn.functional.kl_div(ours.log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
+    flat = torch.nn.functional.kl_div(torch.zeros_like(ours).log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
+    assert float(divergence) < 0.5 * float(flat)
+
+
+def test_agreement_is_with_the_target_and_the_text_alone_can_be_learned(model, periodic, tmp_path):
+    """A model that learns only the text, which its target does not say, and a second one that learns from the first."""
+    options = TrainOptions(steps=100, batch=4, window=64, lr=0.01)
+    first = train(str(model), periodic, tmp_path / "first", Draft(layers=1, hidden=32, hard=1.0), options)
+    reader = AutoModelForCausalLM.from_pretrained(tmp_path / "first", dtype=torch.float32)
+    ids = torch.tensor([[10 + place % 7 for place in range(60)]])
+    assert float((reader(ids).logits[0, 7:-1].argmax(-1) == ids[0, 8:]).float().mean()) > 0.98
+    assert len(first.score.acceptance) == 4 and first.score.acceptance[0] < 0.3
+    second = train(str(tmp_path / "first"), periodic, tmp_path / "second", Draft(layers=1, hidden=16, hard=0.0), options)
+    assert min(second.score.acceptance) > 0.95
+
+
+def test_the_tokenizer_comes_along(model, trained):
+    out, _ = trained
+    text = "w10 w11 w55"
+    assert AutoTokenizer.from_pretrained(out)(text)["input_ids"] == AutoTokenizer.from_pretrained(model)(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-gqa", "llama-mqa-bias", "qwen2-mixed-window", "qwen3-tied-bias", "mistral-window", "gpt2", "gpt2-untied-gelu"]
+)
+def test_every_family_is_saved_as_transformers_reads_it(tiny, tmp_path, name):
+    folder = tmp_path / "target"
+    shutil.copytree(tiny(name), folder)
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    word_tokenizer(vocab_size).save_pretrained(folder)
+    backbone = Backbone.load(folder)
+    trainee = Draft(layers=2, hidden=32).build(backbone, None, 5)
+    with torch.no_grad():
+        for parameter in trainee.decoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
+    trainee.save(tmp_path / "draft", Score.nothing())
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "draft", dtype=torch.float32, attn_implementation="eager").eval()
+    loaded = load_decoder(tmp_path / "draft", dtype="float32", ops=TorchOps())
+    with torch.no_grad():
+        theirs = reference(IDS).logits[0]
+        assert differences(dense_logits(loaded.decoder, [IDS[0].tolist()]), theirs) == []
+        assert differences(dense_logits(trainee.decoder, [IDS[0].tolist()]), theirs) == []
+    assert loaded.spec.vocab_size == backbone.spec.vocab_size and loaded.spec.tied
+
+
+def test_the_loss_mixes_the_target_and_the_text(model):
+    backbone = Backbone.load(model)
+    corpus = Corpus.split([IDS[0].tolist() * 20], 64, 0.1, None)
+    batch = corpus.batch(0, 2, 64, 0)
+    trainee = Draft(layers=1, hidden=32, hard=0.25).build(backbone, None, 5)
+    rows = [row.tolist() for row in batch.ids_BW]
+    with torch.no_grad():
+        teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()(batch.ids_BW).logits[:, :-1].flatten(0, 1)
+        ours = dense_logits(trainee.decoder, rows).view(2, 64, -1)[:, :-1].flatten(0, 1)
+        text = torch.nn.functional.one_hot(batch.ids_BW[:, 1:].flatten(), 101)
+        wanted = 0.75 * teacher.softmax(-1) + 0.25 * text
+        expected = torch.nn.functional.kl_div(ours.log_softmax(-1), wanted, reduction="batchmean")
+        torch.testing.assert_close(trainee.loss(batch), expected)
+
+
+@pytest.mark.parametrize(("layers", "hidden"), [(1, 24), (1, 128), (9, 32)])
+def test_what_is_no_smaller_model_is_refused(tiny, layers, hidden):
+    config = Checkpoint.open(tiny("llama-gqa")).config
+    with pytest.raises(InvalidOption, match=rf"hidden={hidden}.*up to 3 layers, and multiples of 16.*up to 64"):
+        draft_config(config, layers=layers, hidden=hidden)
+
+
+def test_the_shape_stays_in_proportion(tiny):
+    config = Checkpoint.open(tiny("llama-gqa")).config
+    small = draft_config(config, layers=1, hidden=32)
+    spec = find_family(small).spec(small)
+    (layer,) = spec.layers
+    assert (layer.attention.num_heads, layer.attention.num_kv_heads, layer.attention.head_dim) == (2, 1, 16)
+    assert (spec.hidden_size, layer.mlp.intermediate_size, spec.vocab_size) == (32, 64, 101)

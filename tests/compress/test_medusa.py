@@ -1,0 +1,212 @@
+"""Medusa heads learn what they are for, beside a model that does not change, and survive a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.compress.conftest import PERIOD
+from transformers import AutoModelForCausalLM
+
+from hasten.checkpoints.formats.medusa import read_medusa
+from hasten.compress.heads import medusa_trainee
+from hasten.compress.heads.medusa import Medusa
+from hasten.compress.training.backbone import Backbone
+from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.job import train
+from hasten.compress.training.options import TrainOptions
+from hasten.core.errors import InvalidOption
+from hasten.layers.build import Build
+from hasten.layers.formats.dense import DenseFormats
+from hasten.ops.torch.backend import TorchOps
+
+OPTIONS = TrainOptions(steps=250, batch=4, window=128, lr=0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(model, periodic, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("heads") / "trained"
+    train(str(model), periodic, out, Medusa(heads=3), OPTIONS)
+    return out
+
+
+def right_guesses(model: Path, out: Path) -> list[float]:
+    """How often head i names the token i + 2 places on, over hidden states that transformers computed."""
+    ops = TorchOps()
+    build = Build(ops, DenseFormats(ops, torch.float32), torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found = read_medusa(out, hidden_size=64, vocab_size=101, build=build)
+    ids = torch.tensor([10 + place % PERIOD for place in range(120)])
+    shares = []
+    with torch.no_grad():
+        hidden = reference.model(ids[None]).last_hidden_state[0]
+        for head, block in enumerate(found.heads.blocks):
+            guesses = reference.lm_head(block(hidden)).argmax(-1)
+            wanted = ids[2 + head :]
+            shares.append(float((guesses[: len(wanted)] == wanted)[10:].float().mean()))
+    return shares
+
+
+def test_every_head_learns_its_own_distance(model, trained):
+    assert min(right_guesses(model, trained)) > 0.98
+
+
+def test_heads_that_learned_the_wrong_distance_are_caught(model, periodic, tmp_path, monkeypatch):
+    """Negative control: trained for one token too near, they look fine to themselves."""
+    monkeypatch.setattr(medusa_trainee, "OFFSET", 1)
+    outcome = train(str(model), periodic, tmp_path / "out", Medusa(heads=3), OPTIONS)
+    assert min(outcome.score.acceptance) > 0.95
+    assert max(right_guesses(model, tmp_path / "out")) < 0.5
+
+
+def test_the_report_and_the_accuracies_say_so(trained):
+    report = json.loads((trained / "training.json").read_text())
+    assert report["evaluations"][-1]["train_loss"] < 0.1 < 10 < report["evaluations"][0]["train_loss"]
+    assert min(report["held_out_score"]["acceptance"]) > 0.97  # the rest is where the text was cut
+    assert report["held_out_score"]["accepted_length"] > 2.9
+    accuracies = json.loads((trained / "config.json").read_text())["head_accuracies"]
+    assert [len(head) for head in accuracies] == [10, 10, 10]
+    assert all(head[0] > 0.9 and sum(head) <= 1.0 + 1e-9 for head in accuracies)
+    assert not (trained / ".resume").exists()
+
+
+def test_only_the_heads_get_gradients_and_the_model_stays(model):
+    backbone = Backbone.load(model)
+    before = {name: parameter.clone() for name, parameter in backbone.decoder.named_parameters()}
+    trainee = Medusa(heads=2, layers=2, vocabulary="own").build(backbone, None, 0)
+    corpus = Corpus.split([[10 + place % PERIOD for place in range(2000)]], 64, 0.1, None)
+    trainee.loss(corpus.batch(0, 2, 64, 0)).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trainee.parameters().values())
+    assert len(trainee.parameters()) == 2 * (2 * 2 + 1)
+    assert all(parameter.grad is None for parameter in backbone.decoder.parameters())
+    assert all(torch.equal(before[name], parameter) for name, parameter in backbone.decoder.named_parameters())
+
+
+def test_the_loss_is_the_papers(model):
+    """Cross entropy of each head against the token i + 2 places on, times 0.8 to the power of i. At first all are the model."""
+    backbone = Backbone.load(model)
+    trainee = Medusa(heads=3).build(backbone, None, 0)
+    corpus = Corpus.split([torch.randint(3, 101, (2000,), generator=torch.Generator().manual_seed(0)).tolist()], 64, 0.1, None)
+    batch = corpus.batch(0, 2, 64, 0)
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = reference(batch.ids_BW).logits
+        wanted = sum(
+            0.8**head
+            * torch.nn.functional.cross_entropy(logits[:, : -2 - head].flatten(0, 1), batch.ids_BW[:, 2 + head :].flatten())
+            for head in range(3)
+        )
+    torch.testing.assert_close(trainee.loss(batch).detach(), wanted)
+
+
+def test_acceptance_counts_chains_and_accuracy_counts_heads(model):
+    """Against a plain count, on a text that is often what the model said two or three places before."""
+    backbone = Backbone.load(model)
+    trainee = Medusa(heads=2).build(backbone, None, 0)
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 101, (3, 64), generator=generator)
+    with torch.no_grad():
+        for place in range(3, 64):
+            said = reference(ids[:, :place]).logits.argmax(-1)
+            draw = float(torch.rand((), generator=generator))
+            if draw < 0.8:
+                ids[:, place] = said[:, place - (2 if draw < 0.4 else 3)]
+        batch = Batch(ids, 0)
+        score = trainee.evaluate(batch)
+        best = reference(batch.ids_BW).logits.topk(10).indices
+    first = second = chains = 0
+    for row, guesses in zip(batch.ids_BW.tolist(), best.tolist(), strict=True):
+        for place in range(64 - 3):
+            one, two = guesses[place][0] == row[place + 2], guesses[place][0] == row[place + 3]
+            first, second, chains = first + one, second + two, chains + (one and two)
+    assert min(first, second) > chains > 0
+    assert score.num_positions == 3 * 61 == score.seen[0]
+    assert (score.right, score.seen[1]) == ((first, chains), first)
+    assert (score.ranks[0][0], score.ranks[1][0]) == (first, second)
+
+
+def test_a_run_that_is_killed_ends_with_the_same_curve_and_weights(model, periodic, tmp_path):
+    options = TrainOptions(steps=40, batch=2, window=64, seed=4, save_every=0, threads=torch.get_num_threads())
+    train(str(model), periodic, tmp_path / "whole", Medusa(heads=2), options)
+    command = ["train", "medusa", str(model), "--data", str(periodic), "--out", str(tmp_path / "killed"), "--heads", "2"]
+    command += ["--steps", "40", "--batch", "2", "--window", "64", "--seed", "4", "--save-every", "0"]
+    command += ["--threads", str(torch.get_num_threads())]
+    process = subprocess.Popen([sys.executable, "-m", "hasten", *command], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step 14 of 40"):
+            process.kill()
+            break
+    process.stderr.close()
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "killed" / ".resume" / "state.json").is_file()
+    told: list[str] = []
+
+    class Told:
+        def note(self, text):
+            told.append(text)
+
+        def moved(self, *_):
+            pass
+
+        evaluated = moved
+
+    train(str(model), periodic, tmp_path / "killed", Medusa(heads=2), options, watcher=Told())
+    assert any(text.startswith("going on after step 1") for text in told), told
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert (whole / "training.json").read_bytes() == (killed / "training.json").read_bytes()
+    ours, theirs = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_own_projections_and_copies_are_written(model, periodic, tmp_path):
+    for vocabulary, names in (("own", {"lm_heads.0.weight", "lm_heads.1.weight"}), ("copy", {"lm_head.weight"}), ("model", set())):
+        out = tmp_path / vocabulary
+        options = TrainOptions(steps=2, batch=1, window=64)
+        train(str(model), periodic, out, Medusa(heads=2, vocabulary=vocabulary), options)
+        stored = load_file(out / "model.safetensors")
+        assert {name for name in stored if name.startswith("lm_head")} == names
+        assert json.loads((out / "config.json").read_text())["original_lm_head"] is (vocabulary != "own")
+    copied = load_file(tmp_path / "copy" / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(copied, load_file(model / "model.safetensors")["lm_head.weight"])
+
+
+def test_texts_of_the_models_own_are_written_once_and_trained_on(model, periodic, tmp_path):
+    options = TrainOptions(steps=2, batch=1, window=32, generate=70, seed=1)
+    told: list[str] = []
+
+    class Stops:
+        def note(self, text):
+            told.append(text)
+
+        def moved(self, *_):
+            raise KeyboardInterrupt
+
+        evaluated = moved
+
+    with pytest.raises(KeyboardInterrupt):
+        train(str(model), periodic, tmp_path / "out", Medusa(heads=1), options, watcher=Stops())
+    written = [load_file(file)["ids"] for file in sorted((tmp_path / "out" / ".resume").glob("generated-*"))]
+    assert [tuple(ids.shape) for ids in written] == [(64, 32), (6, 32)]
+    ids = torch.cat(written)
+    # A beginning of the text (an eighth of a window), then what a random model says: anything.
+    assert set(ids[:, :4].flatten().tolist()) <= set(range(10, 17))
+    assert len(set(ids[:, 4:].flatten().tolist())) > 50
+    again = train(str(model), periodic, tmp_path / "again", Medusa(heads=1), options)
+    resumed = train(str(model), periodic, tmp_path / "out", Medusa(heads=1), options)
+    assert again.course == resumed.course
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"heads": 0}, "1 to 16"), ({"layers": 9}, "1 to 8"), ({"vocabulary": "modle"}, "Did you mean 'model'")],
+)
+def test_a_recipe_out_of_range_is_refused(options, words):
+    with pytest.raises(InvalidOption, match=words):
+        Medusa(**options)

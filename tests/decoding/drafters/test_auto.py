@@ -1,0 +1,192 @@
+"""``Auto`` in a simulated world of known costs and known chances: never far from plain decoding, nor from the best that one
+drafter does.
+
+Time is counted, not measured: a step of n tokens takes what the world says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters.auto import Auto
+from hasten.decoding.drafters.base import NOTHING_SEEN, Line, Seen
+from hasten.decoding.outlook import Outlook
+from hasten.decoding.step_costs import StepCosts
+
+REQUEST = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams())
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def memory_bound(num_tokens: int) -> float:
+    """Nearly free up to eight tokens: a large model on a small processor."""
+    return 0.020 + 0.0002 * num_tokens + 0.0018 * max(0, num_tokens - 8)
+
+
+def compute_bound(num_tokens: int) -> float:
+    return 0.002 + 0.003 * num_tokens
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Text:
+    """Guesses for a share of the lines; each token of a guess is right with the world's chance."""
+
+    available: float
+    length: int
+    draw: random.Random = field(default_factory=lambda: random.Random(1))
+    taps: tuple[int, ...] = ()
+
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        return [Draft.chain(guess("text", self.length)) if self.draw.random() < self.available else NO_DRAFT for _ in lines]
+
+
+@dataclass
+class Model:
+    """Guesses for all lines, at a price."""
+
+    clock: Clock
+    seconds: float
+    num_tokens: int = 4
+    taps: tuple[int, ...] = ()
+    asked: set[int] = field(default_factory=set)
+    lengths: tuple[int, ...] = (1, 2, 3, 4, 6)
+
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        self.clock.now += self.seconds * self.num_tokens
+        self.asked.add(len(lines).bit_length())
+        return [Draft.chain(guess("model", self.num_tokens)) for _ in lines]
+
+    def cost(self, num_lines: int, num_tokens: int) -> float | None:
+        return self.seconds * num_tokens if num_lines.bit_length() in self.asked else None
+
+    def shape(self, num_tokens: int) -> Draft:
+        return Draft.chain(range(num_tokens))
+
+    def skip(self, lines: Sequence[Line], seen: Seen) -> None: ...
+
+
+def guess(name: str, length: int) -> list[int]:
+    """Token ids that tell who guessed them."""
+    return [1000 * (1 + (name == "model")) + i for i in range(length)]
+
+
+@dataclass
+class World:
+    costs: Callable[[int], float]
+    text: float  # the chance of a token guessed from text, where those before it were right
+    model: float
+    available: float = 0.5
+    model_seconds: float = 0.002
+
+    def rate(self, batch: int, policy: Callable[[Clock, Text, Model], object], rounds: int = 300) -> float:
+        """Tokens a second."""
+        clock, draw = Clock(), random.Random(3)
+        drafter = policy(clock, Text(self.available, 8), Model(clock, self.model_seconds))
+        lines = [Line(i, [1], REQUEST, 0) for i in range(batch)]
+        num_tokens = made = 0
+        for _ in range(rounds):
+            drafts = drafter.propose(lines, Seen(num_tokens)) if drafter else [NO_DRAFT] * batch
+            num_tokens = batch + sum(map(len, drafts))
+            clock.now += self.costs(num_tokens)
+            for line, draft in zip(lines, drafts, strict=True):
+                chance = self.text if draft and draft.token_ids[0] < 2000 else self.model
+                right = next((i for i in range(len(draft)) if draw.random() > chance), len(draft))
+                line.token_ids.extend([*draft.token_ids[:right], 7])
+                made += right + 1
+        return made / clock.now
+
+    def auto(self, clock: Clock, text: Text, model: Model) -> Auto:
+        return Auto({"text": text}, {"model": model}, StepCosts({size: self.costs(size) for size in SIZES}), clock)
+
+
+def model_of(length: int) -> Callable[[Clock, Text, Model], Model]:
+    def policy(clock: Clock, text: Text, model: Model) -> Model:
+        model.num_tokens = length
+        return model
+
+    return policy
+
+
+FIXED: dict[str, Callable[[Clock, Text, Model], object]] = {
+    "off": lambda clock, text, model: None,
+    "text": lambda clock, text, model: text,
+    "model 2": model_of(2),
+    "model 4": model_of(4),
+}
+
+
+@pytest.mark.parametrize("costs", [memory_bound, compute_bound])
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_it_is_as_good_as_the_best_and_never_worse_than_none(costs: Callable[[int], float], batch: int) -> None:
+    for text, model in itertools.product((0.05, 0.5, 0.9), repeat=2):
+        world = World(costs, text, model)
+        rates = {name: world.rate(batch, policy) for name, policy in FIXED.items()}
+        mine = world.rate(batch, world.auto)
+        assert mine >= 0.97 * rates["off"], (text, model, rates, mine)
+        assert mine >= 0.92 * max(rates.values()), (text, model, rates, mine)
+
+
+def test_it_follows_a_text_that_turns_predictable() -> None:
+    """After a long time of wrong guesses: its share of the time is enough to find out."""
+    clock, draw = Clock(), random.Random(4)
+    world = World(compute_bound, 0.0, 0.0, available=1.0)
+    auto = world.auto(clock, Text(1.0, 8), Model(clock, 0.01))
+    line = Line(0, [1], REQUEST, 0)
+    num_tokens, lengths = 0, []
+    for turn in range(3000):
+        (draft,) = auto.propose([line], Seen(num_tokens))
+        num_tokens = 1 + len(draft)
+        lengths.append(len(draft))
+        clock.now += compute_bound(num_tokens)
+        chance = 0.97 if turn >= 1000 and draft and draft.token_ids[0] < 2000 else 0.0
+        right = next((i for i in range(len(draft)) if draw.random() > chance), len(draft))
+        line.token_ids.extend([*draft.token_ids[:right], 7])
+    assert sum(lengths[500:1000]) < 0.05 * 500
+    assert sum(lengths[-500:]) > 3 * 500
+
+
+def test_of_a_tree_the_likeliest_beginning_is_kept() -> None:
+    clock = Clock()
+
+    class Tree(Text):
+        def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+            return [Draft((1, 2, 3, 4), (-1, 0, -1, 1)) for _ in lines]
+
+    auto = Auto({"tree": Tree(1.0, 0)}, {}, StepCosts({1: 1.0, 2: 1.001, 64: 64.0}), clock)
+    (draft,) = auto.propose([Line(0, [1], REQUEST, 0)], NOTHING_SEEN)
+    assert draft == Draft((1,), (-1,))
+
+
+def test_an_outlook_counts_a_guess_only_where_its_parent_was_right() -> None:
+    outlook, tree = Outlook(), Draft((1, 2, 3), (-1, 0, -1))
+    for _ in range(200):
+        outlook.note(tree, ())
+    for _ in range(200):
+        outlook.note(tree, (0, 1))
+    first, second, other = outlook.chances(tree)
+    assert first > 0.9 and second > 0.9 and other < 0.1
+
+
+def test_costs_between_sizes_beyond_them_and_as_they_drift() -> None:
+    costs = StepCosts({1: 1.0, 4: 0.9, 8: 2.0})
+    assert [costs.seconds(n) for n in (1, 4, 6, 8, 12)] == pytest.approx([1.0, 1.0, 1.5, 2.0, 3.0])
+    for _ in range(100):
+        costs.note(4, 1.5)
+    assert costs.seconds(4) == pytest.approx(1.5, abs=0.01) and costs.seconds(8) == pytest.approx(2.5, abs=0.01)
+    costs.note(4, 100.0)
+    assert costs.seconds(4) == pytest.approx(1.5, abs=0.01)

@@ -1,0 +1,192 @@
+"""Medusa and EAGLE heads in the engine guess what they guess alone: each round's drafts against the heads on dense hidden states.
+
+So the states that they are given are those of the right tokens, whatever prefill, chunks, trees and preemption did in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hasten import LLM, HastenError, SamplingParams
+from hasten.checkpoints.formats.eagle3 import write_eagle3
+from hasten.checkpoints.formats.eagle3_config import Eagle3Config
+from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
+from hasten.core.draft import Draft
+from hasten.core.errors import InvalidOption
+from hasten.decoding.drafters.base import Line, Seen
+from hasten.decoding.ranked_tree import RankedTree
+from hasten.layers.build import Build
+from hasten.layers.context import DenseContext
+from hasten.layers.formats.dense import DenseFormats
+from hasten.layers.medusa import MedusaHeads, MedusaSpec
+from hasten.models.decoder import Decoder
+from hasten.models.eagle import load_eagle
+from hasten.models.load import load_decoder
+from hasten.ops.torch.backend import TorchOps
+
+DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
+VOCAB_SIZE, HIDDEN_SIZE = 8192, 256
+ACCURACIES = ((0.6, 0.2, 0.1), (0.5, 0.2), (0.4, 0.1))
+TEXTS = ("def add(a, b):\n    return", "import os\nimport sys\n\n\nclass Reader:\n", "The list of all", "x")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return load_decoder(DEMO, dtype="float32", ops=TorchOps()).decoder
+
+
+@pytest.fixture(scope="module")
+def medusa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three heads of random weights."""
+    folder = tmp_path_factory.mktemp("medusa")
+    spec = MedusaSpec(
+        num_heads=3,
+        num_layers=1,
+        hidden_size=HIDDEN_SIZE,
+        vocab_size=VOCAB_SIZE,
+        truncated_vocab_size=VOCAB_SIZE,
+        bias=True,
+        vocabulary="model",
+    )
+    heads = MedusaHeads(spec, Build(TorchOps(), DenseFormats(TorchOps(), torch.float32), torch.float32))
+    _randomise(dict(heads.named_parameters()), 0.3)
+    write_medusa(folder, heads, dtype=torch.float32, accuracies=ACCURACIES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eagle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eagle")
+    layer = json.loads((DEMO / "config.json").read_text()) | {"num_hidden_layers": 1}
+    target_ids = torch.arange(0, VOCAB_SIZE, 2)
+    dim, heads, kv_heads = layer["head_dim"], layer["num_attention_heads"], layer["num_key_value_heads"]
+    shapes = {
+        "fc.weight": (HIDDEN_SIZE, 3 * HIDDEN_SIZE),
+        "norm.weight": (HIDDEN_SIZE,),
+        "lm_head.weight": (len(target_ids), HIDDEN_SIZE),
+        **{f"layers.0.{name}.weight": (HIDDEN_SIZE,) for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
+        "layers.0.self_attn.q_proj.weight": (heads * dim, 2 * HIDDEN_SIZE),
+        "layers.0.self_attn.k_proj.weight": (kv_heads * dim, 2 * HIDDEN_SIZE),
+        "layers.0.self_attn.v_proj.weight": (kv_heads * dim, 2 * HIDDEN_SIZE),
+        "layers.0.self_attn.o_proj.weight": (HIDDEN_SIZE, heads * dim),
+        "layers.0.mlp.gate_proj.weight": (layer["intermediate_size"], HIDDEN_SIZE),
+        "layers.0.mlp.up_proj.weight": (layer["intermediate_size"], HIDDEN_SIZE),
+        "layers.0.mlp.down_proj.weight": (HIDDEN_SIZE, layer["intermediate_size"]),
+    }
+    tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    _randomise(tensors, 0.1)
+    config = Eagle3Config(layer=layer, draft_vocab_size=len(target_ids), state_layers=(2, 4, 7))
+    write_eagle3(folder, config, tensors, target_ids, VOCAB_SIZE)
+    return folder
+
+
+@torch.no_grad()
+def _randomise(tensors: dict[str, Tensor], scale: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    for tensor in tensors.values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale + (tensor.dim() == 1))
+
+
+def states(decoder: Decoder, token_ids: Sequence[int], layers: Sequence[int]) -> list[Tensor]:
+    """After these layers, of a text alone. [T, E] each"""
+    context = DenseContext(decoder.ops, decoder.rotary, [len(token_ids)])
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        hidden = decoder.embed(torch.tensor(token_ids))
+        decoder.run(hidden, context.positions_T, context, taps={layer: lambda x, i=layer: found.update({i: x}) for layer in layers})
+    return [found[layer] for layer in layers]
+
+
+class Watched:
+    """A drafter, of which every draft is compared."""
+
+    def __init__(self, drafter: Any, expected: Any) -> None:
+        self.drafter, self.expected, self.num_checked = drafter, expected, 0
+        self.taps = drafter.taps
+
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        drafts = self.drafter.propose(lines, seen)
+        for line, draft in zip(lines, drafts, strict=True):
+            if draft:
+                assert draft == self.expected(line), line
+                self.num_checked += 1
+        return drafts
+
+
+def run(folder: Path, kind: str, expected: Any, **options: Any) -> Watched:
+    common = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory": "64MiB", "num_draft_tokens": 6}
+    llm = LLM("demo", speculation=kind, draft_heads=str(folder), **{**common, **options})
+    watched = Watched(llm.engine._drafter, expected)
+    llm.engine._drafter = watched
+    plain = LLM("demo", speculation="off", **{**common, "num_draft_tokens": None, **options})
+    params = [SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, n=1 + i % 2) for i in range(len(TEXTS))]
+    found = llm.generate(list(TEXTS), params, use_tqdm=False)
+    assert [o.outputs for o in found] == [o.outputs for o in plain.generate(list(TEXTS), params, use_tqdm=False)]
+    assert sum(output.metrics.num_drafts for output in found) > 0
+    return watched
+
+
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {}, {"max_num_batched_tokens": 9, "max_num_seqs": 8}])
+def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, Any], decoder: Decoder, medusa: Path) -> None:
+    build = Build(TorchOps(), DenseFormats(TorchOps(), torch.float32), torch.float32)
+    heads = read_medusa(medusa, hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SIZE, build=build).heads
+    tree = RankedTree.best(ACCURACIES, 6)
+
+    def expected(line: Line) -> Draft:
+        (hidden_TE,) = states(decoder, line.token_ids[:-1], [len(decoder.layers) - 1])
+        with torch.inference_mode():
+            best = heads(decoder.norm(hidden_TE[-1:]), decoder.vocabulary)[:, 0].topk(3).indices.tolist()
+        return Draft(tuple(best[depth][rank] for depth, rank in zip(tree.depths, tree.ranks, strict=True)), tree.parents)
+
+    assert run(medusa, "medusa", expected, **options).num_checked > 30
+
+
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {}, {"max_num_batched_tokens": 9, "max_num_seqs": 8}])
+def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: Decoder, eagle: Path) -> None:
+    head = load_eagle(eagle, decoder).head
+
+    def expected(line: Line) -> Draft:
+        nodes: list[tuple[float, int, int]] = []
+        tokens, tip, chance = list(line.token_ids), -1, 1.0
+        with torch.inference_mode():
+            hidden = head.fuse(torch.cat(states(decoder, tokens[:-1], head.spec.taps), dim=1))
+            for _ in range(5):
+                context = DenseContext(head.ops, head.rotary, [len(hidden)])
+                out = head.run(hidden, torch.tensor(tokens[1:]), context.positions_T, context)
+                likely = head.head(out[-1:])[0].softmax(0).topk(3)
+                for p, place in zip(likely.values.tolist(), likely.indices.tolist(), strict=True):
+                    nodes.append((chance * p, int(head.target_ids[place]), tip))
+                tip = len(nodes) - 3
+                chance, token, _ = nodes[tip]
+                hidden, tokens = torch.cat((hidden, out[-1:])), [*tokens, token]
+        order = sorted(range(len(nodes)), key=lambda i: -nodes[i][0])[:6]
+        return Draft(tuple(nodes[i][1] for i in order), tuple(order.index(nodes[i][2]) if nodes[i][2] >= 0 else -1 for i in order))
+
+    assert run(eagle, "eagle", expected, prefix_caching=False, **options).num_checked > 30
+
+
+def test_after_a_prefix_hit_eagle_begins_later_and_changes_nothing(eagle: Path) -> None:
+    common: dict[str, Any] = {"quantize": "int8", "max_model_len": 256, "kv_cache_memory": "64MiB"}
+    llm = LLM("demo", speculation="eagle", draft_heads=str(eagle), **common)
+    plain = LLM("demo", speculation="off", **common)
+    prompt, params = TEXTS[1] * 4, SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    for _ in range(2):
+        (mine,), (theirs,) = llm.generate(prompt, params), plain.generate(prompt, params)
+        assert mine.outputs == theirs.outputs and mine.metrics.num_drafts > 0
+    assert mine.metrics.num_cached_tokens > 16
+
+
+def test_heads_of_another_kind_or_another_model_are_refused(eagle: Path, medusa: Path, tiny: Any) -> None:
+    with pytest.raises(InvalidOption, match="medusa"):
+        LLM("demo", speculation="eagle", draft_heads=str(medusa))
+    for folder in (eagle, medusa):
+        with pytest.raises(HastenError, match="256") as refused:
+            LLM(str(tiny("llama-gqa")), draft_heads=str(folder))
+        assert "64" in str(refused.value)

@@ -1,0 +1,92 @@
+"""An EAGLE-3 head computes the paper's formula, over whole sequences and guess by guess over the paged pool."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.layers.eagle_formula import HEAD_DIM, VOCAB_SIZE, Formula, random_head
+from torch import Tensor
+
+from hasten.core.plan import RowPlan
+from hasten.engine.context import PagedContext
+from hasten.kv.group import KvGroup
+from hasten.kv.pool import KvPool
+from hasten.layers.context import DenseContext
+from hasten.layers.eagle import EagleHead
+
+LENGTH, BLOCK_SIZE = 9, 4
+
+
+def _inputs(head: EagleHead, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """The target's states of a text, and the token after each."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(LENGTH, head.spec.fused_size, generator=generator)
+    return states, torch.randint(VOCAB_SIZE, (LENGTH,), generator=generator)
+
+
+def _dense(head: EagleHead, states: Tensor, ids: Tensor) -> Tensor:
+    context = DenseContext(head.ops, head.rotary, [len(ids)])
+    return head.run(head.fuse(states), ids, context.positions_T, context)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("num_kv_heads, window", [(1, None), (2, None), (4, None), (2, 3)])
+def test_the_first_guess_equals_the_formula(num_kv_heads: int, window: int | None, before: bool) -> None:
+    head = random_head(num_kv_heads=num_kv_heads, norm_before_residual=before, window=window)
+    states, ids = _inputs(head)
+    formula = Formula.of(head)
+    expected = formula.guess(formula.fuse(states), ids)
+    hidden = _dense(head, states, ids)
+    assert _close(hidden, expected)
+    assert _close(head.head(hidden), formula.logits(expected))
+    assert head.head(hidden).shape == (LENGTH, head.spec.draft_vocab_size)
+
+
+def test_the_formula_tells_wrong_heads() -> None:
+    """Negative control: the other residual, the token before instead of the next, and states in another order are noticed."""
+    head = random_head()
+    states, ids = _inputs(head)
+    formula = Formula.of(head)
+    expected = formula.guess(formula.fuse(states), ids)
+    assert not _close(_dense(random_head(norm_before_residual=True), states, ids), expected)
+    assert not _close(_dense(head, states, ids.roll(1)), expected)
+    assert not _close(_dense(head, states.roll(head.spec.target_size, dims=1), ids), expected)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_guesses_over_the_pool_equal_the_formula_of_the_whole_chain(window: int | None) -> None:
+    """A prompt in two chunks, then guesses one by one, each on the state of the one before it and in its own slot."""
+    head = random_head(norm_before_residual=True, window=window)
+    states, ids = _inputs(head)
+    known, formula = 6, Formula.of(head)
+    attention = head.spec.layer.attention
+    group = KvGroup((0,), attention.num_kv_heads, HEAD_DIM, window)
+    pool = KvPool([group], 5, BLOCK_SIZE, dtype=torch.float32, device=torch.device("cpu"))
+
+    def run(hidden: Tensor, start: int) -> Tensor:
+        stop = start + len(hidden)
+        row = RowPlan(0, start, tuple(ids[start:stop].tolist()), ((3, 0, 2),), 1)
+        positions = torch.arange(start, stop)
+        return head.run(
+            hidden, ids[start:stop], positions, PagedContext(head.ops, pool, [row], positions, head.rotary.at(positions))
+        )
+
+    fused = head.fuse(states[:known])
+    guesses = [run(fused[:4], 0)[-1:], run(fused[4:], 4)[-1:]]
+    for position in range(known, LENGTH):
+        guesses.append(run(guesses[-1], position))
+    chain = formula.fuse(states[:known])
+    for guess in guesses[1:]:
+        expected = formula.guess(chain, ids[: len(chain)])
+        assert _close(guess, expected[-1:])
+        chain = torch.cat((chain, expected[-1:]))
+
+
+def test_the_target_reads_draft_tokens_by_its_own_ids() -> None:
+    head = random_head()
+    assert head.target_ids.tolist() == list(range(11))
+    assert head.spec.taps == (0, 1, 2)

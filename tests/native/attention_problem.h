@@ -1,0 +1,378 @@
+// An attention step with made-up keys, values and queries, what it should give by a plain loop in double, and how it is run.
+#pragma once
+
+#include "check.h"
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+namespace check {
+
+using namespace hasten;
+
+struct Shape {
+    int heads = 4, kv_heads = 2, dim = 64, slots = 16;
+    Dtype dtype = Dtype::f32;
+    int window = 0;
+    float soft_cap = 0.0f;
+    bool sinks = false;
+};
+
+struct Row {
+    int start, tokens;
+    bool tree = false;  // its tokens branch; at most 64
+};
+
+inline int panels_of(const Shape& shape) { return (shape.slots + 15) / 16; }
+
+// One layer's pool, filled by the definition in kernels.h, beside the same keys and values as doubles.
+class Pool {
+public:
+    Pool(const Shape& shape, int blocks)
+        : shape_(shape),
+          pack_(shape.dtype == Dtype::int8   ? 4
+                : shape.dtype == Dtype::bf16 ? 2
+                                             : 1),
+          size_(shape.dtype == Dtype::int8  ? 1
+                : shape.dtype == Dtype::f32 ? 4
+                                            : 2),
+          key_dim_(static_cast<int>(round_up(shape.dim, pack_))),
+          value_dim_(static_cast<int>(round_up(shape.dim, 16))),
+          places_(int64_t{16} * blocks * shape.kv_heads * panels_of(shape)),
+          keys_(places_ * key_dim_ * size_),
+          values_(places_ * value_dim_ * size_),
+          key_scales_(places_),
+          value_scales_(places_) {
+        // What nobody wrote must not matter, not even a NaN.
+        std::memset(keys_.data(), 0xff, keys_.bytes());
+        std::memset(values_.data(), 0xff, values_.bytes());
+        std::memset(key_scales_.data(), 0xff, key_scales_.bytes());
+        std::memset(value_scales_.data(), 0xff, value_scales_.bytes());
+        kv = {shape.dtype,  shape.kv_heads, shape.dim,          shape.slots,
+              keys_.data(), values_.data(), key_scales_.data(), value_scales_.data()};
+    }
+
+    // Stores the vector and replaces it by what is stored.
+    void put(int block, int head, int slot, std::vector<double>& key, std::vector<double>& value) {
+        const int64_t panel = (int64_t{block} * shape_.kv_heads + head) * panels_of(shape_) + slot / 16;
+        const int lane = slot % 16;
+        key_scales_[panel * 16 + lane] = store(
+            key, 0.0f,
+            [&](int d, int64_t& place) {
+                place = panel * key_dim_ * 16 + (d / pack_) * 16 * pack_ + lane * pack_ + d % pack_;
+                return keys_.data() + place * size_;
+            },
+            128);
+        value_scales_[panel * 16 + lane] = store(
+            value, 0.0f,
+            [&](int d, int64_t& place) {
+                place = (panel * 16 + lane) * value_dim_ + d;
+                return values_.data() + place * size_;
+            },
+            0);
+        for (int d = shape_.dim; d < value_dim_; ++d)
+            std::memset(values_.data() + ((panel * 16 + lane) * value_dim_ + d) * size_, 0, size_);
+    }
+
+    KvLayer kv;
+
+private:
+    template <class Place>
+    float store(std::vector<double>& x, float scale, const Place& where, int offset) {
+        float absmax = 0.0f;
+        for (double v : x) absmax = std::max(absmax, static_cast<float>(std::fabs(v)));
+        scale = absmax / 127.0f;
+        for (int d = 0; d < shape_.dim; ++d) {
+            int64_t place;
+            uint8_t* out = where(d, place);
+            const float v = static_cast<float>(x[d]);
+            if (shape_.dtype == Dtype::f32) {
+                std::memcpy(out, &v, 4);
+            } else if (shape_.dtype == Dtype::int8) {
+                const int q = absmax > 0 ? static_cast<int>(std::nearbyint(v * (127.0f / absmax))) : 0;
+                *out = static_cast<uint8_t>(q + offset);
+                x[d] = static_cast<double>(scale) * q;
+            } else {
+                const uint16_t bits = shape_.dtype == Dtype::bf16 ? to_bf16(v) : to_f16(v);
+                std::memcpy(out, &bits, 2);
+                x[d] = shape_.dtype == Dtype::bf16 ? from_bf16(bits) : from_f16(bits);
+            }
+        }
+        return scale;
+    }
+
+    Shape shape_;
+    int pack_, size_, key_dim_, value_dim_;
+    int64_t places_;
+    Buffer<uint8_t> keys_, values_;
+    Buffer<float> key_scales_, value_scales_;
+};
+
+using Vectors = std::vector<std::vector<double>>;  // [position * kv_heads + head]
+
+// Which token of its row each token follows; -1: what is before the row. The first is followed by a few in a line, then any by any.
+inline std::vector<int> random_tree(int tokens, Random& random) {
+    std::vector<int> parents{-1};
+    const int trunk = random.integer(1, std::min(tokens, 3));
+    while (static_cast<int>(parents.size()) < tokens) {
+        const int next = static_cast<int>(parents.size());
+        parents.push_back(next < trunk ? next - 1 : random.integer(trunk - 1, next - 1));
+    }
+    return parents;
+}
+
+struct Problem {
+    Shape shape;
+    std::vector<Row> rows;
+    std::vector<RowSpan> spans;
+    std::vector<std::vector<int32_t>> blocks;
+    std::vector<std::vector<int>> parents;  // of rows that branch
+    std::vector<std::vector<uint64_t>> trees;
+    std::vector<Vectors> keys, values;  // by slot, as they are stored
+    std::vector<Vectors> given_keys, given_values;
+    std::vector<float> sinks;
+    int tokens = 0, stride;
+    std::unique_ptr<Pool> pool;
+    std::unique_ptr<Buffer<float>> q;
+
+    Problem(const Shape& of, const std::vector<Row>& with, Random& random) : shape(of), rows(with) {
+        for (int h = 0; h < shape.heads; ++h) sinks.push_back(random.uniform(-1.0f, 3.0f));
+        for (const Row& row : rows) {
+            given_keys.push_back(draw(row, random));
+            given_values.push_back(draw(row, random));
+            parents.push_back(row.tree ? random_tree(row.tokens, random) : std::vector<int>{});
+        }
+        fill(random);
+        for (int64_t i = 0; i < q->count(); ++i) (*q)[i] = random.normal();
+    }
+
+    // The path to one token of a row that branches, as a plain row on other blocks.
+    Problem(const Problem& tree, size_t r, int query, Random& random) : shape(tree.shape), sinks(tree.sinks) {
+        const std::vector<int> path = tree.path(r, query);
+        const int start = tree.rows[r].start, heads = shape.kv_heads;
+        rows.push_back({start, static_cast<int>(path.size())});
+        const auto lined_up = [&](const Vectors& scattered) {
+            Vectors out(scattered.begin(), scattered.begin() + start * heads);
+            for (const int token : path) {
+                const auto at = scattered.begin() + (start + token) * heads;
+                out.insert(out.end(), at, at + heads);
+            }
+            return out;
+        };
+        given_keys.push_back(lined_up(tree.given_keys[r]));
+        given_values.push_back(lined_up(tree.given_values[r]));
+        parents.emplace_back();
+        fill(random);
+        for (size_t i = 0; i < path.size(); ++i) {
+            const float* from = tree.q->data() + int64_t{tree.spans[r].begin + path[i]} * stride;
+            std::memcpy(q->data() + static_cast<int64_t>(i) * stride, from, static_cast<size_t>(stride) * sizeof(float));
+        }
+    }
+
+    // The tokens of row r that its token `query` follows and itself, in their order.
+    std::vector<int> path(size_t r, int query) const {
+        std::vector<int> found;
+        for (int token = query; token >= 0; token = rows[r].tree ? parents[r][static_cast<size_t>(token)] : token - 1)
+            found.insert(found.begin(), token);
+        return found;
+    }
+
+    AttentionTask task(const Kernels&, float* out, int out_stride, int threads) {
+        for (size_t r = 0; r < rows.size(); ++r) {
+            spans[r].blocks = blocks[r].data();
+            spans[r].tree = rows[r].tree ? trees[r].data() : nullptr;
+        }
+        AttentionTask task{};
+        task.q = {q->data(), stride};
+        task.heads = shape.heads;
+        task.kv_heads = shape.kv_heads;
+        task.head_dim = shape.dim;
+        task.scale = 1.0f / std::sqrt(static_cast<float>(shape.dim));
+        task.soft_cap = shape.soft_cap;
+        task.window = shape.window;
+        task.sinks = shape.sinks ? sinks.data() : nullptr;
+        task.kv = &pool->kv;
+        task.rows = spans.data();
+        task.num_rows = static_cast<int32_t>(spans.size());
+        task.out = {out, out_stride};
+        task.num_threads = threads;
+        return task;
+    }
+
+private:
+    Vectors draw(const Row& row, Random& random) const {
+        Vectors drawn(static_cast<size_t>((row.start + row.tokens) * shape.kv_heads));
+        for (auto& vector : drawn) {
+            for (int d = 0; d < shape.dim; ++d) vector.push_back(random.normal());
+        }
+        return drawn;
+    }
+
+    void fill(Random& random) {
+        stride = static_cast<int>(round_up((shape.heads + 2 * shape.kv_heads) * shape.dim, 16));
+        int total = 0;
+        for (const Row& row : rows) total += (row.start + row.tokens - 1) / shape.slots + 1;
+        std::vector<int32_t> free(static_cast<size_t>(total + 3));
+        std::iota(free.begin(), free.end(), 0);
+        for (size_t i = free.size() - 1; i > 0; --i)
+            std::swap(free[i], free[static_cast<size_t>(random.integer(0, static_cast<int>(i)))]);
+        pool = std::make_unique<Pool>(shape, total + 3);
+        for (size_t r = 0; r < rows.size(); ++r) add_row(r, free, random);
+        q = std::make_unique<Buffer<float>>(int64_t{tokens} * stride);
+    }
+
+    void add_row(size_t r, std::vector<int32_t>& free, Random& random) {
+        const Row& row = rows[r];
+        const int end = row.start + row.tokens;
+        const int oldest = shape.window > 0 ? std::max(0, row.start - shape.window + 1) : 0;
+        const int first_block = random.coin() ? oldest / shape.slots : 0;
+        blocks.emplace_back();
+        for (int b = first_block; b * shape.slots < end; ++b) {
+            blocks.back().push_back(free.back());
+            free.pop_back();
+        }
+        keys.push_back(given_keys[r]);
+        values.push_back(given_values[r]);
+        for (int p = first_block * shape.slots; p < end; ++p) {
+            const int block = blocks.back()[static_cast<size_t>(p / shape.slots - first_block)];
+            for (int h = 0; h < shape.kv_heads; ++h) {
+                const auto at = static_cast<size_t>(p * shape.kv_heads + h);
+                pool->put(block, h, p % shape.slots, keys.back()[at], values.back()[at]);
+            }
+        }
+        trees.emplace_back();
+        for (int i = 0; i < row.tokens && row.tree; ++i) {
+            uint64_t seen = 0;
+            for (const int token : path(r, i)) seen |= uint64_t{1} << token;
+            trees.back().push_back(seen);
+        }
+        spans.push_back({tokens, tokens + row.tokens, row.start, first_block, nullptr, nullptr});
+        tokens += row.tokens;
+    }
+};
+
+// The plan of a task, with the memory that it points to.
+struct Plan {
+    Plan(const Kernels& kernels, const AttentionTask& task) : cuts(static_cast<size_t>(task.num_rows)) {
+        plan.cuts = cuts.data();
+        kernels.plan_attention(task, plan);
+    }
+    std::vector<RowCut> cuts;
+    AttentionPlan plan{};
+};
+
+inline void run(const Kernels& kernels, AttentionTask task, Random& random) {
+    const Plan plan(kernels, task);
+    Buffer<uint8_t> scratch(kAttentionScratch), partials(plan.plan.partial_bytes);
+    task.plan = &plan.plan;
+    task.partials = partials.data();
+    std::vector<int64_t> order(static_cast<size_t>(plan.plan.items));
+    std::iota(order.begin(), order.end(), 0);
+    for (size_t i = order.size(); i > 1; --i)
+        std::swap(order[i - 1], order[static_cast<size_t>(random.integer(0, static_cast<int>(i) - 1))]);
+    for (int64_t item : order) {
+        std::memset(scratch.data(), 0xff, scratch.bytes());
+        kernels.attend(task, item, scratch.data());
+    }
+    for (int64_t item = plan.plan.merges; item-- > 0;) kernels.merge(task, item);
+}
+
+// The slots of what a token of row r sees, in the order of their positions.
+inline std::vector<int> seen_slots(const Problem& problem, size_t r, int query) {
+    const std::vector<int> path = problem.path(r, query);
+    const int start = problem.rows[r].start, position = start + static_cast<int>(path.size()) - 1;
+    const int first = problem.shape.window > 0 ? position - problem.shape.window + 1 : 0;
+    std::vector<int> slots;
+    for (int p = std::max(0, first); p <= position; ++p) {
+        slots.push_back(p < start ? p : start + path[static_cast<size_t>(p - start)]);
+    }
+    return slots;
+}
+
+// The query as int8 keys see it.
+inline std::vector<double> rounded_query(const Problem& problem, const float* q) {
+    const int dim = problem.shape.dim;
+    std::vector<double> out(q, q + dim);
+    if (problem.shape.dtype != Dtype::int8) return out;
+    float absmax = 0.0f;
+    for (int d = 0; d < dim; ++d) absmax = std::max(absmax, std::fabs(q[d]));
+    for (int d = 0; d < dim; ++d) out[static_cast<size_t>(d)] = std::nearbyint(q[d] * (127.0f / absmax)) * (absmax / 127.0f);
+    return out;
+}
+
+inline std::vector<double> reference(const Problem& problem, size_t r, int query, int head) {
+    const Shape& shape = problem.shape;
+    const int kv_head = head / (shape.heads / shape.kv_heads);
+    const float* source = problem.q->data() + int64_t{problem.spans[r].begin + query} * problem.stride + head * shape.dim;
+    const std::vector<double> q = rounded_query(problem, source);
+    std::vector<double> weights, out(static_cast<size_t>(shape.dim));
+    std::vector<size_t> seen;
+    for (const int p : seen_slots(problem, r, query)) {
+        const size_t at = static_cast<size_t>(p * shape.kv_heads + kv_head);
+        double s = 0.0;
+        for (size_t d = 0; d < q.size(); ++d) s += q[d] * problem.keys[r][at][d];
+        s /= std::sqrt(static_cast<double>(shape.dim));
+        if (shape.soft_cap > 0) s = shape.soft_cap * std::tanh(s / shape.soft_cap);
+        seen.push_back(at);
+        weights.push_back(s);
+    }
+    const double sink = problem.sinks[static_cast<size_t>(head)];
+    double most = *std::max_element(weights.begin(), weights.end());
+    if (shape.sinks) most = std::max(most, sink);
+    double total = shape.sinks ? std::exp(sink - most) : 0.0;
+    for (double& w : weights) total += w = std::exp(w - most);
+    for (size_t i = 0; i < seen.size(); ++i) {
+        for (size_t d = 0; d < out.size(); ++d) out[d] += weights[i] / total * problem.values[r][seen[i]][d];
+    }
+    return out;
+}
+
+inline void check_against_reference(const Kernels& kernels, Problem& problem, int threads, Random& random) {
+    const Shape& shape = problem.shape;
+    const int width = shape.heads * shape.dim, stride = static_cast<int>(round_up(width, 16)) + 16;
+    Buffer<float> out(int64_t{problem.tokens} * stride);
+    std::memset(out.data(), 0xff, out.bytes());
+    run(kernels, problem.task(kernels, out.data(), stride, threads), random);
+    for (size_t r = 0; r < problem.rows.size(); ++r) {
+        for (int query = 0; query < problem.rows[r].tokens; ++query) {
+            const float* row = out.data() + int64_t{problem.spans[r].begin + query} * stride;
+            for (int head = 0; head < shape.heads; ++head) {
+                const std::vector<double> want = reference(problem, r, query, head);
+                for (int d = 0; d < shape.dim; ++d) CHECK_CLOSE(row[head * shape.dim + d], want[static_cast<size_t>(d)], 1e-5);
+            }
+            for (int i = width; i < stride; ++i) CHECK(row[i] == 0.0f);
+        }
+    }
+}
+
+constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8};
+constexpr int kSlots[] = {1, 5, 16, 48};
+
+inline std::vector<Row> random_rows(Random& random, int longest) {
+    std::vector<Row> rows;
+    for (int r = random.integer(1, 4); r > 0; --r) {
+        Row row{random.integer(0, longest), random.integer(1, random.coin() ? 1 : 30), false};
+        row.tree = random.integer(0, 3) == 0;
+        rows.push_back(row);
+    }
+    return rows;
+}
+
+inline Shape random_shape(Random& random) {
+    constexpr int kDims[] = {2, 6, 8, 40, 64, 80, 96, 128, 256};
+    constexpr int kGroups[] = {1, 2, 3, 4, 7, 9};
+    Shape shape;
+    shape.kv_heads = random.integer(1, 3);
+    shape.heads = shape.kv_heads * kGroups[random.integer(0, 5)];
+    shape.dim = kDims[random.integer(0, 8)];
+    shape.slots = kSlots[random.integer(0, 3)];
+    shape.dtype = kDtypes[random.integer(0, 3)];
+    shape.window = random.coin() ? 0 : random.integer(1, 70);
+    shape.soft_cap = random.coin() ? 0.0f : random.uniform(1.0f, 30.0f);
+    shape.sinks = random.coin();
+    return shape;
+}
+
+}  // namespace check
