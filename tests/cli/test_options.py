@@ -78,6 +78,7 @@ def test_an_option_arrives_as_its_field(name, spelling):
     arguments = [part for text in texts for part in (f"--{spelling(name)}", text) if part is not None]
     assert call(SAMPLING, *arguments) == {name: value}
     needed = {"min_tokens": {"max_tokens": 9}, "length_penalty": {"beam_width": 2}, "early_stopping": {"beam_width": 2}}
+    needed |= {key: {"acceptance": "typical"} for key in ("posterior_threshold", "posterior_alpha")}
     changed = needed.get(name, {})
     assert getattr(SamplingParams(**{name: value, **changed}), name) == value
 

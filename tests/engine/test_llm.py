@@ -164,7 +164,7 @@ def test_settings_out_of_range_are_listed_together() -> None:
 
 
 def test_unusable_numbers_end_one_request_and_are_never_cached(tiny: Callable[[str], Path]) -> None:
-    llm = LLM(str(tiny("llama-gqa")), dtype="float32", block_size=4, kv_cache_memory="8MiB")
+    llm = LLM(str(tiny("llama-gqa")), dtype="float32", block_size=4, kv_cache_memory="8MiB", speculation="off")
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     prompts = [{"prompt_token_ids": [10 + i] * 9} for i in range(4)]
     expected = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]

@@ -12,10 +12,20 @@ class Pace:
     """Numbers of lines that lie between the same powers of two are alike."""
 
     _seconds: dict[int, float] = field(default_factory=dict)
+    _reading: float | None = None  # seconds per token
 
     def note(self, num_lines: int, seconds: float) -> None:
         known = self._seconds.get(num_lines.bit_length())
         self._seconds[num_lines.bit_length()] = seconds if known is None else known + FOLLOWED * (seconds - known)
+
+    def note_reading(self, num_tokens: int, seconds: float) -> None:
+        """So many tokens were read at once, before any was guessed."""
+        each = seconds / num_tokens
+        self._reading = each if self._reading is None else self._reading + FOLLOWED * (each - self._reading)
+
+    def reading(self, num_tokens: int) -> float:
+        """Seconds for that; 0 as long as nothing is known."""
+        return (self._reading or 0.0) * num_tokens
 
     def seconds(self, num_lines: int) -> float | None:
         return self._seconds.get(num_lines.bit_length())

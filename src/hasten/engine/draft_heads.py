@@ -60,8 +60,7 @@ def _is_eagle(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    named = (config.get("speculators_model_type"), *(config.get("architectures") or ())) if isinstance(config, dict) else ()
-    return any("eagle" in str(name).lower() for name in named)
+    return isinstance(config, dict) and ("speculators_model_type" in config or "draft_vocab_size" in config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ class PagedEagle:
     def __init__(self, head: EagleHead, pool: KvPool) -> None:
         self._head, self._pool = head, pool
 
-    def fuse(self, states: Sequence[Tensor]) -> Tensor:
-        return self._head.fuse(torch.cat(list(states), dim=1))
+    def fuse(self, states_TF: Tensor) -> Tensor:
+        return self._head.fuse(states_TF)
 
     def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> Tensor:
         head = self._head

@@ -74,6 +74,9 @@ class Model:
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         return self.seconds * num_tokens if num_lines.bit_length() in self.asked else None
 
+    def backlog(self, lines: Sequence[Line]) -> float:
+        return 0.0
+
     def shape(self, num_tokens: int) -> Draft:
         return Draft.chain(range(num_tokens))
 

@@ -19,7 +19,7 @@ def by_definition(text: list[int], num_tokens: int, longest: int, shortest: int)
         for end in range(len(text) - 1, size - 1, -1):
             if text[end - size : end] == text[len(text) - size :]:
                 guess = list(text)
-                while len(guess) < len(text) + num_tokens:
+                while len(guess) < len(text) + min(num_tokens, 2 * size):
                     guess.append(guess[len(guess) - (len(text) - end)])
                 return tuple(guess[len(text) :])
     return ()

@@ -78,7 +78,10 @@ class EagleTrainee:
         return self._loss(*self._read(batch.ids_BW))
 
     def evaluate(self, batch: Batch) -> Score:
-        """A guess is right if it is the token that the target finds most likely after the same text."""
+        """A guess is right if it is the token that the target finds most likely after the same text.
+
+        The text's own tokens stand between the guesses of a chain, whatever was guessed.
+        """
         chains_JBWE, normed_BWE = self._read(batch.ids_BW)
         count = batch.ids_BW.shape[1] - self.guesses
         choices_BW = self._choices(normed_BWE)

@@ -20,8 +20,10 @@ from typing import NamedTuple
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.drafters.base import Drafter, Line, PacedDrafter, Seen
 from hasten.decoding.outlook import Outlook
+from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 
+FORESEEN = 256  # tokens: answers mostly end long before they must
 SHARE = 0.01  # of the time for each drafter that does not seem to pay
 SHOWN = 2  # tokens that it may show then
 KINDS = (2, 4, 8)  # a guess from text is as long as the match was: longer ones are another kind
@@ -47,7 +49,8 @@ NO_OFFER = _Offer()
 class _Round:
     """What was proposed."""
 
-    offers: dict[int, tuple[_Offer, int]] = field(default_factory=dict)  # line -> what, and how long it was then
+    offers: dict[int, _Offer] = field(default_factory=dict)  # line -> what
+    lengths: dict[int, int] = field(default_factory=dict)  # line -> how long it was then
     num_tokens: int = 0  # of the step that verifies it
     ended: float = 0.0  # when
 
@@ -64,6 +67,7 @@ class Auto:
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
         self._outlooks: dict[tuple[str, int], Outlook] = {}
         self._last = _Round()
+        self._rates = Pace()  # seconds per token of a step, whoever guessed
         self._allowance = dict.fromkeys((*free, *paced), 0.0)  # seconds
 
     @property
@@ -74,23 +78,24 @@ class Auto:
         self._learn(lines, seen)
         offered = {name: self._offers(name, drafter.propose(lines, seen)) for name, drafter in self._free.items()}
         best = [max(each, key=lambda offer: offer.gain) for each in zip([NO_OFFER] * len(lines), *offered.values(), strict=True)]
-        asked, length = self._choose(best, len(lines))
+        asked, length, due = self._choose(best, lines)
         for name, paced in self._paced.items():
             if name != asked:
                 paced.skip(lines, seen)
                 continue
-            paced.num_tokens = length
+            begin, paced.num_tokens = self._clock(), length
             offered[name] = self._offers(name, paced.propose(lines, seen))
+            if due:  # all of it counts: it may have had a whole prompt to read first
+                self._allowance[name] -= self._clock() - begin
             best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[name], strict=True)]
         counts = self._counts(best)
         self._show(offered, best, counts)
         drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
         offers = {
-            line.sequence_id: (offer._replace(draft=draft), len(line.token_ids))
-            for line, offer, draft in zip(lines, best, drafts, strict=True)
-            if draft
+            line.sequence_id: offer._replace(draft=draft) for line, offer, draft in zip(lines, best, drafts, strict=True) if draft
         }
-        self._last = _Round(offers, len(lines) + sum(counts), self._clock())
+        lengths = {line.sequence_id: len(line.token_ids) for line in lines}
+        self._last = _Round(offers, lengths, len(lines) + sum(counts), self._clock())
         return drafts
 
     # ---------------------------------------------------------------- what is known
@@ -102,11 +107,15 @@ class Auto:
             self._costs.note(seen.num_tokens, seconds)
             for name, allowed in self._allowance.items():
                 self._allowance[name] = min(allowed + SHARE * seconds, seconds)
+            known = [line for line in lines if line.sequence_id in self._last.lengths]
+            gained = sum(len(line.token_ids) - self._last.lengths[line.sequence_id] for line in known)
+            if len(known) == len(self._last.lengths) == len(lines):
+                self._rates.note(len(lines), seconds / max(gained, 1))
         for line in lines:
-            if line.sequence_id in self._last.offers:
-                offer, length = self._last.offers[line.sequence_id]
-                taken = line.token_ids[length : len(line.token_ids) - 1]
-                self._outlook(offer.name, offer.kind).note(offer.draft, offer.draft.path(taken))
+            length = self._last.lengths.get(line.sequence_id, len(line.token_ids))
+            if line.sequence_id in self._last.offers and length < len(line.token_ids):
+                offer = self._last.offers[line.sequence_id]
+                self._outlook(offer.name, offer.kind).note(offer.draft, offer.draft.path(line.token_ids[length:-1]))
 
     def _outlook(self, name: str, kind: int) -> Outlook:
         return self._outlooks.setdefault((name, kind), Outlook())
@@ -138,37 +147,46 @@ class Auto:
         best = max(range(len(rates)), key=rates.__getitem__)
         return best, rates[best]
 
-    def _choose(self, offers: Sequence[_Offer], num_lines: int) -> tuple[str | None, int]:
-        """The drafter that is worth asking, and for how many tokens; None and 0 if none is."""
+    def _choose(self, offers: Sequence[_Offer], lines: Sequence[Line]) -> tuple[str | None, int, bool]:
+        """The drafter to ask, if any, and for how many tokens; and whether it is asked to show itself, not because it pays."""
+        num_lines = len(lines)
         if num_lines == 0:
-            return None, 0
+            return None, 0, False
+        to_come = sum(_to_come(line) for line in lines)
         free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
         best = self._best(num_lines, free, 0.0)[1]
         chosen: tuple[str | None, int] = (None, 0)
         for name, drafter in self._paced.items():
             for length in drafter.lengths:
                 cost = drafter.cost(num_lines, length)
-                if cost is None:  # never asked for as many lines: that is soon mended
-                    return name, drafter.lengths[len(drafter.lengths) // 2]
+                if cost is None:  # never asked for as many lines
+                    break
                 chances = self._outlook(name, 0).chances(drafter.shape(length))
                 gain = sum(chances)
                 all_chances = [chance for offer in offers for chance in (offer.chances if offer.gain > gain else chances)]
                 rate = self._best(num_lines, sorted(all_chances, reverse=True), cost)[1]
+                backlog = drafter.backlog(lines)
+                usual = self._rates.seconds(num_lines)
+                if backlog and usual and to_come / rate + backlog > to_come * usual:
+                    continue  # once begun it would pay, but the text will soon be guessed for nothing again
                 if rate > best:
                     best, chosen = rate, (name, length)
         return self._due(num_lines, chosen)
 
-    def _due(self, num_lines: int, chosen: tuple[str | None, int]) -> tuple[str | None, int]:
+    def _due(self, num_lines: int, chosen: tuple[str | None, int]) -> tuple[str | None, int, bool]:
         """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is."""
         for name, drafter in self._paced.items():
-            longer = [length for length in drafter.lengths if length > chosen[1]]
-            length = SHOWN if chosen[0] is None else longer[0] if longer and name == chosen[0] else None
-            if length is not None and self._allowance[name] > 0:
-                more = (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0 if chosen[0] else 0.0)
+            if self._allowance[name] <= 0:
+                continue
+            length = next((length for length in drafter.lengths if length > chosen[1]), None)
+            if chosen[0] is None or drafter.cost(num_lines, SHOWN) is None:
+                return name, SHOWN, True
+            if name == chosen[0] and length is not None:
+                more = (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0)
                 verified = self._costs.seconds(num_lines * (1 + length)) - self._costs.seconds(num_lines * (1 + chosen[1]))
                 self._allowance[name] -= more + verified
-                return name, length
-        return chosen
+                return name, length, False
+        return *chosen, False
 
     def _show(self, offered: Mapping[str, Sequence[_Offer]], best: list[_Offer], counts: list[int]) -> None:
         """Let one drafter that is not believed in show a guess, if it is due. Changes ``best`` and ``counts``."""
@@ -185,3 +203,9 @@ class Auto:
             after = self._costs.seconds(len(best) + sum(counts))
             self._allowance[name] -= before * lost / expected + max(0.0, after - before)
             return
+
+
+def _to_come(line: Line) -> int:
+    """Tokens that the line may still get, as far as anybody can rely on them."""
+    most = line.request.params.max_tokens or FORESEEN
+    return max(1, min(FORESEEN, most - (len(line.token_ids) - len(line.request.prompt_token_ids))))

@@ -77,6 +77,10 @@ class PacedDrafter(Drafter, Protocol):
         """Seconds to guess so many tokens for as many lines. None: it has not done the like yet."""
         ...
 
+    def backlog(self, lines: Sequence[Line]) -> float:
+        """Seconds that it needs beside that, once, to read what it has not read of these lines."""
+        ...
+
     def shape(self, num_tokens: int) -> Draft:
         """What its guesses look like; the token ids mean nothing."""
         ...

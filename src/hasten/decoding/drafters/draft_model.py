@@ -22,6 +22,8 @@ from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
+LONG = 32  # tokens: reading fewer says more about guessing than about reading
+
 
 @dataclass(slots=True)
 class Trail:
@@ -95,9 +97,16 @@ class DraftModel:
         return (1, 2, 3, 4, 6, 8)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        """Without what a prompt costs that it has not read yet."""
         seconds = self._pace.seconds(num_lines)
         return None if seconds is None else seconds * num_tokens
+
+    def backlog(self, lines: Sequence[Line]) -> float:
+        return self._pace.reading(self._num_unread(lines))
+
+    def _num_unread(self, lines: Sequence[Line]) -> int:
+        """Tokens beyond the two that every round begins with: the last one, and a guess of its own that was right."""
+        read = [len(trail.token_ids) if (trail := self._trails.get(line.sequence_id)) else 0 for line in lines]
+        return sum(max(0, len(line.token_ids) - count - 2) for line, count in zip(lines, read, strict=True))
 
     def shape(self, num_tokens: int) -> Draft:
         return Draft.chain(range(num_tokens))
@@ -107,6 +116,7 @@ class DraftModel:
 
     def propose(self, lines: Sequence[Line], seen: Seen = NOTHING_SEEN) -> list[Draft]:
         self._forget({line.sequence_id for line in lines})
+        num_unread = self._num_unread(lines)
         guesses = [_Guess(line, self._follow(line)) for line in lines]
         active = guesses
         for round_ in range(self.num_tokens):
@@ -114,6 +124,8 @@ class DraftModel:
             active = self._advance(active)
             if round_ and active:  # the first one also reads what the lines have gained
                 self._pace.note(num_lines, time.perf_counter() - begin)
+            elif num_unread > LONG:
+                self._pace.note_reading(num_unread, time.perf_counter() - begin)
             if not active:
                 break
         return [guess.draft() for guess in guesses]

@@ -1,7 +1,8 @@
 """Guesses by an EAGLE-3 head (Li et al., 2025, arXiv 2503.01840): one layer that reads the model's own hidden states.
 
 The head keeps keys and values of its own, one slot per position whose states the model has computed in front of it. What the prefix
-cache saved the model from computing the head never saw: there its text begins later, and it guesses a little worse. Guesses are a
+cache saved the model from computing the head never saw: there its text begins later, and it guesses a little worse. While nobody
+asks for guesses the states wait, and are read all at once when somebody does; where too many wait they are forgotten. Guesses are a
 chain of the head's first choices with its other choices at every place hung beside it, the likeliest first.
 
 Shape suffixes: T tokens of all lines · R lines · E hidden size · K candidates.
@@ -24,14 +25,15 @@ from hasten.decoding.drafters.base import Computed, Line, Seen
 from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
 
+LONG = 32  # tokens: reading fewer says more about guessing than about reading
 RANKS = 3  # choices of a place that are guessed
 
 
 class EagleRunner(Protocol):
     """The head over its own pool."""
 
-    def fuse(self, states: Sequence[Tensor]) -> Tensor:
-        """Of the tapped layers, in their order, [T, E] each -> [T, E]."""
+    def fuse(self, states_TF: Tensor) -> Tensor:
+        """Of the tapped layers, side by side in their order [T, A·E] -> [T, E]."""
         ...
 
     def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> Tensor:
@@ -51,10 +53,26 @@ class EagleRunner(Protocol):
 
 @dataclass(slots=True)
 class _Trail:
-    """Positions ``[begin, begin + length)`` of a line, whose true states are in the slots from 0 on."""
+    """Positions ``[begin, begin + length)`` of a line are in the slots from 0 on, and the states of those after them wait."""
 
     begin: int
     length: int = 0
+    waiting: tuple[Tensor, ...] = ()  # states side by side [T, A·E]
+    num_waiting: int = 0  # tokens
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.length + self.num_waiting
+
+    def add(self, states_TF: Tensor) -> None:
+        self.waiting, self.num_waiting = (*self.waiting, states_TF), self.num_waiting + len(states_TF)
+
+    def take(self, count: int) -> Tensor:
+        """The first ``count`` of those that wait; they are on their way into slots."""
+        states_TF = torch.cat(self.waiting)
+        self.waiting, self.num_waiting = ((states_TF[count:],) if count < len(states_TF) else ()), len(states_TF) - count
+        self.length += count
+        return states_TF[:count]
 
 
 @dataclass(slots=True)
@@ -94,8 +112,10 @@ class Eagle:
         num_tokens: int = 6,
         max_depth: int = 5,
         max_positions: int,
+        max_waiting: int = 4096,
     ) -> None:
         self._runner, self._kv, self._taps, self._max_positions = runner, kv, taps, max_positions
+        self._max_waiting = max_waiting
         self.num_tokens, self._max_depth = num_tokens, max_depth
         self._trails: dict[int, _Trail] = {}
         self._pace = Pace()
@@ -112,20 +132,31 @@ class Eagle:
         seconds = self._pace.seconds(num_lines)
         return None if seconds is None else seconds * min(num_tokens, self._max_depth)
 
+    def backlog(self, lines: Sequence[Line]) -> float:
+        return self._pace.reading(self._num_unread(lines))
+
+    def _num_unread(self, lines: Sequence[Line]) -> int:
+        trails = [self._trails[line.sequence_id] for line in lines if line.sequence_id in self._trails]
+        return sum(trail.num_waiting - 1 for trail in trails if trail.num_waiting)
+
     def shape(self, num_tokens: int) -> Draft:
         return Draft.chain(range(num_tokens))
 
+    @torch.inference_mode()
     def skip(self, lines: Sequence[Line], seen: Seen) -> None:
-        """Reads what the model has seen, for later."""
-        self._forget(lines, seen)
-        self._read(self._with_born(lines, seen), seen.taps)
+        """Keeps what the model has seen, for later."""
+        self._watch(lines, seen)
 
     @torch.inference_mode()
     def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
-        self._forget(lines, seen)
-        wanted = {line.sequence_id: line for line in lines}
-        active, state_RE = self._begin(wanted, self._read(self._with_born(lines, seen), seen.taps))
+        self._watch(lines, seen)
+        begin, num_unread = time.perf_counter(), self._num_unread(lines)
+        last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in lines if self._ready(line)])
+        if num_unread > LONG:
+            self._pace.note_reading(num_unread, time.perf_counter() - begin)
+        active = [_Guess(line, self._trails[line.sequence_id]) for line in lines if line.sequence_id in last]
         guesses = {guess.line.sequence_id: guess for guess in active}
+        state_RE = torch.stack([last[guess.line.sequence_id] for guess in active]) if active else torch.empty(0)
         for depth in range(min(self.num_tokens, self._max_depth)):
             if not active:
                 break
@@ -135,41 +166,57 @@ class Eagle:
             self._choose(active, state_RE)
             if depth:
                 self._pace.note(len(active), time.perf_counter() - begin)
-        return [guesses[i].draft(self.num_tokens) if i in guesses else NO_DRAFT for i in wanted]
+        drafts = {sequence_id: guess.draft(self.num_tokens) for sequence_id, guess in guesses.items()}
+        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
-    def _with_born(self, lines: Sequence[Line], seen: Seen) -> list[Computed]:
-        """What was computed, and for lines that forked off in this step the last token of what their parent computed.
+    def _ready(self, line: Line) -> bool:
+        """Whether all states but that of the line's last token are known."""
+        trail = self._trails.get(line.sequence_id)
+        return trail is not None and trail.num_waiting > 0 and trail.end == len(line.token_ids) - 1
 
-        A parent and its children have different tokens after that one; all before is theirs together.
-        """
-        parents = {computed.line.request.request_id: computed for computed in seen.computed}
-        known = {computed.line.sequence_id for computed in seen.computed} | set(self._trails)
-        born = [line for line in lines if line.sequence_id not in known and line.request.request_id in parents]
+    def _watch(self, lines: Sequence[Line], seen: Seen) -> None:
+        """Take in the states of the last step: let go of lines that are gone, and let new ones share what their parents have."""
+        alive = {line.sequence_id for line in lines} | {computed.line.sequence_id for computed in seen.computed}
+        for sequence_id in [known for known in self._trails if known not in alive]:
+            self._drop(sequence_id)
+        parents = {}
+        for computed in seen.computed:
+            parents[computed.line.request.request_id] = computed.line
+            self._keep(computed, seen.taps)
+        born = [line for line in lines if line.sequence_id not in self._trails and line.request.request_id in parents]
         forked = {line.request.request_id: parents[line.request.request_id] for line in born}
-        self._read([c._replace(tokens=c.tokens[:-1]) for c in forked.values() if len(c.tokens) > 1], seen.taps)
-        found = [_last(c) if c.line.request.request_id in forked else c for c in seen.computed]
+        # A parent and its children have different tokens after the last state; all before is theirs together.
+        self._read([(line, self._trails[line.sequence_id].num_waiting - 1) for line in forked.values() if self._ready(line)])
         for line in born:
-            parent = forked[line.request.request_id].line.sequence_id
-            if parent in self._trails:
-                self._kv.fork(parent, line.sequence_id)
-                self._trails[line.sequence_id] = replace(self._trails[parent])
-            found.append(_last(forked[line.request.request_id])._replace(line=line))
-        return found
+            parent = forked[line.request.request_id]
+            if self._ready(parent):
+                self._kv.fork(parent.sequence_id, line.sequence_id)
+                self._trails[line.sequence_id] = replace(self._trails[parent.sequence_id])
 
-    def _read(self, computed_lines: Sequence[Computed], taps: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Take in states of the last step. Returns what the head makes of the last one of each line [E]."""
+    def _keep(self, computed: Computed, taps: Mapping[int, Tensor]) -> None:
+        sequence_id = computed.line.sequence_id
+        trail = self._trails.get(sequence_id)
+        if trail is None or trail.end != computed.start:  # a new line, or one that was computed again
+            self._drop(sequence_id)
+            self._kv.open(sequence_id, "", ())
+            trail = self._trails[sequence_id] = _Trail(computed.start)
+        index_T = torch.tensor(computed.tokens)
+        trail.add(torch.cat([taps[layer][index_T] for layer in self._taps], dim=1))
+        if trail.num_waiting > self._max_waiting:
+            self._drop(sequence_id)
+
+    def _read(self, lines: Sequence[tuple[Line, int]]) -> dict[int, Tensor]:
+        """Bring so many of each line's states into its slots. Returns what the head makes of the last one of each line [E]."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
-        places: list[int] = []
-        for computed in computed_lines:
-            row = self._row(computed, copies)
-            if row is not None:
+        states: list[Tensor] = []
+        for line, count in lines:
+            if count > 0 and (row := self._row(line, count, copies)) is not None:
                 rows.append(row)
-                places += computed.tokens
+                states.append(self._trails[line.sequence_id].take(count))
         if not rows:
             return {}
-        index_T = torch.tensor(places)
-        out_TE = self._runner.run(rows, copies, self._runner.fuse([taps[layer][index_T] for layer in self._taps]))
+        out_TE = self._runner.run(rows, copies, self._runner.fuse(torch.cat(states)))
         last: dict[int, Tensor] = {}
         end = 0
         for row in rows:
@@ -177,37 +224,20 @@ class Eagle:
             last[row.sequence_id] = out_TE[end - 1]
         return last
 
-    def _row(self, computed: Computed, copies: list[BlockCopy]) -> RowPlan | None:
-        line, count = computed.line, len(computed.tokens)
-        trail = self._trails.get(line.sequence_id)
-        if trail is None or trail.begin + trail.length != computed.start:  # a new line, or one that was computed again
-            self._drop(line.sequence_id)
-            self._kv.open(line.sequence_id, "", ())
-            trail = self._trails[line.sequence_id] = _Trail(computed.start)
-        start = trail.length
-        full = trail.begin + start + count > self._max_positions
-        made = None if full else self._kv.reserve(line.sequence_id, start, start + count)
+    def _row(self, line: Line, count: int, copies: list[BlockCopy]) -> RowPlan | None:
+        trail = self._trails[line.sequence_id]
+        start, begin = trail.length, trail.begin + trail.length
+        made = None if begin + count > self._max_positions else self._kv.reserve(line.sequence_id, start, start + count)
         if made is None:
             self._drop(line.sequence_id)
             return None
         copies += made
-        trail.length += count
-        following = tuple(line.token_ids[computed.start + 1 : computed.start + count + 1])
+        following = tuple(line.token_ids[begin + 1 : begin + count + 1])
         return RowPlan(line.sequence_id, start, following, self._kv.blocks(line.sequence_id), 1)
-
-    def _forget(self, lines: Sequence[Line], seen: Seen) -> None:
-        alive = {line.sequence_id for line in lines} | {computed.line.sequence_id for computed in seen.computed}
-        for sequence_id in [known for known in self._trails if known not in alive]:
-            self._drop(sequence_id)
 
     def _drop(self, sequence_id: int) -> None:
         if self._trails.pop(sequence_id, None) is not None:
             self._kv.close(sequence_id)
-
-    def _begin(self, wanted: dict[int, Line], last: dict[int, Tensor]) -> tuple[list[_Guess], Tensor]:
-        ready = [sequence_id for sequence_id in wanted if sequence_id in last]
-        guesses = [_Guess(wanted[sequence_id], self._trails[sequence_id]) for sequence_id in ready]
-        return guesses, torch.stack([last[sequence_id] for sequence_id in ready]) if ready else torch.empty(0)
 
     def _choose(self, guesses: Sequence[_Guess], state_RE: Tensor) -> None:
         logits_RV = self._runner.logits(state_RE)
@@ -233,9 +263,3 @@ class Eagle:
         if not rows:
             return [], state_RE
         return [guesses[i] for i in going], self._runner.run(rows, copies, state_RE[torch.tensor(going)])
-
-
-def _last(computed: Computed) -> Computed:
-    """Of its tokens the last one alone."""
-    count = len(computed.tokens)
-    return Computed(computed.line, computed.start + count - 1, computed.tokens[count - 1 :])

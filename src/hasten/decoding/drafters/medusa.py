@@ -53,6 +53,9 @@ class Medusa:
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         return self._pace.seconds(num_lines)
 
+    def backlog(self, lines: Sequence[Line]) -> float:
+        return 0.0
+
     def shape(self, num_tokens: int) -> Draft:
         return Draft(self._tree.ranks, self._tree.parents).cut(num_tokens)
 

@@ -38,6 +38,7 @@ class Occurrences:
 @dataclass(slots=True)
 class PromptLookup:
     num_tokens: int = 8  # of a guess, at most
+    factor: int = 2  # tokens guessed per token of the match: the longer the past is alike, the further is the future
     longest: int = 4  # tokens of a match, at most and at least
     shortest: int = 2
     _known: dict[int, tuple[Occurrences, ...]] = field(default_factory=dict, init=False)
@@ -59,5 +60,5 @@ class PromptLookup:
         for occurrences in known:
             begin = occurrences.find(token_ids)
             if begin is not None:
-                return continuation(token_ids, begin, self.num_tokens)
+                return continuation(token_ids, begin, min(self.num_tokens, self.factor * occurrences.size))
         return ()
