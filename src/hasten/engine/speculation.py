@@ -16,6 +16,7 @@ from hasten.decoding.drafters.draft_model import DraftModel
 from hasten.decoding.drafters.prompt_lookup import PromptLookup
 from hasten.decoding.drafters.suffix import Suffix
 from hasten.decoding.step_costs import StepCosts
+from hasten.engine.alone import Alone
 from hasten.engine.backends.base import Backend
 from hasten.engine.calibration import measure_steps
 from hasten.engine.draft_heads import Heads, load_heads
@@ -64,6 +65,10 @@ class Speculation:
 
     def drafter(self, fit: Fit, runner: Runner) -> Drafter | None:
         """``runner`` is the target's; nobody uses its pool yet. Raises ``CapacityError``."""
+        chosen = self._drafter(fit, runner)
+        return Alone(chosen) if chosen is not None and self.backend.own_threads else chosen
+
+    def _drafter(self, fit: Fit, runner: Runner) -> Drafter | None:
         chosen = self.options.speculation
         limit = {} if self.options.num_draft_tokens is None else {"num_tokens": self.options.num_draft_tokens}
         paced: dict[str, PacedDrafter] = {}

@@ -48,6 +48,11 @@ class Backend(Protocol):
         """Whether a row's logits are the same bits in any batch, for a model of this dtype."""
         ...
 
+    @property
+    def own_threads(self) -> bool:
+        """Whether steps run on threads that are not PyTorch's."""
+        ...
+
     def chooser(self) -> Chooser:
         """Who chooses tokens from the logits of these runners."""
         ...

@@ -62,6 +62,10 @@ class NativeBackend:
     def same_bits(self, dtype: torch.dtype) -> bool:
         return dtype == torch.float32 if self.quantize is None else self.quantize in ("int8", "int4")
 
+    @property
+    def own_threads(self) -> bool:
+        return True
+
     def chooser(self) -> NativeChooser:
         return NativeChooser(self.cpu)
 

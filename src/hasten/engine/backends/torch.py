@@ -45,6 +45,10 @@ class TorchBackend:
     def same_bits(self, dtype: torch.dtype) -> bool:
         return False  # its products depend on how many rows they have
 
+    @property
+    def own_threads(self) -> bool:
+        return False
+
     def chooser(self) -> PortableChooser:
         return PortableChooser()
 
