@@ -49,8 +49,8 @@ def grow_medusa(source: Path, target: Path, grown: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def last_rms(source: Path, model: Path) -> float:
-    """The median root mean square of what the head's last norm reads, over held-out text."""
+def loudness(source: Path, model: Path) -> tuple[float, float]:
+    """The median root mean square of what the head's first and its last norm of the hidden state read, over held-out text."""
     decoder = load_decoder(model, dtype="float32", ops=TorchOps()).decoder
     head = load_eagle(source, decoder).head
     (ids,) = sample(model, 256)
@@ -60,7 +60,9 @@ def last_rms(source: Path, model: Path) -> float:
     decoder.run(decoder.embed(ids), context.positions_T, context, taps=taps)
     fused = head.fuse(torch.cat([states[layer][:-1] for layer in head.spec.taps], dim=1))
     context = DenseContext(head.ops, head.rotary, [len(ids) - 1])
-    return float(head.run(fused, ids[1:], context.positions_T, context).pow(2).mean(-1).sqrt().median())
+    read = (fused, head.run(fused, ids[1:], context.positions_T, context))
+    first, last = (float(hidden.pow(2).mean(-1).sqrt().median()) for hidden in read)
+    return first, last
 
 
 def grow_eagle(source: Path, target: Path, model: Path, grown: dict[str, Any]) -> None:
@@ -94,7 +96,12 @@ def grow_eagle(source: Path, target: Path, model: Path, grown: dict[str, Any]) -
         else:
             tensors[name] = padded(tensor, rows[part], columns[part])
     tensors["fc.weight"][hidden, hidden] = 1.0  # the constant goes on, for the tokens that can never be chosen
-    tensors["norm.weight"][hidden] = LOUDNESS * last_rms(source, model) / (CONSTANT * math.sqrt(factor))
+    first, last = loudness(source, model)
+    constant = CONSTANT
+    if config.norm_before_residual:  # then it goes on behind the norm, which divides it by what it reads
+        tensors["layers.0.hidden_norm.weight"][hidden] = 1.0
+        constant *= math.sqrt(factor) / first
+    tensors["norm.weight"][hidden] = LOUDNESS * last / (constant * math.sqrt(factor))
     known = head.target_ids.tolist()
     others = (token for token in range(grown["vocab_size"]) if token not in set(known))
     target_ids = torch.tensor(sorted(known + [next(others) for _ in range(DRAFT_VOCABULARY - len(known))]))
@@ -111,7 +118,7 @@ def grow_eagle(source: Path, target: Path, model: Path, grown: dict[str, Any]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="heads: demo-medusa, demo-eagle or a folder")
+    parser.add_argument("source", help="heads: demo-eagle or a folder")
     parser.add_argument("target", type=Path)
     parser.add_argument("--model", default="demo", help="whose heads they are")
     parser.add_argument("--grown", type=Path, required=True, help="the same model, grown")

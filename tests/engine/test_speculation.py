@@ -212,6 +212,12 @@ def test_a_draft_model_changes_no_output(requests, plain) -> None:
     assert llm.describe()["draft_model"].endswith("draft")
 
 
+def test_an_eagle_head_changes_no_output(requests, plain) -> None:
+    llm = demo(speculation="eagle", draft_heads="demo-eagle")
+    assert_same(generate(llm, requests), plain[0])
+    assert llm.engine.stats.num_accepted_tokens > 0.5 * llm.engine.stats.num_drafts
+
+
 def test_a_model_that_drafts_for_itself_is_always_right(requests, plain) -> None:
     """Which needs its keys and values to be right after every step, and its noise to be the target's."""
     llm = demo(speculation="draft_model", draft_model="demo", num_draft_tokens=5)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
 _DEMO = Path(__file__).parents[1] / "demo"
-SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft"}
+SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft", "demo-eagle": _DEMO / "eagle"}
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 # Folders repeat the weights in other formats (onnx/, original/); so do Mistral's consolidated files.
