@@ -59,6 +59,8 @@ def test_the_shipped_models_are_whole():
     for name in hub.SHIPPED:
         folder = hub.resolve(name)
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    for name in hub.SHIPPED_HEADS:
+        assert {"config.json", "model.safetensors"} <= {file.name for file in hub.resolve(name).iterdir()}
     assert sum(file.stat().st_size for file in hub.SHIPPED["demo"].parent.rglob("*") if file.is_file()) < 40 * 2**20
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
 _DEMO = Path(__file__).parents[1] / "demo"
-SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft", "demo-eagle": _DEMO / "eagle"}
+SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft"}
+SHIPPED_HEADS = {"demo-eagle": _DEMO / "eagle"}  # no models of their own
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 # Folders repeat the weights in other formats (onnx/, original/); so do Mistral's consolidated files.
@@ -42,7 +43,7 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
     A shipped name wins over a folder of that name; write ``./demo`` for the folder. Raises ``ModelNotFound``, and
     ``CheckpointError`` for a cached copy that is not whole and cannot be completed.
     """
-    if name in SHIPPED:
+    if name in SHIPPED or name in SHIPPED_HEADS:
         return _shipped(name, revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -107,7 +108,7 @@ def cache_folder() -> Path:
 def _shipped(name: str, revision: str | None) -> Path:
     if revision is not None:
         raise InvalidOption(f"{name} ships inside hasten and has one revision", got=f"revision {revision!r}")
-    folder = SHIPPED[name]
+    folder = (SHIPPED | SHIPPED_HEADS)[name]
     if not folder.is_dir():
         raise ModelNotFound(f"this installation of hasten lacks its model {name!r}", got=str(folder), remedy="Install hasten again")
     return folder
@@ -185,7 +186,7 @@ def _remedy(name: str) -> str:
     """The nearest model that is already here: shipped, in the cache, or a folder beside the one that was named."""
     path = Path(name).expanduser()
     beside = [str(path.parent / entry.name) for entry in _subfolders(path.parent) if (entry / "config.json").is_file()]
-    return nearest(name, [*SHIPPED, *(model.name for model in cached_models()), *beside])
+    return nearest(name, [*SHIPPED, *SHIPPED_HEADS, *(model.name for model in cached_models()), *beside])
 
 
 def _subfolders(folder: Path) -> list[Path]:
