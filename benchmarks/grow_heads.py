@@ -1,9 +1,8 @@
 """Draft heads for a grown model: what ``grow.py`` does to a model, done to its Medusa heads or its EAGLE-3 head.
 
 ``python benchmarks/grow_heads.py demo-eagle grown/eagle --model demo --grown grown/demo`` reads heads of ``--model`` and writes
-heads of
-``--grown``: the same guesses, at the cost of heads of that size. An EAGLE-3 head also gets the 32,768 tokens that such heads are
-usually given; the new ones can never be chosen.
+heads of ``--grown``: the same guesses, at the cost of heads of that size. An EAGLE-3 head also gets the 32,768 tokens that such
+heads are usually given; the new ones can never be chosen.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What guessing ahead gains on real text at real cost: every drafter, plain decoding and ``auto``, in turn, on the same prompts.
 
-``python benchmarks/grow.py demo grown/demo && python benchmarks/grow.py demo-draft grown/draft`` (and the heads, with ``--like``)
-``python benchmarks/speculation.py grown/demo --draft-model grown/draft --heads grown/medusa grown/eagle --out
-benchmarks/results/speculation.json``
+``python benchmarks/grow.py demo grown/demo && python benchmarks/grow.py demo-draft grown/draft``
+``python benchmarks/grow_heads.py demo-eagle grown/eagle --grown grown/demo`` and what other heads there are
+``python benchmarks/speculation.py grown/demo --draft-model grown/draft --heads grown/eagle --out speculation.json``
 
 Three works, from text that the model has never been trained on, in turn: code and documentation to go on with, and *repeat*: a
 piece of code whose beginning is written once more, so that the answer mostly repeats the prompt, as an edit does. In each turn all

@@ -20,9 +20,7 @@ class Outlook:
     _hits: list[float] = field(default_factory=list)
 
     def chances(self, draft: Draft) -> list[float]:
-        """Of each node: that it will become output. Never more than that of the node before, so that a beginning is the best
-        part.
-        """
+        """Of each node: that it will become output. Never more than of the node before: a beginning is the best part."""
         chances: list[float] = []
         first_child = self._mean(FIRST_CHILD, [i for i, parent in enumerate(draft.parents) if parent == i - 1])
         for node, parent in enumerate(draft.parents):

@@ -1,9 +1,8 @@
 """Which tree of guesses to verify, where several places are guessed independently: each place's likeliest tokens, ranked.
 
 Cai et al., 2024 (Medusa, arXiv 2401.10774, section 2.3.3): a node's chance is the product of the accuracies along its path, and
-the best
-tree of n nodes is the n likeliest paths. As no path is likelier than its beginning, that is a tree, and its first nodes are the
-best smaller one.
+the best tree of n nodes is the n likeliest paths. As no path is likelier than its beginning, that is a tree, and its first nodes
+are the best smaller one.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ class Speculation:
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> Speculation:
-        """Raises ``InvalidOption`` for a draft model of another vocabulary, and ``CheckpointError`` as ``load_decoder`` and heads
-        do.
-        """
+        """Raises ``InvalidOption`` for a draft model of another vocabulary, and ``CheckpointError`` where files are wrong."""
         return cls(options, backend, target, _draft_model(options, backend, target), _heads(options, backend, target))
 
     @property

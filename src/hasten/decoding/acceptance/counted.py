@@ -14,9 +14,7 @@ from hasten.sampling.row import SamplingRow
 
 @dataclass(slots=True)
 class CountedChance:
-    """``row`` is the place. Tokens are drawn with the noise that plain decoding would use there, and verdicts with numbers beside
-    it.
-    """
+    """``row`` is the place. Tokens are drawn with the noise of plain decoding there, and verdicts with numbers beside it."""
 
     row: SamplingRow
     _num_asked: int = 0

@@ -1,5 +1,6 @@
-"""Typical acceptance (Cai et al., 2024, Medusa, arXiv 2401.10774). It is lossy: answers are likelier than what plain sampling
-draws.
+"""Typical acceptance (Cai et al., 2024, Medusa, arXiv 2401.10774). It is lossy.
+
+Answers are likelier than what plain sampling draws.
 
 A guess is accepted where its probability exceeds min(threshold, alpha · exp(-H)), H being the entropy of the distribution in nats:
 where the model is sure only its own token passes, where it is not many do. Of several the likeliest is taken.

@@ -1,9 +1,9 @@
 """Which drafter, and how many guesses: what gives the most tokens a second by all that was measured so far.
 
 In a step of ``n`` tokens a guess is worth verifying as long as its chance of becoming output, over the time that it adds to the
-step, is
-more than what the step gives on average (Leviathan et al., 2022, section 3.4, with measured costs in the place of a ratio). Guesses
-of all lines compete for the same step, the likeliest first. Where none is worth its time, none is made: that is plain decoding.
+step, is more than what the step gives on average (Leviathan et al., 2022, section 3.4, with measured costs in the place of a
+ratio). Guesses of all lines compete for the same step, the likeliest first. Where none is worth its time, none is made: that is
+plain decoding.
 
 A drafter that costs time of its own is asked where its guesses should pay for it. What is believed of one that is not asked grows
 old, so it gets a small share of the time to show itself.

@@ -37,9 +37,7 @@ class EagleRunner(Protocol):
         ...
 
     def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> Tensor:
-        """One place on. ``rows`` hold the token after each state. Makes the copies, then writes keys and values of the rows. [T,
-        E]
-        """
+        """One place on [T, E]. ``rows`` hold the token after each state. Makes the copies, then writes keys and values."""
         ...
 
     def logits(self, hidden_RE: Tensor) -> Tensor:
