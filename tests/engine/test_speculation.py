@@ -153,7 +153,7 @@ def test_trees_change_no_output_either(honest: int, requests, plain) -> None:
 
 def test_drafts_give_way_where_blocks_and_tokens_are_short(requests, plain) -> None:
     """A pool that forces preemption and a step of few tokens: nothing changes, nobody starves."""
-    llm = demo(kv_cache_memory="768KiB", max_num_batched_tokens=24, max_num_seqs=12)
+    llm = demo(kv_cache_memory="704KiB", max_num_batched_tokens=24, max_num_seqs=12)
     llm.engine._drafter = knowing(plain[0], 3, 2)
     found = generate(llm, requests[:120])
     assert_same(found, plain[0][:120])

@@ -104,12 +104,12 @@ class Engine:
         sequences = self.scheduler.decoding()
         lines = [_line(sequence) for sequence in sequences]
         try:
-            drafts = drafter.propose(lines, self._seen(plan, committed, output, drafter))
+            drafts = list(zip(sequences, drafter.propose(lines, self._seen(plan, committed, output, drafter)), strict=True))
         except Exception:
             log.exception("speculation is off from here on: the drafter failed")
             self._drafter = None
             return
-        for sequence, draft in zip(sequences, drafts, strict=True):
+        for sequence, draft in drafts:
             self.scheduler.draft(sequence, draft)
 
     def _seen(self, plan: StepPlan, committed: Committed, output: RunnerOutput, drafter: Drafter) -> Seen:

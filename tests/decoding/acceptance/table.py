@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from hasten.core.draft import Draft
+from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
@@ -79,7 +79,7 @@ class TableDrafter:
         self.table, self.length, self.draws = table, length, draws
 
     def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
-        return [self._draft(line) for line in lines if line.token_ids[-1] < self.table.vocabulary]
+        return [self._draft(line) if line.token_ids[-1] < self.table.vocabulary else NO_DRAFT for line in lines]
 
     def _draft(self, line: Line) -> Draft:
         tokens, proposals = list(line.token_ids), []
