@@ -119,7 +119,11 @@ def test_help_names_every_command(hasten):
 class Terminal:
     """A hasten session whose keyboard and screen are a pseudo-terminal."""
 
-    ENTRY = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from hasten.cli.main import run; sys.exit(run({!r}))"
+    # A shell's job in the background ignores Ctrl-C, and hands that down: a session that somebody sits at does not.
+    ENTRY = (
+        "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); from hasten.cli.main import run; sys.exit(run({!r}))"
+    )
 
     def __init__(self, *arguments: str) -> None:
         self.keyboard, screen = pty.openpty()
