@@ -1,4 +1,4 @@
-"""``hasten train``: heads that guess ahead and small draft models, trained beside a frozen model on the user's own text."""
+"""``hasten train``: heads that guess ahead, draft models and early exits, trained beside a frozen model on the user's text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hasten.cli.interrupt import Interrupt
 from hasten.cli.options import Given, OptionGroup, with_options
 from hasten.cli.table import print_table
 from hasten.compress.draft import Draft
+from hasten.compress.exits.exits import Exits
 from hasten.compress.heads.eagle import Eagle
 from hasten.compress.heads.medusa import Medusa
 from hasten.compress.training.options import DEFAULT_STEPS, TrainOptions
@@ -93,9 +94,21 @@ KINDS = {
         },
         "DEPTH",
     ),
+    "exits": Kind(
+        Exits,
+        "Train early exits: places where a token may leave the model before its last layer, with tables and calibrated thresholds.",
+        {
+            "layers": "Leave after this many layers; may be given several times. If left out, five in the upper two thirds.",
+            "texts": "Held-out windows that thresholds are calibrated on and tables are checked on; 0: neither thresholds "
+            "nor tables.",
+        },
+        "EXIT",
+    ),
 }
 
-train = typer.Typer(help="Train heads or a draft model for faster decoding.", no_args_is_help=True, rich_markup_mode=None)
+train = typer.Typer(
+    help="Train heads, a draft model or early exits for faster decoding.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def _command(kind: Kind) -> Callable[..., None]:
@@ -138,8 +151,13 @@ def _train(kind: Kind, model: str, data: Path, out: Path, chosen: Given, trainin
 
 
 def _show(kind: Kind, score: Score) -> None:
-    """Acceptance by position, and how often the true token was among the likeliest guesses."""
+    """Acceptance by position, and how often the true token was among the likeliest guesses; of exits agreement alone."""
     tops = [rank for rank in (1, 2, 4, 10) if score.accuracies and rank <= len(score.accuracies[0])]
+    if score.exits:
+        shares = [[f"{sum(exit_[:rank]):.1%}" for rank in tops] for exit_ in score.accuracies]
+        titles = ("AGREES", *(f"IN TOP {rank}" for rank in tops[1:]))
+        print_table((kind.depth, *titles), [(str(e), *row) for e, row in zip(score.exits, shares, strict=True)])
+        return
     columns = (kind.depth, "ACCEPTED IF ALL BEFORE", *(f"TOP {rank}" for rank in tops))
     rows = [
         (str(depth), f"{accepted:.1%}", *(f"{sum(shares[:rank]):.1%}" for rank in tops))

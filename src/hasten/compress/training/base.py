@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hasten.compress.training.backbone import Backbone
     from hasten.compress.training.corpus import Batch, Corpus
+    from hasten.compress.training.options import TrainOptions
     from hasten.compress.training.score import Score
+    from hasten.compress.training.watcher import Watcher
 
 
 class Trainee(Protocol):
@@ -29,6 +31,15 @@ class Trainee(Protocol):
 
     def save(self, folder: Path, score: Score) -> None:
         """Writes the checkpoint with the parameters as they are; ``score`` is theirs on held-out text."""
+        ...
+
+
+@runtime_checkable
+class Finisher(Protocol):
+    """A trainee that makes more of the text once its weights are settled: ``save`` follows."""
+
+    def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher) -> Mapping[str, Any]:
+        """Plain data for ``training.json``. A function of the parameters and the arguments alone; a killed run does it again."""
         ...
 
 

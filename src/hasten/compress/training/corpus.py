@@ -83,11 +83,21 @@ class Corpus:
 
     def held_out(self, size: int, window: int, limit: int) -> Iterator[Batch]:
         """At most ``limit`` windows, spread evenly over the held-out text; the same at every call."""
-        count = len(self.held_out_N) // window
-        chosen = sorted(sorted(range(count), key=lambda index: index * _GOLDEN % 1)[:limit])
+        chosen = sorted(self._spread(window)[:limit])
         windows = [self.held_out_N[index * window : (index + 1) * window] for index in chosen]
         for first in range(0, len(windows), size):
             yield Batch(torch.stack(windows[first : first + size]).long(), _mixed(0, "held out", first))
+
+    def unread(self, window: int, count: int, seed: int) -> Tensor:
+        """``count`` windows that ``held_out`` reads last, in random order; fewer where there are no more. [B, W], int64"""
+        chosen = self._spread(window)[::-1][:count]
+        generator = torch.Generator().manual_seed(_mixed(seed, "unread", 0))
+        order = torch.randperm(len(chosen), generator=generator).tolist()
+        return torch.stack([self.held_out_N[chosen[i] * window : (chosen[i] + 1) * window] for i in order]).long()
+
+    def _spread(self, window: int) -> list[int]:
+        """Places of the windows of the held-out text; however many one takes from the start, they are spread evenly."""
+        return sorted(range(len(self.held_out_N) // window), key=lambda index: index * _GOLDEN % 1)
 
 
 def _sections(parts: Sequence[array[int]], longest: int) -> Iterator[tuple[bytes, int, array[int]]]:

@@ -15,7 +15,7 @@ import torch
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.compress.training.backbone import Backbone, trainable_spec
-from hasten.compress.training.base import Recipe
+from hasten.compress.training.base import Finisher, Recipe
 from hasten.compress.training.corpus import Corpus
 from hasten.compress.training.fit import Course, Fit
 from hasten.compress.training.options import TrainOptions
@@ -66,8 +66,9 @@ def train(
     score = fit.run(stop)
     if score is None:
         return None
+    more = trainee.finish(corpus, options, watcher) if isinstance(trainee, Finisher) else {}
     trainee.save(out, score)
-    report = {"model": model, **settings, "held_out_score": score.as_dict(), "evaluations": fit.course.evaluations}
+    report = {"model": model, **settings, "held_out_score": score.as_dict(), **more, "evaluations": fit.course.evaluations}
     (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     resume.remove()
     return Outcome(score, fit.course)

@@ -16,6 +16,8 @@ class Score:
     right: tuple[int, ...]  # [depth] right, and so were all earlier ones
     seen: tuple[int, ...]  # [depth] all earlier ones were right
     ranks: tuple[tuple[int, ...], ...]  # [depth][rank] the true token was this guess of the depth, whatever the earlier ones were
+    # Not empty: no chain. Depth d is the exit after ``exits[d]`` layers, and right or wrong whatever the others are.
+    exits: tuple[int, ...] = ()
 
     @classmethod
     def nothing(cls) -> Score:
@@ -28,6 +30,7 @@ class Score:
             right=_sum(self.right, other.right),
             seen=_sum(self.seen, other.seen),
             ranks=tuple(_sum(a, b) for a, b in zip_longest(self.ranks, other.ranks, fillvalue=())),
+            exits=self.exits or other.exits,
         )
 
     @property
@@ -51,12 +54,10 @@ class Score:
         return tuple(tuple(hits / count for hits in depth) for depth in self.ranks)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "loss": self.mean_loss,
-            "positions": self.num_positions,
-            "acceptance": list(self.acceptance),
-            "accepted_length": self.accepted_length,
-        }
+        known: dict[str, Any] = {"loss": self.mean_loss, "positions": self.num_positions}
+        if self.exits:
+            return {**known, "exits": list(self.exits), "agreement": list(self.acceptance)}
+        return {**known, "acceptance": list(self.acceptance), "accepted_length": self.accepted_length}
 
 
 def _sum(ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,18 +13,19 @@ from hasten.compress.training.score import Score
 RANKS = 10  # guesses per depth that are looked at
 
 
-def tally(guesses_DRK: Tensor, wanted_DR: Tensor, mean_loss: float) -> Score:
-    """``wanted_DR[d, r]`` is the token that depth d of the chain at position r should have guessed."""
+def tally(guesses_DRK: Tensor, wanted_DR: Tensor, mean_loss: float, exits: tuple[int, ...] = ()) -> Score:
+    """``wanted_DR[d, r]`` is the token that depth d at position r should have guessed: depths of a chain, or ``exits``."""
     hits_DRK = guesses_DRK == wanted_DR[:, :, None]
-    right_DR = hits_DRK[:, :, 0].long().cumprod(dim=0)
+    right_DR = hits_DRK[:, :, 0].long()
     num_positions = wanted_DR.shape[1]
-    right = tuple(int(count) for count in right_DR.sum(1))
+    right = tuple(int(count) for count in (right_DR if exits else right_DR.cumprod(dim=0)).sum(1))
     return Score(
         loss=mean_loss * num_positions,
         num_positions=num_positions,
         right=right,
-        seen=(num_positions, *right[:-1]),
+        seen=(num_positions,) * len(exits) if exits else (num_positions, *right[:-1]),
         ranks=tuple(tuple(int(count) for count in depth) for depth in hits_DRK.sum(1)),
+        exits=exits,
     )
 
 

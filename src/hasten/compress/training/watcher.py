@@ -71,7 +71,7 @@ def display() -> Iterator[Display]:
 
 
 def line(step: int, total: int, loss: float, score: Score) -> str:
-    """``step 200 of 1000: loss 2.310, held out 2.451, accepted 41.2% 23.0% 12.1% (0.71 tokens)``."""
+    """``step 200 of 1000: loss 2.310, held out 2.451, accepted 41.2% 23.0% 12.1% (0.71 tokens)``; exits ``agreed 41.2% 62.5%``."""
     depths = " ".join(f"{share:.1%}" for share in score.acceptance)
-    figures = f"loss {loss:.3f}, held out {score.mean_loss:.3f}, accepted {depths} ({score.accepted_length:.2f} tokens)"
-    return f"step {step} of {total}: {figures}"
+    figures = f"agreed {depths}" if score.exits else f"accepted {depths} ({score.accepted_length:.2f} tokens)"
+    return f"step {step} of {total}: loss {loss:.3f}, held out {score.mean_loss:.3f}, {figures}"

@@ -1,0 +1,71 @@
+"""What every exit says about every token of some texts: one pass of the whole model, to count and to choose from.
+
+Shape suffixes: N texts · T tokens of a text that are read · D exits · V vocabulary · E hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.compress.exits.leave import approach
+from hasten.compress.training.backbone import Backbone
+from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
+from hasten.decoding.exits import MEASURES
+from hasten.decoding.exits.base import Reading
+from hasten.layers.exits import Exits
+
+AT_ONCE = 8  # texts in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """float32. The token after the last one read is known too, so every position has a target."""
+
+    nll_NT: Tensor  # of the token that came, by the whole model
+    exit_nll_NDT: Tensor  # by each exit
+    kl_NDT: Tensor  # KL(whole model || exit)
+    agrees_NDT: Tensor  # bool: their likeliest tokens are the same
+    sure: dict[str, Tensor]  # measure -> [N, D, T], 0 to 1
+
+
+@torch.no_grad()
+def annotate(backbone: Backbone, exits: Exits, texts_NW: Tensor) -> Annotations:
+    """``texts_NW``: [N, T + 1] token ids."""
+    parts = [_annotate(backbone, exits, part_NW) for part_NW in torch.split(texts_NW.long(), AT_ONCE)]
+    return Annotations(
+        torch.cat([part.nll_NT for part in parts]),
+        torch.cat([part.exit_nll_NDT for part in parts]),
+        torch.cat([part.kl_NDT for part in parts]),
+        torch.cat([part.agrees_NDT for part in parts]),
+        {name: torch.cat([part.sure[name] for part in parts]) for name in parts[0].sure},
+    )
+
+
+def _annotate(backbone: Backbone, exits: Exits, texts_NW: Tensor) -> Annotations:
+    decoder, layers, shape = backbone.decoder, exits.spec.layers, (len(texts_NW), texts_NW.shape[1] - 1)
+    wanted_T1 = texts_NW[:, 1:].reshape(-1, 1)
+    states = backbone.states(texts_NW[:, :-1], {after for layer in layers for after in (layer - 1, layer - 2) if after >= 0})
+    whole_TV = decoder.head(states.last_TE).log_softmax(-1)
+    share_TV, best_T = whole_TV.exp(), whole_TV.argmax(-1)
+    nll, kl, agrees = [], [], []
+    sure: dict[str, list[Tensor]] = {name: [] for name in (*TOKEN_MEASURES, *REQUEST_MEASURES)}
+    for layer in layers:
+        hidden_TE = states.taps[layer - 1]
+        before_TE = states.taps[layer - 2] if layer > 1 else approach(backbone, exits, texts_NW[:, :-1]).before_TE
+        reading = Reading(hidden_TE, before_TE, exits.at(layer), decoder.head)
+        for name, values in sure.items():
+            values.append(MEASURES[name](reading).view(shape))
+        said_TV = reading.logits_RV.log_softmax(-1)
+        nll.append(-said_TV.gather(-1, wanted_T1).view(shape))
+        kl.append((share_TV * (whole_TV - said_TV)).sum(-1).clamp(min=0.0).view(shape))
+        agrees.append((said_TV.argmax(-1) == best_T).view(shape))
+    return Annotations(
+        -whole_TV.gather(-1, wanted_T1).view(shape),
+        torch.stack(nll, dim=1),
+        torch.stack(kl, dim=1),
+        torch.stack(agrees, dim=1),
+        {name: torch.stack(values, dim=1) for name, values in sure.items()},
+    )

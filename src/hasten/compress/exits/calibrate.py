@@ -1,0 +1,107 @@
+"""From what exits cost on texts to a threshold that keeps a promise: Learn-then-Test (Angelopoulos et al., 2021, arXiv 2110.01052).
+
+Thresholds are tested one after the other, from the most careful on. What is to be refuted is that a text loses more than is
+allowed, on average; the last threshold before the first that is not refuted is taken. Because the order is fixed beforehand, the
+chance that it is a bad one is at most 1 - certainty, however many there are (fixed-sequence testing).
+
+A test is a bet (Waudby-Smith & Ramdas, 2020, arXiv 2010.09686): whoever stakes on a lower loss than is allowed cannot expect to
+gain if the mean is not lower, and multiplies the capital by 1 / (1 - certainty) with a chance of 1 - certainty at most (Ville).
+Stakes follow the variance that was seen so far, so that even losses need few texts.
+
+Plain numbers: no model. Shape suffixes: L thresholds · N texts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.core.calibration import Calibration
+
+SAFE = 1.12  # a threshold that no token passes, decayed or not: it costs nothing, so it needs no test
+CERTAINTY = 0.95
+TOLERANCES = (0.005, 0.01, 0.02, 0.05)
+# A text that loses more than so many times what is allowed counts as that much: a bet needs a bound, and a near one allows high
+# stakes.
+MOST = 10.0
+BOLDNESS = 0.9  # share of the capital that the worst text can take
+PRIOR = 2.0  # standard deviation that is assumed before the first text, in units of what is allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of every threshold and text, over the tokens that may leave. float64 [L, N]"""
+
+    risk_LN: Tensor  # nats per token that the exits lose on the token that came
+    layers_LN: Tensor  # that computed a token
+
+    def of(self, texts: Tensor) -> Costs:
+        """On some of the texts."""
+        return Costs(self.risk_LN[:, texts], self.layers_LN[:, texts])
+
+
+def allowed_loss(tolerance: float) -> float:
+    """Nats per token by which perplexity rises by this share."""
+    return math.log1p(tolerance)
+
+
+def p_values(risk_LN: Tensor, allowed: float, certainty: float = CERTAINTY) -> Tensor:
+    """Of "the mean of min(loss, ``MOST`` · allowed) is ``allowed`` or more". [L], float64
+
+    Valid for any number of texts that are drawn alike. They are bet on in their order, which must not depend on their losses.
+    ``certainty`` tunes the stakes and is no condition.
+    """
+    most, prior = MOST * allowed, (PRIOR * allowed) ** 2
+    loss_LN = risk_LN.double().clamp(max=most)
+    count = loss_LN.shape[1]
+    seen_N = torch.arange(1, count + 1, dtype=torch.float64)
+    mean_LN = (allowed + loss_LN.cumsum(1)) / (seen_N + 1)
+    variance_LN = (prior + (loss_LN - mean_LN).square().cumsum(1)) / (seen_N + 1)
+    # What was known before each text.
+    known_LN = torch.cat((torch.full_like(variance_LN[:, :1], prior), variance_LN[:, :-1]), dim=1)
+    stake_LN = (2 * math.log(1 / (1 - certainty)) / (count * known_LN)).sqrt().clamp(max=BOLDNESS / (most - allowed))
+    capital_LN = torch.log1p(stake_LN * (allowed - loss_LN)).cumsum(1)
+    return torch.exp(-capital_LN.amax(1).clamp(min=0.0))
+
+
+def chosen(risk_LN: Tensor, tolerance: float, certainty: float = CERTAINTY) -> int:
+    """The place of the threshold to take. Thresholds sink, and the first one is ``SAFE``: it is taken where no other can be."""
+    p_L = p_values(risk_LN, allowed_loss(tolerance), certainty)
+    passed = 0
+    while passed + 1 < len(p_L) and p_L[passed + 1] <= 1 - certainty:
+        passed += 1
+    return passed
+
+
+def calibrate(
+    rule: str,
+    costs: Costs,
+    thresholds: tuple[float, ...],
+    *,
+    window: int,
+    decay: float | None,
+    tolerances: tuple[float, ...] = TOLERANCES,
+    certainty: float = CERTAINTY,
+) -> tuple[Calibration, ...]:
+    """One for each tolerance. Each promise stands by itself: that all of them hold is less certain."""
+    assert thresholds[0] == SAFE and list(thresholds) == sorted(thresholds, reverse=True), thresholds
+    found = []
+    for tolerance in tolerances:
+        place = chosen(costs.risk_LN, tolerance, certainty)
+        found.append(
+            Calibration(
+                rule=rule,
+                tolerance=tolerance,
+                certainty=certainty,
+                threshold=thresholds[place],
+                decay=decay,
+                window=window,
+                num_texts=costs.risk_LN.shape[1],
+                mean_layers=float(costs.layers_LN[place].mean()),
+                mean_risk=float(costs.risk_LN[place].mean()),
+            )
+        )
+    return tuple(found)

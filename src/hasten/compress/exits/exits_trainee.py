@@ -1,0 +1,116 @@
+"""Training exits: each learns to say what the whole model says, and how likely it is to choose the same token.
+
+That is self-distillation (FastBERT, Liu et al., 2020) through a tuned lens (Belrose et al., 2023), with CALM's classifiers
+(Schuster et al., 2022).
+
+Shape suffixes: B windows · W tokens of a window · T = B·W tokens · E hidden size · D exits · V vocabulary · K guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hasten.checkpoints.formats.exits import ExitsCheckpoint, write_exits
+from hasten.compress.exits.exits import Exits as Recipe
+from hasten.compress.exits.settle import settle
+from hasten.compress.training.backbone import Backbone, States
+from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.options import TrainOptions
+from hasten.compress.training.score import Score
+from hasten.compress.training.tally import likeliest, tally
+from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
+from hasten.compress.training.watcher import Watcher
+from hasten.layers.build import Build
+from hasten.layers.exits import Exits, ExitsSpec
+from hasten.layers.formats.dense import DenseFormats
+
+JUDGED = 4  # one token in so many teaches the classifiers: they are small, and what they learn costs a product with the vocabulary
+
+
+class ExitsTrainee:
+    """Exits begin as the logit lens: a state is read as if it were the last one, and any agreement is as likely as not."""
+
+    def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
+        self.backbone, self.recipe = backbone, recipe
+        spec = ExitsSpec(
+            layers=recipe.settled(backbone.spec.num_layers),
+            num_layers=backbone.spec.num_layers,
+            hidden_size=backbone.spec.hidden_size,
+            vocab_size=backbone.spec.vocab_size,
+        )
+        self.exits = Exits(spec, Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32))
+        with torch.no_grad():
+            for parameter in self.exits.parameters():
+                parameter.zero_()
+        self.exits.requires_grad_(True)
+        self._made = ExitsCheckpoint(self.exits)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return dict(self.exits.named_parameters())
+
+    def loss(self, batch: Batch) -> Tensor:
+        states = self._states(batch)
+        return self._loss(batch, states, self._readable(states))
+
+    def evaluate(self, batch: Batch) -> Score:
+        """How often each exit's likeliest token is the model's, and at which of its ranks the model's is."""
+        states = self._states(batch)
+        normed_TDE = self._readable(states)
+        num_tokens, num_exits = normed_TDE.shape[:2]
+        guesses_TDK = likeliest(normed_TDE.flatten(0, 1), self.backbone.vocabulary_VE).view(num_tokens, num_exits, -1)
+        wanted_T = likeliest(self.backbone.normed(states), self.backbone.vocabulary_VE)[:, 0]
+        wanted_DT = wanted_T.expand(num_exits, -1)
+        return tally(guesses_TDK.transpose(0, 1), wanted_DT, float(self._loss(batch, states, normed_TDE)), self.exits.spec.layers)
+
+    def save(self, folder: Path, score: Score) -> None:
+        write_exits(folder, self._made, dtype=self.backbone.dtype, base_model=self.backbone.folder.name)
+
+    def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher) -> Mapping[str, Any]:
+        """Tables and thresholds, for the translators as they will be stored."""
+        with torch.no_grad():
+            for layer in self.exits.spec.layers:
+                for parameter in self.exits.at(layer).translate.parameters():
+                    parameter.copy_(parameter.to(self.backbone.dtype))
+        if self.recipe.texts == 0:
+            return {}
+        self._made, report = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher)
+        return report
+
+    def _states(self, batch: Batch) -> States:
+        return self.backbone.states(batch.ids_BW, [layer - 1 for layer in self.exits.spec.layers])
+
+    def _readable(self, states: States) -> Tensor:
+        """What the vocabulary projection reads of every token at every exit. [T, D, E]"""
+        translated = [self.exits.at(layer).translated(states.taps[layer - 1]) for layer in self.exits.spec.layers]
+        normed_TDE: Tensor = self.backbone.decoder.norm(torch.stack(translated, dim=1))
+        return normed_TDE
+
+    def _loss(self, batch: Batch, states: States, normed_TDE: Tensor) -> Tensor:
+        num_tokens, num_exits = normed_TDE.shape[:2]
+        words_VE, teacher_TE = self.backbone.vocabulary_VE, self.backbone.normed(states)
+
+        def teacher(a: int, b: int) -> Tensor:
+            """Rows of one token follow each other, so that its distribution is computed once."""
+            first, last = a // num_exits, (b - 1) // num_exits + 1
+            wanted_RV = (teacher_TE[first:last] @ words_VE.T).softmax(-1)
+            return wanted_RV.repeat_interleave(num_exits, dim=0)[a - first * num_exits : b - first * num_exits]
+
+        target = Target(batch.ids_BW.flatten().repeat_interleave(num_exits), teacher, hard=0.0)
+        divergence = vocabulary_loss(normed_TDE.flatten(0, 1), words_VE, target) / num_tokens
+        return divergence + self._judgement(states, normed_TDE.detach(), teacher_TE)
+
+    def _judgement(self, states: States, normed_TDE: Tensor, teacher_TE: Tensor) -> Tensor:
+        """Binary cross entropy of the classifiers, summed over exits. They read states, so no translator learns from it."""
+        words_VE, some = self.backbone.vocabulary_VE, slice(None, None, JUDGED)
+        with torch.no_grad():
+            said_TD = likeliest(normed_TDE[some].flatten(0, 1), words_VE)[:, 0].view(-1, normed_TDE.shape[1])
+            agrees_TD = said_TD == likeliest(teacher_TE[some], words_VE)[:, :1]
+        layers = self.exits.spec.layers
+        logits = [self.exits.at(layer).certainty_logit(states.taps[layer - 1][some]) for layer in layers]
+        return F.binary_cross_entropy_with_logits(torch.stack(logits, dim=1), agrees_TD.float()) * len(layers)

@@ -1,0 +1,134 @@
+"""What leaving early costs on texts, for a whole list of thresholds: nats lost on the token that came, and layers computed.
+
+For rules that ask every token a text is an answer after a prompt of one token; for those that ask once, its first half is the
+prompt. Tokens are those of the text, not those that the model would have written after exits.
+
+Shape suffixes: N texts · W tokens of a text · T tokens read · D exits · L thresholds · E hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hasten.compress.exits.annotate import AT_ONCE, Annotations
+from hasten.compress.exits.calibrate import SAFE, Costs
+from hasten.compress.exits.leave import Decide, approach, leave
+from hasten.compress.training.backbone import Backbone
+from hasten.core.exits import REQUEST_MEASURES, decayed
+from hasten.decoding.exits import MEASURES
+from hasten.decoding.exits.base import Reading
+from hasten.layers.exits import Exits
+
+DECAY = 4.0  # what a request has if it does not say
+STEPS = 20  # of a grid
+
+
+def token_risks(
+    backbone: Backbone, exits: Exits, texts_NW: Tensor, rule: str, thresholds: Sequence[float], decay: float | None = DECAY
+) -> Costs:
+    """Of a rule that asks every token but the first, which is the prompt."""
+    length = texts_NW.shape[1] - 1
+    limits = [_limits(threshold, decay, length) for threshold in thresholds]
+    parts = []
+    for part_NW in torch.split(texts_NW.long(), AT_ONCE):
+        start = approach(backbone, exits, part_NW[:, :-1])
+        plain_NT = whole(backbone, part_NW)
+        rows = []
+        for limit_T in limits:
+            departure = leave(backbone, exits, start, _measured(rule, limit_T.repeat(len(part_NW))))
+            lost_NT = surprise(backbone, departure.hidden_TE, part_NW) - plain_NT
+            rows.append((lost_NT[:, 1:].mean(1), departure.depth_T.view(lost_NT.shape)[:, 1:].double().mean(1)))
+        parts.append(Costs(torch.stack([risk for risk, _ in rows]), torch.stack([layers for _, layers in rows])))
+    return Costs(torch.cat([part.risk_LN for part in parts], 1), torch.cat([part.layers_LN for part in parts], 1))
+
+
+def request_risks(found: Annotations, layers: Sequence[int], num_layers: int, rule: str, thresholds: Sequence[float]) -> Costs:
+    """Of a rule that asks the prompt's last token for the whole answer: then all of it leaves at one layer, and nothing that it
+    sees is missing, so what exits say of whole texts is all there is to know.
+    """
+    assert rule in REQUEST_MEASURES
+    sure_ND = found.sure[rule][:, :, prompt_length(found) - 1]
+    rows = []
+    for threshold in thresholds:
+        passes_ND = torch.cat((sure_ND > threshold, torch.ones(len(sure_ND), 1, dtype=torch.bool)), dim=1)
+        rows.append(depth_costs(found, layers, num_layers, passes_ND.long().argmax(1)))
+    return Costs(torch.stack([risk for risk, _ in rows]), torch.stack([depth for _, depth in rows]))
+
+
+def depth_costs(found: Annotations, layers: Sequence[int], num_layers: int, place_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and layers of each text whose answer leaves at exit ``place_N``; their number: not at all. [N] each, float64"""
+    nll_NDT = torch.cat((found.exit_nll_NDT, found.nll_NT[:, None]), dim=1)[:, :, prompt_length(found) - 1 :].double()
+    loss_ND = (nll_NDT - nll_NDT[:, -1:]).mean(2)
+    depth_D = torch.tensor([*layers, num_layers], dtype=torch.float64)
+    return loss_ND.gather(1, place_N[:, None])[:, 0], depth_D[place_N]
+
+
+def isolated_risks(found: Annotations, rule: str, thresholds: Sequence[float], decay: float | None = DECAY) -> Tensor:
+    """What a rule that asks every token would lose if no later token missed what the layers behind an exit compute. [L, N], float64
+
+    One pass for all thresholds, and close to the truth: to look ahead with, not to promise by.
+    """
+    sure_NDT = found.sure[rule][:, :, 1:]
+    nll_NDT = torch.cat((found.exit_nll_NDT, found.nll_NT[:, None]), dim=1)[:, :, 1:].double()
+    rows = []
+    for threshold in thresholds:
+        passes_NDT = sure_NDT > _limits(threshold, decay, sure_NDT.shape[2] + 1)[1:]
+        place_NT = torch.cat((passes_NDT, torch.ones_like(passes_NDT[:, :1])), dim=1).long().argmax(1)
+        rows.append((nll_NDT.gather(1, place_NT[:, None])[:, 0] - nll_NDT[:, -1]).mean(1))
+    return torch.stack(rows)
+
+
+def prompt_length(found: Annotations) -> int:
+    return max(1, found.nll_NT.shape[1] // 2)
+
+
+def grid(found: Annotations, rule: str, decay: float | None = DECAY, steps: int = STEPS) -> tuple[float, ...]:
+    """Thresholds that sink from ``SAFE`` until everything leaves: after step i of n a share of (i / n)² of the tokens.
+
+    Chosen on other texts than they are tested on: a list that looks at those would void the test.
+    """
+    most_NT = found.sure[rule].amax(1)
+    if rule in REQUEST_MEASURES:
+        passing = most_NT[:, prompt_length(found) - 1]
+    else:
+        length = most_NT.shape[1]
+        passing = torch.stack([_undecayed(most_NT[:, t], decay, t / length) for t in range(1, length)])
+    points = 1.0 - (torch.arange(1, steps + 1, dtype=torch.float64) / steps).square()
+    values = passing.flatten().double().quantile(points).clamp(0.0, SAFE).tolist()
+    # Just under the quantile: a token leaves above its threshold, not at it.
+    sinking = sorted({max(0.0, round(value - 1e-6, 6)) for value in values}, reverse=True)
+    return (SAFE, *sinking)
+
+
+def whole(backbone: Backbone, texts_NW: Tensor) -> Tensor:
+    """Nats of every token after the first, by the whole model. [N, T], float64"""
+    return surprise(backbone, backbone.states(texts_NW[:, :-1]).last_TE, texts_NW)
+
+
+@torch.no_grad()
+def surprise(backbone: Backbone, hidden_TE: Tensor, texts_NW: Tensor) -> Tensor:
+    """The same by states in the place of the last ones."""
+    wanted_T = texts_NW[:, 1:].flatten()
+    nll_T = torch.nn.functional.cross_entropy(backbone.decoder.head(hidden_TE), wanted_T, reduction="none")
+    return nll_T.view(len(texts_NW), -1).double()
+
+
+def _limits(threshold: float, decay: float | None, length: int) -> Tensor:
+    """What each token of a text has to be above. The first one is the prompt. [T]"""
+    return torch.tensor([math.inf, *(decayed(threshold, decay, place / length) for place in range(1, length))])
+
+
+def _measured(rule: str, limit_T: Tensor) -> Decide:
+    def decide(layer: int, rows_R: Tensor, reading: Reading) -> Tensor:
+        return MEASURES[rule](reading) > limit_T[rows_R]
+
+    return decide
+
+
+def _undecayed(sure_R: Tensor, decay: float | None, share: float) -> Tensor:
+    """The threshold that, decayed, is this sure."""
+    return sure_R if decay is None else (sure_R - 0.1 * math.exp(-decay * share)) / 0.9

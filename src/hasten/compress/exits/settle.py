@@ -1,0 +1,125 @@
+"""From trained exits to a checkpoint that can be used: what the text says about when to leave, counted, searched and calibrated.
+
+Tables are counted on text that was trained on; thresholds are listed there too. What either costs is measured on held-out text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from hasten.checkpoints.formats.exits import ExitsCheckpoint
+from hasten.compress.exits.annotate import Annotations, annotate
+from hasten.compress.exits.calibrate import TOLERANCES, allowed_loss, calibrate
+from hasten.compress.exits.risks import DECAY, grid, isolated_risks, request_risks, token_risks
+from hasten.compress.exits.tables import Found, TextCounts, TokenCounts, budgets, largest, text_costs, token_costs
+from hasten.compress.training.backbone import Backbone
+from hasten.compress.training.corpus import Corpus
+from hasten.compress.training.options import TrainOptions
+from hasten.compress.training.watcher import Watcher
+from hasten.core.calibration import Calibration
+from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
+from hasten.layers.exits import Exits
+
+TABLE_TOLERANCE = 0.01  # of perplexity, that the tables' budgets are searched for
+HOPELESS = 2.0  # times the largest loss that is ever allowed: thresholds that lose more are not worth a look
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Material:
+    """A frozen model with exits, and the text to decide on."""
+
+    backbone: Backbone
+    exits: Exits
+    trained_NW: Tensor  # windows of the text that was trained on
+    held_out_NW: Tensor
+    trained: Annotations  # of them
+    held_out: Annotations
+
+
+def settle(
+    backbone: Backbone, exits: Exits, corpus: Corpus, texts: int, options: TrainOptions, watcher: Watcher
+) -> tuple[ExitsCheckpoint, dict[str, Any]]:
+    """The checkpoint, and for the report: every exit's quality, the calibrations and what the tables cost."""
+    window, seed = options.window, options.seed
+    trained_NW = corpus.batch(0, min(texts, len(corpus.train_N) // window), window, seed).ids_BW
+    held_out_NW = corpus.unread(window, texts, seed)
+    watcher.note(f"tables from {len(trained_NW)} windows, thresholds on {len(held_out_NW)} held-out ones")
+    made = Material(
+        backbone, exits, trained_NW, held_out_NW, annotate(backbone, exits, trained_NW), annotate(backbone, exits, held_out_NW)
+    )
+    tokens, in_buckets = _token_table(made), _text_table(made, seed)
+    for name, found in (("tokens", tokens), ("texts", in_buckets)):
+        watcher.note(f"table of {name}: {found.mean_layers:.2f} layers, {found.risk:+.4f} nats per held-out token")
+    calibrations: tuple[Calibration, ...] = ()
+    for rule in (*TOKEN_MEASURES, *REQUEST_MEASURES):
+        ours = thresholds(made, rule)
+        calibrations += ours
+        layers = ", ".join(f"{each.mean_layers:.2f} layers at {each.tolerance:.1%}" for each in ours)
+        watcher.note(f"{rule}: {layers}")
+    assert isinstance(tokens.table, Tensor) and not isinstance(in_buckets.table, Tensor)
+    report = {
+        "exits": quality(made.held_out, exits.spec.layers),
+        "calibrations": [dataclasses.asdict(each) for each in calibrations],
+        "tables": {name: _about(found) for name, found in (("tokens", tokens), ("texts", in_buckets))},
+    }
+    return ExitsCheckpoint(exits, calibrations, tokens.table, in_buckets.table), report
+
+
+def thresholds(made: Material, rule: str) -> tuple[Calibration, ...]:
+    """One for each tolerance."""
+    steps, spec = grid(made.trained, rule), made.exits.spec
+    window = made.held_out_NW.shape[1]
+    if rule in REQUEST_MEASURES:
+        costs = request_risks(made.held_out, spec.layers, spec.num_layers, rule, steps)
+        return calibrate(rule, costs, steps, window=window, decay=None)
+    lost_L = isolated_risks(made.trained, rule, steps).mean(1)
+    worth = int((lost_L <= HOPELESS * allowed_loss(max(TOLERANCES))).long().cumprod(0).sum())
+    costs = token_risks(made.backbone, made.exits, made.held_out_NW, rule, steps[:worth])
+    return calibrate(rule, costs, steps[:worth], window=window, decay=DECAY)
+
+
+def quality(found: Annotations, layers: tuple[int, ...]) -> list[dict[str, float]]:
+    """Of every exit, if all tokens left there: agreement, KL and loss in nats per token."""
+    lost_NDT = found.exit_nll_NDT - found.nll_NT[:, None]
+    return [
+        {
+            "layers": layer,
+            "agreement": float(found.agrees_NDT[:, place].float().mean()),
+            "kl": float(found.kl_NDT[:, place].mean()),
+            "loss": float(lost_NDT[:, place].mean()),
+        }
+        for place, layer in enumerate(layers)
+    ]
+
+
+def _token_table(made: Material) -> Found:
+    spec = made.exits.spec
+    counts = TokenCounts.of(made.trained_NW[:, :-1], made.trained.kl_NDT, spec.vocab_size)
+
+    def table(budget: float) -> Tensor:
+        return counts.table(budget, spec.layers, spec.num_layers)
+
+    def cost(budget: float) -> tuple[float, float]:
+        return token_costs(made.backbone, made.exits, made.held_out_NW, table(budget))
+
+    budget, risk, layers = largest(budgets(counts.kl_VD[counts.seen_V]), cost, TABLE_TOLERANCE)
+    return Found(table(budget), budget, risk, layers)
+
+
+def _text_table(made: Material, seed: int) -> Found:
+    spec = made.exits.spec
+    counts = TextCounts.of(made.backbone, made.trained_NW, made.trained, seed)
+
+    def cost(budget: float) -> tuple[float, float]:
+        table = counts.table(budget, spec.layers, spec.num_layers)
+        return text_costs(made.backbone, made.exits, made.held_out_NW, made.held_out, table)
+
+    budget, risk, layers = largest(budgets(counts.kl_BD), cost, TABLE_TOLERANCE)
+    return Found(counts.table(budget, spec.layers, spec.num_layers), budget, risk, layers)
+
+
+def _about(found: Found) -> dict[str, float]:
+    return {"tolerance": TABLE_TOLERANCE, "budget": found.budget, "risk": found.risk, "mean_layers": found.mean_layers}
