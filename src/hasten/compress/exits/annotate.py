@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.compress.exits.leave import approach
+from hasten.compress.exits.leave import sureness
 from hasten.compress.training.backbone import Backbone
 from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
-from hasten.decoding.exits import MEASURES
 from hasten.decoding.exits.base import Reading
 from hasten.layers.exits import Exits
 
@@ -54,10 +53,9 @@ def _annotate(backbone: Backbone, exits: Exits, texts_NW: Tensor) -> Annotations
     sure: dict[str, list[Tensor]] = {name: [] for name in (*TOKEN_MEASURES, *REQUEST_MEASURES)}
     for layer in layers:
         hidden_TE = states.taps[layer - 1]
-        before_TE = states.taps[layer - 2] if layer > 1 else approach(backbone, exits, texts_NW[:, :-1]).before_TE
-        reading = Reading(hidden_TE, before_TE, exits.at(layer), decoder.head)
+        reading = Reading(hidden_TE, states.taps.get(layer - 2), exits.at(layer), decoder.head)
         for name, values in sure.items():
-            values.append(MEASURES[name](reading).view(shape))
+            values.append(sureness(name, reading).view(shape))
         said_TV = reading.logits_RV.log_softmax(-1)
         nll.append(-said_TV.gather(-1, wanted_T1).view(shape))
         kl.append((share_TV * (whole_TV - said_TV)).sum(-1).clamp(min=0.0).view(shape))

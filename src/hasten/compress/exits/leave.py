@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from hasten.compress.training.backbone import Backbone
+from hasten.decoding.exits import MEASURES
 from hasten.decoding.exits.base import Reading
 from hasten.layers.context import DenseContext
 from hasten.layers.exits import Exits
@@ -33,7 +33,7 @@ class Approach:
 
     context: DenseContext
     hidden_TE: Tensor
-    before_TE: Tensor  # one layer earlier
+    before_TE: Tensor | None  # one layer earlier; None: the first exit is after the first layer, and nobody looks back beyond that
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,9 @@ def approach(backbone: Backbone, exits: Exits, ids_BW: Tensor) -> Approach:
     """Every text is read from position 0."""
     decoder, first = backbone.decoder, exits.spec.layers[0]
     context = DenseContext(backbone.ops, decoder.rotary, [ids_BW.shape[1]] * len(ids_BW))
-    embedded_TE, positions_T = decoder.embed(ids_BW.flatten()), context.positions_T
-    # No layers at all: the embedding, with learned positions where a model has them.
-    states = {0: decoder.run(embedded_TE, positions_T, context, 0, 0)}
-    keep = {layer - 1: partial(states.__setitem__, layer) for layer in (first - 1, first) if layer > 0}
-    decoder.run(embedded_TE, positions_T, context, 0, first, keep)
-    return Approach(context, states[first], states[first - 1])
+    before: list[Tensor] = []
+    hidden_TE = decoder.run(decoder.embed(ids_BW.flatten()), context.positions_T, context, 0, first, {first - 2: before.append})
+    return Approach(context, hidden_TE, before[0] if before else None)
 
 
 @torch.no_grad()
@@ -69,11 +66,25 @@ def leave(backbone: Backbone, exits: Exits, start: Approach, decide: Decide) -> 
             break
         if layer in spec.layers:
             found = exits.at(layer)
-            reading = Reading(hidden_TE[rows_R], before_TE[rows_R], found, decoder.head)
+            before_RE = None if before_TE is None else before_TE[rows_R]
+            reading = Reading(hidden_TE[rows_R], before_RE, found, decoder.head)
             gone_R = rows_R[decide(layer, rows_R, reading)]
             read_TE[gone_R] = found.translated(hidden_TE[gone_R])
             inside_T[gone_R], depth_T[gone_R] = False, layer
         computed_TE = decoder.run(hidden_TE, start.context.positions_T, start.context, layer, layer + 1)
-        before_TE, hidden_TE = hidden_TE, torch.where(inside_T[:, None], computed_TE, hidden_TE)
+        before_TE, hidden_TE = hidden_TE, held(inside_T, computed_TE, hidden_TE)
     read_TE[inside_T] = hidden_TE[inside_T]
     return Departure(read_TE, depth_T)
+
+
+def held(inside_T: Tensor, computed_TE: Tensor, hidden_TE: Tensor) -> Tensor:
+    """States after a layer: of tokens that have left, the one that they left with."""
+    return torch.where(inside_T[:, None], computed_TE, hidden_TE)
+
+
+def sureness(rule: str, reading: Reading) -> Tensor:
+    """By the measure of a rule; 0 where it would look back beyond the first layer. [R], float32"""
+    measure = MEASURES[rule]
+    if measure.looks_back and reading.before_RE is None:
+        return torch.zeros(len(reading.hidden_RE))
+    return measure(reading)

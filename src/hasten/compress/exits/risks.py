@@ -16,10 +16,9 @@ from torch import Tensor
 
 from hasten.compress.exits.annotate import AT_ONCE, Annotations
 from hasten.compress.exits.calibrate import SAFE, Costs
-from hasten.compress.exits.leave import Decide, approach, leave
+from hasten.compress.exits.leave import Decide, approach, leave, sureness
 from hasten.compress.training.backbone import Backbone
 from hasten.core.exits import REQUEST_MEASURES, decayed
-from hasten.decoding.exits import MEASURES
 from hasten.decoding.exits.base import Reading
 from hasten.layers.exits import Exits
 
@@ -124,7 +123,7 @@ def _limits(threshold: float, decay: float | None, length: int) -> Tensor:
 
 def _measured(rule: str, limit_T: Tensor) -> Decide:
     def decide(layer: int, rows_R: Tensor, reading: Reading) -> Tensor:
-        return MEASURES[rule](reading) > limit_T[rows_R]
+        return sureness(rule, reading) > limit_T[rows_R]
 
     return decide
 

@@ -1,0 +1,220 @@
+"""Exits keep every bit on the way to disk and back, and what does not fit is refused by name, with both numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits, write_exits
+from hasten.core.calibration import Calibration
+from hasten.core.errors import CheckpointError
+from hasten.layers.build import Build
+from hasten.layers.exit_tables import TextTable
+from hasten.layers.exits import Exits, ExitsSpec
+from hasten.layers.formats.dense import DenseFormats
+from hasten.ops.torch.backend import TorchOps
+
+SIZE, DEPTH, WORDS = 24, 6, 53
+LAYERS = (2, 4, 5)
+CALIBRATIONS = (
+    Calibration(
+        rule="softmax",
+        tolerance=0.01,
+        certainty=0.95,
+        threshold=0.8125,
+        decay=4.0,
+        window=256,
+        num_texts=200,
+        mean_layers=5.25,
+        mean_risk=0.0071,
+    ),
+    Calibration(
+        rule="entropy",
+        tolerance=0.02,
+        certainty=0.95,
+        threshold=1.12,
+        decay=None,
+        window=256,
+        num_texts=200,
+        mean_layers=6.0,
+        mean_risk=-0.001,
+    ),
+)
+
+
+def build(dtype: torch.dtype = torch.float32) -> Build:
+    ops = TorchOps()
+    return Build(ops, DenseFormats(ops, dtype), dtype)
+
+
+def made(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckpoint:
+    exits = Exits(ExitsSpec(layers=LAYERS, num_layers=DEPTH, hidden_size=SIZE, vocab_size=WORDS), build(dtype))
+    draw = torch.Generator().manual_seed(0)
+    for parameter in exits.parameters():
+        parameter.normal_(generator=draw)
+    if not tables:
+        return ExitsCheckpoint(exits)
+    places = torch.tensor([*LAYERS, DEPTH], dtype=torch.int32)
+    tokens = places[torch.randint(4, (WORDS,), generator=draw)]
+    texts = TextTable(torch.randn(3, SIZE, generator=draw), places[torch.randint(4, (8,), generator=draw)])
+    return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts)
+
+
+def read(folder: Path, dtype: torch.dtype = torch.float32, **changes: int) -> ExitsCheckpoint:
+    return read_exits(folder, **{"hidden_size": SIZE, "num_layers": DEPTH, "vocab_size": WORDS, **changes}, build=build(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_round_trip_keeps_every_bit(tmp_path, dtype):
+    ours = made(dtype)
+    write_exits(tmp_path, ours, dtype=dtype, base_model="demo")
+    found = read(tmp_path, dtype)
+    assert found.exits.spec == ours.exits.spec and found.calibrations == CALIBRATIONS
+    theirs = dict(found.exits.named_parameters())
+    assert theirs.keys() == dict(ours.exits.named_parameters()).keys()
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.exits.named_parameters())
+    assert torch.equal(found.token_layers, ours.token_layers)
+    assert torch.equal(found.text_table.planes_PE, ours.text_table.planes_PE)
+    assert torch.equal(found.text_table.layers, ours.text_table.layers)
+    assert found.calibration("softmax", 0.01) == CALIBRATIONS[0]
+    assert found.calibration("softmax", 0.02) is None and found.calibration("saturation", 0.01) is None
+
+
+def test_tables_and_calibrations_may_be_left_out(tmp_path):
+    write_exits(tmp_path, made(tables=False), dtype=torch.float32)
+    found = read(tmp_path)
+    assert (found.calibrations, found.token_layers, found.text_table) == ((), None, None)
+
+
+def test_names_and_kinds_are_the_documented_ones(tmp_path):
+    write_exits(tmp_path, made(), dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "model.safetensors")
+    parts = {"translate.weight": torch.bfloat16, "translate.bias": torch.bfloat16}
+    parts |= {"classify.weight": torch.float32, "classify.bias": torch.float32}
+    kinds = {f"exits.{layer}.{part}": kind for layer in LAYERS for part, kind in parts.items()}
+    kinds |= {"token_layers": torch.int32, "text_planes": torch.float32, "text_layers": torch.int32}
+    assert {name: tensor.dtype for name, tensor in stored.items()} == kinds
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["exit_layers"], config["num_hidden_layers"]) == ("hasten_exits", [2, 4, 5], 6)
+    assert (config["hidden_size"], config["vocab_size"], config["dtype"]) == (SIZE, WORDS, "bfloat16")
+
+
+def test_an_exit_is_the_formula(tmp_path):
+    write_exits(tmp_path, made(), dtype=torch.float32)
+    stored, exit_ = load_file(tmp_path / "model.safetensors"), read(tmp_path).exits.at(4)
+    x = torch.randn(7, SIZE, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(exit_.translated(x), x + x @ stored["exits.4.translate.weight"].T + stored["exits.4.translate.bias"])
+    direction = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(
+        exit_.certainty_logit(x), direction @ stored["exits.4.classify.weight"] + stored["exits.4.classify.bias"]
+    )
+
+
+def refusal(folder: Path, **changes: int) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read(folder, **changes)
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 32}, ("another hidden size", "24", "32")),
+        ({"num_layers": 8}, ("another depth", "=6", "8, the model's")),
+        ({"vocab_size": 99}, ("another vocabulary", "53", "99")),
+    ],
+)
+def test_exits_of_another_model_are_refused_with_both_numbers(tmp_path, changes, words):
+    write_exits(tmp_path, made(), dtype=torch.float32)
+    message = refusal(tmp_path, **changes)
+    assert [word for word in words if word not in message] == [] and "hasten train exits" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda stored: stored.pop("exits.4.translate.weight"), ["exits.4.translate.weight [24, 24] is missing"]),
+        (
+            lambda stored: (stored.pop("exits.2.classify.bias"), stored.pop("exits.5.translate.bias")),
+            ["exits.2.classify.bias [1] is missing", "exits.5.translate.bias [24] is missing", "2 faults"],
+        ),
+        (lambda stored: stored.update({"exits.3.translate.bias": torch.ones(24)}), ["exits.3.translate.bias [24] is not expected"]),
+        (lambda stored: stored.update({"exits.2.classify.weight": torch.ones(9)}), ["is [9], expected [24]"]),
+        (lambda stored: stored.update({"exits.2.translate.bias": torch.ones(24).to(torch.int8)}), ["is I8, expected F32 or"]),
+        (lambda stored: stored.update({"token_layers": torch.ones(9, dtype=torch.int32)}), ["token_layers is [9], expected [53]"]),
+        (lambda stored: stored.update({"token_layers": torch.full((53,), 6)}), ["token_layers is I64, expected I32"]),
+        (lambda stored: stored.pop("text_layers"), ["text_layers [8] is missing"]),
+        (lambda stored: stored.pop("text_planes"), ["text_planes", "is missing"]),
+        (lambda stored: stored.update({"text_layers": torch.full((4,), 6, dtype=torch.int32)}), ["is [4], expected [8]"]),
+        (lambda stored: stored["token_layers"].fill_(3), ["token_layers", "got 3", "2, 4, 5, 6"]),
+        (lambda stored: stored["text_layers"].fill_(7), ["text_layers", "got 7"]),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, words):
+    write_exits(tmp_path, made(), dtype=torch.float32)
+    stored = load_file(tmp_path / "model.safetensors")
+    change(stored)
+    save_file(stored, tmp_path / "model.safetensors")
+    message = refusal(tmp_path)
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize("name", ["exits.pt", "pytorch_model.bin"])
+def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    message = refusal(tmp_path)
+    assert name in message and "never" in message and "weights_only=True" in message and "model.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "medusa"}, "model_type='medusa'"),
+        ({"hidden_size": None}, "hidden_size=None"),
+        ({"num_hidden_layers": "6"}, "num_hidden_layers='6'"),
+        ({"exit_layers": []}, "1 to 5, rising"),
+        ({"exit_layers": [2, 4, 6]}, "got [2, 4, 6]"),
+        ({"exit_layers": [0, 4, 5]}, "1 to 5, rising"),
+        ({"exit_layers": [4, 2, 5]}, "rising"),
+        ({"exit_layers": 2}, "got 2"),
+        ({"exit_layers": [2, 4]}, "exits.5.translate.weight [24, 24] is not expected"),
+        ({"calibrations": {}}, "not a list"),
+        ({"calibrations": [{"rule": "softmax"}]}, "exactly the fields"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(tmp_path, values, words):
+    write_exits(tmp_path, made(), dtype=torch.float32)
+    edit(tmp_path, **values)
+    assert words in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rule", "sure"),
+        ("tolerance", 2),
+        ("certainty", "95 %"),
+        ("threshold", None),
+        ("decay", -1),
+        ("window", 0),
+        ("num_texts", 2.5),
+    ],
+)
+def test_a_calibration_out_of_range_is_refused(tmp_path, name, value):
+    write_exits(tmp_path, made(), dtype=torch.float32)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["calibrations"][1][name] = value
+    edit(tmp_path, calibrations=config["calibrations"])
+    assert f"{name}={value!r}" in refusal(tmp_path)
+
+
+def edit(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))

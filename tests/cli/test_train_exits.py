@@ -1,0 +1,49 @@
+"""``hasten train exits``: its table says nothing of chains, and its options reach the recipe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.tiny_models import tiny_checkpoint, word_tokenizer
+
+SHORT = ("--steps", "20", "--batch", "2", "--window", "64", "--texts", "8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tiny_checkpoint("llama-gqa", tmp_path_factory.mktemp("tiny"))
+    word_tokenizer(101).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{10 + place % 7}" for place in range(3000)))
+    return str(file)
+
+
+def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, text, tmp_path):
+    out = tmp_path / "out"
+    ran = hasten("train", "exits", model, "--data", text, "--out", str(out), *SHORT, "--layers", "2", "--layers", "1")
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith("step ")]
+    assert len(lines) == 20 and all("agreed" in line and "accepted" not in line for line in lines)
+    table = [line.split() for line in ran.out.splitlines()]
+    assert table[0][:2] == ["EXIT", "AGREES"] and [row[0] for row in table[1:]] == ["1", "2"]
+    report = json.loads((out / "training.json").read_text())
+    assert table[1][1] == f"{report['held_out_score']['agreement'][0]:.1%}"
+    assert (report["kind"], report["layers"]) == ("exits", [2, 1])
+    for word in ("table of tokens", "table of texts", "softmax:", "entropy:"):
+        assert word in ran.err
+    assert {"config.json", "model.safetensors", "training.json"} == {entry.name for entry in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--layers", "3"], "1 to 2"), (["--layers", "0"], "from 1"), (["--texts", "-1"], "from 0"), (["--layer", "1"], "--layers")],
+)
+def test_what_cannot_be_trained_is_refused(hasten, model, text, tmp_path, arguments, words):
+    ran = hasten("train", "exits", model, "--data", text, "--out", str(tmp_path / "out"), *SHORT, *arguments)
+    assert ran.code == 2 and words in ran.err and ran.err.count("error: ") == 1

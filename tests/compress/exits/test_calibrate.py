@@ -1,0 +1,130 @@
+"""The bet is fair: whoever should not win seldom does. And it is sharp: even losses are told from the limit by few texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hasten.compress.exits import calibrate as module
+from hasten.compress.exits.calibrate import MOST, SAFE, Costs, allowed_loss, calibrate, chosen, p_values
+
+ALLOWED = allowed_loss(0.01)
+TRIALS, TEXTS = 4000, 120
+
+# Losses whose mean is just what is not allowed any more, in several shapes. [trials, texts]
+Draw = Callable[[torch.Generator], Tensor]
+
+
+def two_points(low: float, high: float) -> Draw:
+    share = (ALLOWED - low) / (high - low)
+    return lambda draw: low + (high - low) * (torch.rand(TRIALS, TEXTS, generator=draw, dtype=torch.float64) < share)
+
+
+def normal(deviation: float) -> Draw:
+    return lambda draw: ALLOWED + deviation * torch.randn(TRIALS, TEXTS, generator=draw, dtype=torch.float64)
+
+
+def uniform(draw: torch.Generator) -> Tensor:
+    return 2 * ALLOWED * torch.rand(TRIALS, TEXTS, generator=draw, dtype=torch.float64)
+
+
+NULLS: dict[str, Draw] = {
+    "rare and large": two_points(0.0, MOST * ALLOWED),
+    "rare and middling": two_points(0.0, 3 * ALLOWED),
+    "gains, and rare large losses": two_points(-0.01, MOST * ALLOWED),
+    "both sides": two_points(-0.05, 0.05),
+    "narrow": normal(0.002),
+    "as wide as real ones": normal(0.015),
+    "uniform": uniform,
+}
+
+
+def share_refuted(name: str) -> float:
+    """How often a mean that is not allowed is refuted at a certainty of 95 %."""
+    draw = torch.Generator().manual_seed(5)
+    return float((p_values(NULLS[name](draw), ALLOWED) <= 0.05).double().mean())
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_what_is_true_is_refuted_as_seldom_as_promised(name: str) -> None:
+    assert share_refuted(name) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / TRIALS)
+
+
+@pytest.mark.parametrize("fault", ["stakes know the text", "a text can take more than all"])
+def test_an_unfair_bet_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
+    if fault == "a text can take more than all":
+        monkeypatch.setattr(module, "BOLDNESS", 5.0)
+        monkeypatch.setattr(module.torch, "log1p", lambda x: torch.log((1 + x).abs()))
+    else:
+        joined = torch.cat
+
+        def knows(parts: tuple[Tensor, ...], dim: int) -> Tensor:
+            """The place before a text holds the variance with it: texts that lost little are staked on as if that were known."""
+            return torch.where(module_loss[0] < ALLOWED, 1e-12, joined(parts, dim=dim))
+
+        monkeypatch.setattr(module.torch, "cat", knows)
+    found = []
+    for name in NULLS:
+        module_loss = [NULLS[name](torch.Generator().manual_seed(5)).clamp(max=MOST * ALLOWED)]
+        found.append(share_refuted(name))
+    assert max(found) > 0.1, found
+
+
+def test_losses_that_are_allowed_are_found_by_few_texts() -> None:
+    """As wide as those of the demo model; Hoeffding's bound would need 40 times as many texts."""
+    draw = torch.Generator().manual_seed(1)
+    losses = 0.005 + 0.012 * torch.randn(500, 256, generator=draw, dtype=torch.float64)
+    assert float((p_values(losses, ALLOWED) <= 0.05).double().mean()) > 0.95
+    assert float(p_values(torch.zeros(1, 64), ALLOWED)) < 0.05
+
+
+def test_a_p_value_does_not_depend_on_other_thresholds_or_tell_nonsense() -> None:
+    losses = torch.randn(5, 60, generator=torch.Generator().manual_seed(2)) * 0.02
+    together = p_values(losses, ALLOWED)
+    assert together.tolist() == [float(p_values(row[None], ALLOWED)) for row in losses]
+    assert bool(((together > 0) & (together <= 1)).all())
+    assert float(p_values(torch.full((1, 60), 3.0), ALLOWED)) == 1.0
+
+
+def rows(*means: float) -> Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.stack([mean + 0.004 * torch.randn(200, generator=draw, dtype=torch.float64) for mean in means])
+
+
+def test_the_sequence_ends_with_the_first_that_is_not_refuted() -> None:
+    """A later threshold that would pass is not looked at: that is what the guarantee rests on."""
+    assert chosen(rows(0.0, 0.002, 0.003, 0.02, 0.03), 0.01) == 2
+    assert chosen(rows(0.0, 0.02, 0.0, 0.0), 0.01) == 0
+    assert chosen(rows(0.0, 0.001, 0.02, 0.0), 0.01) == 1
+    assert chosen(rows(0.0, 0.001, 0.002, 0.003), 0.01) == 3
+    assert chosen(rows(0.5), 0.01) == 0
+
+
+def test_a_whole_sequence_breaks_its_promise_as_seldom_as_it_says() -> None:
+    """Thresholds of which most are bad, some just so: a bad one is chosen in at most 5 % of the draws."""
+    draw = torch.Generator().manual_seed(4)
+    means = torch.tensor([0.0, 0.006, 0.008, ALLOWED, ALLOWED, ALLOWED * 1.001, ALLOWED * 1.01, 0.011, 0.012, 0.02])
+    trials = 400
+    bad = 0
+    for _ in range(trials):
+        common = 0.01 * torch.randn(TEXTS, generator=draw)  # a hard text is hard at every threshold
+        losses = means[:, None] + common + 0.005 * torch.randn(len(means), TEXTS, generator=draw)
+        bad += chosen(losses.double(), 0.01) >= 3
+    assert bad / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_what_was_found_is_told() -> None:
+    costs = Costs(rows(0.0, 0.002, 0.02, 0.2), torch.tensor([8.0, 7.0, 6.0, 5.0]).double()[:, None].expand(4, 200))
+    found = calibrate("softmax", costs, (SAFE, 0.9, 0.5, 0.1), window=256, decay=4.0, tolerances=(0.01, 0.05))
+    assert [(each.tolerance, each.threshold, each.mean_layers) for each in found] == [(0.01, 0.9, 7.0), (0.05, 0.5, 6.0)]
+    assert {(each.rule, each.certainty, each.num_texts, each.window, each.decay) for each in found} == {
+        ("softmax", 0.95, 200, 256, 4.0)
+    }
+    assert found[0].mean_risk == pytest.approx(0.002, abs=1e-3)
+    half = costs.of(torch.arange(100))
+    assert half.risk_LN.shape == half.layers_LN.shape == (4, 100)

@@ -1,0 +1,191 @@
+"""Exits learn to say what the model says, beside a model that does not change, and end as a checkpoint that can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.compress.conftest import PERIOD
+from transformers import AutoModelForCausalLM
+
+from hasten.checkpoints.formats.exits import read_exits
+from hasten.compress.exits.exits import Exits
+from hasten.compress.exits.exits_trainee import JUDGED
+from hasten.compress.training.backbone import Backbone
+from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.job import train
+from hasten.compress.training.options import TrainOptions
+from hasten.compress.training.score import Score
+from hasten.compress.training.watcher import line
+from hasten.core.errors import InvalidOption
+from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
+from hasten.layers.build import Build
+from hasten.layers.formats.dense import DenseFormats
+from hasten.ops.torch.backend import TorchOps
+
+OPTIONS = TrainOptions(steps=120, batch=4, window=64, lr=0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(model, periodic, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exits") / "trained"
+    return out, train(str(model), periodic, out, Exits(layers=(1, 2), texts=24), OPTIONS)
+
+
+def reading(model: Path, out: Path, ids_BW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
+    """Logits of every exit and of the model, and the classifiers' logits, over states that transformers computed. [T, ...]"""
+    ops = TorchOps()
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    exits = read_exits(
+        out, hidden_size=64, num_layers=3, vocab_size=101, build=Build(ops, DenseFormats(ops, torch.float32), torch.float32)
+    ).exits
+    with torch.no_grad():
+        states = reference(ids_BW, output_hidden_states=True)
+        hidden = {layer: states.hidden_states[layer].flatten(0, 1) for layer in exits.spec.layers}
+        said = [reference.lm_head(reference.model.norm(exits.at(layer).translated(x))) for layer, x in hidden.items()]
+        return said, states.logits.flatten(0, 1), [exits.at(layer).certainty_logit(x) for layer, x in hidden.items()]
+
+
+def divergence(said: torch.Tensor, whole: torch.Tensor) -> float:
+    return float(torch.nn.functional.kl_div(said.log_softmax(-1), whole.softmax(-1), reduction="batchmean"))
+
+
+def test_exits_learn_what_the_model_says(model, trained):
+    ids = torch.tensor([[10 + (begin + place) % PERIOD for place in range(64)] for begin in range(PERIOD)])
+    said, whole, sure = reading(model, trained[0], ids)
+    backbone = Backbone.load(model)
+    lens = [backbone.decoder.head(backbone.states(ids, [layer - 1]).taps[layer - 1]) for layer in (1, 2)]
+    for exit_, plain, certainty in zip(said, lens, sure, strict=True):
+        assert divergence(exit_, whole) < 0.5 * divergence(plain, whole)
+        agrees = (exit_.argmax(-1) == whole.argmax(-1)).float()
+        assert float(certainty[agrees > 0].mean()) > float(certainty[agrees == 0].mean()) + 0.3
+
+
+def test_the_loss_is_the_divergence_of_all_exits_and_the_classifiers(model, tmp_path):
+    backbone = Backbone.load(model)
+    trainee = Exits(layers=(1, 2), texts=0).build(backbone, None, 0)
+    with torch.no_grad():
+        for parameter in trainee.parameters().values():
+            parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
+    batch = Batch(torch.randint(3, 101, (2, 40), generator=torch.Generator().manual_seed(0)), 0)
+    with torch.no_grad():
+        score = trainee.evaluate(batch)
+    trainee.save(tmp_path, score)
+    said, whole, sure = reading(model, tmp_path, batch.ids_BW)
+    wanted = sum(divergence(exit_, whole) for exit_ in said)
+    for exit_, certainty in zip(said, sure, strict=True):
+        agrees = (exit_.argmax(-1) == whole.argmax(-1)).float()[::JUDGED]
+        wanted += float(torch.nn.functional.binary_cross_entropy_with_logits(certainty[::JUDGED], agrees))
+    assert float(trainee.loss(batch).detach()) == pytest.approx(wanted, rel=1e-4)
+    assert score.mean_loss == pytest.approx(wanted, rel=1e-4)
+    assert score.exits == (1, 2) and score.num_positions == 80
+    for exit_, share, ranks in zip(said, score.acceptance, score.accuracies, strict=True):
+        hits = exit_.topk(10).indices == whole.argmax(-1, keepdim=True)
+        assert share == pytest.approx(float(hits[:, 0].float().mean()))
+        assert ranks == pytest.approx(tuple(hits.float().mean(0).tolist()))
+
+
+def test_only_exits_get_gradients_and_classifiers_none_of_the_translators(model):
+    backbone = Backbone.load(model)
+    before = {name: parameter.clone() for name, parameter in backbone.decoder.named_parameters()}
+    trainee = Exits(layers=(1, 2)).build(backbone, None, 0)
+    assert all(not parameter.any() for parameter in trainee.parameters().values())  # the logit lens
+    batch = Batch(torch.randint(3, 101, (2, 40), generator=torch.Generator().manual_seed(0)), 0)
+    trainee.loss(batch).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trainee.parameters().values())
+    assert len(trainee.parameters()) == 2 * 4
+    assert all(parameter.grad is None for parameter in backbone.decoder.parameters())
+    assert all(torch.equal(before[name], parameter) for name, parameter in backbone.decoder.named_parameters())
+    grads = {name: parameter.grad.clone() for name, parameter in trainee.parameters().items()}
+    with torch.no_grad():
+        trainee.exits.at(1).classify_bias.fill_(5.0)
+    for parameter in trainee.parameters().values():
+        parameter.grad = None
+    trainee.loss(batch).backward()
+    changed = {name for name, parameter in trainee.parameters().items() if not torch.equal(grads[name], parameter.grad)}
+    assert changed == {"exits.1.classify_weight", "exits.1.classify_bias"}
+
+
+def test_a_checkpoint_with_thresholds_and_tables_comes_out(trained):
+    out, outcome = trained
+    report = json.loads((out / "training.json").read_text())
+    assert report["held_out_score"]["exits"] == [1, 2] and "acceptance" not in report["held_out_score"]
+    assert report["held_out_score"]["agreement"] == list(outcome.score.acceptance)
+    assert [about["layers"] for about in report["exits"]] == [1, 2]
+    assert report["exits"][0]["kl"] > report["exits"][1]["kl"] > 0
+    calibrations = json.loads((out / "config.json").read_text())["calibrations"]
+    assert calibrations == report["calibrations"] and len(calibrations) == 16
+    assert {each["rule"] for each in calibrations} == {*TOKEN_MEASURES, *REQUEST_MEASURES}
+    assert {"token_layers", "text_planes", "text_layers"} <= set(load_file(out / "model.safetensors"))
+    words = line(3, 9, 1.5, outcome.score)
+    assert "agreed" in words and "accepted" not in words and "tokens" not in words
+    assert not (out / ".resume").exists()
+
+
+def test_a_run_that_stops_ends_with_the_same_files(model, periodic, tmp_path):
+    options = TrainOptions(steps=20, batch=2, window=64, seed=4, save_every=0)
+    recipe = Exits(layers=(2,), texts=8)
+    train(str(model), periodic, tmp_path / "whole", recipe, options)
+    left = iter([False] * 11)
+    assert train(str(model), periodic, tmp_path / "cut", recipe, options, stop=lambda: next(left, True)) is None
+    train(str(model), periodic, tmp_path / "cut", recipe, options)
+    for name in ("training.json", "config.json", "model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+def test_what_is_calibrated_is_what_is_stored(tiny, tmp_path):
+    """A bfloat16 model: translators are rounded before anything is measured."""
+    import shutil
+
+    from tests.tiny_models import word_tokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama-gqa"), folder)
+    word_tokenizer(101).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    backbone = Backbone.load(folder)
+    trainee = Exits(layers=(1,), texts=0).build(backbone, None, 0)
+    with torch.no_grad():
+        for parameter in trainee.parameters().values():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    assert trainee.finish(None, TrainOptions(), None) == {}
+    trainee.save(tmp_path / "out", Score.nothing())
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored["exits.1.translate.weight"].dtype == torch.bfloat16
+    assert torch.equal(stored["exits.1.translate.weight"].float(), trainee.exits.at(1).translate.format.weight)
+
+
+def test_thresholds_are_found_on_text_that_training_did_not_look_at():
+    """Held-out windows that stopped the training are the last to be used."""
+    corpus = Corpus.split([list(range(40_000))], 32, 0.2, None)
+    held_out = len(corpus.held_out_N) // 32
+    read = {int(window[0]) for batch in corpus.held_out(8, 32, 64) for window in batch.ids_BW}
+    chosen = corpus.unread(32, held_out - 64, 0)
+    assert not read & {int(window[0]) for window in chosen} and len(chosen) == held_out - 64
+    assert torch.equal(chosen, corpus.unread(32, held_out - 64, 0)) and not torch.equal(chosen, corpus.unread(32, held_out - 64, 1))
+    assert len(corpus.unread(32, 10_000, 0)) == held_out
+    starts = [int(window[0]) for window in chosen]
+    assert starts != sorted(starts)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(8, (3, 4, 5, 6, 7)), (28, (10, 14, 18, 21, 24)), (2, (1,)), (3, (1, 2)), (4, (2, 3))]
+)
+def test_exits_are_in_the_upper_part_of_any_depth(depth, layers):
+    assert Exits().settled(depth) == layers
+
+
+def test_exits_that_the_model_does_not_have_are_refused(model):
+    with pytest.raises(InvalidOption, match=r"exits after 1, 3 layers.*1 to 2.*3 layers"):
+        Exits(layers=(3, 1)).build(Backbone.load(model), None, 0)
+    for layers in ((), (0, 1), (2, 2)):
+        with pytest.raises(InvalidOption, match="numbers of layers from 1"):
+            Exits(layers=layers)
+    with pytest.raises(InvalidOption, match="from 0"):
+        Exits(texts=-1)
+    with pytest.raises(InvalidOption):
+        Exits().settled(1)
