@@ -4,6 +4,9 @@ Instead of keys and values, a slot of the pool holds a number that depends on al
 A row of logits depends on every slot that the query can see, read back through the block table. So a stale block, a skipped
 copy, a dropped salt or a position that is off by one shows as a wrong token. ``Alone`` computes what the same request gives
 with no pool, no batch and no scheduler at all.
+
+The model has two layers, each with a number in every slot. A token may leave after the first one: its logits depend on the
+numbers of that layer alone, and its number in the second one says so, or is never written where nobody of its sequence goes there.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from hasten.core.exits import REQUEST_MEASURES, ExitTest, exit_test
 from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.decoding.search.candidates import best_candidates
@@ -23,6 +27,7 @@ from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
 VOCABULARY = 24
+NUM_LAYERS = 2
 MASK = (1 << 63) - 1
 INJECTED = "injected by the test"
 _generator = np.random.default_rng(7)
@@ -30,9 +35,9 @@ LOGITS = torch.tensor(_generator.normal(0, 2.0, size=(4099, VOCABULARY)), dtype=
 WEIGHTS = _generator.integers(1, 1 << 62, size=4096, dtype=np.int64) | 1
 
 
-def slot_value(before: int, token: int, tenant: str) -> int:
-    """What position p holds, from what position p - 1 holds."""
-    return hash((before, token, crc32(tenant.encode()))) & MASK
+def slot_value(before: int, token: int, tenant: str, left: bool = False) -> int:
+    """What position p holds in a layer, from what position p - 1 holds in it. ``left``: the token did not come so far."""
+    return hash((before, token, crc32(tenant.encode()), left)) & MASK
 
 
 def logits_index(visible: Sequence[tuple[int, np.ndarray]]) -> int:
@@ -40,6 +45,11 @@ def logits_index(visible: Sequence[tuple[int, np.ndarray]]) -> int:
     with np.errstate(over="ignore"):
         sums = [int((values * WEIGHTS[first : first + len(values)]).sum()) for first, values in visible]
     return hash(tuple(sums)) % len(LOGITS)
+
+
+def leaves(test: ExitTest, shallow: Sequence[tuple[int, np.ndarray]]) -> bool:
+    """Whether a token leaves after the first layer, by what it sees there."""
+    return logits_index(shallow) / len(LOGITS) > test.threshold
 
 
 def first_visible(group: KvGroup, position: int) -> int:
@@ -51,7 +61,7 @@ class OracleRunner:
 
     def __init__(self, groups: Sequence[KvGroup], num_blocks: int, block_size: int, tenant_of: Callable[[int], str]) -> None:
         self.groups, self.block_size, self.tenant_of = groups, block_size, tenant_of
-        self.pools = [np.full(num_blocks * block_size, -1, dtype=np.int64) for _ in groups]
+        self.pools = [np.full((num_blocks * block_size, NUM_LAYERS), -1, dtype=np.int64) for _ in groups]
         self.fail_next = False
 
     def run(self, plan: StepPlan) -> RunnerOutput:
@@ -64,23 +74,41 @@ class OracleRunner:
             pool[copy.target * size : (copy.target + 1) * size] = pool[copy.source * size : (copy.source + 1) * size]
         # All rows write before any row reads, as a layer of a real model does: a slot given to two rows must show.
         slots = [[self._slots(table, row.stop) for table in row.block_tables] for row in plan.rows]
-        for row, tables in zip(plan.rows, slots, strict=True):
-            tenant = self.tenant_of(row.sequence_id)
-            for pool, table in zip(self.pools, tables, strict=True):
-                for token, path in zip(row.token_ids, self._paths(row), strict=True):
-                    before = path[-2] if len(path) > 1 else row.start - 1
-                    pool[table[path[-1]]] = slot_value(int(pool[table[before]]) if before >= 0 else 0, token, tenant)
-        rows = []
-        for row, tables in zip(plan.rows, slots, strict=True):
-            for path in self._paths(row)[len(row.token_ids) - row.num_logits :]:
-                whole = np.array([*range(row.start), *path])  # the slots that a token sees but for the window
-                visible = []
-                for group, pool, table in zip(self.groups, self.pools, tables, strict=True):
-                    first = first_visible(group, len(whole) - 1)
-                    assert (table[whole[first:]] >= 0).all(), "a visible position has no block"
-                    visible.append((first, pool[table[whole[first:]]]))
-                rows.append(logits_index(visible))
-        return RunnerOutput(LOGITS[rows])
+        depths = [list(row.exits.depths if row.exits and row.exits.depths else (None,) * len(row.token_ids)) for row in plan.rows]
+        for row, tables, own in zip(plan.rows, slots, depths, strict=True):
+            self._write(row, tables, own, 0)
+        for row, tables, own in zip(plan.rows, slots, depths, strict=True):
+            if row.exits and row.exits.test and leaves(row.exits.test, self._visible(row, tables, self._paths(row)[-1], 1)):
+                own[:] = [1] * len(own) if row.exits.test.whole else [*own[:-1], 1]
+        for row, tables, own in zip(plan.rows, slots, depths, strict=True):
+            if row.exits is None or row.exits.fill or own[-1] is None:
+                self._write(row, tables, own, 1)
+        rows, found = [], {}
+        for row, tables, own in zip(plan.rows, slots, depths, strict=True):
+            begin = len(row.token_ids) - row.num_logits
+            for path, depth in zip(self._paths(row)[begin:], own[begin:], strict=True):
+                if row.exits:
+                    found[len(rows)] = depth or NUM_LAYERS
+                rows.append(logits_index(self._visible(row, tables, path, depth or NUM_LAYERS)))
+        return RunnerOutput(LOGITS[rows], depths=found, num_layers=NUM_LAYERS)
+
+    def _write(self, row: RowPlan, tables: Sequence[np.ndarray], depths: Sequence[int | None], layer: int) -> None:
+        tenant = self.tenant_of(row.sequence_id)
+        for pool, table in zip(self.pools, tables, strict=True):
+            for token, path, depth in zip(row.token_ids, self._paths(row), depths, strict=True):
+                before = path[-2] if len(path) > 1 else row.start - 1
+                held = int(pool[table[before], layer]) if before >= 0 else 0
+                pool[table[path[-1]], layer] = slot_value(held, token, tenant, depth is not None and depth <= layer)
+
+    def _visible(self, row: RowPlan, tables: Sequence[np.ndarray], path: Sequence[int], depth: int) -> list[tuple[int, np.ndarray]]:
+        """What a token sees in each group and layer."""
+        whole = np.array([*range(row.start), *path])  # the slots that it sees but for the window
+        visible = []
+        for group, pool, table in zip(self.groups, self.pools, tables, strict=True):
+            first = first_visible(group, len(whole) - 1)
+            assert (table[whole[first:]] >= 0).all(), "a visible position has no block"
+            visible += [(first, pool[table[whole[first:]], layer]) for layer in range(depth)]
+        return visible
 
     def move(self, moves: Sequence[SlotMove]) -> None:
         size = self.block_size
@@ -111,13 +139,30 @@ class Alone:
         self.groups, self.sampler = groups, Sampler()
 
     def logits(self, token_ids: Sequence[int], tenant: str) -> torch.Tensor:
-        values, before = [], 0
-        for token in token_ids:
-            before = slot_value(before, token, tenant)
-            values.append(before)
-        held, last = np.array(values, dtype=np.int64), len(values) - 1
+        return LOGITS[logits_index(self._visible(token_ids, tenant, set(), NUM_LAYERS))][None]
+
+    def _visible(self, token_ids: Sequence[int], tenant: str, left: set[int], depth: int) -> list[tuple[int, np.ndarray]]:
+        """What the last token sees. ``left``: positions that left after the first layer."""
+        held: list[np.ndarray] = []
+        last = len(token_ids) - 1
+        for layer in range(depth):
+            if layer and not left:  # both layers hold the same
+                held *= 2
+                break
+            values, before = [], 0
+            for position, token in enumerate(token_ids):
+                before = slot_value(before, token, tenant, layer > 0 and position in left)
+                values.append(before)
+            held.append(np.array(values, dtype=np.int64))
         seen = [first_visible(group, last) for group in self.groups]
-        return LOGITS[logits_index([(first, held[first:]) for first in seen])][None]
+        return [(first, values[first:]) for first in seen for values in held]
+
+    def _depth(self, tokens: Sequence[int], request: Request, left: set[int], chosen: int | None) -> int:
+        """How many layers compute the last token."""
+        test = exit_test(request.params, len(tokens) - len(request.prompt_token_ids))
+        if chosen is None and test is not None and leaves(test, self._visible(tokens, request.cache_salt, left, 1)):
+            return 1
+        return chosen or NUM_LAYERS
 
     def answers(self, request: Request) -> list[tuple[int, ...]]:
         if request.params.beam_width is not None:
@@ -125,14 +170,27 @@ class Alone:
         return [self._sample(request, index) for index in range(request.params.n)]
 
     def _sample(self, request: Request, index: int) -> tuple[int, ...]:
+        return self.depths_and_tokens(request, index)[1]
+
+    def depths_and_tokens(self, request: Request, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of an answer that is not a beam: how many layers gave each of its tokens, and the tokens."""
         tokens, prompt, params = list(request.prompt_token_ids), len(request.prompt_token_ids), request.params
+        depths: list[int] = []
+        left: set[int] = set()
+        chosen = request.depth
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else request.eos_token_ids)}
         while True:
-            (sampled,) = self.sampler.sample(self.logits(tokens, request.cache_salt), [_row(request, tokens, index)])
+            depth = self._depth(tokens, request, left, chosen)
+            if depth < NUM_LAYERS:
+                left.add(len(tokens) - 1)
+                chosen = depth if params.exit_rule in REQUEST_MEASURES else chosen
+            logits = LOGITS[logits_index(self._visible(tokens, request.cache_salt, left, depth))][None]
+            (sampled,) = self.sampler.sample(logits, [_row(request, tokens, index)])
             assert sampled is not None
             tokens.append(sampled.token_id)
+            depths.append(depth)
             if sampled.token_id in stops or len(tokens) - prompt == params.max_tokens:
-                return tuple(tokens[prompt:])
+                return tuple(depths), tuple(tokens[prompt:])
 
     def _search(self, request: Request) -> list[tuple[int, ...]]:
         search = beam_search(request)

@@ -30,6 +30,7 @@ HELP = {
     "draft_model": "A smaller model of the same vocabulary, for guesses.",
     "draft_heads": "Medusa heads or an EAGLE-3 head of the model, for guesses.",
     "num_draft_tokens": "Tokens of a guess, at most; the drafter's own number if left out.",
+    "exits": "Trained exits of the model, for --exit-rule: a folder, a hub id or demo-exits.",
     "max_num_seqs": "Sequences that run at a time.",
     "batching": "continuous, dynamic or static.",
     "batch_wait": "Seconds that dynamic batching waits for a batch to fill.",

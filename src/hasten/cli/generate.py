@@ -49,7 +49,7 @@ def generate(
         typer.Option("--priority", help="Per prompt, with --ordering priority: the smaller, the sooner. May be repeated."),
     ] = None,
     show_drafts: Annotated[
-        bool, typer.Option("--show-drafts", help="Colour each token by how it came: guessed and accepted, corrected, or neither.")
+        bool, typer.Option("--show-drafts", help="Colour each token by how it came: guessed, corrected, or after how many layers.")
     ] = False,
     json: Json = False,
     debug: Debug = False,

@@ -38,6 +38,12 @@ HELP = {
     "typical (lossy).",
     "posterior_threshold": "With typical acceptance: a guess passes above min(threshold, alpha * exp(-entropy)).",
     "posterior_alpha": "The alpha of the same.",
+    "exit_rule": "When tokens may leave the model early, which is lossy: layer (after --exit-layer), softmax, saturation or "
+    "classifier (each token where its state is sure), entropy (the request where its prompt is), tokens or texts (by tables).",
+    "exit_layer": "With --exit-rule layer: how many layers compute every token.",
+    "exit_threshold": "With a rule that measures: how sure a state must be; the calibrated threshold if left out.",
+    "exit_tolerance": "Take the threshold that was calibrated for this increase of perplexity; 0.01 if left out.",
+    "exit_decay": "With --exit-threshold: how fast it sinks as the answer grows.",
     "beam_width": "Beam search with this many beams instead of sampling.",
     "length_penalty": "A beam's score is its log-probability over length to this power.",
     "early_stopping": "When beam search ends.",

@@ -21,6 +21,8 @@ class CompletionOutput:
     stop_reason: int | str | None = None  # the stop token or stop string that was met
     # Of each token; empty for a beam. It tells what the answer cost, so two answers are equal whatever it is.
     origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
+    # Of each token, how many layers computed the state that it was read from. Empty: all of them, always.
+    exit_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class RequestMetrics:
     num_drafted_tokens: int = 0  # in them
     num_accepted_tokens: int = 0  # of these, the ones that became output
     acceptance: str = "exact"  # the rule; "typical" is lossy: answers are not those of plain decoding
+    exit_rule: str = "none"  # any other is lossy
+    mean_exit_layer: float | None = None  # of the answers' tokens; None without an exit rule
 
     @property
     def ttft(self) -> float | None:
@@ -77,6 +81,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
+    exit_layers: tuple[int, ...] = ()
     output: RequestOutput | None = None  # the whole request, with the last delta only
 
 

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from hasten.core.exits import RowExits
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,6 +37,7 @@ class RowPlan:
     num_logits: int  # the logits after the row's last ``num_logits`` tokens are wanted
     # Of the row's last ``len(tree)`` tokens: which of them each follows, -1 the token before them all. Empty: nothing branches.
     tree: tuple[int, ...] = ()
+    exits: RowExits | None = None  # None: all layers compute all of its tokens
 
     @property
     def stop(self) -> int:
@@ -119,6 +122,9 @@ class RunnerOutput:
     # Of each layer that the runner was made to tap: the hidden state after it, before the final norm, of all tokens of the step
     # [T, E], float32. Valid until the next step.
     taps: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    # Of the rows of ``logits`` that come from rows with ``exits``: how many layers computed them, of how many.
+    depths: Mapping[int, int] = field(default_factory=dict)
+    num_layers: int | None = None  # None where there are no depths
 
 
 class Runner(Protocol):

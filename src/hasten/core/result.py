@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 class FinishReason(enum.StrEnum):
@@ -69,3 +70,5 @@ class StepResult:
     dropped: tuple[int, ...] = ()  # sequences that end without a token: beams that lost, requests that are done
     poisoned: tuple[int, ...] = ()  # sequences whose logits were not numbers: they end, and nobody may reuse their blocks
     verdicts: tuple[Verdict, ...] = ()  # on the drafts of the step
+    # Sequences whose last token left early -> how many layers computed it.
+    depths: Mapping[int, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hasten.core.errors import InvalidRequest, nearest
+from hasten.core.exits import EXIT_RULES, REQUEST_MEASURES, TOKEN_MEASURES
 
 MAX_SEQUENCES = 64
 MAX_LOGPROBS = 20
@@ -59,6 +60,13 @@ class SamplingParams:
     posterior_threshold: float = 0.09  # of typical: a guess passes above min(threshold, alpha * exp(-entropy))
     posterior_alpha: float = 0.3
 
+    # When tokens may leave the model before its last layer, which is lossy: see ``hasten.core.exits``.
+    exit_rule: str = "none"
+    exit_layer: int | None = None  # of rule "layer": how many layers compute every token
+    exit_threshold: float | None = None  # of rules that measure; None: the calibrated one, by exit_tolerance
+    exit_tolerance: float | None = None  # accepted increase of perplexity that a threshold was calibrated for; None: 0.01
+    exit_decay: float | None = 4.0  # of rules that measure each token: their threshold sinks as the answer grows; None: it stays
+
     beam_width: int | None = None  # beam search instead of sampling
     length_penalty: float = 1.0  # a beam's score is its log-probability over length ** length_penalty
     early_stopping: bool | Literal["never"] = False
@@ -73,7 +81,7 @@ class SamplingParams:
             if isinstance(value, (list, tuple)):
                 value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
             object.__setattr__(self, name, value)
-        checks = [*self._checks(), *self._acceptance_checks()]
+        checks = [*self._checks(), *self._acceptance_checks(), *self._exit_checks()]
         wrong = [f"{name}={getattr(self, name)!r} (allowed: {allowed})" for name, allowed, ok in checks if not ok]
         if wrong:
             raise InvalidRequest(
@@ -146,6 +154,22 @@ class SamplingParams:
             ("posterior_alpha", "above 0, up to 1", _number(self.posterior_alpha, 0, 1) and self.posterior_alpha > 0),
             ("posterior_threshold", "0.09 unless acceptance is typical", typical or self.posterior_threshold == 0.09),
             ("posterior_alpha", "0.3 unless acceptance is typical", typical or self.posterior_alpha == 0.3),
+        ]
+
+    def _exit_checks(self) -> list[tuple[str, str, bool]]:
+        measured, layer, none = self.exit_rule in (*TOKEN_MEASURES, *REQUEST_MEASURES), self.exit_layer, None
+        threshold, tolerance, decay = self.exit_threshold, self.exit_tolerance, self.exit_decay
+        return [
+            ("exit_rule", ", ".join(EXIT_RULES), self.exit_rule in EXIT_RULES),
+            ("exit_rule", "none with beam_width", self.beam_width is None or self.exit_rule == "none"),
+            ("exit_layer", "from 1 with exit_rule layer", self.exit_rule != "layer" or _whole(layer, 1)),
+            ("exit_layer", "None unless exit_rule is layer", self.exit_rule == "layer" or layer is none),
+            ("exit_threshold", "None, or 0 to 2", threshold is none or _number(threshold, 0, 2)),
+            ("exit_threshold", "None unless exit_rule measures", measured or threshold is none),
+            ("exit_tolerance", "None, or above 0, up to 1", tolerance is none or (_number(tolerance, 0, 1) and tolerance > 0)),
+            ("exit_tolerance", "None with exit_threshold", tolerance is none or threshold is none),
+            ("exit_decay", "None, or 0 to 1000", decay is none or _number(decay, 0, 1000)),
+            ("exit_decay", "4.0 without exit_threshold: calibrated ones hold for it", threshold is not none or decay == 4.0),
         ]
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hasten.core.draft import Draft
 from hasten.core.extended import Extended
+from hasten.core.plan import RunnerOutput
 from hasten.core.result import Continuation, Finish, FinishReason, StepResult, TokenOrigin, Verdict
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.acceptance import acceptance
@@ -38,6 +39,7 @@ class _Line(NamedTuple):
     sequence: Sequence
     answer: Answer
     node: int  # of the sequence's draft: the row has seen the path to it. -1: none of the draft
+    depth: int | None  # how many layers computed the row, where a request asked for fewer than all
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class _Accepted:
     dropped: list[int] = field(default_factory=list)
     poisoned: list[int] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    depths: Mapping[int, int] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=dict)  # request id -> answers with something new
 
     def take(self, line: _Line, token_id: int, finish: Finish | None) -> None:
@@ -60,7 +63,7 @@ class _Accepted:
         self.continuations.append(Continuation(line.sequence.id, (*before, token_id), finish, line.answer.index))
 
     def result(self) -> StepResult:
-        return StepResult(tuple(self.continuations), tuple(self.dropped), tuple(self.poisoned), tuple(self.verdicts))
+        return StepResult(tuple(self.continuations), tuple(self.dropped), tuple(self.poisoned), tuple(self.verdicts), self.depths)
 
 
 class Acceptor:
@@ -68,15 +71,15 @@ class Acceptor:
         self._sampler = sampler
 
     def accept(
-        self, logits_RV: Tensor, sequences: list[Sequence], records: Mapping[str, Record], now: float
+        self, output: RunnerOutput, sequences: list[Sequence], records: Mapping[str, Record], now: float
     ) -> tuple[StepResult, dict[str, list[Answer]]]:
-        """``sequences[r]`` computed row r; with a draft it has a row for its last token and one for each node of the draft.
+        """``sequences[r]`` computed row r of the logits; with a draft it has a row for its last token and one for each node.
 
         Returns what the scheduler must know, and which answers have news.
 
         Mutates the records. A row without usable numbers ends its own request and no other.
         """
-        accepted = _Accepted()
+        logits_RV, accepted = output.logits, _Accepted(depths=_early(output, sequences))
         beams: dict[str, list[int]] = {}
         lines: list[_Line] = []
         before: Sequence | None = None
@@ -88,9 +91,9 @@ class Acceptor:
             if record.search is not None:
                 beams.setdefault(record.request.request_id, []).append(row)
             elif sequence.num_output_tokens == 0:
-                lines += [_Line(row, sequence, answer, -1) for answer in record.answers]
+                lines += [_Line(row, sequence, answer, -1, output.depths.get(row)) for answer in record.answers]
             else:
-                lines.append(_Line(row, sequence, record.answers[sequence.index], node))
+                lines.append(_Line(row, sequence, record.answers[sequence.index], node, output.depths.get(row)))
         self._sample(logits_RV, lines, records, accepted, now)
         for request_id, rows in beams.items():
             self._search(logits_RV, [(row, sequences[row]) for row in rows], records[request_id], accepted, now)
@@ -122,7 +125,7 @@ class Acceptor:
             if draft and not views[i].params.exact:
                 token = self._judge(logits_RV[i : i + 1], views[i], _guesses(draft, line.node), token)
             child = draft.child(line.node, token.token_id) if draft else None
-            finish = line.answer.push(token.token_id, token.logprob, _origin(draft, line.node, child))
+            finish = line.answer.push(token.token_id, token.logprob, _origin(draft, line.node, child), line.depth)
             accepted.take(line, token.token_id, finish)
             expected = child if child is not None and finish is None else ENDED
             if draft and expected == ENDED:
@@ -204,6 +207,12 @@ class Acceptor:
             gone = {*accepted.poisoned, *accepted.dropped}
             accepted.continuations = [c for c in accepted.continuations if c.parent not in gone]
             accepted.answers[record.request.request_id] = list(record.answers)
+
+
+def _early(output: RunnerOutput, sequences: list[Sequence]) -> dict[int, int]:
+    """Sequences whose last token left before it had to."""
+    early = {row: depth for row, depth in output.depths.items() if depth != output.num_layers}
+    return {sequences[row].id: depth for row, depth in early.items() if sequences[row].depth is None}
 
 
 def _view(sequence: Sequence, index: int, node: int = -1) -> SamplingRow:

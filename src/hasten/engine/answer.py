@@ -24,6 +24,7 @@ class Answer:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.origins: list[TokenOrigin] = []  # of a beam: none
+        self.exit_layers: list[int] = []  # of an answer whose request has an exit rule
         self._told: list[str] = []  # the text, as the deltas cut it
         self._untold = ""  # what came after them
         self.score: float | None = None  # of a beam
@@ -35,10 +36,14 @@ class Answer:
     def text(self) -> str:
         return "".join(self._told) + self._untold
 
-    def push(self, token_id: int, logprob: TokenLogprob | None, origin: TokenOrigin) -> Finish | None:
+    def push(
+        self, token_id: int, logprob: TokenLogprob | None, origin: TokenOrigin, exit_layer: int | None = None
+    ) -> Finish | None:
         """Take one token; returns how the answer ended, if it did."""
         self.token_ids.append(token_id)
         self.origins.append(origin)
+        if exit_layer is not None:
+            self.exit_layers.append(exit_layer)
         if logprob is not None:
             self.logprobs.append(logprob)
         params = self._request.params
@@ -80,7 +85,7 @@ class Answer:
         """What came since the last delta."""
         tokens, text = self.token_ids[self._sent_tokens :], self._untold
         logprobs = tuple(self.logprobs[self._sent_tokens :]) if self.logprobs else None
-        origins = tuple(self.origins[self._sent_tokens :])
+        origins, exit_layers = tuple(self.origins[self._sent_tokens :]), tuple(self.exit_layers[self._sent_tokens :])
         self._sent_tokens, self._untold = len(self.token_ids), ""
         self._told.append(text)
         self.reported = self.finish is not None
@@ -93,6 +98,7 @@ class Answer:
             finish_reason=self.finish.reason if self.finish else None,
             stop_reason=self.finish.stop if self.finish else None,
             origins=origins,
+            exit_layers=exit_layers,
         )
 
     def output(self) -> CompletionOutput:
@@ -106,6 +112,7 @@ class Answer:
             finish_reason=self.finish.reason if self.finish else None,
             stop_reason=self.finish.stop if self.finish else None,
             origins=tuple(self.origins),
+            exit_layers=tuple(self.exit_layers),
         )
 
     def _read(self, token_id: int) -> str | None:

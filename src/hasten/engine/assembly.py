@@ -15,6 +15,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.engine.backends.base import Backend
 from hasten.engine.backends.choose import choose_backend
 from hasten.engine.detokenizer import Detokenizer
+from hasten.engine.early_exits import EarlyExits
 from hasten.engine.engine import Engine
 from hasten.engine.fit import Fit, fit_kv
 from hasten.engine.groups import kv_groups
@@ -47,6 +48,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     with phases.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         loaded = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
         speculation = Speculation.load(options, backend, loaded)
+        exits = EarlyExits.load(options, backend, loaded)
     spec = loaded.spec
     with phases.phase("tokenizer"):
         tokenizer = TextTokenizer.load(folder, spec.vocab_size)
@@ -81,7 +83,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(runner, scheduler, detokenizer, Sampler(backend.chooser()), drafter)
+    engine = Engine(exits.runner(runner), scheduler, detokenizer, Sampler(backend.chooser()), drafter)
     intake = Intake(
         tokenizer=tokenizer,
         vocab_size=spec.vocab_size,
@@ -90,9 +92,10 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         defaults=default_sampling_params(loaded.generation_config, folder),
         seeds=random.Random(options.seed),
         takes_priority=options.ordering == "priority",
+        exits=exits,
     )
     tell(f"loaded {model} in {phases}", visible=options.show_progress)
-    described = {**_describe(loaded, backend, fit, options), **speculation.describe()}
+    described = {**_describe(loaded, backend, fit, options), **speculation.describe(), "exits": options.exits}
     description = {"model": model, **described, "load_seconds": phases.seconds}
     return Assembly(engine, intake, tokenizer, description)
 

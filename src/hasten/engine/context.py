@@ -40,6 +40,14 @@ class PagedContext:
         kv = PagedKv(k_BSKD, v_BSKD, self._slots_T[group], self._rows[group])
         return self._ops.attend_paged(q_THD, k_TKD, v_TKD, kv, spec.mask).flatten(1)
 
+    def fill(self, layer: int, qkv_TX: Tensor, spec: AttentionSpec, q_norm: Norm | None, k_norm: Norm | None) -> None:
+        """See ``FillContext``."""
+        rotary = self._cos_sin[spec.rotary] if spec.rotary else None
+        _, k_TKD, v_TKD = prepare_qkv(self._ops, qkv_TX, spec, q_norm, k_norm, rotary)
+        group = self._pool.group_of(layer)
+        k_BSKD, v_BSKD = self._pool.layer(layer)
+        self._ops.write_paged(k_TKD, v_TKD, PagedKv(k_BSKD, v_BSKD, self._slots_T[group], self._rows[group]))
+
 
 def _begins(rows: Sequence[RowPlan]) -> list[tuple[RowPlan, int]]:
     """Each row with the index of its first token in the step."""

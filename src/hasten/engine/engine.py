@@ -69,7 +69,7 @@ class Engine:
             return self._fail(plan, output)
         now = self.clock()
         sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_ids]
-        result, news = self._acceptor.accept(output.logits, sequences, self._records, now)
+        result, news = self._acceptor.accept(output, sequences, self._records, now)
         committed = self.scheduler.commit(result)
         if committed.moves:
             self._runner.move(committed.moves)

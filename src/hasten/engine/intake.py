@@ -13,6 +13,7 @@ from typing import Any
 from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.engine.early_exits import EarlyExits
 from hasten.engine.tokenizer import TextTokenizer
 from hasten.sampling.vocabulary import check_token_ids
 
@@ -29,6 +30,7 @@ class Intake:
     defaults: SamplingParams
     seeds: random.Random
     takes_priority: bool  # whether the scheduler orders by priority
+    exits: EarlyExits
 
     def request(
         self,
@@ -51,6 +53,7 @@ class Intake:
             )
         token_ids = self.encode(prompt)
         params = self._complete(params or self.defaults, len(token_ids))
+        params, depth = self.exits.settle(params, token_ids)
         check_token_ids(params, self.vocab_size)
         return Request(
             request_id=request_id,
@@ -59,6 +62,7 @@ class Intake:
             eos_token_ids=self.eos_token_ids,
             priority=priority,
             arrival=arrival,
+            depth=depth,
             cache_salt=cache_salt,
         )
 

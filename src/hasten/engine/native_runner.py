@@ -5,61 +5,109 @@ from __future__ import annotations
 import ctypes
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor
 
-from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
+from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.kv.native_pool import NativeKvPool
+from hasten.models.lower import Lowered
 from hasten.ops.cpu.library import StepArguments
 from hasten.ops.cpu.program import Program
 
 
 class NativeRunner:
-    """The ``Runner`` of a lowered decoder. ``native_seconds`` is the time spent in native steps so far.
+    """The ``StagedRunner`` of a lowered decoder. ``native_seconds`` is the time spent in native steps so far."""
 
-    ``taps``: of layers whose hidden states are wanted, the program's own memory of them [most tokens of a step, E].
-    """
-
-    def __init__(self, program: Program, pool: NativeKvPool, taps: Mapping[int, Tensor]) -> None:
-        self._program, self._pool, self._taps = program, pool, taps
+    def __init__(self, program: Program, pool: NativeKvPool, lowered: Lowered) -> None:
+        self._program, self._pool = program, pool
+        self.num_layers = program.num_layers // 2
+        self._residual_TE, self._left_TE = program.view(lowered.residual), program.view(lowered.left)
+        # The program's own memory of them [most tokens of a step, E].
+        self._taps = {layer: program.view(buffer) for layer, buffer in lowered.taps.items()}
+        self.taps = tuple(self._taps)
         self.native_seconds = 0.0
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        self._pool.copy(plan.copies)
-        token_ids, rows, wanted = array("i"), array("i"), array("i")
-        branches = False
+        self.copy(plan.copies)
+        wanted = array("i")
+        end = 0
         for row in plan.rows:
+            end += len(row.token_ids)
+            wanted.extend(range(end - row.num_logits, end))
+        logits_RV = self._step(plan.rows, 0, self.num_layers, wanted)
+        return RunnerOutput(logits_RV, {layer: rows_ME[:end] for layer, rows_ME in self._taps.items()})
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        self._pool.move(moves)
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        self._pool.copy(copies)
+
+    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> Tensor:
+        if hidden_TE is not None:
+            self._take(hidden_TE)
+        self._step(rows, first, last)
+        return self._residual_TE[: sum(len(row.token_ids) for row in rows)]
+
+    def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
+        self._left_TE[: len(hidden_TE)] = hidden_TE
+        self._step(rows, self.num_layers + first, self.num_layers + last)
+
+    def head(self, hidden_RE: Tensor) -> Tensor:
+        """Rows that have no place in the pool: the prologue and the head alone."""
+        self._take(hidden_RE)
+        end = 2 * self.num_layers
+        wanted = array("i", range(len(hidden_RE)))
+        step = StepArguments(
+            num_tokens=len(hidden_RE),
+            num_groups=len(self._pool.groups),
+            first_layer=end,
+            last_layer=end,
+            logits_tokens=_address(wanted),
+        )
+        return self._timed(step, len(wanted))
+
+    def _take(self, hidden_TE: Tensor) -> None:
+        """Whatever is not there already goes to where layers read it."""
+        there = self._residual_TE[: len(hidden_TE)]
+        if hidden_TE.data_ptr() != there.data_ptr():
+            there.copy_(hidden_TE)
+
+    def _step(self, rows: Sequence[RowPlan], first: int, last: int, wanted: array[int] | None = None) -> Tensor:
+        """Layers ``[first, last)`` of the program, and the logits of the tokens ``wanted``."""
+        wanted = array("i") if wanted is None else wanted
+        token_ids, places = array("i"), array("i")
+        branches = False
+        for row in rows:
             begin = len(token_ids)
             token_ids.extend(row.token_ids)
-            end = len(token_ids)
-            rows.extend((begin, end, row.start))
-            wanted.extend(range(end - row.num_logits, end))
+            places.extend((begin, len(token_ids), row.start))
             if row.tree:
                 branches = True
-        tables, blocks = _tables(plan.rows, len(self._pool.groups))
-        views = _views(plan.rows) if branches else None
+        tables, blocks = _tables(rows, len(self._pool.groups))
+        views = _views(rows) if branches else None
         step = StepArguments(
             num_tokens=len(token_ids),
-            num_rows=len(plan.rows),
+            num_rows=len(rows),
             num_groups=len(self._pool.groups),
-            first_layer=0,
-            last_layer=self._program.num_layers,
+            first_layer=first,
+            last_layer=last,
             token_ids=_address(token_ids),
-            rows=_address(rows),
+            rows=_address(places),
             tables=_address(tables),
             blocks=_address(blocks),
             logits_tokens=_address(wanted),
             tree=None if views is None else _address(views),
         )
-        begin_time = time.perf_counter()
-        logits_RV = self._program.run(step, len(wanted))
-        self.native_seconds += time.perf_counter() - begin_time
-        return RunnerOutput(logits_RV, {layer: rows_ME[: len(token_ids)] for layer, rows_ME in self._taps.items()})
+        return self._timed(step, len(wanted))
 
-    def move(self, moves: Sequence[SlotMove]) -> None:
-        self._pool.move(moves)
+    def _timed(self, step: StepArguments, num_logits: int) -> Tensor:
+        begin_time = time.perf_counter()
+        logits_RV = self._program.run(step, num_logits)
+        self.native_seconds += time.perf_counter() - begin_time
+        return logits_RV
 
 
 def _tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array[int]]:

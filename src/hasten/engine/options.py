@@ -39,6 +39,7 @@ class EngineOptions:
     draft_model: str | None = None  # a small model that guesses: a folder, a hub id or "demo-draft"
     draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id or "demo-eagle"
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
+    exits: str | None = None  # trained exits, for requests whose tokens may leave early: a folder, a hub id or "demo-exits"
     batching: str = "continuous"  # or dynamic, static
     batch_wait: float = 0.05  # seconds that dynamic batching waits for a batch to fill
     ordering: str = "fcfs"  # or priority

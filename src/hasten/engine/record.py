@@ -63,6 +63,7 @@ class Record:
         return deltas
 
     def output(self) -> RequestOutput:
+        layers = [layer for answer in self.answers for layer in answer.exit_layers]
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=None,
@@ -84,6 +85,8 @@ class Record:
                 num_drafted_tokens=sum(verdict.num_drafted for verdict in self._verdicts),
                 num_accepted_tokens=sum(verdict.num_accepted for verdict in self._verdicts),
                 acceptance=self.request.params.acceptance,
+                exit_rule=self.request.params.exit_rule,
+                mean_exit_layer=sum(layers) / len(layers) if layers else None,
             ),
         )
 
@@ -113,5 +116,6 @@ def _with_output(delta: Delta, output: RequestOutput) -> Delta:
         finish_reason=delta.finish_reason,
         stop_reason=delta.stop_reason,
         origins=delta.origins,
+        exit_layers=delta.exit_layers,
         output=output,
     )

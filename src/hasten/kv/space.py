@@ -159,12 +159,17 @@ class KvSpace:
             for group, blocks in enumerate(self._tables[sequence_id].groups)
         ]
 
-    def commit(self, sequence_id: int, token_ids: Sequence[int], num_computed: int) -> None:
-        """The first ``num_computed`` tokens are in their blocks: publish the full ones, let go of what the window left behind."""
+    def commit(self, sequence_id: int, token_ids: Sequence[int], num_computed: int, num_sound: int | None = None) -> None:
+        """The first ``num_computed`` tokens are in their blocks: publish the full ones, let go of what the window left behind.
+
+        Blocks with tokens from ``num_sound`` on are nobody else's: keys and values of some layers are not what they say.
+        """
         table = self._tables[sequence_id]
-        full = num_computed // self.block_size
+        full = (num_computed if num_sound is None else min(num_computed, num_sound)) // self.block_size
         if full > table.num_published:
             self._publish(sequence_id, table, token_ids, full)
+        if num_sound is not None:
+            self._retract(sequence_id, table, max(table.num_published, num_sound // self.block_size))
         for index, group, allocator in self._windowed:
             live = min(group.first_live_block(num_computed, self.block_size), len(table.groups[index]))
             for i in range(table.num_released[index], live):
@@ -185,6 +190,12 @@ class KvSpace:
                     allocator.publish(block, table.hashes[i])
             self._settle(table.hashes[i], sequence_id)
         table.num_published = full
+
+    def _retract(self, sequence_id: int, table: BlockTable, count: int) -> None:
+        """Blocks from ``count`` on will never be there for others: nobody is to wait for them."""
+        for block_hash in table.hashes[count:]:
+            self._settle(block_hash, sequence_id)
+        del table.hashes[count:]
 
     def fork(self, parent_id: int, child_id: int) -> None:
         """The child shares every block of the parent until one of them writes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hasten.layers.build import Build
-from hasten.layers.context import AttentionContext
+from hasten.layers.context import AttentionContext, FillContext
 from hasten.layers.linear import Linear
 from hasten.layers.norm import Norm
 from hasten.layers.spec import AttentionSpec
@@ -30,3 +30,6 @@ class Attention(nn.Module):
         attended = context.attend(layer, self.qkv(x_TE), self.spec, self.q_norm, self.k_norm)  # [T, H·D]
         out_TE: Tensor = self.out(attended)
         return out_TE
+
+    def fill(self, x_TE: Tensor, layer: int, context: FillContext) -> None:
+        context.fill(layer, self.qkv(x_TE), self.spec, self.q_norm, self.k_norm)

@@ -28,6 +28,12 @@ class AttentionContext(Protocol):
         ...
 
 
+class FillContext(Protocol):
+    def fill(self, layer: int, qkv_TX: Tensor, spec: AttentionSpec, q_norm: Norm | None, k_norm: Norm | None) -> None:
+        """Stores what ``attend`` would store, for tokens that left before layer ``layer``."""
+        ...
+
+
 class DenseContext:
     """Whole sequences end to end, the first token of each at position 0::
 

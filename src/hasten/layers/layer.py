@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hasten.layers.attention import Attention
 from hasten.layers.build import Build
-from hasten.layers.context import AttentionContext
+from hasten.layers.context import AttentionContext, FillContext
 from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
 from hasten.layers.spec import LayerSpec, NormSpec
@@ -31,3 +31,7 @@ class Layer(nn.Module):
         x_TE = x_TE + self.attention(self.attention_norm(x_TE), index, context)
         out_TE: Tensor = x_TE + self.mlp(self.mlp_norm(x_TE))
         return out_TE
+
+    def fill(self, x_TE: Tensor, index: int, context: FillContext) -> None:
+        """Leaves the keys and values that ``forward`` would leave, and computes nothing else."""
+        self.attention.fill(self.attention_norm(x_TE), index, context)

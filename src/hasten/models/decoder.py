@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.layers.build import Build
-from hasten.layers.context import AttentionContext
+from hasten.layers.context import AttentionContext, FillContext
 from hasten.layers.embedding import Embedding
 from hasten.layers.formats.base import Formats
 from hasten.layers.formats.dense import DenseFormats
@@ -77,6 +77,13 @@ class Decoder(nn.Module):
             if taps is not None and index in taps:
                 taps[index](hidden_TE)
         return hidden_TE
+
+    def fill(self, hidden_TE: Tensor, context: FillContext, start: int, stop: int) -> None:
+        """Keys and values of layers ``[start, stop)`` for tokens that have left the model: in all of them from their last state."""
+        for index in range(start, stop):
+            layer = self.layers[index]
+            assert isinstance(layer, Layer)
+            layer.fill(hidden_TE, index, context)
 
     def head(self, hidden_RE: Tensor) -> Tensor:
         """Final norm and vocabulary projection. Logits [R, V], float32."""

@@ -7,6 +7,7 @@ A layer is seven to ten of them: norm and quantise · q, k and v · head norms, 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import cast
 
 from hasten.layers.formats.packed import Packed
@@ -23,11 +24,20 @@ _NORMS = {"rms": NormKind.RMS, "layer": NormKind.LAYER}
 _ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU_TANH}
 
 
-def lower(decoder: Decoder, program: Program, taps: Collection[int] = ()) -> dict[int, Buffer]:
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Where things lie in the program's memory."""
+
+    residual: Buffer  # the hidden states of the step
+    left: Buffer  # those of tokens that left early, which layers [L, 2 L) read
+    taps: dict[int, Buffer]  # the hidden states after some layers, once a step is done
+
+
+def lower(decoder: Decoder, program: Program, taps: Collection[int] = ()) -> Lowered:
     """Records the decoder into an empty program whose KV pool has the decoder's layers in their order.
 
-    All matrices of the decoder must be ``Packed``. The program keeps what it needs of the decoder's parameters.
-    Returns where the hidden states after the layers ``taps`` lie once a step is done.
+    All matrices of the decoder must be ``Packed``. The program keeps what it needs of the decoder's parameters. After the L layers
+    of the decoder it has L more that are ``Decoder.fill``: layer L + i leaves keys and values of layer i and nothing else.
     """
     assert all(0 <= layer < decoder.spec.num_layers for layer in taps), taps
     residual = program.rows("residual", decoder.spec.hidden_size)
@@ -41,12 +51,16 @@ def lower(decoder: Decoder, program: Program, taps: Collection[int] = ()) -> dic
         _layer(program, cast(Layer, layer), index, residual, rotary)
         if index in taps:
             tapped[index] = _tap(program, residual, index, last=index == decoder.spec.num_layers - 1)
+    left = program.rows("left", decoder.spec.hidden_size)
+    for index, layer in enumerate(decoder.layers):
+        program.begin_layer()
+        _keys(program, cast(Layer, layer), index, left, rotary)
     program.begin_head()
     last = program.rows("last", decoder.spec.hidden_size)
     program.gather(residual, last)
     head = _matrix(decoder.vocabulary.format)
     program.linear(head, _normalized(program, decoder.norm, last, head), decoder.vocabulary.bias, None)
-    return tapped
+    return Lowered(residual, left, tapped)
 
 
 def _tap(program: Program, residual: Buffer, index: int, *, last: bool) -> Buffer:
@@ -65,17 +79,24 @@ def _rotary(program: Program, decoder: Decoder, spec: RotarySpec) -> int:
 
 def _layer(program: Program, layer: Layer, index: int, residual: Buffer, rotary: dict[RotarySpec, int]) -> None:
     attention, spec = layer.attention, layer.attention.spec
+    qkv = _keys(program, layer, index, residual, rotary)
+    attended = program.rows("attended", spec.q_size)
+    program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
+    _linear(program, attention.out, _ready(program, attended, _matrix(attention.out.format)), residual, add=True)
+    _mlp(program, layer.mlp, _normalized(program, layer.mlp_norm, residual, _matrix(layer.mlp.up.format)), residual)
+
+
+def _keys(program: Program, layer: Layer, index: int, x: Buffer, rotary: dict[RotarySpec, int]) -> Buffer:
+    """Keys and values of the layer go to the pool; returns the rows with its queries."""
+    attention, spec = layer.attention, layer.attention.spec
     qkv = program.rows("qkv", spec.qkv_size)
-    _linear(program, attention.qkv, _normalized(program, layer.attention_norm, residual, _matrix(attention.qkv.format)), qkv)
+    _linear(program, attention.qkv, _normalized(program, layer.attention_norm, x, _matrix(attention.qkv.format)), qkv)
     norm = None
     if attention.q_norm is not None and attention.k_norm is not None:
         q, k = attention.q_norm, attention.k_norm
         norm = HeadNorm(_NORMS[q.spec.kind], q.spec.eps, q.weight, q.bias, k.weight, k.bias)
     program.prepare(index, qkv, spec.num_heads, norm, None if spec.rotary is None else rotary[spec.rotary])
-    attended = program.rows("attended", spec.q_size)
-    program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
-    _linear(program, attention.out, _ready(program, attended, _matrix(attention.out.format)), residual, add=True)
-    _mlp(program, layer.mlp, _normalized(program, layer.mlp_norm, residual, _matrix(layer.mlp.up.format)), residual)
+    return qkv
 
 
 def _mlp(program: Program, mlp: Mlp, x: Buffer, residual: Buffer) -> None:

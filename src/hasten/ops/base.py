@@ -80,6 +80,10 @@ class Ops(Protocol):
         """Causal attention of one sequence over itself. [T, H, D]"""
         ...
 
+    def write_paged(self, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv) -> None:
+        """Writes k and v into the pool at ``kv.slots_T``."""
+        ...
+
     def attend_paged(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
         """Writes k and v into the pool at ``kv.slots_T``, then attends each row over its own positions so far. [T, H, D]
 

@@ -42,6 +42,8 @@ class Scheduler:
         self.check_capacity(request)
         # Without a prefix cache a request still shares blocks among its own sequences, under a salt of its own.
         salt = f"tenant:{request.cache_salt}" if self.config.prefix_caching else f"request:{self._num_entries}"
+        if request.depth is not None:  # the blocks of a model of fewer layers are of use to the like of it
+            salt = f"depth:{request.depth}/{salt}"
         entry = Entry(request, self._num_entries, salt)
         self._num_entries += 1
         entry.sequences.append(self._new_sequence(entry, 0, list(request.prompt_token_ids)))
@@ -156,8 +158,10 @@ class Scheduler:
                 moves += self.kv.moves(sequence.id, row.start + trunk, path)
                 sequence.draft = NO_DRAFT
             sequence.num_computed = row.start + trunk + len(path)
+            if row.exits is not None:
+                sequence.note_exits(row, result.depths.get(sequence.id))
             if sequence.id not in result.poisoned:  # NaN must never enter the prefix cache
-                self.kv.commit(sequence.id, tokens, sequence.num_computed)
+                self.kv.commit(sequence.id, tokens, sequence.num_computed, sequence.num_sound)
             trunk_tokens = range(begin, begin + trunk)
             computed = (*trunk_tokens, *(begin + trunk + node for node in path)) if path else trunk_tokens
             rows.append(CommittedRow(sequence.id, row.start, computed))
@@ -184,8 +188,10 @@ class Scheduler:
                 self._extend(sequence, continuation)
 
     def decoding(self) -> list[Sequence]:
-        """The sequences that want one more token and may be given a draft: all but beams and those not yet begun."""
-        entries = (entry for entry in self._running if not entry.searches)
+        """The sequences that want one more token and may be given a draft: all but beams, those not yet begun, and those whose
+        tokens may leave early.
+        """
+        entries = (entry for entry in self._running if not entry.searches and entry.request.params.exit_rule == "none")
         return [s for entry in entries for s in entry.sequences if s.num_remaining == 1 and s.num_output_tokens]
 
     def draft(self, sequence: Sequence, draft: Draft) -> None:
@@ -224,7 +230,8 @@ class Scheduler:
             tokens = (*sequence.token_ids[start:stop], *draft.token_ids)
             num_logits = 1 + len(draft) if count == sequence.num_remaining else 0
             tree = draft.parents if draft.branches else ()
-            row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits, tree)
+            exits = sequence.exits(start, stop)
+            row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits, tree, exits)
             builder.add(entry, row, copies)
 
     def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int]]:
@@ -246,12 +253,17 @@ class Scheduler:
     def _open(self, sequence: Sequence) -> bool:
         """Give the sequence its cached prefix; False while another sequence is computing the block it needs next."""
         entry = sequence.entry
-        hashes = entry.hashes.get(sequence.id) or self.kv.hashes(entry.salt, sequence.token_ids)
+        hashes = entry.hashes.get(sequence.id) or self._hashes(sequence)
         if self.kv.awaits(hashes):
             return False
         sequence.num_computed = self.kv.open(sequence.id, entry.salt, hashes)
         entry.hashes.pop(sequence.id, None)
         return True
+
+    def _hashes(self, sequence: Sequence) -> list[bytes]:
+        """Of the blocks that it may share with others."""
+        stop = None if sequence.num_sound is None else sequence.num_sound + 1  # ``hashes`` leaves the last token out
+        return self.kv.hashes(sequence.entry.salt, sequence.token_ids[:stop])
 
     def _admit(self, builder: PlanBuilder, now: float) -> None:
         """Let waiting requests join, in order, while there are seats, tokens and blocks."""
@@ -264,7 +276,7 @@ class Scheduler:
             first = entry.sequences[0]
             hashes = entry.hashes.get(first.id)
             if hashes is None:
-                hashes = entry.hashes[first.id] = self.kv.hashes(entry.salt, first.token_ids)
+                hashes = entry.hashes[first.id] = self._hashes(first)
             if self.kv.awaits(hashes):
                 continue  # its prefix is being computed; the ones behind it need not wait for that
             if not self._fits(entry, hashes):
@@ -291,7 +303,7 @@ class Scheduler:
     # ---------------------------------------------------------------- how the state changes
 
     def _new_sequence(self, entry: Entry, index: int, token_ids: list[int]) -> Sequence:
-        sequence = Sequence(self._num_sequences, entry, index, token_ids)
+        sequence = Sequence(self._num_sequences, entry, index, token_ids, depth=entry.request.depth)
         self._num_sequences += 1
         self._sequences[sequence.id] = sequence
         return sequence
@@ -299,6 +311,7 @@ class Scheduler:
     def _fork(self, parent: Sequence) -> Sequence:
         child = self._new_sequence(parent.entry, parent.index, list(parent.token_ids))
         child.num_computed = parent.num_computed
+        child.depth, child.early, child.num_sound = parent.depth, dict(parent.early), parent.num_sound
         parent.entry.sequences.append(child)
         self.kv.fork(parent.id, child.id)
         return child

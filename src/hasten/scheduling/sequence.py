@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.exits import RowExits, exit_test
+from hasten.core.plan import RowPlan
 from hasten.core.request import Request
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ class Sequence:
     token_ids: list[int]  # the prompt, then the accepted tokens
     num_computed: int = 0
     draft: Draft = NO_DRAFT  # what may follow ``token_ids``: the next step verifies it, and it is gone after that
+    depth: int | None = None  # how many layers compute every token of it; None: as many as each needs
+    early: dict[int, int] = field(default_factory=dict)  # of single tokens that left early: position -> layers
+    num_sound: int | None = None  # tokens before the first that left early: others may find their blocks. None: all
     history: TokenHistory | None = None  # which tokens occur, for penalties; whoever samples keeps it. A fork starts its own
 
     @property
@@ -31,6 +36,35 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - len(self.entry.request.prompt_token_ids)
+
+    def exits(self, start: int, stop: int) -> RowExits | None:
+        """How far tokens [start, stop) go."""
+        params = self.entry.request.params
+        if params.exit_rule == "none":
+            return None
+        if self.depth is not None:
+            return RowExits((self.depth,) * (stop - start), fill=False)
+        test = exit_test(params, self.num_output_tokens) if stop == len(self.token_ids) else None
+        known = tuple(self.early.get(position) for position in range(start, stop)) if self.early else ()
+        return RowExits(known if any(known) else (), test, fill=test is None or not test.whole)
+
+    def note_exits(self, row: RowPlan, depth: int | None) -> None:
+        """The row is computed. ``depth``: its last token had done with so many layers, by a test."""
+        assert row.exits is not None
+        if depth is not None:
+            assert row.exits.test is not None
+            if row.exits.test.whole:
+                self.depth = depth
+            else:
+                self.early[row.stop - 1] = depth
+        if self.depth is not None and self.entry.request.depth is None:
+            # Also where it was preempted after that: what all layers had computed is computed by fewer the second time.
+            self._unsound(row.start)
+        elif depth is not None:
+            self._unsound(row.stop - 1)
+
+    def _unsound(self, position: int) -> None:
+        self.num_sound = position if self.num_sound is None else min(self.num_sound, position)
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hasten.core.plan import Runner
+from hasten.engine.stages import StagedRunner
 from hasten.kv.group import KvGroup
 from hasten.layers.formats.base import Formats
 from hasten.models.decoder import Decoder
@@ -38,7 +38,7 @@ class Backend(Protocol):
         dtype: torch.dtype,
         max_step: int,
         taps: tuple[int, ...] = (),
-    ) -> Runner:
+    ) -> StagedRunner:
         """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. ``taps``: the layers, from 0,
         whose hidden states come with each output. Raises ``CapacityError``.
         """

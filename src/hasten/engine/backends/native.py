@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from hasten.core.errors import CapacityError
-from hasten.core.plan import Runner
 from hasten.engine.native_runner import NativeRunner
 from hasten.kv.group import KvGroup
 from hasten.kv.native_pool import NativeKvPool, native_block_bytes
@@ -46,18 +45,18 @@ class NativeBackend:
         dtype: torch.dtype,
         max_step: int,
         taps: tuple[int, ...] = (),
-    ) -> Runner:
+    ) -> NativeRunner:
         try:
             pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
             program = Program(self.cpu, pool.kv, max_step)
-            tapped = lower(decoder, program, taps)
+            lowered = lower(decoder, program, taps)
         except MemoryError as refused:
             raise CapacityError(
                 "the system refuses the memory of the KV cache or of a step",
                 got=str(refused),
                 remedy="Give less with kv_cache_memory or max_num_batched_tokens",
             ) from refused
-        return NativeRunner(program, pool, {layer: program.view(buffer) for layer, buffer in tapped.items()})
+        return NativeRunner(program, pool, lowered)
 
     def same_bits(self, dtype: torch.dtype) -> bool:
         return dtype == torch.float32 if self.quantize is None else self.quantize in ("int8", "int4")

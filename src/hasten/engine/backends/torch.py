@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from hasten.core.plan import Runner
 from hasten.engine.runner import DecoderRunner
 from hasten.kv.group import KvGroup
 from hasten.kv.pool import KvPool
@@ -38,7 +37,7 @@ class TorchBackend:
         dtype: torch.dtype,
         max_step: int,
         taps: tuple[int, ...] = (),
-    ) -> Runner:
+    ) -> DecoderRunner:
         pool = KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu"))
         return DecoderRunner(decoder, pool, taps)
 

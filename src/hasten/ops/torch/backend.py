@@ -9,7 +9,7 @@ from hasten.ops.torch.activation import gelu, silu_mul
 from hasten.ops.torch.dense import attend_dense
 from hasten.ops.torch.linear import WideningLinear, linear
 from hasten.ops.torch.norm import layer_norm, rms_norm
-from hasten.ops.torch.paged import attend_paged
+from hasten.ops.torch.paged import attend_paged, write_paged
 from hasten.ops.torch.rotate import rotate
 
 
@@ -41,6 +41,9 @@ class TorchOps:
 
     def attend_dense(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: AttentionMask) -> Tensor:
         return attend_dense(q_THD, k_TKD, v_TKD, mask)
+
+    def write_paged(self, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv) -> None:
+        write_paged(k_TKD, v_TKD, kv)
 
     def attend_paged(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
         return attend_paged(q_THD, k_TKD, v_TKD, kv, mask)

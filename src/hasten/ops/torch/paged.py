@@ -14,9 +14,8 @@ from hasten.ops.base import AttentionMask, PagedKv, RowView
 
 def attend_paged(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
     """See ``Ops.attend_paged``."""
+    write_paged(k_TKD, v_TKD, kv)
     k_NKD, v_NKD = kv.k_BSKD.flatten(0, 1), kv.v_BSKD.flatten(0, 1)
-    k_NKD.index_copy_(0, kv.slots_T, k_TKD.to(k_NKD.dtype))
-    v_NKD.index_copy_(0, kv.slots_T, v_TKD.to(v_NKD.dtype))
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     for row in kv.rows:
         q_1HtD = q_THD[row.begin : row.end].transpose(0, 1)[None]
@@ -35,6 +34,12 @@ def attend_paged(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask:
         )
         out_THD[row.begin : row.end] = attended[0].transpose(0, 1)
     return out_THD
+
+
+def write_paged(k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv) -> None:
+    """See ``Ops.write_paged``."""
+    for pool_BSKD, new_TKD in ((kv.k_BSKD, k_TKD), (kv.v_BSKD, v_TKD)):
+        pool_BSKD.flatten(0, 1).index_copy_(0, kv.slots_T, new_TKD.to(pool_BSKD.dtype))
 
 
 def _first_position(row: RowView, mask: AttentionMask, block_size: int) -> int:

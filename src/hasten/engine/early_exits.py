@@ -1,0 +1,99 @@
+"""``EarlyExits``: what an engine knows of leaving early, and every request's rule made definite before the engine hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits
+from hasten.checkpoints.hub import resolve
+from hasten.core.errors import InvalidRequest
+from hasten.core.sampling_params import SamplingParams
+from hasten.engine.backends.base import Backend
+from hasten.engine.exit_runner import ExitRunner
+from hasten.engine.options import EngineOptions
+from hasten.engine.stages import StagedRunner
+from hasten.layers.build import Build
+from hasten.models.decoder import Decoder
+from hasten.models.load import LoadedModel
+
+TOLERANCE = 0.01  # of a request that names neither threshold nor tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyExits:
+    decoder: Decoder
+    checkpoint: ExitsCheckpoint | None = None
+
+    @classmethod
+    def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> EarlyExits:
+        """Quantised as the model is. Raises ``CheckpointError`` for exits of another model, with both numbers."""
+        if options.exits is None:
+            return cls(target.decoder)
+        spec = target.spec
+        checkpoint = read_exits(
+            resolve(options.exits, None, quiet=not options.show_progress),
+            hidden_size=spec.hidden_size,
+            num_layers=spec.num_layers,
+            vocab_size=spec.vocab_size,
+            build=Build(backend.ops, backend.formats(target.dtype), target.dtype),
+        )
+        return cls(target.decoder, checkpoint)
+
+    def runner(self, runner: StagedRunner) -> ExitRunner:
+        if self.checkpoint is None:
+            return ExitRunner(runner)
+        layers = self.checkpoint.token_layers
+        return ExitRunner(runner, self.checkpoint.exits, () if layers is None else layers.tolist())
+
+    def settle(self, params: SamplingParams, prompt: Sequence[int]) -> tuple[SamplingParams, int | None]:
+        """The settings with a threshold where their rule has one, and how many layers compute all tokens, if that is known now.
+
+        Raises ``InvalidRequest`` for what this engine cannot do.
+        """
+        rule = params.exit_rule
+        if rule == "none":
+            return params, None
+        if rule == "layer":
+            return params, self._layer(params.exit_layer)
+        if self.checkpoint is None:
+            raise InvalidRequest(
+                "this engine has no trained exits",
+                got=f"exit_rule={rule!r}",
+                allowed="none, layer",
+                remedy="Load the model with exits=..., or train some: hasten train exits",
+            )
+        table = {"tokens": self.checkpoint.token_layers, "texts": self.checkpoint.text_table}
+        if rule in table and table[rule] is None:
+            raise InvalidRequest("the exits of this engine have no table for this rule", got=f"exit_rule={rule!r}")
+        if rule == "texts":
+            assert self.checkpoint.text_table is not None
+            with torch.inference_mode():
+                embedded_TE = self.decoder.embed(torch.tensor(prompt)).float()
+            return params, self.checkpoint.text_table.layer(embedded_TE)
+        if rule == "tokens" or params.exit_threshold is not None:
+            return params, None
+        return params.replace(exit_threshold=self._threshold(params), exit_tolerance=None), None
+
+    def _layer(self, layer: int | None) -> int:
+        assert layer is not None
+        most = self.decoder.spec.num_layers
+        if layer > most:
+            raise InvalidRequest("the model has fewer layers than that", got=f"exit_layer={layer}", allowed=f"1 to {most}")
+        return layer
+
+    def _threshold(self, params: SamplingParams) -> float:
+        """The calibrated one."""
+        assert self.checkpoint is not None
+        tolerance = TOLERANCE if params.exit_tolerance is None else params.exit_tolerance
+        known = {found.tolerance: found.threshold for found in self.checkpoint.calibrations if found.rule == params.exit_rule}
+        if tolerance not in known:
+            raise InvalidRequest(
+                f"the exits of this engine are not calibrated for this tolerance of {params.exit_rule}",
+                got=f"exit_tolerance={tolerance:g}",
+                allowed=", ".join(f"{value:g}" for value in sorted(known)) or "none: they were never calibrated",
+                remedy="Take one of these, or give an exit_threshold",
+            )
+        return known[tolerance]
