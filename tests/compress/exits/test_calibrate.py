@@ -119,7 +119,8 @@ def test_a_whole_sequence_breaks_its_promise_as_seldom_as_it_says() -> None:
 
 
 def test_what_was_found_is_told() -> None:
-    costs = Costs(rows(0.0, 0.002, 0.02, 0.2), torch.tensor([8.0, 7.0, 6.0, 5.0]).double()[:, None].expand(4, 200))
+    layers = torch.tensor([8.0, 7.0, 6.0, 5.0]).double()[:, None].expand(4, 200)
+    costs = Costs(rows(0.0, 0.002, 0.02, 0.2), layers, layers)
     found = calibrate("softmax", costs, (SAFE, 0.9, 0.5, 0.1), window=256, decay=4.0, tolerances=(0.01, 0.05))
     assert [(each.tolerance, each.threshold, each.mean_layers) for each in found] == [(0.01, 0.9, 7.0), (0.05, 0.5, 6.0)]
     assert {(each.rule, each.certainty, each.num_texts, each.window, each.decay) for each in found} == {

@@ -12,14 +12,16 @@ from tests.compress.conftest import PERIOD
 from transformers import AutoModelForCausalLM
 
 from hasten.checkpoints.formats.exits import read_exits
+from hasten.compress.exits import settle
 from hasten.compress.exits.exits import Exits
 from hasten.compress.exits.exits_trainee import JUDGED
+from hasten.compress.training import vocabulary_loss
 from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Batch, Corpus
 from hasten.compress.training.job import train
 from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.score import Score
-from hasten.compress.training.watcher import line
+from hasten.compress.training.watcher import Silent, line
 from hasten.core.errors import InvalidOption
 from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
 from hasten.layers.build import Build
@@ -64,13 +66,14 @@ def test_exits_learn_what_the_model_says(model, trained):
         assert float(certainty[agrees > 0].mean()) > float(certainty[agrees == 0].mean()) + 0.3
 
 
-def test_the_loss_is_the_divergence_of_all_exits_and_the_classifiers(model, tmp_path):
+def test_the_loss_is_the_divergence_of_all_exits_and_the_classifiers(model, tmp_path, monkeypatch):
     backbone = Backbone.load(model)
     trainee = Exits(layers=(1, 2), texts=0).build(backbone, None, 0)
     with torch.no_grad():
         for parameter in trainee.parameters().values():
             parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(1))
     batch = Batch(torch.randint(3, 101, (2, 40), generator=torch.Generator().manual_seed(0)), 0)
+    monkeypatch.setattr(vocabulary_loss, "BLOCK_ELEMENTS", 101 * 7)  # blocks that begin in the middle of a token's exits
     with torch.no_grad():
         score = trainee.evaluate(batch)
     trainee.save(tmp_path, score)
@@ -189,3 +192,41 @@ def test_exits_that_the_model_does_not_have_are_refused(model):
         Exits(texts=-1)
     with pytest.raises(InvalidOption):
         Exits().settled(1)
+
+
+def test_what_is_listed_and_counted_is_not_what_is_tested(model, monkeypatch):
+    """Thresholds are listed, and tables counted, on text that was trained on; only what they cost is read from held-out text."""
+    backbone = Backbone.load(model)
+    trainee = Exits(layers=(1, 2), texts=8).build(backbone, None, 0)
+    corpus = Corpus(torch.randint(3, 50, (2000,), dtype=torch.int32), torch.randint(50, 101, (2000,), dtype=torch.int32))
+    texts: dict[int, bool] = {}  # of annotations, whether they are of held-out text
+    seen: set[tuple[str, bool]] = set()
+
+    def watched(name, held_out):
+        real = getattr(settle, name)
+
+        def call(*arguments, **options):
+            seen.add((name, held_out(arguments)))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(settle, name, call)
+
+    noted = settle.annotate
+
+    def annotated(backbone, exits, texts_NW):
+        found = noted(backbone, exits, texts_NW)
+        texts[id(found)] = bool((texts_NW >= 50).all())
+        return found
+
+    monkeypatch.setattr(settle, "annotate", annotated)
+    watched("token_risks", lambda arguments: bool((arguments[2] >= 50).all()))
+    watched("token_costs", lambda arguments: bool((arguments[2] >= 50).all()))
+    watched("request_risks", lambda arguments: texts[id(arguments[0])])
+    watched("text_costs", lambda arguments: bool((arguments[2] >= 50).all()) and texts[id(arguments[3])])
+    watched("grid", lambda arguments: texts[id(arguments[0])])
+    watched("isolated_risks", lambda arguments: texts[id(arguments[0])])
+    trainee.finish(corpus, TrainOptions(window=64), Silent())
+    assert trainee._made.token_layers is not None
+    assert int((trainee._made.token_layers[50:] < 3).sum()) == 0  # no token of the held-out text was ever counted
+    tested = {(name, True) for name in ("token_risks", "token_costs", "request_risks", "text_costs")}
+    assert seen == {*tested, ("grid", False), ("isolated_risks", False)}

@@ -118,6 +118,7 @@ def test_annotations_are_what_each_exit_says_alone(tiny: Callable[[str], Path], 
     lost = (found.exit_nll_NDT[:, 0] - found.nll_NT)[:, 1:].mean(1)
     assert everything.layers_LN.tolist() == [[1.0, 1.0]]
     torch.testing.assert_close(everything.risk_LN[0].float(), lost, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(everything.kl_LN[0].float(), found.kl_NDT[:, 0, 1:].mean(1), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("fault", ["computed on", "translated", "not decayed", "first exit left out", "looks back too far"])

@@ -14,6 +14,7 @@ Plain numbers: no model. Shape suffixes: L thresholds · N texts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +38,17 @@ class Costs:
 
     risk_LN: Tensor  # nats per token that the exits lose on the token that came
     layers_LN: Tensor  # that computed a token
+    kl_LN: Tensor  # KL(whole model || what was left), nats per token
 
     def of(self, texts: Tensor) -> Costs:
         """On some of the texts."""
-        return Costs(self.risk_LN[:, texts], self.layers_LN[:, texts])
+        return Costs(self.risk_LN[:, texts], self.layers_LN[:, texts], self.kl_LN[:, texts])
+
+    @classmethod
+    def join(cls, parts: Sequence[Costs]) -> Costs:
+        """Of the same thresholds on one text after the other."""
+        risk, layers, kl = zip(*((part.risk_LN, part.layers_LN, part.kl_LN) for part in parts), strict=True)
+        return cls(torch.cat(risk, 1), torch.cat(layers, 1), torch.cat(kl, 1))
 
 
 def allowed_loss(tolerance: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,15 +35,18 @@ def token_risks(
     limits = [_limits(threshold, decay, length) for threshold in thresholds]
     parts = []
     for part_NW in torch.split(texts_NW.long(), AT_ONCE):
-        start = approach(backbone, exits, part_NW[:, :-1])
-        plain_NT = whole(backbone, part_NW)
+        start, whole = approach(backbone, exits, part_NW[:, :-1]), Whole.read(backbone, part_NW)
         rows = []
-        for limit_T in limits:
+        for threshold, limit_T in zip(thresholds, limits, strict=True):
+            if threshold >= SAFE:
+                rows.append([torch.full((len(part_NW),), value, dtype=torch.float64) for value in (0, exits.spec.num_layers, 0)])
+                continue
             departure = leave(backbone, exits, start, _measured(rule, limit_T.repeat(len(part_NW))))
-            lost_NT = surprise(backbone, departure.hidden_TE, part_NW) - plain_NT
-            rows.append((lost_NT[:, 1:].mean(1), departure.depth_T.view(lost_NT.shape)[:, 1:].double().mean(1)))
-        parts.append(Costs(torch.stack([risk for risk, _ in rows]), torch.stack([layers for _, layers in rows])))
-    return Costs(torch.cat([part.risk_LN for part in parts], 1), torch.cat([part.layers_LN for part in parts], 1))
+            loss_NT, kl_NT = whole.compared(backbone, departure.hidden_TE)
+            columns_NT = (loss_NT, departure.depth_T.view(loss_NT.shape).double(), kl_NT)
+            rows.append([column_NT[:, 1:].mean(1) for column_NT in columns_NT])
+        parts.append(Costs(*(torch.stack(column) for column in zip(*rows, strict=True))))
+    return Costs.join(parts)
 
 
 def request_risks(found: Annotations, layers: Sequence[int], num_layers: int, rule: str, thresholds: Sequence[float]) -> Costs:
@@ -55,15 +59,17 @@ def request_risks(found: Annotations, layers: Sequence[int], num_layers: int, ru
     for threshold in thresholds:
         passes_ND = torch.cat((sure_ND > threshold, torch.ones(len(sure_ND), 1, dtype=torch.bool)), dim=1)
         rows.append(depth_costs(found, layers, num_layers, passes_ND.long().argmax(1)))
-    return Costs(torch.stack([risk for risk, _ in rows]), torch.stack([depth for _, depth in rows]))
+    return Costs(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def depth_costs(found: Annotations, layers: Sequence[int], num_layers: int, place_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and layers of each text whose answer leaves at exit ``place_N``; their number: not at all. [N] each, float64"""
-    nll_NDT = torch.cat((found.exit_nll_NDT, found.nll_NT[:, None]), dim=1)[:, :, prompt_length(found) - 1 :].double()
+def depth_costs(found: Annotations, layers: Sequence[int], num_layers: int, place_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, layers and KL of each text whose answer leaves at exit ``place_N``; their number: not at all. [N] each, float64"""
+    answer = slice(prompt_length(found) - 1, None)
+    nll_NDT = torch.cat((found.exit_nll_NDT, found.nll_NT[:, None]), dim=1)[:, :, answer].double()
     loss_ND = (nll_NDT - nll_NDT[:, -1:]).mean(2)
+    kl_ND = torch.cat((found.kl_NDT, torch.zeros_like(found.kl_NDT[:, :1])), dim=1)[:, :, answer].double().mean(2)
     depth_D = torch.tensor([*layers, num_layers], dtype=torch.float64)
-    return loss_ND.gather(1, place_N[:, None])[:, 0], depth_D[place_N]
+    return loss_ND.gather(1, place_N[:, None])[:, 0], depth_D[place_N], kl_ND.gather(1, place_N[:, None])[:, 0]
 
 
 def isolated_risks(found: Annotations, rule: str, thresholds: Sequence[float], decay: float | None = DECAY) -> Tensor:
@@ -103,17 +109,30 @@ def grid(found: Annotations, rule: str, decay: float | None = DECAY, steps: int 
     return (SAFE, *sinking)
 
 
-def whole(backbone: Backbone, texts_NW: Tensor) -> Tensor:
-    """Nats of every token after the first, by the whole model. [N, T], float64"""
-    return surprise(backbone, backbone.states(texts_NW[:, :-1]).last_TE, texts_NW)
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What the whole model says of every token of some texts."""
 
+    shape: tuple[int, int]
+    wanted_T1: Tensor  # the tokens that came
+    logp_TV: Tensor
+    share_TV: Tensor
 
-@torch.no_grad()
-def surprise(backbone: Backbone, hidden_TE: Tensor, texts_NW: Tensor) -> Tensor:
-    """The same by states in the place of the last ones."""
-    wanted_T = texts_NW[:, 1:].flatten()
-    nll_T = torch.nn.functional.cross_entropy(backbone.decoder.head(hidden_TE), wanted_T, reduction="none")
-    return nll_T.view(len(texts_NW), -1).double()
+    @classmethod
+    @torch.no_grad()
+    def read(cls, backbone: Backbone, texts_NW: Tensor) -> Whole:
+        last_TE = backbone.states(texts_NW[:, :-1]).last_TE
+        shape = (len(texts_NW), texts_NW.shape[1] - 1)
+        logp_TV = backbone.decoder.head(last_TE).log_softmax(-1)
+        return cls(shape, texts_NW[:, 1:].reshape(-1, 1), logp_TV, logp_TV.exp())
+
+    @torch.no_grad()
+    def compared(self, backbone: Backbone, hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats that states in the place of the last ones lose on every token, and their KL from the whole model. [N, T], float64"""
+        logq_TV = backbone.decoder.head(hidden_TE).log_softmax(-1)
+        lost_T = (self.logp_TV.gather(-1, self.wanted_T1) - logq_TV.gather(-1, self.wanted_T1))[:, 0]
+        kl_T = torch.linalg.vecdot(self.share_TV, self.logp_TV - logq_TV).clamp(min=0.0)
+        return lost_T.view(self.shape).double(), kl_T.view(self.shape).double()
 
 
 def _limits(threshold: float, decay: float | None, length: int) -> Tensor:

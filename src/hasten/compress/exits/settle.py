@@ -24,7 +24,9 @@ from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
 from hasten.layers.exits import Exits
 
 TABLE_TOLERANCE = 0.01  # of perplexity, that the tables' budgets are searched for
-HOPELESS = 2.0  # times the largest loss that is ever allowed: thresholds that lose more are not worth a look
+# Thresholds are worth a test if they are expected to lose at least so much of the least that is ever allowed, and at most so many
+# times the most.
+WORTH = (0.1, 1.5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,10 +77,17 @@ def thresholds(made: Material, rule: str) -> tuple[Calibration, ...]:
     if rule in REQUEST_MEASURES:
         costs = request_risks(made.held_out, spec.layers, spec.num_layers, rule, steps)
         return calibrate(rule, costs, steps, window=window, decay=None)
-    lost_L = isolated_risks(made.trained, rule, steps).mean(1)
-    worth = int((lost_L <= HOPELESS * allowed_loss(max(TOLERANCES))).long().cumprod(0).sum())
-    costs = token_risks(made.backbone, made.exits, made.held_out_NW, rule, steps[:worth])
-    return calibrate(rule, costs, steps[:worth], window=window, decay=DECAY)
+    steps = worth_testing(steps, isolated_risks(made.trained, rule, steps).mean(1))
+    costs = token_risks(made.backbone, made.exits, made.held_out_NW, rule, steps)
+    return calibrate(rule, costs, steps, window=window, decay=DECAY)
+
+
+def worth_testing(steps: tuple[float, ...], expected_L: Tensor) -> tuple[float, ...]:
+    """The first one, which costs nothing, and those from the last that is next to it to the first that is out of the question."""
+    little, much = WORTH[0] * allowed_loss(min(TOLERANCES)), WORTH[1] * allowed_loss(max(TOLERANCES))
+    begin = int((expected_L <= little).long().cumprod(0).sum())
+    end = int((expected_L <= much).long().cumprod(0).sum())
+    return (steps[0], *steps[max(1, begin - 1) : end + 1])
 
 
 def quality(found: Annotations, layers: tuple[int, ...]) -> list[dict[str, float]]:

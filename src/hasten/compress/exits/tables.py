@@ -17,7 +17,7 @@ from torch import Tensor
 from hasten.compress.exits.annotate import AT_ONCE, Annotations
 from hasten.compress.exits.calibrate import allowed_loss
 from hasten.compress.exits.leave import Decide, approach, leave
-from hasten.compress.exits.risks import depth_costs, prompt_length, surprise, whole
+from hasten.compress.exits.risks import Whole, depth_costs, prompt_length
 from hasten.compress.training.backbone import Backbone
 from hasten.decoding.exits.base import Reading
 from hasten.layers.exit_tables import TextTable
@@ -89,11 +89,11 @@ def shallowest(kl_XD: Tensor, budget: float, layers: Sequence[int], num_layers: 
 
 
 def budgets(kl_XD: Tensor) -> list[float]:
-    """Rising, from nothing leaves to everything that is known does, in steps that take about as many more in each."""
+    """Rising, from nothing leaves to everything that is known does; the smaller, the nearer to each other."""
     known = kl_XD[kl_XD.isfinite()]
     if known.numel() == 0:
         return [0.0]
-    values = known.quantile(torch.linspace(0, 1, BUDGETS, dtype=torch.float64)).tolist()
+    values = known.quantile(torch.linspace(0, 1, BUDGETS, dtype=torch.float64).square()).tolist()
     return [0.0, *sorted({value * (1 + 1e-9) for value in values})]
 
 
@@ -121,7 +121,7 @@ def token_costs(backbone: Backbone, exits: Exits, texts_NW: Tensor, token_layers
         depth_NT = token_layers[part_NW[:, :-1]].clone()
         depth_NT[:, 0] = exits.spec.num_layers
         departure = leave(backbone, exits, approach(backbone, exits, part_NW[:, :-1]), known(depth_NT.flatten()))
-        loss_NT = surprise(backbone, departure.hidden_TE, part_NW) - whole(backbone, part_NW)
+        loss_NT, _ = Whole.read(backbone, part_NW).compared(backbone, departure.hidden_TE)
         lost.append(loss_NT[:, 1:].flatten())
         layers.append(departure.depth_T.view(loss_NT.shape)[:, 1:].flatten())
     return float(torch.cat(lost).mean()), float(torch.cat(layers).double().mean())
@@ -133,7 +133,7 @@ def text_costs(backbone: Backbone, exits: Exits, texts_NW: Tensor, found: Annota
     prompt = prompt_length(found)
     depths = [table.layer(embedded_prompt(backbone, text_W[:prompt])) for text_W in texts_NW]
     place_N = torch.tensor([places[depth] for depth in depths])
-    lost_N, layers_N = depth_costs(found, exits.spec.layers, exits.spec.num_layers, place_N)
+    lost_N, layers_N, _ = depth_costs(found, exits.spec.layers, exits.spec.num_layers, place_N)
     return float(lost_N.mean()), float(layers_N.mean())
 
 
