@@ -16,7 +16,7 @@ from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
 from hasten.decoding.exits.base import Reading
 from hasten.layers.exits import Exits
 
-AT_ONCE = 2  # texts whose logits are in memory: more are slower, not faster, on a CPU
+LOGITS = 1 << 24  # in memory at a time, several times over: 64 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,15 @@ class Annotations:
     sure: dict[str, Tensor]  # measure -> [N, D, T], 0 to 1
 
 
+def portions(texts_NW: Tensor, vocab_size: int) -> tuple[Tensor, ...]:
+    """As many texts at a time as their logits allow. [n, W], int64"""
+    return torch.split(texts_NW.long(), max(1, LOGITS // (texts_NW.shape[1] * vocab_size)))
+
+
 @torch.no_grad()
 def annotate(backbone: Backbone, exits: Exits, texts_NW: Tensor) -> Annotations:
     """``texts_NW``: [N, T + 1] token ids."""
-    parts = [_annotate(backbone, exits, part_NW) for part_NW in torch.split(texts_NW.long(), AT_ONCE)]
+    parts = [_annotate(backbone, exits, part_NW) for part_NW in portions(texts_NW, exits.spec.vocab_size)]
     return Annotations(
         torch.cat([part.nll_NT for part in parts]),
         torch.cat([part.exit_nll_NDT for part in parts]),

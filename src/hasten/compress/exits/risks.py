@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.compress.exits.annotate import AT_ONCE, Annotations
+from hasten.compress.exits.annotate import Annotations, portions
 from hasten.compress.exits.calibrate import SAFE, Costs
 from hasten.compress.exits.leave import Decide, approach, leave, sureness
 from hasten.compress.training.backbone import Backbone
@@ -34,7 +34,7 @@ def token_risks(
     length = texts_NW.shape[1] - 1
     limits = [_limits(threshold, decay, length) for threshold in thresholds]
     parts = []
-    for part_NW in torch.split(texts_NW.long(), AT_ONCE):
+    for part_NW in portions(texts_NW, exits.spec.vocab_size):
         start, whole = approach(backbone, exits, part_NW[:, :-1]), Whole.read(backbone, part_NW)
         rows = []
         for threshold, limit_T in zip(thresholds, limits, strict=True):

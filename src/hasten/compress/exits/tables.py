@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.compress.exits.annotate import AT_ONCE, Annotations
+from hasten.compress.exits.annotate import Annotations, portions
 from hasten.compress.exits.calibrate import allowed_loss
 from hasten.compress.exits.leave import Decide, approach, leave
 from hasten.compress.exits.risks import Whole, depth_costs, prompt_length
@@ -117,7 +117,7 @@ def largest(steps: Sequence[float], cost: Callable[[float], tuple[float, float]]
 def token_costs(backbone: Backbone, exits: Exits, texts_NW: Tensor, token_layers: Tensor) -> tuple[float, float]:
     """(nats lost per token, layers per token) of texts whose tokens, but for the first, leave where the table says."""
     lost, layers = [], []
-    for part_NW in torch.split(texts_NW.long(), AT_ONCE):
+    for part_NW in portions(texts_NW, exits.spec.vocab_size):
         depth_NT = token_layers[part_NW[:, :-1]].clone()
         depth_NT[:, 0] = exits.spec.num_layers
         departure = leave(backbone, exits, approach(backbone, exits, part_NW[:, :-1]), known(depth_NT.flatten()))
