@@ -13,6 +13,11 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.engine.options import EngineOptions
 
 WRITTEN = {
+    "exit_rule": (["classifier"], "classifier"),
+    "exit_layer": (["3"], 3),
+    "exit_threshold": (["0.8"], 0.8),
+    "exit_tolerance": (["0.02"], 0.02),
+    "exit_decay": (["2"], 2.0),
     "temperature": (["0.7"], 0.7),
     "top_k": (["5"], 5),
     "top_p": (["0.5"], 0.5),
@@ -79,6 +84,8 @@ def test_an_option_arrives_as_its_field(name, spelling):
     assert call(SAMPLING, *arguments) == {name: value}
     needed = {"min_tokens": {"max_tokens": 9}, "length_penalty": {"beam_width": 2}, "early_stopping": {"beam_width": 2}}
     needed |= {key: {"acceptance": "typical"} for key in ("posterior_threshold", "posterior_alpha")}
+    needed |= {key: {"exit_rule": "softmax"} for key in ("exit_threshold", "exit_tolerance")}
+    needed |= {"exit_layer": {"exit_rule": "layer"}, "exit_decay": {"exit_rule": "softmax", "exit_threshold": 0.5}}
     changed = needed.get(name, {})
     assert getattr(SamplingParams(**{name: value, **changed}), name) == value
 

@@ -218,6 +218,35 @@ def test_an_eagle_head_changes_no_output(requests, plain) -> None:
     assert llm.engine.stats.num_accepted_tokens > 0.5 * llm.engine.stats.num_drafts
 
 
+@pytest.mark.parametrize("memory", ["64MiB", "1MiB"])
+def test_the_models_own_first_layers_change_no_output(memory: str, requests, plain) -> None:
+    """Their keys and values lie in the model's own blocks: also where these are short, and requests are preempted."""
+    llm = demo(speculation="self_speculation", draft_layers=6, kv_cache_memory=memory)
+    found = generate(llm, requests)
+    assert_same(found, plain[0])
+    stats = llm.engine.stats
+    assert 0.2 * stats.num_drafted_tokens < stats.num_accepted_tokens < stats.num_drafted_tokens
+    assert any(output.metrics.num_preemptions for output in found) == (memory == "1MiB")
+    llm.engine.scheduler.kv.check()
+
+
+def test_first_layers_beside_other_drafters_and_early_exits_change_no_output(requests, plain) -> None:
+    """auto takes guesses from text now and from the layers then; every fourth request leaves early and is nobody's business."""
+    llm = demo(speculation="auto", draft_layers=6)
+    mixed = [
+        (prompt, params.replace(exit_rule="layer", exit_layer=5) if i % 4 == 0 and params.beam_width is None else params)
+        for i, (prompt, params) in enumerate(requests)
+    ]
+    for (_, params), mine, right in zip(mixed, generate(llm, mixed), plain[0], strict=True):
+        assert mine.outputs == right.outputs or params.exit_rule == "layer"
+    assert llm.engine.stats.num_accepted_tokens > 0
+
+
+def test_all_layers_but_none_are_refused_as_first_layers() -> None:
+    with pytest.raises(InvalidOption, match=r"draft_layers=8.*1 to 7"):
+        demo(speculation="self_speculation", draft_layers=8)
+
+
 def test_a_model_that_drafts_for_itself_is_always_right(requests, plain) -> None:
     """Which needs its keys and values to be right after every step, and its noise to be the target's."""
     llm = demo(speculation="draft_model", draft_model="demo", num_draft_tokens=5)
@@ -260,6 +289,9 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) 
         {"speculation": "eagle"},
         {"speculation": "off", "draft_heads": "somewhere"},
         {"num_draft_tokens": 0},
+        {"speculation": "self_speculation"},
+        {"speculation": "suffix", "draft_layers": 4},
+        {"draft_layers": 0},
     ],
 )
 def test_half_an_order_is_refused(options: dict[str, Any]) -> None:

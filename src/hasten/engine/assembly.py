@@ -64,7 +64,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         kv_cache_memory=options.kv_cache_memory,
     )
     with phases.phase("program"):
-        runner = backend.runner(
+        staged = backend.runner(
             loaded.decoder,
             groups,
             fit.num_blocks,
@@ -73,9 +73,10 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             options.max_num_batched_tokens,
             taps=speculation.taps,
         )
-    with phases.phase("speculation"):
-        drafter = speculation.drafter(fit, runner)
     space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
+    with phases.phase("speculation"):
+        shallow = exits.shallow(staged, space, options)
+        drafter = speculation.drafter(fit, staged, shallow)
     scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
 
     def detokenizer(request: Request) -> Detokenizer | None:
@@ -83,7 +84,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(exits.runner(runner), scheduler, detokenizer, Sampler(backend.chooser()), drafter)
+    engine = Engine(exits.runner(shallow or staged), scheduler, detokenizer, Sampler(backend.chooser()), drafter)
     intake = Intake(
         tokenizer=tokenizer,
         vocab_size=spec.vocab_size,

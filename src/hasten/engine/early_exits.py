@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits
 from hasten.checkpoints.hub import resolve
-from hasten.core.errors import InvalidRequest
+from hasten.core.errors import InvalidOption, InvalidRequest
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.backends.base import Backend
 from hasten.engine.exit_runner import ExitRunner
 from hasten.engine.options import EngineOptions
+from hasten.engine.shallow import Shallow
 from hasten.engine.stages import StagedRunner
+from hasten.kv.space import KvSpace
 from hasten.layers.build import Build
 from hasten.models.decoder import Decoder
 from hasten.models.load import LoadedModel
@@ -47,6 +50,27 @@ class EarlyExits:
             return ExitRunner(runner)
         layers = self.checkpoint.token_layers
         return ExitRunner(runner, self.checkpoint.exits, () if layers is None else layers.tolist())
+
+    def shallow(self, runner: StagedRunner, kv: KvSpace, options: EngineOptions) -> Shallow | None:
+        """The layers that guess for the whole model, if any do. Raises ``InvalidOption`` for more layers than it has."""
+        wanted = options.speculation in ("self_speculation", "auto")
+        if not wanted or (self.checkpoint is None and options.draft_layers is None):
+            return None
+        depth, layers = options.draft_layers, () if self.checkpoint is None else self.checkpoint.exits.spec.layers
+        if depth is None:
+            depth = min(layers, key=lambda layer: abs(layer - runner.num_layers / 2))
+        if depth >= runner.num_layers:
+            raise InvalidOption(
+                "fewer layers than the model has can guess for it",
+                got=f"draft_layers={depth}",
+                allowed=f"1 to {runner.num_layers - 1}",
+            )
+        exit_ = self.checkpoint.exits.at(depth) if self.checkpoint is not None and depth in layers else None
+
+        def read(state_RE: Tensor) -> Tensor:
+            return runner.head(state_RE if exit_ is None else exit_.translated(state_RE))
+
+        return Shallow(runner, kv, read, depth)
 
     def settle(self, params: SamplingParams, prompt: Sequence[int]) -> tuple[SamplingParams, int | None]:
         """The settings with a threshold where their rule has one, and how many layers compute all tokens, if that is known now.

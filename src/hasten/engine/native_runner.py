@@ -31,13 +31,8 @@ class NativeRunner:
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.copy(plan.copies)
-        wanted = array("i")
-        end = 0
-        for row in plan.rows:
-            end += len(row.token_ids)
-            wanted.extend(range(end - row.num_logits, end))
-        logits_RV = self._step(plan.rows, 0, self.num_layers, wanted)
-        return RunnerOutput(logits_RV, {layer: rows_ME[:end] for layer, rows_ME in self._taps.items()})
+        logits_RV = self._step(plan.rows, 0, self.num_layers, _wanted(plan.rows))
+        return RunnerOutput(logits_RV, {layer: rows_ME[: plan.num_tokens] for layer, rows_ME in self._taps.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
         self._pool.move(moves)
@@ -50,6 +45,10 @@ class NativeRunner:
             self._take(hidden_TE)
         self._step(rows, first, last)
         return self._residual_TE[: sum(len(row.token_ids) for row in rows)]
+
+    def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
+        self._take(hidden_TE)
+        return self._step(rows, first, self.num_layers, _wanted(rows))
 
     def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
         self._left_TE[: len(hidden_TE)] = hidden_TE
@@ -121,6 +120,16 @@ def _tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array
             tables.extend((len(blocks), first))
             blocks.extend(cast("tuple[int, ...]", table[first:]))
     return tables, blocks
+
+
+def _wanted(rows: Sequence[RowPlan]) -> array[int]:
+    """The tokens of the step whose logits are wanted."""
+    wanted = array("i")
+    end = 0
+    for row in rows:
+        end += len(row.token_ids)
+        wanted.extend(range(end - row.num_logits, end))
+    return wanted
 
 
 def _views(rows: Sequence[RowPlan]) -> array[int]:

@@ -38,6 +38,7 @@ class EngineOptions:
     speculation: str = "auto"
     draft_model: str | None = None  # a small model that guesses: a folder, a hub id or "demo-draft"
     draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id or "demo-eagle"
+    draft_layers: int | None = None  # of the model itself, that guess; None: those before the exit that is nearest half of them
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     exits: str | None = None  # trained exits, for requests whose tokens may leave early: a folder, a hub id or "demo-exits"
     batching: str = "continuous"  # or dynamic, static
@@ -52,9 +53,9 @@ class EngineOptions:
             chosen = getattr(self, name)
             if chosen not in allowed and (name, chosen) != ("quantize", None):
                 raise InvalidOption(f"unknown {name}", got=repr(chosen), remedy=nearest(str(chosen), allowed))
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "num_draft_tokens"):
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "num_draft_tokens", "draft_layers"):
             value = getattr(self, name)
-            optional = name == "num_draft_tokens" and value is None
+            optional = name in ("num_draft_tokens", "draft_layers") and value is None
             if not optional and (type(value) is not int or value < 1):
                 raise InvalidOption(f"{name} is out of range", got=repr(value), allowed="a whole number from 1")
         self._check_speculation()
@@ -74,6 +75,16 @@ class EngineOptions:
                     got=f"speculation={self.speculation!r}, {name}={given!r}",
                     remedy=f"Give {name} with speculation={drafters[0]!r} or 'auto', or neither",
                 )
+
+        itself = self.speculation in ("self_speculation", "auto")
+        if (self.draft_layers is not None and not itself) or (
+            self.speculation == "self_speculation" and self.draft_layers is None and self.exits is None
+        ):
+            raise InvalidOption(
+                "speculation by the model's own first layers, and what says which of them, go together",
+                got=f"speculation={self.speculation!r}, draft_layers={self.draft_layers}, exits={self.exits!r}",
+                remedy="Give exits, or draft_layers, with speculation='self_speculation' or 'auto'",
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:

@@ -29,12 +29,7 @@ class DecoderRunner:
         seen: dict[int, Tensor] = {}
         taps = {layer: partial(seen.__setitem__, layer) for layer in self.taps}
         hidden_TE = decoder.run(decoder.embed(ids_T), positions_T, context, taps=taps)
-        wanted: list[int] = []
-        end = 0
-        for row in plan.rows:
-            end += len(row.token_ids)
-            wanted += range(end - row.num_logits, end)
-        logits_RV = decoder.head(hidden_TE[torch.tensor(wanted, dtype=torch.long)])
+        logits_RV = decoder.head(hidden_TE[_wanted(plan.rows)])
         return RunnerOutput(logits_RV, {layer: hidden.float() for layer, hidden in seen.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
@@ -47,6 +42,10 @@ class DecoderRunner:
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> Tensor:
         ids_T, positions_T, context = self._context(rows)
         return self._decoder.run(self._decoder.embed(ids_T) if hidden_TE is None else hidden_TE, positions_T, context, first, last)
+
+    @torch.inference_mode()
+    def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
+        return self._decoder.head(self.layers(rows, hidden_TE, first, self.num_layers)[_wanted(rows)])
 
     @torch.inference_mode()
     def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
@@ -65,3 +64,13 @@ class DecoderRunner:
             positions_T,
             PagedContext(self._decoder.ops, self._pool, rows, positions_T, self._decoder.rotary.at(positions_T)),
         )
+
+
+def _wanted(rows: Sequence[RowPlan]) -> Tensor:
+    """The tokens of the step whose logits are wanted. [R]"""
+    wanted: list[int] = []
+    end = 0
+    for row in rows:
+        end += len(row.token_ids)
+        wanted += range(end - row.num_logits, end)
+    return torch.tensor(wanted, dtype=torch.long)

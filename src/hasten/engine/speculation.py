@@ -14,6 +14,7 @@ from hasten.decoding.drafters.auto import Auto
 from hasten.decoding.drafters.base import Drafter, PacedDrafter
 from hasten.decoding.drafters.draft_model import DraftModel
 from hasten.decoding.drafters.prompt_lookup import PromptLookup
+from hasten.decoding.drafters.self_speculation import SelfSpeculation
 from hasten.decoding.drafters.suffix import Suffix
 from hasten.decoding.step_costs import StepCosts
 from hasten.engine.alone import Alone
@@ -23,6 +24,7 @@ from hasten.engine.draft_heads import Heads, load_heads
 from hasten.engine.fit import Fit
 from hasten.engine.groups import kv_groups
 from hasten.engine.options import EngineOptions
+from hasten.engine.shallow import Shallow
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
 from hasten.sampling.sampler import Sampler
@@ -61,12 +63,15 @@ class Speculation:
         """The target's layers whose hidden states are wanted."""
         return () if self.heads is None else self.heads.taps
 
-    def drafter(self, fit: Fit, runner: Runner) -> Drafter | None:
-        """``runner`` is the target's; nobody uses its pool yet. Raises ``CapacityError``."""
-        chosen = self._drafter(fit, runner)
+    def drafter(self, fit: Fit, runner: Runner, shallow: Shallow | None) -> Drafter | None:
+        """``runner`` is the target's, and ``shallow`` its layers that guess, if any do; nobody uses its pool yet.
+
+        Raises ``CapacityError``.
+        """
+        chosen = self._drafter(fit, runner, shallow)
         return Alone(chosen) if chosen is not None and self.backend.own_threads else chosen
 
-    def _drafter(self, fit: Fit, runner: Runner) -> Drafter | None:
+    def _drafter(self, fit: Fit, runner: Runner, shallow: Shallow | None) -> Drafter | None:
         chosen = self.options.speculation
         limit = {} if self.options.num_draft_tokens is None else {"num_tokens": self.options.num_draft_tokens}
         paced: dict[str, PacedDrafter] = {}
@@ -74,6 +79,8 @@ class Speculation:
             paced["draft_model"] = self._draft_model(self.draft, fit, limit)
         if self.heads is not None:
             paced[self.heads.name] = self.heads.drafter(fit.num_blocks, self.options.block_size, limit)
+        if shallow is not None:
+            paced["self_speculation"] = SelfSpeculation(shallow, lambda columns: columns, **limit)
         if chosen == "auto":
             return self._auto(fit, runner, paced, limit)
         return _TEXTUAL[chosen](**limit) if chosen in _TEXTUAL else paced.get(chosen)
@@ -83,12 +90,14 @@ class Speculation:
             "speculation": self.options.speculation if self._allowed else "off",
             "draft_model": str(self.draft.folder) if self.draft else None,
             "draft_heads": self.options.draft_heads,
+            "draft_layers": self.options.draft_layers,
         }
 
     @property
     def _allowed(self) -> bool:
         """Where a guess could change an output by a rounding, somebody must have asked for guesses."""
-        asked = self.options.speculation != "auto" or self.draft is not None or self.heads is not None
+        given = self.draft is not None or self.heads is not None or self.options.draft_layers is not None
+        asked = self.options.speculation != "auto" or given
         return asked or self.backend.same_bits(self.target.dtype)
 
     def _auto(self, fit: Fit, runner: Runner, paced: Mapping[str, PacedDrafter], limit: Mapping[str, int]) -> Drafter | None:

@@ -27,6 +27,10 @@ class StagedRunner(Runner, Protocol):
         """
         ...
 
+    def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
+        """Layers from ``first`` on, and the logits after each row's last ``num_logits`` tokens. [R, V], float32"""
+        ...
+
     def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
         """Keys and values of layers ``[first, last)`` for tokens that have left, from their last states."""
         ...

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 TEXTUAL = ("prompt_lookup", "suffix")  # they need nothing but the text
-DRAFTERS = (*TEXTUAL, "draft_model", "medusa", "eagle")
+DRAFTERS = (*TEXTUAL, "draft_model", "medusa", "eagle", "self_speculation")

@@ -1,0 +1,114 @@
+"""Guesses with the model's own first layers, verified by the rest of them (LayerSkip, Elhoushi et al., 2024, arXiv 2404.16710).
+
+An exit after a few layers says what comes next; the model goes over it with all its layers and takes what they agree on. There is
+no second model, and no second cache: the keys, values and states that guessing leaves are those that verifying would begin with.
+
+Shape suffixes: R lines · V vocabulary of the guesses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.decoding.candidates import candidates
+from hasten.decoding.drafters.base import Line, Seen
+from hasten.decoding.pace import Pace
+
+DOUBT = 0.4  # a chain is not continued after a guess that is right less often than this, by what the exit says
+
+
+class FirstLayers(Protocol):
+    """The layers that guess, over the cache of the whole model."""
+
+    def begin(self) -> None:
+        """A new round: what was computed for guesses of the last one is forgotten."""
+        ...
+
+    def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:
+        """Computes (sequence, position, token) of several lines; the tokens before are computed, or were, in this round.
+
+        Returns which of them found room, and their logits [R, V], float32.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class _Guess:
+    line: Line
+    token_ids: list[int] = field(default_factory=list)
+    chance: float = 1.0  # that all of it is right
+
+    @property
+    def next(self) -> tuple[int, int, int]:
+        """What has to be computed to guess one more token."""
+        position = len(self.line.token_ids) - 1 + len(self.token_ids)
+        return self.line.sequence_id, position, self.token_ids[-1] if self.token_ids else self.line.token_ids[-1]
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be guessed: the step that verifies them gives one in any case."""
+        params = self.line.request.params
+        assert params.max_tokens is not None
+        written = len(self.line.token_ids) - len(self.line.request.prompt_token_ids)
+        return params.max_tokens - written - 1 - len(self.token_ids)
+
+
+class SelfSpeculation:
+    def __init__(self, layers: FirstLayers, token_ids: Callable[[Tensor], Tensor], *, num_tokens: int = 4) -> None:
+        """``token_ids``: columns of the logits -> the model's tokens."""
+        self._layers, self._token_ids, self.num_tokens = layers, token_ids, num_tokens
+        self._pace = Pace()
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return (1, 2, 3, 4, 6)
+
+    def cost(self, num_lines: int, num_tokens: int) -> float | None:
+        seconds = self._pace.seconds(num_lines)
+        return None if seconds is None else seconds * num_tokens
+
+    def backlog(self, lines: Sequence[Line]) -> float:
+        return 0.0
+
+    def shape(self, num_tokens: int) -> Draft:
+        return Draft.chain(range(num_tokens))
+
+    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
+        self._layers.begin()
+
+    @torch.inference_mode()
+    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        self._layers.begin()
+        guesses = [_Guess(line) for line in lines]
+        active = [guess for guess in guesses if guess.room > 0]
+        for ahead in range(self.num_tokens):
+            if not active:
+                break
+            begin = time.perf_counter()
+            active = self._advance(active, ahead)
+            self._pace.note(len(active), time.perf_counter() - begin)
+            active = [guess for guess in active if guess.room > 0 and guess.chance >= DOUBT]
+        return [Draft.chain(guess.token_ids) if guess.token_ids else NO_DRAFT for guess in guesses]
+
+    def _advance(self, guesses: list[_Guess], ahead: int) -> list[_Guess]:
+        """One more token for each guess that finds room."""
+        places, logits_RV = self._layers.step([guess.next for guess in guesses])
+        advanced = [guesses[place] for place in places]
+        if advanced:
+            lines = [guess.line for guess in advanced]
+            token_R1, chance_R1 = candidates(logits_RV, lines, [ahead] * len(lines), self._token_ids, 1)
+            for guess, token, chance in zip(advanced, token_R1[:, 0].tolist(), chance_R1[:, 0].tolist(), strict=True):
+                guess.token_ids.append(token)
+                guess.chance *= chance
+        return advanced
