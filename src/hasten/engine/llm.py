@@ -1,4 +1,4 @@
-"""``LLM``: load a model, generate, chat, stream. The whole engine runs in the caller's thread."""
+"""``LLM``: load a model, generate, chat, stream, score. The whole engine runs in the caller's thread."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta, RequestOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.scored import Choice, ScoreOutput
 from hasten.engine.assembly import assemble
+from hasten.engine.continuations import ContinuationScorer
 from hasten.engine.intake import Prompt
 from hasten.engine.options import EngineOptions
 from hasten.engine.progress import generation_bar
+from hasten.engine.scoring import Continuation, Scoring
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -30,6 +33,9 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._assembly = assemble(str(model), EngineOptions.from_dict(options))
         self.engine = self._assembly.engine
+        scheduler = self.engine.scheduler
+        scorer = ContinuationScorer(self.engine._runner, scheduler.kv, scheduler.config)
+        self._scoring = Scoring(self._assembly.intake, scorer)
         self._ids = itertools.count()
         # What has come for each request that somebody here waits for: several streams may be open at a time.
         self._inboxes: dict[str, deque[Delta]] = {}
@@ -107,6 +113,37 @@ class LLM:
     ) -> Iterator[Delta]:
         """``stream`` of a conversation, rendered by the checkpoint's chat template."""
         return self.stream(self._chat_prompt(messages, tools, template), sampling_params, cache_salt=cache_salt)
+
+    def score(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[Continuation],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+    ) -> list[ScoreOutput]:
+        """How likely the model finds each continuation after the prompt, in order. The prompt is computed once.
+
+        A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the settings only an exit rule
+        counts: none, layer, texts or entropy. May be called while streams are open. Raises ``InvalidRequest`` before anything runs,
+        and ``CapacityError`` if the KV pool has no room beside what runs.
+        """
+        return self._scoring.score(prompt, continuations, sampling_params, cache_salt=cache_salt)
+
+    def choose(
+        self,
+        prompt: Prompt,
+        choices: Sequence[Continuation],
+        sampling_params: SamplingParams | None = None,
+        *,
+        normalize: Literal["mean", "sum"] = "mean",
+        cache_salt: str = "",
+    ) -> Choice:
+        """The likeliest of the choices after the prompt: by log-probability per token (``mean``) or as a whole (``sum``).
+
+        As ``score`` in all else.
+        """
+        return self._scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
 
     def _chat_prompt(self, messages: Messages, tools: Sequence[Any] | None, template: Mapping[str, Any]) -> Prompt:
         if self._assembly.tokenizer is None:
