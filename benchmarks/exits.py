@@ -40,7 +40,7 @@ from hasten.layers.formats.dense import DenseFormats
 from hasten.quality.texts import read_texts
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
-LISTED = 32  # texts that thresholds are listed on
+LISTED = 64  # texts that thresholds are listed on
 CHEAPEST, DEAREST = 0.0005, 0.15  # nats per token, between which thresholds are tried
 
 
@@ -77,15 +77,15 @@ def windows(options: argparse.Namespace, backbone: Backbone) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: options.texts + LISTED]]
 
 
-def recalibrated(costs: Costs, tolerance: float, draws: int) -> dict[str, Any]:
-    """Thresholds from halves, tried on the other halves and on everything."""
+def recalibrated(costs: Costs, largest_L: Tensor, tolerance: float, draws: int) -> dict[str, Any]:
+    """Thresholds from halves, tried on the other halves and on everything. ``largest_L``: losses on the texts of the list."""
     count, allowed = costs.risk_LN.shape[1], allowed_loss(tolerance)
     broken_half = broken = 0
     layers, risks, places = [], [], []
     for draw in range(draws):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(draw))
         ours, others = costs.of(order[: count // 2]), costs.of(order[count // 2 :])
-        place = chosen(ours.risk_LN, tolerance)
+        place = chosen(ours.risk_LN, largest_L, tolerance)
         broken_half += bool(others.risk_LN[place].mean() > allowed)
         broken += bool(costs.risk_LN[place].mean() > allowed)
         layers.append(float(others.layers_LN[place].mean()))
@@ -133,14 +133,17 @@ def rule_costs(
     others_NW = texts_NW[LISTED:]
     if rule in REQUEST_MEASURES:
         costs = request_risks(found, spec.layers, spec.num_layers, rule, thresholds + asked)
+        largest_L = request_risks(listed, spec.layers, spec.num_layers, rule, thresholds).risk_LN.amax(1)
     else:
         expected_L = isolated_risks(listed, rule, thresholds).mean(1)
         begin, end = (int((expected_L <= loss).long().cumprod(0).sum()) for loss in (CHEAPEST, DEAREST))
         thresholds = (thresholds[0], *thresholds[max(1, begin - 1) : end])
         costs = token_risks(backbone, exits, others_NW, rule, thresholds + asked)
+        largest_L = isolated_risks(listed, rule, thresholds).amax(1)
     count = len(thresholds)
     return {
         "thresholds": thresholds,
+        "largest": largest_L,
         "costs": Costs(costs.risk_LN[:count], costs.layers_LN[:count], costs.kl_LN[:count]),
         "shipped": [
             {**dataclasses.asdict(each), "fresh_mean_layers": float(layers.mean()), "fresh_loss": float(risk.mean())}
@@ -171,10 +174,10 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
     rules = {}
     for rule in (*TOKEN_MEASURES, *REQUEST_MEASURES):
         result = rule_costs(backbone, made, texts_NW, found, rule, options.steps)
-        costs, thresholds = result.pop("costs"), result.pop("thresholds")
+        costs, largest_L, thresholds = result.pop("costs"), result.pop("largest"), result.pop("thresholds")
         rules[rule] = {
             "points": points(thresholds, costs, nll["answers" if rule in REQUEST_MEASURES else "tokens"]),
-            "recalibrated": [recalibrated(costs, tolerance, options.draws) for tolerance in TOLERANCES],
+            "recalibrated": [recalibrated(costs, largest_L, tolerance, options.draws) for tolerance in TOLERANCES],
             **result,
         }
         show(rule, rules[rule], spec.num_layers)

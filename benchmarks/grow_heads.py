@@ -1,4 +1,4 @@
-"""Draft heads for a grown model: what ``grow.py`` does to a model, done to its Medusa heads or its EAGLE-3 head.
+"""Heads for a grown model: what ``grow.py`` does to a model, done to its Medusa heads, its EAGLE-3 head or its exits.
 
 ``python benchmarks/grow_heads.py demo-eagle grown/eagle --model demo --grown grown/demo`` reads heads of ``--model`` and writes
 heads of ``--grown``: the same guesses, at the cost of heads of that size. An EAGLE-3 head also gets the 32,768 tokens that such
@@ -115,6 +115,44 @@ def grow_eagle(source: Path, target: Path, model: Path, grown: dict[str, Any]) -
     write_eagle3(target, dataclasses.replace(config, **changed), tensors, target_ids, grown["vocab_size"])
 
 
+def grow_exits(source: Path, target: Path, old: dict[str, Any], grown: dict[str, Any]) -> None:
+    """Zeros beside every row; an exit adds nothing to the constant. New tokens leave nowhere, and no text is hashed by new inputs.
+
+    An exit after e layers is one after as many of those that do something.
+    """
+    factor, width, layers = grown["hidden_size"] // old["hidden_size"], grown["hidden_size"], old["num_hidden_layers"]
+    places = [layer * grown["num_hidden_layers"] // layers for layer in range(layers)] + [grown["num_hidden_layers"] - 1]
+    depth = {count: places[count - 1] + 1 for count in range(1, layers)} | {layers: grown["num_hidden_layers"]}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if name == "token_layers":
+            new = torch.full((grown["vocab_size"] - len(tensor),), grown["num_hidden_layers"], dtype=tensor.dtype)
+            tensors[name] = torch.cat([moved(tensor, depth), new])
+        elif name == "text_layers":
+            tensors[name] = moved(tensor, depth)
+        elif name == "text_planes":
+            tensors[name] = torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])).contiguous()
+        else:
+            _, count, part, kind = name.split(".")
+            new_name = f"exits.{depth[int(count)]}.{part}.{kind}"
+            if kind == "weight" and part == "translate":
+                tensors[new_name] = padded(tensor, width, width)
+            elif len(tensor) == 1:
+                tensors[new_name] = tensor.clone()
+            else:  # the classifier reads a direction: among more inputs, most of them zero, each of the others is larger
+                share = 1.0 if part == "translate" else factor**-0.5
+                tensors[new_name] = torch.nn.functional.pad(tensor * share, (0, width - len(tensor))).contiguous()
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    names = ("num_hidden_layers", "hidden_size", "vocab_size")
+    config = config_of(source) | {name: grown[name] for name in names} | {"dtype": "bfloat16"}
+    config["exit_layers"] = [depth[count] for count in config["exit_layers"]]
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def moved(layers: Tensor, depth: dict[int, int]) -> Tensor:
+    return torch.tensor([depth[count] for count in layers.tolist()], dtype=layers.dtype)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="heads: demo-eagle or a folder")
@@ -126,6 +164,8 @@ def main() -> None:
     options.target.mkdir(parents=True, exist_ok=True)
     if "speculators_model_type" in config_of(source):
         grow_eagle(source, options.target, model, config_of(options.grown))
+    elif config_of(source).get("model_type") == "hasten_exits":
+        grow_exits(source, options.target, config_of(model), config_of(options.grown))
     else:
         grow_medusa(source, options.target, config_of(options.grown))
     print(f"{options.target}: heads of {options.grown}")

@@ -36,6 +36,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--draft-model", help="without one only the other drafters are measured")
     parser.add_argument("--heads", nargs="*", default=[], help="folders of Medusa heads and EAGLE-3 heads; auto uses the last one")
+    parser.add_argument("--exits", help="trained exits: the model's own first layers guess too")
+    parser.add_argument("--draft-layers", type=int, help="so many of them")
     parser.add_argument("--only", nargs="+", help="these engines, beside plain decoding")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
@@ -94,6 +96,10 @@ def engines(options: argparse.Namespace) -> dict[str, LLM]:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         kinds["eagle" if "speculators_model_type" in config else "medusa"] = {"draft_heads": folder}
         everything["draft_heads"] = folder
+    if options.exits:
+        own = {"exits": options.exits, "draft_layers": options.draft_layers}
+        everything |= own
+        kinds["self_speculation"] = own
     kinds[AUTO] = everything
     common: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 512}
     wanted = kinds if options.only is None else [PLAIN, *options.only]

@@ -9,8 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+from hasten.checkpoints.formats.exits import read_exits
 from hasten.checkpoints.hub import resolve
+from hasten.compress.training.backbone import Backbone
+from hasten.layers.build import Build
+from hasten.layers.formats.dense import DenseFormats
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -43,3 +48,40 @@ def test_a_grown_model_says_the_same(grow: ModuleType, source: Path, tmp_path: P
 def test_what_does_not_grow_is_refused(grow: ModuleType, source: Path, tmp_path: Path, numbers: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="does not grow"):
         grow.grow(source, tmp_path, grow.Growth(*numbers))
+
+
+def test_grown_exits_say_the_same_of_a_grown_model(grow: ModuleType, tmp_path: Path) -> None:
+    """Layers in between do nothing, so states are the same but for zeros, and so must certainties and choices be."""
+    source, model = resolve("demo-exits", None, quiet=True), resolve("demo", None, quiet=True)
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        heads = importlib.import_module("grow_heads")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    grow.grow(model, tmp_path / "model", grow.Growth(width=4, heads=1, layers=12, vocabulary=9000))
+    (tmp_path / "exits").mkdir()
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (model, tmp_path / "model"))
+    heads.grow_exits(source, tmp_path / "exits", old, new)
+    found = [states_and_exits(model, source), states_and_exits(tmp_path / "model", tmp_path / "exits")]
+    assert len(found[0]) == len(found[1]) >= 3
+    for (ours, sure), (theirs, sure_too) in zip(*found, strict=True):
+        assert torch.equal(ours.argmax(-1), theirs[:, : ours.shape[1]].argmax(-1))
+        assert torch.allclose(sure, sure_too, atol=1e-2)
+
+
+def states_and_exits(model: Path, folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every exit: its logits after 64 tokens of held-out text, and the classifier's certainty."""
+    backbone = Backbone.load(model)
+    build = Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32)
+    sizes = {"hidden_size": backbone.spec.hidden_size, "num_layers": backbone.spec.num_layers}
+    exits = read_exits(folder, **sizes, vocab_size=backbone.spec.vocab_size, build=build).exits
+    ids = torch.arange(300, 364)[None]
+    states = backbone.states(ids, taps=[layer - 1 for layer in exits.spec.layers])
+    with torch.inference_mode():
+        return [
+            (
+                backbone.decoder.head(exits.at(layer).translated(states.taps[layer - 1])),
+                exits.at(layer).certainty_logit(states.taps[layer - 1]).sigmoid(),
+            )
+            for layer in exits.spec.layers
+        ]

@@ -114,6 +114,7 @@ def test_guesses_from_text_change_no_output(speculation: str, requests, plain) -
     found = generate(llm, requests)
     assert_same(found, plain[0])
     stats = llm.engine.stats
+    assert stats.speed_up is not None
     assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
     assert sum(output.metrics.num_accepted_tokens for output in found) == stats.num_accepted_tokens
     assert sum(output.metrics.num_drafted_tokens for output in found) == stats.num_drafted_tokens

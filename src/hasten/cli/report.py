@@ -23,6 +23,8 @@ def line(output: RequestOutput) -> str:
         parts.append(f"{metrics.tokens_per_second:.1f} tokens/s")
     if metrics.num_drafts:
         parts.append(drafts(metrics))
+    if metrics.mean_exit_layer is not None:
+        parts.append(f"{metrics.mean_exit_layer:.2f} layers a token by {metrics.exit_rule} (lossy)")
     reasons = dict.fromkeys(str(answer.finish_reason) for answer in output.outputs)
     return " | ".join([*parts, f"finish: {', '.join(reasons)}"])
 

@@ -18,6 +18,7 @@ class StepCosts:
     def __init__(self, measured: Mapping[int, float]) -> None:
         """``measured``: tokens of a step -> seconds, for two sizes or more."""
         assert len(measured) > 1
+        self.measured = measured
         self._sizes = sorted(measured)
         # No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement.
         self._seconds: list[float] = []

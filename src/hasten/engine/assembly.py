@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from hasten.checkpoints.hub import resolve
 from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.step_costs import StepCosts
 from hasten.engine.backends.base import Backend
 from hasten.engine.backends.choose import choose_backend
 from hasten.engine.detokenizer import Detokenizer
@@ -25,6 +26,7 @@ from hasten.engine.phases import Phases
 from hasten.engine.progress import loading_bar, tell
 from hasten.engine.speculation import Speculation
 from hasten.engine.tokenizer import TextTokenizer
+from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.models.load import LoadedModel, load_decoder
 from hasten.sampling.sampler import Sampler
@@ -53,16 +55,8 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     with phases.phase("tokenizer"):
         tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     groups = kv_groups(spec)
-    fit = fit_kv(
-        groups,
-        block_size=options.block_size,
-        block_bytes=backend.block_bytes(groups, options.block_size, loaded.dtype) + speculation.block_bytes,
-        max_positions=spec.max_positions,
-        max_model_len=options.max_model_len,
-        max_num_seqs=options.max_num_seqs,
-        max_step=options.max_num_batched_tokens,
-        kv_cache_memory=options.kv_cache_memory,
-    )
+    block_bytes = backend.block_bytes(groups, options.block_size, loaded.dtype) + speculation.block_bytes
+    fit = _fit(options, groups, block_bytes, spec.max_positions)
     with phases.phase("program"):
         staged = backend.runner(
             loaded.decoder,
@@ -75,8 +69,9 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         )
     space = KvSpace(groups, fit.num_blocks, options.block_size, retain=options.prefix_caching)
     with phases.phase("speculation"):
+        costs = speculation.costs(fit, staged)
         shallow = exits.shallow(staged, space, options)
-        drafter = speculation.drafter(fit, staged, shallow)
+        drafter = speculation.drafter(fit, costs, shallow)
     scheduler = Scheduler(options.scheduler(fit.max_model_len), space)
 
     def detokenizer(request: Request) -> Detokenizer | None:
@@ -85,6 +80,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
     engine = Engine(exits.runner(shallow or staged), scheduler, detokenizer, Sampler(backend.chooser()), drafter)
+    engine.stats.plain_step = None if costs is None else StepCosts(costs.measured).seconds
     intake = Intake(
         tokenizer=tokenizer,
         vocab_size=spec.vocab_size,
@@ -99,6 +95,19 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     described = {**_describe(loaded, backend, fit, options), **speculation.describe(), "exits": options.exits}
     description = {"model": model, **described, "load_seconds": phases.seconds}
     return Assembly(engine, intake, tokenizer, description)
+
+
+def _fit(options: EngineOptions, groups: Sequence[KvGroup], block_bytes: int, max_positions: int) -> Fit:
+    return fit_kv(
+        groups,
+        block_size=options.block_size,
+        block_bytes=block_bytes,
+        max_positions=max_positions,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_step=options.max_num_batched_tokens,
+        kv_cache_memory=options.kv_cache_memory,
+    )
 
 
 def _describe(loaded: LoadedModel, backend: Backend, fit: Fit, options: EngineOptions) -> dict[str, Any]:

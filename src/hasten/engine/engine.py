@@ -61,7 +61,8 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Compute one batch. Returns what is new; empty if nothing could run."""
-        plan = self.scheduler.plan(self.clock())
+        begin = self.clock()
+        plan = self.scheduler.plan(begin)
         if not plan.rows:
             return []
         output = self._run(plan)
@@ -76,6 +77,7 @@ class Engine:
         self.stats.count(plan, result)
         if self._drafter is not None:
             self._draft(self._drafter, plan, committed, output)
+            self.stats.count_time(plan, result, self.clock() - begin)
         return self._report(news, now)
 
     @property

@@ -63,15 +63,20 @@ class Speculation:
         """The target's layers whose hidden states are wanted."""
         return () if self.heads is None else self.heads.taps
 
-    def drafter(self, fit: Fit, runner: Runner, shallow: Shallow | None) -> Drafter | None:
-        """``runner`` is the target's, and ``shallow`` its layers that guess, if any do; nobody uses its pool yet.
+    def costs(self, fit: Fit, runner: Runner) -> StepCosts | None:
+        """What a step takes, if anything guesses. ``runner`` is the target's; nobody uses its pool yet."""
+        options = self.options
+        if options.speculation == "off" or not self._allowed:
+            return None
+        groups = kv_groups(self.target.spec)
+        return StepCosts(measure_steps(runner, groups, fit.num_blocks, options.block_size, options.max_num_batched_tokens))
 
-        Raises ``CapacityError``.
-        """
-        chosen = self._drafter(fit, runner, shallow)
+    def drafter(self, fit: Fit, costs: StepCosts | None, shallow: Shallow | None) -> Drafter | None:
+        """``shallow``: the target's layers that guess, if any do. Raises ``CapacityError``."""
+        chosen = None if costs is None else self._drafter(fit, costs, shallow)
         return Alone(chosen) if chosen is not None and self.backend.own_threads else chosen
 
-    def _drafter(self, fit: Fit, runner: Runner, shallow: Shallow | None) -> Drafter | None:
+    def _drafter(self, fit: Fit, costs: StepCosts, shallow: Shallow | None) -> Drafter | None:
         chosen = self.options.speculation
         limit = {} if self.options.num_draft_tokens is None else {"num_tokens": self.options.num_draft_tokens}
         paced: dict[str, PacedDrafter] = {}
@@ -82,7 +87,7 @@ class Speculation:
         if shallow is not None:
             paced["self_speculation"] = SelfSpeculation(shallow, lambda columns: columns, **limit)
         if chosen == "auto":
-            return self._auto(fit, runner, paced, limit)
+            return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, costs)
         return _TEXTUAL[chosen](**limit) if chosen in _TEXTUAL else paced.get(chosen)
 
     def describe(self) -> Mapping[str, Any]:
@@ -99,14 +104,6 @@ class Speculation:
         given = self.draft is not None or self.heads is not None or self.options.draft_layers is not None
         asked = self.options.speculation != "auto" or given
         return asked or self.backend.same_bits(self.target.dtype)
-
-    def _auto(self, fit: Fit, runner: Runner, paced: Mapping[str, PacedDrafter], limit: Mapping[str, int]) -> Drafter | None:
-        if not self._allowed:
-            return None
-        options = self.options
-        groups = kv_groups(self.target.spec)
-        measured = measure_steps(runner, groups, fit.num_blocks, options.block_size, options.max_num_batched_tokens)
-        return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, StepCosts(measured))
 
     def _draft_model(self, model: LoadedModel, fit: Fit, limit: Mapping[str, int]) -> DraftModel:
         """It has as many blocks as the target."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hasten.core.plan import StepPlan
@@ -19,6 +20,10 @@ class EngineStats:
     # At index i: drafts that guessed i + 1 tokens ahead or more, and those of which that many were accepted.
     drafts_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    plain_step: Callable[[int], float] | None = None  # seconds that a step of so many tokens takes, as measured; None: it was not
+    # Of steps that only decode: what they took with all that they were spared, and what plain steps for as many tokens would.
+    decoding_seconds: float = 0.0
+    plain_seconds: float = 0.0
 
     def count(self, plan: StepPlan, result: StepResult) -> None:
         self.num_steps += 1
@@ -26,6 +31,18 @@ class EngineStats:
         self.num_sampled_rows += len(plan.sampled_ids)
         for verdict in result.verdicts:
             self._count_draft(verdict)
+
+    def count_time(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
+        """``seconds``: of the whole step, guesses for the next one included."""
+        if self.plain_step is not None and all(row.num_logits == len(row.token_ids) for row in plan.rows):
+            gained = sum(len(continuation.token_ids) for continuation in result.continuations)
+            self.decoding_seconds += seconds
+            self.plain_seconds += self.plain_step(len(plan.rows)) * gained / len(plan.rows)
+
+    @property
+    def speed_up(self) -> float | None:
+        """How many times as fast as plain decoding the guesses made it; None where no plain step was measured."""
+        return self.plain_seconds / self.decoding_seconds if self.decoding_seconds else None
 
     @property
     def acceptance_by_position(self) -> tuple[float, ...]:

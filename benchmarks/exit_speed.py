@@ -1,0 +1,165 @@
+"""What leaving early gains in wall time beside what it costs: calibrated rules and fixed layers, in turn, on the same prompts.
+
+``python benchmarks/grow.py demo grown/wide --width 8 --layers 1 --vocabulary 75968`` makes a model of half a billion parameters
+whose layers all do something, and ``python benchmarks/grow_heads.py demo-exits grown/exits --grown grown/wide`` its exits.
+``python benchmarks/exit_speed.py grown/wide grown/exits --out exit_speed.json``
+
+Requests write ``--tokens`` tokens after pieces of text that neither model nor exits have seen. In each turn all settings get the
+same prompts, one after the other, the first one another each time; the first turn is a warm-up. Quality is the mean loss on the
+held-out text that thresholds were calibrated on (nats per token, teacher-forced; ``benchmarks/exits.py`` has the curve on fresh
+text), and the share of written tokens that plain decoding writes too, up to the first that differs.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hasten
+from hasten import LLM, SamplingParams
+from hasten.bench.provenance import provenance
+from hasten.bench.report import spread
+
+HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
+PLAIN = "all layers"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("exits")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.01, 0.05])
+    parser.add_argument("--layers", type=int, nargs="+", default=[7, 6], help="fixed ones")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def settings(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    config = json.loads((Path(options.exits) / "config.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = {PLAIN: {}}
+    found |= {f"layer {layer}": {"exit_rule": "layer", "exit_layer": layer} for layer in options.layers}
+    for known in config["calibrations"]:
+        if known["tolerance"] in options.tolerances:
+            name = f"{known['rule']} {known['tolerance']:.1%}"
+            found[name] = {"exit_rule": known["rule"], "exit_tolerance": known["tolerance"], "known": known}
+    return found | {rule: {"exit_rule": rule} for rule in ("tokens", "texts")}
+
+
+def prompts(llm: LLM, count: int, length: int, turn: int) -> list[dict[str, list[int]]]:
+    draw = random.Random(f"{turn}/{count}")
+    with HELDOUT.open(encoding="utf-8") as lines:
+        ids = [llm.tokenizer.encode(json.loads(line)["text"]) for line in lines]
+    ids = [text for text in ids if len(text) > 2 * length]
+    made = []
+    for _ in range(count):
+        text = draw.choice(ids)
+        begin = draw.randrange(len(text) - length)
+        made.append({"prompt_token_ids": text[begin : begin + length]})
+    return made
+
+
+def run(llm: LLM, asked: list[dict[str, list[int]]], tokens: int, exits: dict[str, Any]) -> dict[str, Any]:
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, **exits)
+    begin = time.perf_counter()
+    outputs = llm.generate(asked, params, use_tqdm=False)
+    seconds = time.perf_counter() - begin - max(o.metrics.first_token - o.metrics.arrival for o in outputs)
+    layers = [layer for output in outputs for layer in output.outputs[0].exit_layers]
+    return {
+        "tokens": [output.outputs[0].token_ids for output in outputs],
+        "seconds": seconds,
+        "layers": sum(layers) / len(layers) if layers else None,
+    }
+
+
+def same(ours: list[tuple[int, ...]], theirs: list[tuple[int, ...]]) -> float:
+    """The share of tokens before the first that differs."""
+    lengths = [
+        next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x)) for x, y in zip(ours, theirs, strict=True)
+    ]
+    return sum(lengths) / sum(map(len, theirs))
+
+
+def measure(options: argparse.Namespace, llm: LLM, batch: int) -> list[dict[str, Any]]:
+    wanted = settings(options)
+    names, turns = list(wanted), []
+    for turn in range(-1, options.turns):
+        asked = prompts(llm, batch, options.prompt, turn)
+        first = turn % len(names)
+        found = {}
+        for name in names[first:] + names[:first]:
+            llm.reset_prefix_cache()
+            exits = {key: value for key, value in wanted[name].items() if key != "known"}
+            found[name] = run(llm, asked, options.tokens, exits)
+        for name in names:
+            found[name]["same"] = same(found[name]["tokens"], found[PLAIN]["tokens"])
+        if turn >= 0:
+            turns.append(found)
+    return rows_of(options, batch, wanted, turns)
+
+
+def rows_of(
+    options: argparse.Namespace, batch: int, wanted: dict[str, dict[str, Any]], turns: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = []
+    for name in wanted:
+        known = wanted[name].get("known")
+        layers = [turn[name]["layers"] for turn in turns if turn[name]["layers"] is not None]
+        steps = options.tokens - 1
+        rows.append(
+            {
+                "rule": name,
+                "batch": batch,
+                "milliseconds_per_step": spread([1e3 * turn[name]["seconds"] / steps for turn in turns]),
+                "speed_up": spread([turn[PLAIN]["seconds"] / turn[name]["seconds"] for turn in turns]),
+                "mean_layers": sum(layers) / len(layers) if layers else None,
+                "same_as_plain": sum(turn[name]["same"] for turn in turns) / len(turns),
+                "calibrated": known,
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        known = row["calibrated"]
+        cost = "" if known is None else f", perplexity {math.expm1(known['mean_risk']):+.2%}"
+        layers = "" if row["mean_layers"] is None else f", {row['mean_layers']:.2f} layers"
+        up = row["speed_up"]
+        print(
+            f"batch {row['batch']}, {row['rule']}: {up['median']:.2f}x ({up['min']:.2f} to {up['max']:.2f}){layers}{cost}, "
+            f"{row['same_as_plain']:.0%} as plain",
+            flush=True,
+        )
+
+
+def main() -> None:
+    options = parse()
+    limits: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 512}
+    llm = LLM(options.model, exits=options.exits, quantize=options.quantize, speculation="off", **limits)
+    rows: list[dict[str, Any]] = []
+    for batch in options.batches:
+        mine = measure(options, llm, batch)
+        show(mine)
+        rows += mine
+    result = {
+        **provenance("exit_speed", sys.argv),
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items() if key != "out"},
+        "num_layers": json.loads((Path(options.model) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"],
+        "rows": rows,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
