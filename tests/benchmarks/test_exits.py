@@ -33,7 +33,7 @@ def test_recalibrated_thresholds_are_tried_on_what_they_have_not_seen(exits: Mod
     means = torch.tensor([0.0, 0.004, 0.02, 0.05], dtype=torch.float64)
     risk = means[:, None] + 0.01 * torch.randn(4, 200, generator=draw, dtype=torch.float64)
     layers = torch.tensor([8.0, 7.0, 6.0, 5.0]).double()[:, None].expand(4, 200)
-    careful = exits.recalibrated(Costs(risk, layers, risk), 0.01, 50)
+    careful = exits.recalibrated(Costs(risk, layers, risk), torch.zeros(4), 0.01, 50)
     assert careful["share_broken_on_all_texts"] == 0.0 and careful["share_broken_on_other_half"] <= 0.1
     assert careful["thresholds"] == [1] and careful["mean_layers"] == 7.0 and careful["texts_per_half"] == 100
     assert careful["mean_loss"] == pytest.approx(0.004, abs=2e-3)
@@ -46,13 +46,13 @@ def test_a_chooser_without_a_test_would_be_seen(exits: ModuleType, monkeypatch: 
     means = torch.tensor([0.0, *(allowed * (0.9 + 0.02 * step) for step in range(11))], dtype=torch.float64)
     risk = means[:, None] + 0.02 * torch.randn(12, 200, generator=draw, dtype=torch.float64)
     costs = Costs(risk, risk, risk)
-    assert exits.recalibrated(costs, 0.01, 100)["share_broken_on_all_texts"] <= 0.05
+    assert exits.recalibrated(costs, torch.zeros(12), 0.01, 100)["share_broken_on_all_texts"] <= 0.05
 
-    def looks(risk_LN: torch.Tensor, tolerance: float) -> int:
+    def looks(risk_LN: torch.Tensor, largest_L: torch.Tensor, tolerance: float) -> int:
         return int((risk_LN.mean(1) <= allowed).nonzero()[-1])
 
     monkeypatch.setattr(exits, "chosen", looks)
-    found = exits.recalibrated(costs, 0.01, 100)
+    found = exits.recalibrated(costs, torch.zeros(12), 0.01, 100)
     assert found["share_broken_on_all_texts"] > 0.2 and found["share_broken_on_other_half"] > 0.2
 
 

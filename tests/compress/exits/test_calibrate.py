@@ -43,10 +43,14 @@ NULLS: dict[str, Draw] = {
 }
 
 
+def p(losses: Tensor, largest: float = 0.0) -> Tensor:
+    return p_values(losses, torch.full((len(losses),), largest), ALLOWED)
+
+
 def share_refuted(name: str) -> float:
     """How often a mean that is not allowed is refuted at a certainty of 95 %."""
     draw = torch.Generator().manual_seed(5)
-    return float((p_values(NULLS[name](draw), ALLOWED) <= 0.05).double().mean())
+    return float((p(NULLS[name](draw)) <= 0.05).double().mean())
 
 
 @pytest.mark.parametrize("name", NULLS)
@@ -79,16 +83,29 @@ def test_losses_that_are_allowed_are_found_by_few_texts() -> None:
     """As wide as those of the demo model; Hoeffding's bound would need 40 times as many texts."""
     draw = torch.Generator().manual_seed(1)
     losses = 0.005 + 0.012 * torch.randn(500, 256, generator=draw, dtype=torch.float64)
-    assert float((p_values(losses, ALLOWED) <= 0.05).double().mean()) > 0.95
-    assert float(p_values(torch.zeros(1, 64), ALLOWED)) < 0.05
+    assert float((p(losses) <= 0.05).double().mean()) > 0.95
+    assert float(p(torch.zeros(1, 64))) < 0.05
 
 
 def test_a_p_value_does_not_depend_on_other_thresholds_or_tell_nonsense() -> None:
     losses = torch.randn(5, 60, generator=torch.Generator().manual_seed(2)) * 0.02
-    together = p_values(losses, ALLOWED)
-    assert together.tolist() == [float(p_values(row[None], ALLOWED)) for row in losses]
+    together = p(losses)
+    assert together.tolist() == [float(p(row[None])) for row in losses]
     assert bool(((together > 0) & (together <= 1)).all())
-    assert float(p_values(torch.full((1, 60), 3.0), ALLOWED)) == 1.0
+    assert float(p(torch.full((1, 60), 3.0))) == 1.0
+
+
+def test_rare_disasters_are_not_hidden_by_the_bound() -> None:
+    """Three texts of a hundred lose two nats: that is six times what is allowed, and a near bound would hide it."""
+    losses = torch.zeros(200, 256, dtype=torch.float64)
+    losses[torch.rand(200, 256, generator=torch.Generator().manual_seed(6)) < 0.03] = 2.0
+    assert float((p(losses, largest=2.0) <= 0.05).double().mean()) == 0.0
+    assert float((p(losses) <= 0.05).double().mean()) > 0.5, "this bound was to hide it"
+    both = torch.stack((torch.zeros(256, dtype=torch.float64), losses[0]))
+    assert chosen(both, torch.zeros(2), 0.01) == 0, "what is lost on the very texts is seen even so"
+    # Without disasters elsewhere to be afraid of, nothing lost is soon enough; with them it takes more texts.
+    nothing = torch.zeros(1, 256, dtype=torch.float64)
+    assert float(p(nothing)) < 1e-4 < 0.05 < float(p(nothing, largest=2.0))
 
 
 def rows(*means: float) -> Tensor:
@@ -98,11 +115,10 @@ def rows(*means: float) -> Tensor:
 
 def test_the_sequence_ends_with_the_first_that_is_not_refuted() -> None:
     """A later threshold that would pass is not looked at: that is what the guarantee rests on."""
-    assert chosen(rows(0.0, 0.002, 0.003, 0.02, 0.03), 0.01) == 2
-    assert chosen(rows(0.0, 0.02, 0.0, 0.0), 0.01) == 0
-    assert chosen(rows(0.0, 0.001, 0.02, 0.0), 0.01) == 1
-    assert chosen(rows(0.0, 0.001, 0.002, 0.003), 0.01) == 3
-    assert chosen(rows(0.5), 0.01) == 0
+    cases = [((0.0, 0.002, 0.003, 0.02, 0.03), 2), ((0.0, 0.02, 0.0, 0.0), 0), ((0.0, 0.001, 0.02, 0.0), 1)]
+    cases += [((0.0, 0.001, 0.002, 0.003), 3), ((0.5,), 0)]
+    for means, wanted in cases:
+        assert chosen(rows(*means), torch.zeros(len(means)), 0.01) == wanted, means
 
 
 def test_a_whole_sequence_breaks_its_promise_as_seldom_as_it_says() -> None:
@@ -114,14 +130,14 @@ def test_a_whole_sequence_breaks_its_promise_as_seldom_as_it_says() -> None:
     for _ in range(trials):
         common = 0.01 * torch.randn(TEXTS, generator=draw)  # a hard text is hard at every threshold
         losses = means[:, None] + common + 0.005 * torch.randn(len(means), TEXTS, generator=draw)
-        bad += chosen(losses.double(), 0.01) >= 3
+        bad += chosen(losses.double(), torch.zeros(len(means)), 0.01) >= 3
     assert bad / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_what_was_found_is_told() -> None:
     layers = torch.tensor([8.0, 7.0, 6.0, 5.0]).double()[:, None].expand(4, 200)
     costs = Costs(rows(0.0, 0.002, 0.02, 0.2), layers, layers)
-    found = calibrate("softmax", costs, (SAFE, 0.9, 0.5, 0.1), window=256, decay=4.0, tolerances=(0.01, 0.05))
+    found = calibrate("softmax", costs, torch.zeros(4), (SAFE, 0.9, 0.5, 0.1), window=256, decay=4.0, tolerances=(0.01, 0.05))
     assert [(each.tolerance, each.threshold, each.mean_layers) for each in found] == [(0.01, 0.9, 7.0), (0.05, 0.5, 6.0)]
     assert {(each.rule, each.certainty, each.num_texts, each.window, each.decay) for each in found} == {
         ("softmax", 0.95, 200, 256, 4.0)

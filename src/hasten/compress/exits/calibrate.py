@@ -25,9 +25,9 @@ from hasten.core.calibration import Calibration
 SAFE = 1.12  # a threshold that no token passes, decayed or not: it costs nothing, so it needs no test
 CERTAINTY = 0.95
 TOLERANCES = (0.005, 0.01, 0.02, 0.05)
-# A text that loses more than so many times what is allowed counts as that much: a bet needs a bound, and a near one allows high
-# stakes.
-MOST = 10.0
+# A bet needs a bound: a text that loses more counts as this much. A near one allows high stakes but must not hide what is lost:
+# it is so many times the largest loss that was seen on other texts, and at least so many times what is allowed.
+SPARE, MOST = 2.0, 10.0
 BOLDNESS = 0.9  # share of the capital that the worst text can take
 PRIOR = 2.0  # standard deviation that is assumed before the first text, in units of what is allowed
 
@@ -56,37 +56,41 @@ def allowed_loss(tolerance: float) -> float:
     return math.log1p(tolerance)
 
 
-def p_values(risk_LN: Tensor, allowed: float, certainty: float = CERTAINTY) -> Tensor:
-    """Of "the mean of min(loss, ``MOST`` · allowed) is ``allowed`` or more". [L], float64
+def p_values(risk_LN: Tensor, largest_L: Tensor, allowed: float, certainty: float = CERTAINTY) -> Tensor:
+    """Of "the mean loss is ``allowed`` or more", where no loss counts as more than its bound. [L], float64
 
-    Valid for any number of texts that are drawn alike. They are bet on in their order, which must not depend on their losses.
-    ``certainty`` tunes the stakes and is no condition.
+    ``largest_L``: the largest loss of a text at each threshold, on other texts than these. Valid for any number of texts that are
+    drawn alike. They are bet on in their order, which must not depend on their losses. ``certainty`` tunes the stakes and is no
+    condition.
     """
-    most, prior = MOST * allowed, (PRIOR * allowed) ** 2
-    loss_LN = risk_LN.double().clamp(max=most)
+    most_L1, prior = (SPARE * largest_L.double()).clamp(min=MOST * allowed)[:, None], (PRIOR * allowed) ** 2
+    loss_LN = torch.minimum(risk_LN.double(), most_L1)
     count = loss_LN.shape[1]
     seen_N = torch.arange(1, count + 1, dtype=torch.float64)
     mean_LN = (allowed + loss_LN.cumsum(1)) / (seen_N + 1)
     variance_LN = (prior + (loss_LN - mean_LN).square().cumsum(1)) / (seen_N + 1)
     # What was known before each text.
     known_LN = torch.cat((torch.full_like(variance_LN[:, :1], prior), variance_LN[:, :-1]), dim=1)
-    stake_LN = (2 * math.log(1 / (1 - certainty)) / (count * known_LN)).sqrt().clamp(max=BOLDNESS / (most - allowed))
+    stake_LN = (2 * math.log(1 / (1 - certainty)) / (count * known_LN)).sqrt()
+    stake_LN = torch.minimum(stake_LN, BOLDNESS / (most_L1 - allowed))
     capital_LN = torch.log1p(stake_LN * (allowed - loss_LN)).cumsum(1)
     return torch.exp(-capital_LN.amax(1).clamp(min=0.0))
 
 
-def chosen(risk_LN: Tensor, tolerance: float, certainty: float = CERTAINTY) -> int:
-    """The place of the threshold to take. Thresholds sink, and the first one is ``SAFE``: it is taken where no other can be."""
-    p_L = p_values(risk_LN, allowed_loss(tolerance), certainty)
-    passed = 0
-    while passed + 1 < len(p_L) and p_L[passed + 1] <= 1 - certainty:
-        passed += 1
-    return passed
+def chosen(risk_LN: Tensor, largest_L: Tensor, tolerance: float, certainty: float = CERTAINTY) -> int:
+    """The place of the threshold to take. Thresholds sink, and the first one is ``SAFE``: it is taken where no other can be.
+
+    One that loses more than is allowed on these very texts is not taken, whatever a bounded loss says.
+    """
+    allowed = allowed_loss(tolerance)
+    good_L = (p_values(risk_LN, largest_L, allowed, certainty) <= 1 - certainty) & (risk_LN.mean(1) <= allowed)
+    return int(good_L[1:].long().cumprod(0).sum())
 
 
 def calibrate(
     rule: str,
     costs: Costs,
+    largest_L: Tensor,
     thresholds: tuple[float, ...],
     *,
     window: int,
@@ -98,7 +102,7 @@ def calibrate(
     assert thresholds[0] == SAFE and list(thresholds) == sorted(thresholds, reverse=True), thresholds
     found = []
     for tolerance in tolerances:
-        place = chosen(costs.risk_LN, tolerance, certainty)
+        place = chosen(costs.risk_LN, largest_L, tolerance, certainty)
         found.append(
             Calibration(
                 rule=rule,

@@ -75,11 +75,13 @@ def thresholds(made: Material, rule: str) -> tuple[Calibration, ...]:
     steps, spec = grid(made.trained, rule), made.exits.spec
     window = made.held_out_NW.shape[1]
     if rule in REQUEST_MEASURES:
-        costs = request_risks(made.held_out, spec.layers, spec.num_layers, rule, steps)
-        return calibrate(rule, costs, steps, window=window, decay=None)
+        expected, costs = (
+            request_risks(found, spec.layers, spec.num_layers, rule, steps) for found in (made.trained, made.held_out)
+        )
+        return calibrate(rule, costs, expected.risk_LN.amax(1), steps, window=window, decay=None)
     steps = worth_testing(steps, isolated_risks(made.trained, rule, steps).mean(1))
     costs = token_risks(made.backbone, made.exits, made.held_out_NW, rule, steps)
-    return calibrate(rule, costs, steps, window=window, decay=DECAY)
+    return calibrate(rule, costs, isolated_risks(made.trained, rule, steps).amax(1), steps, window=window, decay=DECAY)
 
 
 def worth_testing(steps: tuple[float, ...], expected_L: Tensor) -> tuple[float, ...]:
