@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from hasten import LLM, HastenError, InvalidRequest, SamplingParams
-from hasten.core.errors import CapacityError, PromptTooLong
+from hasten import LLM, HastenError, SamplingParams
+from hasten.core.errors import CapacityError
 from hasten.core.plan import RunnerOutput, StepPlan
-from hasten.core.scored import ScoreOutput
 from hasten.engine import continuations as continuations_module
-from tests.tiny_models import tiny_checkpoint, tiny_reference, word_tokenizer
+from tests.tiny_models import tiny_reference
 
 SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1, "block_size": 4, "kv_cache_memory": "4MiB", "max_model_len": 96}
 NAMES = ["llama-gqa", "qwen3-mixed-window"]
@@ -129,6 +128,26 @@ def test_a_prompt_of_any_length_and_a_pool_of_any_size(name: str, tiny: Callable
         assert len(few) == 2 < len(many)
 
 
+@pytest.mark.parametrize("num_prompt", [5, 70])
+def test_what_a_window_has_left_behind_is_given_back(num_prompt: int, tiny: Callable[[str], Path]) -> None:
+    """A prompt and continuations of 18 blocks, in a pool of ten."""
+    roomy = LLM(str(tiny("mistral-window")), **SETTINGS)
+    block = roomy.describe()["kv_bytes"] // roomy.describe()["kv_blocks"]
+    budget = {"max_num_batched_tokens": 4, "max_num_seqs": 4}
+    llm = LLM(str(tiny("mistral-window")), **{**SETTINGS, **budget, "kv_cache_memory": 10 * block})
+    assert (llm.describe()["kv_blocks"], llm.describe()["max_model_len"]) == (10, 96)
+    check("mistral-window", llm, ids("long", num_prompt), [ids((i, num_prompt), 75 - num_prompt) for i in range(3)])
+
+
+def test_continuations_are_finished_one_after_the_other(tiny: Callable[[str], Path]) -> None:
+    """So that long ones do not hold each other's blocks: in a pool for one of them, in steps too small for it."""
+    roomy = LLM(str(tiny("llama-gqa")), **SETTINGS)
+    block = roomy.describe()["kv_bytes"] // roomy.describe()["kv_blocks"]
+    budget = {"max_num_batched_tokens": 7, "max_num_seqs": 4}
+    llm = LLM(str(tiny("llama-gqa")), **{**SETTINGS, **budget, "kv_cache_memory": 14 * block, "max_model_len": 48})
+    check("llama-gqa", llm, PROMPT[:10], [ids(("long", i), 30) for i in range(4)])
+
+
 def test_memory_for_logits_is_bounded(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A large vocabulary means fewer tokens a step."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS)
@@ -193,95 +212,7 @@ def test_a_text_that_is_read_at_the_same_time_keeps_its_blocks(tiny: Callable[[s
     torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------- texts
-
-
-@pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    """Token i is the word wi; w2 ends a text, and is found within longer words too."""
-    folder = tiny_checkpoint("llama-gqa", tmp_path_factory.mktemp("spoken"))
-    word_tokenizer(101).save_pretrained(folder)
-    return LLM(str(folder), **SETTINGS)
-
-
-def test_a_continuation_begins_where_the_prompt_ends(spoken: LLM) -> None:
-    """Read with the prompt, and alone where a token would span the border."""
-    spelt = [token for token in PROMPT if token // 10 != 2]
-    prompt = " ".join(f"w{token}" for token in spelt)
-    scores = spoken.score(prompt, [" w7 w8", "w7 w8", {"token_ids": [7, 8]}])
-    assert [score.token_ids for score in scores] == [(7, 8)] * 3
-    assert [score.text for score in scores] == [" w7 w8", "w7 w8", None]
-    assert len({score.logprobs for score in scores}) == 1
-    assert close(scores[0].logprobs, whole("llama-gqa", tuple(spelt), (7, 8)))
-    assert spoken.score({"prompt_token_ids": spelt}, ["w7 w8"])[0].logprobs == scores[0].logprobs
-
-
-def test_the_likeliest_is_chosen_by_token_or_as_a_whole(spoken: LLM) -> None:
-    choices = given([ids((2, i), 1 + 2 * i) for i in range(5)])
-    scores = tuple(spoken.score("w5 w6", choices))
-    for normalize, compared in (("mean", [s.mean for s in scores]), ("sum", [s.total for s in scores])):
-        choice = spoken.choose("w5 w6", choices, normalize=normalize)
-        assert choice.scores == scores
-        assert choice.index == compared.index(max(compared)) and choice.text is None
-        weights = [math.exp(value) for value in compared]
-        assert choice.probabilities == pytest.approx([weight / sum(weights) for weight in weights])
-    assert spoken.choose("w5 w6", choices).index == 4
-    assert spoken.choose("w5 w6", choices, normalize="sum").index == 0
-    assert spoken.choose("w5 w6", ["w7", "w7"]) == spoken.choose("w5 w6", ["w7", "w7"], normalize="sum")
-    assert spoken.choose("w5 w6", ["w7", "w7"]).index == 0
-    (sure,) = spoken.choose("w5 w6", ["w7"]).probabilities
-    assert sure == 1.0 and spoken.choose("w5 w6", ["w7"]).text == "w7"
-
-
-def test_outputs_are_plain_data() -> None:
-    score = ScoreOutput(text=None, token_ids=(3, 4), logprobs=(-1.0, -2.0))
-    assert (score.total, score.mean) == (-3.0, -1.5)
-    assert ScoreOutput(**dataclasses.asdict(score)) == score
-
-
-# ---------------------------------------------------------------- what is refused
-
-
-def test_what_cannot_be_scored_is_refused_and_holds_nothing(spoken: LLM, tiny: Callable[[str], Path]) -> None:
-    prompt, answers = {"prompt_token_ids": PROMPT}, given(ANSWERS[:2])
-    bare = LLM(str(tiny("llama-gqa")), **SETTINGS)
-    cases: list[tuple[LLM, Any, str]] = [
-        (spoken, lambda llm: llm.score("w5", []), r"no continuations.*at least one"),
-        (spoken, lambda llm: llm.choose("w5", []), r"no choices"),
-        (spoken, lambda llm: llm.score("w5", "w6"), r"not a list: got str"),
-        (spoken, lambda llm: llm.score("w5", ["w6", "", " ", "w7"]), r"2 of the continuations are empty.*number 1, 2"),
-        (spoken, lambda llm: llm.choose("w5", given([[]])), r"1 of the choices are empty"),
-        (spoken, lambda llm: llm.score("w5", [[6, 7]]), r"not a continuation.*token_ids"),
-        (spoken, lambda llm: llm.score("w5", [{"token_ids": ["w6"]}]), r"not whole numbers"),
-        (spoken, lambda llm: llm.score("w5", given([[101, 5], [-1]])), r"2 token ids.*-1, 101; allowed: 0 to 100"),
-        (spoken, lambda llm: llm.score("w5", ["w6 \ud800"]), r"not Unicode"),
-        (spoken, lambda llm: llm.score("w5", ["w6"], cache_salt=3), r"cache_salt"),
-        (spoken, lambda llm: llm.score("", ["w6"]), r"prompt is empty"),
-        (spoken, lambda llm: llm.choose("w5", ["w6"], normalize="maen"), r"'maen'.*'mean'"),
-        (spoken, lambda llm: llm.score(prompt, answers, SamplingParams(exit_rule="entropy")), r"no trained exits.*entropy"),
-        (bare, lambda llm: llm.score(prompt, ["w6"]), r"no tokenizer.*token_ids"),
-        (
-            bare,
-            lambda llm: llm.score(prompt, answers, SamplingParams(exit_rule="layer", exit_layer=9)),
-            r"exit_layer=9; allowed: 1 to 3",
-        ),
-    ]
-    cases += [
-        (bare, lambda llm, rule=rule: llm.score(prompt, answers, SamplingParams(exit_rule=rule)), rf"exit_rule='{rule}'.*entropy")
-        for rule in ("softmax", "saturation", "classifier", "tokens")
-    ]
-    for llm, call, message in cases:
-        with watched(llm) as plans, pytest.raises(InvalidRequest, match=message):
-            call(llm)
-        assert plans == []
-        llm.engine.scheduler.kv.check()
-
-
-def test_prompt_and_continuation_have_to_fit_the_context(spoken: LLM) -> None:
-    prompt = {"prompt_token_ids": PROMPT}
-    with pytest.raises(PromptTooLong, match=r"22 \+ 75 = 97 tokens; allowed: up to 96"):
-        spoken.score(prompt, given([[5], [5] * 75]))
-    assert len(spoken.score(prompt, given([[5] * 74]))[0].logprobs) == 74
+# ---------------------------------------------------------------- what fails
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -182,7 +182,10 @@ def test_streams_do_not_notice(name: str, speculation: str, load: Callable[..., 
 def test_a_choice_says_where_its_request_left(load: Callable[..., LLM]) -> None:
     llm = load("llama-gqa")
     for rule in RULES:
-        choice = llm.choose({"prompt_token_ids": PROMPT}, given(ANSWERS[:3]), asked(rule))
+        with test_scoring.watched(llm) as plans:
+            choice = llm.choose({"prompt_token_ids": PROMPT}, given(ANSWERS[:3]), asked(rule))
+        # Nothing goes deeper after it, so nothing is filled.
+        assert all(row.exits is not None and not row.exits.fill for plan in plans for row in plan.rows)
         assert choice.exit_layer == slow_way("llama-gqa").depth(PROMPT, rule)
     assert llm.choose({"prompt_token_ids": PROMPT}, given(ANSWERS[:3])).exit_layer is None
 

@@ -27,7 +27,6 @@ from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.core.request import Request
 from hasten.kv.space import KvSpace
 from hasten.sampling.sampler import usable
-from hasten.scheduling.config import SchedulerConfig
 
 # Logits in memory at a time, tokens times vocabulary: 128 MiB of float32. With 151,936 words a step scores 220 tokens.
 MOST_LOGITS = 1 << 25
@@ -74,8 +73,9 @@ class _Line:
 class ContinuationScorer:
     """Takes its blocks from the engine's own space, and may be used between steps: whoever runs does not notice."""
 
-    def __init__(self, runner: Runner, kv: KvSpace, config: SchedulerConfig) -> None:
-        self._runner, self._kv, self._config = runner, kv, config
+    def __init__(self, runner: Runner, kv: KvSpace, max_step: int) -> None:
+        """``max_step``: the most tokens that one step may compute."""
+        self._runner, self._kv, self._max_step = runner, kv, max_step
         self._ids = itertools.count(-1, -1)  # the scheduler numbers its sequences from 0 up
 
     def score(self, request: Request, continuations: Sequence[Sequence[int]]) -> tuple[list[tuple[float, ...]], int | None]:
@@ -91,7 +91,7 @@ class ContinuationScorer:
             after_V = self._read(trunk)
             for line in lines:
                 line.logprobs.append(float(after_V[line.token_ids[0]]))
-            self._follow(trunk, lines, min(self._config.max_num_batched_tokens, max(1, MOST_LOGITS // len(after_V))))
+            self._follow(trunk, lines, min(self._max_step, max(1, MOST_LOGITS // len(after_V))))
         finally:
             for sequence_id in [trunk.sequence_id, *(line.sequence_id for line in lines)]:
                 if sequence_id is not None and self._kv.is_open(sequence_id):
@@ -101,10 +101,10 @@ class ContinuationScorer:
     def _read(self, trunk: _Trunk) -> Tensor:
         """Compute what the prefix cache has not of the prompt. Log-probabilities of the token after it [V]."""
         kv, sequence_id, token_ids = self._kv, trunk.sequence_id, trunk.request.prompt_token_ids
-        salt = self._salt(trunk)
+        salt = _salt(trunk.request)
         start = kv.open(sequence_id, salt, kv.hashes(salt, token_ids))
         while True:
-            stop = min(start + self._config.max_num_batched_tokens, len(token_ids))
+            stop = min(start + self._max_step, len(token_ids))
             last = stop == len(token_ids)
             copies = kv.reserve(sequence_id, start, stop)
             if copies is None:
@@ -177,11 +177,6 @@ class ContinuationScorer:
             else:
                 self._kv.close(row.sequence_id)
 
-    def _salt(self, trunk: _Trunk) -> str:
-        """As the scheduler has it: prompts that were scored and prompts that were answered share their blocks."""
-        salt = f"tenant:{trunk.request.cache_salt}" if self._config.prefix_caching else f"scoring:{trunk.sequence_id}"
-        return salt if trunk.request.depth is None else f"depth:{trunk.request.depth}/{salt}"
-
     def _new_id(self) -> int:
         return next(number for number in self._ids if not self._kv.is_open(number))
 
@@ -192,6 +187,15 @@ class ContinuationScorer:
             allowed=f"{self._kv.num_blocks} blocks of {self._kv.block_size} tokens, less what running requests hold",
             remedy="Shorten it, wait for running requests, or raise kv_cache_memory",
         )
+
+
+def _salt(request: Request) -> str:
+    """As the scheduler has it: prompts that were scored and prompts that were answered share their blocks.
+
+    Without a prefix cache nobody finds them: requests have salts of their own, and what is given back is forgotten.
+    """
+    salt = f"tenant:{request.cache_salt}"
+    return salt if request.depth is None else f"depth:{request.depth}/{salt}"
 
 
 def _unusable() -> HastenError:

@@ -34,7 +34,7 @@ class LLM:
         self._assembly = assemble(str(model), EngineOptions.from_dict(options))
         self.engine = self._assembly.engine
         scheduler = self.engine.scheduler
-        scorer = ContinuationScorer(self.engine._runner, scheduler.kv, scheduler.config)
+        scorer = ContinuationScorer(self.engine._runner, scheduler.kv, scheduler.config.max_num_batched_tokens)
         self._scoring = Scoring(self._assembly.intake, scorer)
         self._ids = itertools.count()
         # What has come for each request that somebody here waits for: several streams may be open at a time.
