@@ -10,6 +10,7 @@ HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"
 
 PUBLIC = [
     "AsyncLLM",
+    "Choice",
     "CompletionOutput",
     "Delta",
     "HastenError",
@@ -18,6 +19,7 @@ PUBLIC = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "ScoreOutput",
 ]
 
 

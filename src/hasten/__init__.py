@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.scored import Choice, ScoreOutput
 
 if TYPE_CHECKING:
     from hasten.engine.async_llm import AsyncLLM
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "Choice",
     "CompletionOutput",
     "Delta",
     "HastenError",
@@ -23,6 +25,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "ScoreOutput",
 ]
 
 

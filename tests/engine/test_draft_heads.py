@@ -22,6 +22,7 @@ from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.decoding.drafters.base import Line, Seen
+from hasten.decoding.drafters.eagle import DOUBT
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.layers.build import Build
 from hasten.layers.context import DenseContext
@@ -167,6 +168,8 @@ def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: De
                     nodes.append((chance * p, int(head.target_ids[place]), tip))
                 tip = len(nodes) - 3
                 chance, token, _ = nodes[tip]
+                if chance < DOUBT:
+                    break
                 hidden, tokens = torch.cat((hidden, out[-1:])), [*tokens, token]
         order = sorted(range(len(nodes)), key=lambda i: -nodes[i][0])[:6]
         return Draft(tuple(nodes[i][1] for i in order), tuple(order.index(nodes[i][2]) if nodes[i][2] >= 0 else -1 for i in order))

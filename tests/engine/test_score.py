@@ -40,7 +40,7 @@ def test_what_the_pool_holds_is_what_is_measured(tiny: Callable[[str], Path]) ->
     """A pool that loses precision between steps changes every later piece, and not the first."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS, backend="torch")
     exact = list(llm.engine.scorer().logits(TEXT, 10))
-    pool, run = llm.engine._runner._pool, llm.engine._runner.run
+    pool, run = llm.engine._runner._runner._pool, llm.engine._runner.run
 
     def lossy(plan: StepPlan) -> RunnerOutput:
         output = run(plan)

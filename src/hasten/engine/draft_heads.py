@@ -17,14 +17,14 @@ from hasten.decoding.drafters.base import PacedDrafter
 from hasten.decoding.drafters.eagle import Eagle
 from hasten.decoding.drafters.medusa import Medusa
 from hasten.engine.backends.base import Backend
-from hasten.engine.eagle_runner import PagedEagle
 from hasten.kv.group import KvGroup
-from hasten.kv.pool import KvPool
 from hasten.kv.space import KvSpace
 from hasten.layers.build import Build
 from hasten.layers.eagle import LAYER
 from hasten.models.eagle import LoadedEagle, load_eagle
 from hasten.models.load import LoadedModel
+
+MOST_READ = 1024  # states that a head reads in one go
 
 
 class Heads(Protocol):
@@ -48,7 +48,7 @@ def load_heads(folder: Path, backend: Backend, target: LoadedModel) -> Heads:
     """Quantised as the model is. Raises ``CheckpointError`` for heads of another model, with both numbers."""
     formats = backend.formats(target.dtype)
     if _is_eagle(folder):
-        return EagleHeads(load_eagle(folder, target.decoder, formats=formats), target)
+        return EagleHeads(load_eagle(folder, target.decoder, formats=formats), target, backend)
     spec = target.spec
     build = Build(backend.ops, formats, target.dtype)
     return MedusaHeads(read_medusa(folder, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size, build=build), target)
@@ -87,6 +87,7 @@ class MedusaHeads:
 class EagleHeads:
     loaded: LoadedEagle
     target: LoadedModel
+    backend: Backend
     name: ClassVar[str] = "eagle"
 
     @property
@@ -94,13 +95,12 @@ class EagleHeads:
         return self.loaded.head.spec.taps
 
     def block_bytes(self, block_size: int) -> int:
-        return self._group.block_bytes(block_size, self.target.dtype.itemsize)
+        return self.backend.block_bytes((self._group,), block_size, self.target.dtype)
 
     def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Eagle:
         groups = (self._group,)
-        pool = KvPool(groups, num_blocks, block_size, dtype=self.target.dtype, device=torch.device("cpu"))
         space = KvSpace(groups, num_blocks, block_size, retain=False)
-        runner = PagedEagle(self.loaded.head, pool)
+        runner = self.backend.eagle(self.loaded.head, groups, num_blocks, block_size, self.target.dtype, MOST_READ)
         return Eagle(runner, space, taps=self.taps, max_positions=self.target.spec.max_positions, **limit)
 
     @property

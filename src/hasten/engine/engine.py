@@ -14,6 +14,7 @@ from hasten.core.result import FinishReason
 from hasten.decoding.drafters.base import Computed, Drafter, Line, Seen
 from hasten.engine.acceptor import Acceptor
 from hasten.engine.answer import Answer, DetokenizerFactory
+from hasten.engine.continuations import ContinuationScorer
 from hasten.engine.record import Record
 from hasten.engine.score import EngineScorer
 from hasten.engine.stats import EngineStats
@@ -58,6 +59,10 @@ class Engine:
     def scorer(self) -> EngineScorer:
         """Reads given texts through this engine's runner and KV pool; may be used between steps."""
         return EngineScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
+
+    def continuations(self) -> ContinuationScorer:
+        """Scores texts after a prompt, as ``scorer`` does whole ones."""
+        return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
 
     def step(self) -> list[Delta]:
         """Compute one batch. Returns what is new; empty if nothing could run."""

@@ -15,7 +15,6 @@ from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.scored import Choice, ScoreOutput
 from hasten.engine.assembly import assemble
-from hasten.engine.continuations import ContinuationScorer
 from hasten.engine.intake import Prompt
 from hasten.engine.options import EngineOptions
 from hasten.engine.progress import generation_bar
@@ -33,9 +32,7 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._assembly = assemble(str(model), EngineOptions.from_dict(options))
         self.engine = self._assembly.engine
-        scheduler = self.engine.scheduler
-        scorer = ContinuationScorer(self.engine._runner, scheduler.kv, scheduler.config.max_num_batched_tokens)
-        self._scoring = Scoring(self._assembly.intake, scorer)
+        self._scoring = Scoring(self._assembly.intake, self.engine.continuations())
         self._ids = itertools.count()
         # What has come for each request that somebody here waits for: several streams may be open at a time.
         self._inboxes: dict[str, deque[Delta]] = {}

@@ -50,6 +50,12 @@ class NativeRunner:
         self._take(hidden_TE)
         return self._step(rows, first, self.num_layers, _wanted(rows))
 
+    def go_on(self, rows: Sequence[RowPlan], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a program that reads states beside embeddings (an EAGLE head): its states [T, E] and logits [R, V]."""
+        self._left_TE[: len(hidden_TE)] = hidden_TE
+        logits_RV = self._step(rows, 0, self._program.num_layers, _wanted(rows))
+        return self._residual_TE[: len(hidden_TE)], logits_RV
+
     def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
         self._left_TE[: len(hidden_TE)] = hidden_TE
         self._step(rows, self.num_layers + first, self.num_layers + last)

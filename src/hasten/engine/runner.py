@@ -29,7 +29,7 @@ class DecoderRunner:
         seen: dict[int, Tensor] = {}
         taps = {layer: partial(seen.__setitem__, layer) for layer in self.taps}
         hidden_TE = decoder.run(decoder.embed(ids_T), positions_T, context, taps=taps)
-        logits_RV = decoder.head(hidden_TE[_wanted(plan.rows)])
+        logits_RV = decoder.head(hidden_TE[wanted_tokens(plan.rows)])
         return RunnerOutput(logits_RV, {layer: hidden.float() for layer, hidden in seen.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
@@ -45,7 +45,7 @@ class DecoderRunner:
 
     @torch.inference_mode()
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
-        return self._decoder.head(self.layers(rows, hidden_TE, first, self.num_layers)[_wanted(rows)])
+        return self._decoder.head(self.layers(rows, hidden_TE, first, self.num_layers)[wanted_tokens(rows)])
 
     @torch.inference_mode()
     def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
@@ -66,7 +66,7 @@ class DecoderRunner:
         )
 
 
-def _wanted(rows: Sequence[RowPlan]) -> Tensor:
+def wanted_tokens(rows: Sequence[RowPlan]) -> Tensor:
     """The tokens of the step whose logits are wanted. [R]"""
     wanted: list[int] = []
     end = 0

@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
+from hasten.layers.attention import Attention
+from hasten.layers.eagle import LAYER, EagleHead, EagleLayer
 from hasten.layers.formats.packed import Packed
 from hasten.layers.layer import Layer
 from hasten.layers.linear import Linear
@@ -63,6 +65,38 @@ def lower(decoder: Decoder, program: Program, taps: Collection[int] = ()) -> Low
     return Lowered(residual, left, tapped)
 
 
+def lower_eagle(head: EagleHead, program: Program) -> Lowered:
+    """Records an EAGLE head into an empty program over a pool of one layer: ``EagleHead.run``, and ``head`` of the tokens wanted.
+
+    The states that it runs on are read where ``Lowered.left`` says. Its hidden size is a multiple of 16.
+    """
+    layer, size = head.layer, head.spec.hidden_size
+    attention, spec = layer.attention, layer.attention.spec
+    hidden, embedded, residual = (program.rows(name, size) for name in ("hidden state", "embedded", "residual"))
+    both = program.rows("both", 2 * size)
+    program.embed(_matrix(head.embedding.format), embedded)
+    rotary = None if spec.rotary is None else program.rotary(head.rotary.frequencies(spec.rotary), _factor(spec.rotary))
+    program.begin_layer()
+    _norm(program, layer.attention_norm, embedded, program.part(both, 0, size))
+    normed = program.part(both, size, size)
+    _norm(program, layer.hidden_norm, hidden, normed)
+    program.norm(NormKind.NONE, normed if layer.norm_before_residual else hidden, None, None, 0.0, residual)
+    qkv = program.rows("qkv", spec.qkv_size)
+    _linear(program, attention.qkv, _ready(program, both, _matrix(attention.qkv.format)), qkv)
+    program.prepare(LAYER, qkv, spec.num_heads, _head_norm(attention), rotary)
+    _attend(program, layer, LAYER, qkv, residual)
+    program.begin_head()
+    last = program.rows("last", size)
+    program.gather(residual, last)
+    vocabulary = _matrix(head.vocabulary.format)
+    program.linear(vocabulary, _normalized(program, head.norm, last, vocabulary), head.vocabulary.bias, None)
+    return Lowered(residual, hidden, {})
+
+
+def _norm(program: Program, norm: Norm, x: Buffer, out: Buffer) -> None:
+    program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
+
+
 def _tap(program: Program, residual: Buffer, index: int, *, last: bool) -> Buffer:
     """A copy of the residual, unless no later layer adds to it."""
     if last:
@@ -73,13 +107,20 @@ def _tap(program: Program, residual: Buffer, index: int, *, last: bool) -> Buffe
 
 
 def _rotary(program: Program, decoder: Decoder, spec: RotarySpec) -> int:
-    factor = 1.0 if spec.scaling is None else spec.scaling.attention_factor
-    return program.rotary(decoder.rotary.frequencies(spec), factor)
+    return program.rotary(decoder.rotary.frequencies(spec), _factor(spec))
+
+
+def _factor(spec: RotarySpec) -> float:
+    return 1.0 if spec.scaling is None else spec.scaling.attention_factor
 
 
 def _layer(program: Program, layer: Layer, index: int, residual: Buffer, rotary: dict[RotarySpec, int]) -> None:
+    _attend(program, layer, index, _keys(program, layer, index, residual, rotary), residual)
+
+
+def _attend(program: Program, layer: Layer | EagleLayer, index: int, qkv: Buffer, residual: Buffer) -> None:
+    """All that follows the keys: attention and feed-forward, added to the residual."""
     attention, spec = layer.attention, layer.attention.spec
-    qkv = _keys(program, layer, index, residual, rotary)
     attended = program.rows("attended", spec.q_size)
     program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
     _linear(program, attention.out, _ready(program, attended, _matrix(attention.out.format)), residual, add=True)
@@ -91,12 +132,16 @@ def _keys(program: Program, layer: Layer, index: int, x: Buffer, rotary: dict[Ro
     attention, spec = layer.attention, layer.attention.spec
     qkv = program.rows("qkv", spec.qkv_size)
     _linear(program, attention.qkv, _normalized(program, layer.attention_norm, x, _matrix(attention.qkv.format)), qkv)
-    norm = None
-    if attention.q_norm is not None and attention.k_norm is not None:
-        q, k = attention.q_norm, attention.k_norm
-        norm = HeadNorm(_NORMS[q.spec.kind], q.spec.eps, q.weight, q.bias, k.weight, k.bias)
-    program.prepare(index, qkv, spec.num_heads, norm, None if spec.rotary is None else rotary[spec.rotary])
+    rotated = None if spec.rotary is None else rotary[spec.rotary]
+    program.prepare(index, qkv, spec.num_heads, _head_norm(attention), rotated)
     return qkv
+
+
+def _head_norm(attention: Attention) -> HeadNorm | None:
+    q, k = attention.q_norm, attention.k_norm
+    if q is None or k is None:
+        return None
+    return HeadNorm(_NORMS[q.spec.kind], q.spec.eps, q.weight, q.bias, k.weight, k.bias)
 
 
 def _mlp(program: Program, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
@@ -121,7 +166,7 @@ def _linear(program: Program, linear: Linear, x: Buffer, out: Buffer, *, add: bo
 def _normalized(program: Program, norm: Norm, x: Buffer, reader: Matrix) -> Buffer:
     """norm(x), in the form that products with ``reader`` take."""
     out = program.quantized_rows(reader) if reader.int8_activations else program.rows("normalized", x.width)
-    program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
+    _norm(program, norm, x, out)
     return out
 
 

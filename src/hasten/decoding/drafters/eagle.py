@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 RANKS = 3  # choices of a place that are guessed
+DOUBT = 0.15  # a chain that is right less often than this, by what the head says, is not continued
 
 
 class EagleRunner(Protocol):
@@ -36,12 +37,11 @@ class EagleRunner(Protocol):
         """Of the tapped layers, side by side in their order [T, A·E] -> [T, E]."""
         ...
 
-    def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> Tensor:
-        """One place on [T, E]. ``rows`` hold the token after each state. Makes the copies, then writes keys and values."""
-        ...
+    def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """One place on: states [T, E], and the logits after each row's last ``num_logits`` tokens, of the head's vocabulary [R, D].
 
-    def logits(self, hidden_RE: Tensor) -> Tensor:
-        """Over the head's vocabulary, float32."""
+        ``rows`` hold the token after each state. Makes the copies, then writes keys and values. Valid until the next call.
+        """
         ...
 
     def token_ids(self, columns: Tensor) -> Tensor:
@@ -73,10 +73,18 @@ class _Trail:
         return states_TF[:count]
 
 
+class _Place(NamedTuple):
+    """What the head makes of a place of a chain."""
+
+    state_1E: Tensor
+    logits_1V: Tensor  # of the token after it
+
+
 @dataclass(slots=True)
 class _Guess:
     line: Line
     trail: _Trail
+    state_1E: Tensor = field(default_factory=lambda: torch.empty(0))  # of the place before the tip
     nodes: list[tuple[float, int, int]] = field(default_factory=list)  # (chance, token, parent as an index of this list)
     tip: int = -1  # the node that the chain goes on from
     chance: float = 1.0  # of the tip
@@ -154,16 +162,14 @@ class Eagle:
             self._pace.note_reading(num_unread, time.perf_counter() - begin)
         active = [_Guess(line, self._trails[line.sequence_id]) for line in lines if line.sequence_id in last]
         guesses = {guess.line.sequence_id: guess for guess in active}
-        state_RE = torch.stack([last[guess.line.sequence_id] for guess in active]) if active else torch.empty(0)
-        for depth in range(min(self.num_tokens, self._max_depth)):
+        self._choose(active, [last[guess.line.sequence_id] for guess in active])
+        for _ in range(1, min(self.num_tokens, self._max_depth)):
+            active = [guess for guess in active if guess.chance >= DOUBT]
             if not active:
                 break
             begin = time.perf_counter()
-            if depth:
-                active, state_RE = self._advance(active, state_RE)
-            self._choose(active, state_RE)
-            if depth:
-                self._pace.note(len(active), time.perf_counter() - begin)
+            active = self._advance(active)
+            self._pace.note(len(active), time.perf_counter() - begin)
         drafts = {sequence_id: guess.draft(self.num_tokens) for sequence_id, guess in guesses.items()}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
@@ -184,7 +190,8 @@ class Eagle:
         born = [line for line in lines if line.sequence_id not in self._trails and line.request.request_id in parents]
         forked = {line.request.request_id: parents[line.request.request_id] for line in born}
         # A parent and its children have different tokens after the last state; all before is theirs together.
-        self._read([(line, self._trails[line.sequence_id].num_waiting - 1) for line in forked.values() if self._ready(line)])
+        ready = [line for line in forked.values() if self._ready(line)]
+        self._read([(line, self._trails[line.sequence_id].num_waiting - 1) for line in ready], num_logits=0)
         for line in born:
             parent = forked[line.request.request_id]
             if self._ready(parent):
@@ -203,26 +210,27 @@ class Eagle:
         if trail.num_waiting > self._max_waiting:
             self._drop(sequence_id)
 
-    def _read(self, lines: Sequence[tuple[Line, int]]) -> dict[int, Tensor]:
-        """Bring so many of each line's states into its slots. Returns what the head makes of the last one of each line [E]."""
+    def _read(self, lines: Sequence[tuple[Line, int]], num_logits: int = 1) -> dict[int, _Place]:
+        """Bring so many of each line's states into its slots. Returns what the head makes of the last one of each line."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         states: list[Tensor] = []
         for line, count in lines:
-            if count > 0 and (row := self._row(line, count, copies)) is not None:
+            if count > 0 and (row := self._row(line, count, copies, num_logits)) is not None:
                 rows.append(row)
                 states.append(self._trails[line.sequence_id].take(count))
         if not rows:
             return {}
-        out_TE = self._runner.run(rows, copies, self._runner.fuse(torch.cat(states)))
-        last: dict[int, Tensor] = {}
+        out_TE, logits_RV = self._runner.run(rows, copies, self._runner.fuse(torch.cat(states)))
+        last: dict[int, _Place] = {}
         end = 0
-        for row in rows:
+        for i, row in enumerate(rows):
             end += len(row.token_ids)
-            last[row.sequence_id] = out_TE[end - 1]
+            if num_logits:
+                last[row.sequence_id] = _Place(out_TE[end - 1 : end], logits_RV[i : i + 1])
         return last
 
-    def _row(self, line: Line, count: int, copies: list[BlockCopy]) -> RowPlan | None:
+    def _row(self, line: Line, count: int, copies: list[BlockCopy], num_logits: int) -> RowPlan | None:
         trail = self._trails[line.sequence_id]
         start, begin = trail.length, trail.begin + trail.length
         made = None if begin + count > self._max_positions else self._kv.reserve(line.sequence_id, start, start + count)
@@ -231,25 +239,29 @@ class Eagle:
             return None
         copies += made
         following = tuple(line.token_ids[begin + 1 : begin + count + 1])
-        return RowPlan(line.sequence_id, start, following, self._kv.blocks(line.sequence_id), 1)
+        return RowPlan(line.sequence_id, start, following, self._kv.blocks(line.sequence_id), num_logits)
 
     def _drop(self, sequence_id: int) -> None:
         if self._trails.pop(sequence_id, None) is not None:
             self._kv.close(sequence_id)
 
-    def _choose(self, guesses: Sequence[_Guess], state_RE: Tensor) -> None:
-        logits_RV = self._runner.logits(state_RE)
+    def _choose(self, guesses: Sequence[_Guess], places: Sequence[_Place]) -> None:
+        """The next token of every chain, by what the head says at its end."""
+        if not guesses:
+            return
+        logits_RV = torch.cat([place.logits_1V for place in places])
         ahead = [guess.num_ahead for guess in guesses]
         tokens, chances = candidates(logits_RV, [guess.line for guess in guesses], ahead, self._runner.token_ids, RANKS)
-        for guess, mine, likely in zip(guesses, tokens.tolist(), chances.tolist(), strict=True):
+        for guess, place, mine, likely in zip(guesses, places, tokens.tolist(), chances.tolist(), strict=True):
             guess.grow(mine, likely)
+            guess.state_1E = place.state_1E
 
-    def _advance(self, guesses: list[_Guess], state_RE: Tensor) -> tuple[list[_Guess], Tensor]:
-        """One place on along each chain; those without room for it stop."""
+    def _advance(self, guesses: list[_Guess]) -> list[_Guess]:
+        """One place on along each chain, and the token after it; those without room for it stop."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
-        going: list[int] = []
-        for i, guess in enumerate(guesses):
+        going: list[_Guess] = []
+        for guess in guesses:
             sequence_id, start = guess.line.sequence_id, guess.trail.length + guess.num_ahead - 1
             full = guess.trail.begin + start + 1 > self._max_positions
             made = None if full else self._kv.reserve(sequence_id, start, start + 1)
@@ -257,7 +269,8 @@ class Eagle:
                 continue
             copies += made
             rows.append(RowPlan(sequence_id, start, (guess.nodes[guess.tip][1],), self._kv.blocks(sequence_id), 1))
-            going.append(i)
-        if not rows:
-            return [], state_RE
-        return [guesses[i] for i in going], self._runner.run(rows, copies, state_RE[torch.tensor(going)])
+            going.append(guess)
+        if rows:
+            state_RE, logits_RV = self._runner.run(rows, copies, torch.cat([guess.state_1E for guess in going]))
+            self._choose(going, [_Place(state_RE[i : i + 1], logits_RV[i : i + 1]) for i in range(len(going))])
+        return going

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
+from hasten.decoding.drafters.eagle import EagleRunner
 from hasten.engine.stages import StagedRunner
 from hasten.kv.group import KvGroup
+from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.base import Formats
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
@@ -42,6 +44,12 @@ class Backend(Protocol):
         """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. ``taps``: the layers, from 0,
         whose hidden states come with each output. Raises ``CapacityError``.
         """
+        ...
+
+    def eagle(
+        self, head: EagleHead, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    ) -> EagleRunner:
+        """Of an EAGLE head that was loaded with these formats, over a pool of its own. Raises ``CapacityError``."""
         ...
 
     def same_bits(self, dtype: torch.dtype) -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from hasten.core.errors import CapacityError
+from hasten.engine.eagle_runner import NativeEagle, PagedEagle
 from hasten.engine.native_runner import NativeRunner
 from hasten.kv.group import KvGroup
 from hasten.kv.native_pool import NativeKvPool, native_block_bytes
+from hasten.kv.pool import KvPool
+from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.packed import Packed, PackedFormats
 from hasten.models.decoder import Decoder
-from hasten.models.lower import lower
+from hasten.models.lower import Lowered, lower, lower_eagle
 from hasten.ops.base import Ops
 from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
 from hasten.ops.cpu.matrix import Weights
@@ -46,10 +50,29 @@ class NativeBackend:
         max_step: int,
         taps: tuple[int, ...] = (),
     ) -> NativeRunner:
+        return self._recorded(partial(lower, decoder, taps=taps), groups, num_blocks, block_size, dtype, max_step)
+
+    def eagle(
+        self, head: EagleHead, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    ) -> NativeEagle | PagedEagle:
+        if head.spec.hidden_size % 16:  # halves of what attention reads would not begin at a vector
+            return PagedEagle(head, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
+        runner = self._recorded(partial(lower_eagle, head), groups, num_blocks, block_size, dtype, max_step)
+        return NativeEagle(head, runner, max_step)
+
+    def _recorded(
+        self,
+        record: Callable[[Program], Lowered],
+        groups: Sequence[KvGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        max_step: int,
+    ) -> NativeRunner:
         try:
             pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
             program = Program(self.cpu, pool.kv, max_step)
-            lowered = lower(decoder, program, taps)
+            lowered = record(program)
         except MemoryError as refused:
             raise CapacityError(
                 "the system refuses the memory of the KV cache or of a step",

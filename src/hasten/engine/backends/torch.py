@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from hasten.engine.eagle_runner import PagedEagle
 from hasten.engine.runner import DecoderRunner
 from hasten.kv.group import KvGroup
 from hasten.kv.pool import KvPool
+from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.dense import DenseFormats
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
@@ -40,6 +42,11 @@ class TorchBackend:
     ) -> DecoderRunner:
         pool = KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu"))
         return DecoderRunner(decoder, pool, taps)
+
+    def eagle(
+        self, head: EagleHead, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    ) -> PagedEagle:
+        return PagedEagle(head, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
 
     def same_bits(self, dtype: torch.dtype) -> bool:
         return False  # its products depend on how many rows they have

@@ -7,7 +7,7 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
-ABI = 3
+ABI = 4
 NONE, LOGITS = -1, -2  # buffers of a program: none, and the logits of the step
 
 
@@ -56,6 +56,7 @@ _FUNCTIONS = {
     "program_free": (None, (_P,)),
     "program_rows": (_I, (_P, _I)),
     "program_quantized_rows": (_I, (_P, _I, _I)),
+    "program_part": (_I, (_P, _I, _I)),
     "program_data": (_P, (_P, _I, POINTER(c_int64))),
     "program_begin_layer": (None, (_P,)),
     "program_begin_head": (None, (_P,)),

@@ -90,6 +90,12 @@ class Program:
         """The float32 buffer of this name; made when first asked for. Its padding is zero."""
         return self._buffer(name, width, quantized=False, group=0)
 
+    def part(self, buffer: Buffer, column: int, width: int) -> Buffer:
+        """Columns ``[column, column + width)`` of a float32 buffer, both multiples of 16: whoever writes there writes into it."""
+        assert not buffer.quantized and column + width <= buffer.width, (buffer, column, width)
+        assert column % 16 == width % 16 == 0, (column, width)
+        return Buffer(self._library.program_part(self._handle, buffer.index, column), width)
+
     def quantized_rows(self, matrix: Matrix) -> Buffer:
         """The int8 buffer that products with ``matrix`` read; shared by all matrices of the same width and group."""
         return self._buffer("int8", matrix.in_features, quantized=True, group=matrix.group)

@@ -1,5 +1,6 @@
 // The C interface over the classes. Nothing throws past it.
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -12,12 +13,47 @@
 
 using namespace hasten;
 
+// What one product outside of programs needs. It is kept: mapping and touching new memory costs more than a small product.
+class EagerMemory {
+public:
+    // Begins again with at least so many bytes, which are not zero. False when memory is refused.
+    bool begin(int64_t bytes) {
+        used_ = 0;
+        if (bytes <= size_) return true;
+        arena_ = std::make_unique<Arena>();
+        data_ = static_cast<unsigned char*>(arena_->take(static_cast<size_t>(bytes)));
+        size_ = data_ == nullptr ? 0 : bytes;
+        return data_ != nullptr;
+    }
+    // Gives back what only few products need.
+    void end() {
+        if (size_ <= kKept) return;
+        arena_.reset();
+        size_ = 0;
+    }
+    template <class T>
+    T* take(int64_t count) {
+        T* found = reinterpret_cast<T*>(data_ + used_);
+        used_ += round_up(count * int64_t{sizeof(T)}, int64_t{64});
+        assert(used_ <= size_);
+        return found;
+    }
+
+private:
+    static constexpr int64_t kKept = int64_t{64} << 20;
+    std::unique_ptr<Arena> arena_;
+    unsigned char* data_ = nullptr;
+    int64_t size_ = 0, used_ = 0;
+};
+
 struct hasten_cpu {
     hasten_cpu(const Kernels& kernels, int threads) : kernels(kernels), threads(threads) {}
     const Kernels& kernels;
     ThreadPool threads;
     Arena memory;
     std::vector<void*> scratch;  // per thread, for the calls outside programs
+    std::mutex one_product;
+    EagerMemory eager;
 };
 
 struct hasten_matrix {
@@ -69,28 +105,35 @@ int64_t logits_to_draw(const hasten_draw_settings* settings, int32_t rows, int64
     return found;
 }
 
-// Padded copies of contiguous rows, as the kernels want them, and their quantised form.
+// Padded copies of contiguous rows, as the kernels want them, and their quantised form. Padding is zero.
 struct EagerRows {
-    Arena arena;
     Rows rows{};
     QuantizedRows quantized{};
 
-    bool take(const Matrix& matrix, const float* x, int32_t count, bool quantize) {
+    EagerRows(EagerMemory& memory, const Matrix& matrix, const float* x, int32_t count, bool quantize) {
         const int64_t width = matrix.in_features;
         rows.stride = row_bytes(width * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
-        rows.data = static_cast<float*>(arena.take(static_cast<size_t>(count * rows.stride) * sizeof(float)));
-        if (rows.data == nullptr) return false;
+        rows.data = memory.take<float>(count * rows.stride);
         for (int32_t t = 0; t < count; ++t) {
-            std::memcpy(rows.data + t * rows.stride, x + t * width, static_cast<size_t>(width) * sizeof(float));
+            float* row = rows.data + t * rows.stride;
+            std::memcpy(row, x + t * width, static_cast<size_t>(width) * sizeof(float));
+            std::fill(row + width, row + rows.stride, 0.0f);
         }
-        if (!quantize) return true;
+        if (!quantize) return;
         quantized.stride = row_bytes(round_up(width, std::max(kQuantPad, matrix.group)));
         quantized.group = matrix.group > 0 ? matrix.group : static_cast<int32_t>(rows.stride);
         quantized.sums_stride = (quantized.stride + quantized.group - 1) / quantized.group;
-        quantized.data = static_cast<int8_t*>(arena.take(static_cast<size_t>(count * quantized.stride)));
-        quantized.scales = static_cast<float*>(arena.take(static_cast<size_t>(count) * sizeof(float)));
-        quantized.sums = static_cast<int32_t*>(arena.take(static_cast<size_t>(count * quantized.sums_stride) * sizeof(int32_t)));
-        return quantized.data != nullptr && quantized.scales != nullptr && quantized.sums != nullptr;
+        quantized.data = memory.take<int8_t>(count * quantized.stride);
+        quantized.scales = memory.take<float>(count);
+        quantized.sums = memory.take<int32_t>(count * quantized.sums_stride);
+        std::memset(quantized.data, 0, static_cast<size_t>(count * quantized.stride));
+        std::memset(quantized.sums, 0, static_cast<size_t>(count * quantized.sums_stride) * sizeof(int32_t));
+    }
+
+    // Bytes that `count` rows take, and what they are rounded up by.
+    static int64_t bytes(const Matrix& matrix, int32_t count) {
+        const int64_t width = round_up(matrix.in_features, std::max(kQuantPad, matrix.group)) + 256;
+        return count * width * int64_t{2 * sizeof(float) + 1} + 1024;
     }
 };
 
@@ -147,12 +190,13 @@ void hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* sour
 int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, const float* x, int32_t rows, const float* bias,
                                int32_t int8_activations, float* out) {
     const Matrix& m = matrix->matrix;
-    EagerRows given;
-    if (!given.take(m, x, rows, int8_activations != 0)) return 1;
     const int64_t stride = int64_t{m.panels} * kLanes;
-    auto* padded = static_cast<float*>(given.arena.take(static_cast<size_t>((rows * stride + stride)) * sizeof(float)));
-    if (padded == nullptr) return 1;
+    const std::lock_guard<std::mutex> lock(cpu->one_product);
+    if (!cpu->eager.begin(EagerRows::bytes(m, rows) + (rows + 1) * stride * int64_t{sizeof(float)})) return 1;
+    const EagerRows given(cpu->eager, m, x, rows, int8_activations != 0);
+    auto* padded = cpu->eager.take<float>((rows + 1) * stride);
     float* padded_bias = padded + rows * stride;
+    std::fill(padded_bias, padded_bias + stride, 0.0f);
     if (bias != nullptr) std::memcpy(padded_bias, bias, static_cast<size_t>(m.out_features) * sizeof(float));
     if (int8_activations != 0) {
         NormTask quantize{};
@@ -175,6 +219,7 @@ int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, con
     for (int32_t t = 0; t < rows; ++t) {
         std::memcpy(out + int64_t{t} * m.out_features, padded + t * stride, static_cast<size_t>(m.out_features) * sizeof(float));
     }
+    cpu->eager.end();
     return 0;
 }
 
@@ -215,6 +260,10 @@ hasten_program* hasten_program_new(hasten_cpu* cpu, hasten_kv* kv, int32_t max_t
 void hasten_program_free(hasten_program* program) { delete program; }
 
 int32_t hasten_program_rows(hasten_program* program, int32_t width) { return of(program).add_rows(width); }
+
+int32_t hasten_program_part(hasten_program* program, int32_t buffer, int32_t column) {
+    return of(program).add_part(buffer, column);
+}
 
 int32_t hasten_program_quantized_rows(hasten_program* program, int32_t width, int32_t group) {
     return of(program).add_quantized_rows(width, group);

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define HASTEN_API __attribute__((visibility("default")))
-#define HASTEN_ABI 3
+#define HASTEN_ABI 4
 
 enum { HASTEN_NONE = -1, HASTEN_LOGITS = -2 };
 
@@ -62,6 +62,8 @@ HASTEN_API void hasten_program_free(hasten_program*);
 /* Buffers of max_tokens rows. group: columns per sum of the quantised values (int4), 0: the whole row. */
 HASTEN_API int32_t hasten_program_rows(hasten_program*, int32_t width);
 HASTEN_API int32_t hasten_program_quantized_rows(hasten_program*, int32_t width, int32_t group);
+/* The columns of a buffer from `column` on, a multiple of 16, under a name of their own. */
+HASTEN_API int32_t hasten_program_part(hasten_program*, int32_t buffer, int32_t column);
 HASTEN_API float* hasten_program_data(hasten_program*, int32_t buffer, int64_t* stride);
 
 /* Recording. What comes before the first layer is the prologue; after begin_head, instructions run on the logits rows. */

@@ -22,6 +22,8 @@ enum class Activation : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
 struct Rows {
     float* data;
     int64_t stride;  // floats
+    // Columns of wider rows: what follows them is not padding.
+    bool part = false;
 };
 
 // Rows of dynamically quantised activations: x ~ scale[t] * data[t][k], symmetric, |data| <= 127, scale = max|x| / 127.

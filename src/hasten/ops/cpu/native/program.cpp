@@ -19,6 +19,12 @@ int32_t Program::add_rows(int32_t width) {
     return static_cast<int32_t>(rows_.size()) - 1;
 }
 
+int32_t Program::add_part(int32_t buffer, int32_t column) {
+    const Rows whole = rows(buffer);
+    rows_.push_back({whole.data + column, whole.stride, true});
+    return static_cast<int32_t>(rows_.size()) - 1;
+}
+
 int32_t Program::add_quantized_rows(int32_t width, int32_t group) {
     QuantizedRows rows{};
     rows.stride = row_bytes(round_up(width, std::max(kQuantPad, group)));

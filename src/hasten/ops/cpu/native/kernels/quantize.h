@@ -73,7 +73,8 @@ template <class Value>
 inline void write_row(const Value& value, int32_t width, const Rows& out, const QuantizedRows& rows, int64_t t, float* kept) {
     if (out.data != nullptr) {
         kept = out.data + t * out.stride;
-        for (int64_t i = (width + 15) / 16 * 16; i < out.stride; i += 16) store(kept + i, zero());
+        const int64_t end = out.part ? width : out.stride;
+        for (int64_t i = (width + 15) / 16 * 16; i < end; i += 16) store(kept + i, zero());
     }
     RowRange range;
     for (int64_t i = 0; i < width; i += 16) {
