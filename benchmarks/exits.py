@@ -122,15 +122,13 @@ def points(thresholds: tuple[float, ...], costs: Costs, nll: float) -> list[dict
 
 
 def rule_costs(
-    backbone: Backbone, made: ExitsCheckpoint, texts_NW: Tensor, found: Annotations, rule: str, steps: int
+    backbone: Backbone, made: ExitsCheckpoint, others_NW: Tensor, listed: Annotations, found: Annotations, rule: str, steps: int
 ) -> dict[str, Any]:
-    """Thresholds that are listed, and what they and the shipped ones cost on the other texts."""
-    exits, spec = made.exits, made.exits.spec
-    listed = annotate(backbone, exits, texts_NW[:LISTED])
+    """Thresholds by ``listed`` texts, and what they and the shipped ones cost on the others, which ``found`` is about."""
+    spec = made.exits.spec
     thresholds = grid(listed, rule, steps=steps)
     shipped = tuple(each for each in made.calibrations if each.rule == rule)
     asked = tuple(each.threshold for each in shipped)
-    others_NW = texts_NW[LISTED:]
     if rule in REQUEST_MEASURES:
         costs = request_risks(found, spec.layers, spec.num_layers, rule, thresholds + asked)
         largest_L = request_risks(listed, spec.layers, spec.num_layers, rule, thresholds).risk_LN.amax(1)
@@ -138,7 +136,7 @@ def rule_costs(
         expected_L = isolated_risks(listed, rule, thresholds).mean(1)
         begin, end = (int((expected_L <= loss).long().cumprod(0).sum()) for loss in (CHEAPEST, DEAREST))
         thresholds = (thresholds[0], *thresholds[max(1, begin - 1) : end])
-        costs = token_risks(backbone, exits, others_NW, rule, thresholds + asked)
+        costs = token_risks(backbone, made.exits, others_NW, rule, thresholds + asked)
         largest_L = isolated_risks(listed, rule, thresholds).amax(1)
     count = len(thresholds)
     return {
@@ -169,11 +167,11 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
     backbone, made = load(options)
     texts_NW = windows(options, backbone)
     others_NW, spec = texts_NW[LISTED:], made.exits.spec
-    found = annotate(backbone, made.exits, others_NW)
+    listed, found = annotate(backbone, made.exits, texts_NW[:LISTED]), annotate(backbone, made.exits, others_NW)
     nll = {"tokens": float(found.nll_NT[:, 1:].mean()), "answers": float(found.nll_NT[:, prompt_length(found) - 1 :].mean())}
     rules = {}
     for rule in (*TOKEN_MEASURES, *REQUEST_MEASURES):
-        result = rule_costs(backbone, made, texts_NW, found, rule, options.steps)
+        result = rule_costs(backbone, made, others_NW, listed, found, rule, options.steps)
         costs, largest_L, thresholds = result.pop("costs"), result.pop("largest"), result.pop("thresholds")
         rules[rule] = {
             "points": points(thresholds, costs, nll["answers" if rule in REQUEST_MEASURES else "tokens"]),
