@@ -79,7 +79,13 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(exits.runner(shallow or staged), scheduler, detokenizer, Sampler(backend.chooser()), drafter)
+    engine = Engine(
+        exits.runner(shallow or staged, own_threads=backend.own_threads),
+        scheduler,
+        detokenizer,
+        Sampler(backend.chooser()),
+        drafter,
+    )
     engine.stats.plain_step = None if costs is None else StepCosts(costs.measured).seconds
     intake = Intake(
         tokenizer=tokenizer,

@@ -45,11 +45,11 @@ class EarlyExits:
         )
         return cls(target.decoder, checkpoint)
 
-    def runner(self, runner: StagedRunner) -> ExitRunner:
+    def runner(self, runner: StagedRunner, *, own_threads: bool) -> ExitRunner:
         if self.checkpoint is None:
-            return ExitRunner(runner)
+            return ExitRunner(runner, own_threads=own_threads)
         layers = self.checkpoint.token_layers
-        return ExitRunner(runner, self.checkpoint.exits, () if layers is None else layers.tolist())
+        return ExitRunner(runner, self.checkpoint.exits, () if layers is None else layers.tolist(), own_threads=own_threads)
 
     def shallow(self, runner: StagedRunner, kv: KvSpace, options: EngineOptions) -> Shallow | None:
         """The layers that guess for the whole model, if any do. Raises ``InvalidOption`` for more layers than it has."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -25,6 +26,7 @@ from hasten.core.exits import ExitTest
 from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.decoding.exits import MEASURES
 from hasten.decoding.exits.base import Measure, Reading
+from hasten.engine.alone import one_thread
 from hasten.engine.stages import StagedRunner
 from hasten.layers.exits import Exits
 
@@ -58,14 +60,18 @@ class ExitRunner:
     ``token_layers`` [V]: how many layers compute a token, by its id, for the rule "tokens".
     """
 
-    def __init__(self, runner: StagedRunner, exits: Exits | None = None, token_layers: Sequence[int] = ()) -> None:
-        self._runner, self._exits, self._token_layers = runner, exits, token_layers
+    def __init__(
+        self, runner: StagedRunner, exits: Exits | None = None, token_layers: Sequence[int] = (), *, own_threads: bool = False
+    ) -> None:
+        """``own_threads``: stages run on threads that are not PyTorch's, which sleep meanwhile (see ``hasten.engine.alone``)."""
+        self._runner, self._exits, self._token_layers, self._own_threads = runner, exits, token_layers, own_threads
         self._layers = () if exits is None else exits.spec.layers
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         asked = [row.exits for row in plan.rows if row.exits is not None]
         if any(exits.depths or exits.test for exits in asked):
-            return self._run(plan)
+            with one_thread() if self._own_threads else nullcontext():
+                return self._run(plan)
         output = self._runner.run(plan)
         return dataclasses.replace(output, depths=self._whole(plan), num_layers=self._runner.num_layers) if asked else output
 
