@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 CPP := $(shell find src tests benchmarks -name '*.cpp' -o -name '*.h')
 NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/ops/cpu/native -name '*.cpp' -o -name '*.h')
 # One thread per test process: two processes of one thread beat one process of two on small models.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 .PHONY: demo test check native format lint types docs peers clean
 
