@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -40,8 +40,8 @@ class _Part:
     fill: bool
     test: ExitTest | None = None  # whether they leave earlier, asked of the last of them
     depth: int = 0  # where they left
-    state_TE: Tensor | None = field(default=None)  # after that: of all of them if the layers that follow are filled, else of those
-    #                                                whose logits are wanted
+    # After that: of all of them if the layers that follow are filled, else of those whose logits are wanted.
+    state_TE: Tensor | None = None
     logits_RV: Tensor | None = None  # if whoever asked for the test has computed them
 
     @property
