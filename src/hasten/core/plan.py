@@ -98,6 +98,16 @@ class StepPlan:
         return [row.sequence_id for row in self.rows for _ in range(row.num_logits)]
 
 
+def wanted_tokens(rows: Sequence[RowPlan]) -> list[int]:
+    """Of all tokens of these rows, end to end: the places of those after which logits are wanted."""
+    wanted: list[int] = []
+    end = 0
+    for row in rows:
+        end += len(row.token_ids)
+        wanted += range(end - row.num_logits, end)
+    return wanted
+
+
 @dataclass(frozen=True, slots=True)
 class CommittedRow:
     """What came of one row: the sequence has tokens ``[start, start + len(tokens))`` computed by these tokens of the step."""

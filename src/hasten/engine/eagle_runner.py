@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan
+from hasten.core.plan import BlockCopy, RowPlan, wanted_tokens
 from hasten.engine.context import PagedContext
 from hasten.engine.native_runner import NativeRunner
-from hasten.engine.runner import wanted_tokens
 from hasten.kv.pool import KvPool
 from hasten.layers.eagle import EagleHead
 

@@ -112,12 +112,13 @@ class EarlyExits:
         """The calibrated one."""
         assert self.checkpoint is not None
         tolerance = TOLERANCE if params.exit_tolerance is None else params.exit_tolerance
-        known = {found.tolerance: found.threshold for found in self.checkpoint.calibrations if found.rule == params.exit_rule}
-        if tolerance not in known:
+        found = self.checkpoint.calibration(params.exit_rule, tolerance)
+        if found is None:
+            known = sorted(each.tolerance for each in self.checkpoint.calibrations if each.rule == params.exit_rule)
             raise InvalidRequest(
                 f"the exits of this engine are not calibrated for this tolerance of {params.exit_rule}",
                 got=f"exit_tolerance={tolerance:g}",
-                allowed=", ".join(f"{value:g}" for value in sorted(known)) or "none: they were never calibrated",
+                allowed=", ".join(f"{value:g}" for value in known) or "none: they were never calibrated",
                 remedy="Take one of these, or give an exit_threshold",
             )
-        return known[tolerance]
+        return found.threshold

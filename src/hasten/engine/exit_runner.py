@@ -108,7 +108,8 @@ class ExitRunner:
                     hidden_TE = torch.cat([states[part] for part in going]) if going else None
                 before = {part: states[part][-1:].clone() for part in going if part.test is not None}
             first = last
-        return RunnerOutput(self._logits(parts), taps, _depths(plan, parts), runner.num_layers)
+        depths = [part.depth for part in parts for _ in range(part.row.num_logits)]
+        return RunnerOutput(self._logits(parts), taps, _depths(plan, depths), runner.num_layers)
 
     def _parts(self, row: RowPlan) -> Iterator[_Part]:
         """Runs of tokens with the same known depth; the last token's own, if it may leave before."""
@@ -203,8 +204,7 @@ class ExitRunner:
 
     def _whole(self, plan: StepPlan) -> dict[int, int]:
         """Every row with exits went through all layers."""
-        asked = [row.exits is not None for row in plan.rows for _ in range(row.num_logits)]
-        return {i: self._runner.num_layers for i, exits in enumerate(asked) if exits}
+        return _depths(plan, [self._runner.num_layers] * len(plan.sampled_ids))
 
 
 def _leave(part: _Part, state_TE: Tensor, depth: int) -> None:
@@ -224,8 +224,7 @@ def _tap(parts: Sequence[_Part], states: dict[_Part, Tensor]) -> Tensor:
     return torch.cat([states[part].float() if part in states else torch.zeros(part.num_tokens, width) for part in parts])
 
 
-def _depths(plan: StepPlan, parts: Sequence[_Part]) -> dict[int, int]:
-    """Of the rows of the logits whose rows have exits."""
-    depths = [part.depth for part in parts for _ in range(part.row.num_logits)]
+def _depths(plan: StepPlan, depths: Sequence[int]) -> dict[int, int]:
+    """Of the rows of the logits, those whose rows have exits."""
     asked = [row.exits is not None for row in plan.rows for _ in range(row.num_logits)]
     return {i: depth for i, (depth, exits) in enumerate(zip(depths, asked, strict=True)) if exits}

@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan
+from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, wanted_tokens
 from hasten.kv.native_pool import NativeKvPool
 from hasten.models.lower import Lowered
 from hasten.ops.cpu.library import StepArguments
@@ -31,7 +31,7 @@ class NativeRunner:
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.copy(plan.copies)
-        logits_RV = self._step(plan.rows, 0, self.num_layers, _wanted(plan.rows))
+        logits_RV = self._step(plan.rows, 0, self.num_layers, wanted_tokens(plan.rows))
         return RunnerOutput(logits_RV, {layer: rows_ME[: plan.num_tokens] for layer, rows_ME in self._taps.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
@@ -48,12 +48,12 @@ class NativeRunner:
 
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
         self._take(hidden_TE)
-        return self._step(rows, first, self.num_layers, _wanted(rows))
+        return self._step(rows, first, self.num_layers, wanted_tokens(rows))
 
     def go_on(self, rows: Sequence[RowPlan], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
         """Of a program that reads states beside embeddings (an EAGLE head): its states [T, E] and logits [R, V]."""
         self._left_TE[: len(hidden_TE)] = hidden_TE
-        logits_RV = self._step(rows, 0, self._program.num_layers, _wanted(rows))
+        logits_RV = self._step(rows, 0, self._program.num_layers, wanted_tokens(rows))
         return self._residual_TE[: len(hidden_TE)], logits_RV
 
     def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
@@ -80,10 +80,9 @@ class NativeRunner:
         if hidden_TE.data_ptr() != there.data_ptr():
             there.copy_(hidden_TE)
 
-    def _step(self, rows: Sequence[RowPlan], first: int, last: int, wanted: array[int] | None = None) -> Tensor:
+    def _step(self, rows: Sequence[RowPlan], first: int, last: int, wanted: Sequence[int] = ()) -> Tensor:
         """Layers ``[first, last)`` of the program, and the logits of the tokens ``wanted``."""
-        wanted = array("i") if wanted is None else wanted
-        token_ids, places = array("i"), array("i")
+        token_ids, places, logits_tokens = array("i"), array("i"), array("i", wanted)
         branches = False
         for row in rows:
             begin = len(token_ids)
@@ -103,10 +102,10 @@ class NativeRunner:
             rows=_address(places),
             tables=_address(tables),
             blocks=_address(blocks),
-            logits_tokens=_address(wanted),
+            logits_tokens=_address(logits_tokens),
             tree=None if views is None else _address(views),
         )
-        return self._timed(step, len(wanted))
+        return self._timed(step, len(logits_tokens))
 
     def _timed(self, step: StepArguments, num_logits: int) -> Tensor:
         begin_time = time.perf_counter()
@@ -126,16 +125,6 @@ def _tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array
             tables.extend((len(blocks), first))
             blocks.extend(cast("tuple[int, ...]", table[first:]))
     return tables, blocks
-
-
-def _wanted(rows: Sequence[RowPlan]) -> array[int]:
-    """The tokens of the step whose logits are wanted."""
-    wanted = array("i")
-    end = 0
-    for row in rows:
-        end += len(row.token_ids)
-        wanted.extend(range(end - row.num_logits, end))
-    return wanted
 
 
 def _views(rows: Sequence[RowPlan]) -> array[int]:

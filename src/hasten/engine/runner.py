@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan
+from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, wanted_tokens
 from hasten.engine.context import PagedContext
 from hasten.kv.pool import KvPool
 from hasten.models.decoder import Decoder
@@ -64,13 +64,3 @@ class DecoderRunner:
             positions_T,
             PagedContext(self._decoder.ops, self._pool, rows, positions_T, self._decoder.rotary.at(positions_T)),
         )
-
-
-def wanted_tokens(rows: Sequence[RowPlan]) -> Tensor:
-    """The tokens of the step whose logits are wanted. [R]"""
-    wanted: list[int] = []
-    end = 0
-    for row in rows:
-        end += len(row.token_ids)
-        wanted += range(end - row.num_logits, end)
-    return torch.tensor(wanted, dtype=torch.long)
