@@ -7,24 +7,8 @@ import os
 import signal
 
 import pytest
-from tests.tiny_models import tiny_checkpoint, word_tokenizer
 
 from hasten.cli import train as module
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tiny_checkpoint("llama-gqa", tmp_path_factory.mktemp("tiny"))
-    word_tokenizer(101).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(f"w{10 + place % 7}" for place in range(3000)))
-    return str(file)
-
 
 SHORT = ("--steps", "20", "--batch", "2", "--window", "64")
 

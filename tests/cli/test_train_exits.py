@@ -5,23 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.tiny_models import tiny_checkpoint, word_tokenizer
 
 SHORT = ("--steps", "20", "--batch", "2", "--window", "64", "--texts", "8")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tiny_checkpoint("llama-gqa", tmp_path_factory.mktemp("tiny"))
-    word_tokenizer(101).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(f"w{10 + place % 7}" for place in range(3000)))
-    return str(file)
 
 
 def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, text, tmp_path):

@@ -14,6 +14,13 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+def only_pickles(folder: Path, *readable: str) -> list[str]:
+    """The pickle files of a folder that has none of these files, by name; none where there is something to read, or no folder."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in readable):
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+
+
 def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
     """Every tensor of the checkpoint, by name.
 

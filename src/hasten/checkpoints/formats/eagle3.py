@@ -27,7 +27,7 @@ from torch import Tensor
 from hasten.checkpoints.formats.eagle3_config import Eagle3Config, read_config
 from hasten.checkpoints.header import TensorEntry
 from hasten.checkpoints.reader import Checkpoint, read_table
-from hasten.checkpoints.shards import INDEX, PICKLES, SINGLE, read_shards
+from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles, read_shards
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 # Copies of the target's weights that only training needs, and what is worked out from the configuration.
@@ -108,9 +108,7 @@ def _canonical(folder: Path, stored: Mapping[str, TensorEntry]) -> dict[str, Ten
 
 
 def _refuse_pickles(folder: Path) -> None:
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = only_pickles(folder, SINGLE, INDEX)
     if pickles:
         raise CheckpointError(
             f"the head in {folder} is a pickle, which can run code when it is read, so hasten never does",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hasten.checkpoints.formats.medusa import READABLE
 from hasten.checkpoints.reader import Checkpoint
-from hasten.checkpoints.shards import INDEX, PICKLES, SINGLE
+from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
 from hasten.core.calibration import Calibration
 from hasten.core.errors import CheckpointError
 from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
@@ -102,9 +102,7 @@ def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype
 
 def _refuse_pickles(folder: Path) -> None:
     """Only where there is nothing else to read: the reader tells what else may be wrong with a folder."""
-    if not folder.is_dir() or any((folder / name).is_file() for name in (SINGLE, INDEX)):
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = only_pickles(folder, SINGLE, INDEX)
     if pickles:
         raise CheckpointError(
             f"{folder} has its exits in a pickle file, and pickle can run code when it is read, so hasten never does",

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from hasten.checkpoints.reader import Checkpoint
-from hasten.checkpoints.shards import INDEX, PICKLES, SINGLE
+from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
 from hasten.core.errors import CheckpointError
 from hasten.layers.build import Build
 from hasten.layers.medusa import MedusaHeads, MedusaSpec, Vocabulary
@@ -104,7 +104,7 @@ def _weights_file(folder: Path) -> str:
         return SINGLE
     if (folder / ORIGINAL).is_file():
         return ORIGINAL
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = only_pickles(folder)
     if pickles:
         raise CheckpointError(
             f"{folder} has its heads in a pickle file, and pickle can run code when it is read, so hasten never does",
