@@ -1,8 +1,8 @@
 """Heads for a grown model: what ``grow.py`` does to a model, done to its Medusa heads, its EAGLE-3 head or its exits.
 
 ``python benchmarks/grow_heads.py demo-eagle grown/eagle --model demo --grown grown/demo`` reads heads of ``--model`` and writes
-heads of ``--grown``: the same guesses, at the cost of heads of that size. An EAGLE-3 head also gets the 32,768 tokens that such
-heads are usually given; the new ones can never be chosen.
+heads of ``--grown``: the same guesses, at the cost of heads of that size. Heads and exits that guess from a part of the vocabulary
+get the 32,768 tokens that EAGLE-3 heads are usually given; the new ones can never be chosen.
 """
 
 import argparse
@@ -36,15 +36,26 @@ def grow_medusa(source: Path, target: Path, grown: dict[str, Any]) -> None:
     """Zeros beside every row; a head adds nothing where its input has the constant, and passes it on."""
     width = grown["hidden_size"]
     tensors: dict[str, Tensor] = {}
+    words = dict.fromkeys(("vocab_size", "truncated_vocab_size"), grown["vocab_size"])
     for name, tensor in load_file(source / "model.safetensors").items():
+        if name == "token_map":
+            tensors[name] = more_tokens(tensor, grown["vocab_size"])
+            words["truncated_vocab_size"] = DRAFT_VOCABULARY
+            continue
         if not name.startswith("blocks."):
             raise ValueError(f"{name}: only heads that share the model's vocabulary projection can be grown")
         tensors[name] = padded(tensor.reshape(len(tensor), -1), width, width if tensor.dim() == 2 else 1)
         tensors[name] = tensors[name] if tensor.dim() == 2 else tensors[name][:, 0].contiguous()
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    words = dict.fromkeys(("vocab_size", "truncated_vocab_size"), grown["vocab_size"])
     config = config_of(source) | words | {"hidden_size": width, "dtype": "bfloat16"}
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def more_tokens(ids: Tensor, vocab_size: int) -> Tensor:
+    """These tokens and as many others as make ``DRAFT_VOCABULARY``, rising."""
+    free = torch.ones(vocab_size, dtype=torch.bool).index_fill_(0, ids.long(), False)
+    others = free.nonzero().flatten()[: DRAFT_VOCABULARY - len(ids)].to(ids.dtype)
+    return torch.cat((ids, others)).sort().values
 
 
 @torch.inference_mode()
@@ -101,9 +112,7 @@ def grow_eagle(source: Path, target: Path, model: Path, grown: dict[str, Any]) -
         tensors["layers.0.hidden_norm.weight"][hidden] = 1.0
         constant *= math.sqrt(factor) / first
     tensors["norm.weight"][hidden] = LOUDNESS * last / (constant * math.sqrt(factor))
-    known = head.target_ids.tolist()
-    others = (token for token in range(grown["vocab_size"]) if token not in set(known))
-    target_ids = torch.tensor(sorted(known + [next(others) for _ in range(DRAFT_VOCABULARY - len(known))]))
+    target_ids = more_tokens(head.target_ids, grown["vocab_size"])
     order = torch.tensor([*torch.searchsorted(target_ids, head.target_ids).tolist()])
     free = torch.ones(DRAFT_VOCABULARY, dtype=torch.bool).index_fill_(0, order, False).nonzero().flatten()
     projection = tensors["lm_head.weight"]
@@ -128,6 +137,8 @@ def grow_exits(source: Path, target: Path, old: dict[str, Any], grown: dict[str,
         if name == "token_layers":
             new = torch.full((grown["vocab_size"] - len(tensor),), grown["num_hidden_layers"], dtype=tensor.dtype)
             tensors[name] = torch.cat([moved(tensor, depth), new])
+        elif name == "draft_ids":
+            tensors[name] = more_tokens(tensor, grown["vocab_size"])
         elif name == "text_layers":
             tensors[name] = moved(tensor, depth)
         elif name == "text_planes":

@@ -133,8 +133,9 @@ def interval(values: list[float]) -> dict[str, float]:
 
 def rows_of(batch: int, turns: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
     rows = []
-    for work in (*WORKS, "all"):
-        mine = [turn["engines"] for turn in turns if work in (turn["work"], "all")]
+    groups = {work: (work,) for work in WORKS} | {"code and docs": WORKS[:2], "all": WORKS}
+    for work, members in groups.items():
+        mine = [turn["engines"] for turn in turns if turn["work"] in members]
         for name in names:
             speed_up = [turn[PLAIN]["seconds"] / turn[name]["seconds"] for turn in mine]
             drafts, drafted, accepted = (sum(turn[name][key] for turn in mine) for key in ("drafts", "drafted", "accepted"))

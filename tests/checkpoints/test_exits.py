@@ -61,7 +61,7 @@ def made(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckp
     places = torch.tensor([*LAYERS, DEPTH], dtype=torch.int32)
     tokens = places[torch.randint(4, (WORDS,), generator=draw)]
     texts = TextTable(torch.randn(3, SIZE, generator=draw), places[torch.randint(4, (8,), generator=draw)])
-    return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts)
+    return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts, torch.tensor([0, 7, 8, 52]))
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32, **changes: int) -> ExitsCheckpoint:
@@ -78,6 +78,7 @@ def test_a_round_trip_keeps_every_bit(tmp_path, dtype):
     assert theirs.keys() == dict(ours.exits.named_parameters()).keys()
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.exits.named_parameters())
     assert torch.equal(found.token_layers, ours.token_layers)
+    assert torch.equal(found.draft_ids, ours.draft_ids)
     assert torch.equal(found.text_table.planes_PE, ours.text_table.planes_PE)
     assert torch.equal(found.text_table.layers, ours.text_table.layers)
     assert found.calibration("softmax", 0.01) == CALIBRATIONS[0]
@@ -96,7 +97,7 @@ def test_names_and_kinds_are_the_documented_ones(tmp_path):
     parts = {"translate.weight": torch.bfloat16, "translate.bias": torch.bfloat16}
     parts |= {"classify.weight": torch.float32, "classify.bias": torch.float32}
     kinds = {f"exits.{layer}.{part}": kind for layer in LAYERS for part, kind in parts.items()}
-    kinds |= {"token_layers": torch.int32, "text_planes": torch.float32, "text_layers": torch.int32}
+    kinds |= {"token_layers": torch.int32, "text_planes": torch.float32, "text_layers": torch.int32, "draft_ids": torch.int32}
     assert {name: tensor.dtype for name, tensor in stored.items()} == kinds
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["exit_layers"], config["num_hidden_layers"]) == ("hasten_exits", [2, 4, 5], 6)
@@ -154,6 +155,12 @@ def test_exits_of_another_model_are_refused_with_both_numbers(tmp_path, changes,
         (lambda stored: stored.update({"text_layers": torch.full((4,), 6, dtype=torch.int32)}), ["is [4], expected [8]"]),
         (lambda stored: stored["token_layers"].fill_(3), ["token_layers", "got 3", "2, 4, 5, 6"]),
         (lambda stored: stored["text_layers"].fill_(7), ["text_layers", "got 7"]),
+        (lambda stored: stored.update({"draft_ids": stored["draft_ids"].long()}), ["draft_ids is I64, expected I32"]),
+        (lambda stored: stored.update({"draft_ids": torch.ones(2, 2, dtype=torch.int32)}), ["draft_ids is [2, 2]"]),
+        (lambda stored: stored["draft_ids"].add_(1), ["draft_ids", "1 to 53", "0 to 52, rising"]),
+        (lambda stored: stored["draft_ids"].copy_(torch.tensor([0, 8, 7, 9])), ["draft_ids", "rising"]),
+        (lambda stored: stored["draft_ids"].copy_(torch.tensor([0, 8, 8, 9])), ["draft_ids", "each once"]),
+        (lambda stored: stored["draft_ids"].copy_(torch.tensor([-1, 8, 9, 10])), ["draft_ids", "-1 to 10"]),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, words):

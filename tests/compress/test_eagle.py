@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hasten.compress.heads import eagle_trainee
 from hasten.compress.heads.eagle import Eagle
-from hasten.compress.heads.eagle_trainee import EagleTrainee, frequent_tokens, published_name
+from hasten.compress.heads.eagle_trainee import EagleTrainee, published_name
 from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.draft_vocabulary import frequent_tokens
 from hasten.compress.training.score import Score
 from hasten.core.errors import InvalidOption
 from hasten.layers.context import DenseContext

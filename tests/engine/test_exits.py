@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,12 @@ def token_layers(name: str) -> tuple[int, ...]:
     return tuple(draw.randint(1, config.num_hidden_layers) for _ in range(config.vocab_size))
 
 
-def exits_folder(name: str, folder: Path) -> Path:
+def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = ()) -> Path:
     """As it is documented, and not by hasten's own writer."""
     config = tiny_reference(name).config
     tensors: dict[str, torch.Tensor] = {"token_layers": torch.tensor(token_layers(name), dtype=torch.int32)}
+    if draft_ids:
+        tensors["draft_ids"] = torch.tensor(draft_ids, dtype=torch.int32)
     for layer, exit_ in exits_of(name).items():
         tensors |= {
             f"exits.{layer}.translate.weight": exit_.matrix_EE.clone(),

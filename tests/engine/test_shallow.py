@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hasten import LLM, SamplingParams
 from hasten.core.draft import Draft
@@ -14,9 +15,11 @@ from hasten.core.plan import RowPlan
 from hasten.decoding.drafters import self_speculation
 from hasten.decoding.drafters.base import Line, Seen
 from tests.engine.slow_exits import Rule, SlowExits
+from tests.engine.test_exits import exits_folder, exits_of
 from tests.tiny_models import tiny_reference
 
 NAME, DEPTH, NEW_TOKENS = "qwen3-mixed-window", 2, 12
+SAYABLE = tuple(range(3, 97, 5))
 PROMPTS = [[3, 77, 12, 50, 50, 8, 96, 1, 1, 64, 23], [5, 9, 4, 31, 7], [40, 41, 42]]
 
 
@@ -80,3 +83,35 @@ def test_verifying_computes_the_first_layers_of_the_last_guess_alone(recorded: R
     for below, above in full:
         assert (below[0], below[1], above[0]) == (0, DEPTH, DEPTH)
         assert below[2] == [1] * len(above[2])
+
+
+class FewWords(SlowExits):
+    """An exit that can say the tokens of ``SAYABLE`` alone."""
+
+    def _logits(self, depth: int, state: torch.Tensor) -> torch.Tensor:
+        logits_V = super()._logits(depth, state)
+        return logits_V.where(torch.isin(torch.arange(len(logits_V)), torch.tensor(SAYABLE)), -torch.inf)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_guesses_come_from_the_draft_vocabulary(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch, backend: str) -> None:
+    """And are the translated states' likeliest tokens of it; what comes out is what comes out without guesses."""
+    monkeypatch.setattr(self_speculation, "DOUBT", 0.0)
+    settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4, "backend": backend}
+    exits = exits_folder(NAME, tmp_path / "exits", SAYABLE)
+    guessing = {"speculation": "self_speculation", "draft_layers": DEPTH, "num_draft_tokens": 3}
+    llm = LLM(str(tiny(NAME)), exits=str(exits), **guessing, **settings)
+    recorder = Recorder(llm)
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    found = llm.generate(asked, params, use_tqdm=False)
+    plain = LLM(str(tiny(NAME)), speculation="off", **settings).generate(asked, params, use_tqdm=False)
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in plain]
+    slow = FewWords(tiny_reference(NAME), exits_of(NAME))
+    guessed = [guess for _, guesses in recorder.drafts for guess in guesses]
+    assert len(guessed) > 40 and set(guessed) <= set(SAYABLE) and len(set(guessed)) > 3
+    for tokens, guesses in recorder.drafts:
+        if guesses:
+            wanted = slow.answer(tokens, len(guesses), Rule("layer", layer=DEPTH))
+            assert wanted.closest > 1e-4
+            assert guesses == wanted.token_ids

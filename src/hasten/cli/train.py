@@ -68,6 +68,7 @@ KINDS = {
             "layers": "Residual layers of a head.",
             "vocabulary": "Projection of the heads: model (the model's), copy (the same, and the file holds a copy, for vLLM) "
             "or own (one per head, trained).",
+            "draft_vocab": "Guess among this many tokens, the most frequent of the text; if left out, 32,000 or all.",
         },
         "HEAD",
     ),
@@ -99,6 +100,8 @@ KINDS = {
         "Train early exits: places where a token may leave the model before its last layer, with tables and calibrated thresholds.",
         {
             "layers": "Leave after this many layers; may be given several times. If left out, five in the upper two thirds.",
+            "draft_vocab": "Where first layers guess for the whole model: among this many tokens, the most frequent of the text; "
+            "if left out, 32,000 or all.",
             "texts": "Held-out windows that thresholds are calibrated on and tables are checked on; 0: neither thresholds "
             "nor tables.",
         },

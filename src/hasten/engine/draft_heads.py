@@ -21,6 +21,8 @@ from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.layers.build import Build
 from hasten.layers.eagle import LAYER
+from hasten.layers.linear import Linear
+from hasten.layers.medusa import MedusaHeads as MedusaModules
 from hasten.models.eagle import LoadedEagle, load_eagle
 from hasten.models.load import LoadedModel
 
@@ -51,7 +53,11 @@ def load_heads(folder: Path, backend: Backend, target: LoadedModel) -> Heads:
         return EagleHeads(load_eagle(folder, target.decoder, formats=formats), target, backend)
     spec = target.spec
     build = Build(backend.ops, formats, target.dtype)
-    return MedusaHeads(read_medusa(folder, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size, build=build), target)
+    checkpoint = read_medusa(folder, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size, build=build)
+    words, token_map = target.decoder.vocabulary, checkpoint.heads.token_map
+    if checkpoint.heads.spec.vocabulary == "model" and token_map is not None:
+        words = words.some_rows(token_map, build)
+    return MedusaHeads(checkpoint, target, words)
 
 
 def _is_eagle(folder: Path) -> bool:
@@ -67,6 +73,7 @@ def _is_eagle(folder: Path) -> bool:
 class MedusaHeads:
     checkpoint: MedusaCheckpoint
     target: LoadedModel
+    words: Linear  # the model's vocabulary, or the part of it that the heads guess from
     name: ClassVar[str] = "medusa"
 
     @property
@@ -79,7 +86,7 @@ class MedusaHeads:
     def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Medusa:
         heads, accuracies = self.checkpoint.heads, self.checkpoint.accuracies
         (layer,) = self.taps
-        logits = partial(_medusa_logits, self.checkpoint, self.target)
+        logits = partial(_medusa_logits, heads, self.words, self.target)
         return Medusa(logits, heads.token_ids, layer=layer, num_heads=heads.spec.num_heads, accuracies=accuracies, **limit)
 
 
@@ -109,8 +116,8 @@ class EagleHeads:
         return KvGroup((LAYER,), attention.num_kv_heads, attention.head_dim)
 
 
-def _medusa_logits(checkpoint: MedusaCheckpoint, target: LoadedModel, state_RE: Tensor) -> Tensor:
+def _medusa_logits(heads: MedusaModules, words: Linear, target: LoadedModel, state_RE: Tensor) -> Tensor:
     with torch.inference_mode():
         normed_RE: Tensor = target.decoder.norm(state_RE.to(target.dtype))
-        logits_HRV: Tensor = checkpoint.heads(normed_RE, target.decoder.vocabulary)
+        logits_HRV: Tensor = heads(normed_RE, words)
     return logits_HRV

@@ -19,9 +19,11 @@ from hasten.engine.shallow import Shallow
 from hasten.engine.stages import StagedRunner
 from hasten.kv.space import KvSpace
 from hasten.layers.build import Build
+from hasten.layers.linear import Linear
 from hasten.models.decoder import Decoder
 from hasten.models.load import LoadedModel
 
+GUESSING = ("self_speculation", "auto")  # where first layers guess, if there are exits
 TOLERANCE = 0.01  # of a request that names neither threshold nor tolerance
 
 
@@ -29,21 +31,24 @@ TOLERANCE = 0.01  # of a request that names neither threshold nor tolerance
 class EarlyExits:
     decoder: Decoder
     checkpoint: ExitsCheckpoint | None = None
+    draft_words: Linear | None = None  # the part of the vocabulary that first layers guess from; None: all of it
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> EarlyExits:
         """Quantised as the model is. Raises ``CheckpointError`` for exits of another model, with both numbers."""
         if options.exits is None:
             return cls(target.decoder)
-        spec = target.spec
+        spec, decoder = target.spec, target.decoder
+        build = Build(backend.ops, backend.formats(target.dtype), target.dtype)
         checkpoint = read_exits(
             resolve(options.exits, None, quiet=not options.show_progress),
             hidden_size=spec.hidden_size,
             num_layers=spec.num_layers,
             vocab_size=spec.vocab_size,
-            build=Build(backend.ops, backend.formats(target.dtype), target.dtype),
+            build=build,
         )
-        return cls(target.decoder, checkpoint)
+        ids = checkpoint.draft_ids if options.speculation in GUESSING else None
+        return cls(decoder, checkpoint, None if ids is None else decoder.vocabulary.some_rows(ids, build))
 
     def runner(self, runner: StagedRunner, *, own_threads: bool) -> ExitRunner:
         if self.checkpoint is None:
@@ -53,8 +58,7 @@ class EarlyExits:
 
     def shallow(self, runner: StagedRunner, kv: KvSpace, options: EngineOptions) -> Shallow | None:
         """The layers that guess for the whole model, if any do. Raises ``InvalidOption`` for more layers than it has."""
-        wanted = options.speculation in ("self_speculation", "auto")
-        if not wanted or (self.checkpoint is None and options.draft_layers is None):
+        if options.speculation not in GUESSING or (self.checkpoint is None and options.draft_layers is None):
             return None
         depth, layers = options.draft_layers, () if self.checkpoint is None else self.checkpoint.exits.spec.layers
         if depth is None:
@@ -68,9 +72,15 @@ class EarlyExits:
         exit_ = self.checkpoint.exits.at(depth) if self.checkpoint is not None and depth in layers else None
 
         def read(state_RE: Tensor) -> Tensor:
-            return runner.head(state_RE if exit_ is None else exit_.translated(state_RE))
+            state_RE = state_RE if exit_ is None else exit_.translated(state_RE)
+            return runner.head(state_RE) if self.draft_words is None else self._guess(self.draft_words, state_RE)
 
-        return Shallow(runner, kv, read, depth)
+        return Shallow(runner, kv, read, depth, None if self.checkpoint is None else self.checkpoint.draft_ids)
+
+    def _guess(self, words: Linear, state_RE: Tensor) -> Tensor:
+        """Final norm and the tokens that are guessed from. [R, D], float32"""
+        logits_RD: Tensor = words(self.decoder.norm(state_RE.to(self.decoder.dtype)))
+        return logits_RD.float()
 
     def settle(self, params: SamplingParams, prompt: Sequence[int]) -> tuple[SamplingParams, int | None]:
         """The settings with a threshold where their rule has one, and how many layers compute all tokens, if that is known now.

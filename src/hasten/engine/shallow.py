@@ -45,9 +45,13 @@ class _Kept:
 class Shallow:
     """A ``StagedRunner`` around another, and the ``FirstLayers`` of a drafter."""
 
-    def __init__(self, runner: StagedRunner, kv: KvSpace, read: Callable[[Tensor], Tensor], depth: int) -> None:
-        """``read``: states after ``depth`` layers [R, E] -> logits of the guesses [R, V]. ``kv`` is the model's."""
-        self._runner, self._kv, self._read, self._depth = runner, kv, read, depth
+    def __init__(
+        self, runner: StagedRunner, kv: KvSpace, read: Callable[[Tensor], Tensor], depth: int, draft_ids: Tensor | None = None
+    ) -> None:
+        """``read``: states after ``depth`` layers [R, E] -> logits of the guesses [R, V], of the tokens ``draft_ids`` [V] where
+        these are given. ``kv`` is the model's.
+        """
+        self._runner, self._kv, self._read, self._depth, self._draft_ids = runner, kv, read, depth, draft_ids
         self.num_layers, self.taps = runner.num_layers, runner.taps
         self._kept: dict[int, _Kept] = {}
 
@@ -55,6 +59,9 @@ class Shallow:
 
     def begin(self) -> None:
         self._kept.clear()
+
+    def token_ids(self, columns: Tensor) -> Tensor:
+        return columns if self._draft_ids is None else self._draft_ids[columns]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:

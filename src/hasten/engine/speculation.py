@@ -85,7 +85,7 @@ class Speculation:
         if self.heads is not None:
             paced[self.heads.name] = self.heads.drafter(fit.num_blocks, self.options.block_size, limit)
         if shallow is not None:
-            paced["self_speculation"] = SelfSpeculation(shallow, lambda columns: columns, **limit)
+            paced["self_speculation"] = SelfSpeculation(shallow, **limit)
         if chosen == "auto":
             return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, costs)
         return _TEXTUAL[chosen](**limit) if chosen in _TEXTUAL else paced.get(chosen)

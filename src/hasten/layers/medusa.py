@@ -77,15 +77,13 @@ class MedusaHeads(nn.Module):
         return [block(x_RE) for block in self.blocks]
 
     def forward(self, x_RE: Tensor, vocabulary: Linear) -> Tensor:
-        """Logits over the heads' tokens [H, R, V], float32. ``vocabulary`` is the model's projection."""
+        """Logits over the heads' tokens [H, R, V], float32. ``vocabulary``: the rows of these tokens of the model's projection."""
         hidden = self.hidden(x_RE)
         if self.spec.vocabulary == "own":
             return torch.stack([head(state_RE) for head, state_RE in zip(self.lm_heads, hidden, strict=True)]).float()
         # One product for all heads: the projection is read once.
         projection = vocabulary if self.spec.vocabulary == "model" else self.lm_heads[0]
         logits_NV: Tensor = projection(torch.cat(hidden)).float()
-        if self.spec.vocabulary == "model" and self.token_map is not None:
-            logits_NV = logits_NV[:, self.token_map]
         return logits_NV.view(len(hidden), len(x_RE), -1)
 
     def token_ids(self, places: Tensor) -> Tensor:

@@ -128,6 +128,22 @@ def test_a_checkpoint_with_thresholds_and_tables_comes_out(trained):
     assert not (out / ".resume").exists()
 
 
+def test_first_layers_guess_from_the_most_frequent_tokens(model, periodic, tmp_path):
+    """Stored with tables and without; of a small vocabulary all tokens are guessed, and nothing is stored."""
+    options = TrainOptions(steps=2, batch=1, window=64)
+    for name, recipe in (
+        ("tables", Exits(texts=8, draft_vocab=5)),
+        ("none", Exits(texts=0, draft_vocab=5)),
+        ("all", Exits(texts=0)),
+    ):
+        train(str(model), periodic, tmp_path / name, recipe, options)
+        stored = load_file(tmp_path / name / "model.safetensors")
+        if name == "all":
+            assert "draft_ids" not in stored
+        else:
+            assert set(stored["draft_ids"].tolist()) < {0, 1, 2, *range(10, 10 + PERIOD)} and len(stored["draft_ids"]) == 5
+
+
 def test_a_run_that_stops_ends_with_the_same_files(model, periodic, tmp_path):
     options = TrainOptions(steps=20, batch=2, window=64, seed=4, save_every=0)
     recipe = Exits(layers=(2,), texts=8)

@@ -4,6 +4,7 @@
 
     exits.{layer}.translate.weight|bias  [E, E], [E]     exits.{layer}.classify.weight|bias  [E], [1], float32
     token_layers  [V] int32, optional                    text_planes [P, E] float32 and text_layers [2**P] int32, optional
+    draft_ids  [D] int32, rising, optional
     config.json   model_type "hasten_exits", exit_layers, the model's num_hidden_layers, hidden_size, vocab_size; calibrations
 
 A tensor that nobody asks for is refused, as one that is missing is.
@@ -46,6 +47,7 @@ class ExitsCheckpoint:
     calibrations: tuple[Calibration, ...] = ()
     token_layers: Tensor | None = None  # [V] int32, how many layers compute a token of each id; the model's number: all
     text_table: TextTable | None = None
+    draft_ids: Tensor | None = None  # [D] int64, rising: the tokens that first layers guess from; None: all
 
     def calibration(self, rule: str, tolerance: float) -> Calibration | None:
         """The one for this rule and exactly this tolerance."""
@@ -68,7 +70,8 @@ def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: i
     tables = {name: checkpoint.read(name).clone() for name in _TABLES if name in checkpoint.tensors}
     _check_layers(folder, tables, spec)
     text_table = TextTable(tables["text_planes"], tables["text_layers"]) if "text_planes" in tables else None
-    return ExitsCheckpoint(exits.eval(), _calibrations(checkpoint), tables.get("token_layers"), text_table)
+    draft_ids = _draft_ids(checkpoint, vocab_size)
+    return ExitsCheckpoint(exits.eval(), _calibrations(checkpoint), tables.get("token_layers"), text_table, draft_ids)
 
 
 def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype, base_model: str | None = None) -> None:
@@ -85,6 +88,8 @@ def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype
     if checkpoint.text_table is not None:
         tensors["text_planes"] = checkpoint.text_table.planes_PE.float()
         tensors["text_layers"] = checkpoint.text_table.layers.to(torch.int32)
+    if checkpoint.draft_ids is not None:
+        tensors["draft_ids"] = checkpoint.draft_ids.to(torch.int32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / SINGLE, metadata={"format": "pt"})
     config: dict[str, Any] = {
@@ -153,6 +158,10 @@ def _check_tensors(checkpoint: Checkpoint, spec: ExitsSpec) -> None:
     held = checkpoint.tensors
     if "token_layers" in held:
         expected["token_layers"] = ((spec.vocab_size,), ("I32",))
+    if "draft_ids" in held:
+        shape = held["draft_ids"].shape
+        fits = len(shape) == 1 and 0 < shape[0] <= spec.vocab_size
+        expected["draft_ids"] = ((shape if fits else (spec.vocab_size,)), ("I32",))
     if "text_planes" in held or "text_layers" in held:
         shape = held["text_planes"].shape if "text_planes" in held else ()
         planes = shape[0] if shape and 0 < shape[0] <= MAX_PLANES else 1
@@ -198,6 +207,20 @@ def _check_layers(folder: Path, tables: Mapping[str, Tensor], spec: ExitsSpec) -
                 allowed=", ".join(map(str, sorted(places))),
                 remedy=_REMEDY,
             )
+
+
+def _draft_ids(checkpoint: Checkpoint, vocab_size: int) -> Tensor | None:
+    if "draft_ids" not in checkpoint.tensors:
+        return None
+    ids = checkpoint.read("draft_ids").long()
+    if int(ids[0]) < 0 or int(ids[-1]) >= vocab_size or bool((ids.diff() <= 0).any()):
+        raise CheckpointError(
+            f"draft_ids of {checkpoint.folder} are no tokens to guess from",
+            got=f"{len(ids)} ids, {int(ids.min())} to {int(ids.max())}",
+            allowed=f"ids from 0 to {vocab_size - 1}, rising, each once",
+            remedy=_REMEDY,
+        )
+    return ids
 
 
 def _calibrations(checkpoint: Checkpoint) -> tuple[Calibration, ...]:

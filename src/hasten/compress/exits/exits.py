@@ -25,6 +25,7 @@ class Exits:
 
     layers: tuple[int, ...] | None = None  # exits after so many layers; None: by ``SHARES``
     texts: int = 256  # held-out windows that thresholds are calibrated on, and as many others that tables are made of; 0: neither
+    draft_vocab: int | None = None  # the tokens that first layers guess from, for the whole model: the most frequent of the text
 
     def __post_init__(self) -> None:
         if self.texts < 0:
@@ -50,4 +51,4 @@ class Exits:
     def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> ExitsTrainee:
         from hasten.compress.exits.exits_trainee import ExitsTrainee
 
-        return ExitsTrainee(backbone, self)
+        return ExitsTrainee(backbone, self, corpus)

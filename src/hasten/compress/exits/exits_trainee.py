@@ -8,6 +8,7 @@ Shape suffixes: B windows · W tokens of a window · T = B·W tokens · E hidden
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hasten.compress.exits.exits import Exits as Recipe
 from hasten.compress.exits.settle import settle
 from hasten.compress.training.backbone import Backbone, States
 from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
 from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
@@ -36,7 +38,7 @@ JUDGED = 4  # one token in so many teaches the classifiers: they are small, and 
 class ExitsTrainee:
     """Exits begin as the logit lens: a state is read as if it were the last one, and any agreement is as likely as not."""
 
-    def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
+    def __init__(self, backbone: Backbone, recipe: Recipe, corpus: Corpus) -> None:
         self.backbone, self.recipe = backbone, recipe
         spec = ExitsSpec(
             layers=recipe.settled(backbone.spec.num_layers),
@@ -49,7 +51,9 @@ class ExitsTrainee:
             for parameter in self.exits.parameters():
                 parameter.zero_()
         self.exits.requires_grad_(True)
-        self._made = ExitsCheckpoint(self.exits)
+        words = draft_vocab_size(recipe.draft_vocab, spec.vocab_size)
+        ids = None if words == spec.vocab_size else frequent_tokens(corpus.train_N, spec.vocab_size, words)
+        self._made = ExitsCheckpoint(self.exits, draft_ids=ids)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return dict(self.exits.named_parameters())
@@ -79,7 +83,8 @@ class ExitsTrainee:
                     parameter.copy_(parameter.to(self.backbone.dtype))
         if self.recipe.texts == 0:
             return {}
-        self._made, report = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher)
+        settled, report = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher)
+        self._made = dataclasses.replace(settled, draft_ids=self._made.draft_ids)
         return report
 
     def _states(self, batch: Batch) -> States:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from hasten.compress.training.backbone import Backbone
     from hasten.compress.training.corpus import Corpus
 
-MAX_DRAFT_VOCAB = 32_000  # the default where the model has more tokens: the paper's
 MAX_GUESSES = 16
 
 
@@ -49,11 +48,7 @@ class Eagle:
         """Raises ``InvalidOption`` for more draft tokens or deeper states than the model has."""
         from hasten.compress.heads.eagle_trainee import EagleTrainee
 
-        vocab_size, num_layers = backbone.spec.vocab_size, backbone.spec.num_layers
-        if self.draft_vocab is not None and self.draft_vocab > vocab_size:
-            raise InvalidOption(
-                "the draft vocabulary is larger than the model's", got=f"{self.draft_vocab:,}", allowed=f"up to {vocab_size:,}"
-            )
+        num_layers = backbone.spec.num_layers
         if self.state_layers is not None and max(self.state_layers) > num_layers:
             raise InvalidOption(
                 "the head would read states of layers that the model does not have",

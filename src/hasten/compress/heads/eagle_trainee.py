@@ -24,9 +24,10 @@ from torch.nn.functional import pad
 from hasten.checkpoints.formats.eagle3 import write_eagle3
 from hasten.checkpoints.formats.eagle3_config import Eagle3Config
 from hasten.compress.heads.chain_context import ChainContext
-from hasten.compress.heads.eagle import MAX_DRAFT_VOCAB, Eagle
+from hasten.compress.heads.eagle import Eagle
 from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
 from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
@@ -49,7 +50,7 @@ class EagleTrainee:
         spec, config = backbone.spec, backbone.config
         self.config = Eagle3Config(
             layer=layer_config(backbone, recipe.intermediate),
-            draft_vocab_size=recipe.draft_vocab or min(spec.vocab_size, MAX_DRAFT_VOCAB),
+            draft_vocab_size=draft_vocab_size(recipe.draft_vocab, spec.vocab_size),
             state_layers=recipe.state_layers or default_state_layers(spec.num_layers),
             norm_before_residual=recipe.norm_before_residual,
             num_guesses=recipe.guesses,
@@ -161,12 +162,6 @@ class EagleTrainee:
 def following(ids_BW: Tensor, count: int) -> Tensor:
     """The token ``count`` after each; a window's last one where it ends before. [B, W]"""
     return torch.cat((ids_BW[:, count:], ids_BW[:, -1:].expand(-1, count)), dim=1)
-
-
-def frequent_tokens(ids_N: Tensor, vocab_size: int, count: int) -> Tensor:
-    """The ``count`` most frequent ids, in ascending order; of equally frequent ones the smaller. [count]"""
-    frequencies_V = torch.bincount(ids_N, minlength=vocab_size)
-    return frequencies_V.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def published_name(folder: Path) -> str:

@@ -29,6 +29,7 @@ class Medusa:
     # model: the heads use the model's projection. copy: the same, and the file holds a copy of it for engines that need one.
     # own: each head learns its own, which begins as the model's.
     vocabulary: str = "model"
+    draft_vocab: int | None = None  # the tokens that can be guessed: the most frequent ones of the text
 
     def __post_init__(self) -> None:
         for name, value, most in (("heads", self.heads, MAX_HEADS), ("layers", self.layers, 8)):
@@ -42,4 +43,4 @@ class Medusa:
     def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> MedusaTrainee:
         from hasten.compress.heads.medusa_trainee import MedusaTrainee
 
-        return MedusaTrainee(backbone, self)
+        return MedusaTrainee(backbone, self, corpus)

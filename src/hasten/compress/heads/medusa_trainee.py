@@ -1,6 +1,9 @@
-"""Training Medusa heads: cross entropy against the text itself, a head's weight falling with its distance.
+"""Training Medusa heads: each learns what the model would say that many tokens on, and weighs less the further that is.
 
-Shape suffixes: B windows · W tokens of a window · E hidden size · H heads · R positions · K guesses.
+A head reads the state of a token; the model's own word about the place that is guessed, which it says with the text between in
+sight, is what the head's guess will be held against. So it is also the target here, as a distribution.
+
+Shape suffixes: B windows · W tokens of a window · E hidden size · H heads · R positions · K guesses · D draft vocabulary.
 """
 
 from __future__ import annotations
@@ -15,37 +18,45 @@ from torch import Tensor, nn
 from hasten.checkpoints.formats.medusa import write_medusa
 from hasten.compress.heads.medusa import Medusa
 from hasten.compress.training.backbone import Backbone
-from hasten.compress.training.corpus import Batch
+from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
-from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
+from hasten.compress.training.vocabulary_loss import Target, Teacher, vocabulary_loss
 from hasten.layers.build import Build
 from hasten.layers.formats.dense import DenseFormats
 from hasten.layers.medusa import MedusaHeads, MedusaSpec
 
 DECAY = 0.8  # of the loss, per head
-OFFSET = 2  # tokens from the one whose state is read to what head 0 guesses
+OFFSET = 1  # tokens from the one whose state is read to the one whose state says what head 0 should guess
 
 
 class MedusaTrainee:
     """The heads begin as the identity: each guesses what the model itself guesses for its next token."""
 
-    def __init__(self, backbone: Backbone, recipe: Medusa) -> None:
+    def __init__(self, backbone: Backbone, recipe: Medusa, corpus: Corpus) -> None:
         self.backbone, self.recipe = backbone, recipe
+        vocab_size = backbone.spec.vocab_size
+        words = draft_vocab_size(recipe.draft_vocab, vocab_size)
         spec = MedusaSpec(
             num_heads=recipe.heads,
             num_layers=recipe.layers,
             hidden_size=backbone.spec.hidden_size,
-            vocab_size=backbone.spec.vocab_size,
-            truncated_vocab_size=backbone.spec.vocab_size,
+            vocab_size=vocab_size,
+            truncated_vocab_size=words,
             bias=True,
             vocabulary="own" if recipe.vocabulary == "own" else "model",
         )
         self.heads = MedusaHeads(spec, _build(backbone))
+        self._words_DE, self._can_guess_V = backbone.vocabulary_VE, None
+        if self.heads.token_map is not None:
+            self.heads.token_map.copy_(frequent_tokens(corpus.train_N, vocab_size, words))
+            self._words_DE = backbone.vocabulary_VE[self.heads.token_map]
+            self._can_guess_V = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, self.heads.token_map, True)
         with torch.no_grad():
             for name, parameter in self.heads.named_parameters():
                 if name.startswith("lm_heads."):
-                    parameter.copy_(backbone.vocabulary_VE)
+                    parameter.copy_(self._words_DE)
                 else:
                     parameter.zero_()
         self.heads.requires_grad_(True)
@@ -54,16 +65,23 @@ class MedusaTrainee:
         return dict(self.heads.named_parameters())
 
     def loss(self, batch: Batch) -> Tensor:
-        return self._loss(batch, self._hidden(batch))
+        """Divergence from the model's distribution over the heads' tokens.
+
+        Where the model would choose a token that cannot be guessed, there is nothing to learn.
+        """
+        return self._loss(self._normed(batch))
 
     def evaluate(self, batch: Batch) -> Score:
-        """A position counts if the window holds the tokens that all heads should guess."""
-        hidden = self._hidden(batch)
+        """A guess is right if the model finds it most likely there. A position counts if the window holds all heads' places."""
+        normed_BWE = self._normed(batch)
         num_heads = self.recipe.heads
-        count = batch.ids_BW.shape[1] - OFFSET - num_heads + 1
-        guesses = [likeliest(state_BWE[:, :count].flatten(0, 1), self._vocabulary(head)) for head, state_BWE in enumerate(hidden)]
-        wanted = [batch.ids_BW[:, OFFSET + head : OFFSET + head + count].flatten() for head in range(num_heads)]
-        return tally(torch.stack(guesses), torch.stack(wanted), float(self._loss(batch, hidden)))
+        count = normed_BWE.shape[1] - OFFSET - num_heads + 1
+        states = self.heads.hidden(normed_BWE[:, :count].flatten(0, 1))
+        guesses = [likeliest(state_RE, self._vocabulary(head)) for head, state_RE in enumerate(states)]
+        choices_BW = self._choices(normed_BWE)
+        wanted = [choices_BW[:, OFFSET + head : OFFSET + head + count].flatten() for head in range(num_heads)]
+        loss = float(self._loss(normed_BWE))
+        return tally(self.heads.token_ids(torch.stack(guesses)), torch.stack(wanted), loss)
 
     def save(self, folder: Path, score: Score) -> None:
         heads = self.heads if self.recipe.vocabulary != "copy" else self._with_copy()
@@ -75,33 +93,48 @@ class MedusaTrainee:
             base_model=self.backbone.folder.name,
         )
 
-    def _hidden(self, batch: Batch) -> list[Tensor]:
-        """Each head's state of all positions that have a target for head 0. [B, W - 2, E]"""
-        count, length = batch.ids_BW.shape
-        normed_TE = self.backbone.normed(self.backbone.states(batch.ids_BW))
-        read_BWE = normed_TE.view(count, length, -1)[:, : length - OFFSET]
-        states = self.heads.hidden(read_BWE.flatten(0, 1))
-        return [state.view(count, length - OFFSET, -1) for state in states]
+    def _normed(self, batch: Batch) -> Tensor:
+        """What the model's own vocabulary projection reads. [B, W, E]"""
+        return self.backbone.normed(self.backbone.states(batch.ids_BW)).view(*batch.ids_BW.shape, -1)
 
-    def _loss(self, batch: Batch, hidden: list[Tensor]) -> Tensor:
+    def _loss(self, normed_BWE: Tensor) -> Tensor:
+        """Head i at a token is held against what the model says after the text i + 1 tokens on."""
+        count = normed_BWE.shape[1] - OFFSET
+        states = [state.view(len(normed_BWE), count, -1) for state in self.heads.hidden(normed_BWE[:, :count].flatten(0, 1))]
+        sayable_BW = None if self._can_guess_V is None else self._can_guess_V[self._choices(normed_BWE)].float()
         losses = []
-        for head, state_BWE in enumerate(hidden):
-            targets_BW = batch.ids_BW[:, OFFSET + head :]
-            state_RE = state_BWE[:, : targets_BW.shape[1]].flatten(0, 1)
-            total = vocabulary_loss(state_RE, self._vocabulary(head), Target(targets_BW.flatten()))
-            losses.append(total * (DECAY**head / targets_BW.numel()))
+        for head, state_BWE in enumerate(states):
+            first = OFFSET + head
+            teacher_RE = normed_BWE[:, first:].flatten(0, 1)
+            target = Target(
+                ids_R=torch.zeros(len(teacher_RE), dtype=torch.int64),  # no token of its own, the distribution alone
+                teacher=self._teacher(teacher_RE),
+                hard=0.0,
+                weights_R=None if sayable_BW is None else sayable_BW[:, first:].flatten(),
+            )
+            total = vocabulary_loss(state_BWE[:, : count - head].flatten(0, 1), self._vocabulary(head), target)
+            losses.append(total * (DECAY**head / len(teacher_RE)))
         return torch.stack(losses).sum()
 
+    def _teacher(self, teacher_RE: Tensor) -> Teacher:
+        """The model's distribution over the heads' tokens."""
+        return lambda a, b: (teacher_RE[a:b] @ self._words_DE.T).softmax(-1)
+
+    def _choices(self, normed_BWE: Tensor) -> Tensor:
+        """The token that the model finds most likely. [B, W]"""
+        return likeliest(normed_BWE.flatten(0, 1), self.backbone.vocabulary_VE)[:, 0].view(normed_BWE.shape[:2])
+
     def _vocabulary(self, head: int) -> Tensor:
-        """The weight of the projection behind a head. [V, E]"""
+        """The weight of the projection behind a head. [D, E]"""
         if self.heads.spec.vocabulary == "own":
             return self.heads.get_parameter(f"lm_heads.{head}.format.weight")
-        return self.backbone.vocabulary_VE
+        return self._words_DE
 
     def _with_copy(self) -> MedusaHeads:
         copy = MedusaHeads(dataclasses.replace(self.heads.spec, vocabulary="shared"), _build(self.backbone))
-        weights = {**self.heads.state_dict(), "lm_heads.0.format.weight": self.backbone.vocabulary_VE}
+        weights = {**self.heads.state_dict(), "lm_heads.0.format.weight": self._words_DE}
         copy.load_state_dict(weights)
+        copy.token_map = self.heads.token_map
         return copy
 
 

@@ -9,7 +9,7 @@ Shape suffixes: R lines · V vocabulary of the guesses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class FirstLayers(Protocol):
 
     def begin(self) -> None:
         """A new round: what was computed for guesses of the last one is forgotten."""
+        ...
+
+    def token_ids(self, columns: Tensor) -> Tensor:
+        """Columns of the logits -> the model's tokens."""
         ...
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:
@@ -61,9 +65,8 @@ class _Guess:
 
 
 class SelfSpeculation:
-    def __init__(self, layers: FirstLayers, token_ids: Callable[[Tensor], Tensor], *, num_tokens: int = 4) -> None:
-        """``token_ids``: columns of the logits -> the model's tokens."""
-        self._layers, self._token_ids, self.num_tokens = layers, token_ids, num_tokens
+    def __init__(self, layers: FirstLayers, *, num_tokens: int = 4) -> None:
+        self._layers, self.num_tokens = layers, num_tokens
         self._pace = Pace()
 
     @property
@@ -107,7 +110,7 @@ class SelfSpeculation:
         advanced = [guesses[place] for place in places]
         if advanced:
             lines = [guess.line for guess in advanced]
-            token_R1, chance_R1 = candidates(logits_RV, lines, [ahead] * len(lines), self._token_ids, 1)
+            token_R1, chance_R1 = candidates(logits_RV, lines, [ahead] * len(lines), self._layers.token_ids, 1)
             for guess, token, chance in zip(advanced, token_R1[:, 0].tolist(), chance_R1[:, 0].tolist(), strict=True):
                 guess.token_ids.append(token)
                 guess.chance *= chance
