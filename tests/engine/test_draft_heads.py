@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.decoding.drafters.base import Line, Seen
-from hasten.decoding.drafters.eagle import DOUBT
+from hasten.decoding.drafters.eagle import DOUBT, WIDTH
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.layers.build import Build
 from hasten.layers.context import DenseContext
@@ -106,6 +105,13 @@ def states(decoder: Decoder, token_ids: Sequence[int], layers: Sequence[int]) ->
     return [found[layer] for layer in layers]
 
 
+class Branch(NamedTuple):
+    tokens: list[int]
+    hidden: Tensor  # the state beside each token but the last [T, E]
+    node: int
+    chance: float
+
+
 class Watched:
     """A drafter, of which every draft is compared."""
 
@@ -155,26 +161,31 @@ def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: De
     head = load_eagle(eagle, decoder).head
 
     def expected(line: Line) -> Draft:
-        nodes: list[tuple[float, int, int]] = []
-        tokens, tip, chance = list(line.token_ids), -1, 1.0
+        """Every branch is a text of its own."""
         with torch.inference_mode():
-            hidden = head.fuse(torch.cat(states(decoder, tokens[:-1], head.spec.taps), dim=1))
+            fused = head.fuse(torch.cat(states(decoder, line.token_ids[:-1], head.spec.taps), dim=1))
+            tips = [Branch(list(line.token_ids), fused, -1, 1.0)]
+            nodes: list[tuple[float, int, int]] = []
             for _ in range(5):
-                context = DenseContext(head.ops, head.rotary, [len(hidden)])
-                out = head.run(hidden, torch.tensor(tokens[1:]), context.positions_T, context)
-                listed = head.head(out[-1:])[0].topk(32)
-                likely = SimpleNamespace(values=listed.values.softmax(0)[:3], indices=listed.indices[:3])
-                for p, place in zip(likely.values.tolist(), likely.indices.tolist(), strict=True):
-                    nodes.append((chance * p, int(head.target_ids[place]), tip))
-                tip = len(nodes) - 3
-                chance, token, _ = nodes[tip]
-                if chance < DOUBT:
-                    break
-                hidden, tokens = torch.cat((hidden, out[-1:])), [*tokens, token]
+                grown = []
+                for tip in tips:
+                    context = DenseContext(head.ops, head.rotary, [len(tip.hidden)])
+                    out = head.run(tip.hidden, torch.tensor(tip.tokens[1:]), context.positions_T, context)
+                    listed = head.head(out[-1:])[0].topk(32)
+                    likely = listed.values.softmax(0)
+                    for p, place in zip(likely[:3].tolist(), listed.indices[:3].tolist(), strict=True):
+                        token = int(head.target_ids[place])
+                        nodes.append((tip.chance * p, token, tip.node))
+                        hidden = torch.cat((tip.hidden, out[-1:]))
+                        grown.append(Branch([*tip.tokens, token], hidden, len(nodes) - 1, tip.chance * p))
+                tips = sorted((tip for tip in grown if tip.chance >= DOUBT), key=lambda tip: -tip.chance)[:WIDTH]
+                widths.append(len(tips))
         order = sorted(range(len(nodes)), key=lambda i: -nodes[i][0])[:6]
         return Draft(tuple(nodes[i][1] for i in order), tuple(order.index(nodes[i][2]) if nodes[i][2] >= 0 else -1 for i in order))
 
+    widths: list[int] = []
     assert run(eagle, "eagle", expected, prefix_caching=False, **options).num_checked > 30
+    assert {0, 1, 2} <= set(widths)
 
 
 def test_after_a_prefix_hit_eagle_begins_later_and_changes_nothing(eagle: Path) -> None:

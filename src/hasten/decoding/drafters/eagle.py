@@ -2,8 +2,7 @@
 
 The head keeps keys and values of its own, one slot per position whose states the model has computed in front of it. What the prefix
 cache saved the model from computing the head never saw: there its text begins later, and it guesses a little worse. While nobody
-asks for guesses the states wait, and are read all at once when somebody does; where too many wait they are forgotten. Guesses are a
-chain of the head's first choices with its other choices at every place hung beside it, the likeliest first.
+asks for guesses the states wait, and are read all at once when somebody does; where too many wait they are forgotten.
 
 Shape suffixes: T tokens of all lines · R lines · E hidden size · K candidates.
 """
@@ -27,7 +26,8 @@ from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 RANKS = 3  # choices of a place that are guessed
-DOUBT = 0.15  # a chain that is right less often than this, by what the head says, is not continued
+WIDTH = 2  # nodes of a depth that the tree goes on from, at most
+DOUBT = 0.15  # it does not go on from a node that is right less often than this, by what the head says
 
 
 class EagleRunner(Protocol):
@@ -74,38 +74,68 @@ class _Trail:
 
 
 class _Place(NamedTuple):
-    """What the head makes of a place of a chain."""
+    """The end of what the head has read of a line."""
 
-    state_1E: Tensor
+    token_id: int  # after the state
+    hidden_1E: Tensor  # the fused state that it read
+    state_1E: Tensor  # what it made of that
     logits_1V: Tensor  # of the token after it
+
+
+class _Node(NamedTuple):
+    token_id: int
+    parent: int  # its place among the nodes; -1: the line's last token
+    depth: int  # tokens after the line's last one, from 1
+    chance: float  # that it becomes output, by what the head says
 
 
 @dataclass(slots=True)
 class _Guess:
+    """A tree that grows by one place a time, at its likeliest nodes (EAGLE-2, Li et al., 2024, arXiv 2406.16858).
+
+    The head goes over all of the tree anew for each place, behind the line's last token: it is a matter of few rows, and a row sees
+    the others of its own step only.
+    """
+
     line: Line
     trail: _Trail
-    state_1E: Tensor = field(default_factory=lambda: torch.empty(0))  # of the place before the tip
-    nodes: list[tuple[float, int, int]] = field(default_factory=list)  # (chance, token, parent as an index of this list)
-    tip: int = -1  # the node that the chain goes on from
-    chance: float = 1.0  # of the tip
-    num_ahead: int = 0  # tokens of the chain
+    place: _Place
+    nodes: list[_Node] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)  # nodes that the head has gone over, parents first
+    tips: list[int] = field(default_factory=lambda: [-1])  # those that it goes on from
+    states: dict[int, Tensor] = field(default_factory=dict)  # of nodes that were read [1, E]
 
-    def grow(self, tokens: Sequence[int], chances: Sequence[float]) -> None:
-        parent = self.tip
-        for rank, (token, chance) in enumerate(zip(tokens, chances, strict=True)):
-            self.nodes.append((self.chance * chance, token, parent))
-            if rank == 0:
-                self.tip = len(self.nodes) - 1
-        self.chance, self.num_ahead = self.nodes[self.tip][0], self.num_ahead + 1
+    def __post_init__(self) -> None:
+        self.states[-1] = self.place.state_1E
+
+    @property
+    def ahead(self) -> int:
+        """Tokens between the line's next one and what comes after the tips."""
+        return 0 if self.tips[0] < 0 else self.nodes[self.tips[0]].depth
+
+    def grow(self, tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]]) -> None:
+        """What may follow each tip, the likeliest first. Tips are those of the new nodes from which going on may pay."""
+        first, depth = len(self.nodes), self.ahead + 1
+        for tip, mine, likely in zip(self.tips, tokens, chances, strict=True):
+            before = 1.0 if tip < 0 else self.nodes[tip].chance
+            self.nodes += [_Node(token, tip, depth, before * chance) for token, chance in zip(mine, likely, strict=True)]
+        hopeful = [i for i in range(first, len(self.nodes)) if self.nodes[i].chance >= DOUBT]
+        self.tips = sorted(hopeful, key=lambda i: -self.nodes[i].chance)[:WIDTH]
+
+    def row(self) -> tuple[tuple[int, ...], tuple[int, ...], list[Tensor]]:
+        """The tokens that the head reads, how those after the first branch, and the state beside each. Takes the tips as read."""
+        self.read += self.tips
+        places = {-1: -1} | {node: i for i, node in enumerate(self.read)}
+        nodes = [self.nodes[node] for node in self.read]
+        tokens = (self.place.token_id, *(node.token_id for node in nodes))
+        return tokens, tuple(places[node.parent] for node in nodes), [self.place.hidden_1E, *(self.states[n.parent] for n in nodes)]
 
     def draft(self, num_tokens: int) -> Draft:
-        """The likeliest nodes; a chain's tip may be less likely than its siblings, but never likelier than its parent."""
-        order = sorted(range(len(self.nodes)), key=lambda i: (-self.nodes[i][0], i))
-        place = {-1: -1}
-        for node in order[:num_tokens]:
-            place[node] = len(place) - 1
-        kept = [self.nodes[node] for node in order[:num_tokens]]
-        return Draft(tuple(token for _, token, _ in kept), tuple(place[parent] for _, _, parent in kept))
+        """The likeliest nodes; none is likelier than its parent."""
+        order = sorted(range(len(self.nodes)), key=lambda i: (-self.nodes[i].chance, i))[:num_tokens]
+        place = {-1: -1} | {node: i for i, node in enumerate(order)}
+        kept = [self.nodes[node] for node in order]
+        return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
 
 
 class Eagle:
@@ -160,11 +190,13 @@ class Eagle:
         last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in lines if self._ready(line)])
         if num_unread > LONG:
             self._pace.note_reading(num_unread, time.perf_counter() - begin)
-        active = [_Guess(line, self._trails[line.sequence_id]) for line in lines if line.sequence_id in last]
+        active = [
+            _Guess(line, self._trails[line.sequence_id], last[line.sequence_id]) for line in lines if line.sequence_id in last
+        ]
         guesses = {guess.line.sequence_id: guess for guess in active}
-        self._choose(active, [last[guess.line.sequence_id] for guess in active])
+        self._choose(active, [guess.place.logits_1V for guess in active])
         for _ in range(1, min(self.num_tokens, self._max_depth)):
-            active = [guess for guess in active if guess.chance >= DOUBT]
+            active = [guess for guess in active if guess.tips]
             if not active:
                 break
             begin = time.perf_counter()
@@ -221,13 +253,15 @@ class Eagle:
                 states.append(self._trails[line.sequence_id].take(count))
         if not rows:
             return {}
-        out_TE, logits_RV = self._runner.run(rows, copies, self._runner.fuse(torch.cat(states)))
+        hidden_TE = self._runner.fuse(torch.cat(states))
+        out_TE, logits_RV = self._runner.run(rows, copies, hidden_TE)
         last: dict[int, _Place] = {}
         end = 0
         for i, row in enumerate(rows):
             end += len(row.token_ids)
             if num_logits:
-                last[row.sequence_id] = _Place(out_TE[end - 1 : end], logits_RV[i : i + 1])
+                state_1E = out_TE[end - 1 : end].clone()  # the runner's memory, which its next call overwrites
+                last[row.sequence_id] = _Place(row.token_ids[-1], hidden_TE[end - 1 : end], state_1E, logits_RV[i : i + 1])
         return last
 
     def _row(self, line: Line, count: int, copies: list[BlockCopy], num_logits: int) -> RowPlan | None:
@@ -245,32 +279,40 @@ class Eagle:
         if self._trails.pop(sequence_id, None) is not None:
             self._kv.close(sequence_id)
 
-    def _choose(self, guesses: Sequence[_Guess], places: Sequence[_Place]) -> None:
-        """The next token of every chain, by what the head says at its end."""
+    def _choose(self, guesses: Sequence[_Guess], logits: Sequence[Tensor]) -> None:
+        """What may follow the tips of every tree, by what the head says there. ``logits`` [tips, D] of each."""
         if not guesses:
             return
-        logits_RV = torch.cat([place.logits_1V for place in places])
-        ahead = [guess.num_ahead for guess in guesses]
-        tokens, chances = candidates(logits_RV, [guess.line for guess in guesses], ahead, self._runner.token_ids, RANKS)
-        for guess, place, mine, likely in zip(guesses, places, tokens.tolist(), chances.tolist(), strict=True):
-            guess.grow(mine, likely)
-            guess.state_1E = place.state_1E
+        counts = [len(guess.tips) for guess in guesses]
+        lines = [guess.line for guess, count in zip(guesses, counts, strict=True) for _ in range(count)]
+        ahead = [guess.ahead for guess, count in zip(guesses, counts, strict=True) for _ in range(count)]
+        tokens_RK, chances_RK = candidates(torch.cat(list(logits)), lines, ahead, self._runner.token_ids, RANKS)
+        for guess, tokens, chances in zip(guesses, torch.split(tokens_RK, counts), torch.split(chances_RK, counts), strict=True):
+            guess.grow(tokens.tolist(), chances.tolist())
 
     def _advance(self, guesses: list[_Guess]) -> list[_Guess]:
-        """One place on along each chain, and the token after it; those without room for it stop."""
+        """One place on in each tree; those without room for it stop."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
+        hidden: list[Tensor] = []
         going: list[_Guess] = []
         for guess in guesses:
-            sequence_id, start = guess.line.sequence_id, guess.trail.length + guess.num_ahead - 1
-            full = guess.trail.begin + start + 1 > self._max_positions
-            made = None if full else self._kv.reserve(sequence_id, start, start + 1)
+            sequence_id, start = guess.line.sequence_id, guess.trail.length - 1
+            full = guess.trail.begin + guess.trail.length + guess.ahead > self._max_positions
+            end = start + 1 + len(guess.read) + len(guess.tips)
+            made = None if full else self._kv.reserve(sequence_id, start, end)
             if made is None:
                 continue
             copies += made
-            rows.append(RowPlan(sequence_id, start, (guess.nodes[guess.tip][1],), self._kv.blocks(sequence_id), 1))
+            num_tips = len(guess.tips)
+            tokens, tree, states = guess.row()
+            rows.append(RowPlan(sequence_id, start, tokens, self._kv.blocks(sequence_id), num_tips, tree))
+            hidden += states
             going.append(guess)
         if rows:
-            state_RE, logits_RV = self._runner.run(rows, copies, torch.cat([guess.state_1E for guess in going]))
-            self._choose(going, [_Place(state_RE[i : i + 1], logits_RV[i : i + 1]) for i in range(len(going))])
+            out_TE, logits_RV = self._runner.run(rows, copies, torch.cat(hidden))
+            for guess, state_TE in zip(going, torch.split(out_TE, [len(row.token_ids) for row in rows]), strict=True):
+                last_E = state_TE[len(state_TE) - len(guess.tips) :].clone()
+                guess.states |= {tip: last_E[i : i + 1] for i, tip in enumerate(guess.tips)}
+            self._choose(going, torch.split(logits_RV, [row.num_logits for row in rows]))
         return going
