@@ -61,7 +61,7 @@ def made(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckp
     places = torch.tensor([*LAYERS, DEPTH], dtype=torch.int32)
     tokens = places[torch.randint(4, (WORDS,), generator=draw)]
     texts = TextTable(torch.randn(3, SIZE, generator=draw), places[torch.randint(4, (8,), generator=draw)])
-    return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts, torch.tensor([0, 7, 8, 52]))
+    return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts, (0.25, 0.5, 1.0), torch.tensor([0, 7, 8, 52]))
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32, **changes: int) -> ExitsCheckpoint:
@@ -79,6 +79,7 @@ def test_a_round_trip_keeps_every_bit(tmp_path, dtype):
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.exits.named_parameters())
     assert torch.equal(found.token_layers, ours.token_layers)
     assert torch.equal(found.draft_ids, ours.draft_ids)
+    assert found.agreements == (0.25, 0.5, 1.0)
     assert torch.equal(found.text_table.planes_PE, ours.text_table.planes_PE)
     assert torch.equal(found.text_table.layers, ours.text_table.layers)
     assert found.calibration("softmax", 0.01) == CALIBRATIONS[0]
@@ -192,6 +193,9 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
         ({"exit_layers": [4, 2, 5]}, "rising"),
         ({"exit_layers": 2}, "got 2"),
         ({"exit_layers": [2, 4]}, "exits.5.translate.weight [24, 24] is not expected"),
+        ({"agreements": [0.5, 0.5]}, "3 shares from 0 to 1"),
+        ({"agreements": [0.5, 0.5, 1.5]}, "3 shares from 0 to 1"),
+        ({"agreements": 0.5}, "got 0.5"),
         ({"calibrations": {}}, "not a list"),
         ({"calibrations": [{"rule": "softmax"}]}, "exactly the fields"),
     ],

@@ -53,7 +53,7 @@ def token_layers(name: str) -> tuple[int, ...]:
     return tuple(draw.randint(1, config.num_hidden_layers) for _ in range(config.vocab_size))
 
 
-def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = ()) -> Path:
+def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = (), **more: Any) -> Path:
     """As it is documented, and not by hasten's own writer."""
     config = tiny_reference(name).config
     tensors: dict[str, torch.Tensor] = {"token_layers": torch.tensor(token_layers(name), dtype=torch.int32)}
@@ -76,6 +76,7 @@ def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = ()) -> Path
         "vocab_size": config.vocab_size,
         "dtype": "float32",
         "calibrations": [],
+        **more,
     }
     (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
     return folder

@@ -27,7 +27,7 @@ class Recorder:
     """What a drafter proposes, and the rows that its engine runs."""
 
     def __init__(self, llm: LLM) -> None:
-        drafter = llm.engine._drafter
+        self.llm, drafter = llm, llm.engine._drafter
         self._drafter = getattr(drafter, "drafter", drafter)  # without what puts PyTorch's threads to sleep
         self.taps = ()
         self.drafts: list[tuple[list[int], list[int]]] = []  # (tokens of the line, guesses)
@@ -115,3 +115,14 @@ def test_guesses_come_from_the_draft_vocabulary(tiny: Callable[[str], Path], tmp
             wanted = slow.answer(tokens, len(guesses), Rule("layer", layer=DEPTH))
             assert wanted.closest > 1e-4
             assert guesses == wanted.token_ids
+
+
+@pytest.mark.parametrize(("right", "depth"), [([0.9, 0.9, 0.9], 1), ([0.1, 0.1, 1.0], 3), (None, 2)])
+def test_the_exit_that_should_pay_best_guesses(tiny: Callable[[str], Path], tmp_path: Path, right: Any, depth: int) -> None:
+    """By what the exits' file says of them; half of the layers where it says nothing."""
+    said = {} if right is None else {"agreements": right}
+    exits = exits_folder(NAME, tmp_path / "exits", SAYABLE, **said)
+    settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4}
+    recorder = Recorder(LLM(str(tiny(NAME)), exits=str(exits), speculation="self_speculation", **settings))
+    recorder.llm.generate({"prompt_token_ids": PROMPTS[0]}, SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))
+    assert {last for first, last, _ in recorder.computed if first == 0 and last < 4} == {depth}

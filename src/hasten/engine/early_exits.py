@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import InvalidOption, InvalidRequest
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters.self_speculation import best_depth
 from hasten.engine.backends.base import Backend
 from hasten.engine.exit_runner import ExitRunner
 from hasten.engine.options import EngineOptions
@@ -62,7 +63,7 @@ class EarlyExits:
             return None
         depth, layers = options.draft_layers, () if self.checkpoint is None else self.checkpoint.exits.spec.layers
         if depth is None:
-            depth = min(layers, key=lambda layer: abs(layer - runner.num_layers / 2))
+            depth = self._best_depth(layers)
         if depth >= runner.num_layers:
             raise InvalidOption(
                 "fewer layers than the model has can guess for it",
@@ -81,6 +82,17 @@ class EarlyExits:
         """Final norm and the tokens that are guessed from. [R, D], float32"""
         logits_RD: Tensor = words(self.decoder.norm(state_RE.to(self.decoder.dtype)))
         return logits_RD.float()
+
+    def _best_depth(self, layers: Sequence[int]) -> int:
+        """By how often exits are right and how many weights a guess reads; where that was not measured, about half of them."""
+        agreements = None if self.checkpoint is None else self.checkpoint.agreements
+        if agreements is None:
+            return min(layers, key=lambda layer: abs(layer - self.decoder.spec.num_layers / 2))
+        vocabulary = self.decoder.vocabulary
+        layer_sizes = [sum(_size(part) for part in layer.modules()) for layer in self.decoder.layers]
+        whole = sum(layer_sizes) + _size(vocabulary)
+        words = _size(self.draft_words or vocabulary)
+        return best_depth(dict(zip(layers, agreements, strict=True)), lambda depth: (sum(layer_sizes[:depth]) + words) / whole)
 
     def settle(self, params: SamplingParams, prompt: Sequence[int]) -> tuple[SamplingParams, int | None]:
         """The settings with a threshold where their rule has one, and how many layers compute all tokens, if that is known now.
@@ -132,3 +144,8 @@ class EarlyExits:
                 remedy="Take one of these, or give an exit_threshold",
             )
         return found.threshold
+
+
+def _size(part: nn.Module) -> int:
+    """Weights of a matrix."""
+    return part.format.in_features * part.format.out_features if isinstance(part, Linear) else 0

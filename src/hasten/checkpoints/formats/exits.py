@@ -5,7 +5,8 @@
     exits.{layer}.translate.weight|bias  [E, E], [E]     exits.{layer}.classify.weight|bias  [E], [1], float32
     token_layers  [V] int32, optional                    text_planes [P, E] float32 and text_layers [2**P] int32, optional
     draft_ids  [D] int32, rising, optional
-    config.json   model_type "hasten_exits", exit_layers, the model's num_hidden_layers, hidden_size, vocab_size; calibrations
+    config.json   model_type "hasten_exits", exit_layers, the model's num_hidden_layers, hidden_size, vocab_size;
+                  calibrations; agreements, optional: how often each exit's likeliest token was the model's
 
 A tensor that nobody asks for is refused, as one that is missing is.
 """
@@ -47,6 +48,7 @@ class ExitsCheckpoint:
     calibrations: tuple[Calibration, ...] = ()
     token_layers: Tensor | None = None  # [V] int32, how many layers compute a token of each id; the model's number: all
     text_table: TextTable | None = None
+    agreements: tuple[float, ...] | None = None  # of the exits in their order, with the whole model's likeliest token
     draft_ids: Tensor | None = None  # [D] int64, rising: the tokens that first layers guess from; None: all
 
     def calibration(self, rule: str, tolerance: float) -> Calibration | None:
@@ -71,7 +73,8 @@ def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: i
     _check_layers(folder, tables, spec)
     text_table = TextTable(tables["text_planes"], tables["text_layers"]) if "text_planes" in tables else None
     draft_ids = _draft_ids(checkpoint, vocab_size)
-    return ExitsCheckpoint(exits.eval(), _calibrations(checkpoint), tables.get("token_layers"), text_table, draft_ids)
+    calibrations, agreements = _calibrations(checkpoint), _agreements(checkpoint, spec)
+    return ExitsCheckpoint(exits.eval(), calibrations, tables.get("token_layers"), text_table, agreements, draft_ids)
 
 
 def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype, base_model: str | None = None) -> None:
@@ -101,6 +104,7 @@ def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype
         "dtype": str(dtype).removeprefix("torch."),
     }
     config |= {} if base_model is None else {"base_model_name_or_path": base_model}
+    config |= {} if checkpoint.agreements is None else {"agreements": list(checkpoint.agreements)}
     config["calibrations"] = [dataclasses.asdict(calibration) for calibration in checkpoint.calibrations]
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
@@ -221,6 +225,22 @@ def _draft_ids(checkpoint: Checkpoint, vocab_size: int) -> Tensor | None:
             remedy=_REMEDY,
         )
     return ids
+
+
+def _agreements(checkpoint: Checkpoint, spec: ExitsSpec) -> tuple[float, ...] | None:
+    found: Any = checkpoint.config.get("agreements")
+    if found is None:
+        return None
+    count = len(spec.layers)
+    sound = isinstance(found, list) and len(found) == count
+    if not sound or not all(type(share) in (int, float) and 0 <= share <= 1 for share in found):
+        raise CheckpointError(
+            f"agreements in config.json of {checkpoint.folder} are not those of {count} exits",
+            got=found,
+            allowed=f"{count} shares from 0 to 1",
+            remedy="Leave them out, or train the exits again",
+        )
+    return tuple(found)
 
 
 def _calibrations(checkpoint: Checkpoint) -> tuple[Calibration, ...]:

@@ -73,7 +73,8 @@ class ExitsTrainee:
         return tally(guesses_TDK.transpose(0, 1), wanted_DT, float(self._loss(batch, states, normed_TDE)), self.exits.spec.layers)
 
     def save(self, folder: Path, score: Score) -> None:
-        write_exits(folder, self._made, dtype=self.backbone.dtype, base_model=self.backbone.folder.name)
+        made = dataclasses.replace(self._made, agreements=score.acceptance or None)
+        write_exits(folder, made, dtype=self.backbone.dtype, base_model=self.backbone.folder.name)
 
     def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher) -> Mapping[str, Any]:
         """Tables and thresholds, for the translators as they will be stored."""
