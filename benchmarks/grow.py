@@ -27,12 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hasten
+from hasten.checkpoints.formats.draft_ids import read_draft_ids, write_draft_ids
 from hasten.checkpoints.hub import resolve
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
 CONSTANT = 2.0**-12  # in the residual stream: its square vanishes beside any embedding's
 LOUDNESS = 4.0  # of the constant after the last norm: no more than other inputs, so that it does not spoil their quantisation
 FORBIDDEN = -100.0  # logits of the new tokens, about
+DRAFT_VOCABULARY = 32_768  # tokens that drafters guess from, where they guess from a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,13 @@ def sample(folder: Path, num_tokens: int) -> Tensor:
     return torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"][:num_tokens]])
 
 
+def more_tokens(ids: Tensor, vocab_size: int) -> Tensor:
+    """These tokens and as many others as make ``DRAFT_VOCABULARY``, rising."""
+    free = torch.ones(vocab_size, dtype=torch.bool).index_fill_(0, ids.long(), False)
+    others = free.nonzero().flatten()[: DRAFT_VOCABULARY - len(ids)].to(ids.dtype)
+    return torch.cat((ids, others)).sort().values
+
+
 @torch.inference_mode()
 def last_rms(folder: Path, ids_BT: Tensor) -> float:
     """The median, over tokens, of the root mean square before the last norm."""
@@ -157,6 +166,9 @@ def grow(source: Path, target: Path, growth: Growth) -> None:
             shutil.copy(file, target)
     save_file({name: tensor.contiguous() for name, tensor in grown.all().items()}, target / "model.safetensors", {"format": "pt"})
     (target / "config.json").write_text(json.dumps(grown.config(), indent=2) + "\n", encoding="utf-8")
+    ids = read_draft_ids(source, config["vocab_size"])
+    if ids is not None:
+        write_draft_ids(target, more_tokens(ids, growth.vocabulary))
 
 
 @torch.inference_mode()

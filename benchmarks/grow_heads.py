@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grow import CONSTANT, FORBIDDEN, LOUDNESS, padded, sample
+from grow import CONSTANT, DRAFT_VOCABULARY, FORBIDDEN, LOUDNESS, more_tokens, padded, sample
 from hasten.checkpoints.formats.eagle3 import open_eagle3, write_eagle3
 from hasten.checkpoints.hub import resolve
 from hasten.layers.context import DenseContext
 from hasten.models.eagle import eagle_tensors, load_eagle
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
-
-DRAFT_VOCABULARY = 32_768
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -49,13 +47,6 @@ def grow_medusa(source: Path, target: Path, grown: dict[str, Any]) -> None:
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
     config = config_of(source) | words | {"hidden_size": width, "dtype": "bfloat16"}
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-
-
-def more_tokens(ids: Tensor, vocab_size: int) -> Tensor:
-    """These tokens and as many others as make ``DRAFT_VOCABULARY``, rising."""
-    free = torch.ones(vocab_size, dtype=torch.bool).index_fill_(0, ids.long(), False)
-    others = free.nonzero().flatten()[: DRAFT_VOCABULARY - len(ids)].to(ids.dtype)
-    return torch.cat((ids, others)).sort().values
 
 
 @torch.inference_mode()

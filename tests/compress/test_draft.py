@@ -7,10 +7,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.models.dense import dense_logits, differences
 from tests.tiny_models import word_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hasten.checkpoints.formats.draft_ids import read_draft_ids
 from hasten.checkpoints.reader import Checkpoint
 from hasten.compress.draft import Draft
 from hasten.compress.draft_config import draft_config
@@ -19,7 +21,7 @@ from hasten.compress.training.corpus import Corpus
 from hasten.compress.training.job import train
 from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.score import Score
-from hasten.core.errors import InvalidOption
+from hasten.core.errors import CheckpointError, InvalidOption
 from hasten.models.family import find_family
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
@@ -56,6 +58,35 @@ def test_agreement_is_with_the_target_and_the_text_alone_can_be_learned(model, p
     assert len(first.score.acceptance) == 4 and first.score.acceptance[0] < 0.3
     second = train(str(tmp_path / "first"), periodic, tmp_path / "second", Draft(layers=1, hidden=16, hard=0.0), options)
     assert min(second.score.acceptance) > 0.95
+
+
+def test_the_tokens_to_guess_from_lie_beside_a_whole_model(model, periodic, tmp_path):
+    train(
+        str(model), periodic, tmp_path / "few", Draft(layers=1, hidden=32, draft_vocab=4), TrainOptions(steps=2, batch=1, window=64)
+    )
+    ids = read_draft_ids(tmp_path / "few", 101)
+    assert len(ids) == 4 and set(ids.tolist()) < {0, 1, 2, *range(10, 17)}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "few").lm_head.weight.shape[0] == 101
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"draft_ids": torch.tensor([3, 2], dtype=torch.int32)}, "rising"),
+        ({"draft_ids": torch.tensor([3, 101], dtype=torch.int32)}, "3 to 101"),
+        ({"draft_ids": torch.tensor([3.0])}, "float32"),
+        ({"draft_ids": torch.tensor([], dtype=torch.int32)}, "0 to 100, rising"),
+        ({"ids": torch.tensor([3])}, "got ids"),
+        (b"nonsense", "cannot be read"),
+    ],
+)
+def test_tokens_to_guess_from_that_are_none_are_refused(tmp_path, tensors, words):
+    if isinstance(tensors, bytes):
+        (tmp_path / "draft_ids.safetensors").write_bytes(tensors)
+    else:
+        save_file(tensors, tmp_path / "draft_ids.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        read_draft_ids(tmp_path, 101)
 
 
 def test_the_tokenizer_comes_along(model, trained):

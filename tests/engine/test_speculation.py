@@ -5,6 +5,7 @@ bits in any batch.
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hasten
 from hasten import LLM, RequestOutput, SamplingParams
 from hasten.checkpoints.formats.medusa import write_medusa
+from hasten.checkpoints.hub import resolve
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.core.result import TokenOrigin
@@ -279,6 +282,54 @@ def test_a_model_that_drafts_for_itself_is_always_right(requests, plain) -> None
         if params.ignore_eos and not params.stop and params.beam_width is None:
             assert output.metrics.num_accepted_tokens == output.metrics.num_drafted_tokens > 0, params
     assert llm.engine.stats.num_steps < plain[1] * 0.6
+
+
+def test_a_draft_model_of_few_tokens_is_wrong_only_where_it_cannot_name_the_token(requests, plain, tmp_path: Path) -> None:
+    """The model itself, given half of its vocabulary: a first guess is the right token wherever that is among them."""
+    shutil.copytree(resolve("demo", None, quiet=True), tmp_path / "half")
+    sayable = set(range(0, 8192, 2))
+    save_file({"draft_ids": torch.arange(0, 8192, 2, dtype=torch.int32)}, tmp_path / "half" / "draft_ids.safetensors")
+    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), num_draft_tokens=3)
+    drafter, first = llm.engine._drafter, {}
+
+    class Watched:
+        taps = ()
+
+        def propose(self, lines: Sequence[Line], seen: Seen) -> Sequence[Draft]:
+            drafts = drafter.propose(lines, seen)
+            for line, draft in zip(lines, drafts, strict=True):
+                assert set(draft.token_ids) <= sayable
+                written = len(line.token_ids) - len(line.request.prompt_token_ids)
+                first[line.request.request_id, line.answer_index, written] = draft.token_ids[:1]
+            return drafts
+
+    llm.engine._drafter = Watched()
+    kept = [i for i, (_, params) in enumerate(requests[:120]) if params.beam_width is None]
+    found = generate(llm, [requests[i] for i in kept])
+    assert_same(found, [plain[0][i] for i in kept])
+    right = wrong = 0
+    for output, place in zip(found, kept, strict=True):
+        params = requests[place][1]
+        if params.greedy:
+            for completion in output.outputs:
+                for written, token in enumerate(completion.token_ids):
+                    guess = first.get((output.request_id, completion.index, written))
+                    right += guess == (token,)
+                    wrong += bool(guess) and guess != (token,)
+                    assert not guess or guess == (token,) or token not in sayable
+    assert min(right, wrong) > 50
+
+
+def test_a_draft_model_of_few_tokens_is_judged_by_them(tmp_path: Path) -> None:
+    """Rejection sampling weighs a guess by what it was drawn from; tokens that cannot be named had no chance there."""
+    shutil.copytree(resolve("demo", None, quiet=True), tmp_path / "half")
+    save_file({"draft_ids": torch.arange(0, 8192, 2, dtype=torch.int32)}, tmp_path / "half" / "draft_ids.safetensors")
+    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), num_draft_tokens=3)
+    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=16, ignore_eos=True, acceptance="rejection") for i in range(20)]
+    outputs = llm.generate(["def main():\n"] * 20, params, use_tqdm=False)
+    odd = [token % 2 for output in outputs for token in output.outputs[0].token_ids]
+    assert all(output.error is None for output in outputs) and 0.2 < sum(odd) / len(odd) < 0.8
+    assert llm.engine.stats.num_accepted_tokens > 0
 
 
 def test_a_drafter_that_fails_is_asked_no_more(requests, plain, caplog) -> None:

@@ -91,6 +91,7 @@ KINDS = {
         {
             "layers": "Layers of the small model.",
             "hidden": "Its hidden size, a multiple of the model's head size.",
+            "draft_vocab": "When drafting, guess among so many tokens, the most frequent of the text; if left out, 32,000 or all.",
             "hard": "Weight of the text itself in what is learned, 0 to 1; the rest is the model's own distribution.",
         },
         "DEPTH",

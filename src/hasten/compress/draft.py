@@ -24,6 +24,7 @@ class Draft:
     layers: int = 2
     hidden: int = 128  # hidden size; a multiple of the target's head size
     hard: float = 0.2  # weight of the text itself in the loss; the rest is the target's distribution
+    draft_vocab: int | None = None  # the tokens that it guesses from when it drafts: the most frequent of the text
 
     def __post_init__(self) -> None:
         for name, value in (("layers", self.layers), ("hidden", self.hidden)):
@@ -35,4 +36,4 @@ class Draft:
     def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> DraftTrainee:
         from hasten.compress.draft_trainee import DraftTrainee
 
-        return DraftTrainee(backbone, self, seed)
+        return DraftTrainee(backbone, self, corpus, seed)

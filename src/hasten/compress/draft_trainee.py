@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hasten.checkpoints.formats.draft_ids import write_draft_ids
 from hasten.compress.draft import Draft
 from hasten.compress.draft_checkpoint import write_decoder
 from hasten.compress.draft_config import draft_config
 from hasten.compress.training.backbone import Backbone
-from hasten.compress.training.corpus import Batch
+from hasten.compress.training.corpus import Batch, Corpus
+from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
 from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
@@ -39,11 +41,14 @@ _COPIED = (
 
 
 class DraftTrainee:
-    def __init__(self, backbone: Backbone, recipe: Draft, seed: int) -> None:
+    def __init__(self, backbone: Backbone, recipe: Draft, corpus: Corpus, seed: int) -> None:
         self.backbone, self.recipe = backbone, recipe
         self.config = draft_config(backbone.config, layers=recipe.layers, hidden=recipe.hidden)
         self.family = find_family(self.config)
         self.decoder = Decoder(self.family.spec(self.config), backbone.ops, torch.float32)
+        vocab_size = backbone.spec.vocab_size
+        words = draft_vocab_size(recipe.draft_vocab, vocab_size)
+        self._draft_ids = None if words == vocab_size else frequent_tokens(corpus.train_N, vocab_size, words)
         _initialise(self.decoder, seed)
         self.decoder.requires_grad_(True)
 
@@ -68,6 +73,8 @@ class DraftTrainee:
 
     def save(self, folder: Path, score: Score) -> None:
         write_decoder(folder, self.decoder, self.family, self.config, self.backbone.dtype)
+        if self._draft_ids is not None:
+            write_draft_ids(folder, self._draft_ids)
         for pattern in _COPIED:
             for file in self.backbone.folder.glob(pattern):
                 shutil.copyfile(file, folder / file.name)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from hasten.checkpoints.formats.draft_ids import read_draft_ids
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import InvalidOption
 from hasten.core.plan import Runner
@@ -21,11 +24,13 @@ from hasten.engine.alone import Alone
 from hasten.engine.backends.base import Backend
 from hasten.engine.calibration import measure_steps
 from hasten.engine.draft_heads import Heads, load_heads
+from hasten.engine.few_words import FewWords
 from hasten.engine.fit import Fit
 from hasten.engine.groups import kv_groups
 from hasten.engine.options import EngineOptions
 from hasten.engine.shallow import Shallow
 from hasten.kv.space import KvSpace
+from hasten.layers.build import Build
 from hasten.models.load import LoadedModel, load_decoder
 from hasten.sampling.sampler import Sampler
 
@@ -41,12 +46,14 @@ class Speculation:
     backend: Backend
     target: LoadedModel
     draft: LoadedModel | None = None
+    draft_ids: Tensor | None = None  # the tokens that it guesses from; None: all
     heads: Heads | None = None
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> Speculation:
         """Raises ``InvalidOption`` for a draft model of another vocabulary, and ``CheckpointError`` where files are wrong."""
-        return cls(options, backend, target, _draft_model(options, backend, target), _heads(options, backend, target))
+        draft, draft_ids = _draft_model(options, backend, target)
+        return cls(options, backend, target, draft, draft_ids, _heads(options, backend, target))
 
     @property
     def block_bytes(self) -> int:
@@ -108,7 +115,9 @@ class Speculation:
     def _draft_model(self, model: LoadedModel, fit: Fit, limit: Mapping[str, int]) -> DraftModel:
         """It has as many blocks as the target."""
         groups, size, max_step = kv_groups(model.spec), self.options.block_size, self.options.max_num_batched_tokens
-        runner = self.backend.runner(model.decoder, groups, fit.num_blocks, size, model.dtype, max_step)
+        runner: Runner = self.backend.runner(model.decoder, groups, fit.num_blocks, size, model.dtype, max_step)
+        if self.draft_ids is not None:
+            runner = FewWords(runner, self.draft_ids, model.spec.vocab_size)
         space = KvSpace(groups, fit.num_blocks, size, retain=self.options.prefix_caching)
         sampler = Sampler(self.backend.chooser())
         return DraftModel(runner, space, sampler, **limit, max_step=max_step, max_positions=model.spec.max_positions)
@@ -128,9 +137,10 @@ def _heads(options: EngineOptions, backend: Backend, target: LoadedModel) -> Hea
     return heads
 
 
-def _draft_model(options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedModel | None:
+def _draft_model(options: EngineOptions, backend: Backend, target: LoadedModel) -> tuple[LoadedModel | None, Tensor | None]:
+    """The model and the tokens that it guesses from; its vocabulary projection has no others then."""
     if options.draft_model is None:
-        return None
+        return None, None
     folder = resolve(options.draft_model, None, quiet=not options.show_progress)
     model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
     if model.spec.vocab_size != target.spec.vocab_size:
@@ -140,4 +150,8 @@ def _draft_model(options: EngineOptions, backend: Backend, target: LoadedModel) 
             allowed=f"{target.spec.vocab_size} tokens",
             remedy="Take a smaller model of the same family, or train one: hasten train draft",
         )
-    return model
+    ids = read_draft_ids(folder, model.spec.vocab_size)
+    if ids is not None:
+        build = Build(backend.ops, backend.formats(model.dtype), model.dtype)
+        model.decoder.vocabulary = model.decoder.vocabulary.some_rows(ids, build)
+    return model, ids

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hasten.checkpoints.formats.draft_ids import checked_ids
 from hasten.checkpoints.formats.medusa import READABLE
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
@@ -216,15 +217,7 @@ def _check_layers(folder: Path, tables: Mapping[str, Tensor], spec: ExitsSpec) -
 def _draft_ids(checkpoint: Checkpoint, vocab_size: int) -> Tensor | None:
     if "draft_ids" not in checkpoint.tensors:
         return None
-    ids = checkpoint.read("draft_ids").long()
-    if int(ids[0]) < 0 or int(ids[-1]) >= vocab_size or bool((ids.diff() <= 0).any()):
-        raise CheckpointError(
-            f"draft_ids of {checkpoint.folder} are no tokens to guess from",
-            got=f"{len(ids)} ids, {int(ids.min())} to {int(ids.max())}",
-            allowed=f"ids from 0 to {vocab_size - 1}, rising, each once",
-            remedy=_REMEDY,
-        )
-    return ids
+    return checked_ids(checkpoint.read("draft_ids"), vocab_size, checkpoint.folder, remedy=_REMEDY)
 
 
 def _agreements(checkpoint: Checkpoint, spec: ExitsSpec) -> tuple[float, ...] | None:
