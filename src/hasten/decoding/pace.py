@@ -13,10 +13,23 @@ class Pace:
 
     _seconds: dict[int, float] = field(default_factory=dict)
     _reading: float | None = None  # seconds per token
+    _reached: dict[int, list[float]] = field(default_factory=dict)  # [number of lines][i]: share of rounds that went on to call i
 
     def note(self, num_lines: int, seconds: float) -> None:
         known = self._seconds.get(num_lines.bit_length())
         self._seconds[num_lines.bit_length()] = seconds if known is None else known + FOLLOWED * (seconds - known)
+
+    def note_round(self, num_lines: int, asked: int, made: int) -> None:
+        """A round that might have made ``asked`` calls ended after ``made``: its guesses had become too doubtful."""
+        reached = self._reached.setdefault(num_lines.bit_length(), [])
+        reached += reached[-1:] * (asked - len(reached)) or [1.0] * (asked - len(reached))
+        for i in range(asked):
+            reached[i] += FOLLOWED * ((i < made) - reached[i])
+
+    def calls(self, num_lines: int, asked: int) -> float:
+        """How many of so many calls a round makes."""
+        reached = self._reached.get(num_lines.bit_length()) or [1.0]
+        return sum(reached[:asked]) + reached[-1] * max(0, asked - len(reached))
 
     def note_reading(self, num_tokens: int, seconds: float) -> None:
         """So many tokens were read at once, before any was guessed."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from hasten.core.draft import Draft
@@ -22,6 +23,7 @@ from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
+DOUBT = 0.25  # a greedy chain that is right less often than this, by what the draft model says, is not continued
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 
 
@@ -48,6 +50,7 @@ class _Guess:
     line: Line
     trail: Trail
     token_ids: list[int] = field(default_factory=list)
+    chance: float = 1.0  # that all of it is right, by what the draft model says
     proposals: list[Tensor] = field(default_factory=list)  # what they were drawn from, where the line's rule asks
 
     @property
@@ -98,7 +101,7 @@ class DraftModel:
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         seconds = self._pace.seconds(num_lines)
-        return None if seconds is None else seconds * num_tokens
+        return None if seconds is None else seconds * self._pace.calls(num_lines, num_tokens)
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return self._pace.reading(self._num_unread(lines))
@@ -119,15 +122,21 @@ class DraftModel:
         num_unread = self._num_unread(lines)
         guesses = [_Guess(line, self._follow(line)) for line in lines]
         active = guesses
+        made = 0
         for round_ in range(self.num_tokens):
             begin, num_lines = time.perf_counter(), len(active)
-            active = self._advance(active)
-            if round_ and active:  # the first one also reads what the lines have gained
-                self._pace.note(num_lines, time.perf_counter() - begin)
-            elif num_unread > LONG:
+            active, num_read = self._advance(active)
+            if num_read == 0:  # no room
+                break
+            if round_ == 0 and num_unread > LONG:
                 self._pace.note_reading(num_unread, time.perf_counter() - begin)
+            else:
+                self._pace.note(num_lines, time.perf_counter() - begin)
+            made += 1
             if not active:
                 break
+        if lines:
+            self._pace.note_round(len(lines), self.num_tokens, made)
         return [guess.draft() for guess in guesses]
 
     def _forget(self, kept: set[int]) -> None:
@@ -150,8 +159,8 @@ class DraftModel:
         self._kv.commit(line.sequence_id, line.token_ids, trail.num_verified)
         return trail
 
-    def _advance(self, guesses: list[_Guess]) -> list[_Guess]:
-        """One step of the model. Returns the guesses that may go on."""
+    def _advance(self, guesses: list[_Guess]) -> tuple[list[_Guess], int]:
+        """One step of the model. Returns the guesses that may go on, and how many tokens were read."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         planned: list[_Guess] = []
@@ -170,7 +179,7 @@ class DraftModel:
             planned.append(guess)
             budget -= count
         if not rows:
-            return []
+            return [], 0
         logits_RV = self._runner.run(StepPlan(tuple(rows), tuple(copies))).logits
         for guess, row in zip(planned, rows, strict=True):
             guess.trail.token_ids += row.token_ids
@@ -178,6 +187,8 @@ class DraftModel:
         complete = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
         views = [guess.view() for guess in complete]
         drawn = self._sampler.tokens(logits_RV, views)
+        sure = [guess.line.request.params.greedy for guess in complete]
+        chances = _chances(logits_RV, drawn) if any(sure) else [1.0] * len(drawn)
         ended = set()
         for place, (guess, token_id) in enumerate(zip(complete, drawn, strict=True)):
             if token_id is None:
@@ -187,4 +198,14 @@ class DraftModel:
                 (proposal_V,) = self._sampler.probabilities(logits_RV[place : place + 1], views[place : place + 1])
                 guess.proposals.append(proposal_V)
             guess.token_ids.append(token_id)
-        return [guess for guess in planned if id(guess) not in ended]
+            if sure[place]:  # whoever draws with the same noise may agree with an unlikely token
+                guess.chance *= chances[place]
+        going = [guess for guess in planned if id(guess) not in ended and guess.chance >= DOUBT]
+        return going, sum(len(row.token_ids) for row in rows)
+
+
+def _chances(logits_RV: Tensor, token_ids: Sequence[int | None]) -> list[float]:
+    """Of each row's token, by its logits."""
+    index_R = torch.tensor([token or 0 for token in token_ids])
+    chances: list[float] = (logits_RV[torch.arange(len(index_R)), index_R] - logits_RV.logsumexp(dim=1)).exp().tolist()
+    return chances

@@ -166,7 +166,7 @@ class Eagle:
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         seconds = self._pace.seconds(num_lines)
-        return None if seconds is None else seconds * min(num_tokens, self._max_depth)
+        return None if seconds is None else seconds * self._pace.calls(num_lines, min(num_tokens, self._max_depth))
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return self._pace.reading(self._num_unread(lines))
@@ -195,13 +195,14 @@ class Eagle:
         ]
         guesses = {guess.line.sequence_id: guess for guess in active}
         self._choose(active, [guess.place.logits_1V for guess in active])
-        for _ in range(1, min(self.num_tokens, self._max_depth)):
-            active = [guess for guess in active if guess.tips]
-            if not active:
-                break
+        num_lines, asked, made = len(active), min(self.num_tokens, self._max_depth), 1
+        while made < asked and (active := [guess for guess in active if guess.tips]):
             begin = time.perf_counter()
             active = self._advance(active)
             self._pace.note(len(active), time.perf_counter() - begin)
+            made += 1
+        if num_lines:
+            self._pace.note_round(num_lines, asked, made)
         drafts = {sequence_id: guess.draft(self.num_tokens) for sequence_id, guess in guesses.items()}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 

@@ -93,7 +93,7 @@ class SelfSpeculation:
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         seconds = self._pace.seconds(num_lines)
-        return None if seconds is None else seconds * num_tokens
+        return None if seconds is None else seconds * self._pace.calls(num_lines, num_tokens)
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return 0.0
@@ -109,13 +109,17 @@ class SelfSpeculation:
         self._layers.begin()
         guesses = [_Guess(line) for line in lines]
         active = [guess for guess in guesses if guess.room > 0]
+        num_lines, made = len(active), 0
         for ahead in range(self.num_tokens):
             if not active:
                 break
+            made += 1
             begin = time.perf_counter()
             active = self._advance(active, ahead)
             self._pace.note(len(active), time.perf_counter() - begin)
             active = [guess for guess in active if guess.room > 0 and guess.chance >= DOUBT]
+        if num_lines:
+            self._pace.note_round(num_lines, self.num_tokens, made)
         return [Draft.chain(guess.token_ids) if guess.token_ids else NO_DRAFT for guess in guesses]
 
     def _advance(self, guesses: list[_Guess], ahead: int) -> list[_Guess]:

@@ -1,0 +1,26 @@
+"""What guessing costs, as it was measured: worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from hasten.decoding import pace
+from hasten.decoding.pace import Pace
+
+
+def test_rounds_that_ended_early_make_fewer_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "FOLLOWED", 0.5)
+    found = Pace()
+    assert found.calls(1, 4) == 4.0
+    found.note_round(1, 4, 2)
+    assert found.calls(1, 4) == 1 + 1 + 0.5 + 0.5
+    assert found.calls(1, 1) == 1.0
+    assert found.calls(1, 6) == 3.0 + 2 * 0.5  # nobody has asked for more: as seldom as the last call
+    found.note_round(1, 2, 1)
+    assert found.calls(1, 4) == 1 + 0.5 + 0.5 + 0.5
+    found.note_round(1, 6, 6)
+    assert found.calls(1, 6) == 1 + 5 * 0.75
+    assert found.calls(2, 4) == found.calls(3, 4) == 4.0  # more lines are another matter
+    found.note_round(2, 4, 1)
+    assert found.calls(3, 4) == 1 + 3 * 0.5
+    assert found.calls(1, 6) == 1 + 5 * 0.75
