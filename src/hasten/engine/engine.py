@@ -124,7 +124,7 @@ class Engine:
             return Seen(plan.num_tokens)
         alive = [(row, self.scheduler.find(row.sequence_id)) for row in committed.rows]
         computed = [Computed(_line(sequence), row.start, row.tokens) for row, sequence in alive if sequence]
-        return Seen(plan.num_tokens, computed, output.taps)
+        return Seen(plan.num_tokens, computed, lambda sequence_id: self.scheduler.find(sequence_id) is not None, output.taps)
 
     def _fail(self, plan: StepPlan, error: str) -> list[Delta]:
         """The requests of the plan end with the error; all others go on."""

@@ -13,6 +13,7 @@ from tests.scheduling.oracle import VOCABULARY, Alone, OracleRunner
 
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
 from hasten.kv.group import KvGroup
@@ -35,7 +36,7 @@ class Bench:
         self.drafter = DraftModel(runner, self.space, Sampler(), num_tokens=NUM_TOKENS, max_step=max_step, max_positions=60)
         self.alone = Alone(GROUPS)
         self.stem = [self.random.randrange(1, VOCABULARY) for _ in range(20)]
-        self.full = self.short = 0
+        self.full = self.short = self.cut = 0
         self._num_lines = 0
 
     def add(self) -> None:
@@ -68,11 +69,18 @@ class Bench:
         self.space.check()
 
     def expected(self, line: Line) -> tuple[int, ...]:
+        """Up to the guess after which a greedy chain is too doubtful."""
         tokens, request = list(line.token_ids), line.request
+        chance = 1.0
         for _ in range(NUM_TOKENS):
             row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), line.answer_index)
-            (sampled,) = Sampler().sample(self.alone.logits(tokens, request.cache_salt), [row])
+            logits = self.alone.logits(tokens, request.cache_salt)
+            (sampled,) = Sampler().sample(logits, [row])
             tokens = [*tokens, sampled.token_id]
+            chance *= float(logits[0].softmax(0)[sampled.token_id]) if request.params.greedy else 1.0
+            if chance < draft_model.DOUBT:
+                break
+        self.cut += len(tokens) - len(line.token_ids) < NUM_TOKENS
         return tuple(tokens[len(line.token_ids) :])
 
     def run(self, rounds: int) -> Bench:
@@ -88,17 +96,32 @@ class Bench:
         return self
 
 
+@pytest.fixture
+def undaunted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses are made however doubtful they are."""
+    monkeypatch.setattr(draft_model, "DOUBT", 0.0)
+
+
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.usefixtures("undaunted")
 def test_guesses_are_what_the_model_would_say(seed: int) -> None:
     bench = Bench(seed, num_blocks=200).run(60)
     assert bench.full > 200 and bench.short < bench.full / 20  # short ones only near the last position
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.usefixtures("undaunted")
 def test_where_blocks_or_tokens_are_short_guesses_are_shorter_and_never_wrong(seed: int) -> None:
     blocks, tokens = Bench(seed, num_blocks=40).run(60), Bench(seed, num_blocks=200, max_step=9).run(60)
     assert blocks.short > 10 and blocks.full > 10
     assert tokens.short > 10 and tokens.full > 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_guesses_end_where_they_become_doubtful(seed: int) -> None:
+    bench = Bench(seed, num_blocks=200).run(60)
+    assert bench.full > 150 and bench.short < bench.full / 20
+    assert 20 < bench.cut < bench.full  # those that are sampled go on
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Leviathan et al., 2022 (arXiv 2211.17192). A guess is accepted as far as it equa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -40,6 +40,8 @@ class Seen(NamedTuple):
     num_tokens: int = 0  # of the step
     # For drafters with taps alone:
     computed: Sequence[Computed] = ()
+    # Whether a line, by its sequence, still has what was computed of it: also one that the last step had no room for.
+    alive: Callable[[int], bool] = lambda sequence_id: True
     taps: Mapping[int, Tensor] = MappingProxyType({})  # layer -> its hidden state of each token of the step [T, E], until the next
 
 

@@ -213,8 +213,7 @@ class Eagle:
 
     def _watch(self, lines: Sequence[Line], seen: Seen) -> None:
         """Take in the states of the last step: let go of lines that are gone, and let new ones share what their parents have."""
-        alive = {line.sequence_id for line in lines} | {computed.line.sequence_id for computed in seen.computed}
-        for sequence_id in [known for known in self._trails if known not in alive]:
+        for sequence_id in [known for known in self._trails if not seen.alive(known)]:
             self._drop(sequence_id)
         parents = {}
         for computed in seen.computed:
