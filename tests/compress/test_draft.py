@@ -60,6 +60,22 @@ def test_agreement_is_with_the_target_and_the_text_alone_can_be_learned(model, p
     assert min(second.score.acceptance) > 0.95
 
 
+def test_it_goes_on_from_a_model_that_is_given(model, trained, periodic, tmp_path):
+    """It begins about where that one ended, which random weights do not; its shape is its own."""
+    out, outcome = trained
+    options = TrainOptions(steps=20, batch=4, window=64, lr=1e-3)
+    further = train(str(model), periodic, tmp_path / "further", Draft(start=str(out)), options)
+    first = further.course.evaluations[0]["loss"]
+    assert first < 1.3 * outcome.score.mean_loss and 2 * first < outcome.course.evaluations[0]["loss"]
+    assert json.loads((tmp_path / "further" / "config.json").read_text())["hidden_size"] == 32
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "further").config.num_hidden_layers == 1
+
+
+def test_a_start_of_another_vocabulary_is_refused_with_both_numbers(model, periodic, tmp_path):
+    with pytest.raises(InvalidOption, match=r"8192 tokens.*101 tokens"):
+        train(str(model), periodic, tmp_path / "out", Draft(start="demo-draft"), TrainOptions(steps=1, batch=1, window=64))
+
+
 def test_the_tokens_to_guess_from_lie_beside_a_whole_model(model, periodic, tmp_path):
     train(
         str(model), periodic, tmp_path / "few", Draft(layers=1, hidden=32, draft_vocab=4), TrainOptions(steps=2, batch=1, window=64)

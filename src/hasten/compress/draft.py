@@ -21,8 +21,9 @@ class Draft:
     learning_rate: ClassVar[float] = 2e-3
     weight_decay: ClassVar[float] = 0.01
 
-    layers: int = 2
-    hidden: int = 128  # hidden size; a multiple of the target's head size
+    start: str | None = None  # a model to go on from, such as a small one of the target's family; None: one of random weights
+    layers: int = 2  # of that
+    hidden: int = 128  # its hidden size; a multiple of the target's head size
     hard: float = 0.2  # weight of the text itself in the loss; the rest is the target's distribution
     draft_vocab: int | None = None  # the tokens that it guesses from when it drafts: the most frequent of the text
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hasten.checkpoints.formats.draft_ids import write_draft_ids
+from hasten.checkpoints.hub import resolve
 from hasten.compress.draft import Draft
 from hasten.compress.draft_checkpoint import write_decoder
 from hasten.compress.draft_config import draft_config
@@ -22,10 +24,12 @@ from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
 from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
+from hasten.core.errors import InvalidOption
 from hasten.layers.context import DenseContext
 from hasten.layers.formats.dense import Dense
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
+from hasten.models.load import load_decoder
 
 DEPTHS = 4  # of a chain of guesses
 DEVIATION = 0.02  # of the initial matrices
@@ -43,13 +47,11 @@ _COPIED = (
 class DraftTrainee:
     def __init__(self, backbone: Backbone, recipe: Draft, corpus: Corpus, seed: int) -> None:
         self.backbone, self.recipe = backbone, recipe
-        self.config = draft_config(backbone.config, layers=recipe.layers, hidden=recipe.hidden)
+        self.config, self.decoder = _begun(recipe.start, backbone) if recipe.start else _blank(recipe, backbone, seed)
         self.family = find_family(self.config)
-        self.decoder = Decoder(self.family.spec(self.config), backbone.ops, torch.float32)
         vocab_size = backbone.spec.vocab_size
         words = draft_vocab_size(recipe.draft_vocab, vocab_size)
         self._draft_ids = None if words == vocab_size else frequent_tokens(corpus.train_N, vocab_size, words)
-        _initialise(self.decoder, seed)
         self.decoder.requires_grad_(True)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -105,6 +107,26 @@ class DraftTrainee:
         matrix = self.decoder.vocabulary.format
         assert isinstance(matrix, Dense)
         return matrix.weight
+
+
+def _blank(recipe: Draft, backbone: Backbone, seed: int) -> tuple[Mapping[str, Any], Decoder]:
+    config = draft_config(backbone.config, layers=recipe.layers, hidden=recipe.hidden)
+    decoder = Decoder(find_family(config).spec(config), backbone.ops, torch.float32)
+    _initialise(decoder, seed)
+    return config, decoder
+
+
+def _begun(start: str, backbone: Backbone) -> tuple[Mapping[str, Any], Decoder]:
+    """Raises ``CheckpointError``, and ``InvalidOption`` for a model of another vocabulary."""
+    loaded = load_decoder(resolve(start, None, quiet=True), dtype="float32", ops=backbone.ops)
+    if loaded.spec.vocab_size != backbone.spec.vocab_size:
+        raise InvalidOption(
+            "the model to go on from has another vocabulary than the one that it should draft for",
+            got=f"{loaded.spec.vocab_size} tokens in {start}",
+            allowed=f"{backbone.spec.vocab_size} tokens",
+            remedy="Take a smaller model of the same family, or begin with random weights",
+        )
+    return loaded.config, loaded.decoder
 
 
 def _initialise(decoder: Decoder, seed: int) -> None:
