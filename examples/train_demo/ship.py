@@ -34,8 +34,9 @@ of their names, are held out; they are in `heldout.jsonl` for quality measuremen
 Foundation.
 
 **Recipe.** `examples/train_demo/train.py`: Muon for matrices, AdamW for the rest, float32, windows of 512, then 1,024, then 4,096
-tokens; weights rounded to bf16 at the end. The demo model read {tokens:.1f} million tokens in {minutes:.0f} minutes on two CPU
-cores, the draft model {draft_tokens:.1f} million in {draft_minutes:.0f}.
+tokens; then all of that once more while the layers before the last learn to say what the last one says (after LayerSkip, Elhoushi
+et al., 2024); weights rounded to bf16 at the end. The demo model read {tokens:.1f} million tokens in {minutes:.0f} minutes on two
+CPU cores, the draft model {draft_tokens:.1f} million in {draft_minutes:.0f}.
 
 **Figures**, on the held-out files, each read from its start in chunks of 4,096 tokens (`examples/train_demo/evaluate.py`):
 

@@ -1,4 +1,4 @@
-"""Train the demo model, or its draft model, from nothing: ``python train.py --docs DIR --out demo``.
+"""Train the demo model, or its draft model: ``python train.py --docs DIR --out demo``, from nothing or ``--from`` a model.
 
 Matrices are trained by Muon (Jordan et al., 2024: momentum, orthogonalised by a Newton-Schulz iteration), the embedding and the
 norms by AdamW. The window grows from 512 tokens to the full 4,096, the learning rate falls linearly to zero. Everything is float32,
@@ -29,6 +29,9 @@ SHAPES = {
 # (share of the run, window): short windows are cheap and teach most; the last ones teach the far positions.
 WINDOWS = ((0.70, 512), (0.90, 1024), (1.00, CONTEXT))
 
+# Where tokens leave early while the model learns to be left early (``--leave-early``), and how much that counts.
+EXITS = (2, 3, 4, 5, 6, 7)
+EXIT_WEIGHT = 1.0
 
 DOCS_REPEAT = 2  # the documentation is the smaller half: it is read twice an epoch
 
@@ -137,11 +140,35 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(model.lm_head(hidden).flatten(0, 1), ids[:, 1:].flatten())
 
 
+def loss_with_exits(model: LlamaForCausalLM, ids: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The loss of the last layer, and of the layers before it as teachers' pupils (after Elhoushi et al., 2024, LayerSkip).
+
+    ``order`` is a permutation of the tokens. Each token leaves at one of the layers of ``EXITS``, and what it says there, through
+    the model's own norm and vocabulary, is drawn towards what the last layer says. One more vocabulary product a token, whatever
+    the number of exits.
+    """
+    hidden = model.model.embed_tokens(ids[:, :-1])
+    positions = torch.arange(hidden.shape[1], device=ids.device)[None]
+    rotary = model.model.rotary_emb(hidden, positions)
+    left = []
+    parts = order.chunk(len(EXITS))
+    for depth, layer in enumerate(model.model.layers, 1):
+        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        if depth in EXITS:
+            left.append(hidden.flatten(0, 1)[parts[EXITS.index(depth)]])
+    logits = model.lm_head(model.model.norm(hidden)).flatten(0, 1)
+    said = model.lm_head(model.model.norm(torch.cat(left)))
+    whole = logits.detach().softmax(-1)[order]
+    return F.cross_entropy(logits, ids[:, 1:].flatten()) + EXIT_WEIGHT * F.cross_entropy(said, whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--docs", type=Path, required=True, help="folder of the CPython documentation's .rst sources")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
+    parser.add_argument("--from", type=Path, dest="start", help="go on from this folder's model and tokenizer")
+    parser.add_argument("--leave-early", action="store_true", help="also teach the layers before the last to speak")
     parser.add_argument("--tokenizer", type=Path, help="reuse this folder's tokenizer (the draft model must)")
     parser.add_argument("--tokens", type=int, default=16_000_000)
     parser.add_argument("--tokens-per-step", type=int, default=8192)
@@ -155,9 +182,11 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, held_out = corpus.load(options.docs)
-    tokenizer = bpe.load(options.tokenizer) if options.tokenizer else bpe.train((d.text for d in train), CONTEXT)
+    known = options.start or options.tokenizer
+    tokenizer = bpe.load(known) if known else bpe.train((d.text for d in train), CONTEXT)
     stream = encode(train, tokenizer, options.seed)
-    model = build(options.shape).to(device)
+    model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32) if options.start else build(options.shape)
+    model = model.to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} training tokens", flush=True)
 
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -167,11 +196,14 @@ def main() -> None:
         torch.optim.AdamW(rest, lr=options.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peak = [[g["lr"] for g in o.param_groups] for o in optimizers]
-    loss_function = torch.compile(loss_of, dynamic=False) if options.compile else loss_of
+    objective = loss_with_exits if options.leave_early else loss_of
+    loss_function = torch.compile(objective, dynamic=False) if options.compile else objective
     log, recent = [], []
     progress = Progress(options.tokens, options.minutes)
     for step, ids in enumerate(batches(stream, options.tokens_per_step, progress, options.seed), 1):
-        loss = loss_function(model, ids.to(device))
+        ids = ids.to(device)
+        extra = (torch.randperm(ids[:, 1:].numel()).to(device),) if options.leave_early else ()
+        loss = loss_function(model, ids, *extra)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         scale = min(1.0, step / 40) * min(1.0, (1 - progress.share()) / 0.6)
@@ -190,7 +222,15 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     quality = bits_per_byte(model.float(), tokenizer, held_out)
-    report = {"tokens": progress.done, "minutes": round(progress.seconds() / 60, 1), "quality": quality, "log": log}
+    before = (
+        json.loads((options.start / "training.json").read_text()) if options.start else {"tokens": 0, "minutes": 0.0, "log": []}
+    )
+    report = {
+        "tokens": before["tokens"] + progress.done,
+        "minutes": round(before["minutes"] + progress.seconds() / 60, 1),
+        "quality": quality,
+        "log": before["log"] + log,
+    }
     (options.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(quality, indent=1))
 

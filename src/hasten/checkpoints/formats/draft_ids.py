@@ -16,8 +16,6 @@ from torch import Tensor
 from hasten.core.errors import CheckpointError
 
 FILE, NAME = "draft_ids.safetensors", "draft_ids"
-
-
 _REMEDY = "Train the draft model again, or remove the file"
 
 

@@ -26,6 +26,7 @@ from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 RANKS = 3  # choices of a place that are guessed
+LEAST = 0.07  # a node that is right less often is not worth a row of the step that verifies it
 WIDTH = 2  # nodes of a depth that the tree goes on from, at most
 DOUBT = 0.15  # it does not go on from a node that is right less often than this, by what the head says
 
@@ -131,8 +132,9 @@ class _Guess:
         return tokens, tuple(places[node.parent] for node in nodes), [self.place.hidden_1E, *(self.states[n.parent] for n in nodes)]
 
     def draft(self, num_tokens: int) -> Draft:
-        """The likeliest nodes; none is likelier than its parent."""
+        """The likeliest nodes that are worth verifying; none is likelier than its parent."""
         order = sorted(range(len(self.nodes)), key=lambda i: (-self.nodes[i].chance, i))[:num_tokens]
+        order = [i for i in order if self.nodes[i].chance >= LEAST]
         place = {-1: -1} | {node: i for i, node in enumerate(order)}
         kept = [self.nodes[node] for node in order]
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
