@@ -20,7 +20,7 @@ from hasten.compress.draft_checkpoint import write_decoder
 from hasten.compress.draft_config import draft_config
 from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Batch, Corpus
-from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
+from hasten.compress.training.draft_vocabulary import draft_ids
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
 from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
@@ -49,9 +49,7 @@ class DraftTrainee:
         self.backbone, self.recipe = backbone, recipe
         self.config, self.decoder = _begun(recipe.start, backbone) if recipe.start else _blank(recipe, backbone, seed)
         self.family = find_family(self.config)
-        vocab_size = backbone.spec.vocab_size
-        words = draft_vocab_size(recipe.draft_vocab, vocab_size)
-        self._draft_ids = None if words == vocab_size else frequent_tokens(corpus.train_N, vocab_size, words)
+        self._draft_ids = draft_ids(corpus, recipe.draft_vocab, backbone.spec.vocab_size)
         self.decoder.requires_grad_(True)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -67,7 +65,7 @@ class DraftTrainee:
         count, length = batch.ids_BW.shape
         hidden_TE, normed_TE = self._hidden(batch), self.backbone.normed(self.backbone.states(batch.ids_BW))
         guesses_BWK = likeliest(hidden_TE, self._vocabulary).view(count, length, -1)
-        wanted_BW = likeliest(normed_TE, self.backbone.vocabulary_VE)[:, 0].view(count, length)
+        wanted_BW = self.backbone.choices(normed_TE).view(count, length)
         positions = length - DEPTHS + 1
         guesses = [guesses_BWK[:, depth : depth + positions].flatten(0, 1) for depth in range(DEPTHS)]
         wanted = [wanted_BW[:, depth : depth + positions].flatten() for depth in range(DEPTHS)]

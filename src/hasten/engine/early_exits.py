@@ -74,14 +74,11 @@ class EarlyExits:
 
         def read(state_RE: Tensor) -> Tensor:
             state_RE = state_RE if exit_ is None else exit_.translated(state_RE)
-            return runner.head(state_RE) if self.draft_words is None else self._guess(self.draft_words, state_RE)
+            if self.draft_words is None:
+                return runner.head(state_RE)
+            return self.decoder.head(state_RE.to(self.decoder.dtype), self.draft_words)
 
         return Shallow(runner, kv, read, depth, None if self.checkpoint is None else self.checkpoint.draft_ids)
-
-    def _guess(self, words: Linear, state_RE: Tensor) -> Tensor:
-        """Final norm and the tokens that are guessed from. [R, D], float32"""
-        logits_RD: Tensor = words(self.decoder.norm(state_RE.to(self.decoder.dtype)))
-        return logits_RD.float()
 
     def _best_depth(self, layers: Sequence[int]) -> int:
         """By how often exits are right and how many weights a guess reads; where that was not measured, about half of them."""

@@ -85,7 +85,7 @@ class Decoder(nn.Module):
             assert isinstance(layer, Layer)
             layer.fill(hidden_TE, index, context)
 
-    def head(self, hidden_RE: Tensor) -> Tensor:
-        """Final norm and vocabulary projection. Logits [R, V], float32."""
-        logits_RV: Tensor = self.vocabulary(self.norm(hidden_RE))
+    def head(self, hidden_RE: Tensor, vocabulary: Linear | None = None) -> Tensor:
+        """Final norm and vocabulary projection, or a part of it. Logits [R, V], float32."""
+        logits_RV: Tensor = (self.vocabulary if vocabulary is None else vocabulary)(self.norm(hidden_RE))
         return logits_RV.float()

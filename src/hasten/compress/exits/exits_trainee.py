@@ -22,7 +22,7 @@ from hasten.compress.exits.exits import Exits as Recipe
 from hasten.compress.exits.settle import settle
 from hasten.compress.training.backbone import Backbone, States
 from hasten.compress.training.corpus import Batch, Corpus
-from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
+from hasten.compress.training.draft_vocabulary import draft_ids
 from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
@@ -51,9 +51,8 @@ class ExitsTrainee:
             for parameter in self.exits.parameters():
                 parameter.zero_()
         self.exits.requires_grad_(True)
-        words = draft_vocab_size(recipe.draft_vocab, spec.vocab_size)
-        ids = None if words == spec.vocab_size else frequent_tokens(corpus.train_N, spec.vocab_size, words)
-        self._made = ExitsCheckpoint(self.exits, draft_ids=ids)
+        self._draft_ids = draft_ids(corpus, recipe.draft_vocab, spec.vocab_size)
+        self._made = ExitsCheckpoint(self.exits)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return dict(self.exits.named_parameters())
@@ -68,12 +67,12 @@ class ExitsTrainee:
         normed_TDE = self._readable(states)
         num_tokens, num_exits = normed_TDE.shape[:2]
         guesses_TDK = likeliest(normed_TDE.flatten(0, 1), self.backbone.vocabulary_VE).view(num_tokens, num_exits, -1)
-        wanted_T = likeliest(self.backbone.normed(states), self.backbone.vocabulary_VE)[:, 0]
+        wanted_T = self.backbone.choices(self.backbone.normed(states))
         wanted_DT = wanted_T.expand(num_exits, -1)
         return tally(guesses_TDK.transpose(0, 1), wanted_DT, float(self._loss(batch, states, normed_TDE)), self.exits.spec.layers)
 
     def save(self, folder: Path, score: Score) -> None:
-        made = dataclasses.replace(self._made, agreements=score.acceptance or None)
+        made = dataclasses.replace(self._made, agreements=score.acceptance or None, draft_ids=self._draft_ids)
         write_exits(folder, made, dtype=self.backbone.dtype, base_model=self.backbone.folder.name)
 
     def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher) -> Mapping[str, Any]:
@@ -84,8 +83,7 @@ class ExitsTrainee:
                     parameter.copy_(parameter.to(self.backbone.dtype))
         if self.recipe.texts == 0:
             return {}
-        settled, report = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher)
-        self._made = dataclasses.replace(settled, draft_ids=self._made.draft_ids)
+        self._made, report = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher)
         return report
 
     def _states(self, batch: Batch) -> States:

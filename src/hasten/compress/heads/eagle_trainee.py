@@ -150,7 +150,7 @@ class EagleTrainee:
 
     def _choices(self, normed_BWE: Tensor) -> Tensor:
         """The token that the target finds most likely. [B, W]"""
-        return likeliest(normed_BWE.flatten(0, 1), self.backbone.vocabulary_VE)[:, 0].view(normed_BWE.shape[:2])
+        return self.backbone.choices(normed_BWE.flatten(0, 1)).view(normed_BWE.shape[:2])
 
     @property
     def _vocabulary(self) -> Tensor:

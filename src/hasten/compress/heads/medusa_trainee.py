@@ -69,18 +69,19 @@ class MedusaTrainee:
 
         Where the model would choose a token that cannot be guessed, there is nothing to learn.
         """
-        return self._loss(self._normed(batch))
+        normed_BWE = self._normed(batch)
+        return self._loss(normed_BWE, self._hidden(normed_BWE))
 
     def evaluate(self, batch: Batch) -> Score:
         """A guess is right if the model finds it most likely there. A position counts if the window holds all heads' places."""
         normed_BWE = self._normed(batch)
         num_heads = self.recipe.heads
         count = normed_BWE.shape[1] - OFFSET - num_heads + 1
-        states = self.heads.hidden(normed_BWE[:, :count].flatten(0, 1))
-        guesses = [likeliest(state_RE, self._vocabulary(head)) for head, state_RE in enumerate(states)]
+        hidden = self._hidden(normed_BWE)
+        guesses = [likeliest(state_BWE[:, :count].flatten(0, 1), self._vocabulary(head)) for head, state_BWE in enumerate(hidden)]
         choices_BW = self._choices(normed_BWE)
         wanted = [choices_BW[:, OFFSET + head : OFFSET + head + count].flatten() for head in range(num_heads)]
-        loss = float(self._loss(normed_BWE))
+        loss = float(self._loss(normed_BWE, hidden))
         return tally(self.heads.token_ids(torch.stack(guesses)), torch.stack(wanted), loss)
 
     def save(self, folder: Path, score: Score) -> None:
@@ -97,13 +98,16 @@ class MedusaTrainee:
         """What the model's own vocabulary projection reads. [B, W, E]"""
         return self.backbone.normed(self.backbone.states(batch.ids_BW)).view(*batch.ids_BW.shape, -1)
 
-    def _loss(self, normed_BWE: Tensor) -> Tensor:
+    def _hidden(self, normed_BWE: Tensor) -> list[Tensor]:
+        """Each head's state of all positions that have a target for head 0. [B, W - 1, E]"""
+        read_BWE = normed_BWE[:, : normed_BWE.shape[1] - OFFSET]
+        return [state.view(read_BWE.shape) for state in self.heads.hidden(read_BWE.flatten(0, 1))]
+
+    def _loss(self, normed_BWE: Tensor, hidden: list[Tensor]) -> Tensor:
         """Head i at a token is held against what the model says after the text i + 1 tokens on."""
-        count = normed_BWE.shape[1] - OFFSET
-        states = [state.view(len(normed_BWE), count, -1) for state in self.heads.hidden(normed_BWE[:, :count].flatten(0, 1))]
         sayable_BW = None if self._can_guess_V is None else self._can_guess_V[self._choices(normed_BWE)].float()
         losses = []
-        for head, state_BWE in enumerate(states):
+        for head, state_BWE in enumerate(hidden):
             first = OFFSET + head
             teacher_RE = normed_BWE[:, first:].flatten(0, 1)
             target = Target(
@@ -112,7 +116,7 @@ class MedusaTrainee:
                 hard=0.0,
                 weights_R=None if sayable_BW is None else sayable_BW[:, first:].flatten(),
             )
-            total = vocabulary_loss(state_BWE[:, : count - head].flatten(0, 1), self._vocabulary(head), target)
+            total = vocabulary_loss(state_BWE[:, : state_BWE.shape[1] - head].flatten(0, 1), self._vocabulary(head), target)
             losses.append(total * (DECAY**head / len(teacher_RE)))
         return torch.stack(losses).sum()
 
@@ -122,7 +126,7 @@ class MedusaTrainee:
 
     def _choices(self, normed_BWE: Tensor) -> Tensor:
         """The token that the model finds most likely. [B, W]"""
-        return likeliest(normed_BWE.flatten(0, 1), self.backbone.vocabulary_VE)[:, 0].view(normed_BWE.shape[:2])
+        return self.backbone.choices(normed_BWE.flatten(0, 1)).view(normed_BWE.shape[:2])
 
     def _vocabulary(self, head: int) -> Tensor:
         """The weight of the projection behind a head. [D, E]"""

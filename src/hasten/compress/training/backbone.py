@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
+from hasten.compress.training.tally import likeliest
 from hasten.core.errors import UnsupportedModel
 from hasten.layers.context import DenseContext
 from hasten.layers.formats.dense import Dense
@@ -75,6 +76,10 @@ class Backbone:
         with torch.no_grad():
             normed_TE: Tensor = self.decoder.norm(states.last_TE)
         return normed_TE
+
+    def choices(self, normed_TE: Tensor) -> Tensor:
+        """The token that the model finds most likely after each. [T]"""
+        return likeliest(normed_TE, self.vocabulary_VE)[:, 0]
 
 
 def trainable_spec(folder: Path) -> DecoderSpec:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.compress.training.corpus import Corpus
 from hasten.core.errors import InvalidOption
 
 MOST = 32_000  # where nobody says: what EAGLE-3 heads are usually given
@@ -20,6 +21,12 @@ def draft_vocab_size(wanted: int | None, vocab_size: int) -> int:
     if wanted is not None and not 1 <= wanted <= vocab_size:
         raise InvalidOption("the draft vocabulary is out of range", got=f"{wanted:,}", allowed=f"1 to {vocab_size:,}, the model's")
     return wanted or min(vocab_size, MOST)
+
+
+def draft_ids(corpus: Corpus, wanted: int | None, vocab_size: int) -> Tensor | None:
+    """The tokens that are guessed from, rising; None: all. Raises like ``draft_vocab_size``."""
+    count = draft_vocab_size(wanted, vocab_size)
+    return None if count == vocab_size else frequent_tokens(corpus.train_N, vocab_size, count)
 
 
 def frequent_tokens(ids_N: Tensor, vocab_size: int, count: int) -> Tensor:

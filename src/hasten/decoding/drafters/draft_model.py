@@ -125,9 +125,10 @@ class DraftModel:
         made = 0
         for round_ in range(self.num_tokens):
             begin, num_lines = time.perf_counter(), len(active)
-            active, num_read = self._advance(active)
-            if num_read == 0:  # no room
+            going = self._advance(active)
+            if going is None:
                 break
+            active = going
             if round_ == 0 and num_unread > LONG:
                 self._pace.note_reading(num_unread, time.perf_counter() - begin)
             else:
@@ -159,8 +160,8 @@ class DraftModel:
         self._kv.commit(line.sequence_id, line.token_ids, trail.num_verified)
         return trail
 
-    def _advance(self, guesses: list[_Guess]) -> tuple[list[_Guess], int]:
-        """One step of the model. Returns the guesses that may go on, and how many tokens were read."""
+    def _advance(self, guesses: list[_Guess]) -> list[_Guess] | None:
+        """One step of the model. Returns the guesses that may go on; None where there was room for none."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         planned: list[_Guess] = []
@@ -179,7 +180,7 @@ class DraftModel:
             planned.append(guess)
             budget -= count
         if not rows:
-            return [], 0
+            return None
         logits_RV = self._runner.run(StepPlan(tuple(rows), tuple(copies))).logits
         for guess, row in zip(planned, rows, strict=True):
             guess.trail.token_ids += row.token_ids
@@ -200,8 +201,7 @@ class DraftModel:
             guess.token_ids.append(token_id)
             if sure[place]:  # whoever draws with the same noise may agree with an unlikely token
                 guess.chance *= chances[place]
-        going = [guess for guess in planned if id(guess) not in ended and guess.chance >= DOUBT]
-        return going, sum(len(row.token_ids) for row in rows)
+        return [guess for guess in planned if id(guess) not in ended and guess.chance >= DOUBT]
 
 
 def _chances(logits_RV: Tensor, token_ids: Sequence[int | None]) -> list[float]:
