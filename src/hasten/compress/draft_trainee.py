@@ -23,13 +23,12 @@ from hasten.compress.training.corpus import Batch, Corpus
 from hasten.compress.training.draft_vocabulary import draft_ids
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
-from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
-from hasten.core.errors import InvalidOption
+from hasten.compress.training.vocabulary_loss import Target, teacher, vocabulary_loss
 from hasten.layers.context import DenseContext
 from hasten.layers.formats.dense import Dense
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
-from hasten.models.load import load_decoder
+from hasten.models.load import check_vocabulary, load_decoder
 
 DEPTHS = 4  # of a chain of guesses
 DEVIATION = 0.02  # of the initial matrices
@@ -92,12 +91,8 @@ class DraftTrainee:
         count, length = batch.ids_BW.shape
         hidden_RE, teacher_RE = (states.view(count, length, -1)[:, :-1].flatten(0, 1) for states in (hidden_TE, teacher_TE))
         words_VE = self.backbone.vocabulary_VE
-
-        def teacher(a: int, b: int) -> Tensor:
-            return (teacher_RE[a:b] @ words_VE.T).softmax(-1)
-
         hard = self.recipe.hard
-        target = Target(batch.ids_BW[:, 1:].flatten(), None if hard == 1.0 else teacher, hard)
+        target = Target(batch.ids_BW[:, 1:].flatten(), None if hard == 1.0 else teacher(teacher_RE, words_VE), hard)
         return vocabulary_loss(hidden_RE, self._vocabulary, target) / len(hidden_RE)
 
     @property
@@ -117,13 +112,9 @@ def _blank(recipe: Draft, backbone: Backbone, seed: int) -> tuple[Mapping[str, A
 def _begun(start: str, backbone: Backbone) -> tuple[Mapping[str, Any], Decoder]:
     """Raises ``CheckpointError``, and ``InvalidOption`` for a model of another vocabulary."""
     loaded = load_decoder(resolve(start, None, quiet=True), dtype="float32", ops=backbone.ops)
-    if loaded.spec.vocab_size != backbone.spec.vocab_size:
-        raise InvalidOption(
-            "the model to go on from has another vocabulary than the one that it should draft for",
-            got=f"{loaded.spec.vocab_size} tokens in {start}",
-            allowed=f"{backbone.spec.vocab_size} tokens",
-            remedy="Take a smaller model of the same family, or begin with random weights",
-        )
+    check_vocabulary(
+        loaded, start, backbone.spec.vocab_size, "Take a smaller model of the same family, or begin with random weights"
+    )
     return loaded.config, loaded.decoder
 
 

@@ -31,7 +31,7 @@ from hasten.engine.options import EngineOptions
 from hasten.engine.shallow import Shallow
 from hasten.kv.space import KvSpace
 from hasten.layers.build import Build
-from hasten.models.load import LoadedModel, load_decoder
+from hasten.models.load import LoadedModel, check_vocabulary, load_decoder
 from hasten.sampling.sampler import Sampler
 
 _TEXTUAL: Mapping[str, type[PromptLookup] | type[Suffix]] = {"prompt_lookup": PromptLookup, "suffix": Suffix}
@@ -143,13 +143,8 @@ def _draft_model(options: EngineOptions, backend: Backend, target: LoadedModel) 
         return None, None
     folder = resolve(options.draft_model, None, quiet=not options.show_progress)
     model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
-    if model.spec.vocab_size != target.spec.vocab_size:
-        raise InvalidOption(
-            "the draft model has another vocabulary than the model",
-            got=f"{model.spec.vocab_size} tokens in {options.draft_model}",
-            allowed=f"{target.spec.vocab_size} tokens",
-            remedy="Take a smaller model of the same family, or train one: hasten train draft",
-        )
+    remedy = "Take a smaller model of the same family, or train one: hasten train draft"
+    check_vocabulary(model, options.draft_model, target.spec.vocab_size, remedy)
     ids = read_draft_ids(folder, model.spec.vocab_size)
     if ids is not None:
         build = Build(backend.ops, backend.formats(model.dtype), model.dtype)

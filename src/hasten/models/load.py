@@ -67,6 +67,17 @@ def load_decoder(
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, chosen)
 
 
+def check_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
+    """Raises ``InvalidOption``, with both numbers, if the draft model is not for a model of this vocabulary."""
+    if draft.spec.vocab_size != vocab_size:
+        raise InvalidOption(
+            "the draft model has another vocabulary than the model",
+            got=f"{draft.spec.vocab_size} tokens in {name}",
+            allowed=f"{vocab_size} tokens",
+            remedy=remedy,
+        )
+
+
 def _own_dtype(checkpoint: Checkpoint) -> str:
     """What the configuration says under its new or old key, or else what the first matrix is stored in."""
     named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")

@@ -26,7 +26,7 @@ from hasten.compress.training.draft_vocabulary import draft_ids
 from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
-from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
+from hasten.compress.training.vocabulary_loss import Target, teacher, vocabulary_loss
 from hasten.compress.training.watcher import Watcher
 from hasten.layers.build import Build
 from hasten.layers.exits import Exits, ExitsSpec
@@ -98,14 +98,7 @@ class ExitsTrainee:
     def _loss(self, batch: Batch, states: States, normed_TDE: Tensor) -> Tensor:
         num_tokens, num_exits = normed_TDE.shape[:2]
         words_VE, teacher_TE = self.backbone.vocabulary_VE, self.backbone.normed(states)
-
-        def teacher(a: int, b: int) -> Tensor:
-            """Rows of one token follow each other, so that its distribution is computed once."""
-            first, last = a // num_exits, (b - 1) // num_exits + 1
-            wanted_RV = (teacher_TE[first:last] @ words_VE.T).softmax(-1)
-            return wanted_RV.repeat_interleave(num_exits, dim=0)[a - first * num_exits : b - first * num_exits]
-
-        target = Target(batch.ids_BW.flatten().repeat_interleave(num_exits), teacher, hard=0.0)
+        target = Target(batch.ids_BW.flatten().repeat_interleave(num_exits), teacher(teacher_TE, words_VE, num_exits), hard=0.0)
         divergence = vocabulary_loss(normed_TDE.flatten(0, 1), words_VE, target) / num_tokens
         return divergence + self._judgement(states, normed_TDE.detach(), teacher_TE)
 

@@ -13,7 +13,7 @@ R = B·N·J rows · E hidden size · D draft vocabulary · V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from hasten.compress.training.corpus import Batch, Corpus
 from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
-from hasten.compress.training.vocabulary_loss import Target, vocabulary_loss
+from hasten.compress.training.vocabulary_loss import Target, teacher, vocabulary_loss
 from hasten.layers.build import Build
 from hasten.layers.eagle import EagleHead
 from hasten.layers.embedding import Embedding
@@ -131,22 +131,11 @@ class EagleTrainee:
             weights_BNJ = weights_BNJ * self._can_guess_V[self._choices(target_BNE)][..., None]
         target = Target(
             ids_R=torch.zeros(len(hidden_RE), dtype=torch.int64),  # no token of its own, the distribution alone
-            teacher=self._teacher(target_BNE.flatten(0, 1)),
+            teacher=teacher(target_BNE.flatten(0, 1), self._target_DE, self.guesses),
             hard=0.0,
             weights_R=weights_BNJ.flatten(),
         )
         return vocabulary_loss(hidden_RE, self._vocabulary, target) / target_BNE[..., 0].numel()
-
-    def _teacher(self, target_UE: Tensor) -> Callable[[int, int], Tensor]:
-        """The target's distribution over the draft vocabulary, each of its rows for ``guesses`` rows."""
-        several = self.guesses
-
-        def distribution(a: int, b: int) -> Tensor:
-            first, last = a // several, -(-b // several)
-            shares_UD = (target_UE[first:last] @ self._target_DE.T).softmax(-1)
-            return shares_UD.repeat_interleave(several, dim=0)[a - first * several : b - first * several]
-
-        return distribution
 
     def _choices(self, normed_BWE: Tensor) -> Tensor:
         """The token that the target finds most likely. [B, W]"""

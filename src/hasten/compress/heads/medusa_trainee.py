@@ -22,7 +22,7 @@ from hasten.compress.training.corpus import Batch, Corpus
 from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent_tokens
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
-from hasten.compress.training.vocabulary_loss import Target, Teacher, vocabulary_loss
+from hasten.compress.training.vocabulary_loss import Target, teacher, vocabulary_loss
 from hasten.layers.build import Build
 from hasten.layers.formats.dense import DenseFormats
 from hasten.layers.medusa import MedusaHeads, MedusaSpec
@@ -112,17 +112,13 @@ class MedusaTrainee:
             teacher_RE = normed_BWE[:, first:].flatten(0, 1)
             target = Target(
                 ids_R=torch.zeros(len(teacher_RE), dtype=torch.int64),  # no token of its own, the distribution alone
-                teacher=self._teacher(teacher_RE),
+                teacher=teacher(teacher_RE, self._words_DE),
                 hard=0.0,
                 weights_R=None if sayable_BW is None else sayable_BW[:, first:].flatten(),
             )
             total = vocabulary_loss(state_BWE[:, : state_BWE.shape[1] - head].flatten(0, 1), self._vocabulary(head), target)
             losses.append(total * (DECAY**head / len(teacher_RE)))
         return torch.stack(losses).sum()
-
-    def _teacher(self, teacher_RE: Tensor) -> Teacher:
-        """The model's distribution over the heads' tokens."""
-        return lambda a, b: (teacher_RE[a:b] @ self._words_DE.T).softmax(-1)
 
     def _choices(self, normed_BWE: Tensor) -> Tensor:
         """The token that the model finds most likely. [B, W]"""

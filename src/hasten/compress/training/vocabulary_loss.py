@@ -30,6 +30,17 @@ class Target:
     weights_R: Tensor | None = None  # float32; None: 1
 
 
+def teacher(hidden_UE: Tensor, weight_VE: Tensor, several: int = 1) -> Teacher:
+    """softmax(hidden Wᵀ), each of its rows for ``several`` rows that follow each other: it is computed once for them."""
+
+    def distribution(a: int, b: int) -> Tensor:
+        first, last = a // several, -(-b // several)
+        shares_UV = (hidden_UE[first:last] @ weight_VE.T).softmax(-1)
+        return shares_UV[:, None].expand(-1, several, -1).flatten(0, 1)[a - first * several : b - first * several]
+
+    return distribution
+
+
 def vocabulary_loss(hidden_RE: Tensor, weight_VE: Tensor, target: Target) -> Tensor:
     """Σ over rows of KL(target ‖ softmax(hidden Wᵀ)), a scalar: for a token alone that is its cross entropy.
 
