@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.tiny_models import tiny_reference
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Batch, Corpus
 from hasten.compress.training.draft_vocabulary import frequent_tokens
 from hasten.compress.training.score import Score
-from hasten.core.errors import InvalidOption
+from hasten.core.errors import CheckpointError, InvalidOption
 from hasten.layers.context import DenseContext
 from hasten.layers.eagle import EagleHead
 from hasten.models.decoder import Decoder
@@ -241,6 +242,39 @@ def test_initial_weights_come_from_the_seed(tiny: Callable[[str], Path]) -> None
     first, again, other = (Eagle().build(backbone, Corpus(ids, ids), seed).parameters() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["fc.format.weight"], other["fc.format.weight"])
+
+
+def test_a_head_goes_on_from_where_another_training_left_it(taught: Backbone, corpus: Corpus, tmp_path: Path) -> None:
+    """With that one's shape and draft tokens, whatever the text; the folder that it came from stays as it was."""
+    first = Eagle(guesses=GUESSES, draft_vocab=10, state_layers=(1, 2, 2), norm_before_residual=False).build(taught, corpus, 0)
+    _train(first, corpus, steps=15)
+    left = _score(first, corpus)
+    first.save(tmp_path / "first", left)
+    stored = (tmp_path / "first" / "model.safetensors").read_bytes()
+    others = Corpus(torch.arange(64).int(), corpus.held_out_N)  # tokens that the draft vocabulary would be taken from, if it were
+    further = Eagle(start=str(tmp_path / "first"), guesses=GUESSES).build(taught, others, 7)
+    assert (_score(further, corpus).right, further.config.state_layers) == (left.right, (1, 2, 2))
+    assert _score(further, corpus).mean_loss == pytest.approx(left.mean_loss, rel=1e-6)
+    _train(further, corpus, steps=60)
+    assert _score(further, corpus).mean_loss < left.mean_loss / 2
+    further.save(tmp_path / "second", _score(further, corpus))
+    assert torch.equal(load_eagle(tmp_path / "second", taught.decoder).head.target_ids, first.head.target_ids)
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == stored
+
+
+def test_a_start_that_cannot_be_gone_on_from_is_refused(
+    taught: Backbone, corpus: Corpus, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidOption, match="settles draft_vocab, intermediate"):
+        Eagle(start="head", draft_vocab=10, intermediate=8)
+    with pytest.raises(CheckpointError, match="hidden size 256, this model"):
+        Eagle(start="demo-eagle").build(taught, corpus, 0)
+    Eagle().build(taught, corpus, 0).save(tmp_path, Score.nothing())
+    tensors = load_file(tmp_path / "model.safetensors")
+    rows = torch.randn(taught.spec.vocab_size, taught.spec.hidden_size)
+    save_file({**tensors, "embed_tokens.weight": rows}, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidOption, match="embedding of its own"):
+        Eagle(start=str(tmp_path)).build(taught, corpus, 0)
 
 
 def test_the_draft_vocabulary_is_the_most_frequent_tokens() -> None:

@@ -76,6 +76,7 @@ KINDS = {
         Eagle,
         "Train an EAGLE-3 head: one layer on the model's hidden states, whose guesses follow from one another.",
         {
+            "start": "Go on from this head, such as that of the model's base; if left out, from random weights.",
             "guesses": "How many tokens are guessed, one after the other.",
             "draft_vocab": "Guess among this many tokens, the most frequent of the text; if left out, 32,000 or all.",
             "state_layers": "Read the model's state after this layer, counted from 1: three in all. If left out, a low, a middle "

@@ -23,6 +23,7 @@ class Eagle:
     learning_rate: ClassVar[float] = 1e-3
     weight_decay: ClassVar[float] = 0.0
 
+    start: str | None = None  # a head to go on from, which then also settles the shape; None: one of random weights
     guesses: int = 5  # one after the other, each on the one before it
     draft_vocab: int | None = None  # the tokens that can be guessed: the most frequent ones of the text
     state_layers: tuple[int, ...] | None = None  # the model's states after this many layers are what the head reads
@@ -43,6 +44,13 @@ class Eagle:
         ]
         if wrong:
             raise InvalidOption(f"{len(wrong)} of the options of an EAGLE-3 head out of range: {'; '.join(wrong)}")
+        settled = [name for name in ("draft_vocab", "state_layers", "intermediate") if getattr(self, name) is not None]
+        if self.start is not None and settled:
+            raise InvalidOption(
+                f"the head to go on from settles {', '.join(settled)}",
+                got=f"both, start={self.start!r}",
+                remedy="Leave one of them out",
+            )
 
     def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> EagleTrainee:
         """Raises ``InvalidOption`` for more draft tokens or deeper states than the model has."""

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 from hasten.checkpoints.formats.eagle3 import write_eagle3
 from hasten.checkpoints.formats.eagle3_config import Eagle3Config
+from hasten.checkpoints.hub import resolve
 from hasten.compress.heads.chain_context import ChainContext
 from hasten.compress.heads.eagle import Eagle
 from hasten.compress.training.backbone import Backbone
@@ -31,11 +32,12 @@ from hasten.compress.training.draft_vocabulary import draft_vocab_size, frequent
 from hasten.compress.training.score import Score
 from hasten.compress.training.tally import likeliest, tally
 from hasten.compress.training.vocabulary_loss import Target, teacher, vocabulary_loss
+from hasten.core.errors import InvalidOption
 from hasten.layers.build import Build
 from hasten.layers.eagle import EagleHead
 from hasten.layers.embedding import Embedding
 from hasten.layers.formats.dense import Dense, DenseFormats
-from hasten.models.eagle import default_state_layers, eagle_spec, eagle_tensors
+from hasten.models.eagle import default_state_layers, eagle_spec, eagle_tensors, load_eagle
 
 DECAY = 0.8  # of the weight of each guess beside the one before it
 # Keys by which configurations describe the rotary embedding: the head's is its target's.
@@ -47,24 +49,11 @@ class EagleTrainee:
 
     def __init__(self, recipe: Eagle, backbone: Backbone, corpus: Corpus, seed: int) -> None:
         self.backbone, self.guesses = backbone, recipe.guesses
-        spec, config = backbone.spec, backbone.config
-        self.config = Eagle3Config(
-            layer=layer_config(backbone, recipe.intermediate),
-            draft_vocab_size=draft_vocab_size(recipe.draft_vocab, spec.vocab_size),
-            state_layers=recipe.state_layers or default_state_layers(spec.num_layers),
-            norm_before_residual=recipe.norm_before_residual,
-            num_guesses=recipe.guesses,
-            verifier=published_name(backbone.folder),
-            architectures=tuple(config.get("architectures") or ()),
-        )
-        build = Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32)
-        embedding = Embedding(backbone.decoder.embedding.format)
-        self.head = EagleHead(eagle_spec(self.config, spec, backbone.folder), embedding, build)
-        self.head.target_ids.copy_(frequent_tokens(corpus.train_N, spec.vocab_size, self.config.draft_vocab_size))
+        spec = backbone.spec
+        self.config, self.head = _begun(recipe, backbone) if recipe.start else _blank(recipe, backbone, corpus, seed)
         whole = self.config.draft_vocab_size == spec.vocab_size
         self._target_DE = backbone.vocabulary_VE if whole else backbone.vocabulary_VE[self.head.target_ids]
         self._can_guess_V = torch.zeros(spec.vocab_size, dtype=torch.bool).index_fill(0, self.head.target_ids, True)
-        initialise(self.head, backbone, torch.Generator().manual_seed(seed))
         for parameter in self.parameters().values():
             parameter.requires_grad_(True)
 
@@ -146,6 +135,44 @@ class EagleTrainee:
         matrix = self.head.vocabulary.format
         assert isinstance(matrix, Dense)
         return matrix.weight
+
+
+def _blank(recipe: Eagle, backbone: Backbone, corpus: Corpus, seed: int) -> tuple[Eagle3Config, EagleHead]:
+    spec = backbone.spec
+    config = Eagle3Config(
+        layer=layer_config(backbone, recipe.intermediate),
+        draft_vocab_size=draft_vocab_size(recipe.draft_vocab, spec.vocab_size),
+        state_layers=recipe.state_layers or default_state_layers(spec.num_layers),
+        norm_before_residual=recipe.norm_before_residual,
+        num_guesses=recipe.guesses,
+        verifier=published_name(backbone.folder),
+        architectures=tuple(backbone.config.get("architectures") or ()),
+    )
+    build = Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32)
+    head = EagleHead(eagle_spec(config, spec, backbone.folder), Embedding(backbone.decoder.embedding.format), build)
+    head.target_ids.copy_(frequent_tokens(corpus.train_N, spec.vocab_size, config.draft_vocab_size))
+    initialise(head, backbone, torch.Generator().manual_seed(seed))
+    return config, head
+
+
+def _begun(recipe: Eagle, backbone: Backbone) -> tuple[Eagle3Config, EagleHead]:
+    """Raises ``CheckpointError`` for a head of another model, and ``InvalidOption`` for one whose embedding is not the model's."""
+    assert recipe.start is not None
+    loaded = load_eagle(resolve(recipe.start, None, quiet=True), backbone.decoder)
+    if loaded.head.embedding.format is not backbone.decoder.embedding.format:
+        raise InvalidOption(
+            "this head has an embedding of its own, which stays as it is and is not written",
+            got=recipe.start,
+            remedy="Begin with a head that reads the model's embedding, or with none",
+        )
+    config = dataclasses.replace(
+        loaded.config,
+        state_layers=loaded.head.spec.state_layers,
+        num_guesses=recipe.guesses,
+        verifier=published_name(backbone.folder),
+        architectures=tuple(backbone.config.get("architectures") or ()),
+    )
+    return config, loaded.head
 
 
 def following(ids_BW: Tensor, count: int) -> Tensor:
