@@ -18,7 +18,6 @@ class Draft:
     """Raises ``InvalidOption`` for values out of range."""
 
     name: ClassVar[str] = "draft"
-    learning_rate: ClassVar[float] = 2e-3
     weight_decay: ClassVar[float] = 0.01
 
     start: str | None = None  # a model to go on from, such as a small one of the target's family; None: one of random weights
@@ -33,6 +32,11 @@ class Draft:
                 raise InvalidOption(f"{name} is out of range", got=value, allowed="from 1")
         if not 0.0 <= self.hard <= 1.0:
             raise InvalidOption("hard is out of range", got=self.hard, allowed="0 (the target alone) to 1 (the text alone)")
+
+    @property
+    def learning_rate(self) -> float:
+        """What suits random weights undoes what a model has learned."""
+        return 2e-3 if self.start is None else 3e-4
 
     def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> DraftTrainee:
         from hasten.compress.draft_trainee import DraftTrainee

@@ -19,12 +19,12 @@ from hasten.decoding.drafters.draft_model import DraftModel
 from hasten.decoding.drafters.prompt_lookup import PromptLookup
 from hasten.decoding.drafters.self_speculation import SelfSpeculation
 from hasten.decoding.drafters.suffix import Suffix
+from hasten.decoding.few_words import FewWords
 from hasten.decoding.step_costs import StepCosts
 from hasten.engine.alone import Alone
 from hasten.engine.backends.base import Backend
 from hasten.engine.calibration import measure_steps
 from hasten.engine.draft_heads import Heads, load_heads
-from hasten.engine.few_words import FewWords
 from hasten.engine.fit import Fit
 from hasten.engine.groups import kv_groups
 from hasten.engine.options import EngineOptions
@@ -116,11 +116,11 @@ class Speculation:
         """It has as many blocks as the target."""
         groups, size, max_step = kv_groups(model.spec), self.options.block_size, self.options.max_num_batched_tokens
         runner: Runner = self.backend.runner(model.decoder, groups, fit.num_blocks, size, model.dtype, max_step)
-        if self.draft_ids is not None:
-            runner = FewWords(runner, self.draft_ids, model.spec.vocab_size)
+        words = None if self.draft_ids is None else FewWords(self.draft_ids, model.spec.vocab_size)
         space = KvSpace(groups, fit.num_blocks, size, retain=self.options.prefix_caching)
         sampler = Sampler(self.backend.chooser())
-        return DraftModel(runner, space, sampler, **limit, max_step=max_step, max_positions=model.spec.max_positions)
+        max_positions = model.spec.max_positions
+        return DraftModel(runner, space, sampler, **limit, max_step=max_step, max_positions=max_positions, words=words)
 
 
 def _heads(options: EngineOptions, backend: Backend, target: LoadedModel) -> Heads | None:

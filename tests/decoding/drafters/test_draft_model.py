@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+import torch
 from tests.scheduling.oracle import VOCABULARY, Alone, OracleRunner
 
+from hasten.core.plan import Runner, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
+from hasten.decoding.few_words import FewWords
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
@@ -25,15 +29,35 @@ GROUPS = (KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7))
 BLOCK_SIZE, NUM_TOKENS = 4, 4
 
 
-class Bench:
-    """Lines that grow by what they take of a guess, or by something else; some end and others begin."""
+class Projected:
+    """A model that says some tokens alone."""
 
-    def __init__(self, seed: int, num_blocks: int, max_step: int = 400) -> None:
+    def __init__(self, runner: Runner, token_ids: torch.Tensor) -> None:
+        self._runner, self._token_ids = runner, token_ids
+
+    def run(self, plan: StepPlan) -> RunnerOutput:
+        output = self._runner.run(plan)
+        return replace(output, logits=output.logits[:, self._token_ids])
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        self._runner.move(moves)
+
+
+class Bench:
+    """Lines that grow by what they take of a guess, or by something else; some end and others begin.
+
+    ``sayable``: the tokens that can be guessed, in ascending order.
+    """
+
+    def __init__(self, seed: int, num_blocks: int, max_step: int = 400, sayable: torch.Tensor | None = None) -> None:
         self.random = random.Random(seed)
         self.space = KvSpace(GROUPS, num_blocks, BLOCK_SIZE)
         self.lines: dict[int, Line] = {}
-        runner = OracleRunner(GROUPS, num_blocks, BLOCK_SIZE, lambda sequence_id: self.lines[sequence_id].request.cache_salt)
-        self.drafter = DraftModel(runner, self.space, Sampler(), num_tokens=NUM_TOKENS, max_step=max_step, max_positions=60)
+        oracle = OracleRunner(GROUPS, num_blocks, BLOCK_SIZE, lambda sequence_id: self.lines[sequence_id].request.cache_salt)
+        self.sayable = torch.arange(VOCABULARY) if sayable is None else sayable
+        words = None if sayable is None else FewWords(sayable, VOCABULARY)
+        limits = {"num_tokens": NUM_TOKENS, "max_step": max_step, "max_positions": 60}
+        self.drafter = DraftModel(Projected(oracle, self.sayable), self.space, Sampler(), **limits, words=words)
         self.alone = Alone(GROUPS)
         self.stem = [self.random.randrange(1, VOCABULARY) for _ in range(20)]
         self.full = self.short = self.cut = 0
@@ -74,7 +98,8 @@ class Bench:
         chance = 1.0
         for _ in range(NUM_TOKENS):
             row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), line.answer_index)
-            logits = self.alone.logits(tokens, request.cache_salt)
+            said = torch.isin(torch.arange(VOCABULARY), self.sayable)
+            logits = self.alone.logits(tokens, request.cache_salt).where(said, -torch.inf)
             (sampled,) = Sampler().sample(logits, [row])
             tokens = [*tokens, sampled.token_id]
             chance *= float(logits[0].softmax(0)[sampled.token_id]) if request.params.greedy else 1.0
@@ -122,6 +147,12 @@ def test_greedy_guesses_end_where_they_become_doubtful(seed: int) -> None:
     bench = Bench(seed, num_blocks=200).run(60)
     assert bench.full > 150 and bench.short < bench.full / 20
     assert 20 < bench.cut < bench.full  # those that are sampled go on
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_model_of_few_tokens_doubts_by_those_alone(seed: int) -> None:
+    bench = Bench(seed, num_blocks=200, sayable=torch.arange(1, VOCABULARY, 3)).run(60)
+    assert bench.full > 150 and bench.cut > 20
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,12 @@ class Recipe(Protocol):
     """
 
     name: ClassVar[str]
-    learning_rate: ClassVar[float]  # the default peak
     weight_decay: ClassVar[float]
+
+    @property
+    def learning_rate(self) -> float:
+        """The default peak."""
+        ...
 
     def build(self, backbone: Backbone, corpus: Corpus, seed: int) -> Trainee:
         """Initialised as a function of its arguments alone. Raises ``HastenError`` if it cannot be trained beside this model."""

@@ -18,6 +18,7 @@ from hasten.core.draft import Draft
 from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, Seen
+from hasten.decoding.few_words import FewWords
 from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
@@ -83,10 +84,21 @@ class _Guess:
 
 class DraftModel:
     def __init__(
-        self, runner: Runner, kv: KvSpace, sampler: Sampler, *, num_tokens: int = 4, max_step: int, max_positions: int
+        self,
+        runner: Runner,
+        kv: KvSpace,
+        sampler: Sampler,
+        *,
+        num_tokens: int = 4,
+        max_step: int,
+        max_positions: int,
+        words: FewWords | None = None,
     ) -> None:
-        """``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed."""
-        self._runner, self._kv, self._sampler = runner, kv, sampler
+        """``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed.
+
+        ``words``: the tokens that the logits of ``runner`` are of, where these are not all.
+        """
+        self._runner, self._kv, self._sampler, self._words = runner, kv, sampler, words
         self.num_tokens, self._max_step, self._max_positions = num_tokens, max_step, max_positions
         self._trails: dict[int, Trail] = {}
         self._pace = Pace()
@@ -181,15 +193,16 @@ class DraftModel:
             budget -= count
         if not rows:
             return None
-        logits_RV = self._runner.run(StepPlan(tuple(rows), tuple(copies))).logits
+        logits_RD = self._runner.run(StepPlan(tuple(rows), tuple(copies))).logits
         for guess, row in zip(planned, rows, strict=True):
             guess.trail.token_ids += row.token_ids
             guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
         complete = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
+        logits_RV = logits_RD if self._words is None else self._words.spread(logits_RD)
         views = [guess.view() for guess in complete]
         drawn = self._sampler.tokens(logits_RV, views)
         sure = [guess.line.request.params.greedy for guess in complete]
-        chances = _chances(logits_RV, drawn) if any(sure) else [1.0] * len(drawn)
+        chances = _chances(logits_RV, logits_RD.logsumexp(dim=1), drawn) if any(sure) else [1.0] * len(drawn)
         ended = set()
         for place, (guess, token_id) in enumerate(zip(complete, drawn, strict=True)):
             if token_id is None:
@@ -204,8 +217,8 @@ class DraftModel:
         return [guess for guess in planned if id(guess) not in ended and guess.chance >= DOUBT]
 
 
-def _chances(logits_RV: Tensor, token_ids: Sequence[int | None]) -> list[float]:
-    """Of each row's token, by its logits."""
+def _chances(logits_RV: Tensor, total_R: Tensor, token_ids: Sequence[int | None]) -> list[float]:
+    """Of each row's token, by its logits, whose exponentials sum up to that of ``total_R``."""
     index_R = torch.tensor([token or 0 for token in token_ids])
-    chances: list[float] = (logits_RV[torch.arange(len(index_R)), index_R] - logits_RV.logsumexp(dim=1)).exp().tolist()
+    chances: list[float] = (logits_RV[torch.arange(len(index_R)), index_R] - total_R).exp().tolist()
     return chances
