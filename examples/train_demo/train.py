@@ -222,14 +222,13 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     quality = bits_per_byte(model.float(), tokenizer, held_out)
-    before = (
-        json.loads((options.start / "training.json").read_text()) if options.start else {"tokens": 0, "minutes": 0.0, "log": []}
-    )
+    told = options.start / "training.json" if options.start else None
+    before = json.loads(told.read_text()) if told and told.exists() else {}
     report = {
-        "tokens": before["tokens"] + progress.done,
-        "minutes": round(before["minutes"] + progress.seconds() / 60, 1),
+        "tokens": before.get("tokens", 0) + progress.done,
+        "minutes": round(before.get("minutes", 0.0) + progress.seconds() / 60, 1),
         "quality": quality,
-        "log": before["log"] + log,
+        "log": before.get("log", []) + log,
     }
     (options.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(quality, indent=1))

@@ -41,4 +41,6 @@ class Pace:
         return (self._reading or 0.0) * num_tokens
 
     def seconds(self, num_lines: int) -> float | None:
-        return self._seconds.get(num_lines.bit_length())
+        """Of a call for so many lines, or else for the most below that; None if it was never made for so few."""
+        known = [bits for bits in self._seconds if bits <= num_lines.bit_length()]
+        return self._seconds[max(known)] if known else None

@@ -1,13 +1,15 @@
 """What a decoding step costs by the number of its tokens: measured once, then followed.
 
 A step of few tokens waits for memory and one of many for arithmetic, so neither a constant nor a line will do. What changes while
-an engine runs is mostly the length of the texts, which makes steps of any size dearer by about the same time.
+an engine runs is mostly the length of the texts, which makes steps of any size dearer by about the same time. Where one size was
+measured wrongly, as something else ran just then, steps near it put that right.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 
 # A step that takes so many times what it should was held up by something else, and says nothing.
 FOREIGN = 3.0
@@ -20,23 +22,37 @@ class StepCosts:
         assert len(measured) > 1
         self.measured = measured
         self._sizes = sorted(measured)
-        # No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement.
-        self._seconds: list[float] = []
-        for size in self._sizes:
-            self._seconds.append(max(measured[size], *self._seconds[-1:], 0.0))
+        self._believed = [measured[size] for size in self._sizes]
         self._drift = 0.0
+        self._rise()
 
     def seconds(self, num_tokens: int) -> float:
         return max(self._interpolated(num_tokens) + self._drift, 1e-9)
 
     def note(self, num_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
-        if seconds < FOREIGN * self.seconds(num_tokens):
-            self._drift += FOLLOWED * (seconds - self.seconds(num_tokens))
+        if seconds >= FOREIGN * self.seconds(num_tokens):
+            return
+        change = FOLLOWED * (seconds - self.seconds(num_tokens))
+        self._drift += change
+        right, share = self._place(num_tokens)
+        self._believed[right - 1] += change * (1 - share)
+        self._believed[right] += change * share
+        self._rise()
+
+    def _rise(self) -> None:
+        """No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement."""
+        self._seconds = list(accumulate(self._believed, max))
 
     def _interpolated(self, num_tokens: int) -> float:
+        right, share = self._place(num_tokens)
+        x, y = self._seconds[right - 1 : right + 1]
+        if num_tokens > self._sizes[-1]:
+            share = (num_tokens - self._sizes[-2]) / (self._sizes[-1] - self._sizes[-2])
+        return x + (y - x) * share
+
+    def _place(self, num_tokens: int) -> tuple[int, float]:
+        """The size to the right of it, or the last one, and how near it is to that: 0 at the one on the left, 1 from there on."""
         right = min(max(bisect_right(self._sizes, num_tokens), 1), len(self._sizes) - 1)
-        (a, b), (x, y) = self._sizes[right - 1 : right + 1], self._seconds[right - 1 : right + 1]
-        if num_tokens <= self._sizes[0]:
-            return x
-        return x + (y - x) * (num_tokens - a) / (b - a)
+        a, b = self._sizes[right - 1 : right + 1]
+        return right, min(max((num_tokens - a) / (b - a), 0.0), 1.0)

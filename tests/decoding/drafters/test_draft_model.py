@@ -17,7 +17,7 @@ from hasten.core.plan import Runner, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.decoding.drafters import draft_model
-from hasten.decoding.drafters.base import Line
+from hasten.decoding.drafters.base import NOTHING_SEEN, Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
 from hasten.decoding.few_words import FewWords
 from hasten.kv.group import KvGroup
@@ -79,7 +79,7 @@ class Bench:
     def round(self) -> None:
         draw = self.random
         lines = list(self.lines.values())
-        for line, draft in zip(lines, self.drafter.propose(lines), strict=True):
+        for line, draft in zip(lines, self.drafter.propose(lines, NOTHING_SEEN), strict=True):
             guess = draft.token_ids
             right = self.expected(line)
             assert guess == right[: len(guess)], (guess, right)
@@ -116,7 +116,7 @@ class Bench:
                 del self.lines[self.random.choice(sorted(self.lines))]
             self.round()
         self.lines.clear()
-        self.drafter.propose([])
+        self.drafter.propose([], NOTHING_SEEN)
         assert all(allocator.num_held == 0 for allocator in self.space.allocators), "blocks are held for nobody"
         return self
 

@@ -78,16 +78,19 @@ class Auto:
         self._learn(lines, seen)
         offered = {name: self._offers(name, drafter.propose(lines, seen)) for name, drafter in self._free.items()}
         best = [max(each, key=lambda offer: offer.gain) for each in zip([NO_OFFER] * len(lines), *offered.values(), strict=True)]
+        for paced in self._paced.values():  # before it is asked what it would have to read
+            paced.watch(lines, seen)
         asked, length, due = self._choose(best, lines)
-        for name, paced in self._paced.items():
-            if name != asked:
-                paced.skip(lines, seen)
-                continue
-            begin, paced.num_tokens = self._clock(), length
-            offered[name] = self._offers(name, paced.propose(lines, seen))
+        if asked is not None:
+            paced, begin = self._paced[asked], self._clock()
+            paced.num_tokens = length
+            # To show itself one line will do.
+            wanted = [min(lines, key=lambda line: paced.backlog([line]))] if due else lines
+            guesses = dict(zip((line.sequence_id for line in wanted), paced.guess(wanted), strict=True))
+            offered[asked] = self._offers(asked, [guesses.get(line.sequence_id, NO_DRAFT) for line in lines])
             if due:  # all of it counts: it may have had a whole prompt to read first
-                self._allowance[name] -= self._clock() - begin
-            best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[name], strict=True)]
+                self._allowance[asked] -= self._clock() - begin
+            best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[asked], strict=True)]
         counts = self._counts(best)
         self._show(offered, best, counts)
         drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
@@ -159,7 +162,7 @@ class Auto:
         for name, drafter in self._paced.items():
             for length in drafter.lengths:
                 cost = drafter.cost(num_lines, length)
-                if cost is None:  # never asked for as many lines
+                if cost is None:  # never asked yet
                     break
                 chances = self._outlook(name, 0).chances(drafter.shape(length))
                 gain = sum(chances)

@@ -66,9 +66,21 @@ class Drafter(Protocol):
 
 
 class PacedDrafter(Drafter, Protocol):
-    """One whose guesses take time to make, so that somebody has to say when and how many."""
+    """One whose guesses take time to make, so that somebody has to say when, how many and of which lines."""
 
     num_tokens: int  # of a guess, at most; may be set between rounds
+
+    def watch(self, lines: Sequence[Line], seen: Seen) -> None:
+        """Called as ``propose`` is, whether or not any guess is wanted then."""
+        ...
+
+    def guess(self, lines: Sequence[Line]) -> Sequence[Draft]:
+        """After ``watch``: a guess for each of these lines, which may be a part of those."""
+        ...
+
+    def propose(self, lines: Sequence[Line], seen: Seen) -> Sequence[Draft]:
+        self.watch(lines, seen)
+        return self.guess(lines)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -76,7 +88,9 @@ class PacedDrafter(Drafter, Protocol):
         ...
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        """Seconds to guess so many tokens for as many lines. None: it has not done the like yet."""
+        """Seconds to guess so many tokens for as many lines; where it has done so for fewer lines only, at least that. None: it
+        has not guessed yet.
+        """
         ...
 
     def backlog(self, lines: Sequence[Line]) -> float:
@@ -85,8 +99,4 @@ class PacedDrafter(Drafter, Protocol):
 
     def shape(self, num_tokens: int) -> Draft:
         """What its guesses look like; the token ids mean nothing."""
-        ...
-
-    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
-        """In the place of ``propose``, where no guess is wanted."""
         ...

@@ -17,7 +17,7 @@ from torch import Tensor
 from hasten.core.draft import Draft
 from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
-from hasten.decoding.drafters.base import NOTHING_SEEN, Line, Seen
+from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
 from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
@@ -82,7 +82,7 @@ class _Guess:
         return Draft.chain(self.token_ids, tuple(self.proposals) if self.judged else None)
 
 
-class DraftModel:
+class DraftModel(PacedDrafter):
     def __init__(
         self,
         runner: Runner,
@@ -126,11 +126,12 @@ class DraftModel:
     def shape(self, num_tokens: int) -> Draft:
         return Draft.chain(range(num_tokens))
 
-    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
-        self._forget({line.sequence_id for line in lines})
+    def watch(self, lines: Sequence[Line], seen: Seen) -> None:
+        alive = {line.sequence_id for line in lines}
+        for sequence_id in [known for known in self._trails if known not in alive]:
+            self._drop(sequence_id)
 
-    def propose(self, lines: Sequence[Line], seen: Seen = NOTHING_SEEN) -> list[Draft]:
-        self._forget({line.sequence_id for line in lines})
+    def guess(self, lines: Sequence[Line]) -> list[Draft]:
         num_unread = self._num_unread(lines)
         guesses = [_Guess(line, self._follow(line)) for line in lines]
         active = guesses
@@ -151,10 +152,6 @@ class DraftModel:
         if lines:
             self._pace.note_round(len(lines), self.num_tokens, made)
         return [guess.draft() for guess in guesses]
-
-    def _forget(self, kept: set[int]) -> None:
-        for sequence_id in [known for known in self._trails if known not in kept]:
-            self._drop(sequence_id)
 
     def _drop(self, sequence_id: int) -> None:
         self._kv.close(sequence_id)

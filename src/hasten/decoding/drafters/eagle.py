@@ -20,7 +20,7 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
-from hasten.decoding.drafters.base import Computed, Line, Seen
+from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
 from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
 
@@ -140,7 +140,7 @@ class _Guess:
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
 
 
-class Eagle:
+class Eagle(PacedDrafter):
     def __init__(
         self,
         runner: EagleRunner,
@@ -181,13 +181,7 @@ class Eagle:
         return Draft.chain(range(num_tokens))
 
     @torch.inference_mode()
-    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
-        """Keeps what the model has seen, for later."""
-        self._watch(lines, seen)
-
-    @torch.inference_mode()
-    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
-        self._watch(lines, seen)
+    def guess(self, lines: Sequence[Line]) -> list[Draft]:
         begin, num_unread = time.perf_counter(), self._num_unread(lines)
         last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in lines if self._ready(line)])
         if num_unread > LONG:
@@ -213,7 +207,8 @@ class Eagle:
         trail = self._trails.get(line.sequence_id)
         return trail is not None and trail.num_waiting > 0 and trail.end == len(line.token_ids) - 1
 
-    def _watch(self, lines: Sequence[Line], seen: Seen) -> None:
+    @torch.inference_mode()
+    def watch(self, lines: Sequence[Line], seen: Seen) -> None:
         """Take in the states of the last step: let go of lines that are gone, and let new ones share what their parents have."""
         for sequence_id in [known for known in self._trails if not seen.alive(known)]:
             self._drop(sequence_id)

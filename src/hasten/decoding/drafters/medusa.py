@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
-from hasten.decoding.drafters.base import Line, Seen
+from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
 from hasten.decoding.pace import Pace
 from hasten.decoding.ranked_tree import RankedTree
 
@@ -24,7 +24,7 @@ from hasten.decoding.ranked_tree import RankedTree
 FIRST, PER_HEAD, PER_RANK, RANKS = 0.6, 0.8, 0.35, 10
 
 
-class Medusa:
+class Medusa(PacedDrafter):
     def __init__(
         self,
         logits: Callable[[Tensor], Tensor],
@@ -41,6 +41,7 @@ class Medusa:
         self._tree = RankedTree.best(accuracies or assumed)
         self._num_ranks = 1 + max(self._tree.ranks)
         self.num_tokens, self._pace = num_tokens, Pace()
+        self._seen = NOTHING_SEEN  # by the last step
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -59,12 +60,12 @@ class Medusa:
     def shape(self, num_tokens: int) -> Draft:
         return Draft(self._tree.ranks, self._tree.parents).cut(num_tokens)
 
-    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
-        """Nothing is remembered."""
+    def watch(self, lines: Sequence[Line], seen: Seen) -> None:
+        self._seen = seen
 
     @torch.inference_mode()
-    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
-        begin = time.perf_counter()
+    def guess(self, lines: Sequence[Line]) -> list[Draft]:
+        begin, seen = time.perf_counter(), self._seen
         places = {computed.line.sequence_id: computed.tokens[-1] for computed in seen.computed}
         known = [line for line in lines if line.sequence_id in places]
         if not known:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
-from hasten.decoding.drafters.base import Line, Seen
+from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.pace import Pace
 
 DOUBT = 0.4  # a chain is not continued after a guess that is right less often than this, by what the exit says
@@ -78,7 +78,7 @@ class _Guess:
         return params.max_tokens - written - 1 - len(self.token_ids)
 
 
-class SelfSpeculation:
+class SelfSpeculation(PacedDrafter):
     def __init__(self, layers: FirstLayers, *, num_tokens: int = 4) -> None:
         self._layers, self.num_tokens = layers, num_tokens
         self._pace = Pace()
@@ -101,12 +101,11 @@ class SelfSpeculation:
     def shape(self, num_tokens: int) -> Draft:
         return Draft.chain(range(num_tokens))
 
-    def skip(self, lines: Sequence[Line], seen: Seen) -> None:
+    def watch(self, lines: Sequence[Line], seen: Seen) -> None:
         self._layers.begin()
 
     @torch.inference_mode()
-    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
-        self._layers.begin()
+    def guess(self, lines: Sequence[Line]) -> list[Draft]:
         guesses = [_Guess(line) for line in lines]
         active = [guess for guess in guesses if guess.room > 0]
         num_lines, made = len(active), 0
