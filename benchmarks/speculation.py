@@ -101,7 +101,10 @@ def engines(options: argparse.Namespace) -> dict[str, LLM]:
         everything |= own
         kinds["self_speculation"] = own
     kinds[AUTO] = everything
-    common: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 512}
+    # Room for all prompts of a batch in one step, and for all they become: no request waits for another.
+    most = max(options.batches) * (options.prompt + options.prompt // 4)
+    common: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "2GiB", "max_model_len": 512}
+    common |= {"max_num_batched_tokens": max(most, 2048)}
     wanted = kinds if options.only is None else [PLAIN, *options.only]
     return {name: LLM(options.model, quantize=options.quantize, speculation=name, **common, **kinds[name]) for name in wanted}
 
