@@ -50,7 +50,13 @@ class EagleTrainee:
     def __init__(self, recipe: Eagle, backbone: Backbone, corpus: Corpus, seed: int) -> None:
         self.backbone, self.guesses = backbone, recipe.guesses
         spec = backbone.spec
-        self.config, self.head = _begun(recipe, backbone) if recipe.start else _blank(recipe, backbone, corpus, seed)
+        config, self.head = _begun(recipe.start, backbone) if recipe.start else _blank(recipe, backbone, corpus, seed)
+        self.config = dataclasses.replace(
+            config,
+            num_guesses=recipe.guesses,
+            verifier=published_name(backbone.folder),
+            architectures=tuple(backbone.config.get("architectures") or ()),
+        )
         whole = self.config.draft_vocab_size == spec.vocab_size
         self._target_DE = backbone.vocabulary_VE if whole else backbone.vocabulary_VE[self.head.target_ids]
         self._can_guess_V = torch.zeros(spec.vocab_size, dtype=torch.bool).index_fill(0, self.head.target_ids, True)
@@ -144,9 +150,6 @@ def _blank(recipe: Eagle, backbone: Backbone, corpus: Corpus, seed: int) -> tupl
         draft_vocab_size=draft_vocab_size(recipe.draft_vocab, spec.vocab_size),
         state_layers=recipe.state_layers or default_state_layers(spec.num_layers),
         norm_before_residual=recipe.norm_before_residual,
-        num_guesses=recipe.guesses,
-        verifier=published_name(backbone.folder),
-        architectures=tuple(backbone.config.get("architectures") or ()),
     )
     build = Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32)
     head = EagleHead(eagle_spec(config, spec, backbone.folder), Embedding(backbone.decoder.embedding.format), build)
@@ -155,24 +158,16 @@ def _blank(recipe: Eagle, backbone: Backbone, corpus: Corpus, seed: int) -> tupl
     return config, head
 
 
-def _begun(recipe: Eagle, backbone: Backbone) -> tuple[Eagle3Config, EagleHead]:
+def _begun(start: str, backbone: Backbone) -> tuple[Eagle3Config, EagleHead]:
     """Raises ``CheckpointError`` for a head of another model, and ``InvalidOption`` for one whose embedding is not the model's."""
-    assert recipe.start is not None
-    loaded = load_eagle(resolve(recipe.start, None, quiet=True), backbone.decoder)
+    loaded = load_eagle(resolve(start, None, quiet=True), backbone.decoder)
     if loaded.head.embedding.format is not backbone.decoder.embedding.format:
         raise InvalidOption(
             "this head has an embedding of its own, which stays as it is and is not written",
-            got=recipe.start,
+            got=start,
             remedy="Begin with a head that reads the model's embedding, or with none",
         )
-    config = dataclasses.replace(
-        loaded.config,
-        state_layers=loaded.head.spec.state_layers,
-        num_guesses=recipe.guesses,
-        verifier=published_name(backbone.folder),
-        architectures=tuple(backbone.config.get("architectures") or ()),
-    )
-    return config, loaded.head
+    return dataclasses.replace(loaded.config, state_layers=loaded.head.spec.state_layers), loaded.head
 
 
 def following(ids_BW: Tensor, count: int) -> Tensor:

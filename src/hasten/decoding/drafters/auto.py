@@ -82,14 +82,7 @@ class Auto:
             paced.watch(lines, seen)
         asked, length, due = self._choose(best, lines)
         if asked is not None:
-            paced, begin = self._paced[asked], self._clock()
-            paced.num_tokens = length
-            # To show itself one line will do.
-            wanted = [min(lines, key=lambda line: paced.backlog([line]))] if due else lines
-            guesses = dict(zip((line.sequence_id for line in wanted), paced.guess(wanted), strict=True))
-            offered[asked] = self._offers(asked, [guesses.get(line.sequence_id, NO_DRAFT) for line in lines])
-            if due:  # all of it counts: it may have had a whole prompt to read first
-                self._allowance[asked] -= self._clock() - begin
+            offered[asked] = self._offers(asked, self._ask(asked, length, lines, due))
             best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[asked], strict=True)]
         counts = self._counts(best)
         self._show(offered, best, counts)
@@ -100,6 +93,16 @@ class Auto:
         lengths = {line.sequence_id: len(line.token_ids) for line in lines}
         self._last = _Round(offers, lengths, len(lines) + sum(counts), self._clock())
         return drafts
+
+    def _ask(self, name: str, length: int, lines: Sequence[Line], due: bool) -> list[Draft]:
+        """A drafter's guesses of so many tokens. ``due``: it is to show itself, for which one line will do."""
+        drafter, begin = self._paced[name], self._clock()
+        drafter.num_tokens = length
+        asked = [min(lines, key=lambda line: drafter.backlog([line]))] if due else lines
+        drafts = dict(zip((line.sequence_id for line in asked), drafter.guess(asked), strict=True))
+        if due:  # all of it counts: it may have had a whole prompt to read first
+            self._allowance[name] -= self._clock() - begin
+        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
     # ---------------------------------------------------------------- what is known
 
