@@ -234,8 +234,8 @@ class Eagle(PacedDrafter):
             self._drop(sequence_id)
             self._kv.open(sequence_id, "", ())
             trail = self._trails[sequence_id] = _Trail(computed.start)
-        index_T = torch.tensor(computed.tokens)
-        trail.add(torch.cat([taps[layer][index_T] for layer in self._taps], dim=1))
+        rows = _rows(computed.tokens)
+        trail.add(torch.cat([taps[layer][rows] for layer in self._taps], dim=1))
         if trail.num_waiting > self._max_waiting:
             self._drop(sequence_id)
 
@@ -313,3 +313,9 @@ class Eagle(PacedDrafter):
                 guess.states |= {tip: last_E[i : i + 1] for i, tip in enumerate(guess.tips)}
             self._choose(going, torch.split(logits_RV, [row.num_logits for row in rows]))
         return going
+
+
+def _rows(places: Sequence[int]) -> slice | Tensor:
+    """An index of these rows, which rise. Mostly they lie one behind the other, where a slice saves a copy."""
+    first, last = places[0], places[-1]
+    return slice(first, last + 1) if last - first == len(places) - 1 else torch.tensor(places)
