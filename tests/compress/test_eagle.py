@@ -267,6 +267,8 @@ def test_a_start_that_cannot_be_gone_on_from_is_refused(
 ) -> None:
     with pytest.raises(InvalidOption, match="settles draft_vocab, intermediate"):
         Eagle(start="head", draft_vocab=10, intermediate=8)
+    with pytest.raises(InvalidOption, match="settles norm_before_residual"):
+        Eagle(start="head", norm_before_residual=False)
     with pytest.raises(CheckpointError, match="hidden size 256, this model"):
         Eagle(start="demo-eagle").build(taught, corpus, 0)
     Eagle().build(taught, corpus, 0).save(tmp_path, Score.nothing())

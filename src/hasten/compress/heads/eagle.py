@@ -45,6 +45,7 @@ class Eagle:
         if wrong:
             raise InvalidOption(f"{len(wrong)} of the options of an EAGLE-3 head out of range: {'; '.join(wrong)}")
         settled = [name for name in ("draft_vocab", "state_layers", "intermediate") if getattr(self, name) is not None]
+        settled += [] if self.norm_before_residual else ["norm_before_residual"]
         if self.start is not None and settled:
             raise InvalidOption(
                 f"the head to go on from settles {', '.join(settled)}",
