@@ -103,8 +103,8 @@ def engines(options: argparse.Namespace) -> dict[str, LLM]:
     kinds[AUTO] = everything
     # Room for all prompts of a batch in one step, and for all they become: no request waits for another.
     most = max(options.batches) * (options.prompt + options.prompt // 4)
-    common: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "2GiB", "max_model_len": 512}
-    common |= {"max_num_batched_tokens": max(most, 2048)}
+    room = {"kv_cache_memory": "2GiB", "max_model_len": 512, "max_num_batched_tokens": max(most, 2048)}
+    common: dict[str, Any] = {"threads": options.threads, **room}
     wanted = kinds if options.only is None else [PLAIN, *options.only]
     return {name: LLM(options.model, quantize=options.quantize, speculation=name, **common, **kinds[name]) for name in wanted}
 

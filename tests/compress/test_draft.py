@@ -65,7 +65,7 @@ def test_it_goes_on_from_a_model_that_is_given(model, trained, periodic, tmp_pat
     out, outcome = trained
     options = TrainOptions(steps=20, batch=4, window=64)
     further = train(str(model), periodic, tmp_path / "further", Draft(start=str(out)), options)
-    assert json.loads((tmp_path / "further" / "training.json").read_text())["lr"] == 0.0003  # a tenth of what random weights need
+    assert json.loads((tmp_path / "further" / "training.json").read_text())["lr"] == 0.0003  # random weights need more
     first = further.course.evaluations[0]["loss"]
     assert first < 1.3 * outcome.score.mean_loss and 2 * first < outcome.course.evaluations[0]["loss"]
     assert json.loads((tmp_path / "further" / "config.json").read_text())["hidden_size"] == 32

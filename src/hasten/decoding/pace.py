@@ -40,6 +40,11 @@ class Pace:
         """Seconds for that; 0 as long as nothing is known."""
         return (self._reading or 0.0) * num_tokens
 
+    def cost(self, num_lines: int, asked: int) -> float | None:
+        """Seconds of a round of up to so many calls; None if no call was made yet for so few lines."""
+        seconds = self.seconds(num_lines)
+        return None if seconds is None else seconds * self.calls(num_lines, asked)
+
     def seconds(self, num_lines: int) -> float | None:
         """Of a call for so many lines, or else for the most below that; None if it was never made for so few."""
         known = [bits for bits in self._seconds if bits <= num_lines.bit_length()]

@@ -209,7 +209,7 @@ def test_costs_between_sizes_beyond_them_and_as_they_drift() -> None:
     for _ in range(100):
         costs.note(4, 1.5)
     # Half of it is put down to longer texts, which every size has.
-    assert costs.seconds(4) == pytest.approx(1.5, abs=0.01) and costs.seconds(8) == pytest.approx(2.3, abs=0.05)
+    assert costs.seconds(4) == pytest.approx(1.5, abs=0.01) and costs.seconds(8) == pytest.approx(2.3, abs=0.01)
     costs.note(4, 100.0)
     assert costs.seconds(4) == pytest.approx(1.5, abs=0.01)
 

@@ -167,8 +167,7 @@ class Eagle(PacedDrafter):
         return (1, 2, 3, 4, 6, 8, 12)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        seconds = self._pace.seconds(num_lines)
-        return None if seconds is None else seconds * self._pace.calls(num_lines, min(num_tokens, self._max_depth))
+        return self._pace.cost(num_lines, min(num_tokens, self._max_depth))
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return self._pace.reading(self._num_unread(lines))

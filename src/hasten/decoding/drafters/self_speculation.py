@@ -92,8 +92,7 @@ class SelfSpeculation(PacedDrafter):
         return (1, 2, 3, 4, 6)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        seconds = self._pace.seconds(num_lines)
-        return None if seconds is None else seconds * self._pace.calls(num_lines, num_tokens)
+        return self._pace.cost(num_lines, num_tokens)
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return 0.0
