@@ -162,6 +162,30 @@ def test_a_drafter_that_does_not_pay_shows_itself_on_one_line(chance: float, pay
         assert model.asked.count(4) < 5 and set(model.asked[8:]) == {1}
 
 
+def test_what_has_to_be_read_is_asked_after_the_step_was_seen() -> None:
+    """Else a prompt that has just been computed would count for nothing."""
+    events: list[str] = []
+
+    class Reader(Model):
+        def watch(self, lines: Sequence[Line], seen: Seen) -> None:
+            events.append("watch")
+
+        def backlog(self, lines: Sequence[Line]) -> float:
+            events.append("backlog")
+            return 0.0
+
+    clock, line = Clock(), Line(0, [1], REQUEST, 0)
+    auto = Auto({}, {"reader": Reader(clock, 0.001)}, StepCosts({1: 0.02, 64: 0.03}), clock)
+    num_tokens = rounds = 0
+    while events.count("backlog") < 5:
+        events.append("round")
+        (draft,) = auto.propose([line], Seen(num_tokens))
+        num_tokens, rounds = 1 + len(draft), rounds + 1
+        clock.now += 0.02
+        line.token_ids.extend([*draft.token_ids, 7])
+    assert [after for before, after in itertools.pairwise(events) if before == "round"] == ["watch"] * rounds
+
+
 def test_it_follows_a_text_that_turns_predictable() -> None:
     """After a long time of wrong guesses: its share of the time is enough to find out."""
     clock, draw = Clock(), random.Random(4)
