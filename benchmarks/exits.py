@@ -29,7 +29,7 @@ from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits
 from hasten.checkpoints.hub import resolve
 from hasten.compress.exits.annotate import Annotations, annotate
 from hasten.compress.exits.calibrate import CERTAINTY, TOLERANCES, Costs, allowed_loss, chosen
-from hasten.compress.exits.risks import grid, isolated_risks, prompt_length, request_risks, token_risks
+from hasten.compress.exits.risks import grid, isolated_risks, prompt_length, request_bounds, request_risks, token_risks
 from hasten.compress.exits.settle import quality
 from hasten.compress.exits.tables import text_costs, token_costs
 from hasten.compress.training.backbone import Backbone
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("exits")
     parser.add_argument("--calibration", action="store_true", help="risks, recalibrations and the curve; no times")
     parser.add_argument("--data", type=Path, default=HELDOUT, help="text that neither the model nor the exits were trained on")
+    parser.add_argument("--rules", nargs="+", default=[*TOKEN_MEASURES, *REQUEST_MEASURES], help="these alone")
     parser.add_argument("--texts", type=int, default=352, help="windows, at most")
     parser.add_argument("--window", type=int, default=256, help="tokens of a window")
     parser.add_argument("--steps", type=int, default=16, help="thresholds of a rule")
@@ -131,7 +132,7 @@ def rule_costs(
     asked = tuple(each.threshold for each in shipped)
     if rule in REQUEST_MEASURES:
         costs = request_risks(found, spec.layers, spec.num_layers, rule, thresholds + asked)
-        largest_L = request_risks(listed, spec.layers, spec.num_layers, rule, thresholds).risk_LN.amax(1)
+        largest_L = request_bounds(request_risks(listed, spec.layers, spec.num_layers, rule, thresholds))
     else:
         expected_L = isolated_risks(listed, rule, thresholds).mean(1)
         begin, end = (int((expected_L <= loss).long().cumprod(0).sum()) for loss in (CHEAPEST, DEAREST))
@@ -170,7 +171,7 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
     listed, found = annotate(backbone, made.exits, texts_NW[:LISTED]), annotate(backbone, made.exits, others_NW)
     nll = {"tokens": float(found.nll_NT[:, 1:].mean()), "answers": float(found.nll_NT[:, prompt_length(found) - 1 :].mean())}
     rules = {}
-    for rule in (*TOKEN_MEASURES, *REQUEST_MEASURES):
+    for rule in options.rules:
         result = rule_costs(backbone, made, others_NW, listed, found, rule, options.steps)
         costs, largest_L, thresholds = result.pop("costs"), result.pop("largest"), result.pop("thresholds")
         rules[rule] = {

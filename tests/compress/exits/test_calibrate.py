@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hasten.compress.exits import calibrate as module
 from hasten.compress.exits.calibrate import MOST, SAFE, Costs, allowed_loss, calibrate, chosen, p_values
+from hasten.compress.exits.risks import request_bounds
 
 ALLOWED = allowed_loss(0.01)
 TRIALS, TEXTS = 4000, 120
@@ -132,6 +133,24 @@ def test_a_whole_sequence_breaks_its_promise_as_seldom_as_it_says() -> None:
         losses = means[:, None] + common + 0.005 * torch.randn(len(means), TEXTS, generator=draw)
         bad += chosen(losses.double(), torch.zeros(len(means)), 0.01) >= 3
     assert bad / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+@pytest.mark.parametrize("bound", [request_bounds, lambda listed: listed.risk_LN.amax(1)])
+def test_answers_that_leave_as_a_whole_break_no_promise(bound: Callable[[Costs], Tensor]) -> None:
+    """A text in 25 leaves at the first threshold, and loses thirty times what is allowed: most lists of texts show no such one."""
+    draw = torch.Generator().manual_seed(7)
+    thresholds = torch.tensor([SAFE, 0.96, 0.9, 0.5, 0.0], dtype=torch.float64)[:, None]
+
+    def costs(texts: int) -> Costs:
+        lost_N = -0.3 * torch.rand(texts, generator=draw, dtype=torch.float64).log()
+        risk_LN = lost_N * (torch.rand(texts, generator=draw, dtype=torch.float64) > thresholds)
+        return Costs(risk_LN, risk_LN, risk_LN)
+
+    bad = 0
+    for _ in range(200):
+        listed, tried = costs(64), costs(160)
+        bad += chosen(tried.risk_LN, bound(listed), 0.01) > 0
+    assert bad / 200 <= 0.05 if bound is request_bounds else bad / 200 > 0.05, "or the bound of one threshold would have done"
 
 
 def test_what_was_found_is_told() -> None:

@@ -59,8 +59,8 @@ def allowed_loss(tolerance: float) -> float:
 def p_values(risk_LN: Tensor, largest_L: Tensor, allowed: float, certainty: float = CERTAINTY) -> Tensor:
     """Of "the mean loss is ``allowed`` or more", where no loss counts as more than its bound. [L], float64
 
-    ``largest_L``: the largest loss of a text at each threshold, on other texts than these. Valid for any number of texts that are
-    drawn alike. They are bet on in their order, which must not depend on their losses. ``certainty`` tunes the stakes and is no
+    ``largest_L``: the largest loss of a text that is to be feared at each threshold, from other texts than these. Valid for any
+    number of texts that are drawn alike. They are bet on in their order, which must not depend on their losses. ``certainty`` tunes the stakes and is no
     condition.
     """
     most_L1, prior = (SPARE * largest_L.double()).clamp(min=MOST * allowed)[:, None], (PRIOR * allowed) ** 2

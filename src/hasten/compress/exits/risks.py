@@ -62,6 +62,15 @@ def request_risks(found: Annotations, layers: Sequence[int], num_layers: int, ru
     return Costs(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
+def request_bounds(listed: Costs) -> Tensor:
+    """What ``calibrate`` has to fear at each threshold of ``request_risks``: the largest loss of any listed text at any exit. [L]
+
+    An answer that leaves too early loses everywhere, so one text that is wrongly sure costs a hundred times what is allowed on
+    average. That none did at one threshold, of a few hundred texts, is no reason to believe that none will.
+    """
+    return listed.risk_LN.amax().expand(len(listed.risk_LN))
+
+
 def depth_costs(found: Annotations, layers: Sequence[int], num_layers: int, place_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, layers and KL of each text whose answer leaves at exit ``place_N``; their number: not at all. [N] each, float64"""
     answer = slice(prompt_length(found) - 1, None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hasten.checkpoints.formats.exits import ExitsCheckpoint
 from hasten.compress.exits.annotate import Annotations, annotate
 from hasten.compress.exits.calibrate import TOLERANCES, allowed_loss, calibrate
-from hasten.compress.exits.risks import DECAY, grid, isolated_risks, request_risks, token_risks
+from hasten.compress.exits.risks import DECAY, grid, isolated_risks, request_bounds, request_risks, token_risks
 from hasten.compress.exits.tables import Found, TextCounts, TokenCounts, budgets, largest, text_costs, token_costs
 from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Corpus
@@ -78,7 +78,7 @@ def thresholds(made: Material, rule: str) -> tuple[Calibration, ...]:
         expected, costs = (
             request_risks(found, spec.layers, spec.num_layers, rule, steps) for found in (made.trained, made.held_out)
         )
-        return calibrate(rule, costs, expected.risk_LN.amax(1), steps, window=window, decay=None)
+        return calibrate(rule, costs, request_bounds(expected), steps, window=window, decay=None)
     steps = worth_testing(steps, isolated_risks(made.trained, rule, steps).mean(1))
     costs = token_risks(made.backbone, made.exits, made.held_out_NW, rule, steps)
     return calibrate(rule, costs, isolated_risks(made.trained, rule, steps).amax(1), steps, window=window, decay=DECAY)
