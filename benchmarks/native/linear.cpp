@@ -51,7 +51,7 @@ struct Shape {
     int out, in;
 };
 constexpr Shape kShapes[] = {{4096, 1024}, {1024, 3072}, {6144, 1024}, {151936, 1024}};
-constexpr int kRowCounts[] = {1, 2, 4, 8, 16, 64, 512};
+constexpr int kRowCounts[] = {1, 2, 4, 8, 9, 12, 16, 32, 64, 512};
 
 struct Workload {
     std::vector<Matrix> matrices;
@@ -165,7 +165,7 @@ const Kernels* choose(const std::string& name) {
 }
 
 void measure(const Kernels& kernels, Memory& memory, Form form, Shape shape, int rows, int rounds) {
-    const bool cold = rows <= 16;
+    const bool cold = rows <= 32;
     const Workload work = make(memory, form, shape, rows, cold);
     std::printf("%-6s %4d rows %6d x %4d:", form.name, rows, shape.out, shape.in);
     for (int threads = 1; threads <= 2; ++threads) {
@@ -196,7 +196,7 @@ int main(int argc, char** argv) {
         for (const int rows : kRowCounts) {
             if (only_rows != 0 && rows != only_rows) continue;
             for (const Shape& shape : kShapes) {
-                if (rows > 16 && shape.out > 100000) continue;
+                if (rows > 32 && shape.out > 100000) continue;
                 measure(*kernels, memory, form, shape, rows, rounds);
             }
         }

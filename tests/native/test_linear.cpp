@@ -35,7 +35,7 @@ Case random_case(Random& random, Weighting weighting) {
     c.out = c.gated ? 32 * random.integer(1, 4) : random.integer(1, 150);
     c.in = random.integer(1, 300);
     c.group = 32 << random.integer(0, 2);
-    c.rows = random.coin() ? random.integer(1, 9) : random.integer(9, 70);
+    c.rows = random.coin() ? random.integer(1, 9) : random.integer(9, 140);
     c.bias = random.coin();
     c.add = random.coin();
     c.activation = random.coin() ? Activation::none : static_cast<Activation>(random.integer(1, 3));
@@ -332,7 +332,7 @@ TEST(linear_has_the_same_bits_on_every_instruction_set) {
 TEST(linear_takes_long_rows) {
     Random random(5);
     for (const Weighting weighting : kWeightings) {
-        for (int rows = 1; rows <= 17; rows += 16) {
+        for (int rows = 1; rows <= 65; rows += 32) {
             Case c{weighting.dtype, weighting.quantized, 17, 19000, 128, rows, true, false, false, Activation::none};
             Operands operands(c, random);
             if (c.quantized) {  // the greatest sum there is, in row 0 with output 0

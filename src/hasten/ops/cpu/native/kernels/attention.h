@@ -65,7 +65,7 @@ public:
           tree_(shape, place, queries_, panels_, memory_.tree) {}
 
     void run() {
-        const bool alone = queries_.count() <= kTileQueries;
+        const bool alone = queries_.count() <= kStreamQueries;
         if (alone)
             with_queries(queries_.count(), [&](auto m) { load_queries(decltype(m)::value); });
         else
@@ -105,7 +105,7 @@ private:
     void score_tree() {
         for (int64_t split = shape_.split_of(tree_.begin()); split <= shape_.split_of(tree_.end() - 1); ++split) {
             panels_.list(shape_, place_, split, tree_.begin(), tree_.end());
-            if (queries_.count() <= kTileQueries)
+            if (queries_.count() <= kStreamQueries)
                 with_queries(queries_.count(), [&](auto m) { stream_scores<decltype(m)::value>(); });
             else
                 block_scores();

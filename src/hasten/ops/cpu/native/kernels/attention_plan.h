@@ -13,7 +13,7 @@ namespace hasten::HASTEN_ISA {
 
 constexpr int kSplitPanels = 32;
 constexpr int kItemQueries = 64;
-constexpr int kFewQueries = 8;  // a row of so few queries is mostly reading
+constexpr int kFewQueries = 24;  // a row of so few queries is mostly reading
 
 struct ItemPlace {
     const RowSpan* row;

@@ -6,25 +6,23 @@
 
 namespace hasten::HASTEN_ISA {
 
-constexpr int kTileQueries = kVectorRegisters >= 32 ? 8 : 4;  // queries that share what is loaded
-constexpr int kScoreStride = kSplitPanels * kLanes + kLanes;  // floats from one query's scores to the next's
+constexpr int kTileQueries = kVectorRegisters >= 32 ? 8 : 4;     // queries that share what is loaded, of many
+constexpr int kStreamQueries = kVectorRegisters >= 32 ? 24 : 4;  // of few: as many as there are registers for
+constexpr int kScoreStride = kSplitPanels * kLanes + kLanes;     // floats from one query's scores to the next's
 
-// body(Count<M>) with the smallest M of 1, 2, 4, kTileQueries that is not below `queries`.
-template <class Body>
+// body(Count<M>) with the smallest M of 1, 2 and multiples of 4 that is not below `queries`, which are at most kStreamQueries.
+template <int M = 1, class Body>
 inline void with_queries(int queries, const Body& body) {
-    if (queries <= 1)
-        body(Count<1>{});
-    else if (queries <= 2)
-        body(Count<2>{});
-    else if (queries <= 4)
-        body(Count<4>{});
-    else
-        body(Count<kTileQueries>{});
+    if constexpr (M < kStreamQueries) {
+        if (queries > M) return with_queries<(M < 4 ? 2 * M : M + 4)>(queries, body);
+    }
+    body(Count<M>{});
 }
 
-// Vectors per query that leave half of the registers for the rest.
+// Vectors per query that leave half of the registers for the rest, and one where queries are many.
 constexpr int vectors_for(int queries, int most) {
-    return kVectorRegisters / 2 / queries < most ? kVectorRegisters / 2 / queries : most;
+    const int room = queries < kVectorRegisters / 2 ? kVectorRegisters / 2 / queries : 1;
+    return room < most ? room : most;
 }
 
 // Asks for the line that will be read soon. Into the second-level cache, which can wait for more lines at once.
@@ -49,30 +47,30 @@ template <Dtype type, int M, int N>
 inline void score_panels(const float* q, int32_t dim, const uint8_t* const* panels, const uint8_t* const* ahead, float* scores) {
     constexpr int64_t step = type == Dtype::f32 ? 128 : 64;
     F16 acc[M][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) acc[m][n] = zero();
     }
     for (int64_t line = 0; line < dim / 2; ++line) {
         F16 even[N], odd[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {
             load_key_pair<type>(panels[n], line, even[n], odd[n]);
             prefetch_key(ahead[n] + line * step);
             if (step == 128) prefetch_key(ahead[n] + line * step + 64);
         }
         const float* now = q + line * 2 * M;
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int m = 0; m < M; ++m) {
             const F16 first_q = broadcast(now[m]), second_q = broadcast(now[M + m]);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
             for (int n = 0; n < N; ++n) acc[m][n] = fma(second_q, odd[n], fma(first_q, even[n], acc[m][n]));
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) store(scores + m * kScoreStride + n * kLanes, acc[m][n]);
     }
 }
@@ -88,28 +86,28 @@ template <int M, int N>
 inline void score_panels_int8(const Int8Queries& queries, int32_t key_dim, const uint8_t* const* panels,
                               const uint8_t* const* ahead, const float* const* key_scales, float* scores) {
     I16 acc[M][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) acc[m][n] = ibroadcast(queries.corrections[m]);
     }
     for (int64_t line = 0; line < key_dim / 4; ++line) {
         I16 keys[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {
             keys[n] = iload(panels[n] + line * 64);
             prefetch_key(ahead[n] + line * 64);
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int m = 0; m < M; ++m) {
             const I16 four = ibroadcast(queries.q[line * M + m]);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
             for (int n = 0; n < N; ++n) acc[m][n] = dot4(acc[m][n], keys[n], four);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {
             const F16 scale = broadcast(queries.scales[m]) * load(key_scales[n]);
             store(scores + m * kScoreStride + n * kLanes, to_float(acc[m][n]) * scale);

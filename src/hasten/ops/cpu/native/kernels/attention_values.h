@@ -34,9 +34,9 @@ template <Dtype type, int M, int N, bool ask>
 inline void add_values(const float* weights, const ValuePanels& values, int64_t offset, float* acc, int64_t acc_stride) {
     constexpr int64_t bytes = 16 * size_of(type);
     F16 sums[M][N];
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) sums[m][n] = load(acc + m * acc_stride + n * kLanes);
     }
     for (int j = 0; j < values.count; ++j) {
@@ -45,22 +45,22 @@ inline void add_values(const float* weights, const ValuePanels& values, int64_t 
         const float* weight = weights + j * kLanes;
         for (int32_t key = 0; key < values.keys[j]; ++key, row += values.row_bytes, soon += values.row_bytes) {
             F16 v[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 24
             for (int n = 0; n < N; ++n) {
                 v[n] = load_value<type>(row + n * bytes);
                 if (ask && n * bytes % 64 == 0) prefetch_key(soon + n * bytes);
             }
-#pragma GCC unroll 8
+#pragma GCC unroll 24
             for (int m = 0; m < M; ++m) {
                 const F16 w = broadcast(weight[m * kScoreStride + key]);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
                 for (int n = 0; n < N; ++n) sums[m][n] = fma(w, v[n], sums[m][n]);
             }
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int n = 0; n < N; ++n) store(acc + m * acc_stride + n * kLanes, sums[m][n]);
     }
 }

@@ -157,6 +157,9 @@ template <class W, bool Grouped, int R>
     finish(task, set, row, R, tile);
 }
 
+// Up to here weights that are widened in registers, for each block of rows anew, are faster than those widened once in scratch.
+constexpr int kStreamedRows = kVectorRegisters == 32 ? 64 : 8;
+
 // Many rows: a stretch of a few sets' panels is widened to floats in scratch and meets all rows, whose part of the stretch
 // stays in the second cache meanwhile.
 constexpr int64_t kWideInputs = 512;  // of a stretch; a multiple of every group
@@ -277,7 +280,7 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count)
 
 template <class W, bool Grouped>
 inline void linear_float(const LinearTask& task) {
-    if (task.rows <= kFewRows) {
+    if (task.rows <= kStreamedRows) {
         for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
             for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
                 with_count<kStreamRows>(size, [&](auto n) { stream_set<W, Grouped, decltype(n)::value>(task, set, row); });

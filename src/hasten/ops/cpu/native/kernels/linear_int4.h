@@ -14,6 +14,8 @@ namespace hasten::HASTEN_ISA {
     quads[1] = shift_right(bytes, 4) & ibroadcast(0x0f0f0f0f);
 }
 
+constexpr int kNibbleRows = kVectorRegisters == 32 ? 8 : 4;  // two sums for each, of the group and of all groups
+
 // Few rows: tile[R][P][16] of P panels at `weights`, nibbles taken apart in registers.
 template <int R, int P>
 [[gnu::noinline]] void stream_int4(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights,
@@ -168,8 +170,8 @@ inline void linear_int4(const LinearTask& task) {
     assert(task.quantized.group == task.matrix->group);
     if (task.rows > kFewRows) return for_each_set(task, kTilePanels, [&](const PanelSet& set) { block_int4(task, set); });
     for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
-        for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
-            with_count<kStreamRows>(size, [&](auto n) { stream_int4_set<decltype(n)::value>(task, set, row); });
+        for_each_row_block(task.rows, kNibbleRows, [&](int32_t row, int32_t size) {
+            with_count<kNibbleRows>(size, [&](auto n) { stream_int4_set<decltype(n)::value>(task, set, row); });
         });
     });
 }

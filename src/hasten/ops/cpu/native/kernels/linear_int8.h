@@ -34,7 +34,7 @@ template <int R, int P>
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     for (int64_t line = 0; line < lines; ++line) {
         I16 u[P];
-        ahead.fetch<(R >= 4 && R <= kFewRows)>(w, line);  // more registers of sums, more time between lines
+        ahead.fetch<(R >= 4 && R <= kStreamRows)>(w, line);  // more registers of sums, more time between lines
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) u[p] = iload(w[p] + line * 64);
 #pragma GCC unroll 16
