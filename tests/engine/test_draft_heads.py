@@ -21,7 +21,8 @@ from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.decoding.drafters.base import Line, Seen
-from hasten.decoding.drafters.eagle import DOUBT, LEAST, WIDTH
+from hasten.decoding.drafters.eagle import DOUBT, WIDTH
+from hasten.decoding.growing_tree import LEAST
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.layers.build import Build
 from hasten.layers.context import DenseContext
@@ -108,6 +109,14 @@ def states(decoder: Decoder, token_ids: Sequence[int], layers: Sequence[int]) ->
     return [found[layer] for layer in layers]
 
 
+def paths_of(draft: Draft) -> list[tuple[int, ...]]:
+    """The tokens from the first to that of each node."""
+    paths: list[tuple[int, ...]] = []
+    for token, parent in zip(draft.token_ids, draft.parents, strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return paths
+
+
 class Branch(NamedTuple):
     tokens: list[int]
     hidden: Tensor  # the state beside each token but the last [T, E]
@@ -147,15 +156,28 @@ def run(folder: Path, kind: str, check: Callable[[Line, Draft], None], **options
 def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, Any], decoder: Decoder, medusa: Path) -> None:
     build = Build(TorchOps(), DenseFormats(TorchOps(), torch.float32), torch.float32)
     heads = read_medusa(medusa, hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SIZE, build=build).heads
-    tree = RankedTree.best(ACCURACIES, 6)
+    tree = RankedTree.best(ACCURACIES, 24)
 
     def check(line: Line, draft: Draft) -> None:
+        """Of the paths of the measured tree the likeliest, the likeliest first, up to a rounding."""
         (hidden_TE,) = states(decoder, line.token_ids[:-1], [len(decoder.layers) - 1])
         with torch.inference_mode():
-            best = heads(decoder.norm(hidden_TE[-1:]), decoder.vocabulary)[:, 0].topk(3).indices.tolist()
-        assert draft == Draft(tuple(best[depth][rank] for depth, rank in zip(tree.depths, tree.ranks, strict=True)), tree.parents)
+            listed = heads(decoder.norm(hidden_TE[-1:]), decoder.vocabulary)[:, 0].topk(32)
+        paths: list[tuple[int, ...]] = []
+        chances: dict[tuple[int, ...], float] = {}
+        for depth, rank, parent in zip(tree.depths, tree.ranks, tree.parents, strict=True):
+            before = paths[parent] if parent >= 0 else ()
+            paths.append((*before, int(listed.indices[depth, rank])))
+            chances[paths[-1]] = chances.get(before, 1.0) * float(listed.values[depth].softmax(0)[rank])
+        best = [chance for chance in sorted(chances.values(), reverse=True)[:6] if chance >= LEAST]
+        found = paths_of(draft)
+        assert len(set(found)) == len(found) == len(best)
+        assert [chances[path] for path in found] == pytest.approx(best, abs=1e-4)
+        pruned.append(len(best) < 6)
 
+    pruned: list[bool] = []
     assert run(medusa, "medusa", check, **options).num_checked > 30
+    assert any(pruned) and not all(pruned)
 
 
 @pytest.mark.parametrize("options", [{"backend": "torch"}, {}, {"max_num_batched_tokens": 9, "max_num_seqs": 8}])
@@ -181,9 +203,7 @@ def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: De
                         chances[tuple(tokens[len(line.token_ids) :])] = tip.chance * p
                 tips = sorted((tip for tip in grown if tip.chance >= DOUBT), key=lambda tip: -tip.chance)[:WIDTH]
                 widths.append((depth, len(tips)))
-        paths: list[tuple[int, ...]] = []
-        for token, parent in zip(draft.token_ids, draft.parents, strict=True):
-            paths.append((*(paths[parent] if parent >= 0 else ()), token))
+        paths = paths_of(draft)
         best = [chance for chance in sorted(chances.values(), reverse=True)[:12] if chance >= LEAST]
         assert len(set(paths)) == len(paths) == len(best)
         assert [chances[path] for path in paths] == pytest.approx(best, abs=1e-4)

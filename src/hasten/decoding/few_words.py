@@ -17,6 +17,10 @@ class FewWords:
         self._token_ids, self._vocab_size = token_ids, vocab_size
         self._rows_RV = torch.empty(0, vocab_size)  # of earlier calls: mapping memory anew costs more than writing it
 
+    def token_ids(self, columns: Tensor) -> Tensor:
+        """Of the logits."""
+        return self._token_ids[columns]
+
     def spread(self, logits_RD: Tensor) -> Tensor:
         """The logits of all tokens, those that cannot be guessed at -inf. [R, V], valid until the next call"""
         if len(self._rows_RV) < len(logits_RD):

@@ -13,9 +13,11 @@ import pytest
 import torch
 from tests.scheduling.oracle import VOCABULARY, Alone, OracleRunner
 
+from hasten.core.draft import Draft
 from hasten.core.plan import Runner, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding import growing_tree
 from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
@@ -26,7 +28,7 @@ from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
 GROUPS = (KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7))
-BLOCK_SIZE, NUM_TOKENS = 4, 4
+BLOCK_SIZE, DEPTH = 4, 4
 
 
 class Projected:
@@ -56,11 +58,11 @@ class Bench:
         oracle = OracleRunner(GROUPS, num_blocks, BLOCK_SIZE, lambda sequence_id: self.lines[sequence_id].request.cache_salt)
         self.sayable = torch.arange(VOCABULARY) if sayable is None else sayable
         words = None if sayable is None else FewWords(sayable, VOCABULARY)
-        limits = {"num_tokens": NUM_TOKENS, "max_step": max_step, "max_positions": 60}
+        limits = {"num_tokens": 63, "max_depth": DEPTH, "max_step": max_step, "max_positions": 60}
         self.drafter = DraftModel(Projected(oracle, self.sayable), self.space, Sampler(), **limits, words=words)
         self.alone = Alone(GROUPS)
         self.stem = [self.random.randrange(1, VOCABULARY) for _ in range(20)]
-        self.full = self.short = self.cut = 0
+        self.full = self.short = self.cut = self.beside = 0
         self._num_lines = 0
 
     def add(self) -> None:
@@ -80,8 +82,8 @@ class Bench:
         draw = self.random
         lines = list(self.lines.values())
         for line, draft in zip(lines, self.drafter.propose(lines, NOTHING_SEEN), strict=True):
-            guess = draft.token_ids
-            right = self.expected(line)
+            right, others = self.expected(line)
+            guess = self.checked(draft, right, others) if line.request.params.greedy else draft.token_ids
             assert guess == right[: len(guess)], (guess, right)
             self.full += guess == right
             self.short += guess != right
@@ -92,21 +94,40 @@ class Bench:
                 del self.lines[line.sequence_id]
         self.space.check()
 
-    def expected(self, line: Line) -> tuple[int, ...]:
-        """Up to the guess after which a greedy chain is too doubtful."""
+    def checked(self, draft: Draft, right: tuple[int, ...], others: list[dict[int, float]]) -> tuple[int, ...]:
+        """The tokens of the path that the model would go. All other nodes are what it finds likely beside it."""
+        path = draft.path(right)
+        chances = []
+        for node, (token, parent, depth) in enumerate(zip(draft.token_ids, draft.parents, draft.depths, strict=True)):
+            assert parent == -1 or parent in path, "nobody has been asked what comes after it"
+            chances.append(others[depth - 1][token])
+            self.beside += node not in path
+        assert chances == sorted(chances, reverse=True) and len(draft) <= growing_tree.RANKS * len(path)
+        missing = [chance for depth in range(len(path)) for token, chance in others[depth].items() if token not in draft.token_ids]
+        assert not missing or max(missing) < max(growing_tree.LEAST, 1e-9), "it is likely enough to be verified"
+        return tuple(draft.token_ids[node] for node in path)
+
+    def expected(self, line: Line) -> tuple[tuple[int, ...], list[dict[int, float]]]:
+        """Up to the guess after which a greedy chain is too doubtful; and of each place the likeliest tokens, and how likely."""
         tokens, request = list(line.token_ids), line.request
         chance = 1.0
-        for _ in range(NUM_TOKENS):
+        others = []
+        for _ in range(DEPTH):
             row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), line.answer_index)
             said = torch.isin(torch.arange(VOCABULARY), self.sayable)
             logits = self.alone.logits(tokens, request.cache_salt).where(said, -torch.inf)
             (sampled,) = Sampler().sample(logits, [row])
             tokens = [*tokens, sampled.token_id]
-            chance *= float(logits[0].softmax(0)[sampled.token_id]) if request.params.greedy else 1.0
+            share = logits[0].softmax(0)
+            likely = {*share.topk(growing_tree.RANKS).indices.tolist(), sampled.token_id}
+            others.append({token: chance * float(share[token]) for token in likely})
+            chance *= float(share[sampled.token_id]) if request.params.greedy else 1.0
+            if chance < growing_tree.LEAST:
+                tokens.pop()
             if chance < draft_model.DOUBT:
                 break
-        self.cut += len(tokens) - len(line.token_ids) < NUM_TOKENS
-        return tuple(tokens[len(line.token_ids) :])
+        self.cut += len(tokens) - len(line.token_ids) < DEPTH
+        return tuple(tokens[len(line.token_ids) :]), others
 
     def run(self, rounds: int) -> Bench:
         for _ in range(rounds):
@@ -125,6 +146,7 @@ class Bench:
 def undaunted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses are made however doubtful they are."""
     monkeypatch.setattr(draft_model, "DOUBT", 0.0)
+    monkeypatch.setattr(growing_tree, "LEAST", 0.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -147,6 +169,7 @@ def test_greedy_guesses_end_where_they_become_doubtful(seed: int) -> None:
     bench = Bench(seed, num_blocks=200).run(60)
     assert bench.full > 150 and bench.short < bench.full / 20
     assert 20 < bench.cut < bench.full  # those that are sampled go on
+    assert bench.beside > 20
 
 
 @pytest.mark.parametrize("seed", range(4))

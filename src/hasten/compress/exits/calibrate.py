@@ -60,8 +60,8 @@ def p_values(risk_LN: Tensor, largest_L: Tensor, allowed: float, certainty: floa
     """Of "the mean loss is ``allowed`` or more", where no loss counts as more than its bound. [L], float64
 
     ``largest_L``: the largest loss of a text that is to be feared at each threshold, from other texts than these. Valid for any
-    number of texts that are drawn alike. They are bet on in their order, which must not depend on their losses. ``certainty`` tunes the stakes and is no
-    condition.
+    number of texts that are drawn alike. They are bet on in their order, which must not depend on their losses. ``certainty``
+    tunes the stakes and is no condition.
     """
     most_L1, prior = (SPARE * largest_L.double()).clamp(min=MOST * allowed)[:, None], (PRIOR * allowed) ** 2
     loss_LN = torch.minimum(risk_LN.double(), most_L1)

@@ -1,5 +1,8 @@
 """Guesses with a smaller model of the same vocabulary (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, 2302.01318).
 
+It goes on from its own likeliest token. What else a greedy line may choose in the same place is guessed beside it: that costs a row
+of the step that verifies it, and no call.
+
 It draws with the noise of the target's own positions, so wherever both models agree well enough they draw the same token, at any
 temperature (arXiv 2408.07978). Its keys and values lie in blocks of their own, which follow the lines: what a line has taken is
 computed, what it has rejected is written over. It knows no scheduler: where blocks or a step's tokens are short, it guesses less.
@@ -8,10 +11,9 @@ computed, what it has rejected is written over. It knows no scheduler: where blo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from hasten.core.draft import Draft
@@ -19,6 +21,7 @@ from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
+from hasten.decoding.growing_tree import RANKS, GrowingTree
 from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
@@ -44,15 +47,16 @@ class Trail:
         self.num_verified = kept
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Guess:
     """A line and what is guessed of it so far."""
 
     line: Line
     trail: Trail
     token_ids: list[int] = field(default_factory=list)
-    chance: float = 1.0  # that all of it is right, by what the draft model says
     proposals: list[Tensor] = field(default_factory=list)  # what they were drawn from, where the line's rule asks
+    tree: GrowingTree = field(default_factory=GrowingTree)  # they, and what else is likely in their places
+    tip: int = -1  # the last of them
 
     @property
     def judged(self) -> bool:
@@ -78,8 +82,18 @@ class _Guess:
         index = -2 - self.line.answer_index if self.judged else self.line.answer_index
         return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, index)
 
-    def draft(self) -> Draft:
-        return Draft.chain(self.token_ids, tuple(self.proposals) if self.judged else None)
+    @property
+    def chance(self) -> float:
+        """That all of it is right, by what the draft model says."""
+        return self.tree.nodes[self.tip].chance if self.tip >= 0 else 1.0
+
+    def add(self, token_id: int, chance: float, others: Iterable[tuple[int, float]] = ()) -> None:
+        """What was drawn, and what else may be right there."""
+        self.token_ids.append(token_id)
+        self.tip = self.tree.add(self.tip, [(token_id, chance), *(choice for choice in others if choice[0] != token_id)])[0]
+
+    def draft(self, num_tokens: int) -> Draft:
+        return Draft.chain(self.token_ids, tuple(self.proposals)) if self.judged else self.tree.draft(num_tokens)
 
 
 class DraftModel(PacedDrafter):
@@ -89,17 +103,20 @@ class DraftModel(PacedDrafter):
         kv: KvSpace,
         sampler: Sampler,
         *,
-        num_tokens: int = 4,
+        num_tokens: int = 6,
+        max_depth: int = 4,
         max_step: int,
         max_positions: int,
         words: FewWords | None = None,
     ) -> None:
-        """``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed.
+        """``max_depth``: of a guess, whose ``num_tokens`` may stand beside one another. ``max_step``: the most tokens that one step
+        of ``runner`` takes. Nothing past ``max_positions`` is computed.
 
         ``words``: the tokens that the logits of ``runner`` are of, where these are not all.
         """
         self._runner, self._kv, self._sampler, self._words = runner, kv, sampler, words
-        self.num_tokens, self._max_step, self._max_positions = num_tokens, max_step, max_positions
+        self.num_tokens, self._max_depth = num_tokens, max_depth
+        self._max_step, self._max_positions = max_step, max_positions
         self._trails: dict[int, Trail] = {}
         self._pace = Pace()
 
@@ -112,7 +129,7 @@ class DraftModel(PacedDrafter):
         return (1, 2, 3, 4, 6, 8)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        return self._pace.cost(num_lines, num_tokens)
+        return self._pace.cost(num_lines, min(num_tokens, self._max_depth))
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return self._pace.reading(self._num_unread(lines))
@@ -134,8 +151,8 @@ class DraftModel(PacedDrafter):
         num_unread = self._num_unread(lines)
         guesses = [_Guess(line, self._follow(line)) for line in lines]
         active = guesses
-        made = 0
-        for round_ in range(self.num_tokens):
+        made, asked = 0, min(self.num_tokens, self._max_depth)
+        for round_ in range(asked):
             begin, num_lines = time.perf_counter(), len(active)
             going = self._advance(active)
             if going is None:
@@ -149,8 +166,8 @@ class DraftModel(PacedDrafter):
             if not active:
                 break
         if lines:
-            self._pace.note_round(len(lines), self.num_tokens, made)
-        return [guess.draft() for guess in guesses]
+            self._pace.note_round(len(lines), asked, made)
+        return [guess.draft(self.num_tokens) for guess in guesses]
 
     def _drop(self, sequence_id: int) -> None:
         self._kv.close(sequence_id)
@@ -193,28 +210,30 @@ class DraftModel(PacedDrafter):
         for guess, row in zip(planned, rows, strict=True):
             guess.trail.token_ids += row.token_ids
             guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
-        complete = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
+        drawing = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
+        ended = self._draw(drawing, logits_RD)
+        return [guess for guess in planned if guess not in ended and guess.chance >= DOUBT]
+
+    def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> list[_Guess]:
+        """The next token of each. Returns those that have none."""
         logits_RV = logits_RD if self._words is None else self._words.spread(logits_RD)
-        views = [guess.view() for guess in complete]
+        views = [guess.view() for guess in guesses]
         drawn = self._sampler.tokens(logits_RV, views)
-        sure = [guess.line.request.params.greedy for guess in complete]
-        chances = _chances(logits_RV, logits_RD.logsumexp(dim=1), drawn) if any(sure) else [1.0] * len(drawn)
-        ended = set()
-        for place, (guess, token_id) in enumerate(zip(complete, drawn, strict=True)):
+        sure = [guess.line.request.params.greedy for guess in guesses]
+        if any(sure):
+            total_R1 = logits_RD.logsumexp(dim=1, keepdim=True)
+            value_RK, column_RK = logits_RD.topk(min(RANKS, logits_RD.shape[1]), dim=1)
+            ids = (column_RK if self._words is None else self._words.token_ids(column_RK)).tolist()
+            likely = [list(zip(*row, strict=True)) for row in zip(ids, (value_RK - total_R1).exp().tolist(), strict=True)]
+        ended = []
+        for place, (guess, token_id) in enumerate(zip(guesses, drawn, strict=True)):
             if token_id is None:
-                ended.add(id(guess))
-                continue
-            if guess.judged:
-                (proposal_V,) = self._sampler.probabilities(logits_RV[place : place + 1], views[place : place + 1])
-                guess.proposals.append(proposal_V)
-            guess.token_ids.append(token_id)
-            if sure[place]:  # whoever draws with the same noise may agree with an unlikely token
-                guess.chance *= chances[place]
-        return [guess for guess in planned if id(guess) not in ended and guess.chance >= DOUBT]
-
-
-def _chances(logits_RV: Tensor, total_R: Tensor, token_ids: Sequence[int | None]) -> list[float]:
-    """Of each row's token, by its logits, whose exponentials sum up to that of ``total_R``."""
-    index_R = torch.tensor([token or 0 for token in token_ids])
-    chances: list[float] = (logits_RV[torch.arange(len(index_R)), index_R] - total_R).exp().tolist()
-    return chances
+                ended.append(guess)
+            elif sure[place]:
+                chance = float((logits_RV[place, token_id] - total_R1[place, 0]).exp())
+                guess.add(token_id, chance, likely[place])
+            else:  # whoever draws with the same noise may agree with an unlikely token
+                if guess.judged:
+                    guess.proposals += self._sampler.probabilities(logits_RV[place : place + 1], views[place : place + 1])
+                guess.add(token_id, 1.0)
+        return ended

@@ -21,12 +21,11 @@ from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
+from hasten.decoding.growing_tree import RANKS, GrowingTree
 from hasten.decoding.pace import Pace
 from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
-RANKS = 3  # choices of a place that are guessed
-LEAST = 0.07  # a node that is right less often is not worth a row of the step that verifies it
 WIDTH = 2  # nodes of a depth that the tree goes on from, at most
 DOUBT = 0.15  # it does not go on from a node that is right less often than this, by what the head says
 
@@ -83,13 +82,6 @@ class _Place(NamedTuple):
     logits_1V: Tensor  # of the token after it
 
 
-class _Node(NamedTuple):
-    token_id: int
-    parent: int  # its place among the nodes; -1: the line's last token
-    depth: int  # tokens after the line's last one, from 1
-    chance: float  # that it becomes output, by what the head says
-
-
 @dataclass(slots=True)
 class _Guess:
     """A tree that grows by one place a time, at its likeliest nodes (EAGLE-2, Li et al., 2024, arXiv 2406.16858).
@@ -101,7 +93,7 @@ class _Guess:
     line: Line
     trail: _Trail
     place: _Place
-    nodes: list[_Node] = field(default_factory=list)
+    tree: GrowingTree = field(default_factory=GrowingTree)
     read: list[int] = field(default_factory=list)  # nodes that the head has gone over, parents first
     tips: list[int] = field(default_factory=lambda: [-1])  # those that it goes on from
     states: dict[int, Tensor] = field(default_factory=dict)  # of nodes that were read [1, E]
@@ -112,32 +104,25 @@ class _Guess:
     @property
     def ahead(self) -> int:
         """Tokens between the line's next one and what comes after the tips."""
-        return 0 if self.tips[0] < 0 else self.nodes[self.tips[0]].depth
+        return self.tree.depth(self.tips[0])
 
     def grow(self, tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]]) -> None:
         """What may follow each tip, the likeliest first. Tips are those of the new nodes from which going on may pay."""
-        first, depth = len(self.nodes), self.ahead + 1
-        for tip, mine, likely in zip(self.tips, tokens, chances, strict=True):
-            before = 1.0 if tip < 0 else self.nodes[tip].chance
-            self.nodes += [_Node(token, tip, depth, before * chance) for token, chance in zip(mine, likely, strict=True)]
-        hopeful = [i for i in range(first, len(self.nodes)) if self.nodes[i].chance >= DOUBT]
-        self.tips = sorted(hopeful, key=lambda i: -self.nodes[i].chance)[:WIDTH]
+        new = [
+            node
+            for tip, mine, likely in zip(self.tips, tokens, chances, strict=True)
+            for node in self.tree.add(tip, zip(mine, likely, strict=True))
+        ]
+        chance = {node: self.tree.nodes[node].chance for node in new}
+        self.tips = sorted((node for node in new if chance[node] >= DOUBT), key=lambda node: -chance[node])[:WIDTH]
 
     def row(self) -> tuple[tuple[int, ...], tuple[int, ...], list[Tensor]]:
         """The tokens that the head reads, how those after the first branch, and the state beside each. Takes the tips as read."""
         self.read += self.tips
         places = {-1: -1} | {node: i for i, node in enumerate(self.read)}
-        nodes = [self.nodes[node] for node in self.read]
+        nodes = [self.tree.nodes[node] for node in self.read]
         tokens = (self.place.token_id, *(node.token_id for node in nodes))
         return tokens, tuple(places[node.parent] for node in nodes), [self.place.hidden_1E, *(self.states[n.parent] for n in nodes)]
-
-    def draft(self, num_tokens: int) -> Draft:
-        """The likeliest nodes that are worth verifying; none is likelier than its parent."""
-        order = sorted(range(len(self.nodes)), key=lambda i: (-self.nodes[i].chance, i))[:num_tokens]
-        order = [i for i in order if self.nodes[i].chance >= LEAST]
-        place = {-1: -1} | {node: i for i, node in enumerate(order)}
-        kept = [self.nodes[node] for node in order]
-        return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
 
 
 class Eagle(PacedDrafter):
@@ -198,7 +183,7 @@ class Eagle(PacedDrafter):
             made += 1
         if num_lines:
             self._pace.note_round(num_lines, asked, made)
-        drafts = {sequence_id: guess.draft(self.num_tokens) for sequence_id, guess in guesses.items()}
+        drafts = {sequence_id: guess.tree.draft(self.num_tokens) for sequence_id, guess in guesses.items()}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
     def _ready(self, line: Line) -> bool:

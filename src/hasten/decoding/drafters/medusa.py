@@ -1,13 +1,14 @@
 """Guesses by extra heads on the model's last hidden state, verified as a tree (Cai et al., 2024, arXiv 2401.10774).
 
 All places are guessed at once, each without knowing the others' guesses. The tree is chosen from the accuracies that were measured
-when the heads were trained.
+when the heads were trained; of its nodes those are verified that the heads find likely in their place.
 
 Shape suffixes: R lines · E hidden size · H heads · V vocabulary of the heads · K candidates.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
+from hasten.decoding.growing_tree import GrowingTree
 from hasten.decoding.pace import Pace
 from hasten.decoding.ranked_tree import RankedTree
 
@@ -38,7 +40,7 @@ class Medusa(PacedDrafter):
         """``logits``: hidden states after ``layer`` [R, E] -> [H, R, V]; ``token_ids``: columns of these -> the model's tokens."""
         self._logits, self._token_ids, self._layer = logits, token_ids, layer
         assumed = [[FIRST * PER_HEAD**head * PER_RANK**rank for rank in range(RANKS)] for head in range(num_heads)]
-        self._tree = RankedTree.best(accuracies or assumed)
+        self._tree = RankedTree.best(accuracies or assumed, max(self.lengths))
         self._num_ranks = 1 + max(self._tree.ranks)
         self.num_tokens, self._pace = num_tokens, Pace()
         self._seen = NOTHING_SEEN  # by the last step
@@ -71,22 +73,23 @@ class Medusa(PacedDrafter):
         if not known:
             return [NO_DRAFT] * len(lines)
         state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]
-        candidate_HRK = self._candidates(self._logits(state_RE), known)
-        drafts = {line.sequence_id: self._draft(candidate_HRK[:, row]) for row, line in enumerate(known)}
+        token_HRK, chance_HRK = self._candidates(self._logits(state_RE), known)
+        drafts = {line.sequence_id: self._draft(token_HRK[:, row], chance_HRK[:, row]) for row, line in enumerate(known)}
         self._pace.note(len(known), time.perf_counter() - begin)
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
-    def _candidates(self, logits_HRV: Tensor, lines: Sequence[Line]) -> Tensor:
-        """Token ids, those first that the line would choose first. [H, R, K]"""
+    def _candidates(self, logits_HRV: Tensor, lines: Sequence[Line]) -> tuple[Tensor, Tensor]:
+        """Token ids, those first that the line would choose first, and how likely each is. [H, R, K]"""
         num_heads, num_lines, _ = logits_HRV.shape
         # Head 0 guesses the token after the line's last one.
         ahead = [head for head in range(num_heads) for _ in range(num_lines)]
-        tokens, _ = candidates(logits_HRV.flatten(0, 1), [*lines] * num_heads, ahead, self._token_ids, self._num_ranks)
-        return tokens.reshape(num_heads, num_lines, -1)
+        token_NK, chance_NK = candidates(logits_HRV.flatten(0, 1), [*lines] * num_heads, ahead, self._token_ids, self._num_ranks)
+        shape = (num_heads, num_lines, -1)
+        return token_NK.reshape(shape), chance_NK.reshape(shape)
 
-    def _draft(self, candidate_HK: Tensor) -> Draft:
-        ids = candidate_HK.tolist()
-        tree, width = self._tree, candidate_HK.shape[1]
-        count = min(self.num_tokens, next((i for i, rank in enumerate(tree.ranks) if rank >= width), len(tree.ranks)))
-        nodes = zip(tree.depths[:count], tree.ranks[:count], strict=True)
-        return Draft(tuple(ids[depth][rank] for depth, rank in nodes), tree.parents[:count])
+    def _draft(self, token_HK: Tensor, chance_HK: Tensor) -> Draft:
+        ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), GrowingTree()
+        nodes = zip(self._tree.depths, self._tree.ranks, self._tree.parents, strict=True)
+        for depth, rank, parent in itertools.takewhile(lambda node: node[1] < token_HK.shape[1], nodes):
+            grown.add(parent, [(ids[depth][rank], chances[depth][rank])])
+        return grown.draft(self.num_tokens)

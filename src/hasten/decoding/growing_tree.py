@@ -1,0 +1,46 @@
+"""A tree of guesses by somebody who says how likely each is. It grows while it is guessed; the likeliest nodes are verified.
+
+Li et al., 2024 (EAGLE-2, arXiv 2406.16858): what a guesser says of its guesses is about how often they are accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hasten.core.draft import Draft
+
+LEAST = 0.07  # a node that is right less often is not worth a row of the step that verifies it
+RANKS = 3  # choices of a place that are guessed
+
+
+class Node(NamedTuple):
+    token_id: int
+    parent: int  # its place among the nodes; -1: the line's last token
+    depth: int  # tokens after the line's last one, from 1
+    chance: float  # that it becomes output, by what the guesser says
+
+
+@dataclass(slots=True)
+class GrowingTree:
+    nodes: list[Node] = field(default_factory=list)
+
+    def depth(self, node: int) -> int:
+        """-1: of the line's last token."""
+        return 0 if node < 0 else self.nodes[node].depth
+
+    def add(self, parent: int, choices: Iterable[tuple[int, float]]) -> range:
+        """What may follow ``parent``: tokens, and how likely each is there. Returns their places."""
+        first, depth = len(self.nodes), self.depth(parent) + 1
+        before = 1.0 if parent < 0 else self.nodes[parent].chance
+        self.nodes += [Node(token_id, parent, depth, before * chance) for token_id, chance in choices]
+        return range(first, len(self.nodes))
+
+    def draft(self, num_tokens: int) -> Draft:
+        """The likeliest nodes that are worth verifying; none is likelier than its parent."""
+        order = sorted(range(len(self.nodes)), key=lambda i: (-self.nodes[i].chance, i))[:num_tokens]
+        order = [i for i in order if self.nodes[i].chance >= LEAST]
+        place = {-1: -1} | {node: i for i, node in enumerate(order)}
+        kept = [self.nodes[node] for node in order]
+        return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
