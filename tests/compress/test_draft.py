@@ -72,6 +72,13 @@ def test_it_goes_on_from_a_model_that_is_given(model, trained, periodic, tmp_pat
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "further").config.num_hidden_layers == 1
 
 
+@pytest.mark.parametrize("size", [{"layers": 3}, {"hidden": 128}])
+def test_sizes_beside_a_start_are_refused(size):
+    ((name, value),) = size.items()
+    with pytest.raises(InvalidOption, match=f"{name}={value} beside start=demo-draft"):
+        Draft(start="demo-draft", **size)
+
+
 def test_a_start_of_another_vocabulary_is_refused_with_both_numbers(model, periodic, tmp_path):
     with pytest.raises(InvalidOption, match=r"8192 tokens.*101 tokens"):
         train(str(model), periodic, tmp_path / "out", Draft(start="demo-draft"), TrainOptions(steps=1, batch=1, window=64))

@@ -21,15 +21,22 @@ class Draft:
     weight_decay: ClassVar[float] = 0.01
 
     start: str | None = None  # a model to go on from, such as a small one of the target's family; None: one of random weights
-    layers: int = 2  # of that
-    hidden: int = 128  # its hidden size; a multiple of the target's head size
+    layers: int | None = None  # of that; None: 2
+    hidden: int | None = None  # its hidden size, a multiple of the target's head size; None: 128
     hard: float = 0.2  # weight of the text itself in the loss; the rest is the target's distribution
     draft_vocab: int | None = None  # the tokens that it guesses from when it drafts: the most frequent of the text
 
     def __post_init__(self) -> None:
         for name, value in (("layers", self.layers), ("hidden", self.hidden)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise InvalidOption(f"{name} is out of range", got=value, allowed="from 1")
+            if value is not None and self.start is not None:
+                raise InvalidOption(
+                    f"a model that goes on from another one has the {name} of that",
+                    got=f"{name}={value} beside start={self.start}",
+                    allowed="one of them",
+                    remedy=f"Leave {name} out, or start, for a model of random weights",
+                )
         if not 0.0 <= self.hard <= 1.0:
             raise InvalidOption("hard is out of range", got=self.hard, allowed="0 (the target alone) to 1 (the text alone)")
 
