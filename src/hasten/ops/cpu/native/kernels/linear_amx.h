@@ -1,7 +1,7 @@
 // Products of many rows in AMX tiles; few rows, and the types that tiles do not multiply, take the forms of linear.h.
 //
 // int8 and int4 with int8 activations give the bits of linear.h: the integer sums are exact. With bf16 weights the tiles round
-// the activations to bf16 and sum in another order, so a row of a batch above kFewRows differs from the same row below it.
+// the activations to bf16 and sum in another order, so a row of a batch above kVectorRows differs from the same row below it.
 //
 // The caller has asked the system for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM); the tiles are configured and
 // released inside each call.
@@ -17,6 +17,7 @@ namespace hasten::HASTEN_ISA {
 
 constexpr int kAmxRows = 16;  // of a tile
 constexpr int kAmxBlock = 2 * kAmxRows;
+constexpr int kVectorRows = 8;  // up to here tiles would be mostly empty, and weights stream
 
 struct alignas(64) AmxConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -111,6 +112,59 @@ inline void tiles_int8(const LinearTask& task) {
     });
 }
 
+// int4: nibbles become bytes in scratch, once for all rows.
+constexpr int64_t kByteInputs = 8192;  // of a panel at a time; a multiple of every group
+constexpr int64_t kByteBytes = 2 * kByteInputs * kLanes;
+
+inline void unpack_lines(const uint8_t* lines, int64_t inputs, uint8_t* out) {
+    for (int64_t k = 0; k < inputs; k += 8, lines += 64, out += 128) {
+        I16 quads[2];
+        unpack_nibbles(lines, quads);
+        istore(out, quads[0]);
+        istore(out + 64, quads[1]);
+    }
+}
+
+// Adds one group's integer sums [rows][count][16], scaled, to tiles of the same shape.
+inline void add_group(const LinearTask& task, const PanelSet& set, int64_t group, int32_t row, int32_t rows, const int32_t* sums,
+                      float* tiles) {
+    const QuantizedRows& q = task.quantized;
+    F16 scales[4];
+    for (int i = 0; i < set.count; ++i) scales[i] = group_scale(*task.matrix, set.panels[i], group);
+    for (int32_t r = row; r < row + rows; ++r) {
+        const I16 zero_point = ibroadcast(8 * q.sums[r * q.sums_stride + group]);
+        for (int i = 0; i < set.count; ++i, sums += kLanes, tiles += kLanes) {
+            store(tiles, fma(to_float(iload(sums) - zero_point), scales[i], load(tiles)));
+        }
+    }
+}
+
+// Calls body(run, first_row, rows, tiles) for stretches of a set's panels in whole bytes and rows whose sums are in `tiles`
+// [rows][set.count][16], then finishes the rows.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_wide_block(const LinearTask& task, const PanelSet& set, Body body) {
+    static_assert(kByteBytes + kTileStoreRows * 2 * kLanes * sizeof(float) <= kLinearScratch);
+    const Matrix& matrix = *task.matrix;
+    uint8_t* bytes = static_cast<uint8_t*>(task.scratch);
+    float* tiles = reinterpret_cast<float*>(bytes + kByteBytes);
+    for (int32_t first = 0; first < task.rows; first += kTileStoreRows) {
+        const int32_t rows = task.rows - first < kTileStoreRows ? task.rows - first : kTileStoreRows;
+        memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
+        for (int64_t k = 0; k < matrix.in_features; k += kByteInputs) {
+            Run run{};
+            run.input = k;
+            run.inputs = matrix.in_features - k < kByteInputs ? matrix.in_features - k : kByteInputs;
+            for (int i = 0; i < set.count; ++i) {
+                uint8_t* to = bytes + i * kByteInputs * kLanes;
+                unpack_lines(set.data(matrix, i) + k / 8 * 64, run.inputs, to);
+                run.weights[i] = to;
+            }
+            body(run, first, rows, tiles);
+        }
+        finish(task, set, first, rows, tiles);
+    }
+}
+
 // Adds the groups of one run, in ascending order, to tiles [size][set.count][16].
 inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row, int32_t size, int depth,
                            float* tiles) {
@@ -182,7 +236,7 @@ inline void linear_tiles(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const bool quantized = task.quantized.data != nullptr;
     const bool bf16 = matrix.dtype == Dtype::bf16 && bf16_block(matrix.padded_in) > 0;
-    if (task.rows <= kFewRows || !(bf16 || quantized)) return linear(task);
+    if (task.rows <= kVectorRows || !(bf16 || quantized)) return linear(task);
     if (bf16)
         tiles_bf16(task);
     else if (matrix.dtype == Dtype::int8)

@@ -14,7 +14,6 @@ constexpr int kTilePanels = kVectorRegisters == 32 ? 2 : 1;
 constexpr int kTileRows = kVectorRegisters == 32 ? 14 : 6;
 constexpr int kByteTileRows = kVectorRegisters == 32 ? kTileRows : 4;  // of int8: AVX2 has no single instruction for dot4
 constexpr int kStreamRows = kVectorRegisters == 32 ? 12 : 4;           // of the forms that stream: rows that share what is read
-constexpr int kFewRows = 8;                                            // up to here int4 is taken apart in registers
 constexpr int64_t kNearBytes = 2048;                                   // how far software prefetches run before the loads
 constexpr int64_t kFarBytes = 8192;
 
