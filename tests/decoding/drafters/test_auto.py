@@ -16,7 +16,7 @@ import pytest
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding.drafters.auto import Auto
+from hasten.decoding.drafters.auto import FORESEEN, NO_OFFER, Auto
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
 from hasten.decoding.outlook import Outlook
 from hasten.decoding.step_costs import StepCosts
@@ -184,6 +184,25 @@ def test_what_has_to_be_read_is_asked_after_the_step_was_seen() -> None:
         clock.now += 0.02
         line.token_ids.extend([*draft.token_ids, 7])
     assert [after for before, after in itertools.pairwise(events) if before == "round"] == ["watch"] * rounds
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.0, "model"), (0.5, "model"), (0.97, None), (1.1, None)])
+def test_what_is_read_first_must_pay_by_a_margin(share: float, asked: str | None) -> None:
+    """``share``: of all the time that guesses seem to save, the part that reading takes."""
+    step, length = 0.02, 6
+
+    class Reader(Model):
+        def backlog(self, lines: Sequence[Line]) -> float:
+            return share * (plain - plain / step * seconds)
+
+    model = Reader(Clock(), 0.002, asked=[1])
+    auto = Auto({}, {"model": model}, StepCosts({1: step, 64: step}), model.clock)
+    for _ in range(400):  # six of six guesses were right
+        auto._outlook("model", 0).note(Draft.chain(guess("model", length)), range(length))
+    auto._rates.note(1, step)
+    line = Line(0, [1], REQUEST, 0)
+    plain, seconds = FORESEEN * step, (step + length * model.seconds) / (1 + length)
+    assert auto._choose([NO_OFFER], [line]) == (asked, length if asked else 0, False)
 
 
 def test_it_follows_a_text_that_turns_predictable() -> None:

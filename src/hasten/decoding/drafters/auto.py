@@ -26,6 +26,7 @@ from hasten.decoding.step_costs import StepCosts
 FORESEEN = 256  # tokens: answers mostly end long before they must
 SHARE = 0.01  # of the time for each drafter that does not seem to pay
 SHOWN = 2  # tokens that it may show then
+MARGIN = 1.1  # by which guesses must seem to pay that something has to be read for: reading is a cost, and their gain a belief
 KINDS = (2, 4, 8)  # a guess from text is as long as the match was: longer ones are another kind
 
 
@@ -173,7 +174,7 @@ class Auto:
                 rate = self._best(num_lines, sorted(all_chances, reverse=True), cost)[1]
                 backlog = drafter.backlog(lines)
                 usual = self._rates.seconds(num_lines)
-                if backlog and usual and to_come / rate + backlog > to_come * usual:
+                if backlog and usual and MARGIN * (to_come / rate + backlog) > to_come * usual:
                     continue  # once begun it would pay, but the text will soon be guessed for nothing again
                 if rate > best:
                     best, chosen = rate, (name, length)
