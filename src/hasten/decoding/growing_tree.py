@@ -27,7 +27,7 @@ class GrowingTree:
     nodes: list[Node] = field(default_factory=list)
 
     def depth(self, node: int) -> int:
-        """-1: of the line's last token."""
+        """Of a node; 0 for -1, the line's last token."""
         return 0 if node < 0 else self.nodes[node].depth
 
     def add(self, parent: int, choices: Iterable[tuple[int, float]]) -> range:
