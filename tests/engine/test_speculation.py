@@ -22,6 +22,7 @@ from hasten.checkpoints.hub import resolve
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.core.result import TokenOrigin
+from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import Line, Seen
 from hasten.layers.build import Build
 from hasten.layers.formats.dense import DenseFormats
@@ -273,8 +274,9 @@ def test_all_layers_but_none_are_refused_as_first_layers() -> None:
         demo(speculation="self_speculation", draft_layers=8)
 
 
-def test_a_model_that_drafts_for_itself_is_always_right(requests, plain) -> None:
+def test_a_model_that_drafts_for_itself_is_always_right(requests, plain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which needs its keys and values to be right after every step, and its noise to be the target's."""
+    monkeypatch.setattr(draft_model, "RANKS", 1)  # no second choices beside the right one
     llm = demo(speculation="draft_model", draft_model="demo", num_draft_tokens=5)
     found = generate(llm, requests)
     assert_same(found, plain[0])

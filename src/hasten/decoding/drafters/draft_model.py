@@ -229,10 +229,9 @@ class DraftModel(PacedDrafter):
         for place, (guess, token_id) in enumerate(zip(guesses, drawn, strict=True)):
             if token_id is None:
                 ended.append(guess)
-            elif sure[place]:
-                chance = float((logits_RV[place, token_id] - total_R1[place, 0]).exp())
-                guess.add(token_id, chance, likely[place])
-            else:  # whoever draws with the same noise may agree with an unlikely token
+            elif sure[place] and likely[place][0][0] == token_id:
+                guess.add(token_id, likely[place][0][1], likely[place])
+            else:  # the same noise, mask or penalty makes others agree with an unlikely token
                 if guess.judged:
                     guess.proposals += self._sampler.probabilities(logits_RV[place : place + 1], views[place : place + 1])
                 guess.add(token_id, 1.0)
