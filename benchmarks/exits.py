@@ -40,6 +40,7 @@ from hasten.layers.formats.dense import DenseFormats
 from hasten.quality.texts import read_texts
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
+RULES = (*TOKEN_MEASURES, *REQUEST_MEASURES)
 LISTED = 64  # texts that thresholds are listed on
 CHEAPEST, DEAREST = 0.0005, 0.15  # nats per token, between which thresholds are tried
 
@@ -50,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("exits")
     parser.add_argument("--calibration", action="store_true", help="risks, recalibrations and the curve; no times")
     parser.add_argument("--data", type=Path, default=HELDOUT, help="text that neither the model nor the exits were trained on")
-    parser.add_argument("--rules", nargs="+", default=[*TOKEN_MEASURES, *REQUEST_MEASURES], help="these alone")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="these alone")
     parser.add_argument("--texts", type=int, default=352, help="windows, at most")
     parser.add_argument("--window", type=int, default=256, help="tokens of a window")
     parser.add_argument("--steps", type=int, default=16, help="thresholds of a rule")
