@@ -32,6 +32,7 @@ from engines.table import markdown
 from engines.turns import Convoy, Run, agreement
 from engines.works import Demand, Work, works
 from hasten.bench.provenance import provenance
+from hasten.bench.report import spread
 from hasten.bench.versions import versions
 
 HERE = Path(__file__).parent
@@ -113,7 +114,7 @@ def measure(options: argparse.Namespace, run: Run) -> dict[str, Any]:
     agreement(rows)
     for row in rows:
         least = Demand(**row["demand"]).seconds(ops_per_second(found, row["weights"]), found["bytes_per_second"])
-        row["share_of_limit"] = least / goals.spread(row["seconds"])["median"]
+        row["share_of_limit"] = least / spread(row["seconds"])["median"]
     return {"limits": found, "rows": rows, "missing": missing, "engines": loaded}
 
 

@@ -7,8 +7,27 @@ import sys
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
-# llama.cpp is compiled for this processor; ggml's OpenMP is its default on Linux.
-BUILD = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+# What ggml can be told of a processor with AMX. Its own AMX kernels end with an illegal instruction (llama-cpp-python 0.3.36
+# with its 8- and 4-bit weights), so there it is compiled for everything but AMX.
+GGML = {
+    "AVX2": "avx2",
+    "FMA": "fma",
+    "F16C": "f16c",
+    "BMI2": "bmi2",
+    "AVX512": "avx512f",
+    "AVX512_VBMI": "avx512vbmi",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+}
+
+
+def build_settings() -> dict[str, str]:
+    """llama.cpp is compiled for this processor; ggml's OpenMP is its default on Linux."""
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    flags = ["-DGGML_NATIVE=ON"]
+    if "amx_tile" in words:
+        flags = ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}={'ON' if word in words else 'OFF'}" for name, word in GGML.items())]
+    return {"CMAKE_ARGS": " ".join(flags), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
 
 
 def python_of(name: str, work: Path) -> Path:
@@ -28,6 +47,6 @@ def python_of(name: str, work: Path) -> Path:
             # optimum-intel brings a torchvision that is built for another torch and cannot be imported beside this one.
             [python, "-m", "pip", "uninstall", "--yes", "torchvision"],
         ):
-            subprocess.run([str(part) for part in command], check=True, stdout=log, stderr=log, env=os.environ | BUILD)
+            subprocess.run([str(part) for part in command], check=True, stdout=log, stderr=log, env=os.environ | build_settings())
     stamp.write_text(wanted)
     return python

@@ -64,7 +64,7 @@ struct Memory {
     uint8_t* weights = huge(kColdBytes + (int64_t{64} << 20));
     uint8_t* scales = huge(int64_t{160} << 20);
     uint8_t* x = huge(512 * 4096 * 4);
-    uint8_t* out = huge(int64_t{512} * 151936 * 4);
+    uint8_t* out = huge(int64_t{512} * (151936 + 16) * 4);
     std::vector<float> row_scales = std::vector<float>(512, 0.01f);
     std::vector<int32_t> sums = std::vector<int32_t>(512 * 128, 0);
     std::vector<uint8_t*> scratch{huge(kLinearScratch), huge(kLinearScratch)};
@@ -102,7 +102,7 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
     } else {
         task.x = {reinterpret_cast<float*>(memory.x), shape.in + pad / 4};
     }
-    task.out = {reinterpret_cast<float*>(memory.out), shape.out};
+    task.out = {reinterpret_cast<float*>(memory.out), shape.out + pad / 4};
     return work;
 }
 

@@ -324,6 +324,13 @@ void hasten_program_linear(hasten_program* program, const hasten_matrix* matrix,
     task.add = add != 0;
     task.gated = gated != 0;
     task.activation = static_cast<Activation>(activation);
+    if (p.kernels().narrow != nullptr && matrix->matrix.dtype == Dtype::bf16 && task.x.data != nullptr) {
+        const int32_t width = matrix->matrix.in_features;
+        task.narrow = p.narrow_rows(width);
+        if (task.narrow.data != nullptr) {
+            p.add(std::make_unique<Narrow>(p.kernels(), p.extent(), NarrowTask{task.x, width, task.narrow, 0, 0}));
+        }
+    }
     p.add(std::make_unique<Linear>(p.kernels(), p.extent(), task));
 }
 

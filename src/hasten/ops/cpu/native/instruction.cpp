@@ -25,6 +25,14 @@ void Norm::run(const Step& step, int64_t item, const Worker&) const {
     kernels_.norm(task);
 }
 
+void Narrow::run(const Step& step, int64_t item, const Worker&) const {
+    const RowItems items = cut_rows(step, extent_);
+    NarrowTask task = task_;
+    task.begin = items.begin(item);
+    task.end = items.end(item);
+    kernels_.narrow(task);
+}
+
 void Activate::run(const Step& step, int64_t item, const Worker& worker) const {
     const RowItems items = cut_rows(step, extent_);
     ActivateTask task = task_;

@@ -46,6 +46,22 @@ private:
     NormTask task_;
 };
 
+// So few rows that products stream are not narrowed.
+class Narrow final : public Instruction {
+public:
+    Narrow(const Kernels& kernels, Extent extent, const NarrowTask& task) : kernels_(kernels), extent_(extent), task_(task) {}
+    int64_t items(const Step& step) const override {
+        const RowItems items = cut_rows(step, extent_);
+        return items.rows > kVectorRows ? items.count() : 0;
+    }
+    void run(const Step& step, int64_t item, const Worker&) const override;
+
+private:
+    const Kernels& kernels_;
+    Extent extent_;
+    NarrowTask task_;
+};
+
 class Activate final : public Instruction {
 public:
     Activate(const Kernels& kernels, Extent extent, const ActivateTask& task) : kernels_(kernels), extent_(extent), task_(task) {}

@@ -36,6 +36,20 @@ struct QuantizedRows {
     int32_t group;  // columns of a run, a multiple of 32; the whole stride for int8 weights
 };
 
+// Rows of activations rounded to bf16, for the kernels that multiply such rows: more than kVectorRows of them.
+struct NarrowRows {
+    uint16_t* data;  // [t][stride], zeros from the width up to a multiple of 32
+    int64_t stride;  // elements
+};
+constexpr int32_t kVectorRows = 8;
+
+struct NarrowTask {
+    Rows x;
+    int32_t width;
+    NarrowRows out;
+    int32_t begin, end;
+};
+
 // A packed weight matrix [out, in]: panels of 16 output features, `pack` inputs of one output side by side (what one vector
 // instruction multiplies at once). With I' = in padded to a multiple of 64 (int8, int4: weights of the padding are zero after
 // the zero point is taken off), of 32 (bf16), or in itself (f32, f16); outputs are padded to 16 with zero rows:
@@ -76,6 +90,7 @@ struct LinearTask {
     int32_t rows;
     Rows x;                   // used when quantized.data is null: float activations
     QuantizedRows quantized;  // used otherwise (int8 and int4 weights only)
+    NarrowRows narrow;        // the same as x, or null: then who needs them makes them
     const float* bias;        // [panels * 16], zero in the padding, or null
     Rows out;
     bool add;
@@ -232,6 +247,7 @@ struct Kernels {
     const char* name;
     void (*pack)(const PackTask&);
     void (*linear)(const LinearTask&);
+    void (*narrow)(const NarrowTask&);  // null where no product of this set reads such rows
     void (*norm)(const NormTask&);
     void (*activate)(const ActivateTask&);
     void (*embed)(const EmbedTask&);

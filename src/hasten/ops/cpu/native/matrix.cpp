@@ -11,8 +11,8 @@ constexpr int32_t kStreamedRows = 24;  // up to here a product waits for its wei
 // other's to read. The last quarter is cut in short ones, so that nobody waits long enough to fall asleep.
 constexpr int64_t kLargeBytes = 1 << 20;
 constexpr int64_t kStreamBytes = 128 << 10;
-constexpr int32_t kManyPanels = 8;  // 128 outputs of weights stay in the second-level cache while rows pass by
-constexpr int32_t kManyRows = 384;  // a multiple of every kernel's block of rows; int8 rows of 4,096 stay in that cache
+constexpr int32_t kManyPanels = 32;  // 128 outputs of weights stay in the second-level cache while rows pass by
+constexpr int32_t kManyRows = 512;   // a multiple of every kernel's block of rows; int8 rows of 4,096 stay in that cache
 
 int64_t line_bytes(Dtype dtype, int64_t padded_in) {
     switch (dtype) {
@@ -103,6 +103,7 @@ void run_item(const Kernels& kernels, const LinearTask& whole, const LinearItems
     task.panel_begin = items.begin(across);
     task.panel_end = items.begin(across + 1);
     if (task.x.data != nullptr) task.x.data += row * task.x.stride;
+    if (task.narrow.data != nullptr) task.narrow.data += row * task.narrow.stride;
     if (task.quantized.data != nullptr) {
         task.quantized.data += row * task.quantized.stride;
         task.quantized.scales += row;

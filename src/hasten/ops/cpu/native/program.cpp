@@ -47,6 +47,17 @@ int32_t Program::add_rotary(int32_t half) {
     return static_cast<int32_t>(rotary_.size()) - 1;
 }
 
+NarrowRows Program::narrow_rows(int32_t width) {
+    const int64_t stride = row_bytes(round_up(width, 32) * int64_t{sizeof(uint16_t)}) / int64_t{sizeof(uint16_t)};
+    for (const NarrowRows& rows : narrow_) {
+        if (rows.stride == stride) return rows;
+    }
+    auto* data = static_cast<uint16_t*>(arena_.take(static_cast<size_t>(stride * max_tokens_) * sizeof(uint16_t)));
+    if (data == nullptr) return {nullptr, 0};
+    narrow_.push_back({data, stride});
+    return narrow_.back();
+}
+
 Rows Program::rows(int32_t buffer) const { return buffer < 0 ? Rows{nullptr, 0} : rows_[static_cast<size_t>(buffer)]; }
 
 QuantizedRows Program::quantized_rows(int32_t buffer) const {

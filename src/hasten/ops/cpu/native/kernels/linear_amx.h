@@ -7,6 +7,8 @@
 // released inside each call.
 #pragma once
 
+#include <type_traits>
+
 #include "linear.h"
 
 #ifdef HASTEN_EMULATE_AMX
@@ -17,13 +19,15 @@ namespace hasten::HASTEN_ISA {
 
 constexpr int kAmxRows = 16;  // of a tile
 constexpr int kAmxBlock = 2 * kAmxRows;
-constexpr int kVectorRows = 8;  // up to here tiles would be mostly empty, and weights stream
 
 struct alignas(64) AmxConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 };
+
+// What was stored before is in memory for the tiles to read: the compiler does not see what their instructions read.
+inline void settle() { asm volatile("" ::: "memory"); }
 
 // Tiles 0 to 3: sums of two row blocks by two panels. 4, 5: activations, 6, 7: weights, both `depth` bytes deep.
 inline void configure_tiles(int32_t rows, int depth) {
@@ -34,38 +38,65 @@ inline void configure_tiles(int32_t rows, int depth) {
         config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? depth : 64);
         config.rows[i] = static_cast<uint8_t>(i >= 6 ? depth / 4 : i == 0 || i == 1 || i == 4 ? upper : lower);
     }
+    asm volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
 
-// Sums over `steps` tiles in depth, of 1 or 2 blocks of rows with 1 or 2 panels, into sums [32][Panels][16] (4 bytes each).
-// x: rows x_stride bytes apart; panel i: weights[i], contiguous. Bf16: else signed times unsigned bytes.
+// What is asked for while tiles are multiplied: of every tile of weights `lines` lines from `first` on, `ahead` bytes further on.
+struct TileAhead {
+    int64_t ahead;
+    int first, lines;
+};
+
+// Sums over `steps` tiles in depth, of 1 or 2 blocks of rows with 1 or 2 panels, added to `start` ([32][16], the same for every
+// panel; null: zeros), into sums [32][Panels][16] (4 bytes each). x: rows x_stride bytes apart; panel i: weights[i], contiguous.
+// Bf16: else signed times unsigned bytes. Weights pass by the first-level cache, where the activations stay for the next panels.
 template <bool Bf16, int Blocks, int Panels>
-inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps, int depth, void* sums) {
+inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps, int depth, TileAhead soon,
+                           const int32_t* start, void* sums) {
     const uint8_t* rows = static_cast<const uint8_t*>(x);
-    _tile_zero(0);
-    if constexpr (Panels == 2) _tile_zero(1);
-    if constexpr (Blocks == 2) _tile_zero(2);
-    if constexpr (Blocks == 2 && Panels == 2) _tile_zero(3);
+    settle();
+    if (start == nullptr) {
+        _tile_zero(0);
+        if constexpr (Panels == 2) _tile_zero(1);
+        if constexpr (Blocks == 2) _tile_zero(2);
+        if constexpr (Blocks == 2 && Panels == 2) _tile_zero(3);
+    } else {
+        _tile_loadd(0, start, 64);
+        if constexpr (Panels == 2) _tile_loadd(1, start, 64);
+        if constexpr (Blocks == 2) _tile_loadd(2, start + kAmxRows * kLanes, 64);
+        if constexpr (Blocks == 2 && Panels == 2) _tile_loadd(3, start + kAmxRows * kLanes, 64);
+    }
     for (int64_t step = 0; step < steps; ++step) {
         const int64_t line = step * depth * kLanes;
         _tile_loadd(4, rows + step * depth, x_stride);
-        _tile_loadd(6, weights[0] + line, 64);
-        if constexpr (Blocks == 2) _tile_loadd(5, rows + kAmxRows * x_stride + step * depth, x_stride);
-        if constexpr (Panels == 2) _tile_loadd(7, weights[1] + line, 64);
-        for (int i = 0; i < depth / 4; ++i) {
-            prefetch(weights[0] + line + i * 64 + kNearBytes);
-            if constexpr (Panels == 2) prefetch(weights[1] + line + i * 64 + kNearBytes);
-        }
-        if constexpr (Bf16) {
+        _tile_stream_loadd(6, weights[0] + line, 64);
+        if constexpr (Bf16)
             _tile_dpbf16ps(0, 4, 6);
-            if constexpr (Panels == 2) _tile_dpbf16ps(1, 4, 7);
-            if constexpr (Blocks == 2) _tile_dpbf16ps(2, 5, 6);
-            if constexpr (Blocks == 2 && Panels == 2) _tile_dpbf16ps(3, 5, 7);
-        } else {
+        else
             _tile_dpbsud(0, 4, 6);
-            if constexpr (Panels == 2) _tile_dpbsud(1, 4, 7);
-            if constexpr (Blocks == 2) _tile_dpbsud(2, 5, 6);
-            if constexpr (Blocks == 2 && Panels == 2) _tile_dpbsud(3, 5, 7);
+        if constexpr (Blocks == 2) {
+            _tile_loadd(5, rows + kAmxRows * x_stride + step * depth, x_stride);
+            if constexpr (Bf16)
+                _tile_dpbf16ps(2, 5, 6);
+            else
+                _tile_dpbsud(2, 5, 6);
+        }
+        for (int i = 0; i < soon.lines; ++i) {
+            const int64_t at = line + soon.ahead + (soon.first + i) * 64;
+            prefetch_far(weights[0] + at);
+            if constexpr (Panels == 2) prefetch_far(weights[1] + at);
+        }
+        if constexpr (Panels == 2) {
+            _tile_stream_loadd(7, weights[1] + line, 64);
+            if constexpr (Bf16)
+                _tile_dpbf16ps(1, 4, 7);
+            else
+                _tile_dpbsud(1, 4, 7);
+            if constexpr (Blocks == 2 && Bf16)
+                _tile_dpbf16ps(3, 5, 7);
+            else if constexpr (Blocks == 2)
+                _tile_dpbsud(3, 5, 7);
         }
     }
     uint8_t* out = static_cast<uint8_t*>(sums);
@@ -78,13 +109,13 @@ inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const
 
 template <bool Bf16>
 inline void multiply_tiles(int32_t rows, int panels, const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps,
-                           int depth, void* sums) {
+                           int depth, TileAhead soon, const int32_t* start, void* sums) {
     if (rows > kAmxRows) {
-        if (panels == 2) return multiply_tiles<Bf16, 2, 2>(x, x_stride, weights, steps, depth, sums);
-        return multiply_tiles<Bf16, 2, 1>(x, x_stride, weights, steps, depth, sums);
+        if (panels == 2) return multiply_tiles<Bf16, 2, 2>(x, x_stride, weights, steps, depth, soon, start, sums);
+        return multiply_tiles<Bf16, 2, 1>(x, x_stride, weights, steps, depth, soon, start, sums);
     }
-    if (panels == 2) return multiply_tiles<Bf16, 1, 2>(x, x_stride, weights, steps, depth, sums);
-    return multiply_tiles<Bf16, 1, 1>(x, x_stride, weights, steps, depth, sums);
+    if (panels == 2) return multiply_tiles<Bf16, 1, 2>(x, x_stride, weights, steps, depth, soon, start, sums);
+    return multiply_tiles<Bf16, 1, 1>(x, x_stride, weights, steps, depth, soon, start, sums);
 }
 
 // Calls body(row, size) for rows in blocks of `block`, with the tiles configured for each.
@@ -98,17 +129,57 @@ template <class Body>
     }
 }
 
+// Panels that stay in the second-level cache while all rows pass by, and the next as many that are on their way to it.
+constexpr int64_t kGangBytes = 128 << 10;
+constexpr int kMaxGang = 16;         // sets
+constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
+
+// Calls body(sets, count, ahead) for runs of sets of two panels; `ahead`: bytes from each to its successor in the next run.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_gang(const LinearTask& task, Body body) {
+    const int64_t fit = kGangBytes / (2 * task.matrix->panel_bytes);
+    const int most = fit < 1 ? 1 : fit > kMaxGang ? kMaxGang : static_cast<int>(fit);
+    PanelSet sets[kMaxGang];
+    int count = 0;
+    for_each_set(task, 2, [&](const PanelSet& set) {
+        if (count == most || (count > 0 && sets[0].count != set.count)) {
+            body(sets, count, count * set.next_bytes);
+            count = 0;
+        }
+        sets[count++] = set;
+    });
+    if (count > 0) body(sets, count, count * sets[0].next_bytes);
+}
+
+// A product in tiles: rows of `x` (`stride` bytes apart, 64 bytes of each a step) by all panels of the task.
+// start(row, size, out): what the sums of a block of rows begin with, or null.
+template <bool Bf16, class Start>
+inline void tiles_of_rows(const LinearTask& task, const void* x, int64_t stride, int64_t steps, Start start) {
+    const int32_t blocks = (task.rows + kAmxBlock - 1) / kAmxBlock;
+    const int lines = blocks > kAskedBlocks ? 0 : (16 + blocks - 1) / blocks;
+    for_each_gang(task, [&](const PanelSet* sets, int count, int64_t ahead) {
+        for_each_tile_block(task.rows, kAmxBlock, 64, [&](int32_t row, int32_t size) {
+            alignas(64) int32_t first[kAmxBlock * kLanes];
+            const int32_t* begin = start(row, size, first);
+            const int asked = row / kAmxBlock * lines, left = asked < 16 ? 16 - asked : 0;
+            const TileAhead soon{ahead, asked, lines < left ? lines : left};
+            for (int i = 0; i < count; ++i) {
+                alignas(64) std::conditional_t<Bf16, float, int32_t> sums[kAmxBlock * 2 * kLanes];
+                const uint8_t* weights[2] = {sets[i].data(*task.matrix, 0), sets[i].data(*task.matrix, sets[i].count - 1)};
+                multiply_tiles<Bf16>(size, sets[i].count, static_cast<const uint8_t*>(x) + row * stride, stride, weights, steps, 64,
+                                     soon, begin, sums);
+                finish(task, sets[i], row, size, sums);
+            }
+        });
+    });
+}
+
 inline void tiles_int8(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
-    for_each_set(task, 2, [&](const PanelSet& set) {
-        const uint8_t* weights[2] = {set.data(matrix, 0), set.data(matrix, set.count - 1)};
-        for_each_tile_block(task.rows, kAmxBlock, 64, [&](int32_t row, int32_t size) {
-            alignas(64) float sums[kAmxBlock * 2 * kLanes];
-            multiply_tiles<false>(size, set.count, q.data + row * q.stride, q.stride, weights, matrix.padded_in / 64, 64, sums);
-            take_off_zero_point(task, row, size, set.count, sums);
-            finish(task, set, row, size, sums);
-        });
+    tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in / 64, [&](int32_t row, int32_t size, int32_t* out) {
+        for (int32_t r = 0; r < size; ++r) istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r, matrix.in_features)));
+        return out;
     });
 }
 
@@ -176,7 +247,7 @@ inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Ru
         const int64_t group = (run.input + k) / matrix.group;
         const uint8_t* weights[2] = {run.weights[0] + k * kLanes, run.weights[set.count - 1] + k * kLanes};
         const int8_t* x = q.data + row * q.stride + run.input + k;
-        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, sums);
+        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, {}, nullptr, sums);
         add_group(task, set, group, row, size, sums, tiles);
     }
 }
@@ -206,36 +277,44 @@ inline void narrow_row(const float* x, int64_t in_features, int64_t padded, uint
     for (; k < padded; k += kLanes) store_bf16(out + k, zero());
 }
 
+inline void narrow(const NarrowTask& task) {
+    const int64_t padded = (task.width + 31) / 32 * 32;
+    for (int64_t t = task.begin; t < task.end; ++t) {
+        narrow_row(task.x.data + t * task.x.stride, task.width, padded, task.out.data + t * task.out.stride);
+    }
+}
+
 // Between rows in bf16, in bytes: not a multiple of 4,096, where all rows would share a few lines of the first cache.
 inline int64_t bf16_stride(int64_t padded_in) { return padded_in * 2 + 64; }
 
-// Rows of a block: as many as scratch holds in bf16; 0 when it does not hold one tile.
-inline int32_t bf16_block(int64_t padded_in) {
+// Rows that scratch holds in bf16.
+inline int32_t bf16_rows(int64_t padded_in) {
     const int64_t rows = kLinearScratch / bf16_stride(padded_in);
-    return rows >= kAmxBlock ? kAmxBlock : rows >= kAmxRows ? kAmxRows : 0;
+    return static_cast<int32_t>(rows < kAmxRows ? 0 : rows < kAmxBlock ? kAmxRows : rows / kAmxBlock * kAmxBlock);
 }
 
 inline void tiles_bf16(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
-    uint16_t* x = static_cast<uint16_t*>(task.scratch);
     const int64_t stride = bf16_stride(matrix.padded_in);
-    for_each_tile_block(task.rows, bf16_block(matrix.padded_in), 64, [&](int32_t row, int32_t size) {
-        for (int32_t r = 0; r < size; ++r) {
-            narrow_row(task.x.data + (row + r) * task.x.stride, matrix.in_features, matrix.padded_in, x + r * stride / 2);
-        }
-        for_each_set(task, 2, [&](const PanelSet& set) {
-            alignas(64) float sums[kAmxBlock * 2 * kLanes];
-            const uint8_t* weights[2] = {set.data(matrix, 0), set.data(matrix, set.count - 1)};
-            multiply_tiles<true>(size, set.count, x, stride, weights, matrix.padded_in / 32, 64, sums);
-            finish(task, set, row, size, sums);
-        });
-    });
+    const auto from_zero = [](int32_t, int32_t, int32_t*) { return nullptr; };
+    if (task.narrow.data != nullptr) {
+        return tiles_of_rows<true>(task, task.narrow.data, task.narrow.stride * 2, matrix.padded_in / 32, from_zero);
+    }
+    uint16_t* x = static_cast<uint16_t*>(task.scratch);
+    const int32_t most = bf16_rows(matrix.padded_in);
+    for (int32_t row = 0; row < task.rows; row += most) {
+        LinearTask part = task;
+        part.rows = task.rows - row < most ? task.rows - row : most;
+        part.out.data += row * part.out.stride;
+        narrow({{task.x.data + row * task.x.stride, task.x.stride}, matrix.in_features, {x, stride / 2}, 0, part.rows});
+        tiles_of_rows<true>(part, x, stride, matrix.padded_in / 32, from_zero);
+    }
 }
 
 inline void linear_tiles(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const bool quantized = task.quantized.data != nullptr;
-    const bool bf16 = matrix.dtype == Dtype::bf16 && bf16_block(matrix.padded_in) > 0;
+    const bool bf16 = matrix.dtype == Dtype::bf16 && bf16_rows(matrix.padded_in) > 0;
     if (task.rows <= kVectorRows || !(bf16 || quantized)) return linear(task);
     if (bf16)
         tiles_bf16(task);

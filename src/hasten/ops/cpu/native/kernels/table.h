@@ -17,7 +17,7 @@ namespace hasten::HASTEN_ISA {
 
 inline Kernels make_table(const char* name) {
     return Kernels{
-        name, pack, linear, norm, activate, embed, rotary, prepare, plan_attention, attend, merge, draw,
+        name, pack, linear, nullptr, norm, activate, embed, rotary, prepare, plan_attention, attend, merge, draw,
     };
 }
 

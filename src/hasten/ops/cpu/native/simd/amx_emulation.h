@@ -102,6 +102,7 @@ inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbsud
 #undef _tile_dpbf16ps
@@ -110,6 +111,7 @@ inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
 #define _tile_release() hasten::amx_emulation::release()
 #define _tile_zero(t) hasten::amx_emulation::clear(HASTEN_TILE(t))
 #define _tile_loadd(t, base, stride) hasten::amx_emulation::load(HASTEN_TILE(t), base, stride)
+#define _tile_stream_loadd(t, base, stride) _tile_loadd(t, base, stride)
 #define _tile_stored(t, base, stride) hasten::amx_emulation::save(HASTEN_TILE(t), base, stride)
 #define _tile_dpbsud(c, a, b) hasten::amx_emulation::dot_signed_unsigned(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))
 #define _tile_dpbf16ps(c, a, b) hasten::amx_emulation::dot_bf16(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))
