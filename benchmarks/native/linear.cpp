@@ -128,7 +128,7 @@ Seconds pass(const Kernels& kernels, const Memory& memory, const Workload& work,
         LinearTask task = work.task;
         task.matrix = &matrix;
         tasks.push_back(task);
-        items.push_back(cut(task, threads));
+        items.push_back(cut(kernels, task, threads));
         ends.push_back((ends.empty() ? 0 : ends.back()) + items.back().count());
     }
     auto body = [&](int thread) {

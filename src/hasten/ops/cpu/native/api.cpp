@@ -213,7 +213,7 @@ int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, con
     task.quantized = given.quantized;
     task.bias = bias == nullptr ? nullptr : padded_bias;
     task.out = {padded, stride};
-    const LinearItems items = cut(task, cpu->threads.threads());
+    const LinearItems items = cut(cpu->kernels, task, cpu->threads.threads());
     share(cpu, items.count(),
           [&](int64_t item, int thread) { run_item(cpu->kernels, task, items, item, cpu->scratch[static_cast<size_t>(thread)]); });
     for (int32_t t = 0; t < rows; ++t) {

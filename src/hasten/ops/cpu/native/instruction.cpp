@@ -51,7 +51,7 @@ LinearTask Linear::whole(const Step& step) const {
 
 void Linear::run(const Step& step, int64_t item, const Worker& worker) const {
     const LinearTask task = whole(step);
-    run_item(kernels_, task, cut(task, step.threads()), item, worker.scratch);
+    run_item(kernels_, task, cut(kernels_, task, step.threads()), item, worker.scratch);
 }
 
 int64_t Embed::items(const Step& step) const { return step.plan().first_layer > 0 ? 0 : cut_rows(step, Extent::tokens).count(); }

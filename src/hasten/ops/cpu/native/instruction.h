@@ -78,7 +78,7 @@ class Linear final : public Instruction {
 public:
     // Writes the logits of the step where task.out.data is null.
     Linear(const Kernels& kernels, Extent extent, const LinearTask& task) : kernels_(kernels), extent_(extent), task_(task) {}
-    int64_t items(const Step& step) const override { return cut(whole(step), step.threads()).count(); }
+    int64_t items(const Step& step) const override { return cut(kernels_, whole(step), step.threads()).count(); }
     void run(const Step& step, int64_t item, const Worker& worker) const override;
 
 private:

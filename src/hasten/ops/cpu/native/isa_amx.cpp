@@ -11,6 +11,7 @@ const Kernels* amx_kernels() {
     static const Kernels table = [] {
         Kernels with_tiles = amx::make_table("amx");
         with_tiles.linear = amx::linear_tiles;
+        with_tiles.item_panels = 32, with_tiles.item_rows = 512;
         with_tiles.narrow = amx::narrow;
         return with_tiles;
     }();

@@ -245,6 +245,8 @@ struct DrawTask {
 
 struct Kernels {
     const char* name;
+    // An item of a product of many rows, at most: so much of both operands stays in the second-level cache.
+    int32_t item_panels, item_rows;
     void (*pack)(const PackTask&);
     void (*linear)(const LinearTask&);
     void (*narrow)(const NarrowTask&);  // null where no product of this set reads such rows

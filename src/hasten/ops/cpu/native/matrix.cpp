@@ -11,8 +11,6 @@ constexpr int32_t kStreamedRows = 24;  // up to here a product waits for its wei
 // other's to read. The last quarter is cut in short ones, so that nobody waits long enough to fall asleep.
 constexpr int64_t kLargeBytes = 1 << 20;
 constexpr int64_t kStreamBytes = 128 << 10;
-constexpr int32_t kManyPanels = 32;  // 128 outputs of weights stay in the second-level cache while rows pass by
-constexpr int32_t kManyRows = 512;   // a multiple of every kernel's block of rows; int8 rows of 4,096 stay in that cache
 
 int64_t line_bytes(Dtype dtype, int64_t padded_in) {
     switch (dtype) {
@@ -73,7 +71,7 @@ bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_fea
     return true;
 }
 
-LinearItems cut(const LinearTask& task, int threads) {
+LinearItems cut(const Kernels& kernels, const LinearTask& task, int threads) {
     LinearItems items{};
     items.panels = task.gated ? task.matrix->panels / 2 : task.matrix->panels;
     items.rows = task.rows;
@@ -89,8 +87,8 @@ LinearItems cut(const LinearTask& task, int threads) {
         items.num_large = static_cast<int32_t>(runs) * threads;
         return items;
     }
-    items.panels_each = std::max(1, std::min(kManyPanels, share));
-    items.rows_each = std::min(task.rows, kManyRows);
+    items.panels_each = std::max(1, std::min(kernels.item_panels, share));
+    items.rows_each = std::min(task.rows, kernels.item_rows);
     return items;
 }
 

@@ -30,7 +30,7 @@ struct LinearItems {
     int32_t down() const { return (rows + rows_each - 1) / rows_each; }
     int64_t count() const { return int64_t{across()} * down(); }
 };
-LinearItems cut(const LinearTask& task, int threads);
+LinearItems cut(const Kernels& kernels, const LinearTask& task, int threads);
 
 // Runs one item of `whole` (whose panel range is ignored).
 void run_item(const Kernels& kernels, const LinearTask& whole, const LinearItems& items, int64_t item, void* scratch);

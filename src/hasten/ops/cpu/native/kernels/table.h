@@ -16,8 +16,10 @@
 namespace hasten::HASTEN_ISA {
 
 inline Kernels make_table(const char* name) {
+    constexpr int32_t kItemPanels = 8, kItemRows = 384;  // int8 rows of 4,096 stay in the cache beside 128 outputs of weights
     return Kernels{
-        name, pack, linear, nullptr, norm, activate, embed, rotary, prepare, plan_attention, attend, merge, draw,
+        name,  kItemPanels, kItemRows, pack,           linear, nullptr, norm, activate,
+        embed, rotary,      prepare,   plan_attention, attend, merge,   draw,
     };
 }
 
