@@ -5,6 +5,8 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in the compiler's own header
 #include <immintrin.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -222,7 +224,9 @@ int main(int argc, char** argv) {
     Team team(threads);
     const Dtype dtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8};
     const char* names[] = {"f32", "bf16", "f16", "int8"};
-    for (const Kernels* kernels : {avx512_kernels(), avx2_kernels()}) {
+    std::vector<const Kernels*> tables{avx512_kernels(), avx2_kernels()};
+    if (syscall(SYS_arch_prctl, 0x1023L, 18L) == 0) tables.insert(tables.begin(), amx_kernels());  // asks for the tile registers
+    for (const Kernels* kernels : tables) {
         const double read = read_limit(team), rate = multiply_limit(team);
         std::printf("%s, %d threads: reads %.1f GB/s, multiplies %.0f GFLOP/s\n", kernels->name, threads, read * 1e-9, rate * 1e-9);
         for (int i = 0; i < 4 && context > 0; ++i) {

@@ -279,14 +279,22 @@ inline void run(const Kernels& kernels, AttentionTask task, Random& random) {
     for (int64_t item = plan.plan.merges; item-- > 0;) kernels.merge(task, item);
 }
 
-// The slots of what a token of row r sees, in the order of their positions.
+// The positions that a token of row r sees.
+inline std::vector<int> seen_positions(const Problem& problem, size_t r, int query) {
+    const int position = problem.rows[r].start + static_cast<int>(problem.path(r, query).size()) - 1;
+    const int first = problem.shape.window > 0 ? std::max(0, position - problem.shape.window + 1) : 0;
+    std::vector<int> positions(static_cast<size_t>(position - first + 1));
+    std::iota(positions.begin(), positions.end(), first);
+    return positions;
+}
+
+// The slots of what stands there.
 inline std::vector<int> seen_slots(const Problem& problem, size_t r, int query) {
     const std::vector<int> path = problem.path(r, query);
-    const int start = problem.rows[r].start, position = start + static_cast<int>(path.size()) - 1;
-    const int first = problem.shape.window > 0 ? position - problem.shape.window + 1 : 0;
-    std::vector<int> slots;
-    for (int p = std::max(0, first); p <= position; ++p) {
-        slots.push_back(p < start ? p : start + path[static_cast<size_t>(p - start)]);
+    const int start = problem.rows[r].start;
+    std::vector<int> slots = seen_positions(problem, r, query);
+    for (int& p : slots) {
+        if (p >= start) p = start + path[static_cast<size_t>(p - start)];
     }
     return slots;
 }
@@ -302,7 +310,34 @@ inline std::vector<double> rounded_query(const Problem& problem, const float* q)
     return out;
 }
 
-inline std::vector<double> reference(const Problem& problem, size_t r, int query, int head) {
+// The keys of a split: their positions' panels are counted in 32s (attention_plan.h).
+inline int split_of(const Shape& shape, int position) {
+    return (position / shape.slots * panels_of(shape) + position % shape.slots / 16) / 32;
+}
+
+// How far int8 values may lead off: by half a step of the fixed point of its split for each weight, times the greatest value.
+inline double fixed_point_error(const Problem& problem, size_t r, const std::vector<int>& positions,
+                                const std::vector<size_t>& seen, const std::vector<double>& weights) {
+    std::vector<double> steps;
+    double error = 0.0;
+    for (size_t i = 0; i < seen.size(); ++i) {
+        const size_t split = static_cast<size_t>(split_of(problem.shape, positions[i]));
+        if (steps.size() <= split) steps.resize(split + 1);
+        double scale = 0.0;
+        for (double v : problem.values[r][seen[i]]) scale = std::max(scale, std::fabs(v) / 127.0);
+        steps[split] = std::max(steps[split], weights[i] * scale / 65535.0);
+    }
+    for (const int position : positions) error += 0.5 * 127.0 * steps[static_cast<size_t>(split_of(problem.shape, position))];
+    return error;
+}
+
+// The result for one query and head, and how far from it rounding may lead.
+struct Reference {
+    std::vector<double> values;
+    double error;
+};
+
+inline Reference reference(const Problem& problem, size_t r, int query, int head) {
     const Shape& shape = problem.shape;
     const int kv_head = head / (shape.heads / shape.kv_heads);
     const float* source = problem.q->data() + int64_t{problem.spans[r].begin + query} * problem.stride + head * shape.dim;
@@ -323,10 +358,13 @@ inline std::vector<double> reference(const Problem& problem, size_t r, int query
     if (shape.sinks) most = std::max(most, sink);
     double total = shape.sinks ? std::exp(sink - most) : 0.0;
     for (double& w : weights) total += w = std::exp(w - most);
+    for (double& w : weights) w /= total;
     for (size_t i = 0; i < seen.size(); ++i) {
-        for (size_t d = 0; d < out.size(); ++d) out[d] += weights[i] / total * problem.values[r][seen[i]][d];
+        for (size_t d = 0; d < out.size(); ++d) out[d] += weights[i] * problem.values[r][seen[i]][d];
     }
-    return out;
+    const double rounding = 1e-5;
+    if (shape.dtype != Dtype::int8) return {out, rounding};
+    return {out, rounding + fixed_point_error(problem, r, seen_positions(problem, r, query), seen, weights)};
 }
 
 inline void check_against_reference(const Kernels& kernels, Problem& problem, int threads, Random& random) {
@@ -339,8 +377,9 @@ inline void check_against_reference(const Kernels& kernels, Problem& problem, in
         for (int query = 0; query < problem.rows[r].tokens; ++query) {
             const float* row = out.data() + int64_t{problem.spans[r].begin + query} * stride;
             for (int head = 0; head < shape.heads; ++head) {
-                const std::vector<double> want = reference(problem, r, query, head);
-                for (int d = 0; d < shape.dim; ++d) CHECK_CLOSE(row[head * shape.dim + d], want[static_cast<size_t>(d)], 1e-5);
+                const Reference want = reference(problem, r, query, head);
+                for (int d = 0; d < shape.dim; ++d)
+                    CHECK_CLOSE(row[head * shape.dim + d], want.values[static_cast<size_t>(d)], want.error);
             }
             for (int i = width; i < stride; ++i) CHECK(row[i] == 0.0f);
         }

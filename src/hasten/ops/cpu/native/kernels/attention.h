@@ -1,57 +1,10 @@
 // Attention over the paged pool: blocked for many queries, streamed for few, split over long contexts (Dao et al., 2023).
 #pragma once
 
-#include <cassert>
-
+#include "attention_memory.h"
 #include "attention_tree.h"
 
 namespace hasten::HASTEN_ISA {
-
-constexpr int kValueChunk = 4;  // panels of values that stay in the first-level cache for all queries of an item
-
-// One item's memory in the scratch of its thread.
-struct AttentionMemory {
-    float* queries;        // tiles [dim][M], or [dim / 4][M] of four bytes
-    float* query_scales;   // int8
-    int32_t* corrections;  // int8
-    float* scores;         // [query][kScoreStride]
-    float* part_values;    // [query][value_dim], of the running split
-    float* values;         // [query][value_dim], merged
-    float* wide_keys;      // two panels as floats
-    float* wide_values;    // kValueChunk panels as floats
-    Softmax* parts;        // [query], of the running split
-    Softmax* states;       // [query], merged
-    Visible* visible;      // [query]
-    int32_t* reach;        // [tile][2]: panels of the running split that the tile sees
-    float* tree;           // [query][kTreeTokens], of rows that branch
-
-    AttentionMemory(void* scratch, const KvGeometry& geometry) : next_(static_cast<uint8_t*>(scratch)) {
-        const int64_t row = geometry.value_dim;
-        queries = take<float>(kItemQueries * row);
-        query_scales = take<float>(kItemQueries);
-        corrections = take<int32_t>(kItemQueries);
-        scores = take<float>(kItemQueries * kScoreStride);
-        part_values = take<float>(kItemQueries * row);
-        values = take<float>(kItemQueries * row);
-        wide_keys = take<float>(2 * kLanes * row);
-        wide_values = take<float>(kValueChunk * kLanes * row);
-        parts = take<Softmax>(kItemQueries);
-        states = take<Softmax>(kItemQueries);
-        visible = take<Visible>(kItemQueries);
-        reach = take<int32_t>(2 * kItemQueries);
-        tree = take<float>(kItemQueries * kTreeTokens);
-        assert(next_ - static_cast<uint8_t*>(scratch) <= kAttentionScratch);
-    }
-
-private:
-    template <class T>
-    T* take(int64_t count) {
-        T* taken = reinterpret_cast<T*>(next_);
-        next_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-        return taken;
-    }
-    uint8_t* next_;
-};
 
 template <Dtype type>
 class AttentionItem {
@@ -61,7 +14,7 @@ public:
           place_(place),
           geometry_(shape.geometry),
           queries_(shape, place),
-          memory_(scratch, shape.geometry),
+          memory_(scratch, shape.geometry, type),
           tree_(shape, place, queries_, panels_, memory_.tree) {}
 
     void run() {
@@ -70,11 +23,7 @@ public:
             with_queries(queries_.count(), [&](auto m) { load_queries(decltype(m)::value); });
         else
             load_queries(kTileQueries);
-        __builtin_memset(memory_.values, 0, static_cast<size_t>(queries_.count() * geometry_.value_dim) * sizeof(float));
-        for (int i = 0; i < queries_.count(); ++i) {
-            memory_.states[i] = {-__builtin_inff(), 0.0f};
-            memory_.visible[i] = queries_.visible(i);
-        }
+        clear();
         if (queries_.branches() && queries_.split_end() > shape_.split_of(tree_.begin())) score_tree();
         for (int64_t split = queries_.split_begin(); split < queries_.split_end(); ++split) {
             panels_.list(shape_, place_, split, queries_.oldest(), queries_.newest());
@@ -83,16 +32,34 @@ public:
             else
                 block_split(split);
         }
-        if (place_.partials != nullptr) return;
-        for (int i = 0; i < queries_.count(); ++i) queries_.write(i, memory_.states[i], row_of(memory_.values, i));
+        write();
     }
 
-private:
+protected:
+    static constexpr bool kFixed = type == Dtype::int8;                             // weights of values are whole numbers
     static constexpr Dtype kWide = type == Dtype::int8 ? Dtype::int8 : Dtype::f32;  // of keys, once widened
 
     float* row_of(float* rows, int i) const { return rows + static_cast<int64_t>(i) * geometry_.value_dim; }
     float* scores_of(int i) const { return memory_.scores + static_cast<int64_t>(i) * kScoreStride; }
     int tiles() const { return (queries_.count() + kTileQueries - 1) / kTileQueries; }
+
+    // The sums of query i's values over the running split.
+    float* part_of(int i) const { return row_of(memory_.part_values, kFixed ? 2 * i : i); }
+    int32_t* sums_of(int i) const { return reinterpret_cast<int32_t*>(part_of(i)); }
+    const uint8_t* weights_of(int i) const { return reinterpret_cast<const uint8_t*>(scores_of(i)); }
+
+    void clear() {
+        __builtin_memset(memory_.values, 0, static_cast<size_t>(queries_.count() * geometry_.value_dim) * sizeof(float));
+        for (int i = 0; i < queries_.count(); ++i) {
+            memory_.states[i] = {-__builtin_inff(), 0.0f};
+            memory_.visible[i] = queries_.visible(i);
+        }
+    }
+
+    void write() {
+        if (place_.partials != nullptr) return;
+        for (int i = 0; i < queries_.count(); ++i) queries_.write(i, memory_.states[i], row_of(memory_.values, i));
+    }
 
     void load_queries(int m) {
         if constexpr (type == Dtype::int8)
@@ -141,11 +108,21 @@ private:
     void stream_split(int64_t split) {
         stream_scores<M>();
         weigh(0, M, 0, panels_.count);
-        count_keys(queries_.newest());
-        const int64_t row_bytes = geometry_.value_bytes / kLanes;
-        const ValuePanels values{panels_.values(), panels_.values() + kAhead, keys_, panels_.count, row_bytes};
-        add_all_values<type, M, true>(memory_.scores, values, memory_.part_values, geometry_.value_dim);
+        const ValuePanels values = value_panels();
+        if constexpr (kFixed && M <= kDirectQueries) {
+            add_all_rows<M>(weights_of(0), values, geometry_.value_dim, sums_of(0));
+        } else if constexpr (kFixed) {
+            gather_quads(values, 0, panels_.count, geometry_.value_dim, memory_.gathered);
+            add_all_quads(M, weights_of(0), memory_.gathered, 0, runs_to(panels_.count), geometry_.value_dim, sums_of(0));
+        } else {
+            count_keys(queries_.newest());
+            add_all_values<type, M, true>(memory_.scores, values, memory_.part_values, geometry_.value_dim);
+        }
         keep(split);
+    }
+
+    ValuePanels value_panels() const {
+        return {panels_.values(), panels_.values() + kAhead, keys_, panels_.count, geometry_.value_bytes / kLanes};
     }
 
     void block_scores() {
@@ -160,10 +137,22 @@ private:
     void block_split(int64_t split) {
         block_scores();
         for (int t = 0; t < tiles(); ++t) weigh(t * kTileQueries, kTileQueries, memory_.reach[2 * t], memory_.reach[2 * t + 1]);
-        for (int j = 0; j < panels_.count; j += kValueChunk) {
-            add_tiles(j, j + kValueChunk < panels_.count ? j + kValueChunk : panels_.count);
+        if constexpr (kFixed) {
+            add_quads_of_tiles();
+        } else {
+            for (int j = 0; j < panels_.count; j += kValueChunk) {
+                add_tiles(j, j + kValueChunk < panels_.count ? j + kValueChunk : panels_.count);
+            }
         }
         keep(split);
+    }
+
+    void add_quads_of_tiles() {
+        gather_quads(value_panels(), 0, panels_.count, geometry_.value_dim, memory_.gathered);
+        for (int t = 0; t < tiles(); ++t) {
+            const int from = run_of(memory_.reach[2 * t]), to = runs_to(memory_.reach[2 * t + 1]), i = t * kTileQueries;
+            if (from < to) add_all_quads(kTileQueries, weights_of(i), memory_.gathered, from, to, geometry_.value_dim, sums_of(i));
+        }
     }
 
     template <int N>
@@ -248,20 +237,30 @@ private:
 
     // Softmax of the tile's queries over panels [begin, end) of the list, and room for its sums of values.
     void weigh(int i, int m, int begin, int end) {
-        const PanelPositions positions{panels_.first, panels_.positions, type == Dtype::int8 ? panels_.value_scales : nullptr};
-        for (int k = i; k < i + m && k < queries_.count(); ++k) {
-            const Visible& visible = memory_.visible[k];
-            memory_.parts[k] = tree_.here() ? tree_.weigh(k, scores_of(k), visible, shape_.task.soft_cap)
-                                            : softmax_split(scores_of(k), begin, end, visible, positions, shape_.task.soft_cap);
+        for (int k = i; k < i + m && k < queries_.count(); ++k) memory_.parts[k] = weigh(k, begin, end);
+        if (kFixed && begin < end) return;  // they are written whole
+        __builtin_memset(part_of(i), 0, static_cast<size_t>(part_of(i + m) - part_of(i)) * sizeof(float));
+    }
+
+    Softmax weigh(int k, int begin, int end) {
+        const Visible& visible = memory_.visible[k];
+        const float soft_cap = shape_.task.soft_cap;
+        if (tree_.here()) return tree_.weigh(k, scores_of(k), visible, soft_cap, memory_.steps[k]);
+        const PanelPositions positions{panels_.first, panels_.positions, panels_.value_scales};
+        if constexpr (kFixed) {
+            const FloatScores scores{scores_of(k)};
+            return softmax_fixed(scores, scores_of(k), begin, end, visible, positions, soft_cap, memory_.steps[k]);
+        } else {
+            return softmax_split(scores_of(k), begin, end, visible, positions, soft_cap);
         }
-        __builtin_memset(row_of(memory_.part_values, i), 0, static_cast<size_t>(m * geometry_.value_dim) * sizeof(float));
     }
 
     // The split's result goes to the partials, or is merged at once.
     void keep(int64_t split) {
         for (int k = 0; k < queries_.count(); ++k) {
-            float* part = row_of(memory_.part_values, k);
+            float* part = part_of(k);
             if (tree_.here()) tree_.add_values(k, part);
+            if constexpr (kFixed) finish_fixed(sums_of(k), memory_.steps[k], geometry_.value_dim);
             if (place_.partials == nullptr) {
                 merge_partial(memory_.states[k], row_of(memory_.values, k), memory_.parts[k], part, geometry_.value_dim);
                 continue;

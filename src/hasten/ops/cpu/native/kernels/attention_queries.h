@@ -53,15 +53,25 @@ public:
 
     // The same as int8, tiles [dim' / 4][m] of four bytes; dim' is what the keys are padded to.
     void load_int8(int m, float* tiles, float* scales, int32_t* corrections) const {
-        const int32_t dim = shape_.task.head_dim, key_dim = shape_.geometry.key_dim;
+        const int32_t key_dim = shape_.geometry.key_dim;
         for (int i = 0; i < padded(m); ++i) {
             float* out = tile(tiles, i, m);
             alignas(64) int8_t values[kMaxHeadDim] = {};
-            scales[i] = i < count_ ? quantize_head(source(i), dim, values) * shape_.task.scale : 0.0f;
-            int32_t total = 0;
-            for (int32_t k = 0; k < key_dim; ++k) total += values[k];
-            corrections[i] = -128 * total;
+            scales[i] = 0.0f;
+            corrections[i] = 0;
+            if (i < count_) scales[i] = quantize(i, values, corrections[i]);
             for (int32_t k = 0; k < key_dim; k += 4) __builtin_memcpy(out + k / 4 * m, values + k, 4);
+        }
+    }
+
+    // The same as rows of bytes, `stride` apart.
+    void load_int8_rows(int m, int8_t* rows, int64_t stride, float* scales, int32_t* corrections) const {
+        for (int i = 0; i < padded(m); ++i) {
+            int8_t* row = rows + i * stride;
+            if (i < count_)
+                scales[i] = quantize(i, row, corrections[i]);
+            else
+                __builtin_memset(row, 0, static_cast<size_t>(shape_.geometry.key_dim));
         }
     }
 
@@ -75,6 +85,15 @@ public:
     }
 
 private:
+    // Query i as bytes, padded with zeros, and its scale. `correction` is what keys stored as k + 128 add too much.
+    float quantize(int i, int8_t* values, int32_t& correction) const {
+        const float scale = quantize_head(source(i), shape_.task.head_dim, values) * shape_.task.scale;
+        int32_t total = 0;
+        for (int32_t k = 0; k < shape_.task.head_dim; ++k) total += values[k];
+        correction = -128 * total;
+        return scale;
+    }
+
     static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
     static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
     int padded(int m) const { return (count_ + m - 1) / m * m; }

@@ -28,29 +28,55 @@ struct Softmax {
 struct PanelPositions {
     const int64_t* first;
     const int32_t* count;
-    const float* const* value_scales;  // or null
+    const float* const* value_scales;
 };
 
-// scores of panels [begin, end) -> exp(score - greatest), zero where nothing is seen, times the value's scale.
-inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels,
-                             float soft_cap) {
+// What softmax reads: scores, or the integer sums that tiles make of int8 queries and keys.
+struct FloatScores {
+    static constexpr bool floats = true;
+    const float* scores;
+    F16 operator()(int j) const { return load(scores + j * kLanes); }
+};
+struct IntegerScores {
+    static constexpr bool floats = false;
+    const float* sums;  // int32
+    int32_t correction;
+    float scale;
+    const float* const* key_scales;
+    F16 operator()(int j) const {
+        return to_float(iload(sums + j * kLanes) + ibroadcast(correction)) * (broadcast(scale) * load(key_scales[j]));
+    }
+};
+
+// Puts the scores of panels [begin, end) in place, -infinity where nothing is seen, and returns the greatest of each lane.
+template <class Scores>
+inline F16 mask_scores(const Scores& source, float* scores, int begin, int end, const Visible& visible,
+                       const PanelPositions& panels, float soft_cap) {
     const F16 hidden = broadcast(-__builtin_inff());
     F16 most = hidden;
     for (int j = begin; j < end; ++j) {
-        F16 s = load(scores + j * kLanes);
+        F16 s = source(j);
         if (soft_cap > 0.0f) s = broadcast(soft_cap) * tanh(s / broadcast(soft_cap));
         const uint32_t bits = visible.bits(panels.first[j], panels.count[j]);
         if (bits != 0xffff) s = select(bits, s, hidden);
-        if (soft_cap > 0.0f || bits != 0xffff) store(scores + j * kLanes, s);
+        if (!Scores::floats || soft_cap > 0.0f || bits != 0xffff) store(scores + j * kLanes, s);
         most = max(most, s);
     }
-    const float greatest = largest(most);
-    const F16 shift = broadcast(greatest == -__builtin_inff() ? 0.0f : greatest);
+    return most;
+}
+
+// What is taken off every score. Where nothing is seen all are -infinity, and stay it.
+inline F16 shift_of(float greatest) { return broadcast(greatest == -__builtin_inff() ? 0.0f : greatest); }
+
+// scores of panels [begin, end) -> exp(score - greatest), zero where nothing is seen.
+inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels,
+                             float soft_cap) {
+    const float greatest = largest(mask_scores(FloatScores{scores}, scores, begin, end, visible, panels, soft_cap));
+    const F16 shift = shift_of(greatest);
     F16 total = zero();
     for (int j = begin; j < end; ++j) {
-        F16 p = exp(load(scores + j * kLanes) - shift);
+        const F16 p = exp(load(scores + j * kLanes) - shift);
         total = total + p;
-        if (panels.value_scales != nullptr) p = p * load(panels.value_scales[j]);
         store(scores + j * kLanes, p);
     }
     return {greatest, sum(total)};

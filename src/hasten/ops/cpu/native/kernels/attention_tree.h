@@ -2,16 +2,15 @@
 // position start + i.
 //
 // Their scores go to the lanes of these positions before the softmax, and their values are added in this order, split by split. So
-// every sum has the order that it has where the path is computed as a plain row, and the same bits.
+// every sum has the order that it has where the path is computed as a plain row, and the same bits. Sums of int8 values are whole
+// numbers, which have no order.
 #pragma once
 
+#include "attention_memory.h"
 #include "attention_panels.h"
 #include "attention_queries.h"
-#include "attention_values.h"
 
 namespace hasten::HASTEN_ISA {
-
-constexpr int kTreeTokens = 64;  // of a row that branches, at most
 
 // The new tokens of one row and kv head, as the queries of an item see them. Does nothing for rows that do not branch.
 template <Dtype type>
@@ -48,19 +47,18 @@ public:
         }
     }
 
-    // As softmax_split over all listed panels; the row's tokens get their weights here.
-    Softmax weigh(int k, float* scores, const Visible& visible, float soft_cap) {
+    // As softmax_split, or softmax_fixed, over all listed panels; the row's tokens get their weights here.
+    Softmax weigh(int k, float* scores, const Visible& visible, float soft_cap, float& step) {
         each(k, [&](int token, int64_t lane) { scores[lane] = own(k)[token]; });
+        if constexpr (type == Dtype::int8) return weigh_fixed(k, scores, visible, soft_cap, step);
         const PanelPositions positions{panels_.first, panels_.positions, nullptr};
         const Softmax state = softmax_split(scores, 0, panels_.count, visible, positions, soft_cap);
-        each(k, [&](int token, int64_t lane) { own(k)[token] = scores[lane] * scales_[token]; });
-        for (int j = 0; j < panels_.count && type == Dtype::int8; ++j) {
-            store(scores + j * kLanes, load(scores + j * kLanes) * load(panels_.value_scales[j]));
-        }
+        each(k, [&](int token, int64_t lane) { own(k)[token] = scores[lane]; });
         return state;
     }
 
-    // sums [value_dim] += weighted values of the row's tokens that query k sees at positions of the listed panels.
+    // sums [value_dim] += weighted values of the row's tokens that query k sees at positions of the listed panels. int8: whole
+    // numbers, [2][value_dim].
     void add_values(int k, float* sums) const {
         const uint8_t* values[kTreeTokens];
         float weights[kTreeTokens];
@@ -69,6 +67,11 @@ public:
             values[count] = values_[token];
             weights[count++] = own(k)[token];
         });
+        if constexpr (type == Dtype::int8) {
+            for (int n = 0; n < count; ++n)
+                add_fixed(static_cast<int32_t>(weights[n]), values[n], reinterpret_cast<int32_t*>(sums));
+            return;
+        }
         for (int32_t i = 0; i < value_dim_; i += kLanes) {
             F16 sum = load(sums + i);
             for (int n = 0; n < count; ++n) sum = fma(broadcast(weights[n]), load_value<type>(values[n] + i * size_of(type)), sum);
@@ -77,6 +80,35 @@ public:
     }
 
 private:
+    // The weights of the row's tokens are taken out of those of the panels, whose slots hold other tokens.
+    Softmax weigh_fixed(int k, float* scores, const Visible& visible, float soft_cap, float& step) {
+        float scales[kSplitPanels * kLanes];
+        const float* panel_scales[kSplitPanels];
+        for (int j = 0; j < panels_.count; ++j) {
+            panel_scales[j] = scales + j * kLanes;
+            store(scales + j * kLanes, load(panels_.value_scales[j]));
+        }
+        each(k, [&](int token, int64_t lane) { scales[lane] = scales_[token]; });
+        const PanelPositions positions{panels_.first, panels_.positions, panel_scales};
+        const Softmax state = softmax_fixed(FloatScores{scores}, scores, 0, panels_.count, visible, positions, soft_cap, step);
+        uint8_t* weights = reinterpret_cast<uint8_t*>(scores);
+        each(k, [&](int token, int64_t lane) {
+            uint8_t* upper = weights + lane / 64 * kRunBytes + lane % 64;
+            own(k)[token] = static_cast<float>(upper[0] * 256 + upper[64]);
+            upper[0] = upper[64] = 0;
+        });
+        return state;
+    }
+
+    void add_fixed(int32_t weight, const uint8_t* values, int32_t* sums) const {
+        const I16 upper = ibroadcast(weight >> 8), lower = ibroadcast(weight & 255);
+        for (int32_t i = 0; i < value_dim_; i += kLanes) {
+            const I16 v = to_int(load_value<type>(values + i));
+            istore(sums + i, iload(sums + i) + upper * v);
+            istore(sums + value_dim_ + i, iload(sums + value_dim_ + i) + lower * v);
+        }
+    }
+
     float* own(int k) const { return own_ + static_cast<int64_t>(k) * kTreeTokens; }
 
     // body(token of the row, lane of its position in the scores) for what query k sees, where a listed panel has the position.

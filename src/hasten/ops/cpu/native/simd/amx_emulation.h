@@ -1,5 +1,6 @@
-// The AMX instructions that linear_amx.h uses, in plain C++ as the Software Developer's Manual defines them, so that tile
-// kernels run and are tested on processors without tiles. Replaces the intrinsics by macros: include it after immintrin.h.
+// The AMX instructions that linear_amx.h and attention_amx.h use, in plain C++ as the Software Developer's Manual defines them, so
+// that tile kernels run and are tested on processors without tiles. Replaces the intrinsics by macros: include it after
+// immintrin.h.
 #pragma once
 
 #include <cstdint>
@@ -48,16 +49,17 @@ inline void check_shapes(const Tile& c, const Tile& a, const Tile& b) {
     if (c.rows == 0 || a.rows != c.rows || b.row_bytes != c.row_bytes || a.row_bytes != 4 * b.rows) __builtin_trap();
 }
 
-// c += a (signed bytes) * b (unsigned bytes), four at a time; sums wrap.
-inline void dot_signed_unsigned(Tile& c, const Tile& a, const Tile& b) {
+// c += a (bytes of type A) * b (bytes of type B), four at a time; sums wrap.
+template <class A, class B>
+inline void dot_bytes(Tile& c, const Tile& a, const Tile& b) {
     check_shapes(c, a, b);
     for (int m = 0; m < c.rows; ++m) {
         for (int n = 0; n < c.row_bytes / 4; ++n) {
             uint32_t sum;
             memcpy(&sum, c.data[m] + 4 * n, 4);
             for (int k = 0; k < a.row_bytes; ++k) {
-                const int32_t weight = b.data[k / 4][4 * n + k % 4];
-                sum += static_cast<uint32_t>(static_cast<int8_t>(a.data[m][k]) * weight);
+                const int32_t right = static_cast<B>(b.data[k / 4][4 * n + k % 4]);
+                sum += static_cast<uint32_t>(static_cast<A>(a.data[m][k]) * right);
             }
             memcpy(c.data[m] + 4 * n, &sum, 4);
         }
@@ -105,6 +107,7 @@ inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
 #undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbsud
+#undef _tile_dpbusd
 #undef _tile_dpbf16ps
 #define HASTEN_TILE(t) hasten::amx_emulation::tiles[t]
 #define _tile_loadconfig(config) hasten::amx_emulation::configure(config)
@@ -113,5 +116,6 @@ inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
 #define _tile_loadd(t, base, stride) hasten::amx_emulation::load(HASTEN_TILE(t), base, stride)
 #define _tile_stream_loadd(t, base, stride) _tile_loadd(t, base, stride)
 #define _tile_stored(t, base, stride) hasten::amx_emulation::save(HASTEN_TILE(t), base, stride)
-#define _tile_dpbsud(c, a, b) hasten::amx_emulation::dot_signed_unsigned(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))
+#define _tile_dpbsud(c, a, b) hasten::amx_emulation::dot_bytes<int8_t, uint8_t>(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))
+#define _tile_dpbusd(c, a, b) hasten::amx_emulation::dot_bytes<uint8_t, int8_t>(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))
 #define _tile_dpbf16ps(c, a, b) hasten::amx_emulation::dot_bf16(HASTEN_TILE(c), HASTEN_TILE(a), HASTEN_TILE(b))

@@ -199,6 +199,65 @@ inline __m256i dot4_small(__m256i acc, __m256i u, __m256i s) {
 }
 inline I16 dot4_small(I16 acc, I16 u, I16 s) { return {dot4_small(acc.lo, u.lo, s.lo), dot4_small(acc.hi, u.hi, s.hi)}; }
 
+// Rounded to nearest, ties to even.
+inline I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+// Of lanes that are not negative the greater one, and a NaN where there is one.
+inline __m256 max_or_nan(__m256 a, __m256 b) {
+    return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+inline F16 max_or_nan(F16 a, F16 b) { return {max_or_nan(a.lo, b.lo), max_or_nan(a.hi, b.hi)}; }
+
+// Four rows of 64 bytes, `stride` apart, in quads: the four bytes of a column side by side. Lane 4 q + i of quads[c] is column
+// 16 q + 4 c + i.
+inline void load_half_quads(const char* p, int64_t stride, __m256i* quads) {
+    __m256i in[4];
+    for (int i = 0; i < 4; ++i) in[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i * stride));
+    const __m256i low[] = {_mm256_unpacklo_epi8(in[0], in[1]), _mm256_unpacklo_epi8(in[2], in[3])};
+    const __m256i high[] = {_mm256_unpackhi_epi8(in[0], in[1]), _mm256_unpackhi_epi8(in[2], in[3])};
+    quads[0] = _mm256_unpacklo_epi16(low[0], low[1]);
+    quads[1] = _mm256_unpackhi_epi16(low[0], low[1]);
+    quads[2] = _mm256_unpacklo_epi16(high[0], high[1]);
+    quads[3] = _mm256_unpackhi_epi16(high[0], high[1]);
+}
+inline void load_quads(const void* rows, int64_t stride, I16* quads) {
+    __m256i low[4], high[4];
+    load_half_quads(static_cast<const char*>(rows), stride, low);
+    load_half_quads(static_cast<const char*>(rows) + 32, stride, high);
+    for (int c = 0; c < 4; ++c) quads[c] = {low[c], high[c]};
+}
+// Four rows of 16 bytes in quads, in the order of the columns.
+inline I16 load_quad_row(const void* rows, int64_t stride) {
+    const char* p = static_cast<const char*>(rows);
+    __m128i in[4];
+    for (int i = 0; i < 4; ++i) in[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * stride));
+    const __m128i low[] = {_mm_unpacklo_epi8(in[0], in[1]), _mm_unpacklo_epi8(in[2], in[3])};
+    const __m128i high[] = {_mm_unpackhi_epi8(in[0], in[1]), _mm_unpackhi_epi8(in[2], in[3])};
+    return {_mm256_set_m128i(_mm_unpackhi_epi16(low[0], low[1]), _mm_unpacklo_epi16(low[0], low[1])),
+            _mm256_set_m128i(_mm_unpackhi_epi16(high[0], high[1]), _mm_unpacklo_epi16(high[0], high[1]))};
+}
+// Quarter q of a[c] and quarter c of a[q] change places.
+inline void transpose_quarters(I16* a) {
+    const I16 b[] = {a[0], a[1], a[2], a[3]};
+    const auto even = [](__m256i x, __m256i y) { return _mm256_permute2x128_si256(x, y, 0x20); };
+    const auto odd = [](__m256i x, __m256i y) { return _mm256_permute2x128_si256(x, y, 0x31); };
+    a[0] = {even(b[0].lo, b[1].lo), even(b[2].lo, b[3].lo)};
+    a[1] = {odd(b[0].lo, b[1].lo), odd(b[2].lo, b[3].lo)};
+    a[2] = {even(b[0].hi, b[1].hi), even(b[2].hi, b[3].hi)};
+    a[3] = {odd(b[0].hi, b[1].hi), odd(b[2].hi, b[3].hi)};
+}
+// 64 whole numbers of 0 to 65,535: the upper bytes of all, then the lower bytes of all.
+inline void store_byte_planes(uint8_t* out, const I16* n) {
+    const __m256i low_byte = _mm256_set1_epi16(0xff);
+    for (int i = 0; i < 4; i += 2, out += 32) {
+        const __m256i a = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i].lo, n[i].hi), 0xd8);
+        const __m256i b = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i + 1].lo, n[i + 1].hi), 0xd8);
+        const __m256i upper = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+        const __m256i lower = _mm256_packus_epi16(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(upper, 0xd8));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64), _mm256_permute4x64_epi64(lower, 0xd8));
+    }
+}
+
 // 8 uint64; sums and products modulo 2^64.
 struct U8 {
     __m256i lo, hi;

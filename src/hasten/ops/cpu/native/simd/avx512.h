@@ -116,6 +116,57 @@ inline I16 dot4(I16 acc, I16 u, I16 s) { return {_mm512_dpbusd_epi32(acc.v, u.v,
 // dot4 for u <= 127, which AVX2 does in fewer steps.
 inline I16 dot4_small(I16 acc, I16 u, I16 s) { return dot4(acc, u, s); }
 
+// Rounded to nearest, ties to even.
+inline I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+// Of lanes that are not negative the greater one, and a NaN where there is one.
+inline F16 max_or_nan(F16 a, F16 b) {
+    return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+
+// Four rows of 64 bytes, `stride` apart, in quads: the four bytes of a column side by side. Lane 4 q + i of quads[c] is column
+// 16 q + 4 c + i.
+inline void load_quads(const void* rows, int64_t stride, I16* quads) {
+    const char* p = static_cast<const char*>(rows);
+    const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + stride);
+    const __m512i c = _mm512_loadu_si512(p + 2 * stride), d = _mm512_loadu_si512(p + 3 * stride);
+    const __m512i low[] = {_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d)};
+    const __m512i high[] = {_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d)};
+    quads[0].v = _mm512_unpacklo_epi16(low[0], low[1]);
+    quads[1].v = _mm512_unpackhi_epi16(low[0], low[1]);
+    quads[2].v = _mm512_unpacklo_epi16(high[0], high[1]);
+    quads[3].v = _mm512_unpackhi_epi16(high[0], high[1]);
+}
+// Four rows of 16 bytes in quads, in the order of the columns.
+inline I16 load_quad_row(const void* rows, int64_t stride) {
+    const char* p = static_cast<const char*>(rows);
+    __m128i in[4];
+    for (int i = 0; i < 4; ++i) in[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * stride));
+    const __m128i low[] = {_mm_unpacklo_epi8(in[0], in[1]), _mm_unpacklo_epi8(in[2], in[3])};
+    const __m128i high[] = {_mm_unpackhi_epi8(in[0], in[1]), _mm_unpackhi_epi8(in[2], in[3])};
+    const __m256i first_half = _mm256_set_m128i(_mm_unpackhi_epi16(low[0], low[1]), _mm_unpacklo_epi16(low[0], low[1]));
+    const __m256i last_half = _mm256_set_m128i(_mm_unpackhi_epi16(high[0], high[1]), _mm_unpacklo_epi16(high[0], high[1]));
+    return {_mm512_inserti64x4(_mm512_castsi256_si512(first_half), last_half, 1)};
+}
+// Quarter q of a[c] and quarter c of a[q] change places.
+inline void transpose_quarters(I16* a) {
+    const __m512i even[] = {_mm512_shuffle_i32x4(a[0].v, a[1].v, 0x88), _mm512_shuffle_i32x4(a[2].v, a[3].v, 0x88)};
+    const __m512i odd[] = {_mm512_shuffle_i32x4(a[0].v, a[1].v, 0xdd), _mm512_shuffle_i32x4(a[2].v, a[3].v, 0xdd)};
+    a[0].v = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+    a[1].v = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+    a[2].v = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+    a[3].v = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
+}
+// 64 whole numbers of 0 to 65,535: the upper bytes of all, then the lower bytes of all.
+inline void store_byte_planes(uint8_t* out, const I16* n) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i a = _mm512_packus_epi32(n[0].v, n[1].v), b = _mm512_packus_epi32(n[2].v, n[3].v);
+    const __m512i low_byte = _mm512_set1_epi16(0xff);
+    const __m512i upper = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
+    const __m512i lower = _mm512_packus_epi16(_mm512_and_si512(a, low_byte), _mm512_and_si512(b, low_byte));
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, upper));
+    _mm512_storeu_si512(out + 64, _mm512_permutexvar_epi32(order, lower));
+}
+
 // 8 uint64; sums and products modulo 2^64.
 struct U8 {
     __m512i v;

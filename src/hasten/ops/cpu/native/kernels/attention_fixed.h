@@ -1,0 +1,222 @@
+// int8 values: their weights are whole numbers too, so that sums are exact and every form gives the same bits.
+//
+// Of one query and split, with w = softmax weight * scale of the value and the greatest of them w': n = round(w * 65535 / w'),
+// and the sum of w * v is taken to be (256 * sum of (n >> 8) * v + sum of (n & 255) * v) * w' / 65535. Both sums are below 2^24.
+// A weight is off by half a step of w' / 65535 at most. What nobody sees has weight 0, whatever its value and scale are.
+//
+// Weights lie in the place of the scores: of every run of four panels, 64 upper bytes, then 64 lower bytes.
+#pragma once
+
+#include "attention_softmax.h"
+#include "attention_values.h"
+#include "quantize.h"
+
+namespace hasten::HASTEN_ISA {
+
+constexpr float kWeightSteps = 65535.0f;
+constexpr int kRunPanels = 4;
+constexpr int64_t kRunBytes = kRunPanels * kLanes * 4;          // between runs of a query
+constexpr int64_t kWeightStride = kScoreStride * 4;             // between queries
+constexpr int64_t kQuads = kSplitPanels * kLanes / 4;           // of the keys of a split
+constexpr int64_t kQuadStride = (kQuads + 2) * 64;              // between 16 dimensions and the next, not a power of two
+constexpr int kQuadQueries = kVectorRegisters >= 32 ? 4 : 2;    // queries that share a load of values in quads
+constexpr int kQuadVectors = kVectorRegisters >= 32 ? 2 : 1;    // dimensions / 16 that share a load of weights
+constexpr int kDirectQueries = kVectorRegisters >= 32 ? 2 : 0;  // so few take values as they lie in the pool
+
+inline int run_of(int panel) { return panel / kRunPanels; }
+inline int runs_to(int panel) { return (panel + kRunPanels - 1) / kRunPanels; }
+
+// The four weights of quad `quad` of a run; plane 0: the upper bytes.
+inline I16 weight_quad(const uint8_t* run, int plane, int quad) {
+    int32_t four;
+    __builtin_memcpy(&four, run + plane * 64 + quad * 4, 4);
+    return ibroadcast(four);
+}
+
+// Weights of panels [begin, end) to bytes, times `inverse`, and zeros for the rest of their runs.
+inline void fix_weights(float* weights, int begin, int end, float inverse) {
+    const F16 factor = broadcast(inverse);
+    for (int run = run_of(begin); run < runs_to(end); ++run) {
+        float* at = weights + run * kRunPanels * kLanes;
+        const int from = run * kRunPanels;
+        I16 n[kRunPanels];
+#pragma GCC unroll 4
+        for (int i = 0; i < kRunPanels; ++i) {
+            n[i] = from + i >= begin && from + i < end ? to_int(load(at + i * kLanes) * factor) : izero();
+        }
+        store_byte_planes(reinterpret_cast<uint8_t*>(at), n);
+    }
+}
+
+// scores of panels [begin, end) -> weights in bytes. `step` is what 1 of them stands for.
+template <class Scores>
+inline Softmax softmax_fixed(const Scores& source, float* scores, int begin, int end, const Visible& visible,
+                             const PanelPositions& panels, float soft_cap, float& step) {
+    const float greatest = largest(mask_scores(source, scores, begin, end, visible, panels, soft_cap));
+    const F16 shift = shift_of(greatest);
+    F16 total = zero(), most = zero();
+    for (int j = begin; j < end; ++j) {
+        const F16 p = exp(load(scores + j * kLanes) - shift);
+        total = total + p;
+        const F16 w = select(greater(p, zero()), p * load(panels.value_scales[j]), zero());
+        most = max_or_nan(most, w);
+        store(scores + j * kLanes, w);
+    }
+    const float most_of = largest(most) + sum(most * zero());  // NaN where a scale is: it must show
+    const bool none = most_of <= kSmallestRange;
+    step = none ? 0.0f : most_of / kWeightSteps;
+    fix_weights(scores, begin, end, none ? 0.0f : kWeightSteps / most_of);
+    return {greatest, sum(total)};
+}
+
+// Sums [2][value_dim] of upper and lower bytes -> weighted values, in the place of the first.
+inline void finish_fixed(int32_t* sums, float step, int32_t value_dim) {
+    for (int32_t i = 0; i < value_dim; i += kLanes) {
+        const F16 whole = fma(to_float(iload(sums + i)), broadcast(256.0f), to_float(iload(sums + value_dim + i)));
+        store(reinterpret_cast<float*>(sums + i), whole * broadcast(step));
+    }
+}
+
+// Values of panels [begin, end) of a split in quads, [value_dim / 16][key / 4][16][4 keys].
+inline void gather_quads(const ValuePanels& values, int begin, int end, int32_t value_dim, uint8_t* out) {
+    for (int j = begin; j < end; ++j) {
+        for (int quad = 0; quad < kLanes / 4; ++quad) {
+            const int64_t row = quad * 4 * values.row_bytes;
+            uint8_t* to = out + (j * (kLanes / 4) + quad) * 64;
+            int32_t i = 0;
+            for (; i + 64 <= value_dim; i += 64, to += 4 * kQuadStride) {
+                I16 quads[4];
+                load_quads(values.panels[j] + row + i, values.row_bytes, quads);
+                for (int n = 0; n < 4; ++n) prefetch_key(values.ahead[j] + row + i + n * values.row_bytes);
+                transpose_quarters(quads);
+                for (int n = 0; n < 4; ++n) istore(to + n * kQuadStride, quads[n]);
+            }
+            for (; i < value_dim; i += kLanes, to += kQuadStride) {
+                istore(to, load_quad_row(values.panels[j] + row + i, values.row_bytes));
+            }
+        }
+    }
+}
+
+// sums[m][plane][16 n + lane] of M queries over runs [begin, end) of N vectors of values in quads.
+template <int M, int N>
+inline void add_quads(const uint8_t* weights, const uint8_t* values, int begin, int end, int32_t value_dim, int32_t* sums) {
+    I16 acc[M][2][N];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) acc[m][0][n] = acc[m][1][n] = izero();
+    }
+    for (int run = begin; run < end; ++run) {
+        const uint8_t* line = values + run * 16 * 64;
+        for (int quad = 0; quad < 16; ++quad, line += 64) {
+            I16 v[N];
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) v[n] = iload(line + n * kQuadStride);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+                for (int plane = 0; plane < 2; ++plane) {
+                    const I16 w = weight_quad(weights + m * kWeightStride + run * kRunBytes, plane, quad);
+#pragma GCC unroll 4
+                    for (int n = 0; n < N; ++n) acc[m][plane][n] = dot4(acc[m][plane][n], w, v[n]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+        for (int plane = 0; plane < 2; ++plane) {
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) istore(sums + (2 * m + plane) * value_dim + n * kLanes, acc[m][plane][n]);
+        }
+    }
+}
+
+template <int M>
+inline void add_all_quads(const uint8_t* weights, const uint8_t* values, int begin, int end, int32_t value_dim, int32_t* sums) {
+    const int32_t vectors = value_dim / kLanes;
+    int32_t n = 0;
+    for (; n + kQuadVectors <= vectors; n += kQuadVectors) {
+        add_quads<M, kQuadVectors>(weights, values + n * kQuadStride, begin, end, value_dim, sums + n * kLanes);
+    }
+    for (; n < vectors; ++n) add_quads<M, 1>(weights, values + n * kQuadStride, begin, end, value_dim, sums + n * kLanes);
+}
+
+// All sums [m][2][value_dim] of `m` queries: 1, 2 or a multiple of 4.
+inline void add_all_quads(int m, const uint8_t* weights, const uint8_t* values, int begin, int end, int32_t value_dim,
+                          int32_t* sums) {
+    if (m == 1) return add_all_quads<1>(weights, values, begin, end, value_dim, sums);
+    if (m == 2) return add_all_quads<2>(weights, values, begin, end, value_dim, sums);
+    for (int i = 0; i < m; i += kQuadQueries) {
+        add_all_quads<kQuadQueries>(weights + i * kWeightStride, values, begin, end, value_dim, sums + i * 2 * value_dim);
+    }
+}
+
+// Adds the panels [begin, end) of one run to sums[m][plane] of 64 dimensions, in the order of load_quads.
+template <int M>
+inline void add_rows(const uint8_t* run, const ValuePanels& values, int begin, int end, int32_t i, int32_t value_dim,
+                     int32_t* sums) {
+    I16 acc[M][2][4];
+#pragma GCC unroll 2
+    for (int m = 0; m < 2 * M; ++m) {
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) acc[m / 2][m % 2][n] = iload(sums + m * value_dim + i + n * kLanes);
+    }
+    for (int quad = 0; quad < (end - begin) * 4; ++quad) {
+        const int64_t at = (quad % 4 * 4) * values.row_bytes + i;
+        const uint8_t* soon = values.ahead[begin + quad / 4] + at;
+        I16 v[4];
+        load_quads(values.panels[begin + quad / 4] + at, values.row_bytes, v);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) prefetch_key(soon + n * values.row_bytes);
+#pragma GCC unroll 4
+        for (int m = 0; m < 2 * M; ++m) {
+            const I16 w = weight_quad(run + m / 2 * kWeightStride, m % 2, quad);
+#pragma GCC unroll 4
+            for (int n = 0; n < 4; ++n) acc[m / 2][m % 2][n] = dot4(acc[m / 2][m % 2][n], w, v[n]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < 2 * M; ++m) {
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) istore(sums + m * value_dim + i + n * kLanes, acc[m / 2][m % 2][n]);
+    }
+}
+
+// The same of 16 dimensions, in their order.
+template <int M>
+inline void add_short_rows(const uint8_t* run, const ValuePanels& values, int begin, int end, int32_t i, int32_t value_dim,
+                           int32_t* sums) {
+    for (int quad = 0; quad < (end - begin) * 4; ++quad) {
+        const I16 v = load_quad_row(values.panels[begin + quad / 4] + quad % 4 * 4 * values.row_bytes + i, values.row_bytes);
+        for (int m = 0; m < 2 * M; ++m) {
+            int32_t* sum = sums + m * value_dim + i;
+            istore(sum, dot4(iload(sum), weight_quad(run + m / 2 * kWeightStride, m % 2, quad), v));
+        }
+    }
+}
+
+// All sums [m][2][value_dim] of few queries, from values as they lie in the pool.
+template <int M>
+inline void add_all_rows(const uint8_t* weights, const ValuePanels& values, int32_t value_dim, int32_t* sums) {
+    __builtin_memset(sums, 0, static_cast<size_t>(2 * M * value_dim) * sizeof(int32_t));
+    const int32_t whole = value_dim / 64 * 64;
+    for (int j = 0; j < values.count; j += kRunPanels) {
+        const uint8_t* run = weights + run_of(j) * kRunBytes;
+        const int end = j + kRunPanels < values.count ? j + kRunPanels : values.count;
+        for (int32_t i = 0; i < whole; i += 64) add_rows<M>(run, values, j, end, i, value_dim, sums);
+        for (int32_t i = whole; i < value_dim; i += kLanes) add_short_rows<M>(run, values, j, end, i, value_dim, sums);
+    }
+    for (int m = 0; m < 2 * M; ++m) {
+        for (int32_t i = 0; i < whole; i += 64) {
+            I16 quarters[4];
+            for (int n = 0; n < 4; ++n) quarters[n] = iload(sums + m * value_dim + i + n * kLanes);
+            transpose_quarters(quarters);
+            for (int n = 0; n < 4; ++n) istore(sums + m * value_dim + i + n * kLanes, quarters[n]);
+        }
+    }
+}
+
+}  // namespace hasten::HASTEN_ISA
