@@ -1,7 +1,7 @@
 // Attention of a model of Qwen3-0.6B's shape: bytes of keys and values streamed per second in decode, arithmetic rate in prefill,
 // beside what this machine reads and multiplies at most, measured in the same run.
 //
-//   attention [threads] [context] [prompt] [block size]        (context, prompt 0: leave that part out)
+//   attention [threads] [context] [prompt] [block size] [instruction set] [type]     (context, prompt 0: leave that part out)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in the compiler's own header
 #include <immintrin.h>
 #include <sys/mman.h>
@@ -226,10 +226,13 @@ int main(int argc, char** argv) {
     const char* names[] = {"f32", "bf16", "f16", "int8"};
     std::vector<const Kernels*> tables{avx512_kernels(), avx2_kernels()};
     if (syscall(SYS_arch_prctl, 0x1023L, 18L) == 0) tables.insert(tables.begin(), amx_kernels());  // asks for the tile registers
+    const auto chosen = [&](int place, const char* name) { return argc <= place || std::strcmp(argv[place], name) == 0; };
     for (const Kernels* kernels : tables) {
+        if (!chosen(5, kernels->name)) continue;
         const double read = read_limit(team), rate = multiply_limit(team);
         std::printf("%s, %d threads: reads %.1f GB/s, multiplies %.0f GFLOP/s\n", kernels->name, threads, read * 1e-9, rate * 1e-9);
         for (int i = 0; i < 4 && context > 0; ++i) {
+            if (!chosen(6, names[i])) continue;
             Pool pool(dtypes[i], dtypes[i] == Dtype::f32 ? 7 : kLayers, context);
             const double layers = static_cast<double>(pool.layers.size());
             const double time = step_time(*kernels, team, pool, context, 1, 9);
@@ -238,6 +241,7 @@ int main(int argc, char** argv) {
                         time * 1e3 * kLayers / layers, kLayers, speed * 1e-9, 100 * speed / read);
         }
         for (int i = 0; i < 4 && prompt > 0; ++i) {
+            if (!chosen(6, names[i])) continue;
             Pool pool(dtypes[i], kLayers, prompt);
             const double time = step_time(*kernels, team, pool, prompt, prompt, 5);
             const double flops = 4.0 * kLayers * kHeads * kDim * (static_cast<double>(prompt) * (prompt + 1) / 2);

@@ -58,7 +58,10 @@ protected:
 
     void write() {
         if (place_.partials != nullptr) return;
-        for (int i = 0; i < queries_.count(); ++i) queries_.write(i, memory_.states[i], row_of(memory_.values, i));
+        for (int i = 0; i < queries_.count(); ++i) {
+            queries_.prefetch_result(i + kQueriesAhead);
+            queries_.write(i, memory_.states[i], row_of(memory_.values, i));
+        }
     }
 
     void load_queries(int m) {
@@ -248,27 +251,31 @@ protected:
         if (tree_.here()) return tree_.weigh(k, scores_of(k), visible, soft_cap, memory_.steps[k]);
         const PanelPositions positions{panels_.first, panels_.positions, panels_.value_scales};
         if constexpr (kFixed) {
-            const FloatScores scores{scores_of(k)};
-            return softmax_fixed(scores, scores_of(k), begin, end, visible, positions, soft_cap, memory_.steps[k]);
+            Softmax state;
+            softmax_fixed<1>(FloatScores{scores_of(k)}, scores_of(k), begin, end, &visible, positions, soft_cap, memory_.steps + k,
+                             &state);
+            return state;
         } else {
             return softmax_split(scores_of(k), begin, end, visible, positions, soft_cap);
         }
     }
 
-    // The split's result goes to the partials, or is merged at once.
+    // The split's results go to the partials, or are merged at once.
     void keep(int64_t split) {
         for (int k = 0; k < queries_.count(); ++k) {
-            float* part = part_of(k);
-            if (tree_.here()) tree_.add_values(k, part);
+            if (tree_.here()) tree_.add_values(k, part_of(k));
             if constexpr (kFixed) finish_fixed(sums_of(k), memory_.steps[k], geometry_.value_dim);
-            if (place_.partials == nullptr) {
-                merge_partial(memory_.states[k], row_of(memory_.values, k), memory_.parts[k], part, geometry_.value_dim);
-                continue;
-            }
-            float* out = shape_.partial_of(place_, queries_.number(k), split);
-            __builtin_memcpy(out, part, static_cast<size_t>(geometry_.value_dim) * sizeof(float));
-            __builtin_memcpy(out + geometry_.value_dim, memory_.parts + k, sizeof(Softmax));
+            keep(split, k, part_of(k));
         }
+    }
+
+    void keep(int64_t split, int k, const float* part) {
+        if (place_.partials == nullptr) {
+            return merge_partial(memory_.states[k], row_of(memory_.values, k), memory_.parts[k], part, geometry_.value_dim);
+        }
+        float* out = shape_.partial_of(place_, queries_.number(k), split);
+        __builtin_memcpy(out, part, static_cast<size_t>(geometry_.value_dim) * sizeof(float));
+        __builtin_memcpy(out + geometry_.value_dim, memory_.parts + k, sizeof(Softmax));
     }
 
     const AttentionShape& shape_;

@@ -15,7 +15,8 @@
 namespace hasten::HASTEN_ISA {
 
 constexpr int kQueryRows = 16;                 // queries of a tile
-constexpr int kBlockQueries = 2 * kQueryRows;  // whose scores stay in the first-level cache
+constexpr int kBlockQueries = 2 * kQueryRows;  // that share what tiles load of keys
+constexpr int kTogether = 4;                   // queries whose softmax is computed side by side
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -46,28 +47,28 @@ inline int depth_of(int64_t row_bytes) {
 
 // Integer sums of 16 (Blocks 1) or 32 queries, `stride` bytes apart, with one or two panels of keys, to rows of scores.
 template <int Blocks, int Panels>
-inline void score_bytes(const float* queries, int64_t stride, const uint8_t* const* keys, int steps, int depth, float* scores) {
-    const uint8_t* rows = reinterpret_cast<const uint8_t*>(queries);
+inline void score_bytes(const void* queries, int64_t stride, const uint8_t* const* keys, int steps, int depth, float* scores) {
+    const uint8_t* rows = static_cast<const uint8_t*>(queries);
     _tile_zero(0);
     if constexpr (Panels == 2) _tile_zero(1);
     if constexpr (Blocks == 2) _tile_zero(2);
     if constexpr (Blocks == 2 && Panels == 2) _tile_zero(3);
     for (int step = 0; step < steps; ++step) {
+        const int64_t line = int64_t{step} * depth * kLanes;
         _tile_loadd(4, rows + step * depth, stride);
-        _tile_loadd(6, keys[0] + step * depth * kLanes, 64);
-        if constexpr (Panels == 2) _tile_loadd(7, keys[1] + step * depth * kLanes, 64);
+        _tile_loadd(6, keys[0] + line, 64);
+        if constexpr (Panels == 2) _tile_loadd(7, keys[1] + line, 64);
         if constexpr (Blocks == 2) _tile_loadd(5, rows + kQueryRows * stride + step * depth, stride);
         _tile_dpbsud(0, 4, 6);
         if constexpr (Panels == 2) _tile_dpbsud(1, 4, 7);
         if constexpr (Blocks == 2) _tile_dpbsud(2, 5, 6);
         if constexpr (Blocks == 2 && Panels == 2) _tile_dpbsud(3, 5, 7);
     }
-    constexpr int64_t kRow = kScoreStride * 4;
     float* lower = scores + kQueryRows * kScoreStride;
-    _tile_stored(0, scores, kRow);
-    if constexpr (Panels == 2) _tile_stored(1, scores + kLanes, kRow);
-    if constexpr (Blocks == 2) _tile_stored(2, lower, kRow);
-    if constexpr (Blocks == 2 && Panels == 2) _tile_stored(3, lower + kLanes, kRow);
+    _tile_stored(0, scores, kWeightStride);
+    if constexpr (Panels == 2) _tile_stored(1, scores + kLanes, kWeightStride);
+    if constexpr (Blocks == 2) _tile_stored(2, lower, kWeightStride);
+    if constexpr (Blocks == 2 && Panels == 2) _tile_stored(3, lower + kLanes, kWeightStride);
 }
 
 // sums [16][2][value_dim] of 16 queries over runs [begin, end) of gathered values, of 16 or 32 dimensions.
@@ -101,69 +102,93 @@ public:
 
     void run() {
         if (queries_.count() <= kStreamQueries || queries_.branches()) return AttentionItem::run();
-        const int64_t stride = int64_t{geometry_.value_dim} * 4;
-        queries_.load_int8_rows(kQueryRows, reinterpret_cast<int8_t*>(memory_.queries), stride, memory_.query_scales,
+        queries_.load_int8_rows(kQueryRows, reinterpret_cast<int8_t*>(memory_.queries), query_bytes(), memory_.query_scales,
                                 memory_.corrections);
         clear();
         for (int64_t split = queries_.split_begin(); split < queries_.split_end(); ++split) {
             panels_.list(shape_, place_, split, queries_.oldest(), queries_.newest());
-            gather_quads(value_panels(), 0, panels_.count, geometry_.value_dim, memory_.gathered);
-            for (int i = 0; i < queries_.count(); i += kBlockQueries) attend_block(i);
-            keep(split);
+            attend_split(split);
         }
         _tile_release();
         write();
     }
 
 private:
-    // Queries [i, i + kBlockQueries) over the listed panels.
-    void attend_block(int i) {
-        const int end = i + kBlockQueries < queries_.count() ? i + kBlockQueries : queries_.count();
-        int from = 0, to = panels_.count;
-        while (from < to && panels_.end_of(from) <= memory_.visible[i].first) ++from;
-        while (to > from && panels_.first[to - 1] >= memory_.visible[end - 1].end) --to;
-        score_block(i, end, from, to);
-        for (int k = i; k < end; ++k) {
-            const IntegerScores sums{scores_of(k), memory_.corrections[k], memory_.query_scales[k], panels_.key_scales};
-            const PanelPositions positions{panels_.first, panels_.positions, panels_.value_scales};
-            memory_.parts[k] =
-                softmax_fixed(sums, scores_of(k), from, to, memory_.visible[k], positions, shape_.task.soft_cap, memory_.steps[k]);
+    int64_t query_bytes() const { return int64_t{geometry_.value_dim} * 4; }
+
+    int block_end(int i) const { return i + kBlockQueries < queries_.count() ? i + kBlockQueries : queries_.count(); }
+
+    // The tiles have long stretches to themselves: they are slow to start.
+    void attend_split(int64_t split) {
+        const int32_t dim = geometry_.value_dim;
+        for (int i = 0; i < queries_.count(); i += kBlockQueries) find_block_reach(i, memory_.reach + 2 * i);
+        score();
+        for (int i = 0; i < queries_.count(); i += kBlockQueries) weigh_block(i, memory_.reach[2 * i], memory_.reach[2 * i + 1]);
+        gather_quads(value_panels(), 0, panels_.count, dim, memory_.gathered);
+        before_tiles();
+        shape_tiles(64);
+        for (int i = 0; i < queries_.count(); i += kQueryRows) {
+            const int32_t* reach = memory_.reach + 2 * (i / kBlockQueries * kBlockQueries);
+            add_values(i, run_of(reach[0]), runs_to(reach[1]));
         }
-        add_block(i, end, run_of(from), runs_to(to));
+        before_tiles();
+        keep(split);
     }
 
-    void score_block(int i, int end, int from, int to) {
+    void find_block_reach(int i, int32_t* reach) const {
+        int from = 0, to = panels_.count;
+        while (from < to && panels_.end_of(from) <= memory_.visible[i].first) ++from;
+        while (to > from && panels_.first[to - 1] >= memory_.visible[block_end(i) - 1].end) --to;
+        reach[0] = from;
+        reach[1] = to;
+    }
+
+    void score() {
         const int depth = depth_of(geometry_.key_dim), steps = geometry_.key_dim / depth;
         before_tiles();
         shape_tiles(depth);
-        int j = from;
-        for (; j + 2 <= to; j += 2) end - i > kQueryRows ? score<2, 2>(i, j, steps, depth) : score<1, 2>(i, j, steps, depth);
-        for (; j < to; ++j) end - i > kQueryRows ? score<2, 1>(i, j, steps, depth) : score<1, 1>(i, j, steps, depth);
+        for (int j = 0; j < panels_.count; j += 2) {
+            for (int i = 0; i < queries_.count(); i += kBlockQueries) {
+                const int from = memory_.reach[2 * i], to = memory_.reach[2 * i + 1];
+                if (j + 2 <= from || j >= to) continue;
+                const bool two = j + 2 <= panels_.count, whole = block_end(i) - i > kQueryRows;
+                if (whole)
+                    two ? score<2, 2>(i, j, steps, depth) : score<2, 1>(i, j, steps, depth);
+                else
+                    two ? score<1, 2>(i, j, steps, depth) : score<1, 1>(i, j, steps, depth);
+            }
+        }
         before_tiles();
     }
 
     template <int Blocks, int Panels>
     void score(int i, int j, int steps, int depth) {
-        score_bytes<Blocks, Panels>(row_of(memory_.queries, i), int64_t{geometry_.value_dim} * 4, panels_.keys() + j, steps, depth,
+        score_bytes<Blocks, Panels>(row_of(memory_.queries, i), query_bytes(), panels_.keys() + j, steps, depth,
                                     scores_of(i) + j * kLanes);
     }
 
-    void add_block(int i, int end, int begin_run, int end_run) {
+    void weigh_block(int i, int from, int to) {
+        const int end = block_end(i);
+        for (; i + kTogether <= end; i += kTogether) weigh_some<kTogether>(i, from, to);
+        for (; i < end; ++i) weigh_some<1>(i, from, to);
+    }
+
+    template <int M>
+    void weigh_some(int k, int from, int to) {
+        const IntegerScores sums{scores_of(k), memory_.corrections + k, memory_.query_scales + k, panels_.key_scales};
+        const PanelPositions positions{panels_.first, panels_.positions, panels_.value_scales};
+        softmax_fixed<M>(sums, scores_of(k), from, to, memory_.visible + k, positions, shape_.task.soft_cap, memory_.steps + k,
+                         memory_.parts + k);
+    }
+
+    void add_values(int i, int begin, int end) {
         const int32_t dim = geometry_.value_dim;
-        before_tiles();
-        shape_tiles(64);
-        for (int k = i; k < end; k += kQueryRows) {
-            int32_t n = 0;
-            for (; n + 32 <= dim; n += 32) {
-                add_tiles_of_bytes<2>(weights_of(k), memory_.gathered + n / kLanes * kQuadStride, begin_run, end_run, dim,
-                                      sums_of(k) + n);
-            }
-            for (; n < dim; n += kLanes) {
-                add_tiles_of_bytes<1>(weights_of(k), memory_.gathered + n / kLanes * kQuadStride, begin_run, end_run, dim,
-                                      sums_of(k) + n);
-            }
+        const uint8_t* values = memory_.gathered;
+        int32_t n = 0;
+        for (; n + 32 <= dim; n += 32, values += 2 * kQuadStride) {
+            add_tiles_of_bytes<2>(weights_of(i), values, begin, end, dim, sums_of(i) + n);
         }
-        before_tiles();
+        if (n < dim) add_tiles_of_bytes<1>(weights_of(i), values, begin, end, dim, sums_of(i) + n);
     }
 };
 

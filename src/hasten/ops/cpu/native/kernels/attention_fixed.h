@@ -48,25 +48,37 @@ inline void fix_weights(float* weights, int begin, int end, float inverse) {
     }
 }
 
-// scores of panels [begin, end) -> weights in bytes. `step` is what 1 of them stands for.
-template <class Scores>
-inline Softmax softmax_fixed(const Scores& source, float* scores, int begin, int end, const Visible& visible,
-                             const PanelPositions& panels, float soft_cap, float& step) {
-    const float greatest = largest(mask_scores(source, scores, begin, end, visible, panels, soft_cap));
-    const F16 shift = shift_of(greatest);
-    F16 total = zero(), most = zero();
-    for (int j = begin; j < end; ++j) {
-        const F16 p = exp(load(scores + j * kLanes) - shift);
-        total = total + p;
-        const F16 w = select(greater(p, zero()), p * load(panels.value_scales[j]), zero());
-        most = max_or_nan(most, w);
-        store(scores + j * kLanes, w);
+// scores of M queries and panels [begin, end) -> weights in bytes, and their softmax. `steps` is what 1 of the weights stands for.
+template <int M, class Scores>
+inline void softmax_fixed(const Scores& source, float* scores, int begin, int end, const Visible* visible,
+                          const PanelPositions& panels, float soft_cap, float* steps, Softmax* states) {
+    F16 shifts[M], totals[M], most[M];
+    mask_scores<M>(source, scores, begin, end, visible, panels, soft_cap, most);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+        states[m].greatest = largest(most[m]);
+        shifts[m] = shift_of(states[m].greatest);
+        totals[m] = most[m] = zero();
     }
-    const float most_of = largest(most) + sum(most * zero());  // NaN where a scale is: it must show
-    const bool none = most_of <= kSmallestRange;
-    step = none ? 0.0f : most_of / kWeightSteps;
-    fix_weights(scores, begin, end, none ? 0.0f : kWeightSteps / most_of);
-    return {greatest, sum(total)};
+    for (int j = begin; j < end; ++j) {
+        const F16 scales = load(panels.value_scales[j]);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+            float* at = scores + m * kScoreStride + j * kLanes;
+            const F16 p = exp(load(at) - shifts[m]);
+            totals[m] = totals[m] + p;
+            const F16 w = select(greater(p, zero()), p * scales, zero());
+            most[m] = max_or_nan(most[m], w);
+            store(at, w);
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        const float greatest = largest(most[m]) + sum(most[m] * zero());  // NaN where a scale is: it must show
+        const bool none = greatest <= kSmallestRange;
+        steps[m] = none ? 0.0f : greatest / kWeightSteps;
+        states[m].total = sum(totals[m]);
+        fix_weights(scores + m * kScoreStride, begin, end, none ? 0.0f : kWeightSteps / greatest);
+    }
 }
 
 // Sums [2][value_dim] of upper and lower bytes -> weighted values, in the place of the first.

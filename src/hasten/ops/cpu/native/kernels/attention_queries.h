@@ -6,6 +6,8 @@
 
 namespace hasten::HASTEN_ISA {
 
+constexpr int kQueriesAhead = 4;  // between the query that is read or written and the one that is asked for
+
 class ItemQueries {
 public:
     ItemQueries(const AttentionShape& shape, const ItemPlace& place) : shape_(shape), place_(place) {
@@ -21,6 +23,10 @@ public:
     }
 
     int count() const { return count_; }
+
+    // Asks for query i, or for the place of its result: they lie far apart.
+    void prefetch_query(int i) const { prefetch_head(i < count_ ? source(i) : nullptr, false); }
+    void prefetch_result(int i) const { prefetch_head(i < count_ ? result(i) : nullptr, true); }
     int64_t number(int i) const { return first_ + i; }  // among the queries of the row and kv head
     int64_t oldest() const { return oldest_; }          // what any query sees lies in [oldest, newest)
     int64_t newest() const { return newest_; }
@@ -68,18 +74,17 @@ public:
     void load_int8_rows(int m, int8_t* rows, int64_t stride, float* scales, int32_t* corrections) const {
         for (int i = 0; i < padded(m); ++i) {
             int8_t* row = rows + i * stride;
-            if (i < count_)
-                scales[i] = quantize(i, row, corrections[i]);
-            else
-                __builtin_memset(row, 0, static_cast<size_t>(shape_.geometry.key_dim));
+            prefetch_query(i + kQueriesAhead);
+            __builtin_memset(row, 0, static_cast<size_t>(shape_.task.head_dim + 63) / 64 * 64);
+            if (i < count_) scales[i] = quantize(i, row, corrections[i]);
         }
     }
 
     void write(int i, const Softmax& state, const float* values) const {
         const AttentionTask& task = shape_.task;
         const int64_t h = head(i), width = static_cast<int64_t>(task.heads) * task.head_dim;
-        float* out = task.out.data + (place_.row->begin + token(i)) * task.out.stride;
-        finish(state, values, task.sinks != nullptr ? task.sinks + h : nullptr, out + h * task.head_dim, task.head_dim);
+        float* out = result(i) - h * task.head_dim;
+        finish(state, values, task.sinks != nullptr ? task.sinks + h : nullptr, result(i), task.head_dim);
         if (h != task.heads - 1) return;
         for (int64_t k = width; k < task.out.stride; ++k) out[k] = 0.0f;
     }
@@ -88,9 +93,9 @@ private:
     // Query i as bytes, padded with zeros, and its scale. `correction` is what keys stored as k + 128 add too much.
     float quantize(int i, int8_t* values, int32_t& correction) const {
         const float scale = quantize_head(source(i), shape_.task.head_dim, values) * shape_.task.scale;
-        int32_t total = 0;
-        for (int32_t k = 0; k < shape_.task.head_dim; ++k) total += values[k];
-        correction = -128 * total;
+        I16 totals = izero();
+        for (int32_t k = 0; k < shape_.task.head_dim; k += 64) totals = dot4(totals, ibroadcast(0x01010101), iload(values + k));
+        correction = -128 * sum(totals);
         return scale;
     }
 
@@ -102,6 +107,13 @@ private:
     const float* source(int i) const {
         const AttentionTask& task = shape_.task;
         return task.q.data + (place_.row->begin + token(i)) * task.q.stride + head(i) * task.head_dim;
+    }
+    float* result(int i) const {
+        const AttentionTask& task = shape_.task;
+        return task.out.data + (place_.row->begin + token(i)) * task.out.stride + head(i) * task.head_dim;
+    }
+    void prefetch_head(const float* p, bool write) const {
+        for (int32_t i = 0; p != nullptr && i < shape_.task.head_dim; i += 16) write ? __builtin_prefetch(p + i, 1) : __builtin_prefetch(p + i);
     }
     float* tile(float* tiles, int i, int m) const {
         return tiles + static_cast<int64_t>(i / m) * m * shape_.geometry.value_dim + i % m;

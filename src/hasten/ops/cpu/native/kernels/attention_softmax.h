@@ -31,38 +31,47 @@ struct PanelPositions {
     const float* const* value_scales;
 };
 
-// What softmax reads: scores, or the integer sums that tiles make of int8 queries and keys.
+// What softmax reads of query m and panel j: scores, or the integer sums that tiles make of int8 queries and keys.
 struct FloatScores {
     static constexpr bool floats = true;
     const float* scores;
-    F16 operator()(int j) const { return load(scores + j * kLanes); }
+    F16 operator()(int m, int j) const { return load(scores + m * kScoreStride + j * kLanes); }
 };
 struct IntegerScores {
     static constexpr bool floats = false;
     const float* sums;  // int32
-    int32_t correction;
-    float scale;
+    const int32_t* corrections;
+    const float* scales;
     const float* const* key_scales;
-    F16 operator()(int j) const {
-        return to_float(iload(sums + j * kLanes) + ibroadcast(correction)) * (broadcast(scale) * load(key_scales[j]));
+    F16 operator()(int m, int j) const {
+        const I16 sum = iload(sums + m * kScoreStride + j * kLanes) + ibroadcast(corrections[m]);
+        return to_float(sum) * (broadcast(scales[m]) * load(key_scales[j]));
     }
 };
 
-// Puts the scores of panels [begin, end) in place, -infinity where nothing is seen, and returns the greatest of each lane.
-template <class Scores>
-inline F16 mask_scores(const Scores& source, float* scores, int begin, int end, const Visible& visible,
-                       const PanelPositions& panels, float soft_cap) {
+// Puts the scores of M queries and panels [begin, end) in place, -infinity where nothing is seen; the greatest of each lane in
+// `most`. Of later queries neither the first nor the last position that they see comes earlier.
+template <int M, class Scores>
+inline void mask_scores(const Scores& source, float* scores, int begin, int end, const Visible* visible,
+                        const PanelPositions& panels, float soft_cap, F16* most) {
     const F16 hidden = broadcast(-__builtin_inff());
-    F16 most = hidden;
+    F16 greatest[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) greatest[m] = hidden;
+    const Visible all{visible[M - 1].first, visible[0].end};
     for (int j = begin; j < end; ++j) {
-        F16 s = source(j);
-        if (soft_cap > 0.0f) s = broadcast(soft_cap) * tanh(s / broadcast(soft_cap));
-        const uint32_t bits = visible.bits(panels.first[j], panels.count[j]);
-        if (bits != 0xffff) s = select(bits, s, hidden);
-        if (!Scores::floats || soft_cap > 0.0f || bits != 0xffff) store(scores + j * kLanes, s);
-        most = max(most, s);
+        const bool whole = all.bits(panels.first[j], panels.count[j]) == 0xffff;
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+            F16 s = source(m, j);
+            if (soft_cap > 0.0f) s = broadcast(soft_cap) * tanh(s / broadcast(soft_cap));
+            if (!whole) s = select(visible[m].bits(panels.first[j], panels.count[j]), s, hidden);
+            if (!Scores::floats || soft_cap > 0.0f || !whole) store(scores + m * kScoreStride + j * kLanes, s);
+            greatest[m] = max(greatest[m], s);
+        }
     }
-    return most;
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) most[m] = greatest[m];
 }
 
 // What is taken off every score. Where nothing is seen all are -infinity, and stay it.
@@ -71,7 +80,9 @@ inline F16 shift_of(float greatest) { return broadcast(greatest == -__builtin_in
 // scores of panels [begin, end) -> exp(score - greatest), zero where nothing is seen.
 inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels,
                              float soft_cap) {
-    const float greatest = largest(mask_scores(FloatScores{scores}, scores, begin, end, visible, panels, soft_cap));
+    F16 most;
+    mask_scores<1>(FloatScores{scores}, scores, begin, end, &visible, panels, soft_cap, &most);
+    const float greatest = largest(most);
     const F16 shift = shift_of(greatest);
     F16 total = zero();
     for (int j = begin; j < end; ++j) {

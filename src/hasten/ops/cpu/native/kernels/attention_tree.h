@@ -90,7 +90,8 @@ private:
         }
         each(k, [&](int token, int64_t lane) { scales[lane] = scales_[token]; });
         const PanelPositions positions{panels_.first, panels_.positions, panel_scales};
-        const Softmax state = softmax_fixed(FloatScores{scores}, scores, 0, panels_.count, visible, positions, soft_cap, step);
+        Softmax state;
+        softmax_fixed<1>(FloatScores{scores}, scores, 0, panels_.count, &visible, positions, soft_cap, &step, &state);
         uint8_t* weights = reinterpret_cast<uint8_t*>(scores);
         each(k, [&](int token, int64_t lane) {
             uint8_t* upper = weights + lane / 64 * kRunBytes + lane % 64;

@@ -182,6 +182,12 @@ inline F16 nibble_to_float(I16 a) {
     return {_mm256_cvtepi32_ps(value.lo), _mm256_cvtepi32_ps(value.hi)};
 }
 inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+inline int32_t sum(I16 a) {
+    const __m256i h = _mm256_add_epi32(a.lo, a.hi);
+    const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    const __m128i d = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 0xb1)));
+}
 
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact: the even and the odd bytes are
 // widened to 16 bits first, since the sum of two such products does not fit there.

@@ -110,6 +110,7 @@ inline F16 nibble_to_float(I16 a) {
     return {_mm512_permutexvar_ps(a.v, values)};
 }
 inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
 inline I16 dot4(I16 acc, I16 u, I16 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
