@@ -138,20 +138,21 @@ struct Pool {
 // Seconds, by the fastest layer, for one step of `tokens` tokens at the end of `context` in all layers of the pool.
 double step_time(const Kernels& kernels, Team& team, Pool& pool, int context, int tokens, int repeats) {
     const int stride = (kHeads + 2 * kKvHeads) * kDim, out_stride = kHeads * kDim;
-    std::vector<float> q(static_cast<size_t>(tokens) * stride), out(static_cast<size_t>(tokens) * out_stride);
-    for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i % 17) * 0.05f - 0.4f;
+    float* q = reinterpret_cast<float*>(huge(static_cast<size_t>(tokens) * stride * 4));
+    float* out = reinterpret_cast<float*>(huge(static_cast<size_t>(tokens) * out_stride * 4));
+    for (size_t i = 0; i < static_cast<size_t>(tokens) * stride; ++i) q[i] = static_cast<float>(i % 17) * 0.05f - 0.4f;
     std::vector<uint8_t*> scratch;
     for (int i = 0; i < team.size; ++i) scratch.push_back(huge(kAttentionScratch));
     const RowSpan row{0, tokens, context - tokens, 0, pool.blocks.data(), nullptr};
     AttentionTask task{};
-    task.q = {q.data(), stride};
+    task.q = {q, stride};
     task.heads = kHeads;
     task.kv_heads = kKvHeads;
     task.head_dim = kDim;
     task.scale = 0.088f;
     task.rows = &row;
     task.num_rows = 1;
-    task.out = {out.data(), out_stride};
+    task.out = {out, out_stride};
     task.num_threads = team.size;
     task.kv = &pool.layers[0];
     RowCut cut{};
@@ -169,6 +170,8 @@ double step_time(const Kernels& kernels, Team& team, Pool& pool, int context, in
         }
     }
     for (uint8_t* memory : scratch) std::free(memory);
+    std::free(q);
+    std::free(out);
     return shortest * static_cast<double>(pool.layers.size());
 }
 

@@ -299,10 +299,20 @@ inline std::vector<int> seen_slots(const Problem& problem, size_t r, int query) 
     return slots;
 }
 
-// The query as int8 keys see it.
-inline std::vector<double> rounded_query(const Problem& problem, const float* q) {
+// Whether so many tokens of a row have bf16 queries and weights (attention_amx.h).
+inline bool in_bf16_tiles(const Kernels& kernels, const Shape& shape, const Row& row, int tokens) {
+    return std::strcmp(kernels.name, "amx") == 0 && shape.dtype == Dtype::bf16 && !row.tree && shape.dim <= 256 &&
+           tokens * (shape.heads / shape.kv_heads) > 24;
+}
+
+// The query as int8 keys see it, or keys in bf16 tiles.
+inline std::vector<double> rounded_query(const Problem& problem, const float* q, bool tiles) {
     const int dim = problem.shape.dim;
     std::vector<double> out(q, q + dim);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    for (double& x : out) {
+        if (tiles) x = from_bf16(to_bf16(static_cast<float>(x) * scale)) / scale;
+    }
     if (problem.shape.dtype != Dtype::int8) return out;
     float absmax = 0.0f;
     for (int d = 0; d < dim; ++d) absmax = std::max(absmax, std::fabs(q[d]));
@@ -337,11 +347,11 @@ struct Reference {
     double error;
 };
 
-inline Reference reference(const Problem& problem, size_t r, int query, int head) {
+inline Reference reference(const Problem& problem, size_t r, int query, int head, bool tiles) {
     const Shape& shape = problem.shape;
     const int kv_head = head / (shape.heads / shape.kv_heads);
     const float* source = problem.q->data() + int64_t{problem.spans[r].begin + query} * problem.stride + head * shape.dim;
-    const std::vector<double> q = rounded_query(problem, source);
+    const std::vector<double> q = rounded_query(problem, source, tiles);
     std::vector<double> weights, out(static_cast<size_t>(shape.dim));
     std::vector<size_t> seen;
     for (const int p : seen_slots(problem, r, query)) {
@@ -362,7 +372,13 @@ inline Reference reference(const Problem& problem, size_t r, int query, int head
     for (size_t i = 0; i < seen.size(); ++i) {
         for (size_t d = 0; d < out.size(); ++d) out[d] += weights[i] * problem.values[r][seen[i]][d];
     }
-    const double rounding = 1e-5;
+    double rounding = 1e-5, size = 0.0;
+    for (size_t i = 0; i < seen.size(); ++i) {
+        double largest = 0.0;
+        for (const double v : problem.values[r][seen[i]]) largest = std::max(largest, std::fabs(v));
+        size += weights[i] * largest;
+    }
+    if (tiles) rounding += size / 512;  // each weight by half a unit of bf16
     if (shape.dtype != Dtype::int8) return {out, rounding};
     return {out, rounding + fixed_point_error(problem, r, seen_positions(problem, r, query), seen, weights)};
 }
@@ -374,10 +390,11 @@ inline void check_against_reference(const Kernels& kernels, Problem& problem, in
     std::memset(out.data(), 0xff, out.bytes());
     run(kernels, problem.task(kernels, out.data(), stride, threads), random);
     for (size_t r = 0; r < problem.rows.size(); ++r) {
+        const bool tiles = in_bf16_tiles(kernels, shape, problem.rows[r], problem.rows[r].tokens);
         for (int query = 0; query < problem.rows[r].tokens; ++query) {
             const float* row = out.data() + int64_t{problem.spans[r].begin + query} * stride;
             for (int head = 0; head < shape.heads; ++head) {
-                const Reference want = reference(problem, r, query, head);
+                const Reference want = reference(problem, r, query, head, tiles);
                 for (int d = 0; d < shape.dim; ++d)
                     CHECK_CLOSE(row[head * shape.dim + d], want.values[static_cast<size_t>(d)], want.error);
             }

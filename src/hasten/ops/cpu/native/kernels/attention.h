@@ -250,14 +250,14 @@ protected:
         const float soft_cap = shape_.task.soft_cap;
         if (tree_.here()) return tree_.weigh(k, scores_of(k), visible, soft_cap, memory_.steps[k]);
         const PanelPositions positions{panels_.first, panels_.positions, panels_.value_scales};
+        Softmax state;
         if constexpr (kFixed) {
-            Softmax state;
             softmax_fixed<1>(FloatScores{scores_of(k)}, scores_of(k), begin, end, &visible, positions, soft_cap, memory_.steps + k,
                              &state);
-            return state;
         } else {
-            return softmax_split(scores_of(k), begin, end, visible, positions, soft_cap);
+            softmax_split<1>(scores_of(k), begin, end, &visible, positions, soft_cap, &state);
         }
+        return state;
     }
 
     // The split's results go to the partials, or are merged at once.

@@ -8,7 +8,9 @@
 namespace hasten::HASTEN_ISA {
 
 constexpr int kTreeTokens = 64;  // of a row that branches, at most
-constexpr int kValueChunk = 4;   // panels of values that stay in the first-level cache for all queries of an item
+constexpr int kPairDim = 256;    // the longest head whose bf16 values are gathered in pairs (attention_amx.h)
+constexpr int64_t kPairStride = (kSplitPanels * kLanes / 2 + 2) * 64;  // between 16 of its dimensions and the next
+constexpr int kValueChunk = 4;  // panels of values that stay in the first-level cache for all queries of an item
 
 struct AttentionMemory {
     float* queries;        // tiles [dim][M], or [dim / 4][M] of four bytes
@@ -42,6 +44,7 @@ struct AttentionMemory {
         reach = take<int32_t>(2 * kItemQueries);
         tree = take<float>(kItemQueries * kTreeTokens);
         gathered = next_;
+        assert(row > kPairDim || next_ + row / kLanes * kPairStride <= static_cast<uint8_t*>(scratch) + kAttentionScratch);
         if (type == Dtype::int8) {
             take<uint8_t>(row / kLanes * kQuadStride);
         } else {

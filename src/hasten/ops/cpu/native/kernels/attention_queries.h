@@ -80,6 +80,19 @@ public:
         }
     }
 
+    // Queries times the scale of the scores as rows of bf16.
+    void load_bf16_rows(int m, uint16_t* rows, int64_t stride) const {
+        const int32_t dim = shape_.task.head_dim;
+        for (int i = 0; i < padded(m); ++i) {
+            uint16_t* row = rows + i * stride;
+            prefetch_query(i + kQueriesAhead);
+            for (int32_t k = 0; k < dim; k += kLanes) {
+                const F16 q = i < count_ ? load_first(source(i) + k, dim - k < kLanes ? dim - k : kLanes) : zero();
+                store_bf16(row + k, q * broadcast(shape_.task.scale));
+            }
+        }
+    }
+
     void write(int i, const Softmax& state, const float* values) const {
         const AttentionTask& task = shape_.task;
         const int64_t h = head(i), width = static_cast<int64_t>(task.heads) * task.head_dim;
@@ -113,7 +126,8 @@ private:
         return task.out.data + (place_.row->begin + token(i)) * task.out.stride + head(i) * task.head_dim;
     }
     void prefetch_head(const float* p, bool write) const {
-        for (int32_t i = 0; p != nullptr && i < shape_.task.head_dim; i += 16) write ? __builtin_prefetch(p + i, 1) : __builtin_prefetch(p + i);
+        for (int32_t i = 0; p != nullptr && i < shape_.task.head_dim; i += 16)
+            write ? __builtin_prefetch(p + i, 1) : __builtin_prefetch(p + i);
     }
     float* tile(float* tiles, int i, int m) const {
         return tiles + static_cast<int64_t>(i / m) * m * shape_.geometry.value_dim + i % m;

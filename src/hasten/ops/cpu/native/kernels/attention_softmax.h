@@ -77,20 +77,28 @@ inline void mask_scores(const Scores& source, float* scores, int begin, int end,
 // What is taken off every score. Where nothing is seen all are -infinity, and stay it.
 inline F16 shift_of(float greatest) { return broadcast(greatest == -__builtin_inff() ? 0.0f : greatest); }
 
-// scores of panels [begin, end) -> exp(score - greatest), zero where nothing is seen.
-inline Softmax softmax_split(float* scores, int begin, int end, const Visible& visible, const PanelPositions& panels,
-                             float soft_cap) {
-    F16 most;
-    mask_scores<1>(FloatScores{scores}, scores, begin, end, &visible, panels, soft_cap, &most);
-    const float greatest = largest(most);
-    const F16 shift = shift_of(greatest);
-    F16 total = zero();
-    for (int j = begin; j < end; ++j) {
-        const F16 p = exp(load(scores + j * kLanes) - shift);
-        total = total + p;
-        store(scores + j * kLanes, p);
+// scores of M queries and panels [begin, end) -> exp(score - greatest), zero where nothing is seen.
+template <int M>
+inline void softmax_split(float* scores, int begin, int end, const Visible* visible, const PanelPositions& panels, float soft_cap,
+                          Softmax* states) {
+    F16 most[M], shifts[M], totals[M];
+    mask_scores<M>(FloatScores{scores}, scores, begin, end, visible, panels, soft_cap, most);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+        states[m].greatest = largest(most[m]);
+        shifts[m] = shift_of(states[m].greatest);
+        totals[m] = zero();
     }
-    return {greatest, sum(total)};
+    for (int j = begin; j < end; ++j) {
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+            float* at = scores + m * kScoreStride + j * kLanes;
+            const F16 p = exp(load(at) - shifts[m]);
+            totals[m] = totals[m] + p;
+            store(at, p);
+        }
+    }
+    for (int m = 0; m < M; ++m) states[m].total = sum(totals[m]);
 }
 
 // state and its values += part: the one formula by which partial results become one, in ascending order of splits.

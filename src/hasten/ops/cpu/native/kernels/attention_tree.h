@@ -52,7 +52,8 @@ public:
         each(k, [&](int token, int64_t lane) { scores[lane] = own(k)[token]; });
         if constexpr (type == Dtype::int8) return weigh_fixed(k, scores, visible, soft_cap, step);
         const PanelPositions positions{panels_.first, panels_.positions, nullptr};
-        const Softmax state = softmax_split(scores, 0, panels_.count, visible, positions, soft_cap);
+        Softmax state;
+        softmax_split<1>(scores, 0, panels_.count, &visible, positions, soft_cap, &state);
         each(k, [&](int token, int64_t lane) { own(k)[token] = scores[lane]; });
         return state;
     }
