@@ -301,7 +301,12 @@ inline std::vector<int> seen_slots(const Problem& problem, size_t r, int query) 
 
 // Whether so many tokens of a row have bf16 queries and weights (attention_amx.h).
 inline bool in_bf16_tiles(const Kernels& kernels, const Shape& shape, const Row& row, int tokens) {
-    return std::strcmp(kernels.name, "amx") == 0 && shape.dtype == Dtype::bf16 && !row.tree && shape.dim <= 256 &&
+#ifdef HASTEN_BF16_TILES
+    constexpr bool built = true;
+#else
+    constexpr bool built = false;
+#endif
+    return built && std::strcmp(kernels.name, "amx") == 0 && shape.dtype == Dtype::bf16 && !row.tree && shape.dim <= 256 &&
            tokens * (shape.heads / shape.kv_heads) > 24;
 }
 

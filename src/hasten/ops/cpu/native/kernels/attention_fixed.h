@@ -65,15 +65,16 @@ inline void softmax_fixed(const Scores& source, float* scores, int begin, int en
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
             float* at = scores + m * kScoreStride + j * kLanes;
-            const F16 p = exp(load(at) - shifts[m]);
+            uint32_t none;
+            const F16 p = exp_of_negative(load(at) - shifts[m], none);
             totals[m] = totals[m] + p;
-            const F16 w = select(greater(p, zero()), p * scales, zero());
+            const F16 w = select(none, zero(), p * scales);
             most[m] = max_or_nan(most[m], w);
             store(at, w);
         }
     }
     for (int m = 0; m < M; ++m) {
-        const float greatest = largest(most[m]) + sum(most[m] * zero());  // NaN where a scale is: it must show
+        const float greatest = largest_or_nan(most[m]);  // NaN where a scale is: it must show
         const bool none = greatest <= kSmallestRange;
         steps[m] = none ? 0.0f : greatest / kWeightSteps;
         states[m].total = sum(totals[m]);

@@ -207,11 +207,20 @@ inline I16 dot4_small(I16 acc, I16 u, I16 s) { return {dot4_small(acc.lo, u.lo, 
 
 // Rounded to nearest, ties to even.
 inline I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+// The same bits.
+inline I16 as_int(F16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+inline F16 as_float(I16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 // Of lanes that are not negative the greater one, and a NaN where there is one.
 inline __m256 max_or_nan(__m256 a, __m256 b) {
     return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
 inline F16 max_or_nan(F16 a, F16 b) { return {max_or_nan(a.lo, b.lo), max_or_nan(a.hi, b.hi)}; }
+inline float largest_or_nan(F16 a) {
+    const __m256i h = _mm256_castps_si256(max_or_nan(a.lo, a.hi));
+    const __m128i q = _mm_max_epu32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    const __m128i d = _mm_max_epu32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(d, _mm_shuffle_epi32(d, 0xb1))));
+}
 
 // Four rows of 64 bytes, `stride` apart, in quads: the four bytes of a column side by side. Lane 4 q + i of quads[c] is column
 // 16 q + 4 c + i.

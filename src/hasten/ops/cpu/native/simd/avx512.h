@@ -119,9 +119,18 @@ inline I16 dot4_small(I16 acc, I16 u, I16 s) { return dot4(acc, u, s); }
 
 // Rounded to nearest, ties to even.
 inline I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+// The same bits.
+inline I16 as_int(F16 a) { return {_mm512_castps_si512(a.v)}; }
+inline F16 as_float(I16 a) { return {_mm512_castsi512_ps(a.v)}; }
 // Of lanes that are not negative the greater one, and a NaN where there is one.
 inline F16 max_or_nan(F16 a, F16 b) {
     return {_mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+inline float largest_or_nan(F16 a) {
+    const uint32_t bits = _mm512_reduce_max_epu32(_mm512_castps_si512(a.v));
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
 }
 
 // Four rows of 64 bytes, `stride` apart, in quads: the four bytes of a column side by side. Lane 4 q + i of quads[c] is column
