@@ -18,6 +18,7 @@ struct Shape {
     int window = 0;
     float soft_cap = 0.0f;
     bool sinks = false;
+    bool narrow = true;  // where there are tiles
 };
 
 struct Row {
@@ -194,6 +195,7 @@ struct Problem {
         task.window = shape.window;
         task.sinks = shape.sinks ? sinks.data() : nullptr;
         task.kv = &pool->kv;
+        task.narrow = shape.narrow;
         task.rows = spans.data();
         task.num_rows = static_cast<int32_t>(spans.size());
         task.out = {out, out_stride};
@@ -301,12 +303,7 @@ inline std::vector<int> seen_slots(const Problem& problem, size_t r, int query) 
 
 // Whether so many tokens of a row have bf16 queries and weights (attention_amx.h).
 inline bool in_bf16_tiles(const Kernels& kernels, const Shape& shape, const Row& row, int tokens) {
-#ifdef HASTEN_BF16_TILES
-    constexpr bool built = true;
-#else
-    constexpr bool built = false;
-#endif
-    return built && std::strcmp(kernels.name, "amx") == 0 && shape.dtype == Dtype::bf16 && !row.tree && shape.dim <= 256 &&
+    return shape.narrow && std::strcmp(kernels.name, "amx") == 0 && shape.dtype == Dtype::bf16 && !row.tree && shape.dim <= 256 &&
            tokens * (shape.heads / shape.kv_heads) > 24;
 }
 
@@ -433,6 +430,7 @@ inline Shape random_shape(Random& random) {
     shape.window = random.coin() ? 0 : random.integer(1, 70);
     shape.soft_cap = random.coin() ? 0.0f : random.uniform(1.0f, 30.0f);
     shape.sinks = random.coin();
+    shape.narrow = random.coin();
     return shape;
 }
 

@@ -379,6 +379,7 @@ void hasten_program_attend(hasten_program* program, int32_t layer, int32_t qkv, 
     task.soft_cap = soft_cap;
     task.window = window;
     task.sinks = sinks;
+    task.narrow = p.narrows();
     task.out = p.rows(out);
     const int32_t group = p.kv().group_of(layer);
     const AttentionCuts& cuts = p.cuts_for(group, task);

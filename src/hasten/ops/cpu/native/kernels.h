@@ -221,10 +221,10 @@ struct AttentionTask {
     int32_t window;         // 0: none; else keys in (p - window, p]
     const float* sinks;     // [heads] logits that take part in the softmax and have no value, or null
     const KvLayer* kv;
+    bool narrow;  // queries and weights of bf16 keys and values may be rounded to bf16 too
     const RowSpan* rows;
     int32_t num_rows;
     Rows out;
-    QuantizedRows quantized;  // not written here
     int32_t num_threads;
     const AttentionPlan* plan;
     void* partials;  // plan->partial_bytes, shared by all threads

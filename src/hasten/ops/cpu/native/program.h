@@ -19,7 +19,8 @@ public:
     int32_t add_part(int32_t buffer, int32_t column);  // shares the buffer's memory
     int32_t add_quantized_rows(int32_t width, int32_t group);
     int32_t add_rotary(int32_t half);
-    NarrowRows narrow_rows(int32_t width);               // one buffer for each width; null when memory is refused
+    NarrowRows narrow_rows(int32_t width);  // one buffer for each width; null when memory is refused
+    bool narrows() const { return !narrow_.empty(); }
     Rows rows(int32_t buffer) const;                     // {null, 0} for a negative index
     QuantizedRows quantized_rows(int32_t buffer) const;  // the same
     float* rotary(int32_t index) const { return index < 0 ? nullptr : rotary_[static_cast<size_t>(index)]; }

@@ -3,8 +3,8 @@
 //
 // int8 gives the bits of attention.h: all sums are whole numbers. With bf16 the tiles round queries and softmax weights to bf16,
 // half a unit of 2^-8 each, and sum in another order. So a token of a row with more than kStreamQueries queries of a kv head in
-// one step differs from the same token in a shorter row. Within the form it depends on nothing but what it sees. This breaks the
-// promise that guesses and preemption change no output, so the form is built on request only (HASTEN_BF16_TILES).
+// one step differs from the same token in a shorter row. Within the form it depends on nothing but what it sees. The task says
+// whether that may be: only beside products of bf16 rows, which do the same (linear_amx.h).
 //
 // The caller has asked the system for the tile registers; they are configured and released inside each call.
 #pragma once
@@ -17,11 +17,6 @@
 
 namespace hasten::HASTEN_ISA {
 
-#ifdef HASTEN_BF16_TILES
-constexpr bool kBf16Tiles = true;
-#else
-constexpr bool kBf16Tiles = false;
-#endif
 constexpr int kQueryRows = 16;                 // queries of a tile
 constexpr int kBlockQueries = 2 * kQueryRows;  // that share what tiles load
 constexpr int kTogether = 4;                   // queries whose softmax is computed side by side
@@ -316,7 +311,7 @@ inline void attend_heads_in_tiles(const AttentionTask& task, int64_t item, void*
 
 inline void attend_in_tiles(const AttentionTask& task, int64_t item, void* scratch) {
     if (task.kv->dtype == Dtype::int8) return attend_heads_in_tiles<Dtype::int8>(task, item, scratch);
-    if (kBf16Tiles && task.kv->dtype == Dtype::bf16) return attend_heads_in_tiles<Dtype::bf16>(task, item, scratch);
+    if (task.narrow && task.kv->dtype == Dtype::bf16) return attend_heads_in_tiles<Dtype::bf16>(task, item, scratch);
     attend(task, item, scratch);
 }
 
