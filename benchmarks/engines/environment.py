@@ -27,7 +27,8 @@ def build_settings() -> dict[str, str]:
     flags = ["-DGGML_NATIVE=ON"]
     if "amx_tile" in words:
         flags = ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}={'ON' if word in words else 'OFF'}" for name, word in GGML.items())]
-    return {"CMAKE_ARGS": " ".join(flags), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+    # Without the cache: it may hold llama.cpp as it was compiled with other settings.
+    return {"CMAKE_ARGS": " ".join(flags), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), "PIP_NO_CACHE_DIR": "1"}
 
 
 def python_of(name: str, work: Path) -> Path:
