@@ -9,37 +9,14 @@
 // The caller has asked the system for the tile registers; they are configured and released inside each call.
 #pragma once
 
+#include "../simd/amx.h"
 #include "attention.h"
-
-#ifdef HASTEN_EMULATE_AMX
-#include "../simd/amx_emulation.h"
-#endif
 
 namespace hasten::HASTEN_ISA {
 
-constexpr int kQueryRows = 16;                 // queries of a tile
+constexpr int kQueryRows = kTileHeight;        // queries of a tile
 constexpr int kBlockQueries = 2 * kQueryRows;  // that share what tiles load
 constexpr int kTogether = 4;                   // queries whose softmax is computed side by side
-
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// What was stored lies in memory before tiles are loaded, and what tiles store before it is read: the compiler does not know.
-inline void settle_memory() { asm volatile("" ::: "memory"); }
-
-// Tiles 0 to 3: sums. 4, 5: queries or weights, `depth` bytes deep. 6, 7: keys or values.
-inline void shape_tiles(int depth) {
-    TileShapes shapes;
-    for (int i = 0; i < 8; ++i) {
-        shapes.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? depth : 64);
-        shapes.rows[i] = static_cast<uint8_t>(i >= 6 ? depth / 4 : kQueryRows);
-    }
-    asm volatile("" ::"r"(&shapes) : "memory");
-    _tile_loadconfig(&shapes);
-}
 
 // The deepest tile that divides rows of so many bytes.
 inline int depth_of(int64_t row_bytes) {
@@ -225,7 +202,7 @@ private:
             gather_quads(Item::value_panels(), 0, panels_.count, geometry_.value_dim, memory_.gathered);
         }
         settle_memory();
-        shape_tiles(64);
+        shape_tiles(kQueryRows, kQueryRows, 64);
         if constexpr (kBf16) {
             for (int i = 0; i < queries_.count(); i += kBlockQueries) add_pairs(i, lead);
         } else {
@@ -247,7 +224,7 @@ private:
         const int64_t row_bytes = geometry_.key_dim * (kBf16 ? 2 : 1);
         const int depth = depth_of(row_bytes), steps = static_cast<int>(row_bytes / depth);
         settle_memory();
-        shape_tiles(depth);
+        shape_tiles(kQueryRows, kQueryRows, depth);
         for (int j = 0; j < panels_.count; j += 2) {
             for (int i = 0; i < queries_.count(); i += kBlockQueries) {
                 if (j + 2 <= reach_of(i)[0] || j >= reach_of(i)[1]) continue;

@@ -9,37 +9,17 @@
 
 #include <type_traits>
 
+#include "../simd/amx.h"
 #include "linear.h"
-
-#ifdef HASTEN_EMULATE_AMX
-#include "../simd/amx_emulation.h"
-#endif
 
 namespace hasten::HASTEN_ISA {
 
-constexpr int kAmxRows = 16;  // of a tile
+constexpr int kAmxRows = kTileHeight;
 constexpr int kAmxBlock = 2 * kAmxRows;
-
-struct alignas(64) AmxConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// What was stored before is in memory for the tiles to read: the compiler does not see what their instructions read.
-inline void settle() { asm volatile("" ::: "memory"); }
 
 // Tiles 0 to 3: sums of two row blocks by two panels. 4, 5: activations, 6, 7: weights, both `depth` bytes deep.
 inline void configure_tiles(int32_t rows, int depth) {
-    AmxConfig config;
-    const int32_t upper = rows < kAmxRows ? rows : kAmxRows;
-    const int32_t lower = rows > kAmxRows ? rows - kAmxRows : 1;
-    for (int i = 0; i < 8; ++i) {
-        config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? depth : 64);
-        config.rows[i] = static_cast<uint8_t>(i >= 6 ? depth / 4 : i == 0 || i == 1 || i == 4 ? upper : lower);
-    }
-    asm volatile("" ::"r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    shape_tiles(rows < kAmxRows ? rows : kAmxRows, rows > kAmxRows ? rows - kAmxRows : 1, depth);
 }
 
 // What is asked for while tiles are multiplied: of every tile of weights `lines` lines from `first` on, `ahead` bytes further on.
@@ -55,7 +35,7 @@ template <bool Bf16, int Blocks, int Panels>
 inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps, int depth, TileAhead soon,
                            const int32_t* start, void* sums) {
     const uint8_t* rows = static_cast<const uint8_t*>(x);
-    settle();
+    settle_memory();
     if (start == nullptr) {
         _tile_zero(0);
         if constexpr (Panels == 2) _tile_zero(1);
