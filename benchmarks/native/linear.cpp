@@ -2,7 +2,8 @@
 // Weights come from more memory than any cache holds, in huge pages; each figure is the best of several rounds, by the clock
 // and by the processor time of the threads (which counts on a machine that others use too).
 //
-//   linear [isa: avx2, avx512, amx] [form: all, f32, bf16, f16, int8, int4, int8w, int4w] [rounds] [rows]    (w: float activations)
+//   linear [isa: avx2, avx512, amx] [form: all, f32, bf16, bf16c, f16, int8, int4, int8w, int4w] [rounds] [rows]    (c: coded, w:
+//   float activations)
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -43,9 +44,9 @@ struct Form {
     Dtype dtype;
     bool quantized;
 };
-constexpr Form kForms[] = {{"f32", Dtype::f32, false},   {"bf16", Dtype::bf16, false},  {"f16", Dtype::f16, false},
-                           {"int8", Dtype::int8, true},  {"int8w", Dtype::int8, false}, {"int4", Dtype::int4, true},
-                           {"int4w", Dtype::int4, false}};
+constexpr Form kForms[] = {{"f32", Dtype::f32, false},  {"bf16", Dtype::bf16, false}, {"bf16c", Dtype::bf16_coded, false},
+                           {"f16", Dtype::f16, false},  {"int8", Dtype::int8, true},  {"int8w", Dtype::int8, false},
+                           {"int4", Dtype::int4, true}, {"int4w", Dtype::int4, false}};
 
 struct Shape {
     int out, in;
@@ -64,8 +65,10 @@ struct Memory {
     uint8_t* weights = huge(kColdBytes + (int64_t{64} << 20));
     uint8_t* scales = huge(int64_t{160} << 20);
     uint8_t* x = huge(512 * 4096 * 4);
+    uint8_t* narrow = huge(512 * 4096 * 2);
     uint8_t* out = huge(int64_t{512} * (151936 + 16) * 4);
     std::vector<float> row_scales = std::vector<float>(512, 0.01f);
+    std::vector<int32_t> num_exceptions = std::vector<int32_t>(151936 / kLanes, 0);
     std::vector<int32_t> sums = std::vector<int32_t>(512 * 128, 0);
     std::vector<uint8_t*> scratch{huge(kLinearScratch), huge(kLinearScratch)};
 };
@@ -78,17 +81,23 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
     matrix.in_features = matrix.padded_in = shape.in;
     matrix.group = form.dtype == Dtype::int4 ? 128 : 0;
     matrix.panels = shape.out / kLanes;
-    const int bits = form.dtype == Dtype::f32 ? 32 : form.dtype == Dtype::int8 ? 8 : form.dtype == Dtype::int4 ? 4 : 16;
+    const bool coded = form.dtype == Dtype::bf16_coded;
+    const int bits = form.dtype == Dtype::f32    ? 32
+                     : form.dtype == Dtype::int8 ? 8
+                     : form.dtype == Dtype::int4 ? 4
+                     : coded                     ? 12
+                                                 : 16;
     matrix.panel_bytes = int64_t{shape.in} * bits * 2;
     const int64_t size = matrix.panels * matrix.panel_bytes;
     const int64_t group_bytes = int64_t{matrix.panels} * matrix.groups() * 32;
-    const int64_t scale_bytes = matrix.group ? group_bytes : form.dtype == Dtype::int8 ? shape.out * 4 : 0;
+    const int64_t scale_bytes = matrix.group ? group_bytes : form.dtype == Dtype::int8 || coded ? shape.out * 4 : 0;
     const int64_t count = std::max<int64_t>(1, (cold ? kColdBytes : int64_t{64} << 20) / size);
     for (int64_t i = 0; i < count; ++i) {
         matrix.data = memory.weights + i * size;
         uint8_t* scales = memory.scales + i * scale_bytes;
         if (form.dtype == Dtype::int8) matrix.scales = reinterpret_cast<float*>(scales);
         if (form.dtype == Dtype::int4) matrix.group_scales = reinterpret_cast<uint16_t*>(scales);
+        if (coded) matrix.bases = scales, matrix.num_exceptions = memory.num_exceptions.data();
         work.matrices.push_back(matrix);
     }
     work.bytes = count * (size + scale_bytes);
@@ -101,6 +110,7 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
         task.quantized = {x, shape.in + pad, memory.row_scales.data(), memory.sums.data(), 128, group};
     } else {
         task.x = {reinterpret_cast<float*>(memory.x), shape.in + pad / 4};
+        task.narrow = {reinterpret_cast<uint16_t*>(memory.narrow), shape.in + pad / 2};
     }
     task.out = {reinterpret_cast<float*>(memory.out), shape.out + pad / 4};
     return work;

@@ -10,6 +10,9 @@ struct Packed {
     Buffer<uint8_t> data;
     Buffer<float> scales;
     Buffer<uint16_t> group_scales;
+    Buffer<uint8_t> bases;
+    Buffer<hasten::Exception> exceptions;
+    Buffer<int32_t> num_exceptions;
 
     static int64_t padded(hasten::Dtype dtype, int in, int group) {
         switch (dtype) {
@@ -17,6 +20,7 @@ struct Packed {
             case hasten::Dtype::f16:
                 return in;
             case hasten::Dtype::bf16:
+            case hasten::Dtype::bf16_coded:
                 return round_up(in, 32);
             case hasten::Dtype::int8:
                 return round_up(in, 64);
@@ -31,6 +35,8 @@ struct Packed {
             case hasten::Dtype::bf16:
             case hasten::Dtype::f16:
                 return 16;
+            case hasten::Dtype::bf16_coded:
+                return 12;
             case hasten::Dtype::int8:
                 return 8;
             default:
@@ -42,7 +48,10 @@ struct Packed {
         : matrix{},
           data(round_up(out, 16) * padded(dtype, in, group) * bits(dtype) / 8),
           scales(dtype == hasten::Dtype::int8 ? round_up(out, 16) : 0),
-          group_scales(dtype == hasten::Dtype::int4 ? round_up(out, 16) * padded(dtype, in, group) / group : 0) {
+          group_scales(dtype == hasten::Dtype::int4 ? round_up(out, 16) * padded(dtype, in, group) / group : 0),
+          bases(dtype == hasten::Dtype::bf16_coded ? round_up(out, 16) * 4 : 0),
+          exceptions(dtype == hasten::Dtype::bf16_coded ? round_up(out, 16) / 16 * kMostExceptions : 0),
+          num_exceptions(dtype == hasten::Dtype::bf16_coded ? round_up(out, 16) / 16 : 0) {
         matrix.dtype = dtype;
         matrix.out_features = out;
         matrix.in_features = in;
@@ -53,6 +62,36 @@ struct Packed {
         matrix.panel_bytes = matrix.padded_in * bits(dtype) * 2;
         matrix.scales = dtype == hasten::Dtype::int8 ? scales.data() : nullptr;
         matrix.group_scales = dtype == hasten::Dtype::int4 ? group_scales.data() : nullptr;
+        matrix.bases = bases.data();
+        matrix.exceptions = exceptions.data();
+        matrix.num_exceptions = num_exceptions.data();
+        matrix.max_exceptions = kMostExceptions;
+    }
+    static constexpr int kMostExceptions = 40;
+
+    // Where a coded weight lies: the byte of its sign and fraction, the byte of its code, and the place of the code there.
+    struct Place {
+        int64_t rest, code;
+        int shift;
+    };
+    Place place(int64_t o, int64_t k) const {
+        const int64_t unit = o / 16 * matrix.panel_bytes + k / 8 * 192, line = k % 8 / 2;
+        const int64_t byte = o % 16 / 4 * 16 + line % 2 * 8 + o % 4 * 2 + k % 2;
+        return {unit + line / 2 * 64 + byte, unit + 128 + byte, line < 2 ? 0 : 4};
+    }
+    const hasten::Exception* exception(int64_t o, int64_t k) const {
+        const hasten::Exception* list = matrix.exceptions + o / 16 * matrix.max_exceptions;
+        for (int i = 0; i < matrix.num_exceptions[o / 16]; ++i) {
+            if (list[i].lane == o % 16 && list[i].input == k) return list + i;
+        }
+        return nullptr;
+    }
+    float coded(int64_t o, int64_t k) const {
+        if (const hasten::Exception* found = exception(o, k)) return from_bf16(found->bits);
+        const Place at = place(o, k);
+        const int rest = matrix.data[at.rest], code = matrix.data[at.code] >> at.shift & 15;
+        const int exponent = code == 0 ? 0 : matrix.bases[o / 16 * 64 + o % 16 / 4 * 16 + o % 4 * 2] + code;
+        return from_bf16(static_cast<uint16_t>((rest & 0x80) << 8 | exponent << 7 | (rest & 0x7f)));
     }
 
     // Weight (o, k) before its scale: a value, or a level with the zero point taken off.
@@ -71,6 +110,8 @@ struct Packed {
             case hasten::Dtype::bf16:
                 std::memcpy(&half, panel + ((k / 2 * 16 + column) * 2 + k % 2) * 2, 2);
                 return from_bf16(half);
+            case hasten::Dtype::bf16_coded:
+                return coded(o, k);
             case hasten::Dtype::int8:
                 return static_cast<float>(panel[(k / 4 * 16 + column) * 4 + k % 4]) - 128.0f;
             default:

@@ -9,7 +9,7 @@ using hasten::Dtype;
 namespace {
 
 constexpr Dtype kSources[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
-constexpr Dtype kTargets[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4};
+constexpr Dtype kTargets[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4, Dtype::bf16_coded};
 
 // A checkpoint tensor [out, in], perhaps stored transposed or as part of wider rows.
 struct Tensor {
@@ -56,6 +56,9 @@ struct Tensor {
         std::memset(to.data.data(), 0x5a, to.data.bytes());
         std::memset(to.scales.data(), 0x5a, to.scales.bytes());
         std::memset(to.group_scales.data(), 0x5a, to.group_scales.bytes());
+        std::memset(to.bases.data(), 0x5a, to.bases.bytes());
+        std::memset(to.exceptions.data(), 0x5a, to.exceptions.bytes());
+        std::memset(to.num_exceptions.data(), 0, to.num_exceptions.bytes());
         const bool backwards = random.coin();
         for (int done = 0; done < out;) {
             const int rows = random.integer(1, out - done);
@@ -91,7 +94,7 @@ void check_float(const Tensor& tensor, const Packed& packed) {
     for (int o = 0; o < tensor.out; ++o) {
         for (int k = 0; k < tensor.in; ++k) {
             float want = tensor.get(o, k);
-            if (packed.matrix.dtype == Dtype::bf16) want = check::from_bf16(check::to_bf16(want));
+            if (hasten::is_bf16(packed.matrix.dtype)) want = check::from_bf16(check::to_bf16(want));
             if (packed.matrix.dtype == Dtype::f16) want = check::from_f16(check::to_f16(want));
             CHECK_CLOSE(packed.level(o, k), want, 0.0);
         }
@@ -176,6 +179,7 @@ TEST(pack_has_the_same_bits_on_every_instruction_set) {
         check::for_each_isa([&](const hasten::Kernels& kernels) {
             tensor.pack(kernels, other, random);
             CHECK(first.data.same(other.data) && first.scales.same(other.scales) && first.group_scales.same(other.group_scales));
+            CHECK(first.bases.same(other.bases) && first.num_exceptions.same(other.num_exceptions));
         });
     }
 }
@@ -202,6 +206,32 @@ TEST(pack_of_rows_at_the_edges) {
                     CHECK(std::isfinite(restored));
                     if (o < 2) CHECK_CLOSE(restored, tensor.get(o, k), 1e-30, 1.0);
                     if (target == Dtype::int4 && (o == 2 || o == 3)) CHECK_CLOSE(restored, tensor.get(o, k), 0.0);
+                }
+            }
+        });
+    }
+}
+
+// Weights of every exponent, NaN and infinity among them, come back bit by bit wherever the lists of exceptions have room.
+TEST(coded_rows_are_read_back_bit_by_bit) {
+    Random random(14);
+    for (int i = 0; i < 40; ++i) {
+        Tensor tensor(Dtype::bf16, random.integer(1, 70), random.integer(1, 300), random);
+        for (int o = 0; o < tensor.out; ++o) {
+            const auto bits = static_cast<uint16_t>(random.integer(0, 0xffff));
+            std::memcpy(tensor.at(o, random.integer(0, tensor.in - 1)), &bits, 2);
+        }
+        Packed packed(Dtype::bf16_coded, tensor.out, tensor.in, 0);
+        const int64_t stride = check::round_up(tensor.in, 16);
+        Buffer<float> row(stride);
+        check::for_each_isa([&](const hasten::Kernels& kernels) {
+            tensor.pack(kernels, packed, random);
+            for (int32_t o = 0; o < tensor.out; ++o) {
+                if (packed.num_exceptions[o / 16] > Packed::kMostExceptions) continue;  // then the matrix is kept in another type
+                kernels.embed({&packed.matrix, &o, false, {row.data(), stride}, 0, 1});
+                for (int k = 0; k < tensor.in; ++k) {
+                    const float want = tensor.get(o, k);
+                    CHECK(std::memcmp(&row[k], &want, 4) == 0 || (std::isnan(want) && std::isnan(row[k])));
                 }
             }
         });

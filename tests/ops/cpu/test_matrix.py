@@ -102,7 +102,34 @@ def test_a_row_is_bitwise_the_same_in_any_batch(cpu: Cpu, dtype: Dtype) -> None:
 
 
 def test_memory_is_what_the_format_needs(cpu: Cpu) -> None:
-    for dtype, group, bytes_per_weight in ((Dtype.BFLOAT16, 0, 2), (Dtype.INT8, 0, 1), (Dtype.INT4, 128, 0.5 + 2 / 128)):
+    for dtype, group, bytes_per_weight in ((Dtype.BFLOAT16, 0, 1.5 + 0.02), (Dtype.INT8, 0, 1), (Dtype.INT4, 128, 0.5 + 2 / 128)):
         weights = Weights(cpu)
         Matrix(weights, 512, 1024, dtype, group=group)
         assert weights.num_bytes == pytest.approx(512 * 1024 * bytes_per_weight, rel=0.005)
+
+
+def test_bfloat16_of_any_exponents_is_kept_exactly(cpu: Cpu) -> None:
+    """Weights in 12 bits have room for few exceptions: with more, the matrix goes on in 16, with the rows packed before."""
+    weights = Weights(cpu)
+    weight = draw(70, 96)
+    weight[40:, ::3] *= 2.0**-60
+    weight = weight.bfloat16()
+    matrix = Matrix(weights, *weight.shape, Dtype.BFLOAT16)
+    for begin, end in ((0, 20), (20, 45), (45, 70)):
+        matrix.pack(weight[begin:end], begin)
+    assert torch.equal(matrix.lookup(torch.arange(70)), weight.float())
+    assert weights.num_bytes == pytest.approx(80 * 96 * 2, rel=0.15)
+    x = draw(3, 96)
+    assert torch.allclose(matrix.multiply(x, None), x @ weight.float().T, atol=1e-5)
+
+
+def test_few_exceptions_change_no_sum(cpu: Cpu) -> None:
+    """Products with a weight that has no code, alone in its row of inputs: nothing else hides a wrong one."""
+    weight = draw(48, 64).bfloat16()
+    weight[5, 9], weight[21, 63], weight[47, 0] = 2.0**-50, -(2.0**-45), 3.0 * 2.0**-70
+    matrix = packed(cpu, weight, Dtype.BFLOAT16)
+    for rows in ROWS:
+        for column in (9, 63, 0):
+            x = torch.zeros(rows, 64)
+            x[:, column] = 2.0
+            assert torch.equal(matrix.multiply(x, None), (2 * weight[:, column].float()).expand(rows, -1))

@@ -7,7 +7,7 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
-ABI = 4
+ABI = 5
 NONE, LOGITS = -1, -2  # buffers of a program: none, and the logits of the step
 
 
@@ -43,7 +43,7 @@ _FUNCTIONS = {
     "weights_free": (None, (_P,)),
     "weights_bytes": (_L, (_P,)),
     "matrix_new": (_P, (_P, _I, _I, _I, _I)),
-    "matrix_pack": (None, (_P, _P, _P, _I, _L, _L, _I, _I)),
+    "matrix_pack": (_I, (_P, _P, _P, _I, _L, _L, _I, _I)),
     "matrix_multiply": (_I, (_P, _P, _P, _I, _P, _I, _P)),
     "matrix_lookup": (None, (_P, _P, _P, _I, _P)),
     "kv_new": (_P, (_I, _I)),

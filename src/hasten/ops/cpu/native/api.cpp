@@ -1,6 +1,5 @@
 // The C interface over the classes. Nothing throws past it.
 #include <algorithm>
-#include <cassert>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -8,89 +7,11 @@
 #include <vector>
 
 #include "cpu_features.h"
-#include "hasten.h"
-#include "program.h"
+#include "handles.h"
 
 using namespace hasten;
 
-// What one product outside of programs needs. It is kept: mapping and touching new memory costs more than a small product.
-class EagerMemory {
-public:
-    // Begins again with at least so many bytes, which are not zero. False when memory is refused.
-    bool begin(int64_t bytes) {
-        used_ = 0;
-        if (bytes <= size_) return true;
-        arena_ = std::make_unique<Arena>();
-        data_ = static_cast<unsigned char*>(arena_->take(static_cast<size_t>(bytes)));
-        size_ = data_ == nullptr ? 0 : bytes;
-        return data_ != nullptr;
-    }
-    // Gives back what only few products need.
-    void end() {
-        if (size_ <= kKept) return;
-        arena_.reset();
-        size_ = 0;
-    }
-    template <class T>
-    T* take(int64_t count) {
-        T* found = reinterpret_cast<T*>(data_ + used_);
-        used_ += round_up(count * int64_t{sizeof(T)}, int64_t{64});
-        assert(used_ <= size_);
-        return found;
-    }
-
-private:
-    static constexpr int64_t kKept = int64_t{64} << 20;
-    std::unique_ptr<Arena> arena_;
-    unsigned char* data_ = nullptr;
-    int64_t size_ = 0, used_ = 0;
-};
-
-struct hasten_cpu {
-    hasten_cpu(const Kernels& kernels, int threads) : kernels(kernels), threads(threads) {}
-    const Kernels& kernels;
-    ThreadPool threads;
-    Arena memory;
-    std::vector<void*> scratch;  // per thread, for the calls outside programs
-    std::mutex one_product;
-    EagerMemory eager;
-};
-
-struct hasten_matrix {
-    Matrix matrix;
-};
-
-struct hasten_weights {
-    Arena arena;
-    std::vector<std::unique_ptr<hasten_matrix>> matrices;
-};
-
-struct hasten_kv {
-    KvPool pool;
-};
-
-struct hasten_program {
-    Program program;
-    std::mutex one_run;
-};
-
 namespace {
-
-// Runs body(item, thread) for items [0, count) on all threads of the cpu.
-template <class Body>
-void share(hasten_cpu* cpu, int64_t count, Body body) {
-    struct Context {
-        hasten_cpu* cpu;
-        int64_t count;
-        Body* body;
-    } context{cpu, count, &body};
-    cpu->threads.run(
-        [](void* raw, int thread) {
-            auto* given = static_cast<Context*>(raw);
-            given->cpu->threads.share(given->count, [&](int64_t item) { (*given->body)(item, thread); }, [] {});
-        },
-        &context);
-}
 
 // What one thread has done before the others, who sleep between steps, have woken up: 200 to 400 microseconds.
 constexpr int64_t kLogitsAlone = 1 << 20;
@@ -104,38 +25,6 @@ int64_t logits_to_draw(const hasten_draw_settings* settings, int32_t rows, int64
     }
     return found;
 }
-
-// Padded copies of contiguous rows, as the kernels want them, and their quantised form. Padding is zero.
-struct EagerRows {
-    Rows rows{};
-    QuantizedRows quantized{};
-
-    EagerRows(EagerMemory& memory, const Matrix& matrix, const float* x, int32_t count, bool quantize) {
-        const int64_t width = matrix.in_features;
-        rows.stride = row_bytes(width * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
-        rows.data = memory.take<float>(count * rows.stride);
-        for (int32_t t = 0; t < count; ++t) {
-            float* row = rows.data + t * rows.stride;
-            std::memcpy(row, x + t * width, static_cast<size_t>(width) * sizeof(float));
-            std::fill(row + width, row + rows.stride, 0.0f);
-        }
-        if (!quantize) return;
-        quantized.stride = row_bytes(round_up(width, std::max(kQuantPad, matrix.group)));
-        quantized.group = matrix.group > 0 ? matrix.group : static_cast<int32_t>(rows.stride);
-        quantized.sums_stride = (quantized.stride + quantized.group - 1) / quantized.group;
-        quantized.data = memory.take<int8_t>(count * quantized.stride);
-        quantized.scales = memory.take<float>(count);
-        quantized.sums = memory.take<int32_t>(count * quantized.sums_stride);
-        std::memset(quantized.data, 0, static_cast<size_t>(count * quantized.stride));
-        std::memset(quantized.sums, 0, static_cast<size_t>(count * quantized.sums_stride) * sizeof(int32_t));
-    }
-
-    // Bytes that `count` rows take, and what they are rounded up by.
-    static int64_t bytes(const Matrix& matrix, int32_t count) {
-        const int64_t width = round_up(matrix.in_features, std::max(kQuantPad, matrix.group)) + 256;
-        return count * width * int64_t{2 * sizeof(float) + 1} + 1024;
-    }
-};
 
 Program& of(hasten_program* program) { return program->program; }
 
@@ -159,80 +48,6 @@ hasten_cpu* hasten_cpu_new(const char* isa, int32_t threads) {
 void hasten_cpu_free(hasten_cpu* cpu) { delete cpu; }
 
 const char* hasten_cpu_isa(const hasten_cpu* cpu) { return cpu->kernels.name; }
-
-hasten_weights* hasten_weights_new(void) { return new (std::nothrow) hasten_weights(); }
-
-void hasten_weights_free(hasten_weights* weights) { delete weights; }
-
-int64_t hasten_weights_bytes(const hasten_weights* weights) { return static_cast<int64_t>(weights->arena.bytes()); }
-
-hasten_matrix* hasten_matrix_new(hasten_weights* weights, int32_t dtype, int32_t out_features, int32_t in_features, int32_t group) {
-    auto matrix = std::make_unique<hasten_matrix>();
-    if (!make_matrix(weights->arena, static_cast<Dtype>(dtype), out_features, in_features, group, matrix->matrix)) return nullptr;
-    weights->matrices.push_back(std::move(matrix));
-    return weights->matrices.back().get();
-}
-
-void hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* source, int32_t source_dtype, int64_t row_stride,
-                        int64_t column_stride, int32_t row, int32_t rows) {
-    // Items end at multiples of 16 rows: no two threads write into one panel.
-    constexpr int32_t kRowsEach = 64;
-    const int32_t first = row / kRowsEach, last = (row + rows + kRowsEach - 1) / kRowsEach;
-    const int64_t element = source_dtype == static_cast<int32_t>(Dtype::f32) ? 4 : 2;
-    share(cpu, last - first, [&](int64_t item, int) {
-        const int32_t begin = std::max(row, (first + static_cast<int32_t>(item)) * kRowsEach);
-        const int32_t end = std::min(row + rows, (first + static_cast<int32_t>(item) + 1) * kRowsEach);
-        const char* part = static_cast<const char*>(source) + (begin - row) * row_stride * element;
-        cpu->kernels.pack({&matrix->matrix, part, static_cast<Dtype>(source_dtype), row_stride, column_stride, begin, end - begin});
-    });
-}
-
-int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, const float* x, int32_t rows, const float* bias,
-                               int32_t int8_activations, float* out) {
-    const Matrix& m = matrix->matrix;
-    const int64_t stride = int64_t{m.panels} * kLanes;
-    const std::lock_guard<std::mutex> lock(cpu->one_product);
-    if (!cpu->eager.begin(EagerRows::bytes(m, rows) + (rows + 1) * stride * int64_t{sizeof(float)})) return 1;
-    const EagerRows given(cpu->eager, m, x, rows, int8_activations != 0);
-    auto* padded = cpu->eager.take<float>((rows + 1) * stride);
-    float* padded_bias = padded + rows * stride;
-    std::fill(padded_bias, padded_bias + stride, 0.0f);
-    if (bias != nullptr) std::memcpy(padded_bias, bias, static_cast<size_t>(m.out_features) * sizeof(float));
-    if (int8_activations != 0) {
-        NormTask quantize{};
-        quantize.x = given.rows;
-        quantize.width = m.in_features;
-        quantize.quantized = given.quantized;
-        quantize.end = rows;
-        cpu->kernels.norm(quantize);
-    }
-    LinearTask task{};
-    task.matrix = &m;
-    task.rows = rows;
-    task.x = given.rows;
-    task.quantized = given.quantized;
-    task.bias = bias == nullptr ? nullptr : padded_bias;
-    task.out = {padded, stride};
-    const LinearItems items = cut(cpu->kernels, task, cpu->threads.threads());
-    share(cpu, items.count(),
-          [&](int64_t item, int thread) { run_item(cpu->kernels, task, items, item, cpu->scratch[static_cast<size_t>(thread)]); });
-    for (int32_t t = 0; t < rows; ++t) {
-        std::memcpy(out + int64_t{t} * m.out_features, padded + t * stride, static_cast<size_t>(m.out_features) * sizeof(float));
-    }
-    cpu->eager.end();
-    return 0;
-}
-
-void hasten_matrix_lookup(hasten_cpu* cpu, const hasten_matrix* matrix, const int32_t* ids, int32_t count, float* out) {
-    // The kernel writes zeros up to the stride, so rows that are not whole vectors go through a padded one.
-    const int32_t width = matrix->matrix.in_features;
-    const int64_t stride = round_up(width, kLanes);
-    std::vector<float> row(static_cast<size_t>(stride));
-    for (int32_t t = 0; t < count; ++t) {
-        cpu->kernels.embed({&matrix->matrix, ids + t, false, {row.data(), stride}, 0, 1});
-        std::memcpy(out + int64_t{t} * width, row.data(), static_cast<size_t>(width) * sizeof(float));
-    }
-}
 
 hasten_kv* hasten_kv_new(int32_t num_blocks, int32_t slots) { return new (std::nothrow) hasten_kv{KvPool(num_blocks, slots)}; }
 
@@ -324,7 +139,7 @@ void hasten_program_linear(hasten_program* program, const hasten_matrix* matrix,
     task.add = add != 0;
     task.gated = gated != 0;
     task.activation = static_cast<Activation>(activation);
-    if (p.kernels().narrow != nullptr && matrix->matrix.dtype == Dtype::bf16 && task.x.data != nullptr) {
+    if (p.kernels().narrow != nullptr && is_bf16(matrix->matrix.dtype) && task.x.data != nullptr) {
         const int32_t width = matrix->matrix.in_features;
         task.narrow = p.narrow_rows(width);
         if (task.narrow.data != nullptr) {

@@ -1,6 +1,7 @@
 #include "arena.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -47,6 +48,14 @@ void* Arena::take(size_t bytes) {
     piece.used += wanted;
     taken_ += wanted;
     return taken;
+}
+
+void Arena::forget(void* data, size_t bytes) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), address = reinterpret_cast<uintptr_t>(data);
+    const size_t begin = round_up(address, page), end = (address + bytes) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    std::lock_guard<std::mutex> lock(mutex_);
+    taken_ -= round_up(bytes, 64);
 }
 
 }  // namespace hasten

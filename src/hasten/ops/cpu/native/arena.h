@@ -17,6 +17,8 @@ public:
 
     // Zeroed. Null when the system refuses.
     void* take(size_t bytes);
+    // The memory of one `take` is not needed any more: its pages go back to the system.
+    void forget(void* data, size_t bytes);
     size_t bytes() const { return taken_; }
 
 private:

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 #define HASTEN_API __attribute__((visibility("default")))
-#define HASTEN_ABI 4
+#define HASTEN_ABI 5
 
 enum { HASTEN_NONE = -1, HASTEN_LOGITS = -2 };
 
@@ -33,12 +33,13 @@ HASTEN_API hasten_weights* hasten_weights_new(void);
 HASTEN_API void hasten_weights_free(hasten_weights*);
 HASTEN_API int64_t hasten_weights_bytes(const hasten_weights*);
 
-/* dtype: 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 int4; group: of int4, else 0. Freed with its weights. */
+/* dtype: 0 float32, 1 bfloat16 (kept in 12 bits, without loss), 2 float16, 3 int8, 4 int4; group: of int4, else 0. Freed with its
+   weights. */
 HASTEN_API hasten_matrix* hasten_matrix_new(hasten_weights*, int32_t dtype, int32_t out_features, int32_t in_features,
                                             int32_t group);
-/* Output features [row, row + rows) from a tensor of dtype 0, 1 or 2; strides in elements. */
-HASTEN_API void hasten_matrix_pack(hasten_cpu*, hasten_matrix*, const void* source, int32_t source_dtype, int64_t row_stride,
-                                   int64_t column_stride, int32_t row, int32_t rows);
+/* Output features [row, row + rows) from a tensor of dtype 0, 1 or 2; strides in elements. Each once. 1 when memory is refused. */
+HASTEN_API int32_t hasten_matrix_pack(hasten_cpu*, hasten_matrix*, const void* source, int32_t source_dtype, int64_t row_stride,
+                                      int64_t column_stride, int32_t row, int32_t rows);
 /* out [rows, out_features] = x W^T + bias, contiguous float32 in and out; int8_activations: x is quantised first. */
 HASTEN_API int32_t hasten_matrix_multiply(hasten_cpu*, const hasten_matrix*, const float* x, int32_t rows, const float* bias,
                                           int32_t int8_activations, float* out);

@@ -15,7 +15,9 @@ namespace hasten {
 constexpr int kLanes = 16;     // output features of a panel, slots of a key panel
 constexpr int kQuantPad = 64;  // rows of int8 activations are padded to this many bytes
 
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4 };
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4, bf16_coded = 5 };
+
+constexpr bool is_bf16(Dtype dtype) { return dtype == Dtype::bf16 || dtype == Dtype::bf16_coded; }
 
 enum class Activation : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
 
@@ -58,6 +60,14 @@ struct NarrowTask {
 //   int8  data[panel][I'/4][16][4]            unsigned, w ~ scales[panel][16] * (data - 128)
 //   int4  data[panel][I'/8][16][4 bytes]      byte j of column c: low nibble input 8i + j, high nibble input 8i + 4 + j;
 //         w ~ scales[panel][I'/group][16] * (nibble - 8); scales are floats that bf16 holds exactly, stored as bf16
+//   bf16_coded  the same values as bf16 in 12 bits each: data[panel][I'/8][192 bytes], read in kernels/coded.h. Sign and fraction
+//         are kept; of the exponent, its distance from the base of its output, in four bits. The few weights that are too
+//         small for it are zeros there, and stand in the panel's list of exceptions.
+struct Exception {
+    int32_t input;
+    uint16_t lane, bits;  // the output in its panel, the weight as bf16
+};
+
 struct Matrix {
     Dtype dtype;
     int32_t out_features, in_features;
@@ -68,6 +78,12 @@ struct Matrix {
     int64_t panel_bytes;
     float* scales;           // int8: [panels * 16]
     uint16_t* group_scales;  // int4: bf16 [panels][I'/group][16]
+    // bf16_coded, whose rows are packed once each. Lists have room for max_exceptions; counts go on beyond, and then the matrix is
+    // of no use. Those of one output ascend by input.
+    uint8_t* bases = nullptr;  // [panels][64]: of each output four times, where its codes are; exponents 1 to 15 above have codes
+    Exception* exceptions = nullptr;    // [panels][max_exceptions]
+    int32_t* num_exceptions = nullptr;  // [panels]
+    int32_t max_exceptions = 0;
 
     int32_t groups() const { return group ? padded_in / group : 1; }
 };
@@ -90,7 +106,7 @@ struct LinearTask {
     int32_t rows;
     Rows x;                   // used when quantized.data is null: float activations
     QuantizedRows quantized;  // used otherwise (int8 and int4 weights only)
-    NarrowRows narrow;        // the same as x, or null: then who needs them makes them
+    NarrowRows narrow;        // the same as x, for bf16 weights; null: then these are multiplied in float
     const float* bias;        // [panels * 16], zero in the padding, or null
     Rows out;
     bool add;
@@ -99,7 +115,7 @@ struct LinearTask {
     int32_t panel_begin, panel_end;
     void* scratch;  // kLinearScratch bytes of this thread, 64-byte aligned, contents undefined
 };
-constexpr int64_t kLinearScratch = 1 << 20;
+constexpr int64_t kLinearScratch = 4 << 20;
 
 enum class NormKind : int32_t { none = 0, rms = 1, layer = 2 };
 

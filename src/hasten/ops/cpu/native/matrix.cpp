@@ -19,6 +19,8 @@ int64_t line_bytes(Dtype dtype, int64_t padded_in) {
         case Dtype::bf16:
         case Dtype::f16:
             return padded_in * 32;
+        case Dtype::bf16_coded:
+            return padded_in * 24;
         case Dtype::int8:
             return padded_in * 16;
         default:
@@ -32,10 +34,22 @@ int64_t padding(Dtype dtype) {
         case Dtype::f16:
             return 1;
         case Dtype::bf16:
+        case Dtype::bf16_coded:
             return 32;
         default:
             return kQuantPad;
     }
+}
+
+// Of normally distributed weights one in 6,000 is an exception; with more than one in 512 bf16 itself is as good.
+bool make_exceptions(Arena& arena, Matrix& matrix) {
+    const auto panels = static_cast<size_t>(matrix.panels);
+    matrix.max_exceptions = std::max(16, matrix.padded_in * kLanes / 512);
+    matrix.bases = static_cast<uint8_t*>(arena.take(panels * 64));
+    matrix.exceptions =
+        static_cast<Exception*>(arena.take(panels * static_cast<size_t>(matrix.max_exceptions) * sizeof(Exception)));
+    matrix.num_exceptions = static_cast<int32_t*>(arena.take(panels * sizeof(int32_t)));
+    return matrix.bases != nullptr && matrix.exceptions != nullptr && matrix.num_exceptions != nullptr;
 }
 
 }  // namespace
@@ -45,6 +59,10 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 int64_t row_bytes(int64_t width_bytes) {
     const int64_t lines = round_up(width_bytes, 64) / 64;
     return (lines | 1) * 64;
+}
+
+int64_t narrow_stride(int64_t width) {
+    return row_bytes(round_up(width, 32) * int64_t{sizeof(uint16_t)}) / int64_t{sizeof(uint16_t)};
 }
 
 bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix) {
@@ -68,7 +86,15 @@ bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_fea
         matrix.group_scales = static_cast<uint16_t*>(arena.take(count * sizeof(uint16_t)));
         return matrix.group_scales != nullptr;
     }
+    if (dtype == Dtype::bf16_coded) return make_exceptions(arena, matrix);
     return true;
+}
+
+bool exceptions_lost(const Matrix& matrix, int32_t row, int32_t rows) {
+    if (matrix.dtype != Dtype::bf16_coded) return false;
+    const int32_t first = row / kLanes, last = (row + rows + kLanes - 1) / kLanes;
+    return std::any_of(matrix.num_exceptions + first, matrix.num_exceptions + last,
+                       [&](int32_t count) { return count > matrix.max_exceptions; });
 }
 
 LinearItems cut(const Kernels& kernels, const LinearTask& task, int threads) {

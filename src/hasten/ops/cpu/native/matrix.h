@@ -12,8 +12,14 @@ int64_t round_up(int64_t value, int64_t unit);
 // apart would all compete for the same few lines of the first-level cache.
 int64_t row_bytes(int64_t width_bytes);
 
+// Elements from one row of bf16 activations to the next.
+int64_t narrow_stride(int64_t width);
+
 // Geometry and memory of a matrix. False when memory is refused.
 bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix);
+
+// Whether a list of exceptions of these rows' panels was too short.
+bool exceptions_lost(const Matrix& matrix, int32_t row, int32_t rows);
 
 // How one product is shared: each item is a run of panels for a run of rows. The first runs of panels may be longer.
 struct LinearItems {

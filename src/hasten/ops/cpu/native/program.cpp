@@ -48,7 +48,7 @@ int32_t Program::add_rotary(int32_t half) {
 }
 
 NarrowRows Program::narrow_rows(int32_t width) {
-    const int64_t stride = row_bytes(round_up(width, 32) * int64_t{sizeof(uint16_t)}) / int64_t{sizeof(uint16_t)};
+    const int64_t stride = narrow_stride(width);
     for (const NarrowRows& rows : narrow_) {
         if (rows.stride == stride) return rows;
     }

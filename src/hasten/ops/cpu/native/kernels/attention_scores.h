@@ -32,7 +32,7 @@ inline void prefetch_key(const void* p) { __builtin_prefetch(p, 0, 2); }
 template <Dtype type>
 inline void load_key_pair(const uint8_t* panel, int64_t line, F16& even, F16& odd) {
     if constexpr (type == Dtype::bf16) {
-        load_bf16_pairs(panel + line * 64, even, odd);
+        widen_pairs(iload(panel + line * 64), even, odd);
     } else if constexpr (type == Dtype::f16) {
         even = load_f16(reinterpret_cast<const uint16_t*>(panel + line * 64));
         odd = load_f16(reinterpret_cast<const uint16_t*>(panel + line * 64 + 32));

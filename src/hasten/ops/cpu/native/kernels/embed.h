@@ -1,16 +1,9 @@
 // Rows of a packed matrix, read back as floats: token and position embeddings.
 #pragma once
 
-#include "../simd/math.h"
+#include "coded.h"
 
 namespace hasten::HASTEN_ISA {
-
-inline float float_of_bf16(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float x;
-    __builtin_memcpy(&x, &wide, sizeof x);
-    return x;
-}
 
 // The 16 weights of output `lane` of a panel whose inputs start at i, as floats in `out`. Inputs past the padding are left out.
 inline void unpack_plain(const Matrix& matrix, const uint8_t* panel, int lane, int32_t i, float* out) {
@@ -47,6 +40,18 @@ inline void unpack_int4(const Matrix& matrix, int64_t panel_index, const uint8_t
     }
 }
 
+inline void unpack_coded(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const int base = matrix.bases[panel_index * 64 + unit_byte(lane, 0)];
+    const uint8_t* unit = panel + i / kUnitInputs * kUnitBytes;
+    for (int j = 0; j < 16; ++j) {
+        out[j] = float_of_bf16(decode_one(unit + j / kUnitInputs * kUnitBytes, lane, j % kUnitInputs, base));
+    }
+    for (const Exception& exception : Exceptions(matrix, static_cast<int32_t>(panel_index))) {
+        const int32_t j = exception.input - i;
+        if (exception.lane == lane && j >= 0 && j < 16) out[j] = float_of_bf16(exception.bits);
+    }
+}
+
 inline void embed_row(const EmbedTask& task, int64_t t) {
     const Matrix& matrix = *task.matrix;
     const int64_t id = task.ids[t], panel_index = id / kLanes;
@@ -60,6 +65,8 @@ inline void embed_row(const EmbedTask& task, int64_t t) {
             unpack_int8(matrix, panel_index, panel, lane, i, values);
         else if (matrix.dtype == Dtype::int4)
             unpack_int4(matrix, panel_index, panel, lane, i, values);
+        else if (matrix.dtype == Dtype::bf16_coded)
+            unpack_coded(matrix, panel_index, panel, lane, i, values);
         else
             unpack_plain(matrix, panel, lane, i, values);
         F16 row = load(values);

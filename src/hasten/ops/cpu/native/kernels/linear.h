@@ -15,6 +15,8 @@ inline void linear(const LinearTask& task) {
             return linear_float<WeightsF32, false>(task);
         case Dtype::bf16:
             return linear_float<WeightsBf16, false>(task);
+        case Dtype::bf16_coded:
+            return linear_float<WeightsCoded, false>(task);
         case Dtype::f16:
             return linear_float<WeightsF16, false>(task);
         case Dtype::int8:

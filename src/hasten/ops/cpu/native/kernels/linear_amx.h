@@ -28,25 +28,38 @@ struct TileAhead {
     int first, lines;
 };
 
-// Sums over `steps` tiles in depth, of 1 or 2 blocks of rows with 1 or 2 panels, added to `start` ([32][16], the same for every
-// panel; null: zeros), into sums [32][Panels][16] (4 bytes each). x: rows x_stride bytes apart; panel i: weights[i], contiguous.
-// Bf16: else signed times unsigned bytes. Weights pass by the first-level cache, where the activations stay for the next panels.
-template <bool Bf16, int Blocks, int Panels>
-inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps, int depth, TileAhead soon,
-                           const int32_t* start, void* sums) {
-    const uint8_t* rows = static_cast<const uint8_t*>(x);
-    settle_memory();
-    if (start == nullptr) {
+// What sums begin with: [32][16] of 4 bytes for each panel, rows `stride` bytes and panels `panel` bytes apart; null: zeros.
+struct TileStart {
+    const void* at;
+    int64_t stride, panel;
+};
+
+template <int Blocks, int Panels>
+[[gnu::always_inline]] inline void start_tiles(TileStart start) {
+    if (start.at == nullptr) {
         _tile_zero(0);
         if constexpr (Panels == 2) _tile_zero(1);
         if constexpr (Blocks == 2) _tile_zero(2);
         if constexpr (Blocks == 2 && Panels == 2) _tile_zero(3);
-    } else {
-        _tile_loadd(0, start, 64);
-        if constexpr (Panels == 2) _tile_loadd(1, start, 64);
-        if constexpr (Blocks == 2) _tile_loadd(2, start + kAmxRows * kLanes, 64);
-        if constexpr (Blocks == 2 && Panels == 2) _tile_loadd(3, start + kAmxRows * kLanes, 64);
+        return;
     }
+    const uint8_t* upper = static_cast<const uint8_t*>(start.at);
+    const uint8_t* lower = upper + kAmxRows * start.stride;
+    _tile_loadd(0, upper, start.stride);
+    if constexpr (Panels == 2) _tile_loadd(1, upper + start.panel, start.stride);
+    if constexpr (Blocks == 2) _tile_loadd(2, lower, start.stride);
+    if constexpr (Blocks == 2 && Panels == 2) _tile_loadd(3, lower + start.panel, start.stride);
+}
+
+// Sums over `steps` tiles in depth, of 1 or 2 blocks of rows with 1 or 2 panels, added to `start`, into sums [32][Panels][16] (4
+// bytes each). x: rows x_stride bytes apart; panel i: weights[i], contiguous.
+// Bf16: else signed times unsigned bytes. Weights pass by the first-level cache, where the activations stay for the next panels.
+template <bool Bf16, int Blocks, int Panels>
+inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps, int depth, TileAhead soon,
+                           TileStart start, void* sums) {
+    const uint8_t* rows = static_cast<const uint8_t*>(x);
+    settle_memory();
+    start_tiles<Blocks, Panels>(start);
     for (int64_t step = 0; step < steps; ++step) {
         const int64_t line = step * depth * kLanes;
         _tile_loadd(4, rows + step * depth, x_stride);
@@ -85,11 +98,12 @@ inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const
     if constexpr (Panels == 2) _tile_stored(1, out + 64, kStride);
     if constexpr (Blocks == 2) _tile_stored(2, out + kAmxRows * kStride, kStride);
     if constexpr (Blocks == 2 && Panels == 2) _tile_stored(3, out + kAmxRows * kStride + 64, kStride);
+    settle_memory();
 }
 
 template <bool Bf16>
 inline void multiply_tiles(int32_t rows, int panels, const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps,
-                           int depth, TileAhead soon, const int32_t* start, void* sums) {
+                           int depth, TileAhead soon, TileStart start, void* sums) {
     if (rows > kAmxRows) {
         if (panels == 2) return multiply_tiles<Bf16, 2, 2>(x, x_stride, weights, steps, depth, soon, start, sums);
         return multiply_tiles<Bf16, 2, 1>(x, x_stride, weights, steps, depth, soon, start, sums);
@@ -111,56 +125,94 @@ template <class Body>
 
 // Panels that stay in the second-level cache while all rows pass by, and the next as many that are on their way to it.
 constexpr int64_t kGangBytes = 128 << 10;
-constexpr int kMaxGang = 16;         // sets
+constexpr int kMaxGang = 8;          // sets
 constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
+constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-level cache while the panels of a gang pass by
 
-// Calls body(sets, count, ahead) for runs of sets of two panels; `ahead`: bytes from each to its successor in the next run.
-template <class Body>
-[[gnu::always_inline]] inline void for_each_gang(const LinearTask& task, Body body) {
-    const int64_t fit = kGangBytes / (2 * task.matrix->panel_bytes);
-    const int most = fit < 1 ? 1 : fit > kMaxGang ? kMaxGang : static_cast<int>(fit);
+// Sets of two panels that are worked on together, and where their weights lie as tiles want them.
+struct Gang {
     PanelSet sets[kMaxGang];
+    const uint8_t* weights[kMaxGang][2];
     int count = 0;
+    int64_t ahead = 0;  // bytes from each panel to its successor in the next gang
+};
+
+// Calls body(gang) for runs of sets, `set_bytes` each as tiles want them.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_gang(const LinearTask& task, int64_t set_bytes, Body body) {
+    const int64_t fit = kGangBytes / set_bytes;
+    const int most = fit < 1 ? 1 : fit > kMaxGang ? kMaxGang : static_cast<int>(fit);
+    Gang gang;
     for_each_set(task, 2, [&](const PanelSet& set) {
-        if (count == most || (count > 0 && sets[0].count != set.count)) {
-            body(sets, count, count * set.next_bytes);
-            count = 0;
+        if (gang.count == most || (gang.count > 0 && gang.sets[0].count != set.count)) {
+            gang.ahead = gang.count * set.next_bytes;
+            body(gang);
+            gang.count = 0;
         }
-        sets[count++] = set;
+        gang.sets[gang.count++] = set;
     });
-    if (count > 0) body(sets, count, count * sets[0].next_bytes);
+    gang.ahead = gang.count * gang.sets[0].next_bytes;
+    if (gang.count > 0) body(gang);
 }
 
-// A product in tiles: rows of `x` (`stride` bytes apart, 64 bytes of each a step) by all panels of the task.
-// start(row, size, out): what the sums of a block of rows begin with, or null.
-template <bool Bf16, class Start>
-inline void tiles_of_rows(const LinearTask& task, const void* x, int64_t stride, int64_t steps, Start start) {
+// Rows [row, row + size) of `x` by the panels of a gang. start: what their sums begin with.
+template <bool Bf16>
+inline void multiply_gang(const LinearTask& task, const Gang& gang, const uint8_t* x, int64_t stride, int64_t row_bytes,
+                          int32_t row, int32_t size, TileAhead soon, TileStart start) {
+    using Sum = std::conditional_t<Bf16, float, int32_t>;
+    alignas(64) Sum sums[kMaxGang][kAmxBlock * 2 * kLanes];
+    for (int64_t at = 0; at < row_bytes; at += kStretch) {
+        const bool last = row_bytes - at <= kStretch;
+        const int64_t bytes = last ? row_bytes - at : kStretch;
+        for (int i = 0; i < gang.count; ++i) {
+            const int panels = gang.sets[i].count;
+            const uint8_t* weights[2] = {gang.weights[i][0] + at * kLanes, gang.weights[i][1] + at * kLanes};
+            Sum* to = at == 0 && last ? sums[0] : sums[i];  // the same small buffer for all, if none has to wait
+            multiply_tiles<Bf16>(size, panels, x + at, stride, weights, bytes / 64, 64, soon,
+                                 at == 0 ? start : TileStart{to, panels * int64_t{64}, 64}, to);
+            if (last) finish(task, gang.sets[i], row, size, to);
+        }
+    }
+}
+
+// A product in tiles: rows of `x` (`stride` bytes apart, row_bytes of each, a multiple of 64) by all panels of the task, whose
+// weights place(gang) has put where the gang says. asks: weights come from memory meanwhile. start(row, size, out): what the sums
+// of a block of rows begin with, or null.
+template <bool Bf16, class Place, class Start>
+inline void tiles_of_rows(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, bool asks, Place place,
+                          Start start) {
     const int32_t blocks = (task.rows + kAmxBlock - 1) / kAmxBlock;
-    const int lines = blocks > kAskedBlocks ? 0 : (16 + blocks - 1) / blocks;
-    for_each_gang(task, [&](const PanelSet* sets, int count, int64_t ahead) {
+    const int lines = !asks || blocks > kAskedBlocks ? 0 : (16 + blocks - 1) / blocks;
+    for_each_gang(task, 2 * row_bytes * kLanes, [&](Gang& gang) {
+        place(gang);
         for_each_tile_block(task.rows, kAmxBlock, 64, [&](int32_t row, int32_t size) {
             alignas(64) int32_t first[kAmxBlock * kLanes];
-            const int32_t* begin = start(row, size, first);
             const int asked = row / kAmxBlock * lines, left = asked < 16 ? 16 - asked : 0;
-            const TileAhead soon{ahead, asked, lines < left ? lines : left};
-            for (int i = 0; i < count; ++i) {
-                alignas(64) std::conditional_t<Bf16, float, int32_t> sums[kAmxBlock * 2 * kLanes];
-                const uint8_t* weights[2] = {sets[i].data(*task.matrix, 0), sets[i].data(*task.matrix, sets[i].count - 1)};
-                multiply_tiles<Bf16>(size, sets[i].count, static_cast<const uint8_t*>(x) + row * stride, stride, weights, steps, 64,
-                                     soon, begin, sums);
-                finish(task, sets[i], row, size, sums);
-            }
+            multiply_gang<Bf16>(task, gang, static_cast<const uint8_t*>(x) + row * stride, stride, row_bytes, row, size,
+                                {gang.ahead, asked, lines < left ? lines : left}, {start(row, size, first), 64, 0});
         });
     });
+}
+
+// Weights that lie in the matrix as tiles want them.
+inline auto in_place(const Matrix& matrix) {
+    return [&matrix](Gang& gang) {
+        for (int i = 0; i < gang.count; ++i) {
+            gang.weights[i][0] = gang.sets[i].data(matrix, 0);
+            gang.weights[i][1] = gang.sets[i].data(matrix, gang.sets[i].count - 1);
+        }
+    };
 }
 
 inline void tiles_int8(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
-    tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in / 64, [&](int32_t row, int32_t size, int32_t* out) {
-        for (int32_t r = 0; r < size; ++r) istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r, matrix.in_features)));
-        return out;
-    });
+    tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, true, in_place(matrix),
+                         [&](int32_t row, int32_t size, int32_t* out) {
+                             for (int32_t r = 0; r < size; ++r)
+                                 istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r, matrix.in_features)));
+                             return out;
+                         });
 }
 
 // int4: nibbles become bytes in scratch, once for all rows.
@@ -227,7 +279,7 @@ inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Ru
         const int64_t group = (run.input + k) / matrix.group;
         const uint8_t* weights[2] = {run.weights[0] + k * kLanes, run.weights[set.count - 1] + k * kLanes};
         const int8_t* x = q.data + row * q.stride + run.input + k;
-        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, {}, nullptr, sums);
+        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, {}, {}, sums);
         add_group(task, set, group, row, size, sums, tiles);
     }
 }
@@ -264,37 +316,36 @@ inline void narrow(const NarrowTask& task) {
     }
 }
 
-// Between rows in bf16, in bytes: not a multiple of 4,096, where all rows would share a few lines of the first cache.
-inline int64_t bf16_stride(int64_t padded_in) { return padded_in * 2 + 64; }
-
-// Rows that scratch holds in bf16.
-inline int32_t bf16_rows(int64_t padded_in) {
-    const int64_t rows = kLinearScratch / bf16_stride(padded_in);
-    return static_cast<int32_t>(rows < kAmxRows ? 0 : rows < kAmxBlock ? kAmxRows : rows / kAmxBlock * kAmxBlock);
+// bf16 weights of the gang's panels, decoded into scratch.
+inline auto decoded(const LinearTask& task) {
+    return [&task](Gang& gang) {
+        uint8_t* to = static_cast<uint8_t*>(task.scratch);
+        for (int i = 0; i < gang.count; ++i) {
+            for (int p = 0; p < gang.sets[i].count; ++p, to += decoded_bytes(*task.matrix)) {
+                decode_lines(*task.matrix, gang.sets[i].panels[p], gang.ahead, to);
+                place_exceptions(*task.matrix, gang.sets[i].panels[p], to);
+                gang.weights[i][p] = to;
+            }
+            if (gang.sets[i].count == 1) gang.weights[i][1] = gang.weights[i][0];
+        }
+    };
 }
 
 inline void tiles_bf16(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
-    const int64_t stride = bf16_stride(matrix.padded_in);
     const auto from_zero = [](int32_t, int32_t, int32_t*) { return nullptr; };
-    if (task.narrow.data != nullptr) {
-        return tiles_of_rows<true>(task, task.narrow.data, task.narrow.stride * 2, matrix.padded_in / 32, from_zero);
-    }
-    uint16_t* x = static_cast<uint16_t*>(task.scratch);
-    const int32_t most = bf16_rows(matrix.padded_in);
-    for (int32_t row = 0; row < task.rows; row += most) {
-        LinearTask part = task;
-        part.rows = task.rows - row < most ? task.rows - row : most;
-        part.out.data += row * part.out.stride;
-        narrow({{task.x.data + row * task.x.stride, task.x.stride}, matrix.in_features, {x, stride / 2}, 0, part.rows});
-        tiles_of_rows<true>(part, x, stride, matrix.padded_in / 32, from_zero);
-    }
+    const int64_t stride = task.narrow.stride * 2, row_bytes = int64_t{matrix.padded_in} * 2;
+    if (matrix.dtype == Dtype::bf16_coded)
+        tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, false, decoded(task), from_zero);
+    else
+        tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, true, in_place(matrix), from_zero);
 }
 
 inline void linear_tiles(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const bool quantized = task.quantized.data != nullptr;
-    const bool bf16 = matrix.dtype == Dtype::bf16 && bf16_rows(matrix.padded_in) > 0;
+    const bool coded = matrix.dtype == Dtype::bf16_coded && decodes(matrix);
+    const bool bf16 = task.narrow.data != nullptr && (matrix.dtype == Dtype::bf16 || coded);
     if (task.rows <= kVectorRows || !(bf16 || quantized)) return linear(task);
     if (bf16)
         tiles_bf16(task);

@@ -2,26 +2,39 @@
 // ascending order of the inputs (int4: one chain a group, then one over the groups), in every form.
 #pragma once
 
+#include <type_traits>
+
+#include "coded.h"
 #include "epilogue.h"
 
 namespace hasten::HASTEN_ISA {
 
-// Each weight type: a line is kBytes of one panel and holds kInputs inputs of its 16 outputs; expand widens it exactly.
+// Each weight type reads one panel: a line is kBytes of it and holds kInputs inputs of its 16 outputs; expand widens it exactly.
 struct WeightsF32 {
     static constexpr int kInputs = 1, kBytes = 64;
-    static void expand(const uint8_t* line, F16 (&w)[kInputs]) { w[0] = load(reinterpret_cast<const float*>(line)); }
+    void expand(const uint8_t* line, F16 (&w)[kInputs]) const { w[0] = load(reinterpret_cast<const float*>(line)); }
 };
 struct WeightsF16 {
     static constexpr int kInputs = 1, kBytes = 32;
-    static void expand(const uint8_t* line, F16 (&w)[kInputs]) { w[0] = load_f16(reinterpret_cast<const uint16_t*>(line)); }
+    void expand(const uint8_t* line, F16 (&w)[kInputs]) const { w[0] = load_f16(reinterpret_cast<const uint16_t*>(line)); }
 };
 struct WeightsBf16 {
     static constexpr int kInputs = 2, kBytes = 64;
-    static void expand(const uint8_t* line, F16 (&w)[kInputs]) { load_bf16_pairs(line, w[0], w[1]); }
+    void expand(const uint8_t* line, F16 (&w)[kInputs]) const { widen_pairs(iload(line), w[0], w[1]); }
+};
+struct WeightsCoded {
+    static constexpr int kInputs = kUnitInputs, kBytes = kUnitBytes;
+    I16 base;
+    void expand(const uint8_t* unit, F16 (&w)[kInputs]) const {
+        I16 lines[4];
+        decode_bf16(unit, base, lines);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) widen_pairs(lines[i], w[2 * i], w[2 * i + 1]);
+    }
 };
 struct WeightsInt8 {
     static constexpr int kInputs = 4, kBytes = 64;
-    static void expand(const uint8_t* line, F16 (&w)[kInputs]) {
+    void expand(const uint8_t* line, F16 (&w)[kInputs]) const {
         const I16 quads = iload(line) ^ ibroadcast(static_cast<int32_t>(0x80808080u));  // signed: 128 less
         w[0] = to_float(shift_right_signed(shift_left(quads, 24), 24));
         w[1] = to_float(shift_right_signed(shift_left(quads, 16), 24));
@@ -31,7 +44,7 @@ struct WeightsInt8 {
 };
 struct WeightsInt4 {
     static constexpr int kInputs = 8, kBytes = 64;
-    static void expand(const uint8_t* line, F16 (&w)[kInputs]) {
+    void expand(const uint8_t* line, F16 (&w)[kInputs]) const {
         const I16 bytes = iload(line);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
@@ -40,6 +53,20 @@ struct WeightsInt4 {
         }
     }
 };
+
+// What reads panel `panel` of a matrix.
+template <class W>
+inline W reader_of(const Matrix&, int32_t) {
+    return {};
+}
+template <>
+inline WeightsCoded reader_of<WeightsCoded>(const Matrix& matrix, int32_t panel) {
+    return {iload(matrix.bases + panel * 64)};
+}
+template <class W, int P>
+[[gnu::always_inline]] inline void readers_of(const Matrix& matrix, const int32_t* panels, W (&readers)[P]) {
+    for (int p = 0; p < P; ++p) readers[p] = reader_of<W>(matrix, panels[p]);
+}
 
 template <int R, int P>
 [[gnu::always_inline]] inline void clear(F16 (&acc)[R][P]) {
@@ -68,13 +95,13 @@ template <int R, int P>
 
 // acc[r][p] goes on over lines [begin, end) of P panels; x is at the first of them. ahead: null when nothing comes from memory.
 template <class W, int R, int P>
-[[gnu::always_inline]] inline void dot_float(RowCursor<R>& x, const uint8_t* const (&weights)[P], int64_t begin, int64_t end,
-                                             const Ahead* ahead, F16 (&acc)[R][P]) {
+[[gnu::always_inline]] inline void dot_float(RowCursor<R>& x, const W (&readers)[P], const uint8_t* const (&weights)[P],
+                                             int64_t begin, int64_t end, const Ahead* ahead, F16 (&acc)[R][P]) {
     for (int64_t line = begin; line < end; ++line) {
         F16 w[P][W::kInputs];
-        if (ahead != nullptr) ahead->fetch<true>(weights, line);
+        if (ahead != nullptr) ahead->fetch<true, W::kBytes>(weights, line);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) W::expand(weights[p] + line * W::kBytes, w[p]);
+        for (int p = 0; p < P; ++p) readers[p].expand(weights[p] + line * W::kBytes, w[p]);
 #pragma GCC unroll 8
         for (int j = 0; j < W::kInputs; ++j) {
 #pragma GCC unroll 16
@@ -95,15 +122,17 @@ inline F16 group_scale(const Matrix& matrix, int32_t panel, int64_t group) {
 
 // Few rows: tile[R][P][16] (rows tile_stride apart), weights widened in registers on their way from memory.
 template <class W, int R, int P>
-[[gnu::noinline]] void stream_float(const LinearTask& task, int32_t row, const uint8_t* const* weights, Ahead ahead, float* tile,
-                                    int64_t tile_stride) {
+[[gnu::noinline]] void stream_float(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights,
+                                    Ahead ahead, float* tile, int64_t tile_stride) {
     RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
     const uint8_t* w[P];
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     const int64_t lines = (task.matrix->in_features + W::kInputs - 1) / W::kInputs;
+    W readers[P];
+    readers_of(*task.matrix, panels, readers);
     F16 acc[R][P];
     clear(acc);
-    dot_float<W>(x, w, 0, lines, &ahead, acc);
+    dot_float(x, readers, w, 0, lines, &ahead, acc);
     store_tile(acc, tile, tile_stride);
 }
 
@@ -116,13 +145,15 @@ template <class W, int R, int P>
     const uint8_t* w[P];
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     const int64_t lines = (matrix.in_features + W::kInputs - 1) / W::kInputs;
+    W readers[P];
+    readers_of(matrix, panels, readers);
     F16 total[R][P];
     clear(total);
     for (int64_t begin = 0, group = 0; begin < lines; ++group) {
         const int64_t end = begin + matrix.group / W::kInputs < lines ? begin + matrix.group / W::kInputs : lines;
         F16 acc[R][P];
         clear(acc);
-        dot_float<W>(x, w, begin, end, &ahead, acc);
+        dot_float(x, readers, w, begin, end, &ahead, acc);
         begin = end;
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
@@ -135,25 +166,50 @@ template <class W, int R, int P>
 }
 
 template <class W, bool Grouped, int R, int P>
-[[gnu::always_inline]] inline void stream_panels(const LinearTask& task, const PanelSet& set, int i, int32_t row, float* tile) {
+[[gnu::always_inline]] inline void stream_panels(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights, int i,
+                                                 int32_t row, float* tile) {
     const Ahead ahead((task.matrix->in_features + W::kInputs - 1) / W::kInputs, W::kBytes, set.next_bytes);
-    const uint8_t* weights[P];
-    for (int p = 0; p < P; ++p) weights[p] = set.data(*task.matrix, i + p);
+    weights += i;
     float* out = tile + i * kLanes;
     if constexpr (Grouped)
         stream_groups<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
     else
-        stream_float<W, R, P>(task, row, weights, ahead, out, set.count * kLanes);
+        stream_float<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
 }
 
-// One set of panels for rows [row, row + R), as many panels at a time as hide the latency of a chain and fit the registers.
+// They are read after the panels.
+inline void prefetch_exceptions(const Matrix& matrix, const PanelSet& set) {
+    if (matrix.dtype != Dtype::bf16_coded) return;
+    for (int i = 0; i < set.count; ++i) prefetch(matrix.exceptions + int64_t{set.panels[i]} * matrix.max_exceptions);
+}
+
+// Of coded weights: those that have no code, for rows [row, row + rows) of tile [rows][set.count][16].
+inline void add_exceptions(const LinearTask& task, const PanelSet& set, int32_t row, int32_t rows, float* tile) {
+    if (task.matrix->dtype != Dtype::bf16_coded) return;
+    for (int i = 0; i < set.count; ++i) {
+        add_exceptions(*task.matrix, set.panels[i], task.x, row, rows, tile + i * kLanes, set.count * kLanes);
+    }
+}
+
+// Rows up to which two panels of eight inputs a line fit the registers.
+template <class W>
+constexpr int kWideUnitRows = std::is_same_v<W, WeightsCoded> ? 8 : 2;
+
+// One set of panels, which lie at `weights`, for rows [row, row + R), as many panels at a time as hide the latency of a chain and
+// fit the registers.
 template <class W, bool Grouped, int R>
-[[gnu::always_inline]] inline void stream_set(const LinearTask& task, const PanelSet& set, int32_t row) {
-    constexpr int P = kVectorRegisters == 8 ? 1 : W::kInputs == 8 ? (R <= 2 ? 2 : 1) : R <= 4 && W::kInputs <= 2 ? 4 : 2;
+[[gnu::always_inline]] inline void stream_set(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights,
+                                              int32_t row) {
+    constexpr int P = kVectorRegisters == 8       ? 1
+                      : W::kInputs == 8           ? (R <= kWideUnitRows<W> ? 2 : 1)
+                      : R <= 4 && W::kInputs <= 2 ? 4
+                                                  : 2;
     alignas(64) float tile[R * 4 * kLanes];
+    prefetch_exceptions(*task.matrix, set);
     int i = 0;
-    for (; i + P <= set.count; i += P) stream_panels<W, Grouped, R, P>(task, set, i, row, tile);
-    for (; i < set.count; ++i) stream_panels<W, Grouped, R, 1>(task, set, i, row, tile);
+    for (; i + P <= set.count; i += P) stream_panels<W, Grouped, R, P>(task, set, weights, i, row, tile);
+    for (; i < set.count; ++i) stream_panels<W, Grouped, R, 1>(task, set, weights, i, row, tile);
+    add_exceptions(task, set, row, R, tile);
     finish(task, set, row, R, tile);
 }
 
@@ -175,10 +231,10 @@ struct Run {
 };
 
 template <class W>
-inline void widen(const uint8_t* lines, int64_t inputs, float* out) {
+inline void widen(const W& reader, const uint8_t* lines, int64_t inputs, float* out) {
     for (int64_t k = 0; k < inputs; k += W::kInputs, lines += W::kBytes) {
         F16 w[W::kInputs];
-        W::expand(lines, w);
+        reader.expand(lines, w);
         for (int j = 0; j < W::kInputs; ++j) store(out + (k + j) * kLanes, w[j]);
     }
 }
@@ -192,7 +248,8 @@ template <int R, int P>
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     F16 acc[R][P];
     load_tile(acc, tile, tile_stride);
-    dot_float<WeightsF32>(x, w, 0, inputs, nullptr, acc);
+    const WeightsF32 readers[P] = {};
+    dot_float(x, readers, w, 0, inputs, nullptr, acc);
     store_tile(acc, tile, tile_stride);
 }
 
@@ -238,7 +295,7 @@ inline Run wide_run(const Matrix& matrix, const PanelSet& set, int64_t k, float*
         const uint8_t* lines = set.data(matrix, i) + k / W::kInputs * W::kBytes;
         float* to = wide + i * kWideInputs * kLanes;
         const bool floats = W::kInputs == 1 && W::kBytes == 64;
-        if (!floats) widen<W>(lines, run.inputs, to);
+        if (!floats) widen(reader_of<W>(matrix, set.panels[i]), lines, run.inputs, to);
         run.weights[i] = floats ? lines : reinterpret_cast<const uint8_t*>(to);
     }
     return run;
@@ -267,7 +324,10 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count,
             });
         }
     }
-    for (int i = 0; i < count; ++i) finish(task, sets[i], first_row, rows, tiles + i * set_floats);
+    for (int i = 0; i < count; ++i) {
+        add_exceptions(task, sets[i], first_row, rows, tiles + i * set_floats);
+        finish(task, sets[i], first_row, rows, tiles + i * set_floats);
+    }
 }
 
 // All rows of the sets gathered so far.
@@ -278,15 +338,44 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count)
     }
 }
 
+// One set of panels, which lie at `weights`, for all rows.
+template <class W, bool Grouped>
+inline void stream_rows(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights) {
+    for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
+        with_count<kStreamRows>(size, [&](auto n) { stream_set<W, Grouped, decltype(n)::value>(task, set, weights, row); });
+    });
+}
+
+template <class W, bool Grouped>
+inline void stream_rows(const LinearTask& task) {
+    for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
+        const uint8_t* weights[4];
+        for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
+        stream_rows<W, Grouped>(task, set, weights);
+    });
+}
+
+// More than one block of rows: coded weights are decoded once for all, into scratch.
+inline void stream_decoded(const LinearTask& task) {
+    for_each_set(task, 2, [&](PanelSet set) {
+        const uint8_t* weights[4];
+        uint8_t* to = static_cast<uint8_t*>(task.scratch);
+        for (int i = 0; i < set.count; ++i, to += decoded_bytes(*task.matrix)) {
+            decode_lines(*task.matrix, set.panels[i], set.next_bytes, to);
+            weights[i] = to;
+        }
+        set.next_bytes = 0;  // there is no successor in scratch
+        stream_rows<WeightsBf16, false>(task, set, weights);
+    });
+}
+
 template <class W, bool Grouped>
 inline void linear_float(const LinearTask& task) {
     if (task.rows <= kStreamedRows) {
-        for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
-            for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
-                with_count<kStreamRows>(size, [&](auto n) { stream_set<W, Grouped, decltype(n)::value>(task, set, row); });
-            });
-        });
-        return;
+        if constexpr (std::is_same_v<W, WeightsCoded>) {
+            if (task.rows > kStreamRows && decodes(*task.matrix)) return stream_decoded(task);
+        }
+        return stream_rows<W, Grouped>(task);
     }
     PanelSet sets[kGang];
     int gathered = 0;

@@ -3,7 +3,7 @@
 
 #include <cassert>
 
-#include "../kernels.h"
+#include "coded.h"
 
 namespace hasten::HASTEN_ISA {
 
@@ -93,12 +93,47 @@ inline void pack_f16(const PackRow& row) {
     });
 }
 
+// Rounded to bf16, `columns` of them and zeros up to a multiple of 32, which is returned.
+inline int64_t round_columns(const float* values, int64_t columns, uint16_t* out) {
+    const int64_t padded = (columns + 31) / 32 * 32;
+    for (int64_t k = 0; k < padded; k += kLanes) store_bf16(out + k, load(values + k));
+    return padded;
+}
+
 inline void pack_bf16(const PackRow& row) {
     for_each_stretch(row, [&](int64_t begin, int64_t columns, const float* values) {
         alignas(64) uint16_t halves[kPackColumns];
-        const int64_t padded = (columns + 31) / 32 * 32;
-        for (int64_t k = 0; k < padded; k += kLanes) store_bf16(halves + k, load(values + k));
+        const int64_t padded = round_columns(values, columns, halves);
         scatter_lines(row, begin / 2, halves, padded / 2, 0);
+    });
+}
+
+inline void note_exception(const PackRow& row, int64_t input, uint16_t bits) {
+    int32_t& count = row.matrix.num_exceptions[row.panel];
+    Exception* list = row.matrix.exceptions + int64_t{row.panel} * row.matrix.max_exceptions;
+    if (count < row.matrix.max_exceptions) {
+        list[count] = {static_cast<int32_t>(input), static_cast<uint16_t>(row.column), bits};
+    }
+    ++count;
+}
+
+inline void pack_coded(const PackRow& row) {
+    alignas(64) uint16_t halves[kPackColumns];
+    int greatest = 0;
+    for_each_stretch(row, [&](int64_t, int64_t columns, const float* values) {
+        const int64_t padded = round_columns(values, columns, halves);
+        for (int64_t k = 0; k < padded; ++k) greatest = exponent_of(halves[k]) > greatest ? exponent_of(halves[k]) : greatest;
+    });
+    const int base = base_of(greatest);
+    for (int i = 0; i < 4; ++i) {
+        row.matrix.bases[row.panel * 64 + unit_byte(row.column, i / 2) + i % 2] = static_cast<uint8_t>(base);
+    }
+    for_each_stretch(row, [&](int64_t begin, int64_t columns, const float* values) {
+        const int64_t padded = round_columns(values, columns, halves);
+        uint8_t* unit = row.data() + begin / kUnitInputs * kUnitBytes;
+        for (int64_t k = 0; k < padded; k += kUnitInputs, unit += kUnitBytes) {
+            code_unit(halves + k, base, row.column, unit, [&](int i) { note_exception(row, begin + k + i, halves[k + i]); });
+        }
     });
 }
 
@@ -202,6 +237,8 @@ inline void pack_row(const PackRow& row) {
             return pack_f16(row);
         case Dtype::bf16:
             return pack_bf16(row);
+        case Dtype::bf16_coded:
+            return pack_coded(row);
         case Dtype::int8:
             return pack_int8(row);
         case Dtype::int4:

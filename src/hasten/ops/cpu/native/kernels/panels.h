@@ -87,13 +87,16 @@ struct Ahead {
     Ahead(int64_t lines, int64_t bytes, int64_t next_bytes)
         : near(kNearBytes, lines, bytes, next_bytes), far(kFarBytes, lines, bytes, next_bytes), line_bytes(bytes) {}
 
-    template <bool Far, int P>
+    template <bool Far, int Bytes = 64, int P>
     [[gnu::always_inline]] void fetch(const uint8_t* const (&panels)[P], int64_t line) const {
         const int64_t at = line * line_bytes + near.offset(line), far_at = line * line_bytes + far.offset(line);
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
-            _mm_prefetch(reinterpret_cast<const char*>(panels[p] + at), _MM_HINT_T0);
-            if constexpr (Far) _mm_prefetch(reinterpret_cast<const char*>(panels[p] + far_at), _MM_HINT_T1);
+#pragma GCC unroll 4
+            for (int byte = 0; byte < Bytes; byte += 64) {
+                _mm_prefetch(reinterpret_cast<const char*>(panels[p] + at + byte), _MM_HINT_T0);
+                if constexpr (Far) _mm_prefetch(reinterpret_cast<const char*>(panels[p] + far_at + byte), _MM_HINT_T1);
+            }
         }
     }
 };

@@ -140,15 +140,6 @@ inline void store_s8(int8_t* p, F16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
-// A 64-byte line of 16 lanes x 2 bf16: the first and the second of each lane.
-inline void load_bf16_pairs(const void* p, F16& first_of, F16& second_of) {
-    const __m256i* in = static_cast<const __m256i*>(p);
-    const __m256i lo = _mm256_loadu_si256(in), hi = _mm256_loadu_si256(in + 1);
-    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-    first_of = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
-    second_of = {_mm256_castsi256_ps(_mm256_and_si256(lo, upper)), _mm256_castsi256_ps(_mm256_and_si256(hi, upper))};
-}
-
 // 16 int32.
 struct I16 {
     __m256i lo, hi;
@@ -271,6 +262,34 @@ inline void store_byte_planes(uint8_t* out, const I16* n) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(upper, 0xd8));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64), _mm256_permute4x64_epi64(lower, 0xd8));
     }
+}
+
+// 64 weights from their signs and fractions and the codes of their exponents, as two lines of bf16 pairs.
+inline void join_bf16(__m256i rest, __m256i codes, __m256i base, __m256i& line, __m256i& next) {
+    const __m256i sign = _mm256_set1_epi8(static_cast<char>(0x80));
+    const __m256i coded = _mm256_cmpgt_epi8(codes, _mm256_setzero_si256());
+    const __m256i exponent = _mm256_and_si256(_mm256_add_epi8(codes, base), coded);
+    // By bytes, as bits that cross from one byte to its neighbour are replaced.
+    const __m256i upper = _mm256_or_si256(_mm256_and_si256(sign, rest), _mm256_andnot_si256(sign, _mm256_srli_epi16(exponent, 1)));
+    const __m256i lower = _mm256_or_si256(_mm256_and_si256(sign, _mm256_slli_epi16(exponent, 7)), _mm256_andnot_si256(sign, rest));
+    line = _mm256_unpacklo_epi8(lower, upper);
+    next = _mm256_unpackhi_epi8(lower, upper);
+}
+// 128 weights of 16 lanes, coded as kernels/coded.h says, as four lines of bf16 pairs. base: of the codes' outputs.
+inline void decode_bf16(const uint8_t* unit, I16 base, I16* lines) {
+    const I16 both = iload(unit + 128), nibbles = ibroadcast(0x0f0f0f0f);
+    const I16 codes[] = {both & nibbles, shift_right(both, 4) & nibbles};
+    for (int i = 0; i < 2; ++i) {
+        const I16 rest = iload(unit + 64 * i);
+        join_bf16(rest.lo, codes[i].lo, base.lo, lines[2 * i].lo, lines[2 * i + 1].lo);
+        join_bf16(rest.hi, codes[i].hi, base.hi, lines[2 * i].hi, lines[2 * i + 1].hi);
+    }
+}
+// A line of bf16 pairs: the first and the second of each lane.
+inline void widen_pairs(I16 line, F16& first_of, F16& second_of) {
+    const I16 low = shift_left(line, 16), high = line & ibroadcast(static_cast<int32_t>(0xffff0000u));
+    first_of = {_mm256_castsi256_ps(low.lo), _mm256_castsi256_ps(low.hi)};
+    second_of = {_mm256_castsi256_ps(high.lo), _mm256_castsi256_ps(high.hi)};
 }
 
 // 8 uint64; sums and products modulo 2^64.

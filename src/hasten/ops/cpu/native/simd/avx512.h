@@ -80,13 +80,6 @@ inline void store_s8(int8_t* p, F16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
-// A 64-byte line of 16 lanes x 2 bf16: the first and the second of each lane.
-inline void load_bf16_pairs(const void* p, F16& first_of, F16& second_of) {
-    const __m512i line = _mm512_loadu_si512(p);
-    first_of = {_mm512_castsi512_ps(_mm512_slli_epi32(line, 16))};
-    second_of = {_mm512_castsi512_ps(_mm512_and_si512(line, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
-}
-
 // 16 int32.
 struct I16 {
     __m512i v;
@@ -175,6 +168,27 @@ inline void store_byte_planes(uint8_t* out, const I16* n) {
     const __m512i lower = _mm512_packus_epi16(_mm512_and_si512(a, low_byte), _mm512_and_si512(b, low_byte));
     _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, upper));
     _mm512_storeu_si512(out + 64, _mm512_permutexvar_epi32(order, lower));
+}
+
+// 128 weights of 16 lanes, coded as kernels/coded.h says, as four lines of bf16 pairs. base: of the codes' outputs.
+inline void decode_bf16(const uint8_t* unit, I16 base, I16* lines) {
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80)), nibble = _mm512_set1_epi8(0x0f);
+    const __m512i both = _mm512_loadu_si512(unit + 128);
+    const __m512i codes[] = {_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble)};
+    for (int i = 0; i < 2; ++i) {
+        const __m512i rest = _mm512_loadu_si512(unit + 64 * i);  // sign and fraction
+        const __m512i exponent = _mm512_maskz_add_epi8(_mm512_test_epi8_mask(codes[i], codes[i]), codes[i], base.v);
+        // By bytes, as bits that cross from one byte to its neighbour are replaced: sign ? rest : exponent.
+        const __m512i upper = _mm512_ternarylogic_epi32(sign, rest, _mm512_srli_epi16(exponent, 1), 0xca);
+        const __m512i lower = _mm512_ternarylogic_epi32(sign, _mm512_slli_epi16(exponent, 7), rest, 0xca);
+        lines[2 * i].v = _mm512_unpacklo_epi8(lower, upper);
+        lines[2 * i + 1].v = _mm512_unpackhi_epi8(lower, upper);
+    }
+}
+// A line of bf16 pairs: the first and the second of each lane.
+inline void widen_pairs(I16 line, F16& first_of, F16& second_of) {
+    first_of = {_mm512_castsi512_ps(_mm512_slli_epi32(line.v, 16))};
+    second_of = {_mm512_castsi512_ps(_mm512_and_si512(line.v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
 
 // 8 uint64; sums and products modulo 2^64.
