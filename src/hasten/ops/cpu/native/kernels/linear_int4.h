@@ -70,6 +70,15 @@ template <int R, int P>
     }
 }
 
+// The scales of the next set: a few lines for each panel, which the hardware does not ask for in time.
+inline void prefetch_scales(const Matrix& matrix, const PanelSet& set) {
+    const int64_t bytes = matrix.groups() * kLanes * int64_t{sizeof(uint16_t)}, step = set.next_bytes / matrix.panel_bytes;
+    for (int i = 0; i < set.count; ++i) {
+        const char* scales = reinterpret_cast<const char*>(matrix.group_scales) + (set.panels[i] + step) * bytes;
+        for (int64_t byte = 0; byte < bytes; byte += 64) prefetch_far(scales + byte);
+    }
+}
+
 template <int R>
 [[gnu::always_inline]] inline void stream_int4_set(const LinearTask& task, const PanelSet& set, int32_t row) {
     constexpr int P = kVectorRegisters == 8 ? 1 : R <= 4 ? 4 : 2;
@@ -77,6 +86,8 @@ template <int R>
     const Ahead ahead((task.matrix->in_features + 7) / 8, 64, set.next_bytes);
     const uint8_t* weights[4];
     for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
+    prefetch_scales(*task.matrix, set);
+    prefetch_outputs(task, set, row, R);
     int i = 0;
     for (; i + P <= set.count; i += P) {
         stream_int4<R, P>(task, row, set.panels + i, weights + i, ahead, tile + i * kLanes, set.count * kLanes);
