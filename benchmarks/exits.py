@@ -73,6 +73,7 @@ def load(options: argparse.Namespace) -> tuple[Backbone, ExitsCheckpoint]:
 def windows(options: argparse.Namespace, backbone: Backbone) -> Tensor:
     """In random order. [N, W]"""
     tokenizer = TextTokenizer.load(backbone.folder, backbone.spec.vocab_size)
+    assert tokenizer is not None, f"{backbone.folder} has no tokenizer"
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = [token for text in read_texts(options.data) for token in [*tokenizer.encode(text, special=False), *end]]
     rows = torch.tensor(ids[: len(ids) // options.window * options.window]).view(-1, options.window)

@@ -80,7 +80,7 @@ def run(llm: LLM, asked: list[list[int]], tokens: int, temperature: float) -> di
     stats = llm.engine.stats
     return {
         "tokens": [output.outputs[0].token_ids for output in outputs],
-        "seconds": seconds - max(o.metrics.first_token - o.metrics.arrival for o in outputs),
+        "seconds": seconds - max(o.metrics.ttft or 0.0 for o in outputs),
         "steps": stats.num_steps - before.num_steps,
         "drafts": stats.num_drafts - before.num_drafts,
         "drafted": stats.num_drafted_tokens - before.num_drafted_tokens,

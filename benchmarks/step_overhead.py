@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 import hasten
 from hasten import LLM, SamplingParams
 from hasten.bench.provenance import provenance
-from hasten.core.plan import RunnerOutput, StepPlan
+from hasten.core.plan import RunnerOutput, SlotMove, StepPlan
 from hasten.engine.backends.choose import choose_backend
 from hasten.engine.engine import Engine
 from hasten.engine.options import EngineOptions
@@ -61,6 +61,9 @@ class PreparedLogits:
             self._next = self._next % 7 + 1  # other rows for each sequence than in the last round
         begin, self._next = self._next, self._next + num_rows
         return RunnerOutput(self._bank_NV[begin : begin + num_rows])
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        raise AssertionError("nothing is guessed here")
 
 
 def heldout() -> Iterator[str]:
@@ -104,7 +107,7 @@ class WatchedSampler:
 def watch_parts(engine: Engine) -> Times:
     """Private names of the engine: this benchmark is its stethoscope."""
     times: Times = defaultdict(list)
-    engine._acceptor._sampler = WatchedSampler(engine._acceptor._sampler)
+    engine._acceptor._sampler = WatchedSampler(engine._acceptor._sampler)  # type: ignore[assignment]  # a Sampler cannot be changed
     for owner, name, part in (
         (engine.scheduler, "plan", "plan"),
         (engine._runner, "run", "model"),

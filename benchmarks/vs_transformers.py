@@ -28,7 +28,7 @@ from hasten.layers.context import DenseContext
 from hasten.models.load import load_decoder
 from hasten.ops.choose import choose_ops
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 3072,
     "num_hidden_layers": 28,
@@ -82,7 +82,7 @@ def make_checkpoint(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = Qwen3Config(**SHAPE, dtype="bfloat16", bos_token_id=None, eos_token_id=None)
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(config)
+        model: Any = Qwen3ForCausalLM(config)
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -111,7 +111,7 @@ class Hasten:
 class Transformers:
     """Static batches of 16 in arrival order, each until its longest answer is done: what ``generate`` offers."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     @torch.inference_mode()
@@ -131,7 +131,7 @@ class Transformers:
 class ContinuousTransformers:
     """transformers' own continuous batching, ``generate_batch``."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     def run(self, work: Work) -> dict[str, Any]:
