@@ -23,6 +23,7 @@ import hasten
 from hasten import LLM, SamplingParams
 from hasten.bench.provenance import provenance
 from hasten.bench.report import spread
+from speculation import last_first_token
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
 PLAIN = "all layers"
@@ -72,7 +73,7 @@ def run(llm: LLM, asked: list[dict[str, list[int]]], tokens: int, exits: dict[st
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, **exits)
     begin = time.perf_counter()
     outputs = llm.generate(asked, params, use_tqdm=False)
-    seconds = time.perf_counter() - begin - max(o.metrics.ttft or 0.0 for o in outputs)
+    seconds = time.perf_counter() - begin - last_first_token(outputs)
     layers = [layer for output in outputs for layer in output.outputs[0].exit_layers]
     return {
         "tokens": [output.outputs[0].token_ids for output in outputs],

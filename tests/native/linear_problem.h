@@ -109,7 +109,7 @@ struct Operands {
 
     void set_base(int64_t o, int base) {
         for (int i = 0; i < 4; ++i) {
-            weights.bases[o / 16 * 64 + o % 16 / 4 * 16 + i / 2 * 8 + o % 4 * 2 + i % 2] = static_cast<uint8_t>(base);
+            weights.bases[Packed::base_at(o) + i / 2 * 8 + i % 2] = static_cast<uint8_t>(base);
         }
     }
 
@@ -117,7 +117,7 @@ struct Operands {
     // room.
     void set_coded(int64_t o, int64_t k, bool real, Random& random) {
         const Packed::Place at = weights.place(o, k);
-        const int kind = real ? random.integer(0, 200) : 0, base = weights.bases[o / 16 * 64 + o % 16 / 4 * 16 + o % 4 * 2];
+        const int kind = real ? random.integer(0, 200) : 0, base = weights.bases[Packed::base_at(o)];
         const auto rest = static_cast<uint8_t>(real ? random.integer(0, 255) : 0);
         int32_t& count = weights.num_exceptions[o / 16];
         if (kind == 1 && count < Packed::kMostExceptions) {

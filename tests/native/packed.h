@@ -79,6 +79,7 @@ struct Packed {
         const int64_t byte = o % 16 / 4 * 16 + line % 2 * 8 + o % 4 * 2 + k % 2;
         return {unit + line / 2 * 64 + byte, unit + 128 + byte, line < 2 ? 0 : 4};
     }
+    static int64_t base_at(int64_t o) { return o / 16 * 64 + o % 16 / 4 * 16 + o % 4 * 2; }
     const hasten::Exception* exception(int64_t o, int64_t k) const {
         const hasten::Exception* list = matrix.exceptions + o / 16 * matrix.max_exceptions;
         for (int i = 0; i < matrix.num_exceptions[o / 16]; ++i) {
@@ -90,7 +91,7 @@ struct Packed {
         if (const hasten::Exception* found = exception(o, k)) return from_bf16(found->bits);
         const Place at = place(o, k);
         const int rest = matrix.data[at.rest], code = matrix.data[at.code] >> at.shift & 15;
-        const int exponent = code == 0 ? 0 : matrix.bases[o / 16 * 64 + o % 16 / 4 * 16 + o % 4 * 2] + code;
+        const int exponent = code == 0 ? 0 : matrix.bases[base_at(o)] + code;
         return from_bf16(static_cast<uint16_t>((rest & 0x80) << 8 | exponent << 7 | (rest & 0x7f)));
     }
 

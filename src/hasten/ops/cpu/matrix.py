@@ -49,7 +49,7 @@ class Matrix:
         self.dtype, self.group, self.int8_activations = dtype, group, int8_activations
         self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features, group)
         if not self.handle:
-            raise MemoryError(f"no memory for {out_features} x {in_features} {dtype.name.lower()} weights")
+            raise self._refused()
 
     def pack(self, source_OI: Tensor, row: int) -> None:
         """Output features [row, row + len(source)) from float32, bfloat16 or float16 (or float64), quantised if need be.
@@ -74,7 +74,7 @@ class Matrix:
             rows,
         )
         if refused:
-            raise MemoryError(f"no memory for {self.out_features} x {self.in_features} {self.dtype.name.lower()} weights")
+            raise self._refused()
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x Wᵀ + b in float32. [T, O]. Raises ``MemoryError``."""
@@ -93,6 +93,9 @@ class Matrix:
         if refused:
             raise MemoryError("no memory for a matrix product")
         return out_TO
+
+    def _refused(self) -> MemoryError:
+        return MemoryError(f"no memory for {self.out_features} x {self.in_features} {self.dtype.name.lower()} weights")
 
     def lookup(self, ids_T: Tensor) -> Tensor:
         """Rows ``ids_T`` in float32. [T, I]"""

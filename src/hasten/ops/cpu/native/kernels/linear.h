@@ -16,7 +16,7 @@ inline void linear(const LinearTask& task) {
         case Dtype::bf16:
             return linear_float<WeightsBf16, false>(task);
         case Dtype::bf16_coded:
-            return linear_float<WeightsCoded, false>(task);
+            return linear_coded(task);
         case Dtype::f16:
             return linear_float<WeightsF16, false>(task);
         case Dtype::int8:

@@ -131,7 +131,7 @@ constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-
 
 // Sets of two panels that are worked on together, and where their weights lie as tiles want them.
 struct Gang {
-    PanelSet sets[kMaxGang];
+    PanelSet sets[kMaxGang] = {};
     const uint8_t* weights[kMaxGang][2];
     int count = 0;
     int64_t ahead = 0;  // bytes from each panel to its successor in the next gang
@@ -143,16 +143,17 @@ template <class Body>
     const int64_t fit = kGangBytes / set_bytes;
     const int most = fit < 1 ? 1 : fit > kMaxGang ? kMaxGang : static_cast<int>(fit);
     Gang gang;
+    const auto hand_out = [&] {
+        if (gang.count == 0) return;
+        gang.ahead = gang.count * gang.sets[0].next_bytes;
+        body(gang);
+        gang.count = 0;
+    };
     for_each_set(task, 2, [&](const PanelSet& set) {
-        if (gang.count == most || (gang.count > 0 && gang.sets[0].count != set.count)) {
-            gang.ahead = gang.count * set.next_bytes;
-            body(gang);
-            gang.count = 0;
-        }
+        if (gang.count == most || gang.sets[0].count != set.count) hand_out();
         gang.sets[gang.count++] = set;
     });
-    gang.ahead = gang.count * gang.sets[0].next_bytes;
-    if (gang.count > 0) body(gang);
+    hand_out();
 }
 
 // Rows [row, row + size) of `x` by the panels of a gang. start: what their sums begin with.

@@ -177,7 +177,7 @@ template <class W, bool Grouped, int R, int P>
         stream_float<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
 }
 
-// They are read after the panels.
+// The exceptions of a set are read after its panels.
 inline void prefetch_exceptions(const Matrix& matrix, const PanelSet& set) {
     if (matrix.dtype != Dtype::bf16_coded) return;
     for (int i = 0; i < set.count; ++i) prefetch(matrix.exceptions + int64_t{set.panels[i]} * matrix.max_exceptions);
@@ -205,7 +205,6 @@ template <class W, bool Grouped, int R>
                       : R <= 4 && W::kInputs <= 2 ? 4
                                                   : 2;
     alignas(64) float tile[R * 4 * kLanes];
-    prefetch_exceptions(*task.matrix, set);
     int i = 0;
     for (; i + P <= set.count; i += P) stream_panels<W, Grouped, R, P>(task, set, weights, i, row, tile);
     for (; i < set.count; ++i) stream_panels<W, Grouped, R, 1>(task, set, weights, i, row, tile);
@@ -341,6 +340,7 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count)
 // One set of panels, which lie at `weights`, for all rows.
 template <class W, bool Grouped>
 inline void stream_rows(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights) {
+    prefetch_exceptions(*task.matrix, set);
     for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
         with_count<kStreamRows>(size, [&](auto n) { stream_set<W, Grouped, decltype(n)::value>(task, set, weights, row); });
     });
@@ -353,6 +353,21 @@ inline void stream_rows(const LinearTask& task) {
         for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
         stream_rows<W, Grouped>(task, set, weights);
     });
+}
+
+template <class W, bool Grouped>
+inline void linear_float(const LinearTask& task) {
+    if (task.rows <= kStreamedRows) return stream_rows<W, Grouped>(task);
+    PanelSet sets[kGang];
+    int gathered = 0;
+    for_each_set(task, kTilePanels, [&](const PanelSet& set) {
+        if (gathered == kGang || (gathered > 0 && sets[0].count != set.count)) {
+            block_float<W, Grouped>(task, sets, gathered);
+            gathered = 0;
+        }
+        sets[gathered++] = set;
+    });
+    block_float<W, Grouped>(task, sets, gathered);
 }
 
 // More than one block of rows: coded weights are decoded once for all, into scratch.
@@ -369,24 +384,9 @@ inline void stream_decoded(const LinearTask& task) {
     });
 }
 
-template <class W, bool Grouped>
-inline void linear_float(const LinearTask& task) {
-    if (task.rows <= kStreamedRows) {
-        if constexpr (std::is_same_v<W, WeightsCoded>) {
-            if (task.rows > kStreamRows && decodes(*task.matrix)) return stream_decoded(task);
-        }
-        return stream_rows<W, Grouped>(task);
-    }
-    PanelSet sets[kGang];
-    int gathered = 0;
-    for_each_set(task, kTilePanels, [&](const PanelSet& set) {
-        if (gathered == kGang || (gathered > 0 && sets[0].count != set.count)) {
-            block_float<W, Grouped>(task, sets, gathered);
-            gathered = 0;
-        }
-        sets[gathered++] = set;
-    });
-    block_float<W, Grouped>(task, sets, gathered);
+inline void linear_coded(const LinearTask& task) {
+    if (task.rows > kStreamRows && task.rows <= kStreamedRows && decodes(*task.matrix)) return stream_decoded(task);
+    linear_float<WeightsCoded, false>(task);
 }
 
 }  // namespace hasten::HASTEN_ISA

@@ -86,7 +86,6 @@ template <int R>
     const Ahead ahead((task.matrix->in_features + 7) / 8, 64, set.next_bytes);
     const uint8_t* weights[4];
     for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
-    prefetch_scales(*task.matrix, set);
     prefetch_outputs(task, set, row, R);
     int i = 0;
     for (; i + P <= set.count; i += P) {
@@ -101,6 +100,7 @@ template <int R>
 inline void linear_int4(const LinearTask& task) {
     assert(task.quantized.group == task.matrix->group);
     for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
+        prefetch_scales(*task.matrix, set);
         for_each_row_block(task.rows, kNibbleRows, [&](int32_t row, int32_t size) {
             with_count<kNibbleRows>(size, [&](auto n) { stream_int4_set<decltype(n)::value>(task, set, row); });
         });

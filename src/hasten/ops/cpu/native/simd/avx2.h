@@ -285,12 +285,6 @@ inline void decode_bf16(const uint8_t* unit, I16 base, I16* lines) {
         join_bf16(rest.hi, codes[i].hi, base.hi, lines[2 * i].hi, lines[2 * i + 1].hi);
     }
 }
-// A line of bf16 pairs: the first and the second of each lane.
-inline void widen_pairs(I16 line, F16& first_of, F16& second_of) {
-    const I16 low = shift_left(line, 16), high = line & ibroadcast(static_cast<int32_t>(0xffff0000u));
-    first_of = {_mm256_castsi256_ps(low.lo), _mm256_castsi256_ps(low.hi)};
-    second_of = {_mm256_castsi256_ps(high.lo), _mm256_castsi256_ps(high.hi)};
-}
 
 // 8 uint64; sums and products modulo 2^64.
 struct U8 {

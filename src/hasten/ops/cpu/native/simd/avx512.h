@@ -185,11 +185,6 @@ inline void decode_bf16(const uint8_t* unit, I16 base, I16* lines) {
         lines[2 * i + 1].v = _mm512_unpackhi_epi8(lower, upper);
     }
 }
-// A line of bf16 pairs: the first and the second of each lane.
-inline void widen_pairs(I16 line, F16& first_of, F16& second_of) {
-    first_of = {_mm512_castsi512_ps(_mm512_slli_epi32(line.v, 16))};
-    second_of = {_mm512_castsi512_ps(_mm512_and_si512(line.v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
-}
 
 // 8 uint64; sums and products modulo 2^64.
 struct U8 {

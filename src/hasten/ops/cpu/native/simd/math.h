@@ -6,6 +6,12 @@
 
 namespace hasten::HASTEN_ISA {
 
+// A line of bf16 pairs: the first and the second of each lane.
+inline void widen_pairs(I16 line, F16& first_of, F16& second_of) {
+    first_of = as_float(shift_left(line, 16));
+    second_of = as_float(line & ibroadcast(static_cast<int32_t>(0xffff0000u)));
+}
+
 // exp(x) to about 2 units in the last place; 0 below -87.3, finite (3.4e38) above 88.7; exp(0) is 1 exactly.
 inline F16 exp(F16 x) {
     const F16 low = broadcast(-87.33654f);
