@@ -9,119 +9,10 @@
 
 #include <type_traits>
 
-#include "../simd/amx.h"
 #include "linear.h"
+#include "tiles.h"
 
 namespace hasten::HASTEN_ISA {
-
-constexpr int kAmxRows = kTileHeight;
-constexpr int kAmxBlock = 2 * kAmxRows;
-
-// Tiles 0 to 3: sums of two row blocks by two panels. 4, 5: activations, 6, 7: weights, both `depth` bytes deep.
-inline void configure_tiles(int32_t rows, int depth) {
-    shape_tiles(rows < kAmxRows ? rows : kAmxRows, rows > kAmxRows ? rows - kAmxRows : 1, depth);
-}
-
-// What is asked for while tiles are multiplied: of every tile of weights `lines` lines from `first` on, `ahead` bytes further on.
-struct TileAhead {
-    int64_t ahead;
-    int first, lines;
-};
-
-// What sums begin with: [32][16] of 4 bytes for each panel, rows `stride` bytes and panels `panel` bytes apart; null: zeros.
-struct TileStart {
-    const void* at;
-    int64_t stride, panel;
-};
-
-template <int Blocks, int Panels>
-[[gnu::always_inline]] inline void start_tiles(TileStart start) {
-    if (start.at == nullptr) {
-        _tile_zero(0);
-        if constexpr (Panels == 2) _tile_zero(1);
-        if constexpr (Blocks == 2) _tile_zero(2);
-        if constexpr (Blocks == 2 && Panels == 2) _tile_zero(3);
-        return;
-    }
-    const uint8_t* upper = static_cast<const uint8_t*>(start.at);
-    const uint8_t* lower = upper + kAmxRows * start.stride;
-    _tile_loadd(0, upper, start.stride);
-    if constexpr (Panels == 2) _tile_loadd(1, upper + start.panel, start.stride);
-    if constexpr (Blocks == 2) _tile_loadd(2, lower, start.stride);
-    if constexpr (Blocks == 2 && Panels == 2) _tile_loadd(3, lower + start.panel, start.stride);
-}
-
-// Sums over `steps` tiles in depth, of 1 or 2 blocks of rows with 1 or 2 panels, added to `start`, into sums [32][Panels][16] (4
-// bytes each). x: rows x_stride bytes apart; panel i: weights[i], contiguous.
-// Bf16: else signed times unsigned bytes. Weights pass by the first-level cache, where the activations stay for the next panels.
-template <bool Bf16, int Blocks, int Panels>
-inline void multiply_tiles(const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps, int depth, TileAhead soon,
-                           TileStart start, void* sums) {
-    const uint8_t* rows = static_cast<const uint8_t*>(x);
-    settle_memory();
-    start_tiles<Blocks, Panels>(start);
-    for (int64_t step = 0; step < steps; ++step) {
-        const int64_t line = step * depth * kLanes;
-        _tile_loadd(4, rows + step * depth, x_stride);
-        _tile_stream_loadd(6, weights[0] + line, 64);
-        if constexpr (Bf16)
-            _tile_dpbf16ps(0, 4, 6);
-        else
-            _tile_dpbsud(0, 4, 6);
-        if constexpr (Blocks == 2) {
-            _tile_loadd(5, rows + kAmxRows * x_stride + step * depth, x_stride);
-            if constexpr (Bf16)
-                _tile_dpbf16ps(2, 5, 6);
-            else
-                _tile_dpbsud(2, 5, 6);
-        }
-        for (int i = 0; i < soon.lines; ++i) {
-            const int64_t at = line + soon.ahead + (soon.first + i) * 64;
-            prefetch_far(weights[0] + at);
-            if constexpr (Panels == 2) prefetch_far(weights[1] + at);
-        }
-        if constexpr (Panels == 2) {
-            _tile_stream_loadd(7, weights[1] + line, 64);
-            if constexpr (Bf16)
-                _tile_dpbf16ps(1, 4, 7);
-            else
-                _tile_dpbsud(1, 4, 7);
-            if constexpr (Blocks == 2 && Bf16)
-                _tile_dpbf16ps(3, 5, 7);
-            else if constexpr (Blocks == 2)
-                _tile_dpbsud(3, 5, 7);
-        }
-    }
-    uint8_t* out = static_cast<uint8_t*>(sums);
-    constexpr int64_t kStride = Panels * 64;
-    _tile_stored(0, out, kStride);
-    if constexpr (Panels == 2) _tile_stored(1, out + 64, kStride);
-    if constexpr (Blocks == 2) _tile_stored(2, out + kAmxRows * kStride, kStride);
-    if constexpr (Blocks == 2 && Panels == 2) _tile_stored(3, out + kAmxRows * kStride + 64, kStride);
-    settle_memory();
-}
-
-template <bool Bf16>
-inline void multiply_tiles(int32_t rows, int panels, const void* x, int64_t x_stride, const uint8_t* const* weights, int64_t steps,
-                           int depth, TileAhead soon, TileStart start, void* sums) {
-    if (rows > kAmxRows) {
-        if (panels == 2) return multiply_tiles<Bf16, 2, 2>(x, x_stride, weights, steps, depth, soon, start, sums);
-        return multiply_tiles<Bf16, 2, 1>(x, x_stride, weights, steps, depth, soon, start, sums);
-    }
-    if (panels == 2) return multiply_tiles<Bf16, 1, 2>(x, x_stride, weights, steps, depth, soon, start, sums);
-    return multiply_tiles<Bf16, 1, 1>(x, x_stride, weights, steps, depth, soon, start, sums);
-}
-
-// Calls body(row, size) for rows in blocks of `block`, with the tiles configured for each.
-template <class Body>
-[[gnu::always_inline]] inline void for_each_tile_block(int32_t rows, int32_t block, int depth, Body body) {
-    int32_t configured = 0;
-    for (int32_t row = 0; row < rows; row += block) {
-        const int32_t size = rows - row < block ? rows - row : block;
-        if (size != configured) configure_tiles(configured = size, depth);
-        body(row, size);
-    }
-}
 
 // Panels that stay in the second-level cache while all rows pass by, and the next as many that are on their way to it.
 constexpr int64_t kGangBytes = 128 << 10;
@@ -176,6 +67,48 @@ inline void multiply_gang(const LinearTask& task, const Gang& gang, const uint8_
     }
 }
 
+// What is done while the tiles of one set are multiplied, where there is a single block of rows: its weights, which wait for
+// memory, are asked for ahead, and the sums of the set before are finished, a few rows a step, so that memory never waits for that.
+template <class Sum>
+struct Streaming {
+    const LinearTask& task;
+    Ahead ahead;
+    int32_t rows_a_step;
+    const PanelSet* before;  // null: there is none
+    const Sum* sums;         // of that, [32][count][16]
+
+    template <int Panels>
+    [[gnu::always_inline]] void at(const uint8_t* const (&weights)[2], int64_t step, int64_t /*line*/) const {
+        ahead.fetch<true, 64 * kLanes, 2>(weights, step);
+        const int64_t row = step * rows_a_step;
+        if (before == nullptr || row >= task.rows) return;
+        const int32_t first = static_cast<int32_t>(row), left = task.rows - first;
+        finish(task, *before, first, left < rows_a_step ? left : rows_a_step, sums + row * before->count * kLanes);
+    }
+};
+
+// A product in tiles of a single block of rows, which waits for its weights in memory and reads them as a stream.
+template <bool Bf16>
+inline void stream_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, TileStart start) {
+    using Sum = std::conditional_t<Bf16, float, int32_t>;
+    alignas(64) Sum sums[2][kAmxBlock * 2 * kLanes];
+    PanelSet before;
+    const int64_t steps = row_bytes / 64;
+    const int32_t rows_a_step = static_cast<int32_t>((task.rows + steps - 1) / steps);
+    int now = 0;
+    bool any = false;
+    configure_tiles(task.rows, 64);
+    for_each_set(task, 2, [&](const PanelSet& set) {
+        const uint8_t* weights[2] = {set.data(*task.matrix, 0), set.data(*task.matrix, set.count - 1)};
+        prefetch_outputs(task, set, 0, 0);
+        const Streaming<Sum> meanwhile{task, Ahead(steps, 64 * kLanes, set.next_bytes), rows_a_step, any ? &before : nullptr,
+                                       sums[1 - now]};
+        multiply_tiles<Bf16>(task.rows, set.count, x, stride, weights, steps, 64, meanwhile, start, sums[now]);
+        before = set, any = true, now = 1 - now;
+    });
+    if (any) finish(task, before, 0, task.rows, sums[1 - now]);
+}
+
 // A product in tiles: rows of `x` (`stride` bytes apart, row_bytes of each, a multiple of 64) by all panels of the task, whose
 // weights place(gang) has put where the gang says. asks: weights come from memory meanwhile. start(row, size, out): what the sums
 // of a block of rows begin with, or null.
@@ -208,12 +141,16 @@ inline auto in_place(const Matrix& matrix) {
 inline void tiles_int8(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
-    tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, true, in_place(matrix),
-                         [&](int32_t row, int32_t size, int32_t* out) {
-                             for (int32_t r = 0; r < size; ++r)
-                                 istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r, matrix.in_features)));
-                             return out;
-                         });
+    const auto zero_points = [&](int32_t row, int32_t size, int32_t* out) {
+        for (int32_t r = 0; r < size; ++r) istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r, matrix.in_features)));
+        return out;
+    };
+    if (task.rows <= kAmxBlock) {
+        alignas(64) int32_t first[kAmxBlock * kLanes];
+        const TileStart start{zero_points(0, task.rows, first), 64, 0};
+        return stream_tiles<false>(task, q.data, q.stride, matrix.padded_in, start);
+    }
+    tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, true, in_place(matrix), zero_points);
 }
 
 // int4: nibbles become bytes in scratch, once for all rows.
@@ -280,7 +217,7 @@ inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Ru
         const int64_t group = (run.input + k) / matrix.group;
         const uint8_t* weights[2] = {run.weights[0] + k * kLanes, run.weights[set.count - 1] + k * kLanes};
         const int8_t* x = q.data + row * q.stride + run.input + k;
-        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, {}, {}, sums);
+        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, TileAhead{}, {}, sums);
         add_group(task, set, group, row, size, sums, tiles);
     }
 }
@@ -338,6 +275,8 @@ inline void tiles_bf16(const LinearTask& task) {
     const int64_t stride = task.narrow.stride * 2, row_bytes = int64_t{matrix.padded_in} * 2;
     if (matrix.dtype == Dtype::bf16_coded)
         tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, false, decoded(task), from_zero);
+    else if (task.rows <= kAmxBlock)
+        stream_tiles<true>(task, task.narrow.data, stride, row_bytes, {});
     else
         tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, true, in_place(matrix), from_zero);
 }
