@@ -5,14 +5,14 @@ Li et al., 2024 (EAGLE-2, arXiv 2406.16858): what a guesser says of its guesses 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hasten.core.draft import Draft
+from hasten.decoding.step_costs import StepCosts
 
-LEAST = 0.07  # a node that is right less often is not worth a row of the step that verifies it
-RANKS = 3  # choices of a place that are guessed
+RANKS = 4  # choices of a place that are guessed
 
 
 class Node(NamedTuple):
@@ -37,10 +37,28 @@ class GrowingTree:
         self.nodes += [Node(token_id, parent, depth, before * chance) for token_id, chance in choices]
         return range(first, len(self.nodes))
 
+    def likeliest(self, count: int) -> list[int]:
+        """So many nodes, the likeliest first; none is likelier than its parent. Not those that are nothing (0, NaN)."""
+        order = sorted((-node.chance, i) for i, node in enumerate(self.nodes) if node.chance > 0.0)
+        return [i for _, i in order[:count]]
+
     def draft(self, num_tokens: int) -> Draft:
-        """The likeliest nodes that are worth verifying; none is likelier than its parent."""
-        order = sorted(range(len(self.nodes)), key=lambda i: (-self.nodes[i].chance, i))[:num_tokens]
-        order = [i for i in order if self.nodes[i].chance >= LEAST]
+        """Of the likeliest nodes."""
+        order = self.likeliest(num_tokens)
         place = {-1: -1} | {node: i for i, node in enumerate(order)}
         kept = [self.nodes[node] for node in order]
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
+
+
+def worthwhile(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float) -> list[Draft]:
+    """Of each tree at most ``most`` nodes: together those with which the step that verifies them gives the most tokens a second.
+
+    ``spent``: seconds that went into guessing.
+    """
+    found = [(tree.nodes[node].chance, line) for line, tree in enumerate(trees) for node in tree.likeliest(most)]
+    found.sort(key=lambda pair: -pair[0])
+    taken, _ = costs.best(len(trees), [chance for chance, _ in found], spent)
+    counts = [0] * len(trees)
+    for _, line in found[:taken]:
+        counts[line] += 1
+    return [tree.draft(count) for tree, count in zip(trees, counts, strict=True)]

@@ -8,7 +8,7 @@ measured wrongly, as something else ran just then, steps near it put that right.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 # A step that takes so many times what it should was held up by something else, and says nothing.
@@ -39,6 +39,18 @@ class StepCosts:
         self._believed[right - 1] += change * (1 - share)
         self._believed[right] += change * share
         self._rise()
+
+    def best(self, num_lines: int, chances: Sequence[float], spent: float) -> tuple[int, float]:
+        """(how many guesses to verify in a step of so many lines, tokens a second then).
+
+        ``chances`` of the guesses to become output, in the order in which they are taken; ``spent``: seconds that guessing took.
+        """
+        rates = [
+            (num_lines + gained) / (self.seconds(num_lines + count) + spent)
+            for count, gained in enumerate(accumulate(chances, initial=0.0))
+        ]
+        count = max(range(len(rates)), key=rates.__getitem__)
+        return count, rates[count]
 
     def _rise(self) -> None:
         """No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement."""

@@ -16,6 +16,7 @@ from hasten.checkpoints.formats.medusa import MedusaCheckpoint, read_medusa
 from hasten.decoding.drafters.base import PacedDrafter
 from hasten.decoding.drafters.eagle import Eagle
 from hasten.decoding.drafters.medusa import Medusa
+from hasten.decoding.step_costs import StepCosts
 from hasten.engine.backends.base import Backend
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
@@ -43,7 +44,9 @@ class Heads(Protocol):
         """Of a block of the keys and values that they keep."""
         ...
 
-    def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> PacedDrafter: ...
+    def drafter(self, costs: StepCosts, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> PacedDrafter:
+        """``costs`` of the steps that verify."""
+        ...
 
 
 def load_heads(folder: Path, backend: Backend, target: LoadedModel) -> Heads:
@@ -83,11 +86,12 @@ class MedusaHeads:
     def block_bytes(self, block_size: int) -> int:
         return 0
 
-    def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Medusa:
+    def drafter(self, costs: StepCosts, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Medusa:
         heads, accuracies = self.checkpoint.heads, self.checkpoint.accuracies
         (layer,) = self.taps
         logits = partial(_medusa_logits, heads, self.words, self.target)
-        return Medusa(logits, heads.token_ids, layer=layer, num_heads=heads.spec.num_heads, accuracies=accuracies, **limit)
+        num_heads, token_ids = heads.spec.num_heads, heads.token_ids
+        return Medusa(logits, token_ids, costs=costs, layer=layer, num_heads=num_heads, accuracies=accuracies, **limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +108,11 @@ class EagleHeads:
     def block_bytes(self, block_size: int) -> int:
         return self.backend.block_bytes((self._group,), block_size, self.target.dtype)
 
-    def drafter(self, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Eagle:
+    def drafter(self, costs: StepCosts, num_blocks: int, block_size: int, limit: Mapping[str, int]) -> Eagle:
         groups = (self._group,)
         space = KvSpace(groups, num_blocks, block_size, retain=False)
         runner = self.backend.eagle(self.loaded.head, groups, num_blocks, block_size, self.target.dtype, MOST_READ)
-        return Eagle(runner, space, taps=self.taps, max_positions=self.target.spec.max_positions, **limit)
+        return Eagle(runner, space, costs=costs, taps=self.taps, max_positions=self.target.spec.max_positions, **limit)
 
     @property
     def _group(self) -> KvGroup:

@@ -88,9 +88,9 @@ class Speculation:
         limit = {} if self.options.num_draft_tokens is None else {"num_tokens": self.options.num_draft_tokens}
         paced: dict[str, PacedDrafter] = {}
         if self.draft is not None:
-            paced["draft_model"] = self._draft_model(self.draft, fit, limit)
+            paced["draft_model"] = self._draft_model(self.draft, fit, costs, limit)
         if self.heads is not None:
-            paced[self.heads.name] = self.heads.drafter(fit.num_blocks, self.options.block_size, limit)
+            paced[self.heads.name] = self.heads.drafter(costs, fit.num_blocks, self.options.block_size, limit)
         if shallow is not None:
             paced["self_speculation"] = SelfSpeculation(shallow, **limit)
         if chosen == "auto":
@@ -112,15 +112,15 @@ class Speculation:
         asked = self.options.speculation != "auto" or given
         return asked or self.backend.same_bits(self.target.dtype)
 
-    def _draft_model(self, model: LoadedModel, fit: Fit, limit: Mapping[str, int]) -> DraftModel:
+    def _draft_model(self, model: LoadedModel, fit: Fit, costs: StepCosts, limit: Mapping[str, int]) -> DraftModel:
         """It has as many blocks as the target."""
         groups, size, max_step = kv_groups(model.spec), self.options.block_size, self.options.max_num_batched_tokens
         runner: Runner = self.backend.runner(model.decoder, groups, fit.num_blocks, size, model.dtype, max_step)
         words = None if self.draft_ids is None else FewWords(self.draft_ids, model.spec.vocab_size)
         space = KvSpace(groups, fit.num_blocks, size, retain=self.options.prefix_caching)
         sampler = Sampler(self.backend.chooser())
-        max_positions = model.spec.max_positions
-        return DraftModel(runner, space, sampler, **limit, max_step=max_step, max_positions=max_positions, words=words)
+        bounds = {"max_step": max_step, "max_positions": model.spec.max_positions, **limit}
+        return DraftModel(runner, space, sampler, costs=costs, words=words, **bounds)
 
 
 def _heads(options: EngineOptions, backend: Backend, target: LoadedModel) -> Heads | None:

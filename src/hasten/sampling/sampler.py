@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.result import TokenLogprob
+from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.chooser import Chooser, PortableChooser
 from hasten.sampling.likeliest import best_tokens
 from hasten.sampling.pick import pick
@@ -46,8 +47,12 @@ class Sampler:
         assert len(rows) == logits_RV.shape[0]
         if not rows:
             return []
-        shaped = any(self.chooser.chain.needs(row.params).processors for row in rows)
+        shaped = any(self.shapes(row.params) for row in rows)
         return self._choose(logits_RV, rows) if shaped else self.chooser.choose(logits_RV, rows)
+
+    def shapes(self, params: SamplingParams) -> bool:
+        """Whether masks, bias or penalties act on a row of these settings."""
+        return bool(self.chooser.chain.needs(params).processors)
 
     def beam_logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """What beam search scores continuations with [R, V]: log-softmax first, then masks, bias and penalties.
@@ -67,11 +72,10 @@ class Sampler:
 
     def _choose(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
         """The tokens, where masks, bias or penalties act on some rows. Those must be usable before these do."""
-        chain = self.chooser.chain
         plain: list[int] = []
         shaped: list[int] = []
         for i, row in enumerate(rows):
-            (shaped if chain.needs(row.params).processors else plain).append(i)
+            (shaped if self.shapes(row.params) else plain).append(i)
         best = best_tokens(pick(logits_RV, shaped))
         shaped = [i for i, token in zip(shaped, best, strict=True) if token is not None]
         token_ids: list[int | None] = [None] * len(rows)
@@ -79,7 +83,7 @@ class Sampler:
             if index:
                 some = [rows[i] for i in index]
                 some_RV = pick(logits_RV, index)
-                for i, token in zip(index, self.chooser.choose(chain.process(some_RV, some), some), strict=True):
+                for i, token in zip(index, self.chooser.choose(self.chooser.chain.process(some_RV, some), some), strict=True):
                     token_ids[i] = token
         return token_ids
 

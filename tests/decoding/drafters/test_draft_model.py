@@ -22,6 +22,7 @@ from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
 from hasten.decoding.few_words import FewWords
+from hasten.decoding.step_costs import StepCosts
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
@@ -29,6 +30,8 @@ from hasten.sampling.sampler import Sampler
 
 GROUPS = (KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7))
 BLOCK_SIZE, DEPTH = 4, 4
+
+FREE = StepCosts({1: 1.0, 64: 1.0})  # steps of many tokens take no longer than of one
 
 
 class Projected:
@@ -59,7 +62,7 @@ class Bench:
         self.sayable = torch.arange(VOCABULARY) if sayable is None else sayable
         words = None if sayable is None else FewWords(sayable, VOCABULARY)
         limits = {"num_tokens": 63, "max_depth": DEPTH, "max_step": max_step, "max_positions": 60}
-        self.drafter = DraftModel(Projected(oracle, self.sayable), self.space, Sampler(), **limits, words=words)
+        self.drafter = DraftModel(Projected(oracle, self.sayable), self.space, Sampler(), costs=FREE, **limits, words=words)
         self.alone = Alone(GROUPS)
         self.stem = [self.random.randrange(1, VOCABULARY) for _ in range(20)]
         self.full = self.short = self.cut = self.beside = 0
@@ -104,7 +107,7 @@ class Bench:
             self.beside += node not in path
         assert chances == sorted(chances, reverse=True) and len(draft) <= growing_tree.RANKS * len(path)
         missing = [chance for depth in range(len(path)) for token, chance in others[depth].items() if token not in draft.token_ids]
-        assert not missing or max(missing) < max(growing_tree.LEAST, 1e-9), "it is likely enough to be verified"
+        assert not missing or max(missing) < 1e-9, "where rows cost nothing all are verified"
         return tuple(draft.token_ids[node] for node in path)
 
     def expected(self, line: Line) -> tuple[tuple[int, ...], list[dict[int, float]]]:
@@ -122,8 +125,6 @@ class Bench:
             likely = {*share.topk(growing_tree.RANKS).indices.tolist(), sampled.token_id}
             others.append({token: chance * float(share[token]) for token in likely})
             chance *= float(share[sampled.token_id]) if request.params.greedy else 1.0
-            if chance < growing_tree.LEAST:
-                tokens.pop()
             if chance < draft_model.DOUBT:
                 break
         self.cut += len(tokens) - len(line.token_ids) < DEPTH
@@ -146,7 +147,6 @@ class Bench:
 def undaunted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses are made however doubtful they are."""
     monkeypatch.setattr(draft_model, "DOUBT", 0.0)
-    monkeypatch.setattr(growing_tree, "LEAST", 0.0)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple
 
 from hasten.core.draft import NO_DRAFT, Draft
@@ -139,20 +138,11 @@ class Auto:
     def _counts(self, offers: Sequence[_Offer]) -> list[int]:
         """How many nodes of each draft to verify, so that the step gives the most tokens a second."""
         order = sorted(((chance, line) for line, offer in enumerate(offers) for chance in offer.chances), key=lambda c: -c[0])
-        taken, _ = self._best(len(offers), [chance for chance, _ in order], 0.0)
+        taken, _ = self._costs.best(len(offers), [chance for chance, _ in order], 0.0)
         counts = [0] * len(offers)
         for _, line in order[:taken]:
             counts[line] += 1
         return counts
-
-    def _best(self, num_lines: int, chances: Sequence[float], spent: float) -> tuple[int, float]:
-        """(how many of these guesses to verify, tokens a second then). ``chances`` fall; ``spent`` seconds went into guessing."""
-        rates = [
-            (num_lines + gained) / (self._costs.seconds(num_lines + count) + spent)
-            for count, gained in enumerate(accumulate(chances, initial=0.0))
-        ]
-        best = max(range(len(rates)), key=rates.__getitem__)
-        return best, rates[best]
 
     def _choose(self, offers: Sequence[_Offer], lines: Sequence[Line]) -> tuple[str | None, int, bool]:
         """The drafter to ask, if any, and for how many tokens; and whether it is asked to show itself, not because it pays."""
@@ -161,7 +151,7 @@ class Auto:
             return None, 0, False
         to_come = sum(_to_come(line) for line in lines)
         free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
-        best = self._best(num_lines, free, 0.0)[1]
+        best = self._costs.best(num_lines, free, 0.0)[1]
         chosen: tuple[str | None, int] = (None, 0)
         for name, drafter in self._paced.items():
             for length in drafter.lengths:
@@ -171,7 +161,7 @@ class Auto:
                 chances = self._outlook(name, 0).chances(drafter.shape(length))
                 gain = sum(chances)
                 all_chances = [chance for offer in offers for chance in (offer.chances if offer.gain > gain else chances)]
-                rate = self._best(num_lines, sorted(all_chances, reverse=True), cost)[1]
+                rate = self._costs.best(num_lines, sorted(all_chances, reverse=True), cost)[1]
                 backlog = drafter.backlog(lines)
                 usual = self._rates.seconds(num_lines)
                 if backlog and usual and MARGIN * (to_come / rate + backlog) > to_come * usual:

@@ -19,15 +19,18 @@ from torch import Tensor
 from hasten.core.draft import Draft
 from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
+from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
-from hasten.decoding.growing_tree import RANKS, GrowingTree
+from hasten.decoding.growing_tree import RANKS, GrowingTree, worthwhile
 from hasten.decoding.pace import Pace
+from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
+from hasten.sampling.pick import pick
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
-DOUBT = 0.25  # a greedy chain that is right less often than this, by what the draft model says, is not continued
+DOUBT = 0.15  # a greedy chain that is right less often than this, by what the draft model says, is not continued
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 
 
@@ -92,8 +95,8 @@ class _Guess:
         self.token_ids.append(token_id)
         self.tip = self.tree.add(self.tip, [(token_id, chance), *(choice for choice in others if choice[0] != token_id)])[0]
 
-    def draft(self, num_tokens: int) -> Draft:
-        return Draft.chain(self.token_ids, tuple(self.proposals)) if self.judged else self.tree.draft(num_tokens)
+    def chain(self) -> Draft:
+        return Draft.chain(self.token_ids, tuple(self.proposals))
 
 
 class DraftModel(PacedDrafter):
@@ -103,19 +106,20 @@ class DraftModel(PacedDrafter):
         kv: KvSpace,
         sampler: Sampler,
         *,
-        num_tokens: int = 6,
-        max_depth: int = 4,
+        costs: StepCosts,
+        num_tokens: int = 12,
+        max_depth: int = 5,
         max_step: int,
         max_positions: int,
         words: FewWords | None = None,
     ) -> None:
-        """``max_depth``: of a guess, whose ``num_tokens`` may stand beside one another. ``max_step``: the most tokens that one step
-        of ``runner`` takes. Nothing past ``max_positions`` is computed.
+        """``costs`` of the steps that verify. ``max_depth``: of a guess, whose ``num_tokens`` may stand beside one another.
+        ``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed.
 
         ``words``: the tokens that the logits of ``runner`` are of, where these are not all.
         """
         self._runner, self._kv, self._sampler, self._words = runner, kv, sampler, words
-        self.num_tokens, self._max_depth = num_tokens, max_depth
+        self._costs, self.num_tokens, self._max_depth = costs, num_tokens, max_depth
         self._max_step, self._max_positions = max_step, max_positions
         self._trails: dict[int, Trail] = {}
         self._pace = Pace()
@@ -126,7 +130,7 @@ class DraftModel(PacedDrafter):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        return (1, 2, 3, 4, 6, 8)
+        return (1, 2, 3, 4, 6, 8, 12)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         return self._pace.cost(num_lines, min(num_tokens, self._max_depth))
@@ -167,7 +171,15 @@ class DraftModel(PacedDrafter):
                 break
         if lines:
             self._pace.note_round(len(lines), asked, made)
-        return [guess.draft(self.num_tokens) for guess in guesses]
+        return self._drafts(guesses, made)
+
+    def _drafts(self, guesses: Sequence[_Guess], made: int) -> list[Draft]:
+        """``made``: calls of the model."""
+        free = [guess for guess in guesses if not guess.judged]
+        spent = made * (self._pace.seconds(len(guesses)) or 0.0)
+        chosen = worthwhile([guess.tree for guess in free], self.num_tokens, self._costs, spent)
+        drafts = {guess.line.sequence_id: draft for guess, draft in zip(free, chosen, strict=True)}
+        return [guess.chain() if guess.judged else drafts[guess.line.sequence_id] for guess in guesses]
 
     def _drop(self, sequence_id: int) -> None:
         self._kv.close(sequence_id)
@@ -216,23 +228,41 @@ class DraftModel(PacedDrafter):
 
     def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> list[_Guess]:
         """The next token of each. Returns those that have none."""
-        logits_RV = logits_RD if self._words is None else self._words.spread(logits_RD)
-        views = [guess.view() for guess in guesses]
-        drawn = self._sampler.tokens(logits_RV, views)
-        sure = [guess.line.request.params.greedy for guess in guesses]
-        if any(sure):
-            total_R1 = logits_RD.logsumexp(dim=1, keepdim=True)
-            value_RK, column_RK = logits_RD.topk(min(RANKS, logits_RD.shape[1]), dim=1)
-            ids = (column_RK if self._words is None else self._words.token_ids(column_RK)).tolist()
-            likely = [list(zip(*row, strict=True)) for row in zip(ids, (value_RK - total_R1).exp().tolist(), strict=True)]
+        likely, drawn = self._likely(guesses, logits_RD), self._drawn(guesses, logits_RD)
         ended = []
-        for place, (guess, token_id) in enumerate(zip(guesses, drawn, strict=True)):
+        for place, guess in enumerate(guesses):
+            choices = likely.get(place, [])
+            token_id = drawn[place] if place in drawn else choices[0][0]
             if token_id is None:
                 ended.append(guess)
-            elif sure[place] and likely[place][0][0] == token_id:
-                guess.add(token_id, likely[place][0][1], likely[place])
+            elif choices and choices[0][0] == token_id:
+                guess.add(token_id, choices[0][1], choices)
             else:  # the same noise, mask or penalty makes others agree with an unlikely token
-                if guess.judged:
-                    guess.proposals += self._sampler.probabilities(logits_RV[place : place + 1], views[place : place + 1])
                 guess.add(token_id, 1.0)
         return ended
+
+    def _likely(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> dict[int, list[tuple[int, float]]]:
+        """What greedy lines may take, the likeliest first, and how likely it is."""
+        places = [place for place, guess in enumerate(guesses) if guess.line.request.params.greedy]
+        if not places:
+            return {}
+        ids = (lambda columns: columns) if self._words is None else self._words.token_ids
+        lines = [guesses[place].line for place in places]
+        tokens_RK, chances_RK = candidates(pick(logits_RD, places), lines, [0] * len(lines), ids, RANKS)
+        rows = zip(places, tokens_RK.tolist(), chances_RK.tolist(), strict=True)
+        return {place: list(zip(tokens, chances, strict=True)) for place, tokens, chances in rows}
+
+    def _drawn(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> dict[int, int | None]:
+        """The tokens of lines that take another than the likeliest: they sample, or masks, bias or penalties act on them."""
+        params = [guess.line.request.params for guess in guesses]
+        places = [place for place, mine in enumerate(params) if not mine.greedy or self._sampler.shapes(mine)]
+        if not places:
+            return {}
+        some_RD = pick(logits_RD, places)
+        logits_RV = some_RD if self._words is None else self._words.spread(some_RD)
+        views = [guesses[place].view() for place in places]
+        drawn = self._sampler.tokens(logits_RV, views)
+        for row, place in enumerate(places):
+            if guesses[place].judged and drawn[row] is not None:
+                guesses[place].proposals += self._sampler.probabilities(logits_RV[row : row + 1], views[row : row + 1])
+        return dict(zip(places, drawn, strict=True))

@@ -21,8 +21,9 @@ from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import RANKS, GrowingTree
+from hasten.decoding.growing_tree import RANKS, GrowingTree, worthwhile
 from hasten.decoding.pace import Pace
+from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
@@ -131,13 +132,14 @@ class Eagle(PacedDrafter):
         runner: EagleRunner,
         kv: KvSpace,
         *,
+        costs: StepCosts,
         taps: tuple[int, ...],
-        num_tokens: int = 6,
+        num_tokens: int = 12,
         max_depth: int = 5,
         max_positions: int,
         max_waiting: int = 4096,
     ) -> None:
-        self._runner, self._kv, self._taps, self._max_positions = runner, kv, taps, max_positions
+        self._runner, self._kv, self._costs, self._taps, self._max_positions = runner, kv, costs, taps, max_positions
         self._max_waiting = max_waiting
         self.num_tokens, self._max_depth = num_tokens, max_depth
         self._trails: dict[int, _Trail] = {}
@@ -173,7 +175,7 @@ class Eagle(PacedDrafter):
         active = [
             _Guess(line, self._trails[line.sequence_id], last[line.sequence_id]) for line in lines if line.sequence_id in last
         ]
-        guesses = {guess.line.sequence_id: guess for guess in active}
+        guesses = active
         self._choose(active, [guess.place.logits_1V for guess in active])
         num_lines, asked, made = len(active), min(self.num_tokens, self._max_depth), 1
         while made < asked and (active := [guess for guess in active if guess.tips]):
@@ -183,7 +185,9 @@ class Eagle(PacedDrafter):
             made += 1
         if num_lines:
             self._pace.note_round(num_lines, asked, made)
-        drafts = {sequence_id: guess.tree.draft(self.num_tokens) for sequence_id, guess in guesses.items()}
+        spent = (made - 1) * (self._pace.seconds(num_lines) or 0.0)
+        chosen = worthwhile([guess.tree for guess in guesses], self.num_tokens, self._costs, spent)
+        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
     def _ready(self, line: Line) -> bool:

@@ -18,9 +18,10 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import GrowingTree
+from hasten.decoding.growing_tree import GrowingTree, worthwhile
 from hasten.decoding.pace import Pace
 from hasten.decoding.ranked_tree import RankedTree
+from hasten.decoding.step_costs import StepCosts
 
 # What is assumed of heads that come without accuracies: the first guess of head i, and what each further one has of the one before.
 FIRST, PER_HEAD, PER_RANK, RANKS = 0.6, 0.8, 0.35, 10
@@ -32,13 +33,17 @@ class Medusa(PacedDrafter):
         logits: Callable[[Tensor], Tensor],
         token_ids: Callable[[Tensor], Tensor],
         *,
+        costs: StepCosts,
         layer: int,
         num_heads: int,
         accuracies: Sequence[Sequence[float]] | None = None,
-        num_tokens: int = 8,
+        num_tokens: int = 16,
     ) -> None:
-        """``logits``: hidden states after ``layer`` [R, E] -> [H, R, V]; ``token_ids``: columns of these -> the model's tokens."""
-        self._logits, self._token_ids, self._layer = logits, token_ids, layer
+        """``logits``: hidden states after ``layer`` [R, E] -> [H, R, V]; ``token_ids``: columns of these -> the model's tokens.
+
+        ``costs`` of the steps that verify.
+        """
+        self._logits, self._token_ids, self._costs, self._layer = logits, token_ids, costs, layer
         assumed = [[FIRST * PER_HEAD**head * PER_RANK**rank for rank in range(RANKS)] for head in range(num_heads)]
         self._tree = RankedTree.best(accuracies or assumed, max(self.lengths))
         self._num_ranks = 1 + max(self._tree.ranks)
@@ -74,8 +79,10 @@ class Medusa(PacedDrafter):
             return [NO_DRAFT] * len(lines)
         state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]
         token_HRK, chance_HRK = self._candidates(self._logits(state_RE), known)
-        drafts = {line.sequence_id: self._draft(token_HRK[:, row], chance_HRK[:, row]) for row, line in enumerate(known)}
+        trees = [self._grown(token_HRK[:, row], chance_HRK[:, row]) for row in range(len(known))]
         self._pace.note(len(known), time.perf_counter() - begin)
+        chosen = worthwhile(trees, self.num_tokens, self._costs, self._pace.seconds(len(known)) or 0.0)
+        drafts = {line.sequence_id: draft for line, draft in zip(known, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
     def _candidates(self, logits_HRV: Tensor, lines: Sequence[Line]) -> tuple[Tensor, Tensor]:
@@ -87,9 +94,9 @@ class Medusa(PacedDrafter):
         shape = (num_heads, num_lines, -1)
         return token_NK.reshape(shape), chance_NK.reshape(shape)
 
-    def _draft(self, token_HK: Tensor, chance_HK: Tensor) -> Draft:
+    def _grown(self, token_HK: Tensor, chance_HK: Tensor) -> GrowingTree:
         ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), GrowingTree()
         nodes = zip(self._tree.depths, self._tree.ranks, self._tree.parents, strict=True)
         for depth, rank, parent in itertools.takewhile(lambda node: node[1] < token_HK.shape[1], nodes):
             grown.add(parent, [(ids[depth][rank], chances[depth][rank])])
-        return grown.draft(self.num_tokens)
+        return grown

@@ -1,0 +1,85 @@
+"""Which nodes of guessed trees are verified: those that no other choice beats, by brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from hasten.core.draft import Draft
+from hasten.decoding.growing_tree import GrowingTree, worthwhile
+from hasten.decoding.step_costs import StepCosts
+
+
+def grown(draw: random.Random, num_nodes: int) -> GrowingTree:
+    tree, token = GrowingTree(), itertools.count()
+    while len(tree.nodes) < num_nodes:
+        parent = draw.randrange(-1, len(tree.nodes))
+        tree.add(parent, [(next(token), draw.random())])
+    return tree
+
+
+def steps(draw: random.Random) -> StepCosts:
+    """Of rising cost, here and there by leaps."""
+    times = itertools.accumulate(draw.choice((0.0, 0.02, 0.3)) * draw.random() for _ in range(12))
+    return StepCosts({size: 1.0 + time for size, time in enumerate(times, start=1)})
+
+
+def closed(tree: GrowingTree, nodes: tuple[int, ...]) -> bool:
+    return all(tree.nodes[node].parent in (-1, *nodes) for node in nodes)
+
+
+def subsets(tree: GrowingTree, most: int) -> list[tuple[int, ...]]:
+    """Of its nodes, with the parents of all."""
+    sizes = range(min(most, len(tree.nodes)) + 1)
+    return [nodes for size in sizes for nodes in itertools.combinations(range(len(tree.nodes)), size) if closed(tree, nodes)]
+
+
+def chance(tree: GrowingTree, draft: Draft) -> float:
+    """The sum over its nodes, found by their tokens."""
+    return sum(node.chance for node in tree.nodes if node.token_id in draft.token_ids)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_other_choice_gives_more_tokens_a_second(seed: int) -> None:
+    draw = random.Random(seed)
+    trees = [grown(draw, draw.randint(0, 5)) for _ in range(draw.randint(1, 3))]
+    most, costs, spent = draw.randint(1, 5), steps(draw), draw.choice((0.0, 0.5))
+
+    def rate(gained: float, count: int) -> float:
+        return (len(trees) + gained) / (costs.seconds(len(trees) + count) + spent)
+
+    drafts = worthwhile(trees, most, costs, spent)
+    found = rate(sum(map(chance, trees, drafts)), sum(map(len, drafts)))
+    choices = itertools.product(*(subsets(tree, most) for tree in trees))
+    best = max(
+        rate(sum(tree.nodes[i].chance for tree, nodes in zip(trees, choice, strict=True) for i in nodes), sum(map(len, choice)))
+        for choice in choices
+    )
+    assert found == pytest.approx(best)
+    assert all(len(draft) <= most for draft in drafts)
+
+
+def test_drafts_are_the_trees_with_their_branches() -> None:
+    tree = GrowingTree()
+    tree.add(-1, [(7, 0.6), (9, 0.3)])
+    tree.add(0, [(4, 0.9), (5, 0.1)])
+    (draft,) = worthwhile([tree], 3, StepCosts({1: 1.0, 64: 1.0}), 0.0)
+    assert draft == Draft((7, 4, 9), (-1, 0, -1))
+
+
+def test_what_costs_more_than_it_brings_is_not_verified() -> None:
+    tree = GrowingTree()
+    tree.add(-1, [(7, 0.5), (9, 0.05)])
+    dear = StepCosts({1: 1.0, 11: 3.0})  # a fifth of a step for each
+    assert worthwhile([tree], 9, dear, 0.0) == [Draft.chain([7])]
+    assert [len(draft) for draft in worthwhile([tree], 9, dear, 10.0)] == [2], "when so long was guessed it is little beside that"
+    assert worthwhile([tree], 9, StepCosts({1: 1.0, 11: 11.0}), 0.0) == [Draft()]
+
+
+def test_a_chance_that_is_no_number_is_no_guess() -> None:
+    tree = GrowingTree()
+    tree.add(-1, [(7, math.nan), (9, 0.2)])
+    assert worthwhile([tree], 9, StepCosts({1: 1.0, 64: 1.0}), 0.0) == [Draft.chain([9])]
