@@ -166,13 +166,13 @@ def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, 
         """Of the paths of the measured tree the likeliest, the likeliest first, up to a rounding."""
         (hidden_TE,) = states(decoder, line.token_ids[:-1], [len(decoder.layers) - 1])
         with torch.inference_mode():
-            listed = heads(decoder.norm(hidden_TE[-1:]), decoder.vocabulary)[:, 0].topk(32)
+            listed = heads(decoder.norm(hidden_TE[-1:]), decoder.vocabulary)[:, 0].softmax(1).topk(3)
         paths: list[tuple[int, ...]] = []
         chances: dict[tuple[int, ...], float] = {}
         for depth, rank, parent in zip(tree.depths, tree.ranks, tree.parents, strict=True):
             before = paths[parent] if parent >= 0 else ()
             paths.append((*before, int(listed.indices[depth, rank])))
-            chances[paths[-1]] = chances.get(before, 1.0) * float(listed.values[depth].softmax(0)[rank])
+            chances[paths[-1]] = chances.get(before, 1.0) * float(listed.values[depth, rank])
         best = sorted(chances.values(), reverse=True)[:6]
         found = paths_of(draft)
         assert len(set(found)) == len(found) == len(best)
@@ -196,9 +196,8 @@ def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: De
                 for tip in tips:
                     context = DenseContext(head.ops, head.rotary, [len(tip.hidden)])
                     out = head.run(tip.hidden, torch.tensor(tip.tokens[1:]), context.positions_T, context)
-                    listed = head.head(out[-1:])[0].topk(32)
-                    likely = listed.values.softmax(0)
-                    for p, place in zip(likely[:RANKS].tolist(), listed.indices[:RANKS].tolist(), strict=True):
+                    listed = head.head(out[-1:])[0].softmax(0).topk(RANKS)
+                    for p, place in zip(listed.values.tolist(), listed.indices.tolist(), strict=True):
                         tokens = [*tip.tokens, int(head.target_ids[place])]
                         grown.append(Branch(tokens, torch.cat((tip.hidden, out[-1:])), tip.chance * p))
                         chances[tuple(tokens[len(line.token_ids) :])] = tip.chance * p

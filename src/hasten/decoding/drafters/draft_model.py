@@ -30,7 +30,7 @@ from hasten.sampling.pick import pick
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
-DOUBT = 0.15  # a greedy chain that is right less often than this, by what the draft model says, is not continued
+DOUBT = 0.25  # a greedy chain that is right less often than this, by what the draft model says, is not continued
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 
 
@@ -107,7 +107,7 @@ class DraftModel(PacedDrafter):
         sampler: Sampler,
         *,
         costs: StepCosts,
-        num_tokens: int = 12,
+        num_tokens: int = 8,
         max_depth: int = 5,
         max_step: int,
         max_positions: int,

@@ -134,7 +134,7 @@ class Eagle(PacedDrafter):
         *,
         costs: StepCosts,
         taps: tuple[int, ...],
-        num_tokens: int = 12,
+        num_tokens: int = 8,
         max_depth: int = 5,
         max_positions: int,
         max_waiting: int = 4096,
