@@ -34,7 +34,7 @@ void Signal::advance() {
 }
 
 void Signal::wait_beyond(uint32_t seen) {
-    const auto patience = std::chrono::steady_clock::now() + kSpin;
+    const auto patience = std::chrono::steady_clock::now() + spin_;
     for (int turn = 1; value() == seen; ++turn) {
         relax();
         if (turn % 64 == 0 && std::chrono::steady_clock::now() >= patience) break;
@@ -50,7 +50,7 @@ struct ThreadPool::State {
     explicit State(pid_t process) : process(process) {}
 
     const pid_t process;
-    Signal work, arrived;
+    Signal work{kIdleSpin}, arrived{kBarrierSpin};
     std::atomic<int> missing{0};  // threads that have not reached the barrier
     // Two counters in turn: while one hands out items, nobody touches the other, and the last to arrive resets it.
     std::atomic<int64_t> next[2] = {{0}, {0}};

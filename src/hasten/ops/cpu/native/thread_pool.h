@@ -1,6 +1,6 @@
 // A persistent pool: the caller and its helpers run the same job together, with barriers inside.
 //
-// Whoever waits spins for at most kSpin and then sleeps. After a fork the child starts helpers of its own.
+// Whoever waits spins for a while and then sleeps. After a fork the child starts helpers of its own.
 #pragma once
 
 #include <atomic>
@@ -11,16 +11,22 @@
 
 namespace hasten {
 
-constexpr std::chrono::microseconds kSpin{50};
+// Inside a job the others are about to arrive, or have lost their core to somebody who needs ours as well. Between jobs helpers
+// wait for as long as choosing tokens takes: on a virtual machine a processor that has slept may take longer to wake than a job
+// runs.
+constexpr std::chrono::microseconds kBarrierSpin{50}, kIdleSpin{1000};
 
 // A counter that threads wait on until it moves.
 class Signal {
 public:
+    explicit Signal(std::chrono::microseconds spin) : spin_(spin) {}
+
     uint32_t value() const { return value_.load(std::memory_order_acquire); }
     void advance();
     void wait_beyond(uint32_t seen);  // until value() != seen
 
 private:
+    const std::chrono::microseconds spin_;  // before it sleeps
     std::atomic<uint32_t> value_{0};
     std::atomic<int> sleepers_{0};
     std::mutex mutex_;
