@@ -42,11 +42,10 @@ class GrowingTree:
         order = sorted((-node.chance, i) for i, node in enumerate(self.nodes) if node.chance > 0.0)
         return [i for _, i in order[:count]]
 
-    def draft(self, num_tokens: int) -> Draft:
-        """Of the likeliest nodes."""
-        order = self.likeliest(num_tokens)
-        place = {-1: -1} | {node: i for i, node in enumerate(order)}
-        kept = [self.nodes[node] for node in order]
+    def draft(self, nodes: Sequence[int]) -> Draft:
+        """Of these, parents first."""
+        place = {-1: -1} | {node: i for i, node in enumerate(nodes)}
+        kept = [self.nodes[node] for node in nodes]
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
 
 
@@ -55,10 +54,7 @@ def worthwhile(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent:
 
     ``spent``: seconds that went into guessing.
     """
-    found = [(tree.nodes[node].chance, line) for line, tree in enumerate(trees) for node in tree.likeliest(most)]
-    found.sort(key=lambda pair: -pair[0])
-    taken, _ = costs.best(len(trees), [chance for chance, _ in found], spent)
-    counts = [0] * len(trees)
-    for _, line in found[:taken]:
-        counts[line] += 1
-    return [tree.draft(count) for tree, count in zip(trees, counts, strict=True)]
+    likeliest = [tree.likeliest(most) for tree in trees]
+    chances = [[tree.nodes[node].chance for node in nodes] for tree, nodes in zip(trees, likeliest, strict=True)]
+    counts = costs.counts(chances, spent)
+    return [tree.draft(nodes[:count]) for tree, nodes, count in zip(trees, likeliest, counts, strict=True)]

@@ -52,6 +52,15 @@ class StepCosts:
         count = max(range(len(rates)), key=rates.__getitem__)
         return count, rates[count]
 
+    def counts(self, chances: Sequence[Sequence[float]], spent: float) -> list[int]:
+        """How many guesses of each line to verify, so that the step gives the most tokens a second. Those of a line fall."""
+        order = sorted(((chance, line) for line, mine in enumerate(chances) for chance in mine), key=lambda pair: -pair[0])
+        taken, _ = self.best(len(chances), [chance for chance, _ in order], spent)
+        counts = [0] * len(chances)
+        for _, line in order[:taken]:
+            counts[line] += 1
+        return counts
+
     def _rise(self) -> None:
         """No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement."""
         self._seconds = list(accumulate(self._believed, max))

@@ -84,7 +84,7 @@ class Auto:
         if asked is not None:
             offered[asked] = self._offers(asked, self._ask(asked, length, lines, due))
             best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[asked], strict=True)]
-        counts = self._counts(best)
+        counts = self._costs.counts([offer.chances for offer in best], 0.0)
         self._show(offered, best, counts)
         drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
         offers = {
@@ -134,15 +134,6 @@ class Auto:
         ]
 
     # ---------------------------------------------------------------- what is worth it
-
-    def _counts(self, offers: Sequence[_Offer]) -> list[int]:
-        """How many nodes of each draft to verify, so that the step gives the most tokens a second."""
-        order = sorted(((chance, line) for line, offer in enumerate(offers) for chance in offer.chances), key=lambda c: -c[0])
-        taken, _ = self._costs.best(len(offers), [chance for chance, _ in order], 0.0)
-        counts = [0] * len(offers)
-        for _, line in order[:taken]:
-            counts[line] += 1
-        return counts
 
     def _choose(self, offers: Sequence[_Offer], lines: Sequence[Line]) -> tuple[str | None, int, bool]:
         """The drafter to ask, if any, and for how many tokens; and whether it is asked to show itself, not because it pays."""

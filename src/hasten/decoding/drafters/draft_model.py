@@ -175,11 +175,10 @@ class DraftModel(PacedDrafter):
 
     def _drafts(self, guesses: Sequence[_Guess], made: int) -> list[Draft]:
         """``made``: calls of the model."""
-        free = [guess for guess in guesses if not guess.judged]
+        trees = [guess.tree for guess in guesses if not guess.judged]
         spent = made * (self._pace.seconds(len(guesses)) or 0.0)
-        chosen = worthwhile([guess.tree for guess in free], self.num_tokens, self._costs, spent)
-        drafts = {guess.line.sequence_id: draft for guess, draft in zip(free, chosen, strict=True)}
-        return [guess.chain() if guess.judged else drafts[guess.line.sequence_id] for guess in guesses]
+        drafts = iter(worthwhile(trees, self.num_tokens, self._costs, spent))
+        return [guess.chain() if guess.judged else next(drafts) for guess in guesses]
 
     def _drop(self, sequence_id: int) -> None:
         self._kv.close(sequence_id)
