@@ -74,16 +74,16 @@ struct Streaming {
     const LinearTask& task;
     Ahead ahead;
     int32_t rows_a_step;
-    const PanelSet* before;  // null: there is none
+    const PanelSet& before;  // of no panels: there is none
     const Sum* sums;         // of that, [32][count][16]
 
     template <int Panels>
     [[gnu::always_inline]] void at(const uint8_t* const (&weights)[2], int64_t step, int64_t /*line*/) const {
         ahead.fetch<true, 64 * kLanes, 2>(weights, step);
         const int64_t row = step * rows_a_step;
-        if (before == nullptr || row >= task.rows) return;
+        if (before.count == 0 || row >= task.rows) return;
         const int32_t first = static_cast<int32_t>(row), left = task.rows - first;
-        finish(task, *before, first, left < rows_a_step ? left : rows_a_step, sums + row * before->count * kLanes);
+        finish(task, before, first, left < rows_a_step ? left : rows_a_step, sums + row * before.count * kLanes);
     }
 };
 
@@ -92,21 +92,19 @@ template <bool Bf16>
 inline void stream_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, TileStart start) {
     using Sum = std::conditional_t<Bf16, float, int32_t>;
     alignas(64) Sum sums[2][kAmxBlock * 2 * kLanes];
-    PanelSet before;
+    PanelSet before{};
     const int64_t steps = row_bytes / 64;
     const int32_t rows_a_step = static_cast<int32_t>((task.rows + steps - 1) / steps);
     int now = 0;
-    bool any = false;
     configure_tiles(task.rows, 64);
     for_each_set(task, 2, [&](const PanelSet& set) {
         const uint8_t* weights[2] = {set.data(*task.matrix, 0), set.data(*task.matrix, set.count - 1)};
         prefetch_outputs(task, set, 0, 0);
-        const Streaming<Sum> meanwhile{task, Ahead(steps, 64 * kLanes, set.next_bytes), rows_a_step, any ? &before : nullptr,
-                                       sums[1 - now]};
+        const Streaming<Sum> meanwhile{task, Ahead(steps, 64 * kLanes, set.next_bytes), rows_a_step, before, sums[1 - now]};
         multiply_tiles<Bf16>(task.rows, set.count, x, stride, weights, steps, 64, meanwhile, start, sums[now]);
-        before = set, any = true, now = 1 - now;
+        before = set, now = 1 - now;
     });
-    if (any) finish(task, before, 0, task.rows, sums[1 - now]);
+    if (before.count > 0) finish(task, before, 0, task.rows, sums[1 - now]);
 }
 
 // A product in tiles: rows of `x` (`stride` bytes apart, row_bytes of each, a multiple of 64) by all panels of the task, whose
