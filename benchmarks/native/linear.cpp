@@ -69,7 +69,7 @@ struct Memory {
     uint8_t* out = huge(int64_t{512} * (151936 + 16) * 4);
     std::vector<float> row_scales = std::vector<float>(512, 0.01f);
     std::vector<int32_t> num_exceptions = std::vector<int32_t>(151936 / kLanes, 0);
-    std::vector<int32_t> sums = std::vector<int32_t>(512 * 128, 0);
+    std::vector<int32_t> sums = std::vector<int32_t>(512, 0);
     std::vector<uint8_t*> scratch{huge(kLinearScratch), huge(kLinearScratch)};
 };
 
@@ -79,7 +79,6 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
     matrix.dtype = form.dtype;
     matrix.out_features = shape.out;
     matrix.in_features = matrix.padded_in = shape.in;
-    matrix.group = form.dtype == Dtype::int4 ? 128 : 0;
     matrix.panels = shape.out / kLanes;
     const bool coded = form.dtype == Dtype::bf16_coded;
     const int bits = form.dtype == Dtype::f32    ? 32
@@ -87,16 +86,15 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
                      : form.dtype == Dtype::int4 ? 4
                      : coded                     ? 12
                                                  : 16;
-    matrix.panel_bytes = int64_t{shape.in} * bits * 2;
+    matrix.panel_bytes = form.dtype == Dtype::int4 ? int64_t{shape.in} * 9 : int64_t{shape.in} * bits * 2;
     const int64_t size = matrix.panels * matrix.panel_bytes;
-    const int64_t group_bytes = int64_t{matrix.panels} * matrix.groups() * 32;
-    const int64_t scale_bytes = matrix.group ? group_bytes : form.dtype == Dtype::int8 || coded ? shape.out * 4 : 0;
+    const bool scaled = form.dtype == Dtype::int8 || form.dtype == Dtype::int4;
+    const int64_t scale_bytes = scaled || coded ? shape.out * 4 : 0;
     const int64_t count = std::max<int64_t>(1, (cold ? kColdBytes : int64_t{64} << 20) / size);
     for (int64_t i = 0; i < count; ++i) {
         matrix.data = memory.weights + i * size;
         uint8_t* scales = memory.scales + i * scale_bytes;
-        if (form.dtype == Dtype::int8) matrix.scales = reinterpret_cast<float*>(scales);
-        if (form.dtype == Dtype::int4) matrix.group_scales = reinterpret_cast<uint16_t*>(scales);
+        if (scaled) matrix.scales = reinterpret_cast<float*>(scales);
         if (coded) matrix.bases = scales, matrix.num_exceptions = memory.num_exceptions.data();
         work.matrices.push_back(matrix);
     }
@@ -105,9 +103,8 @@ Workload make(Memory& memory, Form form, Shape shape, int rows, bool cold) {
     task.rows = rows;
     const int64_t pad = 64;  // bytes: rows at a multiple of 4,096 bytes would share a few lines of the first cache
     if (form.quantized) {
-        const int group = matrix.group ? matrix.group : shape.in;
         int8_t* x = reinterpret_cast<int8_t*>(memory.x);
-        task.quantized = {x, shape.in + pad, memory.row_scales.data(), memory.sums.data(), 128, group};
+        task.quantized = {x, shape.in + pad, memory.row_scales.data(), memory.sums.data()};
     } else {
         task.x = {reinterpret_cast<float*>(memory.x), shape.in + pad / 4};
         task.narrow = {reinterpret_cast<uint16_t*>(memory.narrow), shape.in + pad / 2};

@@ -11,7 +11,7 @@ using hasten::Dtype;
 struct Case {
     Dtype dtype;
     bool quantized;  // the activations
-    int out, in, group, rows;
+    int out, in, rows;
     bool bias, add, gated;
     Activation activation;
 
@@ -33,7 +33,6 @@ inline Case random_case(Random& random, Weighting weighting) {
     c.gated = random.integer(0, 3) == 0;
     c.out = c.gated ? 32 * random.integer(1, 4) : random.integer(1, 150);
     c.in = random.integer(1, 300);
-    c.group = 32 << random.integer(0, 2);
     c.rows = random.coin() ? random.integer(1, 9) : random.integer(9, 140);
     c.bias = random.coin();
     c.add = random.coin();
@@ -45,7 +44,7 @@ inline Case random_case(Random& random, Weighting weighting) {
 struct Operands {
     Case c;
     Packed weights;
-    int64_t x_stride, q_stride, runs;
+    int64_t x_stride, q_stride;
     Buffer<float> x, scales, bias, out;
     Buffer<uint16_t> narrow;
     Buffer<float> levels;  // [out][in]
@@ -56,10 +55,9 @@ struct Operands {
 
     Operands(const Case& of, Random& random)
         : c(of),
-          weights(c.dtype, c.out, c.in, c.group),
+          weights(c.dtype, c.out, c.in),
           x_stride(round_up(c.in, 16)),
           q_stride(round_up(c.in, 64)),
-          runs(c.dtype == Dtype::int4 ? (q_stride + c.group - 1) / c.group : 1),
           x(c.quantized ? 0 : c.rows * x_stride),
           scales(c.rows),
           bias(weights.matrix.panels * 16),
@@ -68,7 +66,7 @@ struct Operands {
           levels(int64_t{c.out} * c.in),
           exceptional(int64_t{c.out} * c.in),
           q(c.quantized ? c.rows * q_stride : 0),
-          sums(c.rows * runs),
+          sums(c.rows),
           scratch(hasten::kLinearScratch) {
         fill_weights(random);
         read_weights();
@@ -102,9 +100,6 @@ struct Operands {
             for (int64_t k = 0; k < matrix.padded_in; ++k) set_weight(o, k, o < c.out && k < c.in, random);
         }
         for (int64_t i = 0; i < weights.scales.count(); ++i) weights.scales[i] = i < c.out ? random.uniform(0.001f, 0.02f) : 0.0f;
-        for (int64_t i = 0; i < weights.group_scales.count(); ++i) {
-            weights.group_scales[i] = to_bf16(random.uniform(-0.05f, 0.05f));
-        }
     }
 
     void set_base(int64_t o, int base) {
@@ -154,9 +149,10 @@ struct Operands {
             case Dtype::int4:
                 break;
         }
-        uint8_t& byte = panel[(k / 8 * 16 + o % 16) * 4 + k % 4];
+        const Packed::Nibble at = weights.nibble(o, k);
         const int nibble = real ? random.integer(0, 15) : 8;
-        byte = static_cast<uint8_t>(k % 8 < 4 ? (byte & 0xf0) | nibble : (byte & 0x0f) | nibble << 4);
+        if (k % 16 == 0) matrix.data[at.scale] = static_cast<uint8_t>(random.integer(-15, 15));
+        matrix.data[at.byte] = static_cast<uint8_t>((matrix.data[at.byte] & 0xf0 >> at.shift) | nibble << at.shift);
     }
 
     void fill_activations(Random& random) {
@@ -170,7 +166,7 @@ struct Operands {
                 }
                 const int8_t value = static_cast<int8_t>(random.integer(0, 9) == 0 ? 127 : random.integer(-127, 127));
                 q[r * q_stride + k] = value;
-                sums[r * runs + (runs > 1 ? k / c.group : 0)] += value;
+                sums[r] += value;
             }
         }
     }
@@ -180,8 +176,7 @@ struct Operands {
         t.matrix = &weights.matrix;
         t.rows = c.rows;
         if (c.quantized) {
-            const int64_t run = c.dtype == Dtype::int4 ? c.group : q_stride;
-            t.quantized = {q.data(), q_stride, scales.data(), sums.data(), runs, static_cast<int32_t>(run)};
+            t.quantized = {q.data(), q_stride, scales.data(), sums.data()};
         } else {
             t.x = {x.data(), x_stride};
             if (hasten::is_bf16(c.dtype)) t.narrow = {narrow.data(), narrow_stride()};
@@ -198,26 +193,19 @@ struct Operands {
 
     // Row r of the product with output feature o, by the operations that the contract fixes, one at a time.
     float sum(int r, int o) const {
-        float total = 0.0f, scale = c.quantized ? scales[r] : 1.0f;
-        if (c.dtype == Dtype::int8) scale *= weights.scale(o, 0);
-        const int group = c.dtype == Dtype::int4 ? c.group : c.in;
-        for (int begin = 0; begin < c.in; begin += group) {
-            const int end = begin + group < c.in ? begin + group : c.in;
-            int64_t whole = 0;
-            float chain = 0.0f;
-            for (int k = begin; k < end; ++k) {
-                if (c.quantized)
-                    whole += static_cast<int64_t>(level(o, k)) * q[r * q_stride + k];
-                else if (!is_exceptional(o, k))
-                    chain = std::fmaf(level(o, k), x[r * x_stride + k], chain);
-            }
-            for (int k = begin; k < end && c.dtype == Dtype::bf16_coded; ++k) {
-                if (is_exceptional(o, k)) chain = std::fmaf(level(o, k), x[r * x_stride + k], chain);
-            }
-            if (c.quantized) chain = static_cast<float>(whole);
-            total = c.dtype == Dtype::int4 ? std::fmaf(chain, weights.scale(o, begin), total) : chain;
+        const float scale = (c.quantized ? scales[r] : 1.0f) * weights.scale(o);
+        int64_t whole = 0;
+        float chain = 0.0f;
+        for (int k = 0; k < c.in; ++k) {
+            if (c.quantized)
+                whole += static_cast<int64_t>(level(o, k)) * q[r * q_stride + k];
+            else if (!is_exceptional(o, k))
+                chain = std::fmaf(level(o, k), x[r * x_stride + k], chain);
         }
-        total *= scale;
+        for (int k = 0; k < c.in && c.dtype == Dtype::bf16_coded; ++k) {
+            if (is_exceptional(o, k)) chain = std::fmaf(level(o, k), x[r * x_stride + k], chain);
+        }
+        const float total = (c.quantized ? static_cast<float>(whole) : chain) * scale;
         return c.bias ? total + bias[o] : total;
     }
 };

@@ -9,12 +9,11 @@ struct Packed {
     hasten::Matrix matrix;
     Buffer<uint8_t> data;
     Buffer<float> scales;
-    Buffer<uint16_t> group_scales;
     Buffer<uint8_t> bases;
     Buffer<hasten::Exception> exceptions;
     Buffer<int32_t> num_exceptions;
 
-    static int64_t padded(hasten::Dtype dtype, int in, int group) {
+    static int64_t padded(hasten::Dtype dtype, int in) {
         switch (dtype) {
             case hasten::Dtype::f32:
             case hasten::Dtype::f16:
@@ -22,52 +21,59 @@ struct Packed {
             case hasten::Dtype::bf16:
             case hasten::Dtype::bf16_coded:
                 return round_up(in, 32);
-            case hasten::Dtype::int8:
-                return round_up(in, 64);
             default:
-                return round_up(in, group > 64 ? group : 64);
+                return round_up(in, 64);
         }
     }
-    static int64_t bits(hasten::Dtype dtype) {
+    // Of a weight, times two: int4 takes half a bit for its share of a scale.
+    static int64_t half_bits(hasten::Dtype dtype) {
         switch (dtype) {
             case hasten::Dtype::f32:
-                return 32;
+                return 64;
             case hasten::Dtype::bf16:
             case hasten::Dtype::f16:
-                return 16;
+                return 32;
             case hasten::Dtype::bf16_coded:
-                return 12;
+                return 24;
             case hasten::Dtype::int8:
-                return 8;
+                return 16;
             default:
-                return 4;
+                return 9;
         }
     }
 
-    Packed(hasten::Dtype dtype, int out, int in, int group)
+    Packed(hasten::Dtype dtype, int out, int in)
         : matrix{},
-          data(round_up(out, 16) * padded(dtype, in, group) * bits(dtype) / 8),
-          scales(dtype == hasten::Dtype::int8 ? round_up(out, 16) : 0),
-          group_scales(dtype == hasten::Dtype::int4 ? round_up(out, 16) * padded(dtype, in, group) / group : 0),
+          data(round_up(out, 16) * padded(dtype, in) * half_bits(dtype) / 16),
+          scales(is_scaled(dtype) ? round_up(out, 16) : 0),
           bases(dtype == hasten::Dtype::bf16_coded ? round_up(out, 16) * 4 : 0),
           exceptions(dtype == hasten::Dtype::bf16_coded ? round_up(out, 16) / 16 * kMostExceptions : 0),
           num_exceptions(dtype == hasten::Dtype::bf16_coded ? round_up(out, 16) / 16 : 0) {
         matrix.dtype = dtype;
         matrix.out_features = out;
         matrix.in_features = in;
-        matrix.padded_in = static_cast<int32_t>(padded(dtype, in, group));
-        matrix.group = dtype == hasten::Dtype::int4 ? group : 0;
+        matrix.padded_in = static_cast<int32_t>(padded(dtype, in));
         matrix.panels = static_cast<int32_t>(round_up(out, 16) / 16);
         matrix.data = data.data();
-        matrix.panel_bytes = matrix.padded_in * bits(dtype) * 2;
-        matrix.scales = dtype == hasten::Dtype::int8 ? scales.data() : nullptr;
-        matrix.group_scales = dtype == hasten::Dtype::int4 ? group_scales.data() : nullptr;
+        matrix.panel_bytes = matrix.padded_in * half_bits(dtype);
+        matrix.scales = is_scaled(dtype) ? scales.data() : nullptr;
         matrix.bases = bases.data();
         matrix.exceptions = exceptions.data();
         matrix.num_exceptions = num_exceptions.data();
         matrix.max_exceptions = kMostExceptions;
     }
     static constexpr int kMostExceptions = 40;
+    static bool is_scaled(hasten::Dtype dtype) { return dtype == hasten::Dtype::int8 || dtype == hasten::Dtype::int4; }
+
+    // Of an int4 weight: the byte of its group's scale, the byte of its nibble, and the place of the nibble there.
+    struct Nibble {
+        int64_t scale, byte;
+        int shift;
+    };
+    Nibble nibble(int64_t o, int64_t k) const {
+        const int64_t group = o / 16 * matrix.panel_bytes + k / 16 * 144, line = k % 16 / 8;
+        return {group + o % 16, group + 16 + line * 64 + o % 16 * 4 + k % 4, k % 8 < 4 ? 0 : 4};
+    }
 
     // Where a coded weight lies: the byte of its sign and fraction, the byte of its code, and the place of the code there.
     struct Place {
@@ -118,14 +124,17 @@ struct Packed {
             default:
                 break;
         }
-        const uint8_t byte = panel[(k / 8 * 16 + column) * 4 + k % 4];
-        return static_cast<float>(k % 8 < 4 ? byte & 15 : byte >> 4) - 8.0f;
+        const Nibble at = nibble(o, k);
+        const int level = (matrix.data[at.byte] >> at.shift & 15) - 8;
+        return static_cast<float>(static_cast<int8_t>(matrix.data[at.scale]) * level);
     }
-    float scale(int64_t o, int64_t k) const {
-        if (matrix.dtype == hasten::Dtype::int8) return matrix.scales[o];
-        if (matrix.dtype != hasten::Dtype::int4) return 1.0f;
-        return from_bf16(matrix.group_scales[(o / 16 * matrix.groups() + k / matrix.group) * 16 + o % 16]);
+    // The greatest weight there is, for output 0 and input k: -15 times -8.
+    void set_greatest(int64_t k) {
+        const Nibble at = nibble(0, k);
+        matrix.data[at.scale] = static_cast<uint8_t>(-15);
+        matrix.data[at.byte] = 0;
     }
+    float scale(int64_t o) const { return is_scaled(matrix.dtype) ? matrix.scales[o] : 1.0f; }
 };
 
 }  // namespace check

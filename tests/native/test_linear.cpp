@@ -95,7 +95,7 @@ TEST(linear_is_the_documented_sum_with_every_epilogue) {
 TEST(linear_is_the_product_in_double) {
     Random random(2);
     for (const Weighting weighting : check::kWeightings) {
-        Case c{weighting.dtype, weighting.quantized, 40, 1500, 64, 11, false, false, false, Activation::none};
+        Case c{weighting.dtype, weighting.quantized, 40, 1500, 11, false, false, false, Activation::none};
         Operands operands(c, random);
         Buffer<float> got(operands.out.count());
         check::for_each_isa([&](const hasten::Kernels& kernels) {
@@ -106,7 +106,7 @@ TEST(linear_is_the_product_in_double) {
                     for (int k = 0; k < c.in; ++k) {
                         const double x = c.quantized ? operands.scales[r] * double{operands.q[r * operands.q_stride + k] * 1.0}
                                                      : operands.x[r * operands.x_stride + k];
-                        const double product = x * operands.level(o, k) * operands.weights.scale(o, k);
+                        const double product = x * operands.level(o, k) * operands.weights.scale(o);
                         want += product;
                         size += std::fabs(product);
                     }
@@ -142,7 +142,7 @@ TEST(linear_rows_do_not_depend_on_their_batch_nor_on_the_cut_of_panels) {
                         part.out.data += row * part.out.stride;
                         if (c.quantized) part.quantized.data += row * part.quantized.stride;
                         if (c.quantized) part.quantized.scales += row;
-                        if (c.quantized) part.quantized.sums += row * part.quantized.sums_stride;
+                        if (c.quantized) part.quantized.sums += row;
                         kernels.linear(part);
                     }
                     row += rows;
@@ -175,14 +175,14 @@ TEST(linear_takes_long_rows) {
     Random random(5);
     for (const Weighting weighting : check::kWeightings) {
         for (int rows = 1; rows <= 65; rows += 32) {
-            Case c{weighting.dtype, weighting.quantized, 17, 19000, 128, rows, true, false, false, Activation::none};
+            Case c{weighting.dtype, weighting.quantized, 17, 19000, rows, true, false, false, Activation::none};
             Operands operands(c, random);
             if (c.quantized) {  // the greatest sum there is, in row 0 with output 0
-                for (int64_t run = 0; run < operands.runs; ++run) operands.sums[run] = 0;
+                operands.sums[0] = 127 * c.in;
                 for (int k = 0; k < c.in; ++k) {
                     operands.q[k] = 127;
-                    operands.sums[operands.runs > 1 ? k / c.group : 0] += 127;
                     if (c.dtype == Dtype::int8) operands.weights.matrix.data[k / 4 * 64 + k % 4] = 255;
+                    if (c.dtype == Dtype::int4) operands.weights.set_greatest(k);
                 }
                 operands.read_weights();
             }

@@ -55,7 +55,6 @@ struct Tensor {
     void pack(const hasten::Kernels& kernels, Packed& to, Random& random) const {
         std::memset(to.data.data(), 0x5a, to.data.bytes());
         std::memset(to.scales.data(), 0x5a, to.scales.bytes());
-        std::memset(to.group_scales.data(), 0x5a, to.group_scales.bytes());
         std::memset(to.bases.data(), 0x5a, to.bases.bytes());
         std::memset(to.exceptions.data(), 0x5a, to.exceptions.bytes());
         std::memset(to.num_exceptions.data(), 0, to.num_exceptions.bytes());
@@ -87,7 +86,7 @@ void check_padding(const Packed& packed) {
             if (o >= matrix.out_features || k >= matrix.in_features) CHECK_CLOSE(packed.level(o, k), 0.0, 0.0);
         }
     }
-    for (int64_t o = matrix.out_features; o < matrix.panels * 16; ++o) CHECK(std::isfinite(packed.scale(o, 0)));
+    for (int64_t o = matrix.out_features; o < matrix.panels * 16; ++o) CHECK(std::isfinite(packed.scale(o)));
 }
 
 void check_float(const Tensor& tensor, const Packed& packed) {
@@ -104,7 +103,7 @@ void check_float(const Tensor& tensor, const Packed& packed) {
 void check_int8(const Tensor& tensor, const Packed& packed) {
     for (int o = 0; o < tensor.out; ++o) {
         const double most = std::fabs(extreme(tensor, o, 0, tensor.in));
-        CHECK_CLOSE(packed.scale(o, 0), most / 127.0, 1e-6, 0.0);
+        CHECK_CLOSE(packed.scale(o), most / 127.0, 1e-6, 0.0);
         for (int k = 0; k < tensor.in; ++k) {
             CHECK(std::fabs(packed.level(o, k)) <= 127.0f);
             CHECK_CLOSE(packed.level(o, k), most > 0.0 ? tensor.get(o, k) * 127.0 / most : 0.0, 0.50002);
@@ -112,35 +111,36 @@ void check_int8(const Tensor& tensor, const Packed& packed) {
     }
 }
 
-// Squared error of a group for one scale, every weight at its nearest level.
-double group_error(const Tensor& tensor, int o, int begin, int end, double scale) {
+// Squared error of a group, in units of its output's scale `unit`, with the nearest levels of one whole number.
+double group_error(const Tensor& tensor, int o, int begin, double unit, int scale) {
     double total = 0.0;
-    for (int k = begin; k < end && k < tensor.in; ++k) {
-        const double value = tensor.get(o, k);
-        const double level = scale == 0.0 ? 0.0 : std::fmin(7.0, std::fmax(-8.0, std::nearbyint(value / scale)));
+    for (int k = begin; k < begin + 16 && k < tensor.in; ++k) {
+        const double value = tensor.get(o, k) / unit;
+        const double level = std::fmin(7.0, std::fmax(-8.0, std::nearbyint(value / scale)));
         total += (value - level * scale) * (value - level * scale);
     }
     return total;
 }
 
-// Every weight is at the nearest level of its group's scale, and that scale is at least as good as the plain ones.
+// Every group has the best of all scales, but the group of the row's extreme, which is kept exactly.
 void check_int4(const Tensor& tensor, const Packed& packed) {
-    const int group = packed.matrix.group;
     for (int o = 0; o < tensor.out; ++o) {
-        for (int begin = 0; begin < tensor.in; begin += group) {
-            const double scale = packed.scale(o, begin);
-            double error = 0.0;
-            for (int k = begin; k < begin + group && k < tensor.in; ++k) {
-                const double off = tensor.get(o, k) - packed.level(o, k) * scale;
+        const double most = std::fabs(extreme(tensor, o, 0, tensor.in)), unit = most > 0.0 ? most / 120.0 : 1.0;
+        CHECK_CLOSE(packed.scale(o), most / 120.0, 1e-6, 0.0);
+        for (int begin = 0; begin < tensor.in; begin += 16) {
+            double error = 0.0, least = INFINITY;
+            bool exact = false;
+            for (int k = begin; k < begin + 16 && k < tensor.in; ++k) {
+                const double off = tensor.get(o, k) / unit - packed.level(o, k);
                 error += off * off;
+                exact |= most > 0.0 && std::fabs(packed.level(o, k)) == 120.0f;
             }
-            const float most = extreme(tensor, o, begin, begin + group);
-            const double slack = 1e-5 * most * most;
-            CHECK(error <= group_error(tensor, o, begin, begin + group, scale) + slack);
-            for (int level = -8; level <= 7; level += 15) {
-                const double plain = check::from_bf16(check::to_bf16(most / static_cast<float>(level)));
-                CHECK(error <= group_error(tensor, o, begin, begin + group, plain) + slack);
+            for (int scale = 1; scale <= 15; ++scale) {
+                least = std::fmin(least, group_error(tensor, o, begin, unit, scale));
+                least = std::fmin(least, group_error(tensor, o, begin, unit, -scale));
             }
+            const bool edge = most > 0.0 && std::fabs(extreme(tensor, o, begin, begin + 16)) == static_cast<float>(most);
+            CHECK(edge ? exact : error <= least * 1.0001 + 1e-3);
         }
     }
 }
@@ -160,7 +160,7 @@ TEST(pack_writes_the_documented_layout_from_every_source) {
         for (const Dtype target : kTargets) {
             for (int i = 0; i < 8; ++i) {
                 const Tensor tensor(source, random.integer(1, 70), random.integer(1, 600), random);
-                Packed packed(target, tensor.out, tensor.in, 32 << random.integer(0, 2));
+                Packed packed(target, tensor.out, tensor.in);
                 check::for_each_isa([&](const hasten::Kernels& kernels) {
                     tensor.pack(kernels, packed, random);
                     check_packed(tensor, packed);
@@ -174,11 +174,11 @@ TEST(pack_has_the_same_bits_on_every_instruction_set) {
     Random random(12);
     for (const Dtype target : kTargets) {
         const Tensor tensor(Dtype::f32, 37, 333, random);
-        Packed first(target, tensor.out, tensor.in, 64), other(target, tensor.out, tensor.in, 64);
+        Packed first(target, tensor.out, tensor.in), other(target, tensor.out, tensor.in);
         tensor.pack(*check::isa(0), first, random);
         check::for_each_isa([&](const hasten::Kernels& kernels) {
             tensor.pack(kernels, other, random);
-            CHECK(first.data.same(other.data) && first.scales.same(other.scales) && first.group_scales.same(other.group_scales));
+            CHECK(first.data.same(other.data) && first.scales.same(other.scales));
             CHECK(first.bases.same(other.bases) && first.num_exceptions.same(other.num_exceptions));
         });
     }
@@ -196,16 +196,16 @@ TEST(pack_of_rows_at_the_edges) {
             tensor.set(3, k, -0.5f * static_cast<float>(k % 16 - 8));
             tensor.set(4, k, k == 7 ? 3e38f : -1e37f);
         }
-        Packed packed(target, tensor.out, tensor.in, 64);
+        Packed packed(target, tensor.out, tensor.in);
         check::for_each_isa([&](const hasten::Kernels& kernels) {
             tensor.pack(kernels, packed, random);
             for (int o = 0; o < tensor.out; ++o) {
                 for (int k = 0; k < tensor.in; ++k) {
-                    const float restored = packed.level(o, k) * packed.scale(o, k);
+                    const float restored = packed.level(o, k) * packed.scale(o);
                     if (target == Dtype::f16) continue;  // 3e38 is beyond it
                     CHECK(std::isfinite(restored));
                     if (o < 2) CHECK_CLOSE(restored, tensor.get(o, k), 1e-30, 1.0);
-                    if (target == Dtype::int4 && (o == 2 || o == 3)) CHECK_CLOSE(restored, tensor.get(o, k), 0.0);
+                    if (target == Dtype::int4 && (o == 2 || o == 3)) CHECK_CLOSE(restored, tensor.get(o, k), 1e-6);
                 }
             }
         });
@@ -222,7 +222,7 @@ TEST(coded_rows_are_read_back_bit_by_bit) {
             const auto bits = static_cast<uint16_t>(random.integer(0, 0xffff));
             std::memcpy(tensor.at(o, random.integer(0, tensor.in - 1)), &bits, 2);
         }
-        Packed packed(Dtype::bf16_coded, tensor.out, tensor.in, 0);
+        Packed packed(Dtype::bf16_coded, tensor.out, tensor.in);
         const int64_t stride = check::round_up(tensor.in, 16);
         Buffer<float> row(stride);
         check::for_each_isa([&](const hasten::Kernels& kernels) {

@@ -27,21 +27,14 @@ struct FloatRows {
 };
 
 struct Int8Rows {
-    int64_t stride, groups;
-    int32_t group;
+    int64_t stride;
     check::Buffer<int8_t> data;
     check::Buffer<float> scales;
     check::Buffer<int32_t> sums;
-    Int8Rows(int rows, int width, int of_group)
-        : stride(check::round_up(width, 64)),
-          groups(of_group == 0 ? 1 : (stride + of_group - 1) / of_group),
-          group(of_group == 0 ? static_cast<int32_t>(stride) : of_group),
-          data(rows * stride),
-          scales(rows),
-          sums(rows * groups) {
+    Int8Rows(int rows, int width) : stride(check::round_up(width, 64)), data(rows * stride), scales(rows), sums(rows) {
         std::memset(data.data(), 0x55, data.bytes());
     }
-    QuantizedRows view() { return {data.data(), stride, scales.data(), sums.data(), groups, group}; }
+    QuantizedRows view() { return {data.data(), stride, scales.data(), sums.data()}; }
 };
 
 // The row as int8, by the definition in kernels.h: exact, but where the float rounds the other way.
@@ -49,17 +42,16 @@ void check_quantized(const Int8Rows& got, int64_t t, const float* row, int width
     float absmax = 0.0f;
     for (int i = 0; i < width; ++i) absmax = std::max(absmax, std::fabs(row[i]));
     CHECK_CLOSE(got.scales[t], absmax / 127.0f, 1e-7, 1e-30);
-    std::vector<int32_t> sums(static_cast<size_t>(got.groups));
+    int32_t sum = 0;
     for (int64_t i = 0; i < got.stride; ++i) {
         const int q = i < width && absmax > 0 ? static_cast<int>(std::nearbyint(row[i] * (127.0f / absmax))) : 0;
         CHECK(got.data[t * got.stride + i] == q);
-        sums[static_cast<size_t>(i / got.group)] += q;
+        sum += q;
     }
-    for (int64_t g = 0; g < got.groups; ++g) CHECK(got.sums[t * got.groups + g] == sums[static_cast<size_t>(g)]);
+    CHECK(got.sums[t] == sum);
 }
 
 constexpr int kWidths[] = {1, 16, 40, 64, 127, 1024, 3072};
-constexpr int kGroups[] = {0, 32, 64, 96, 128};
 
 double reference_activation(Activation kind, double x) {
     switch (kind) {
@@ -84,7 +76,7 @@ TEST(norms_of_rows) {
             const int width = kWidths[round % 7], rows = random.integer(1, 5);
             const NormKind kind = static_cast<NormKind>(round % 3);
             FloatRows x(rows, width, 16 * random.integer(0, 1)), out(rows, width, 16);
-            Int8Rows quantized(rows, width, kGroups[round % 5]);
+            Int8Rows quantized(rows, width);
             check::Buffer<float> weight(check::round_up(width, 16)), bias(check::round_up(width, 16));
             for (int i = 0; i < width; ++i) weight[i] = random.normal(), bias[i] = random.normal();
             x.fill(width, random);
@@ -109,7 +101,7 @@ TEST(norms_of_rows) {
                 check_quantized(quantized, t, got, width);
             }
             // Alone, and without the floats: the same bits.
-            Int8Rows alone(rows, width, kGroups[round % 5]);
+            Int8Rows alone(rows, width);
             task.out = {};
             task.quantized = alone.view();
             for (int t = rows; t-- > 0;) {
@@ -132,7 +124,7 @@ TEST(activations_of_rows) {
             FloatRows x(rows, gated ? 2 * width : width), out(rows, width, 16);
             x.fill(gated ? 2 * width : width, random);
             out.spoil();
-            Int8Rows both(rows, width, 32), alone(rows, width, 32);
+            Int8Rows both(rows, width), alone(rows, width);
             check::Buffer<float> scratch(check::round_up(width, 16));
             ActivateTask task{kind, gated, x.view(), width, out.view(), both.view(), scratch.data(), 0, rows};
             kernels.activate(task);
@@ -169,7 +161,7 @@ TEST(what_is_no_number_stays_visible) {
     check::for_each_isa([](const Kernels& kernels) {
         for (float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
             FloatRows x(1, 100), out(1, 100);
-            Int8Rows quantized(1, 100, 0);
+            Int8Rows quantized(1, 100);
             x.data[3] = poison;
             kernels.norm({NormKind::none, x.view(), 100, nullptr, nullptr, 0.0f, {}, quantized.view(), 0, 1});
             CHECK(std::isnan(quantized.scales[0]));
@@ -186,21 +178,18 @@ TEST(embedding_of_packed_rows) {
         Random random(23);
         for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4}) {
             for (int in : {20, 64, 200}) {
-                const int out_features = 37, panels = 3, group = 32;
+                const int out_features = 37, panels = 3;
                 const int padded = static_cast<int>(check::round_up(in, dtype == Dtype::bf16                           ? 32
                                                                         : dtype == Dtype::int8 || dtype == Dtype::int4 ? 64
                                                                                                                        : 1));
                 const int64_t bytes = dtype == Dtype::f32    ? padded * 64
                                       : dtype == Dtype::int8 ? padded * 16
-                                      : dtype == Dtype::int4 ? padded * 8
+                                      : dtype == Dtype::int4 ? padded * 9
                                                              : padded * 32;
                 check::Buffer<uint8_t> data(panels * bytes);
                 check::Buffer<float> scales(panels * 16);
-                check::Buffer<uint16_t> group_scales(panels * 16 * (padded / group + 1));
                 fill(scales, random, 0.1f);
-                for (int64_t i = 0; i < group_scales.count(); ++i) group_scales[i] = check::to_bf16(random.normal());
-                const Matrix matrix{dtype,  out_features, in,    padded,        dtype == Dtype::int4 ? group : 0,
-                                    panels, data.data(),  bytes, scales.data(), group_scales.data()};
+                const Matrix matrix{dtype, out_features, in, padded, panels, data.data(), bytes, scales.data()};
                 std::vector<float> want(static_cast<size_t>(out_features * in));
                 for (int o = 0; o < out_features; ++o) {
                     for (int i = 0; i < in; ++i) {
@@ -223,10 +212,12 @@ TEST(embedding_of_packed_rows) {
                             panel[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(128 + q * 15);
                             kept = scales[o] * static_cast<float>(q * 15);
                         } else {
-                            uint8_t& byte = panel[i / 8 * 64 + lane * 4 + i % 4];
+                            uint8_t* group = panel + i / 16 * 144;
+                            const int s = (i / 16 * 7 + lane) % 31 - 15;
+                            group[lane] = static_cast<uint8_t>(s);
+                            uint8_t& byte = group[16 + i % 16 / 8 * 64 + lane * 4 + i % 4];
                             byte = static_cast<uint8_t>(byte | (q + 8) << (i % 8 < 4 ? 0 : 4));
-                            kept = check::from_bf16(group_scales[(o / 16 * (padded / group) + i / group) * 16 + lane]) *
-                                   static_cast<float>(q);
+                            kept = scales[o] * static_cast<float>(s * q);
                         }
                     }
                 }

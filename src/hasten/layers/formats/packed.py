@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.matrix import Matrix, Weights
 
-INT4_GROUP = 128
-
 
 class Packed(nn.Module):
     """No parameters: nothing here trains. ``matrix`` is what native programs are recorded with."""
@@ -37,8 +35,8 @@ class Packed(nn.Module):
 class PackedFormats:
     """Matrices in ``weights``: in ``dtype``, or quantised.
 
-    int8: a scale per output feature. int4: a scale per 128 inputs of an output feature (per 64 or 32 where 128 does not divide
-    them), the vocabulary in int8. Both multiply with inputs quantised to int8 per row, or with float32 inputs ("weight-only").
+    int8: a scale per output feature. int4: in 4.5 bits a weight, vocabulary included. Both multiply with inputs quantised to int8
+    per row, or with float32 inputs ("weight-only").
     """
 
     weights: Weights
@@ -48,22 +46,14 @@ class PackedFormats:
     def projection(self, in_features: int, out_features: int) -> Packed:
         if self.quantize is None:
             return self._plain(in_features, out_features)
-        int8_activations = not self.quantize.endswith("weight-only")
-        if self.quantize.startswith("int8"):
-            return self._int8(in_features, out_features)
-        group = next((size for size in (INT4_GROUP, 64) if in_features % size == 0), 32)
-        return Packed(Matrix(self.weights, out_features, in_features, Dtype.INT4, group=group, int8_activations=int8_activations))
+        bits, _, weight_only = self.quantize.partition("-")
+        dtype = Dtype.INT8 if bits == "int8" else Dtype.INT4
+        return Packed(Matrix(self.weights, out_features, in_features, dtype, int8_activations=not weight_only))
 
-    def vocabulary(self, in_features: int, out_features: int) -> Packed:
-        return self._plain(in_features, out_features) if self.quantize is None else self._int8(in_features, out_features)
+    vocabulary = projection
 
     def table(self, num_rows: int, size: int) -> Packed:
         return self._plain(size, num_rows)
 
     def _plain(self, in_features: int, out_features: int) -> Packed:
         return Packed(Matrix(self.weights, out_features, in_features, DTYPES[self.dtype]))
-
-    def _int8(self, in_features: int, out_features: int) -> Packed:
-        assert self.quantize is not None
-        int8_activations = not self.quantize.endswith("weight-only")
-        return Packed(Matrix(self.weights, out_features, in_features, Dtype.INT8, int8_activations=int8_activations))

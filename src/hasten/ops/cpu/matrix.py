@@ -27,8 +27,9 @@ class Weights:
 class Matrix:
     """One matrix [O, I] in the order in which the kernels read it; zero until packed. bfloat16 takes 12 bits a weight, losslessly.
 
-    ``group``: inputs that share a scale (int4: 32, 64 or 128). ``int8_activations``: products quantise their input to int8, per
-    row (int8 and int4 only); else the input stays float32 and the weights are widened.
+    int8: a scale per output feature. int4: that scale, times a whole number from -15 to 15 for each 16 inputs of an output, times
+    the weights' four bits (-8 to 7). ``int8_activations`` (int8, int4): products quantise their input to int8, per row; else the
+    input stays float32 and the weights are widened.
     """
 
     def __init__(
@@ -38,16 +39,14 @@ class Matrix:
         in_features: int,
         dtype: Dtype,
         *,
-        group: int = 0,
         int8_activations: bool = False,
     ) -> None:
         """Raises ``MemoryError``."""
-        assert (group in (32, 64, 128)) == (dtype is Dtype.INT4), (dtype, group)
         assert not int8_activations or dtype in (Dtype.INT8, Dtype.INT4), dtype
         self.weights, self.cpu = weights, weights.cpu
         self.out_features, self.in_features = out_features, in_features
-        self.dtype, self.group, self.int8_activations = dtype, group, int8_activations
-        self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features, group)
+        self.dtype, self.int8_activations = dtype, int8_activations
+        self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features)
         if not self.handle:
             raise self._refused()
 

@@ -46,7 +46,6 @@ class Buffer:
     index: int
     width: int
     quantized: bool = False
-    group: int = 0  # of quantised rows: inputs per stored sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Program:
         self._handle = self._library.program_new(cpu.handle, kv.handle, max_tokens)
         weakref.finalize(self, self._library.program_free, self._handle)
         self._kept: list[object] = []  # what recorded instructions point at
-        self._buffers: dict[tuple[str, int, bool, int], Buffer] = {}
+        self._buffers: dict[tuple[str, int, bool], Buffer] = {}
         self.num_layers = 0
         self._padded_vocabulary = 0
         self._logits = LogitsMemory()
@@ -88,7 +87,7 @@ class Program:
 
     def rows(self, name: str, width: int) -> Buffer:
         """The float32 buffer of this name; made when first asked for. Its padding is zero."""
-        return self._buffer(name, width, quantized=False, group=0)
+        return self._buffer(name, width, quantized=False)
 
     def part(self, buffer: Buffer, column: int, width: int) -> Buffer:
         """Columns ``[column, column + width)`` of a float32 buffer, both multiples of 16: whoever writes there writes into it."""
@@ -97,8 +96,8 @@ class Program:
         return Buffer(self._library.program_part(self._handle, buffer.index, column), width)
 
     def quantized_rows(self, matrix: Matrix) -> Buffer:
-        """The int8 buffer that products with ``matrix`` read; shared by all matrices of the same width and group."""
-        return self._buffer("int8", matrix.in_features, quantized=True, group=matrix.group)
+        """The int8 buffer that products with ``matrix`` read; shared by all matrices of the same width."""
+        return self._buffer("int8", matrix.in_features, quantized=True)
 
     def begin_layer(self) -> None:
         self.num_layers += 1
@@ -210,14 +209,14 @@ class Program:
             raise MemoryError("no memory for this step")
         return logits[:, : self.vocab_size]
 
-    def _buffer(self, name: str, width: int, *, quantized: bool, group: int) -> Buffer:
-        key = (name, width, quantized, group)
+    def _buffer(self, name: str, width: int, *, quantized: bool) -> Buffer:
+        key = (name, width, quantized)
         if key not in self._buffers:
             make = self._library.program_quantized_rows if quantized else self._library.program_rows
-            index = make(self._handle, width, group) if quantized else make(self._handle, width)
+            index = make(self._handle, width)
             if index < 0:
                 raise MemoryError(f"no memory for {self.max_tokens} rows of {width} activations")
-            self._buffers[key] = Buffer(index, width, quantized, group)
+            self._buffers[key] = Buffer(index, width, quantized)
         return self._buffers[key]
 
     def _vector(self, values: Tensor | None) -> int | None:

@@ -80,9 +80,7 @@ int32_t hasten_program_part(hasten_program* program, int32_t buffer, int32_t col
     return of(program).add_part(buffer, column);
 }
 
-int32_t hasten_program_quantized_rows(hasten_program* program, int32_t width, int32_t group) {
-    return of(program).add_quantized_rows(width, group);
-}
+int32_t hasten_program_quantized_rows(hasten_program* program, int32_t width) { return of(program).add_quantized_rows(width); }
 
 float* hasten_program_data(hasten_program* program, int32_t buffer, int64_t* stride) {
     const Rows rows = of(program).rows(buffer);

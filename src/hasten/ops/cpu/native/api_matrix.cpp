@@ -29,7 +29,7 @@ void pack_rows(hasten_cpu* cpu, const PackTask& whole) {
 // A matrix with too many exceptions goes on as plain bf16, with the rows that it holds. False when memory is refused.
 bool uncode(hasten_cpu* cpu, hasten_matrix& matrix) {
     const Matrix coded = matrix.matrix;
-    if (!make_matrix(*matrix.arena, Dtype::bf16, coded.out_features, coded.in_features, 0, matrix.matrix)) return false;
+    if (!make_matrix(*matrix.arena, Dtype::bf16, coded.out_features, coded.in_features, matrix.matrix)) return false;
     const int64_t stride = round_up(coded.in_features, kLanes);
     share(cpu, (coded.out_features + kPackRows - 1) / kPackRows, [&](int64_t item, int) {
         std::vector<float> row(static_cast<size_t>(stride));
@@ -63,19 +63,17 @@ struct EagerRows {
             narrow.data = memory.take<uint16_t>(count * narrow.stride);
         }
         if (!quantize) return;
-        quantized.stride = row_bytes(round_up(width, std::max(kQuantPad, matrix.group)));
-        quantized.group = matrix.group > 0 ? matrix.group : static_cast<int32_t>(rows.stride);
-        quantized.sums_stride = (quantized.stride + quantized.group - 1) / quantized.group;
+        quantized.stride = row_bytes(round_up(width, kQuantPad));
         quantized.data = memory.take<int8_t>(count * quantized.stride);
         quantized.scales = memory.take<float>(count);
-        quantized.sums = memory.take<int32_t>(count * quantized.sums_stride);
+        quantized.sums = memory.take<int32_t>(count);
         std::memset(quantized.data, 0, static_cast<size_t>(count * quantized.stride));
-        std::memset(quantized.sums, 0, static_cast<size_t>(count * quantized.sums_stride) * sizeof(int32_t));
+        std::memset(quantized.sums, 0, static_cast<size_t>(count) * sizeof(int32_t));
     }
 
     // Bytes that `count` rows take, and what they are rounded up by.
     static int64_t bytes(const Matrix& matrix, int32_t count) {
-        const int64_t width = round_up(matrix.in_features, std::max(kQuantPad, matrix.group)) + 256;
+        const int64_t width = round_up(matrix.in_features, kQuantPad) + 256;
         return count * width * int64_t{2 * sizeof(float) + 1} + 1024;
     }
 };
@@ -90,12 +88,12 @@ void hasten_weights_free(hasten_weights* weights) { delete weights; }
 
 int64_t hasten_weights_bytes(const hasten_weights* weights) { return static_cast<int64_t>(weights->arena.bytes()); }
 
-hasten_matrix* hasten_matrix_new(hasten_weights* weights, int32_t dtype, int32_t out_features, int32_t in_features, int32_t group) {
+hasten_matrix* hasten_matrix_new(hasten_weights* weights, int32_t dtype, int32_t out_features, int32_t in_features) {
     auto matrix = std::make_unique<hasten_matrix>();
     matrix->arena = &weights->arena;
     const auto given = static_cast<Dtype>(dtype);
     const Dtype kept = given == Dtype::bf16 ? Dtype::bf16_coded : given;
-    if (!make_matrix(weights->arena, kept, out_features, in_features, group, matrix->matrix)) return nullptr;
+    if (!make_matrix(weights->arena, kept, out_features, in_features, matrix->matrix)) return nullptr;
     weights->matrices.push_back(std::move(matrix));
     return weights->matrices.back().get();
 }

@@ -33,10 +33,8 @@ HASTEN_API hasten_weights* hasten_weights_new(void);
 HASTEN_API void hasten_weights_free(hasten_weights*);
 HASTEN_API int64_t hasten_weights_bytes(const hasten_weights*);
 
-/* dtype: 0 float32, 1 bfloat16 (kept in 12 bits, without loss), 2 float16, 3 int8, 4 int4; group: of int4, else 0. Freed with its
-   weights. */
-HASTEN_API hasten_matrix* hasten_matrix_new(hasten_weights*, int32_t dtype, int32_t out_features, int32_t in_features,
-                                            int32_t group);
+/* dtype: 0 float32, 1 bfloat16 (kept in 12 bits, without loss), 2 float16, 3 int8, 4 int4. Freed with its weights. */
+HASTEN_API hasten_matrix* hasten_matrix_new(hasten_weights*, int32_t dtype, int32_t out_features, int32_t in_features);
 /* Output features [row, row + rows) from a tensor of dtype 0, 1 or 2; strides in elements. Each once. 1 when memory is refused. */
 HASTEN_API int32_t hasten_matrix_pack(hasten_cpu*, hasten_matrix*, const void* source, int32_t source_dtype, int64_t row_stride,
                                       int64_t column_stride, int32_t row, int32_t rows);
@@ -60,9 +58,9 @@ HASTEN_API int64_t hasten_kv_block_bytes(int32_t dtype, int32_t kv_heads, int32_
 HASTEN_API hasten_program* hasten_program_new(hasten_cpu*, hasten_kv*, int32_t max_tokens);
 HASTEN_API void hasten_program_free(hasten_program*);
 
-/* Buffers of max_tokens rows. group: columns per sum of the quantised values (int4), 0: the whole row. */
+/* Buffers of max_tokens rows. */
 HASTEN_API int32_t hasten_program_rows(hasten_program*, int32_t width);
-HASTEN_API int32_t hasten_program_quantized_rows(hasten_program*, int32_t width, int32_t group);
+HASTEN_API int32_t hasten_program_quantized_rows(hasten_program*, int32_t width);
 /* The columns of a buffer from `column` on, a multiple of 16, under a name of their own. */
 HASTEN_API int32_t hasten_program_part(hasten_program*, int32_t buffer, int32_t column);
 HASTEN_API float* hasten_program_data(hasten_program*, int32_t buffer, int64_t* stride);

@@ -33,9 +33,7 @@ struct QuantizedRows {
     int8_t* data;    // [t][stride], zeros from the width up to the stride
     int64_t stride;  // bytes, a multiple of kQuantPad
     float* scales;   // [t]
-    int32_t* sums;   // [t][sums_stride]: sums of data over runs of `group` columns
-    int64_t sums_stride;
-    int32_t group;  // columns of a run, a multiple of 32; the whole stride for int8 weights
+    int32_t* sums;   // [t]: of data
 };
 
 // Rows of activations rounded to bf16, for the kernels that multiply such rows: more than kVectorRows of them.
@@ -58,8 +56,9 @@ struct NarrowTask {
 //   f32   data[panel][I'][16]                 f16   the same, 2 bytes each
 //   bf16  data[panel][I'/2][16][2]
 //   int8  data[panel][I'/4][16][4]            unsigned, w ~ scales[panel][16] * (data - 128)
-//   int4  data[panel][I'/8][16][4 bytes]      byte j of column c: low nibble input 8i + j, high nibble input 8i + 4 + j;
-//         w ~ scales[panel][I'/group][16] * (nibble - 8); scales are floats that bf16 holds exactly, stored as bf16
+//   int4  data[panel][I'/16][144 bytes]       read in kernels/nibbles.h: w ~ scales[panel][16] * s * (nibble - 8), where s is a
+//         whole number from -15 to 15 for each 16 inputs of an output. s * (nibble - 8) fits a byte, so that products are those
+//         of an int8 matrix (as Lin et al., "QServe", 2024, have it).
 //   bf16_coded  the same values as bf16 in 12 bits each: data[panel][I'/8][192 bytes], read in kernels/coded.h. Sign and fraction
 //         are kept; of the exponent, its distance from the base of its output, in four bits. The few weights that are too
 //         small for it are zeros there, and stand in the panel's list of exceptions.
@@ -72,20 +71,16 @@ struct Matrix {
     Dtype dtype;
     int32_t out_features, in_features;
     int32_t padded_in;  // I'
-    int32_t group;      // int4: inputs that share a scale (32, 64 or 128); else 0
     int32_t panels;     // ceil(out / 16)
     uint8_t* data;      // 64-byte aligned
     int64_t panel_bytes;
-    float* scales;           // int8: [panels * 16]
-    uint16_t* group_scales;  // int4: bf16 [panels][I'/group][16]
+    float* scales;  // int8, int4: [panels * 16]
     // bf16_coded, whose rows are packed once each. Lists have room for max_exceptions; counts go on beyond, and then the matrix is
     // of no use. Those of one output ascend by input.
     uint8_t* bases = nullptr;  // [panels][64]: of each output four times, where its codes are; exponents 1 to 15 above have codes
     Exception* exceptions = nullptr;    // [panels][max_exceptions]
     int32_t* num_exceptions = nullptr;  // [panels]
     int32_t max_exceptions = 0;
-
-    int32_t groups() const { return group ? padded_in / group : 1; }
 };
 
 // Rows [row, row + rows) of a matrix from a checkpoint tensor. `source` points at the first of these rows.

@@ -24,7 +24,7 @@ int64_t line_bytes(Dtype dtype, int64_t padded_in) {
         case Dtype::int8:
             return padded_in * 16;
         default:
-            return padded_in * 8;
+            return padded_in * 9;
     }
 }
 
@@ -65,26 +65,20 @@ int64_t narrow_stride(int64_t width) {
     return row_bytes(round_up(width, 32) * int64_t{sizeof(uint16_t)}) / int64_t{sizeof(uint16_t)};
 }
 
-bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix) {
+bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, Matrix& matrix) {
     matrix = {};
     matrix.dtype = dtype;
     matrix.out_features = out_features;
     matrix.in_features = in_features;
-    matrix.padded_in = static_cast<int32_t>(round_up(in_features, std::max<int64_t>(padding(dtype), group)));
-    matrix.group = dtype == Dtype::int4 ? group : 0;
+    matrix.padded_in = static_cast<int32_t>(round_up(in_features, padding(dtype)));
     matrix.panels = static_cast<int32_t>(round_up(out_features, kLanes) / kLanes);
     matrix.panel_bytes = line_bytes(dtype, matrix.padded_in);
     const int64_t panels = matrix.panels;
     matrix.data = static_cast<uint8_t*>(arena.take(static_cast<size_t>(panels * matrix.panel_bytes)));
     if (matrix.data == nullptr) return false;
-    if (dtype == Dtype::int8) {
+    if (dtype == Dtype::int8 || dtype == Dtype::int4) {
         matrix.scales = static_cast<float*>(arena.take(static_cast<size_t>(panels) * kLanes * sizeof(float)));
         return matrix.scales != nullptr;
-    }
-    if (dtype == Dtype::int4) {
-        const auto count = static_cast<size_t>(panels * matrix.groups() * kLanes);
-        matrix.group_scales = static_cast<uint16_t*>(arena.take(count * sizeof(uint16_t)));
-        return matrix.group_scales != nullptr;
     }
     if (dtype == Dtype::bf16_coded) return make_exceptions(arena, matrix);
     return true;
@@ -131,7 +125,7 @@ void run_item(const Kernels& kernels, const LinearTask& whole, const LinearItems
     if (task.quantized.data != nullptr) {
         task.quantized.data += row * task.quantized.stride;
         task.quantized.scales += row;
-        task.quantized.sums += row * task.quantized.sums_stride;
+        task.quantized.sums += row;
     }
     task.out.data += row * task.out.stride;
     task.scratch = scratch;

@@ -16,7 +16,7 @@ int64_t row_bytes(int64_t width_bytes);
 int64_t narrow_stride(int64_t width);
 
 // Geometry and memory of a matrix. False when memory is refused.
-bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, int32_t group, Matrix& matrix);
+bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, Matrix& matrix);
 
 // Whether a list of exceptions of these rows' panels was too short.
 bool exceptions_lost(const Matrix& matrix, int32_t row, int32_t rows);

@@ -25,15 +25,13 @@ int32_t Program::add_part(int32_t buffer, int32_t column) {
     return static_cast<int32_t>(rows_.size()) - 1;
 }
 
-int32_t Program::add_quantized_rows(int32_t width, int32_t group) {
+int32_t Program::add_quantized_rows(int32_t width) {
     QuantizedRows rows{};
-    rows.stride = row_bytes(round_up(width, std::max(kQuantPad, group)));
-    rows.group = group > 0 ? group : static_cast<int32_t>(rows.stride);
-    rows.sums_stride = (rows.stride + rows.group - 1) / rows.group;
+    rows.stride = row_bytes(round_up(width, kQuantPad));
     const auto tokens = static_cast<size_t>(max_tokens_);
     rows.data = static_cast<int8_t*>(arena_.take(tokens * static_cast<size_t>(rows.stride)));
     rows.scales = static_cast<float*>(arena_.take(tokens * sizeof(float)));
-    rows.sums = static_cast<int32_t*>(arena_.take(tokens * static_cast<size_t>(rows.sums_stride) * sizeof(int32_t)));
+    rows.sums = static_cast<int32_t*>(arena_.take(tokens * sizeof(int32_t)));
     if (rows.data == nullptr || rows.scales == nullptr || rows.sums == nullptr) return -1;
     quantized_.push_back(rows);
     return static_cast<int32_t>(quantized_.size()) - 1;

@@ -17,7 +17,7 @@ public:
     // Buffers of max_tokens rows; their padding is zero and stays so, as each has one width. -1 when memory is refused.
     int32_t add_rows(int32_t width);
     int32_t add_part(int32_t buffer, int32_t column);  // shares the buffer's memory
-    int32_t add_quantized_rows(int32_t width, int32_t group);
+    int32_t add_quantized_rows(int32_t width);
     int32_t add_rotary(int32_t half);
     NarrowRows narrow_rows(int32_t width);  // one buffer for each width; null when memory is refused
     bool narrows() const { return !narrow_.empty(); }

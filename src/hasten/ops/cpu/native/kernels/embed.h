@@ -2,6 +2,7 @@
 #pragma once
 
 #include "coded.h"
+#include "nibbles.h"
 
 namespace hasten::HASTEN_ISA {
 
@@ -29,15 +30,8 @@ inline void unpack_int8(const Matrix& matrix, int64_t panel_index, const uint8_t
 }
 
 inline void unpack_int4(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
-    const int64_t group = panel_index * matrix.groups() + i / matrix.group;
-    const float scale = float_of_bf16(matrix.group_scales[group * kLanes + lane]);
-    for (int run = 0; run < 2; ++run) {  // eight inputs each
-        const uint8_t* data = panel + (static_cast<int64_t>(i / 8) + run) * 4 * kLanes + 4 * lane;
-        for (int j = 0; j < 4; ++j) {
-            out[8 * run + j] = scale * static_cast<float>((data[j] & 15) - 8);
-            out[8 * run + 4 + j] = scale * static_cast<float>((data[j] >> 4) - 8);
-        }
-    }
+    const float scale = matrix.scales[panel_index * kLanes + lane];
+    for (int j = 0; j < 16; ++j) out[j] = scale * static_cast<float>(weight_of(panel, lane, i + j));
 }
 
 inline void unpack_coded(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {

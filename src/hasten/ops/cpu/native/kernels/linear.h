@@ -2,7 +2,6 @@
 #pragma once
 
 #include "linear_float.h"
-#include "linear_int4.h"
 #include "linear_int8.h"
 
 namespace hasten::HASTEN_ISA {
@@ -12,17 +11,17 @@ inline void linear(const LinearTask& task) {
     if (task.rows == 0) return;
     switch (task.matrix->dtype) {
         case Dtype::f32:
-            return linear_float<WeightsF32, false>(task);
+            return linear_float<WeightsF32>(task);
         case Dtype::bf16:
-            return linear_float<WeightsBf16, false>(task);
+            return linear_float<WeightsBf16>(task);
         case Dtype::bf16_coded:
             return linear_coded(task);
         case Dtype::f16:
-            return linear_float<WeightsF16, false>(task);
+            return linear_float<WeightsF16>(task);
         case Dtype::int8:
-            return quantized ? linear_int8(task) : linear_float<WeightsInt8, false>(task);
+            return quantized ? linear_int8(task) : linear_float<WeightsInt8>(task);
         case Dtype::int4:
-            return quantized ? linear_int4(task) : linear_float<WeightsInt4, true>(task);
+            return quantized ? linear_int4(task) : linear_float<WeightsInt4>(task);
     }
 }
 

@@ -20,6 +20,9 @@ constexpr int kMaxGang = 8;          // sets
 constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
 constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-level cache while the panels of a gang pass by
 
+// Up to how many rows tiles are not faster: of int8 weights, and of all others (bf16 is rounded for more of them only).
+constexpr int32_t kInt8Rows = 4;
+
 // Sets of two panels that are worked on together, and where their weights lie as tiles want them.
 struct Gang {
     PanelSet sets[kMaxGang] = {};
@@ -136,99 +139,40 @@ inline auto in_place(const Matrix& matrix) {
     };
 }
 
+// Weights of the gang's panels, decode(panel, ahead, out)d into scratch, `bytes` each.
+template <class Decode>
+inline auto decoded(const LinearTask& task, int64_t bytes, Decode decode) {
+    return [&task, bytes, decode](Gang& gang) {
+        uint8_t* to = static_cast<uint8_t*>(task.scratch);
+        for (int i = 0; i < gang.count; ++i) {
+            for (int p = 0; p < gang.sets[i].count; ++p, to += bytes) {
+                decode(gang.sets[i].panels[p], gang.ahead, to);
+                gang.weights[i][p] = to;
+            }
+            if (gang.sets[i].count == 1) gang.weights[i][1] = gang.weights[i][0];
+        }
+    };
+}
+
+// int8, and int4 as the int8 it stands for.
 inline void tiles_int8(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
     const auto zero_points = [&](int32_t row, int32_t size, int32_t* out) {
-        for (int32_t r = 0; r < size; ++r) istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r, matrix.in_features)));
+        for (int32_t r = 0; r < size; ++r) istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r)));
         return out;
     };
+    if (matrix.dtype == Dtype::int4) {
+        const auto decode = [&matrix](int32_t panel, int64_t ahead, uint8_t* out) { decode_int4_panel(matrix, panel, ahead, out); };
+        return tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, false,
+                                    decoded(task, decoded_int4_bytes(matrix), decode), zero_points);
+    }
     if (task.rows <= kAmxBlock) {
         alignas(64) int32_t first[kAmxBlock * kLanes];
         const TileStart start{zero_points(0, task.rows, first), 64, 0};
         return stream_tiles<false>(task, q.data, q.stride, matrix.padded_in, start);
     }
     tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, true, in_place(matrix), zero_points);
-}
-
-// int4: nibbles become bytes in scratch, once for all rows.
-constexpr int64_t kByteInputs = 8192;  // of a panel at a time; a multiple of every group
-constexpr int64_t kByteBytes = 2 * kByteInputs * kLanes;
-
-inline void unpack_lines(const uint8_t* lines, int64_t inputs, uint8_t* out) {
-    for (int64_t k = 0; k < inputs; k += 8, lines += 64, out += 128) {
-        I16 quads[2];
-        unpack_nibbles(lines, quads);
-        istore(out, quads[0]);
-        istore(out + 64, quads[1]);
-    }
-}
-
-// Adds one group's integer sums [rows][count][16], scaled, to tiles of the same shape.
-inline void add_group(const LinearTask& task, const PanelSet& set, int64_t group, int32_t row, int32_t rows, const int32_t* sums,
-                      float* tiles) {
-    const QuantizedRows& q = task.quantized;
-    F16 scales[4];
-    for (int i = 0; i < set.count; ++i) scales[i] = group_scale(*task.matrix, set.panels[i], group);
-    for (int32_t r = row; r < row + rows; ++r) {
-        const I16 zero_point = ibroadcast(8 * q.sums[r * q.sums_stride + group]);
-        for (int i = 0; i < set.count; ++i, sums += kLanes, tiles += kLanes) {
-            store(tiles, fma(to_float(iload(sums) - zero_point), scales[i], load(tiles)));
-        }
-    }
-}
-
-// Calls body(run, first_row, rows, tiles) for stretches of a set's panels in whole bytes and rows whose sums are in `tiles`
-// [rows][set.count][16], then finishes the rows.
-template <class Body>
-[[gnu::always_inline]] inline void for_each_wide_block(const LinearTask& task, const PanelSet& set, Body body) {
-    static_assert(kByteBytes + kTileStoreRows * 2 * kLanes * sizeof(float) <= kLinearScratch);
-    const Matrix& matrix = *task.matrix;
-    uint8_t* bytes = static_cast<uint8_t*>(task.scratch);
-    float* tiles = reinterpret_cast<float*>(bytes + kByteBytes);
-    for (int32_t first = 0; first < task.rows; first += kTileStoreRows) {
-        const int32_t rows = task.rows - first < kTileStoreRows ? task.rows - first : kTileStoreRows;
-        memset(tiles, 0, static_cast<size_t>(rows) * static_cast<size_t>(set.count) * kLanes * sizeof(float));
-        for (int64_t k = 0; k < matrix.in_features; k += kByteInputs) {
-            Run run{};
-            run.input = k;
-            run.inputs = matrix.in_features - k < kByteInputs ? matrix.in_features - k : kByteInputs;
-            for (int i = 0; i < set.count; ++i) {
-                uint8_t* to = bytes + i * kByteInputs * kLanes;
-                unpack_lines(set.data(matrix, i) + k / 8 * 64, run.inputs, to);
-                run.weights[i] = to;
-            }
-            body(run, first, rows, tiles);
-        }
-        finish(task, set, first, rows, tiles);
-    }
-}
-
-// Adds the groups of one run, in ascending order, to tiles [size][set.count][16].
-inline void add_int4_tiles(const LinearTask& task, const PanelSet& set, const Run& run, int32_t row, int32_t size, int depth,
-                           float* tiles) {
-    const Matrix& matrix = *task.matrix;
-    const QuantizedRows& q = task.quantized;
-    alignas(64) int32_t sums[kAmxBlock * 2 * kLanes];
-    for (int64_t k = 0; k < run.inputs; k += matrix.group) {
-        const int64_t inputs = run.inputs - k < matrix.group ? run.inputs - k : matrix.group;
-        const int64_t group = (run.input + k) / matrix.group;
-        const uint8_t* weights[2] = {run.weights[0] + k * kLanes, run.weights[set.count - 1] + k * kLanes};
-        const int8_t* x = q.data + row * q.stride + run.input + k;
-        multiply_tiles<false>(size, set.count, x, q.stride, weights, (inputs + depth - 1) / depth, depth, TileAhead{}, {}, sums);
-        add_group(task, set, group, row, size, sums, tiles);
-    }
-}
-
-inline void tiles_int4(const LinearTask& task) {
-    const int depth = task.matrix->group < 64 ? task.matrix->group : 64;
-    for_each_set(task, 2, [&](const PanelSet& set) {
-        for_each_wide_block(task, set, [&](const Run& run, int32_t first_row, int32_t rows, float* tiles) {
-            for_each_tile_block(rows, kAmxBlock, depth, [&](int32_t row, int32_t size) {
-                add_int4_tiles(task, set, run, first_row + row, size, depth, tiles + row * set.count * kLanes);
-            });
-        });
-    });
 }
 
 // `in_features` floats as bf16, then zeros up to `padded`.
@@ -252,27 +196,17 @@ inline void narrow(const NarrowTask& task) {
     }
 }
 
-// bf16 weights of the gang's panels, decoded into scratch.
-inline auto decoded(const LinearTask& task) {
-    return [&task](Gang& gang) {
-        uint8_t* to = static_cast<uint8_t*>(task.scratch);
-        for (int i = 0; i < gang.count; ++i) {
-            for (int p = 0; p < gang.sets[i].count; ++p, to += decoded_bytes(*task.matrix)) {
-                decode_lines(*task.matrix, gang.sets[i].panels[p], gang.ahead, to);
-                place_exceptions(*task.matrix, gang.sets[i].panels[p], to);
-                gang.weights[i][p] = to;
-            }
-            if (gang.sets[i].count == 1) gang.weights[i][1] = gang.weights[i][0];
-        }
-    };
-}
-
 inline void tiles_bf16(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const auto from_zero = [](int32_t, int32_t, int32_t*) { return nullptr; };
     const int64_t stride = task.narrow.stride * 2, row_bytes = int64_t{matrix.padded_in} * 2;
+    const auto decode = [&matrix](int32_t panel, int64_t ahead, uint8_t* out) {
+        decode_lines(matrix, panel, ahead, out);
+        place_exceptions(matrix, panel, out);
+    };
     if (matrix.dtype == Dtype::bf16_coded)
-        tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, false, decoded(task), from_zero);
+        tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, false, decoded(task, decoded_bytes(matrix), decode),
+                            from_zero);
     else if (task.rows <= kAmxBlock)
         stream_tiles<true>(task, task.narrow.data, stride, row_bytes, {});
     else
@@ -284,13 +218,8 @@ inline void linear_tiles(const LinearTask& task) {
     const bool quantized = task.quantized.data != nullptr;
     const bool coded = matrix.dtype == Dtype::bf16_coded && decodes(matrix);
     const bool bf16 = task.narrow.data != nullptr && (matrix.dtype == Dtype::bf16 || coded);
-    if (task.rows <= kVectorRows || !(bf16 || quantized)) return linear(task);
-    if (bf16)
-        tiles_bf16(task);
-    else if (matrix.dtype == Dtype::int8)
-        tiles_int8(task);
-    else
-        tiles_int4(task);
+    if (task.rows <= (matrix.dtype == Dtype::int8 ? kInt8Rows : kVectorRows) || !(bf16 || quantized)) return linear(task);
+    bf16 ? tiles_bf16(task) : tiles_int8(task);
     _tile_release();
 }
 

@@ -1,41 +1,47 @@
 // Weights of any type times float activations, accumulated in float. Every output is one chain of fused multiply-adds in
-// ascending order of the inputs (int4: one chain a group, then one over the groups), in every form.
+// ascending order of the inputs, in every form.
 #pragma once
 
 #include <type_traits>
 
 #include "coded.h"
 #include "epilogue.h"
+#include "nibbles.h"
 
 namespace hasten::HASTEN_ISA {
 
-// Each weight type reads one panel: a line is kBytes of it and holds kInputs inputs of its 16 outputs; expand widens it exactly.
+// Each weight type reads one panel: a line is kBytes of it and holds kInputs inputs of its 16 outputs; expand widens line i
+// exactly.
 struct WeightsF32 {
     static constexpr int kInputs = 1, kBytes = 64;
-    void expand(const uint8_t* line, F16 (&w)[kInputs]) const { w[0] = load(reinterpret_cast<const float*>(line)); }
+    void expand(const uint8_t* lines, int64_t i, F16 (&w)[kInputs]) const {
+        w[0] = load(reinterpret_cast<const float*>(lines + i * kBytes));
+    }
 };
 struct WeightsF16 {
     static constexpr int kInputs = 1, kBytes = 32;
-    void expand(const uint8_t* line, F16 (&w)[kInputs]) const { w[0] = load_f16(reinterpret_cast<const uint16_t*>(line)); }
+    void expand(const uint8_t* lines, int64_t i, F16 (&w)[kInputs]) const {
+        w[0] = load_f16(reinterpret_cast<const uint16_t*>(lines + i * kBytes));
+    }
 };
 struct WeightsBf16 {
     static constexpr int kInputs = 2, kBytes = 64;
-    void expand(const uint8_t* line, F16 (&w)[kInputs]) const { widen_pairs(iload(line), w[0], w[1]); }
+    void expand(const uint8_t* lines, int64_t i, F16 (&w)[kInputs]) const { widen_pairs(iload(lines + i * kBytes), w[0], w[1]); }
 };
 struct WeightsCoded {
     static constexpr int kInputs = kUnitInputs, kBytes = kUnitBytes;
     I16 base;
-    void expand(const uint8_t* unit, F16 (&w)[kInputs]) const {
-        I16 lines[4];
-        decode_bf16(unit, base, lines);
+    void expand(const uint8_t* units, int64_t i, F16 (&w)[kInputs]) const {
+        I16 pairs[4];
+        decode_bf16(units + i * kBytes, base, pairs);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) widen_pairs(lines[i], w[2 * i], w[2 * i + 1]);
+        for (int j = 0; j < 4; ++j) widen_pairs(pairs[j], w[2 * j], w[2 * j + 1]);
     }
 };
 struct WeightsInt8 {
     static constexpr int kInputs = 4, kBytes = 64;
-    void expand(const uint8_t* line, F16 (&w)[kInputs]) const {
-        const I16 quads = iload(line) ^ ibroadcast(static_cast<int32_t>(0x80808080u));  // signed: 128 less
+    void expand(const uint8_t* lines, int64_t i, F16 (&w)[kInputs]) const {
+        const I16 quads = iload(lines + i * kBytes) ^ ibroadcast(static_cast<int32_t>(0x80808080u));  // signed: 128 less
         w[0] = to_float(shift_right_signed(shift_left(quads, 24), 24));
         w[1] = to_float(shift_right_signed(shift_left(quads, 16), 24));
         w[2] = to_float(shift_right_signed(shift_left(quads, 8), 24));
@@ -43,13 +49,15 @@ struct WeightsInt8 {
     }
 };
 struct WeightsInt4 {
-    static constexpr int kInputs = 8, kBytes = 64;
-    void expand(const uint8_t* line, F16 (&w)[kInputs]) const {
-        const I16 bytes = iload(line);
+    static constexpr int kInputs = 8, kBytes = kInt4GroupBytes / 2;
+    void expand(const uint8_t* groups, int64_t i, F16 (&w)[kInputs]) const {
+        const uint8_t* group = groups + i / 2 * kInt4GroupBytes;
+        const F16 scales = load_s8(scales_of(group));
+        const I16 bytes = iload(nibble_line(group, i % 2));
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-            w[j] = nibble_to_float(j == 0 ? bytes : shift_right(bytes, 8 * j));
-            w[4 + j] = nibble_to_float(shift_right(bytes, 8 * j + 4));
+            w[j] = nibble_to_float(j == 0 ? bytes : shift_right(bytes, 8 * j)) * scales;
+            w[4 + j] = nibble_to_float(shift_right(bytes, 8 * j + 4)) * scales;
         }
     }
 };
@@ -101,7 +109,7 @@ template <class W, int R, int P>
         F16 w[P][W::kInputs];
         if (ahead != nullptr) ahead->fetch<true, W::kBytes>(weights, line);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) readers[p].expand(weights[p] + line * W::kBytes, w[p]);
+        for (int p = 0; p < P; ++p) readers[p].expand(weights[p], line, w[p]);
 #pragma GCC unroll 8
         for (int j = 0; j < W::kInputs; ++j) {
 #pragma GCC unroll 16
@@ -113,11 +121,6 @@ template <class W, int R, int P>
         }
         x.advance(W::kInputs * static_cast<int64_t>(sizeof(float)));
     }
-}
-
-// The scales of one group of 16 outputs.
-inline F16 group_scale(const Matrix& matrix, int32_t panel, int64_t group) {
-    return load_bf16(matrix.group_scales + (panel * int64_t{matrix.groups()} + group) * kLanes);
 }
 
 // Few rows: tile[R][P][16] (rows tile_stride apart), weights widened in registers on their way from memory.
@@ -136,45 +139,13 @@ template <class W, int R, int P>
     store_tile(acc, tile, tile_stride);
 }
 
-// The same with a scale for each group of inputs.
 template <class W, int R, int P>
-[[gnu::noinline]] void stream_groups(const LinearTask& task, int32_t row, const int32_t* panels, const uint8_t* const* weights,
-                                     Ahead ahead, float* tile, int64_t tile_stride) {
-    const Matrix& matrix = *task.matrix;
-    RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
-    const uint8_t* w[P];
-    for (int p = 0; p < P; ++p) w[p] = weights[p];
-    const int64_t lines = (matrix.in_features + W::kInputs - 1) / W::kInputs;
-    W readers[P];
-    readers_of(matrix, panels, readers);
-    F16 total[R][P];
-    clear(total);
-    for (int64_t begin = 0, group = 0; begin < lines; ++group) {
-        const int64_t end = begin + matrix.group / W::kInputs < lines ? begin + matrix.group / W::kInputs : lines;
-        F16 acc[R][P];
-        clear(acc);
-        dot_float(x, readers, w, begin, end, &ahead, acc);
-        begin = end;
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-            const F16 scale = group_scale(matrix, panels[p], group);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) total[r][p] = fma(acc[r][p], scale, total[r][p]);
-        }
-    }
-    store_tile(total, tile, tile_stride);
-}
-
-template <class W, bool Grouped, int R, int P>
 [[gnu::always_inline]] inline void stream_panels(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights, int i,
                                                  int32_t row, float* tile) {
     const Ahead ahead((task.matrix->in_features + W::kInputs - 1) / W::kInputs, W::kBytes, set.next_bytes);
     weights += i;
     float* out = tile + i * kLanes;
-    if constexpr (Grouped)
-        stream_groups<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
-    else
-        stream_float<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
+    stream_float<W, R, P>(task, row, set.panels + i, weights, ahead, out, set.count * kLanes);
 }
 
 // The exceptions of a set are read after its panels.
@@ -197,7 +168,7 @@ constexpr int kWideUnitRows = std::is_same_v<W, WeightsCoded> ? 8 : 2;
 
 // One set of panels, which lie at `weights`, for rows [row, row + R), as many panels at a time as hide the latency of a chain and
 // fit the registers.
-template <class W, bool Grouped, int R>
+template <class W, int R>
 [[gnu::always_inline]] inline void stream_set(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights,
                                               int32_t row) {
     constexpr int P = kVectorRegisters == 8       ? 1
@@ -206,8 +177,8 @@ template <class W, bool Grouped, int R>
                                                   : 2;
     alignas(64) float tile[R * 4 * kLanes];
     int i = 0;
-    for (; i + P <= set.count; i += P) stream_panels<W, Grouped, R, P>(task, set, weights, i, row, tile);
-    for (; i < set.count; ++i) stream_panels<W, Grouped, R, 1>(task, set, weights, i, row, tile);
+    for (; i + P <= set.count; i += P) stream_panels<W, R, P>(task, set, weights, i, row, tile);
+    for (; i < set.count; ++i) stream_panels<W, R, 1>(task, set, weights, i, row, tile);
     add_exceptions(task, set, row, R, tile);
     finish(task, set, row, R, tile);
 }
@@ -226,14 +197,14 @@ static_assert((kWideFloats + kTileStoreRows * kGang * 2 * kLanes) * sizeof(float
 // A stretch of inputs of a set's panels in its wide form.
 struct Run {
     const uint8_t* weights[4];
-    int64_t input, inputs;  // of the row; a whole number of groups, except at the end of a row
+    int64_t input, inputs;  // of the row
 };
 
 template <class W>
 inline void widen(const W& reader, const uint8_t* lines, int64_t inputs, float* out) {
-    for (int64_t k = 0; k < inputs; k += W::kInputs, lines += W::kBytes) {
+    for (int64_t k = 0; k < inputs; k += W::kInputs) {
         F16 w[W::kInputs];
-        reader.expand(lines, w);
+        reader.expand(lines, k / W::kInputs, w);
         for (int j = 0; j < W::kInputs; ++j) store(out + (k + j) * kLanes, w[j]);
     }
 }
@@ -262,28 +233,6 @@ template <int R>
     for (; i < count; ++i) add_wide<R, 1>(rows, x_stride, weights + i, inputs, tile + i * kLanes, count * kLanes);
 }
 
-// The groups of a run, one after the other, each summed from zero and added with its scale.
-template <int R>
-[[gnu::always_inline]] inline void add_wide_groups(const LinearTask& task, const PanelSet& set, const Run& run, const float* rows,
-                                                   float* tile) {
-    const Matrix& matrix = *task.matrix;
-    for (int64_t k = 0; k < run.inputs; k += matrix.group) {
-        const int64_t inputs = run.inputs - k < matrix.group ? run.inputs - k : matrix.group;
-        const uint8_t* weights[4];
-        for (int i = 0; i < set.count; ++i) weights[i] = run.weights[i] + k * kLanes * static_cast<int64_t>(sizeof(float));
-        alignas(64) float sums[R * 4 * kLanes];
-        for (int i = 0; i < R * set.count; ++i) store(sums + i * kLanes, zero());
-        add_wide_set<R>(rows + k, task.x.stride, weights, set.count, inputs, sums);
-        for (int i = 0; i < set.count; ++i) {
-            const F16 scale = group_scale(matrix, set.panels[i], (run.input + k) / matrix.group);
-            for (int r = 0; r < R; ++r) {
-                const int at = (r * set.count + i) * kLanes;
-                store(tile + at, fma(load(sums + at), scale, load(tile + at)));
-            }
-        }
-    }
-}
-
 // The run of a set from input k on, widened to `wide` unless it is in floats already.
 template <class W>
 inline Run wide_run(const Matrix& matrix, const PanelSet& set, int64_t k, float* wide) {
@@ -301,7 +250,7 @@ inline Run wide_run(const Matrix& matrix, const PanelSet& set, int64_t k, float*
 }
 
 // Rows [first_row, first_row + rows) of a few sets.
-template <class W, bool Grouped>
+template <class W>
 inline void block_float(const LinearTask& task, const PanelSet* sets, int count, int32_t first_row, int32_t rows) {
     float* wide = static_cast<float*>(task.scratch);
     float* tiles = wide + kWideFloats;
@@ -315,10 +264,7 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count,
                 const float* x = task.x.data + (first_row + row) * task.x.stride + k;
                 float* tile = tiles + i * set_floats + row * set.count * kLanes;
                 with_count<kTileRows>(size, [&](auto n) {
-                    if constexpr (Grouped)
-                        add_wide_groups<decltype(n)::value>(task, set, run, x, tile);
-                    else
-                        add_wide_set<decltype(n)::value>(x, task.x.stride, run.weights, set.count, run.inputs, tile);
+                    add_wide_set<decltype(n)::value>(x, task.x.stride, run.weights, set.count, run.inputs, tile);
                 });
             });
         }
@@ -330,44 +276,44 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count,
 }
 
 // All rows of the sets gathered so far.
-template <class W, bool Grouped>
+template <class W>
 inline void block_float(const LinearTask& task, const PanelSet* sets, int count) {
     for (int32_t row = 0; row < task.rows && count > 0; row += kTileStoreRows) {
-        block_float<W, Grouped>(task, sets, count, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
+        block_float<W>(task, sets, count, row, task.rows - row < kTileStoreRows ? task.rows - row : kTileStoreRows);
     }
 }
 
 // One set of panels, which lie at `weights`, for all rows.
-template <class W, bool Grouped>
+template <class W>
 inline void stream_rows(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights) {
     prefetch_exceptions(*task.matrix, set);
     for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
-        with_count<kStreamRows>(size, [&](auto n) { stream_set<W, Grouped, decltype(n)::value>(task, set, weights, row); });
+        with_count<kStreamRows>(size, [&](auto n) { stream_set<W, decltype(n)::value>(task, set, weights, row); });
     });
 }
 
-template <class W, bool Grouped>
+template <class W>
 inline void stream_rows(const LinearTask& task) {
     for_each_set(task, task.rows <= 4 ? 4 : 2, [&](const PanelSet& set) {
         const uint8_t* weights[4];
         for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
-        stream_rows<W, Grouped>(task, set, weights);
+        stream_rows<W>(task, set, weights);
     });
 }
 
-template <class W, bool Grouped>
+template <class W>
 inline void linear_float(const LinearTask& task) {
-    if (task.rows <= kStreamedRows) return stream_rows<W, Grouped>(task);
+    if (task.rows <= kStreamedRows) return stream_rows<W>(task);
     PanelSet sets[kGang];
     int gathered = 0;
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
         if (gathered == kGang || (gathered > 0 && sets[0].count != set.count)) {
-            block_float<W, Grouped>(task, sets, gathered);
+            block_float<W>(task, sets, gathered);
             gathered = 0;
         }
         sets[gathered++] = set;
     });
-    block_float<W, Grouped>(task, sets, gathered);
+    block_float<W>(task, sets, gathered);
 }
 
 // More than one block of rows: coded weights are decoded once for all, into scratch.
@@ -380,13 +326,13 @@ inline void stream_decoded(const LinearTask& task) {
             weights[i] = to;
         }
         set.next_bytes = 0;  // there is no successor in scratch
-        stream_rows<WeightsBf16, false>(task, set, weights);
+        stream_rows<WeightsBf16>(task, set, weights);
     });
 }
 
 inline void linear_coded(const LinearTask& task) {
     if (task.rows > kStreamRows && task.rows <= kStreamedRows && decodes(*task.matrix)) return stream_decoded(task);
-    linear_float<WeightsCoded, false>(task);
+    linear_float<WeightsCoded>(task);
 }
 
 }  // namespace hasten::HASTEN_ISA

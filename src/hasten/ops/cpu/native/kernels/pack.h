@@ -4,6 +4,7 @@
 #include <cassert>
 
 #include "coded.h"
+#include "nibbles.h"
 
 namespace hasten::HASTEN_ISA {
 
@@ -137,95 +138,93 @@ inline void pack_coded(const PackRow& row) {
     });
 }
 
-inline void pack_int8(const PackRow& row) {
+// Scales of a row that its weight of greatest magnitude is `most` times, stored for its output; the inverse is returned. Rows of
+// zeros have the scale 0.
+inline F16 scale_row(const PackRow& row, float most) {
     F16 extreme = zero();
     for_each_stretch(row, [&](int64_t, int64_t columns, const float* values) {
         for (int64_t k = 0; k < columns; k += kLanes) extreme = max(extreme, abs(load(values + k)));
     });
     const float largest_weight = largest(extreme);
     const bool zeros = !(largest_weight >= kTinyWeight);
-    const F16 inverse = zeros ? zero() : broadcast(127.0f / largest_weight);
-    row.matrix.scales[row.panel * kLanes + row.column] = zeros ? 0.0f : largest_weight / 127.0f;
+    row.matrix.scales[row.panel * kLanes + row.column] = zeros ? 0.0f : largest_weight / most;
+    return zeros ? zero() : broadcast(most / largest_weight);
+}
+
+// The stretch's zeros end at a multiple of 64.
+inline int64_t padded_columns(int64_t columns) { return (columns + kQuantPad - 1) / kQuantPad * kQuantPad; }
+
+inline void pack_int8(const PackRow& row) {
+    const F16 inverse = scale_row(row, 127.0f);
     for_each_stretch(row, [&](int64_t begin, int64_t columns, const float* values) {
         alignas(64) int8_t bytes[kPackColumns];
-        const int64_t padded = (columns + kQuantPad - 1) / kQuantPad * kQuantPad;
+        const int64_t padded = padded_columns(columns);
         for (int64_t k = 0; k < padded; k += kLanes) store_s8(bytes + k, load(values + k) * inverse);
         scatter_lines(row, begin / 4, bytes, padded / 4, 0x80808080u);
     });
 }
 
-inline float round_to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-    memcpy(&value, &bits, 4);
-    return value;
-}
+constexpr float kMostInt4Scale = 15.0f;
+constexpr float kMostInt4 = 8.0f * kMostInt4Scale;  // the greatest weight, in units of its output's scale
+static_assert(kPackColumns == 16 * kInt4Group);
 
-// The values of a group in units of its scale, in [-8, 7].
-inline F16 int4_level(F16 value, F16 inverse) { return max(min(round(value * inverse), broadcast(7.0f)), broadcast(-8.0f)); }
+// 16 groups side by side: lane g of weights[k] is weight k of group g, in units of its output's scale.
+struct Groups {
+    F16 weights[kInt4Group];
 
-// The scale with the least squared error among those that put the weight of greatest magnitude near the ends of the range,
-// or clip it. Negative scales let a positive weight have the level -8. A group of zeros has scale 0.
-inline float int4_scale(const float* values, int64_t group) {
-    constexpr float kLevels[] = {-8.0f, -7.5f, -7.0f, -8.4f, -8.8f, -9.2f, -9.7f, -10.3f, 7.0f, 7.4f, 7.8f, 8.3f, 8.9f};
-    F16 high = load(values), low = high;
-    for (int64_t k = kLanes; k < group; k += kLanes) {
-        high = max(high, load(values + k));
-        low = min(low, load(values + k));
-    }
-    const float top = largest(high), bottom = largest(zero() - low);
-    const float extreme = top >= bottom ? top : -bottom;
-    if (!(__builtin_fabsf(extreme) >= kTinyWeight)) return 0.0f;
-    float best = 0.0f, least = __builtin_inff();
-    for (const float level : kLevels) {
-        const float scale = round_to_bf16(extreme / level);
-        const F16 step = broadcast(scale), inverse = broadcast(1.0f / scale);
-        F16 squares = zero();
-        for (int64_t k = 0; k < group; k += kLanes) {
-            const F16 value = load(values + k);
-            const F16 error = value - int4_level(value, inverse) * step;
-            squares = fma(error, error, squares);
+    // Levels from -8 to 7 of weight k, in units of its group's scale.
+    static F16 levels(F16 weights, F16 inverse) { return max(min(round(weights * inverse), broadcast(7.0f)), broadcast(-8.0f)); }
+
+    // For each group the whole number with the least squared error. The weight of greatest magnitude of a whole row is kept exactly
+    // (level -8), so that rows which were quantised before are kept as they are.
+    F16 scales() const {
+        F16 best = broadcast(1.0f), least = broadcast(__builtin_inff());
+        for (float scale = -kMostInt4Scale; scale <= kMostInt4Scale; ++scale) {
+            if (scale == 0.0f) continue;
+            F16 total = zero();
+            for (const F16& weight : weights) {
+                const F16 error = weight - levels(weight, broadcast(1.0f / scale)) * broadcast(scale);
+                total = fma(error, error, total);
+            }
+            const uint32_t better = greater(least, total);
+            least = select(better, total, least);
+            best = select(better, broadcast(scale), best);
         }
-        const float total = sum(squares);
-        if (total < least) {
-            least = total;
-            best = scale;
+        F16 high = weights[0], low = weights[0];
+        for (const F16& weight : weights) high = max(high, weight), low = min(low, weight);
+        const F16 edge = broadcast(kMostInt4 * 0.999999f);
+        best = select(greater(zero() - low, edge), broadcast(kMostInt4Scale), best);
+        return select(greater(high, edge), broadcast(-kMostInt4Scale), best);
+    }
+};
+
+// `groups` groups of one output, from input `begin` on.
+inline void pack_groups(const PackRow& row, int64_t begin, int64_t groups, const Groups& of) {
+    alignas(64) int8_t scales[16], nibbles[kInt4Group][16];
+    const F16 best = of.scales(), inverse = broadcast(1.0f) / best;
+    store_s8(scales, best);
+    for (int k = 0; k < kInt4Group; ++k) store_s8(nibbles[k], Groups::levels(of.weights[k], inverse) + broadcast(8.0f));
+    uint8_t* group = row.data() + begin / kInt4Group * kInt4GroupBytes;
+    for (int64_t g = 0; g < groups; ++g, group += kInt4GroupBytes) {
+        group[row.column] = static_cast<uint8_t>(scales[g]);
+        for (int k = 0; k < 8; ++k) {
+            const int at = k / 4 * 8 + k % 4;
+            group[kLanes + k / 4 * 64 + 4 * row.column + k % 4] = static_cast<uint8_t>(nibbles[at][g] | nibbles[at + 4][g] << 4);
         }
     }
-    return best;
-}
-
-// Levels (plus 8) of `columns` values, eight inputs to four bytes.
-inline void scatter_nibbles(const PackRow& row, int64_t begin, int64_t columns, const float* values, float scale) {
-    alignas(64) int8_t nibbles[128];
-    alignas(64) uint32_t units[128 / 8];
-    const F16 inverse = broadcast(scale == 0.0f ? 0.0f : 1.0f / scale);
-    for (int64_t k = 0; k < columns; k += kLanes) store_s8(nibbles + k, int4_level(load(values + k), inverse) + broadcast(8.0f));
-    for (int64_t k = 0; k < columns; k += 8) {
-        uint32_t low, high;
-        memcpy(&low, nibbles + k, 4);
-        memcpy(&high, nibbles + k + 4, 4);
-        units[k / 8] = low | high << 4;
-    }
-    scatter_lines(row, begin / 8, units, columns / 8, 0);
 }
 
 inline void pack_int4(const PackRow& row) {
-    const Matrix& matrix = row.matrix;
-    assert(matrix.group == 32 || matrix.group == 64 || matrix.group == 128);
-    for_each_stretch(row, [&](int64_t begin, int64_t columns, float* values) {
-        // The stretch's zeros end at a multiple of 64; a last group of 128 may reach further.
-        const int64_t padded = matrix.padded_in - begin < kPackColumns ? matrix.padded_in - begin : kPackColumns;
-        for (int64_t k = (columns + kQuantPad - 1) / kQuantPad * kQuantPad; k < padded; ++k) values[k] = 0.0f;
-        for (int64_t k = 0; k < padded; k += matrix.group) {
-            const float scale = int4_scale(values + k, matrix.group);
-            uint32_t bits;
-            memcpy(&bits, &scale, 4);
-            const int64_t group = row.panel * int64_t{matrix.groups()} + (begin + k) / matrix.group;
-            matrix.group_scales[group * kLanes + row.column] = static_cast<uint16_t>(bits >> 16);
-            scatter_nibbles(row, begin + k, matrix.group, values + k, scale);
+    const F16 inverse = scale_row(row, kMostInt4);
+    for_each_stretch(row, [&](int64_t begin, int64_t columns, const float* values) {
+        alignas(64) float turned[kInt4Group][16] = {};
+        const int64_t groups = padded_columns(columns) / kInt4Group;
+        for (int64_t g = 0; g < groups; ++g) {
+            for (int k = 0; k < kInt4Group; ++k) turned[k][g] = values[g * kInt4Group + k];
         }
+        Groups of;
+        for (int k = 0; k < kInt4Group; ++k) of.weights[k] = load(turned[k]) * inverse;
+        pack_groups(row, begin, groups, of);
     });
 }
 

@@ -27,30 +27,13 @@ struct QuantScale {
     }
 };
 
-// Sums of a quantised row over its groups. Sums of four products with ones are exact.
-inline void sum_groups(const QuantizedRows& rows, int64_t t) {
+// The sum of row t, by which products take off the zero point of their weights. Sums of four products with ones are exact.
+inline void sum_row(const QuantizedRows& rows, int64_t t) {
     const int8_t* data = rows.data + t * rows.stride;
-    int32_t* sums = rows.sums + t * rows.sums_stride;
     const I16 ones = ibroadcast(0x01010101);
-    alignas(64) int32_t lanes[16];
-    const int64_t groups = (rows.stride + rows.group - 1) / rows.group;
-    if (rows.group % 64 != 0 && rows.group < rows.stride) {  // groups end in the middle of a line
-        for (int64_t g = 0; g < groups; ++g) sums[g] = 0;
-        for (int64_t i = 0; i < rows.stride; i += 64) {
-            istore(lanes, dot4(izero(), ones, iload(data + i)));
-            for (int64_t j = 0; j < 16; ++j) sums[(i + 4 * j) / rows.group] += lanes[j];
-        }
-        return;
-    }
-    for (int64_t g = 0; g < groups; ++g) {
-        const int64_t end = (g + 1) * rows.group < rows.stride ? (g + 1) * rows.group : rows.stride;
-        I16 acc = izero();
-        for (int64_t i = g * rows.group; i < end; i += 64) acc = dot4(acc, ones, iload(data + i));
-        istore(lanes, acc);
-        int32_t total = 0;
-        for (int j = 0; j < 16; ++j) total += lanes[j];
-        sums[g] = total;
-    }
+    I16 acc = izero();
+    for (int64_t i = 0; i < rows.stride; i += 64) acc = dot4(acc, ones, iload(data + i));
+    rows.sums[t] = sum(acc);
 }
 
 // Row t of `rows` = round(value / scale), ties to even, scale = absmax / 127; zeros from the width on. value(i): columns i to
@@ -64,7 +47,7 @@ inline void quantize_row(const Value& value, int32_t width, float absmax, const 
     for (; i < width; i += 16) store_s8(data + i, value(i) * inverse);
     for (; i < rows.stride; i += 16) store_s8(data + i, zero());
     rows.scales[t] = quant.scale;
-    if (rows.sums != nullptr) sum_groups(rows, t);
+    if (rows.sums != nullptr) sum_row(rows, t);
 }
 
 // Writes value(i) of row t to `out` and quantised to `rows`, whichever is set. `kept` is where the row lies between the two

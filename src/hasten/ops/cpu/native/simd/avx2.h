@@ -190,11 +190,18 @@ inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
 }
 inline I16 dot4(I16 acc, I16 u, I16 s) { return {dot4(acc.lo, u.lo, s.lo), dot4(acc.hi, u.hi, s.hi)}; }
 
-// dot4 for u <= 127, where pairs of products fit 16 bits.
-inline __m256i dot4_small(__m256i acc, __m256i u, __m256i s) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+// 16 signed bytes, each as both 16-bit halves of a lane. Sums and products of such halves, modulo 65,536.
+inline __m256i both_halves(__m256i a) { return _mm256_blend_epi16(a, _mm256_slli_epi32(a, 16), 0xaa); }
+inline I16 load_s8_twice(const int8_t* p) {
+    const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {both_halves(_mm256_cvtepi8_epi32(in)), both_halves(_mm256_cvtepi8_epi32(_mm_srli_si128(in, 8)))};
 }
-inline I16 dot4_small(I16 acc, I16 u, I16 s) { return {dot4_small(acc.lo, u.lo, s.lo), dot4_small(acc.hi, u.hi, s.hi)}; }
+inline I16 wbroadcast(int x) {
+    const __m256i all = _mm256_set1_epi16(static_cast<int16_t>(x));
+    return {all, all};
+}
+inline I16 add_words(I16 a, I16 b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
+inline I16 multiply_words(I16 a, I16 b) { return {_mm256_mullo_epi16(a.lo, b.lo), _mm256_mullo_epi16(a.hi, b.hi)}; }
 
 // Rounded to nearest, ties to even.
 inline I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }

@@ -107,8 +107,15 @@ inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
 inline I16 dot4(I16 acc, I16 u, I16 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
-// dot4 for u <= 127, which AVX2 does in fewer steps.
-inline I16 dot4_small(I16 acc, I16 u, I16 s) { return dot4(acc, u, s); }
+
+// 16 signed bytes, each as both 16-bit halves of a lane. Sums and products of such halves, modulo 65,536.
+inline I16 load_s8_twice(const int8_t* p) {
+    const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm512_mask_blend_epi16(0xaaaaaaaa, wide, _mm512_slli_epi32(wide, 16))};
+}
+inline I16 wbroadcast(int x) { return {_mm512_set1_epi16(static_cast<int16_t>(x))}; }
+inline I16 add_words(I16 a, I16 b) { return {_mm512_add_epi16(a.v, b.v)}; }
+inline I16 multiply_words(I16 a, I16 b) { return {_mm512_mullo_epi16(a.v, b.v)}; }
 
 // Rounded to nearest, ties to even.
 inline I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
