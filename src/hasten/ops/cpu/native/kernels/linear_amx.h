@@ -20,7 +20,7 @@ constexpr int kMaxGang = 8;          // sets
 constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
 constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-level cache while the panels of a gang pass by
 
-// Up to how many rows tiles are not faster: of int8 weights, and of all others (bf16 is rounded for more of them only).
+// Rows of int8 weights up to which tiles are not faster; of other weights these are kVectorRows.
 constexpr int32_t kInt8Rows = 4;
 
 // Sets of two panels that are worked on together, and where their weights lie as tiles want them.

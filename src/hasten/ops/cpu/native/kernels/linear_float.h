@@ -197,7 +197,7 @@ static_assert((kWideFloats + kTileStoreRows * kGang * 2 * kLanes) * sizeof(float
 // A stretch of inputs of a set's panels in its wide form.
 struct Run {
     const uint8_t* weights[4];
-    int64_t input, inputs;  // of the row
+    int64_t inputs;  // of the row
 };
 
 template <class W>
@@ -237,7 +237,6 @@ template <int R>
 template <class W>
 inline Run wide_run(const Matrix& matrix, const PanelSet& set, int64_t k, float* wide) {
     Run run{};
-    run.input = k;
     run.inputs = matrix.in_features - k < kWideInputs ? matrix.in_features - k : kWideInputs;
     for (int i = 0; i < set.count; ++i) {
         const uint8_t* lines = set.data(matrix, i) + k / W::kInputs * W::kBytes;

@@ -103,29 +103,29 @@ inline void rows_of_bytes(const LinearTask& task, const PanelSet& set, const uin
     });
 }
 
-inline void linear_int8(const LinearTask& task) {
+// Weights that are read where they lie.
+template <class W>
+inline void linear_bytes(const LinearTask& task) {
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
         const uint8_t* weights[4];
         for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
-        rows_of_bytes<BytesInt8>(task, set, weights, set.next_bytes);
+        rows_of_bytes<W>(task, set, weights, set.next_bytes);
     });
 }
 
+inline void linear_int8(const LinearTask& task) { linear_bytes<BytesInt8>(task); }
+
 // More than one block of rows: panels become those of an int8 matrix in scratch, once for all.
 inline void linear_int4(const LinearTask& task) {
+    if (task.rows <= kNibbleRows) return linear_bytes<BytesInt4>(task);
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
         const uint8_t* weights[4];
         uint8_t* to = static_cast<uint8_t*>(task.scratch);
         for (int i = 0; i < set.count; ++i, to += decoded_int4_bytes(*task.matrix)) {
-            weights[i] = set.data(*task.matrix, i);
-            if (task.rows <= kNibbleRows) continue;
             decode_int4_panel(*task.matrix, set.panels[i], set.next_bytes, to);
             weights[i] = to;
         }
-        if (task.rows <= kNibbleRows)
-            rows_of_bytes<BytesInt4>(task, set, weights, set.next_bytes);
-        else
-            rows_of_bytes<BytesInt8>(task, set, weights, 0);
+        rows_of_bytes<BytesInt8>(task, set, weights, 0);
     });
 }
 
