@@ -174,7 +174,7 @@ protected:
         for (int64_t line = 0; line < shape_.task.head_dim / 2; ++line) {
             F16 even, odd;
             load_key_pair<type>(panel, line, even, odd);
-            prefetch_key(panels_.keys()[j + kAhead] + line * 64);
+            prefetch_far(panels_.keys()[j + kAhead] + line * 64);
             store(out + line * 32, even);
             store(out + line * 32 + 16, odd);
         }
@@ -186,7 +186,7 @@ protected:
         if constexpr (type == Dtype::f32) return panel;
         for (int64_t i = 0; i < kLanes * geometry_.value_dim; i += 16) {
             store(out + i, load_value<type>(panel + i * size_of(type)));
-            prefetch_key(panels_.values()[j + kAhead] + i * size_of(type));
+            prefetch_far(panels_.values()[j + kAhead] + i * size_of(type));
         }
         return reinterpret_cast<const uint8_t*>(out);
     }

@@ -144,8 +144,8 @@ inline void gather_pairs(const ValuePanels& values, int lead, int32_t value_dim,
                 const uint8_t* from = listed ? values.panels[j] + row + i * 2 : nullptr;
                 istore(to, load_pair(from, from + values.row_bytes, rows));
                 if (!listed || i % 32 != 0) continue;
-                prefetch_key(values.ahead[j] + row + i * 2);
-                prefetch_key(values.ahead[j] + row + values.row_bytes + i * 2);
+                prefetch_far(values.ahead[j] + row + i * 2);
+                prefetch_far(values.ahead[j] + row + values.row_bytes + i * 2);
             }
         }
     }

@@ -100,7 +100,7 @@ inline void gather_quads(const ValuePanels& values, int begin, int end, int32_t 
             for (; i + 64 <= value_dim; i += 64, to += 4 * kQuadStride) {
                 I16 quads[4];
                 load_quads(values.panels[j] + row + i, values.row_bytes, quads);
-                for (int n = 0; n < 4; ++n) prefetch_key(values.ahead[j] + row + i + n * values.row_bytes);
+                for (int n = 0; n < 4; ++n) prefetch_far(values.ahead[j] + row + i + n * values.row_bytes);
                 transpose_quarters(quads);
                 for (int n = 0; n < 4; ++n) istore(to + n * kQuadStride, quads[n]);
             }
@@ -183,7 +183,7 @@ inline void add_rows(const uint8_t* run, const ValuePanels& values, int begin, i
         I16 v[4];
         load_quads(values.panels[begin + quad / 4] + at, values.row_bytes, v);
 #pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n) prefetch_key(soon + n * values.row_bytes);
+        for (int n = 0; n < 4; ++n) prefetch_far(soon + n * values.row_bytes);
 #pragma GCC unroll 4
         for (int m = 0; m < 2 * M; ++m) {
             const I16 w = weight_quad(run + m / 2 * kWeightStride, m % 2, quad);

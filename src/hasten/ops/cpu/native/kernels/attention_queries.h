@@ -126,8 +126,7 @@ private:
         return task.out.data + (place_.row->begin + token(i)) * task.out.stride + head(i) * task.head_dim;
     }
     void prefetch_head(const float* p, bool write) const {
-        for (int32_t i = 0; p != nullptr && i < shape_.task.head_dim; i += 16)
-            write ? __builtin_prefetch(p + i, 1) : __builtin_prefetch(p + i);
+        for (int32_t i = 0; p != nullptr && i < shape_.task.head_dim; i += 16) write ? prefetch_to_write(p + i) : prefetch(p + i);
     }
     float* tile(float* tiles, int i, int m) const {
         return tiles + static_cast<int64_t>(i / m) * m * shape_.geometry.value_dim + i % m;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../simd/count.h"
+#include "../simd/prefetch.h"
 #include "attention_plan.h"
 
 namespace hasten::HASTEN_ISA {
@@ -24,9 +25,6 @@ constexpr int vectors_for(int queries, int most) {
     const int room = queries < kVectorRegisters / 2 ? kVectorRegisters / 2 / queries : 1;
     return room < most ? room : most;
 }
-
-// Asks for the line that will be read soon. Into the second-level cache, which can wait for more lines at once.
-inline void prefetch_key(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // Two inputs of 16 keys. `line` counts them: the bytes of line i are those of inputs 2i and 2i + 1.
 template <Dtype type>
@@ -57,8 +55,8 @@ inline void score_panels(const float* q, int32_t dim, const uint8_t* const* pane
 #pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {
             load_key_pair<type>(panels[n], line, even[n], odd[n]);
-            prefetch_key(ahead[n] + line * step);
-            if (step == 128) prefetch_key(ahead[n] + line * step + 64);
+            prefetch_far(ahead[n] + line * step);
+            if (step == 128) prefetch_far(ahead[n] + line * step + 64);
         }
         const float* now = q + line * 2 * M;
 #pragma GCC unroll 24
@@ -96,7 +94,7 @@ inline void score_panels_int8(const Int8Queries& queries, int32_t key_dim, const
 #pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {
             keys[n] = iload(panels[n] + line * 64);
-            prefetch_key(ahead[n] + line * 64);
+            prefetch_far(ahead[n] + line * 64);
         }
 #pragma GCC unroll 24
         for (int m = 0; m < M; ++m) {

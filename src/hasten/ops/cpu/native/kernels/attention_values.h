@@ -48,7 +48,7 @@ inline void add_values(const float* weights, const ValuePanels& values, int64_t 
 #pragma GCC unroll 24
             for (int n = 0; n < N; ++n) {
                 v[n] = load_value<type>(row + n * bytes);
-                if (ask && n * bytes % 64 == 0) prefetch_key(soon + n * bytes);
+                if (ask && n * bytes % 64 == 0) prefetch_far(soon + n * bytes);
             }
 #pragma GCC unroll 24
             for (int m = 0; m < M; ++m) {

@@ -5,12 +5,14 @@
 
 namespace hasten::HASTEN_ISA {
 
-// Brings the lines that `finish` will read and write into the cache, while the sums are still being made.
+// Both bring what `finish` will read and write into the cache, while the sums are still being made.
+inline void prefetch_scales(const LinearTask& task, const PanelSet& set) {
+    for (int i = 0; i < set.count && task.matrix->scales != nullptr; ++i) prefetch(task.matrix->scales + set.panels[i] * kLanes);
+}
 inline void prefetch_outputs(const LinearTask& task, const PanelSet& set, int32_t row, int32_t rows) {
     const int outputs = task.gated ? set.count / 2 : set.count;
-    for (int i = 0; i < set.count && task.matrix->scales != nullptr; ++i) prefetch(task.matrix->scales + set.panels[i] * kLanes);
     for (int32_t r = row; r < row + rows; ++r) {
-        for (int i = 0; i < outputs; ++i) prefetch(task.out.data + r * task.out.stride + set.panels[i] * kLanes);
+        for (int i = 0; i < outputs; ++i) prefetch_to_write(task.out.data + r * task.out.stride + set.panels[i] * kLanes);
     }
 }
 

@@ -50,43 +50,90 @@ template <class Body>
     hand_out();
 }
 
-// Rows [row, row + size) of `x` by the panels of a gang. start: what their sums begin with.
-template <bool Bf16>
-inline void multiply_gang(const LinearTask& task, const Gang& gang, const uint8_t* x, int64_t stride, int64_t row_bytes,
-                          int32_t row, int32_t size, TileAhead soon, TileStart start) {
-    using Sum = std::conditional_t<Bf16, float, int32_t>;
+// The sums [size][count][16] of rows [row, row + size) by a set of panels.
+template <class Sum>
+struct SetSums {
+    PanelSet set{};
+    int32_t row = 0, size = 0;
+    const Sum* sums = nullptr;
+};
+
+// What is done beside each step of the tiles of a set: memory is asked for the weights of its successor and for the lines that its
+// own outputs will be written to, and the sums of its predecessor are finished, a few rows at a time. All at once would leave the
+// tiles waiting: lines come from the third cache at best, and there are buffers for a few of them only.
+template <class Ask, class Sum>
+class Meanwhile {
+public:
+    Meanwhile(const LinearTask& task, int64_t steps, Ask ask, const SetSums<Sum>& before, const SetSums<Sum>& now)
+        : task_(task), ask_(ask), before_(before), now_(now), asked_(each(now, steps)), finished_(each(before, steps)) {
+        if (finished_ < kFinishedTogether) finished_ = kFinishedTogether;
+    }
+
+    template <int Panels>
+    [[gnu::always_inline]] void at(const uint8_t* const (&weights)[2], int64_t step, int64_t line) const {
+        ask_.template at<Panels>(weights, step, line);
+        for_some(now_, asked_, step,
+                 [&](int32_t first, int32_t rows) { prefetch_outputs(task_, now_.set, now_.row + first, rows); });
+        for_some(before_, finished_, step, [&](int32_t first, int32_t rows) {
+            finish(task_, before_.set, before_.row + first, rows, before_.sums + first * before_.set.count * kLanes);
+        });
+    }
+
+private:
+    static constexpr int32_t kFinishedTogether = 4;  // rows: each time costs a little
+
+    static int32_t each(const SetSums<Sum>& of, int64_t steps) { return static_cast<int32_t>((of.size + steps - 1) / steps); }
+
+    // body(first, rows) for the rows of step `step`, `each` in every step until there are no more.
+    template <class Body>
+    [[gnu::always_inline]] static void for_some(const SetSums<Sum>& of, int32_t each, int64_t step, Body body) {
+        const int64_t first = step * each, left = of.size - first;
+        if (left > 0) body(static_cast<int32_t>(first), static_cast<int32_t>(left < each ? left : each));
+    }
+
+    const LinearTask& task_;
+    const Ask ask_;
+    const SetSums<Sum>&before_, &now_;
+    int32_t asked_, finished_;
+};
+
+// Where the sums of a gang's sets are made, and the last ones made, which are not finished yet.
+template <class Sum>
+struct GangSums {
     alignas(64) Sum sums[kMaxGang][kAmxBlock * 2 * kLanes];
+    SetSums<Sum> before;
+
+    // Two small buffers in turn, if no sums have to wait for the next stretch.
+    Sum* place(int set, bool waits) { return sums[waits ? set : before.sums == sums[0] ? 1 : 0]; }
+};
+
+// Rows [row, row + size) of `x` by the panels of a gang. start: what their sums begin with.
+template <bool Bf16, class Sum>
+inline void multiply_gang(const LinearTask& task, const Gang& gang, const uint8_t* x, int64_t stride, int64_t row_bytes,
+                          int32_t row, int32_t size, TileAhead soon, TileStart start, GangSums<Sum>& of) {
     for (int64_t at = 0; at < row_bytes; at += kStretch) {
         const bool last = row_bytes - at <= kStretch;
         const int64_t bytes = last ? row_bytes - at : kStretch;
         for (int i = 0; i < gang.count; ++i) {
-            const int panels = gang.sets[i].count;
+            const PanelSet& set = gang.sets[i];
             const uint8_t* weights[2] = {gang.weights[i][0] + at * kLanes, gang.weights[i][1] + at * kLanes};
-            Sum* to = at == 0 && last ? sums[0] : sums[i];  // the same small buffer for all, if none has to wait
-            multiply_tiles<Bf16>(size, panels, x + at, stride, weights, bytes / 64, 64, soon,
-                                 at == 0 ? start : TileStart{to, panels * int64_t{64}, 64}, to);
-            if (last) finish(task, gang.sets[i], row, size, to);
+            Sum* to = of.place(i, row_bytes > kStretch);
+            const SetSums<Sum> now = last ? SetSums<Sum>{set, row, size, to} : SetSums<Sum>{};
+            multiply_tiles<Bf16>(size, set.count, x + at, stride, weights, bytes / 64, 64,
+                                 Meanwhile<TileAhead, Sum>(task, bytes / 64, soon, of.before, now),
+                                 at == 0 ? start : TileStart{to, set.count * int64_t{64}, 64}, to);
+            of.before = now;
         }
     }
 }
 
-// What is done while the tiles of one set are multiplied, where there is a single block of rows: its weights, which wait for
-// memory, are asked for ahead, and the sums of the set before are finished, a few rows a step, so that memory never waits for that.
-template <class Sum>
-struct Streaming {
-    const LinearTask& task;
+// Asks for weights that are read as a stream.
+struct StreamAhead {
     Ahead ahead;
-    int32_t rows_a_step;
-    const PanelSet& before;  // of no panels: there is none
-    const Sum* sums;         // of that, [32][count][16]
 
     template <int Panels>
     [[gnu::always_inline]] void at(const uint8_t* const (&weights)[2], int64_t step, int64_t /*line*/) const {
         ahead.fetch<true, 64 * kLanes, 2>(weights, step);
-        const int64_t row = step * rows_a_step;
-        if (before.count == 0 || row >= task.rows) return;
-        const int32_t first = static_cast<int32_t>(row), left = task.rows - first;
-        finish(task, before, first, left < rows_a_step ? left : rows_a_step, sums + row * before.count * kLanes);
     }
 };
 
@@ -95,19 +142,19 @@ template <bool Bf16>
 inline void stream_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, TileStart start) {
     using Sum = std::conditional_t<Bf16, float, int32_t>;
     alignas(64) Sum sums[2][kAmxBlock * 2 * kLanes];
-    PanelSet before{};
+    SetSums<Sum> before;
     const int64_t steps = row_bytes / 64;
-    const int32_t rows_a_step = static_cast<int32_t>((task.rows + steps - 1) / steps);
-    int now = 0;
     configure_tiles(task.rows, 64);
     for_each_set(task, 2, [&](const PanelSet& set) {
         const uint8_t* weights[2] = {set.data(*task.matrix, 0), set.data(*task.matrix, set.count - 1)};
-        prefetch_outputs(task, set, 0, 0);
-        const Streaming<Sum> meanwhile{task, Ahead(steps, 64 * kLanes, set.next_bytes), rows_a_step, before, sums[1 - now]};
-        multiply_tiles<Bf16>(task.rows, set.count, x, stride, weights, steps, 64, meanwhile, start, sums[now]);
-        before = set, now = 1 - now;
+        Sum* to = sums[before.sums == sums[0] ? 1 : 0];
+        const SetSums<Sum> now{set, 0, task.rows, to};
+        const StreamAhead ask{Ahead(steps, 64 * kLanes, set.next_bytes)};
+        multiply_tiles<Bf16>(task.rows, set.count, x, stride, weights, steps, 64,
+                             Meanwhile<StreamAhead, Sum>(task, steps, ask, before, now), start, to);
+        before = now;
     });
-    if (before.count > 0) finish(task, before, 0, task.rows, sums[1 - now]);
+    finish(task, before.set, 0, before.size, before.sums);
 }
 
 // A product in tiles: rows of `x` (`stride` bytes apart, row_bytes of each, a multiple of 64) by all panels of the task, whose
@@ -118,15 +165,17 @@ inline void tiles_of_rows(const LinearTask& task, const void* x, int64_t stride,
                           Start start) {
     const int32_t blocks = (task.rows + kAmxBlock - 1) / kAmxBlock;
     const int lines = !asks || blocks > kAskedBlocks ? 0 : (16 + blocks - 1) / blocks;
+    GangSums<std::conditional_t<Bf16, float, int32_t>> sums;
     for_each_gang(task, 2 * row_bytes * kLanes, [&](Gang& gang) {
         place(gang);
         for_each_tile_block(task.rows, kAmxBlock, 64, [&](int32_t row, int32_t size) {
             alignas(64) int32_t first[kAmxBlock * kLanes];
             const int asked = row / kAmxBlock * lines, left = asked < 16 ? 16 - asked : 0;
             multiply_gang<Bf16>(task, gang, static_cast<const uint8_t*>(x) + row * stride, stride, row_bytes, row, size,
-                                {gang.ahead, asked, lines < left ? lines : left}, {start(row, size, first), 64, 0});
+                                {gang.ahead, asked, lines < left ? lines : left}, {start(row, size, first), 64, 0}, sums);
         });
     });
+    finish(task, sums.before.set, sums.before.row, sums.before.size, sums.before.sums);
 }
 
 // Weights that lie in the matrix as tiles want them.

@@ -86,6 +86,7 @@ template <class W, int R, int P>
     int32_t start[R];
     for (int r = 0; r < R; ++r) start[r] = zero_point_of(task.quantized, row + r);
     const int64_t lines = (task.matrix->in_features + 4 * W::kQuads - 1) / (4 * W::kQuads);
+    prefetch_scales(task, set);
     prefetch_outputs(task, set, row, R);
     dot_bytes_of_set<W, R, P>(task.quantized.data + row * task.quantized.stride, task.quantized.stride, start, weights, set.count,
                               lines, Ahead(lines, W::kBytes, next_bytes), sums);

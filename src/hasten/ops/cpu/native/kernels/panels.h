@@ -3,6 +3,7 @@
 
 #include <cassert>
 #include "../simd/count.h"
+#include "../simd/prefetch.h"
 
 #include "../kernels.h"
 
@@ -94,8 +95,8 @@ struct Ahead {
         for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
             for (int byte = 0; byte < Bytes; byte += 64) {
-                _mm_prefetch(reinterpret_cast<const char*>(panels[p] + at + byte), _MM_HINT_T0);
-                if constexpr (Far) _mm_prefetch(reinterpret_cast<const char*>(panels[p] + far_at + byte), _MM_HINT_T1);
+                prefetch(panels[p] + at + byte);
+                if constexpr (Far) prefetch_far(panels[p] + far_at + byte);
             }
         }
     }
@@ -136,8 +137,5 @@ struct RowCursor {
         }
     }
 };
-
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace hasten::HASTEN_ISA

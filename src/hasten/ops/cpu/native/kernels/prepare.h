@@ -1,6 +1,7 @@
 // Head norms, rotary embedding (Su et al., 2021) and the write of keys and values into the pool.
 #pragma once
 
+#include "../simd/prefetch.h"
 #include "kv_view.h"
 #include "norm.h"
 
@@ -107,8 +108,8 @@ inline void fetch_places(const KvLayer& kv, const KvGeometry& geometry, int64_t 
         const int64_t panel = (block * kv.kv_heads + h) * geometry.panels + slot / kLanes;
         const uint8_t* keys = kv.keys + panel * geometry.key_bytes;
         const uint8_t* values = kv.values + panel * geometry.value_bytes + slot % kLanes * row_bytes;
-        for (int64_t i = 0; i < geometry.key_bytes; i += 64) __builtin_prefetch(keys + i, 1);
-        for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(values + i, 1);
+        for (int64_t i = 0; i < geometry.key_bytes; i += 64) prefetch_to_write(keys + i);
+        for (int64_t i = 0; i < row_bytes; i += 64) prefetch_to_write(values + i);
     }
 }
 

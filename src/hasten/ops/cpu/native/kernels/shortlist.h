@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../simd/math.h"
+#include "../simd/prefetch.h"
 
 namespace hasten::HASTEN_ISA {
 
@@ -67,7 +68,7 @@ inline Summit class_maxima(const float* logits, int64_t count, int64_t classes, 
     while (i + 16 <= count) {
         const int64_t end = i + classes < count ? i + classes : count;
         for (float* most = maxima; i + 16 <= end; i += 16, most += 16) {
-            __builtin_prefetch(logits + i + kLogitsAhead);
+            prefetch(logits + i + kLogitsAhead);
             const F16 x = load(logits + i);
             ordered &= equal(x, x);
             store(most, max(x, load(most)));  // the second operand stays when the first is a NaN
