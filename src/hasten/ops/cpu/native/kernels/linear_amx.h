@@ -15,7 +15,7 @@
 namespace hasten::HASTEN_ISA {
 
 // Panels that stay in the second-level cache while all rows pass by, and the next as many that are on their way to it.
-constexpr int64_t kGangBytes = 128 << 10;
+constexpr int64_t kGangBytes = 256 << 10;
 constexpr int kMaxGang = 8;          // sets
 constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
 constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-level cache while the panels of a gang pass by
@@ -62,9 +62,9 @@ struct SetSums {
 // own outputs will be written to, and the sums of its predecessor are finished, a few rows at a time. All at once would leave the
 // tiles waiting: lines come from the third cache at best, and there are buffers for a few of them only.
 template <class Ask, class Sum>
-class Meanwhile {
+class BesideTiles {
 public:
-    Meanwhile(const LinearTask& task, int64_t steps, Ask ask, const SetSums<Sum>& before, const SetSums<Sum>& now)
+    BesideTiles(const LinearTask& task, int64_t steps, Ask ask, const SetSums<Sum>& before, const SetSums<Sum>& now)
         : task_(task), ask_(ask), before_(before), now_(now), asked_(each(now, steps)), finished_(each(before, steps)) {
         if (finished_ < kFinishedTogether) finished_ = kFinishedTogether;
     }
@@ -120,7 +120,7 @@ inline void multiply_gang(const LinearTask& task, const Gang& gang, const uint8_
             Sum* to = of.place(i, row_bytes > kStretch);
             const SetSums<Sum> now = last ? SetSums<Sum>{set, row, size, to} : SetSums<Sum>{};
             multiply_tiles<Bf16>(size, set.count, x + at, stride, weights, bytes / 64, 64,
-                                 Meanwhile<TileAhead, Sum>(task, bytes / 64, soon, of.before, now),
+                                 BesideTiles<TileAhead, Sum>(task, bytes / 64, soon, of.before, now),
                                  at == 0 ? start : TileStart{to, set.count * int64_t{64}, 64}, to);
             of.before = now;
         }
@@ -151,7 +151,7 @@ inline void stream_tiles(const LinearTask& task, const void* x, int64_t stride, 
         const SetSums<Sum> now{set, 0, task.rows, to};
         const StreamAhead ask{Ahead(steps, 64 * kLanes, set.next_bytes)};
         multiply_tiles<Bf16>(task.rows, set.count, x, stride, weights, steps, 64,
-                             Meanwhile<StreamAhead, Sum>(task, steps, ask, before, now), start, to);
+                             BesideTiles<StreamAhead, Sum>(task, steps, ask, before, now), start, to);
         before = now;
     });
     finish(task, before.set, 0, before.size, before.sums);

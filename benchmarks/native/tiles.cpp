@@ -1,0 +1,142 @@
+// Speed of the products in AMX tiles on one core, told apart by what others do to that core meanwhile.
+//
+// A core whose other hyper-thread is busy multiplies tiles at a quarter of its speed, for milliseconds or minutes. So a loop of
+// tiles and loads from the first cache is timed before and after every item of a product; an item counts where both times say the
+// same: the core to itself, or shared. Two builds can then be compared although no two runs meet the same machine. Linked, like
+// linear.cpp, with the objects of the kernels; needs -mamx-tile -mamx-int8. Pin it to a core:
+//
+//   taskset -c 1 tiles [form: int8, int4, bf16, bf16c] [rows] [passes] [out] [in]
+#include <immintrin.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../../src/hasten/ops/cpu/native/matrix.h"
+
+using namespace hasten;
+
+namespace {
+
+constexpr int64_t kWeightBytes = int64_t{300} << 20;  // more than the second cache holds
+constexpr double kAlone = 3.2e12, kShared = 1.9e12;   // operations a second of int8: above and below them the state is sure
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Random bytes in huge pages.
+uint8_t* huge(int64_t bytes) {
+    const int64_t page = int64_t{2} << 20;
+    const size_t size = static_cast<size_t>((bytes + page - 1) / page * page + page);
+    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    madvise(memory, size, MADV_HUGEPAGE);
+    const uintptr_t mask = static_cast<uintptr_t>(page) - 1;
+    uint8_t* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + mask) & ~mask);
+    uint32_t state = 1;
+    for (int64_t i = 0; i < bytes; ++i) data[i] = static_cast<uint8_t>((state = state * 1664525 + 1013904223) >> 25);
+    return data;
+}
+
+struct alignas(64) TileShapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Operations a second of tiles that are loaded from the first cache.
+double probe(const uint8_t* data) {
+    const TileShapes shapes;
+    asm volatile("" ::"r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+    const double begin = now();
+    for (int i = 0; i < 60; ++i) {
+        _tile_loadd(4, data, 64);
+        _tile_loadd(6, data + 1024, 64);
+        _tile_dpbusd(0, 4, 6);
+        _tile_loadd(5, data + 2048, 64);
+        _tile_dpbusd(2, 5, 6);
+        _tile_loadd(7, data + 3072, 64);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(3, 5, 7);
+    }
+    const double seconds = now() - begin;
+    _tile_release();
+    return 60 * 4 * 32768 / seconds;
+}
+
+struct Form {
+    const char* name;
+    Dtype dtype;
+    int64_t bits;  // of a weight as it is stored
+};
+constexpr Form kForms[] = {
+    {"int8", Dtype::int8, 8}, {"int4", Dtype::int4, 4}, {"bf16", Dtype::bf16, 16}, {"bf16c", Dtype::bf16_coded, 12}};
+
+void report(const char* state, std::vector<double>& seconds, double operations, double bytes) {
+    if (seconds.empty()) return;
+    std::sort(seconds.begin(), seconds.end());
+    const double median = seconds[seconds.size() / 2], quick = seconds[seconds.size() / 10];
+    std::printf("  %s: %6.0f Gop/s, %5.2f GB/s (a tenth of %zu items above %.0f Gop/s)", state, operations / median * 1e-9,
+                bytes / median * 1e-9, seconds.size(), operations / quick * 1e-9);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const std::string name = argc > 1 ? argv[1] : "int8";
+    const int32_t rows = argc > 2 ? std::atoi(argv[2]) : 512, passes = argc > 3 ? std::atoi(argv[3]) : 60;
+    const int32_t out = argc > 4 ? std::atoi(argv[4]) : 6144, in = argc > 5 ? std::atoi(argv[5]) : 1024;
+    const Form* form = std::find_if(std::begin(kForms), std::end(kForms), [&](const Form& f) { return name == f.name; });
+    if (form == std::end(kForms) || rows < 1 || out % 32 != 0 || in % 64 != 0) {
+        std::fprintf(stderr, "tiles [int8, int4, bf16, bf16c] [rows] [passes] [out, a multiple of 32] [in, of 64]\n");
+        return 2;
+    }
+    syscall(SYS_arch_prctl, 0x1023L, 18L);  // ask for the tile registers
+    const bool quantized = form->dtype == Dtype::int8 || form->dtype == Dtype::int4;
+    Matrix matrix{};
+    matrix.dtype = form->dtype;
+    matrix.out_features = out;
+    matrix.in_features = matrix.padded_in = in;
+    matrix.panels = out / kLanes;
+    matrix.panel_bytes = form->dtype == Dtype::int4 ? int64_t{in} * 9 : int64_t{in} * form->bits * 2;
+    const int64_t bytes = matrix.panels * matrix.panel_bytes, count = std::max<int64_t>(1, kWeightBytes / bytes);
+    std::vector<float> scales(static_cast<size_t>(out), 1e-4f), row_scales(static_cast<size_t>(rows), 1e-3f);
+    std::vector<int32_t> sums(static_cast<size_t>(rows), 0), exceptions(static_cast<size_t>(matrix.panels), 0);
+    if (quantized) matrix.scales = scales.data();
+    matrix.bases = huge(int64_t{out} * 4);
+    matrix.num_exceptions = exceptions.data();
+    uint8_t *weights = huge(count * bytes), *x = huge(int64_t{rows} * (in * 2 + 64)), *data = huge(4096);
+    LinearTask task{};
+    task.rows = rows;
+    if (quantized)
+        task.quantized = {reinterpret_cast<int8_t*>(x), in + 64, row_scales.data(), sums.data()};
+    else
+        task.narrow = {reinterpret_cast<uint16_t*>(x), in + 32};
+    task.out = {reinterpret_cast<float*>(huge(int64_t{rows} * (out + 16) * 4)), out + 16};
+    void* scratch = huge(kLinearScratch);
+    std::vector<double> alone, shared;
+    for (int pass = 0; pass < passes; ++pass) {
+        matrix.data = weights + pass % count * bytes;
+        task.matrix = &matrix;
+        const LinearItems items = cut(*amx_kernels(), task, 2);
+        for (int64_t item = 0; item < items.count(); ++item) {
+            const double before = probe(data), begin = now();
+            run_item(*amx_kernels(), task, items, item, scratch);
+            const double seconds = (now() - begin) * static_cast<double>(items.count()), after = probe(data);
+            if (std::min(before, after) > kAlone) alone.push_back(seconds);
+            if (std::max(before, after) < kShared) shared.push_back(seconds);
+        }
+    }
+    const double operations = 2.0 * rows * out * in;
+    std::printf("%-5s %d rows x %d x %d", form->name, rows, out, in);
+    report("alone", alone, operations, static_cast<double>(bytes));
+    report("shared", shared, operations, static_cast<double>(bytes));
+    std::printf("\n");
+}
