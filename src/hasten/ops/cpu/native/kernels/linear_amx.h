@@ -15,7 +15,7 @@
 namespace hasten::HASTEN_ISA {
 
 // Panels that stay in the second-level cache while all rows pass by, and the next as many that are on their way to it.
-constexpr int64_t kGangBytes = 256 << 10;
+constexpr int64_t kGangBytes = 128 << 10;
 constexpr int kMaxGang = 8;          // sets
 constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
 constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-level cache while the panels of a gang pass by
