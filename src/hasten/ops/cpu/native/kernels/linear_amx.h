@@ -67,6 +67,7 @@ public:
     BesideTiles(const LinearTask& task, int64_t steps, Ask ask, const SetSums<Sum>& before, const SetSums<Sum>& now)
         : task_(task), ask_(ask), before_(before), now_(now), asked_(each(now, steps)), finished_(each(before, steps)) {
         if (finished_ < kFinishedTogether) finished_ = kFinishedTogether;
+        prefetch_scales(task, now.set);
     }
 
     template <int Panels>
