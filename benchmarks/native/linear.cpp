@@ -4,7 +4,6 @@
 //
 //   linear [isa: avx2, avx512, amx] [form: all, f32, bf16, bf16c, f16, int8, int4, int8w, int4w] [rounds] [rows]    (c: coded, w:
 //   float activations)
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,24 +19,13 @@
 #include <vector>
 
 #include "../../src/hasten/ops/cpu/native/matrix.h"
+#include "huge_pages.h"
 
 using namespace hasten;
 
 namespace {
 
 constexpr int64_t kColdBytes = int64_t{640} << 20;
-
-uint8_t* huge(int64_t bytes) {
-    const int64_t page = int64_t{2} << 20;
-    const size_t size = static_cast<size_t>((bytes + page - 1) / page * page + page);
-    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) std::abort();
-    madvise(memory, size, MADV_HUGEPAGE);
-    const uintptr_t mask = static_cast<uintptr_t>(page) - 1;
-    uint8_t* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + mask) & ~mask);
-    for (int64_t i = 0; i < bytes; i += 4096) data[i] = static_cast<uint8_t>(i >> 12);
-    return data;
-}
 
 struct Form {
     const char* name;

@@ -7,7 +7,6 @@
 //
 //   taskset -c 1 tiles [form: int8, int4, bf16, bf16c] [rows] [passes] [out] [in]
 #include <immintrin.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,11 +14,13 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
+#define HASTEN_ISA bench
 #include "../../src/hasten/ops/cpu/native/matrix.h"
+#include "../../src/hasten/ops/cpu/native/simd/amx.h"
+#include "huge_pages.h"
 
 using namespace hasten;
 
@@ -30,31 +31,9 @@ constexpr double kAlone = 3.2e12, kShared = 1.9e12;   // operations a second of 
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Random bytes in huge pages.
-uint8_t* huge(int64_t bytes) {
-    const int64_t page = int64_t{2} << 20;
-    const size_t size = static_cast<size_t>((bytes + page - 1) / page * page + page);
-    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) std::abort();
-    madvise(memory, size, MADV_HUGEPAGE);
-    const uintptr_t mask = static_cast<uintptr_t>(page) - 1;
-    uint8_t* data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + mask) & ~mask);
-    uint32_t state = 1;
-    for (int64_t i = 0; i < bytes; ++i) data[i] = static_cast<uint8_t>((state = state * 1664525 + 1013904223) >> 25);
-    return data;
-}
-
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 // Operations a second of tiles that are loaded from the first cache.
 double probe(const uint8_t* data) {
-    const TileShapes shapes;
-    asm volatile("" ::"r"(&shapes) : "memory");
-    _tile_loadconfig(&shapes);
+    bench::shape_tiles(bench::kTileHeight, bench::kTileHeight, 64);
     const double begin = now();
     for (int i = 0; i < 60; ++i) {
         _tile_loadd(4, data, 64);
