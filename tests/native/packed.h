@@ -71,8 +71,8 @@ struct Packed {
         int shift;
     };
     Nibble nibble(int64_t o, int64_t k) const {
-        const int64_t group = o / 16 * matrix.panel_bytes + k / 16 * 144, line = k % 16 / 8;
-        return {group + o % 16, group + 16 + line * 64 + o % 16 * 4 + k % 4, k % 8 < 4 ? 0 : 4};
+        const int64_t block = o / 16 * matrix.panel_bytes + k / 64 * 576, line = 1 + k % 64 / 8;
+        return {block + k % 64 / 16 * 16 + o % 16, block + line * 64 + o % 16 * 4 + k % 4, k % 8 < 4 ? 0 : 4};
     }
 
     // Where a coded weight lies: the byte of its sign and fraction, the byte of its code, and the place of the code there.

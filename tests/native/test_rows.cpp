@@ -212,10 +212,10 @@ TEST(embedding_of_packed_rows) {
                             panel[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(128 + q * 15);
                             kept = scales[o] * static_cast<float>(q * 15);
                         } else {
-                            uint8_t* group = panel + i / 16 * 144;
+                            uint8_t* block = panel + i / 64 * 576;
                             const int s = (i / 16 * 7 + lane) % 31 - 15;
-                            group[lane] = static_cast<uint8_t>(s);
-                            uint8_t& byte = group[16 + i % 16 / 8 * 64 + lane * 4 + i % 4];
+                            block[i % 64 / 16 * 16 + lane] = static_cast<uint8_t>(s);
+                            uint8_t& byte = block[64 + i % 64 / 8 * 64 + lane * 4 + i % 4];
                             byte = static_cast<uint8_t>(byte | (q + 8) << (i % 8 < 4 ? 0 : 4));
                             kept = scales[o] * static_cast<float>(s * q);
                         }

@@ -56,7 +56,7 @@ struct NarrowTask {
 //   f32   data[panel][I'][16]                 f16   the same, 2 bytes each
 //   bf16  data[panel][I'/2][16][2]
 //   int8  data[panel][I'/4][16][4]            unsigned, w ~ scales[panel][16] * (data - 128)
-//   int4  data[panel][I'/16][144 bytes]       read in kernels/nibbles.h: w ~ scales[panel][16] * s * (nibble - 8), where s is a
+//   int4  data[panel][I'/64][576 bytes]       read in kernels/nibbles.h: w ~ scales[panel][16] * s * (nibble - 8), where s is a
 //         whole number from -15 to 15 for each 16 inputs of an output. s * (nibble - 8) fits a byte, so that products are those
 //         of an int8 matrix (as Lin et al., "QServe", 2024, have it).
 //   bf16_coded  the same values as bf16 in 12 bits each: data[panel][I'/8][192 bytes], read in kernels/coded.h. Sign and fraction

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "linear_float.h"
-#include "linear_int8.h"
+#include "linear_int4.h"
 
 namespace hasten::HASTEN_ISA {
 

@@ -49,11 +49,11 @@ struct WeightsInt8 {
     }
 };
 struct WeightsInt4 {
-    static constexpr int kInputs = 8, kBytes = kInt4GroupBytes / 2;
-    void expand(const uint8_t* groups, int64_t i, F16 (&w)[kInputs]) const {
-        const uint8_t* group = groups + i / 2 * kInt4GroupBytes;
-        const F16 scales = load_s8(scales_of(group));
-        const I16 bytes = iload(nibble_line(group, i % 2));
+    static constexpr int kInputs = 8, kBytes = kInt4BlockBytes / 8;
+    void expand(const uint8_t* blocks, int64_t i, F16 (&w)[kInputs]) const {
+        const uint8_t* block = blocks + i / 8 * kInt4BlockBytes;
+        const F16 scales = load_s8(scales_of(block, i / 2 % kBlockGroups));
+        const I16 bytes = iload(nibble_line(block, i / 2 % kBlockGroups, i % 2));
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             w[j] = nibble_to_float(j == 0 ? bytes : shift_right(bytes, 8 * j)) * scales;

@@ -1,13 +1,9 @@
-// int8 and int4 weights times int8 activations: exact integer sums, so every form gives the same bits.
+// int8 weights times int8 activations: exact integer sums, so every form gives the same bits.
 #pragma once
 
 #include "epilogue.h"
-#include "nibbles.h"
 
 namespace hasten::HASTEN_ISA {
-
-// Rows that meet int4 weights taken apart in registers.
-constexpr int kNibbleRows = kVectorRegisters == 32 ? 8 : 4;
 
 inline int32_t load_quad(const void* p) {
     int32_t quad;
@@ -18,19 +14,9 @@ inline int32_t load_quad(const void* p) {
 // What the zero point of the weights adds to the sums of a row, taken off: minus 128 times the sum of all its columns.
 inline int32_t zero_point_of(const QuantizedRows& rows, int32_t row) { return -128 * rows.sums[row]; }
 
-// Each weight type reads one panel: a line is kBytes of it and holds kQuads times four inputs of its 16 outputs, as unsigned bytes.
-struct BytesInt8 {
-    static constexpr int kQuads = 1, kBytes = 64;
-    static void expand(const uint8_t* line, I16 (&quads)[kQuads]) { quads[0] = iload(line); }
-};
-struct BytesInt4 {
-    static constexpr int kQuads = kGroupQuads, kBytes = kInt4GroupBytes;
-    static void expand(const uint8_t* line, I16 (&quads)[kQuads]) { decode_int4(line, quads); }
-};
-
 // sums[R][P][16] (rows sums_stride apart): R rows of bytes, x_stride apart, times `lines` lines of P panels, from start[R] on. A
 // function of its own, as the compiler then keeps all sums in registers.
-template <class W, int R, int P>
+template <int R, int P>
 [[gnu::noinline]] void dot_bytes(const int8_t* rows, int64_t x_stride, const int32_t* start, const uint8_t* const* weights,
                                  int64_t lines, Ahead ahead, int32_t* sums, int64_t sums_stride) {
     RowCursor<R> x(rows, x_stride);
@@ -43,20 +29,17 @@ template <class W, int R, int P>
     const uint8_t* w[P];
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     for (int64_t line = 0; line < lines; ++line) {
-        I16 u[P][W::kQuads];
-        ahead.fetch<(R >= 4 && R <= kStreamRows), W::kBytes>(w, line);  // more registers of sums, more time between lines
+        I16 u[P];
+        ahead.fetch<(R <= kStreamRows)>(w, line);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) W::expand(w[p] + line * W::kBytes, u[p]);
-#pragma GCC unroll 4
-        for (int j = 0; j < W::kQuads; ++j) {
+        for (int p = 0; p < P; ++p) u[p] = iload(w[p] + line * 64);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const I16 s = ibroadcast(load_quad(x.at(r) + 4 * j));
+        for (int r = 0; r < R; ++r) {
+            const I16 s = ibroadcast(load_quad(x.at(r)));
 #pragma GCC unroll 4
-                for (int p = 0; p < P; ++p) acc[r][p] = dot4(acc[r][p], u[p][j], s);
-            }
+            for (int p = 0; p < P; ++p) acc[r][p] = dot4(acc[r][p], u[p], s);
         }
-        x.advance(4 * W::kQuads);
+        x.advance(4);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -66,67 +49,48 @@ template <class W, int R, int P>
 }
 
 // The same for all `count` panels of a set.
-template <class W, int R, int P>
+template <int R, int P>
 [[gnu::always_inline]] inline void dot_bytes_of_set(const int8_t* rows, int64_t x_stride, const int32_t* start,
                                                     const uint8_t* const* weights, int count, int64_t lines, Ahead ahead,
                                                     int32_t* sums) {
     const int64_t stride = count * kLanes;
     int i = 0;
     for (; i + P <= count; i += P) {
-        dot_bytes<W, R, P>(rows, x_stride, start, weights + i, lines, ahead, sums + i * kLanes, stride);
+        dot_bytes<R, P>(rows, x_stride, start, weights + i, lines, ahead, sums + i * kLanes, stride);
     }
-    for (; i < count; ++i) dot_bytes<W, R, 1>(rows, x_stride, start, weights + i, lines, ahead, sums + i * kLanes, stride);
+    for (; i < count; ++i) dot_bytes<R, 1>(rows, x_stride, start, weights + i, lines, ahead, sums + i * kLanes, stride);
 }
 
 // One set of panels, which lie at `weights`, for rows [row, row + R).
-template <class W, int R, int P>
+template <int R, int P>
 [[gnu::always_inline]] inline void block_of_bytes(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights,
                                                   int32_t row, int64_t next_bytes) {
     alignas(64) int32_t sums[R * 4 * kLanes];
     int32_t start[R];
     for (int r = 0; r < R; ++r) start[r] = zero_point_of(task.quantized, row + r);
-    const int64_t lines = (task.matrix->in_features + 4 * W::kQuads - 1) / (4 * W::kQuads);
+    const int64_t lines = (task.matrix->in_features + 3) / 4;
     prefetch_scales(task, set);
     prefetch_outputs(task, set, row, R);
-    dot_bytes_of_set<W, R, P>(task.quantized.data + row * task.quantized.stride, task.quantized.stride, start, weights, set.count,
-                              lines, Ahead(lines, W::kBytes, next_bytes), sums);
+    dot_bytes_of_set<R, P>(task.quantized.data + row * task.quantized.stride, task.quantized.stride, start, weights, set.count,
+                           lines, Ahead(lines, 64, next_bytes), sums);
     finish(task, set, row, R, sums);
 }
 
 // All rows of the task. next_bytes: from each panel to its successor.
-template <class W>
 inline void rows_of_bytes(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights, int64_t next_bytes) {
     assert(task.matrix->in_features < 66300);  // 255 * 127 * in_features fits an int32
-    constexpr int R = W::kQuads == 1 ? kByteTileRows : kNibbleRows;
-    for_each_row_block(task.rows, R, [&](int32_t row, int32_t size) {
+    for_each_row_block(task.rows, kByteTileRows, [&](int32_t row, int32_t size) {
         const int64_t next = row + size < task.rows ? 0 : next_bytes;
-        with_count<R>(size, [&](auto n) { block_of_bytes<W, decltype(n)::value, kTilePanels>(task, set, weights, row, next); });
+        with_count<kByteTileRows>(size,
+                                  [&](auto n) { block_of_bytes<decltype(n)::value, kTilePanels>(task, set, weights, row, next); });
     });
 }
 
-// Weights that are read where they lie.
-template <class W>
-inline void linear_bytes(const LinearTask& task) {
+inline void linear_int8(const LinearTask& task) {
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
         const uint8_t* weights[4];
         for (int i = 0; i < set.count; ++i) weights[i] = set.data(*task.matrix, i);
-        rows_of_bytes<W>(task, set, weights, set.next_bytes);
-    });
-}
-
-inline void linear_int8(const LinearTask& task) { linear_bytes<BytesInt8>(task); }
-
-// More than one block of rows: panels become those of an int8 matrix in scratch, once for all.
-inline void linear_int4(const LinearTask& task) {
-    if (task.rows <= kNibbleRows) return linear_bytes<BytesInt4>(task);
-    for_each_set(task, kTilePanels, [&](const PanelSet& set) {
-        const uint8_t* weights[4];
-        uint8_t* to = static_cast<uint8_t*>(task.scratch);
-        for (int i = 0; i < set.count; ++i, to += decoded_int4_bytes(*task.matrix)) {
-            decode_int4_panel(*task.matrix, set.panels[i], set.next_bytes, to);
-            weights[i] = to;
-        }
-        rows_of_bytes<BytesInt8>(task, set, weights, 0);
+        rows_of_bytes(task, set, weights, set.next_bytes);
     });
 }
 

@@ -204,12 +204,13 @@ inline void pack_groups(const PackRow& row, int64_t begin, int64_t groups, const
     const F16 best = of.scales(), inverse = broadcast(1.0f) / best;
     store_s8(scales, best);
     for (int k = 0; k < kInt4Group; ++k) store_s8(nibbles[k], Groups::levels(of.weights[k], inverse) + broadcast(8.0f));
-    uint8_t* group = row.data() + begin / kInt4Group * kInt4GroupBytes;
-    for (int64_t g = 0; g < groups; ++g, group += kInt4GroupBytes) {
-        group[row.column] = static_cast<uint8_t>(scales[g]);
+    for (int64_t g = 0; g < groups; ++g) {
+        uint8_t* block = row.data() + (begin + g * kInt4Group) / kInt4Block * kInt4BlockBytes;
+        uint8_t* lines = block + 64 + g % kBlockGroups * 128;
+        block[g % kBlockGroups * kLanes + row.column] = static_cast<uint8_t>(scales[g]);
         for (int k = 0; k < 8; ++k) {
             const int at = k / 4 * 8 + k % 4;
-            group[kLanes + k / 4 * 64 + 4 * row.column + k % 4] = static_cast<uint8_t>(nibbles[at][g] | nibbles[at + 4][g] << 4);
+            lines[k / 4 * 64 + 4 * row.column + k % 4] = static_cast<uint8_t>(nibbles[at][g] | nibbles[at + 4][g] << 4);
         }
     }
 }

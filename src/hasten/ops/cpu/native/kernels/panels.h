@@ -88,9 +88,11 @@ struct Ahead {
     Ahead(int64_t lines, int64_t bytes, int64_t next_bytes)
         : near(kNearBytes, lines, bytes, next_bytes), far(kFarBytes, lines, bytes, next_bytes), line_bytes(bytes) {}
 
+    // For bytes [from, from + Bytes) of a line.
     template <bool Far, int Bytes = 64, int P>
-    [[gnu::always_inline]] void fetch(const uint8_t* const (&panels)[P], int64_t line) const {
-        const int64_t at = line * line_bytes + near.offset(line), far_at = line * line_bytes + far.offset(line);
+    [[gnu::always_inline]] void fetch(const uint8_t* const (&panels)[P], int64_t line, int64_t from = 0) const {
+        const int64_t begin = line * line_bytes + from;
+        const int64_t at = begin + near.offset(line), far_at = begin + far.offset(line);
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4

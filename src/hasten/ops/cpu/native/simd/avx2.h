@@ -203,6 +203,18 @@ inline I16 wbroadcast(int x) {
 inline I16 add_words(I16 a, I16 b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
 inline I16 multiply_words(I16 a, I16 b) { return {_mm256_mullo_epi16(a.lo, b.lo), _mm256_mullo_epi16(a.hi, b.hi)}; }
 
+// Sums of up to 16 products of a byte below 16 and a signed byte, in each lane; such sums times a scale, added up. Exact. A sum is
+// kept as two 16-bit halves, which it takes together.
+// nibble_start: what all lanes begin with so that their sums begin at -8 * x, for an x that 16 signed bytes can have as their sum.
+inline int32_t nibble_start(int32_t x) { return static_cast<int32_t>((static_cast<uint32_t>(-4 * x) & 0xffff) * 0x10001u); }
+inline I16 dot_nibbles(I16 sums, I16 nibbles, I16 s) {
+    return add_words(sums, {_mm256_maddubs_epi16(nibbles.lo, s.lo), _mm256_maddubs_epi16(nibbles.hi, s.hi)});
+}
+inline I16 load_nibble_scales(const int8_t* p) { return load_s8_twice(p); }
+inline I16 add_scaled(I16 acc, I16 sums, I16 scales) {
+    return acc + I16{_mm256_madd_epi16(sums.lo, scales.lo), _mm256_madd_epi16(sums.hi, scales.hi)};
+}
+
 // Rounded to nearest, ties to even.
 inline I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 // The same bits.

@@ -117,6 +117,15 @@ inline I16 wbroadcast(int x) { return {_mm512_set1_epi16(static_cast<int16_t>(x)
 inline I16 add_words(I16 a, I16 b) { return {_mm512_add_epi16(a.v, b.v)}; }
 inline I16 multiply_words(I16 a, I16 b) { return {_mm512_mullo_epi16(a.v, b.v)}; }
 
+// Sums of up to 16 products of a byte below 16 and a signed byte, in each lane; such sums times a scale, added up. Exact.
+// nibble_start: what all lanes begin with so that their sums begin at -8 * x, for an x that 16 signed bytes can have as their sum.
+inline int32_t nibble_start(int32_t x) { return -8 * x; }
+inline I16 dot_nibbles(I16 sums, I16 nibbles, I16 s) { return dot4(sums, nibbles, s); }
+inline I16 load_nibble_scales(const int8_t* p) {  // in the low half of each lane, beside zeros
+    return ibroadcast(0xffff) & I16{_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline I16 add_scaled(I16 acc, I16 sums, I16 scales) { return {_mm512_dpwssd_epi32(acc.v, sums.v, scales.v)}; }
+
 // Rounded to nearest, ties to even.
 inline I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 // The same bits.

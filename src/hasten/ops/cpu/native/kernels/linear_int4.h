@@ -1,0 +1,126 @@
+// int4 weights times int8 activations: exact integer sums, the bits of an int8 matrix of the same weights.
+//
+// Few rows meet the nibbles n as they are read: s * (sum of n x - 8 * sum of x) for each group. For a row and a panel that is four
+// products and one more for the scale, where weights s * (n - 8) would have to be made first. More rows meet such weights.
+#pragma once
+
+#include "linear_int8.h"
+#include "nibbles.h"
+
+namespace hasten::HASTEN_ISA {
+
+constexpr int kNibbleRows = kVectorRegisters == 32 ? 8 : 4;  // that meet nibbles
+
+// What the sums of each group of one row begin with: minus 8 times the sum of its 16 bytes.
+inline void start_groups(const int8_t* row, int64_t blocks, int32_t* starts) {
+    const I16 ones = ibroadcast(0x01010101);
+    for (int64_t block = 0; block < blocks; ++block, row += kInt4Block, starts += kBlockGroups) {
+        alignas(64) int32_t quads[kLanes];
+        istore(quads, dot4(izero(), ones, iload(row)));
+        for (int g = 0; g < kBlockGroups; ++g) {
+            const int32_t* of = quads + g * kGroupQuads;
+            starts[g] = nibble_start(of[0] + of[1] + of[2] + of[3]);
+        }
+    }
+}
+
+// Rows of activations and what their groups begin with, each so many bytes apart.
+struct NibbleRows {
+    const int8_t* x;
+    int64_t x_stride;
+    const int32_t* starts;
+    int64_t starts_stride;
+};
+
+// sums[R][P][16] (rows sums_stride apart): R rows times P panels. A function of its own, as dot_bytes is.
+template <int R, int P>
+[[gnu::noinline]] void dot_int4(const NibbleRows& rows, const uint8_t* const* weights, int64_t blocks, Ahead ahead, int32_t* sums,
+                                int64_t sums_stride) {
+    RowCursor<R> x(rows.x, rows.x_stride), starts(rows.starts, rows.starts_stride);
+    I16 acc[R][P];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) acc[r][p] = izero();
+    }
+    const uint8_t* w[P];
+    for (int p = 0; p < P; ++p) w[p] = weights[p];
+    for (int64_t block = 0; block < blocks; ++block) {
+        ahead.fetch<true>(w, block);
+        for (int g = 0; g < kBlockGroups; ++g) {
+            I16 nibbles[P][kGroupQuads], scales[P];
+            ahead.fetch<true, 128>(w, block, 64 + g * 128);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                load_nibbles(w[p] + block * kInt4BlockBytes, g, nibbles[p]);
+                scales[p] = load_nibble_scales(scales_of(w[p] + block * kInt4BlockBytes, g));
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                I16 of_group[P];
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p) of_group[p] = ibroadcast(load_quad(starts.at(r)));
+#pragma GCC unroll 4
+                for (int j = 0; j < kGroupQuads; ++j) {
+                    const I16 s = ibroadcast(load_quad(x.at(r) + 4 * j));
+#pragma GCC unroll 4
+                    for (int p = 0; p < P; ++p) of_group[p] = dot_nibbles(of_group[p], nibbles[p][j], s);
+                }
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p) acc[r][p] = add_scaled(acc[r][p], of_group[p], scales[p]);
+            }
+            x.advance(kInt4Group);
+            starts.advance(sizeof(int32_t));
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) istore(sums + r * sums_stride + p * kLanes, acc[r][p]);
+    }
+}
+
+// R rows, which are all of the task.
+template <int R>
+inline void rows_of_nibbles(const LinearTask& task) {
+    const Matrix& matrix = *task.matrix;
+    const int64_t blocks = matrix.padded_in / kInt4Block;
+    int32_t* starts = static_cast<int32_t*>(task.scratch);
+    for (int r = 0; r < R; ++r) {
+        start_groups(task.quantized.data + r * task.quantized.stride, blocks, starts + r * blocks * kBlockGroups);
+    }
+    const NibbleRows rows{task.quantized.data, task.quantized.stride, starts, blocks * kBlockGroups * int64_t{sizeof(int32_t)}};
+    for_each_set(task, kTilePanels, [&](const PanelSet& set) {
+        alignas(64) int32_t sums[R * 4 * kLanes];
+        const uint8_t* weights[4];
+        for (int i = 0; i < set.count; ++i) weights[i] = set.data(matrix, i);
+        const Ahead ahead(blocks, kInt4BlockBytes, set.next_bytes);
+        const int64_t stride = set.count * kLanes;
+        prefetch_scales(task, set);
+        prefetch_outputs(task, set, 0, R);
+        int i = 0;
+        for (; i + kTilePanels <= set.count; i += kTilePanels) {
+            dot_int4<R, kTilePanels>(rows, weights + i, blocks, ahead, sums + i * kLanes, stride);
+        }
+        for (; i < set.count; ++i) dot_int4<R, 1>(rows, weights + i, blocks, ahead, sums + i * kLanes, stride);
+        finish(task, set, 0, R, sums);
+    });
+}
+
+inline void linear_int4(const LinearTask& task) {
+    if (task.rows <= kNibbleRows) {
+        return with_count<kNibbleRows>(task.rows, [&](auto n) { rows_of_nibbles<decltype(n)::value>(task); });
+    }
+    // Panels become those of an int8 matrix in scratch, once for all rows.
+    for_each_set(task, kTilePanels, [&](const PanelSet& set) {
+        const uint8_t* weights[4];
+        uint8_t* to = static_cast<uint8_t*>(task.scratch);
+        for (int i = 0; i < set.count; ++i, to += decoded_int4_bytes(*task.matrix)) {
+            decode_int4_panel(*task.matrix, set.panels[i], set.next_bytes, to);
+            weights[i] = to;
+        }
+        rows_of_bytes(task, set, weights, 0);
+    });
+}
+
+}  // namespace hasten::HASTEN_ISA
