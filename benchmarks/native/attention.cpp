@@ -1,7 +1,9 @@
 // Attention of a model of Qwen3-0.6B's shape: bytes of keys and values streamed per second in decode, arithmetic rate in prefill,
 // beside what this machine reads and multiplies at most, measured in the same run.
 //
-//   attention [threads] [context] [prompt] [block size] [instruction set] [type]     (context, prompt 0: leave that part out)
+//   attention [threads] [context] [prompt] [block size] [instruction set] [type] [sequences]
+//
+// context, prompt 0: leave that part out. sequences: that decode at the same time, each with that context.
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in the compiler's own header
 #include <immintrin.h>
 #include <sys/mman.h>
@@ -101,17 +103,19 @@ void attend(const Kernels& kernels, Team& team, AttentionTask task, std::vector<
     });
 }
 
-// The pool of all layers, with blocks in a random order.
+int blocks_of(int tokens) { return (tokens + slots_of_block - 1) / slots_of_block; }
+
+// The pool of all layers, with the blocks of all sequences in a random order.
 struct Pool {
     std::vector<KvLayer> layers;
     std::vector<int32_t> blocks;
     double bytes = 0;  // of one layer's keys and values
 
-    Pool(Dtype dtype, int num_layers, int tokens) {
-        const int count = (tokens + slots_of_block - 1) / slots_of_block;
+    Pool(Dtype dtype, int num_layers, int sequences, int tokens) {
+        const int count = sequences * blocks_of(tokens);
         const size_t places = static_cast<size_t>(count * kKvHeads * slots_of_block);
         const size_t size = dtype == Dtype::int8 ? 1 : dtype == Dtype::f32 ? 4 : 2;
-        bytes = 2.0 * tokens * kKvHeads * (kDim * static_cast<double>(size) + (dtype == Dtype::int8 ? 4 : 0));
+        bytes = 2.0 * sequences * tokens * kKvHeads * (kDim * static_cast<double>(size) + (dtype == Dtype::int8 ? 4 : 0));
         for (int l = 0; l < num_layers; ++l) {
             KvLayer kv{dtype,   kKvHeads, kDim, slots_of_block, huge(places * kDim * size), huge(places * kDim * size),
                        nullptr, nullptr};
@@ -135,29 +139,34 @@ struct Pool {
     }
 };
 
-// Seconds, by the fastest layer, for one step of `tokens` tokens at the end of `context` in all layers of the pool.
-double step_time(const Kernels& kernels, Team& team, Pool& pool, int context, int tokens, int repeats) {
+// Seconds, by the fastest layer, for one step of `tokens` tokens at the end of each sequence in all layers of the pool.
+double step_time(const Kernels& kernels, Team& team, Pool& pool, int sequences, int context, int tokens, int repeats) {
     const int stride = (kHeads + 2 * kKvHeads) * kDim, out_stride = kHeads * kDim;
-    float* q = reinterpret_cast<float*>(huge(static_cast<size_t>(tokens) * stride * 4));
-    float* out = reinterpret_cast<float*>(huge(static_cast<size_t>(tokens) * out_stride * 4));
-    for (size_t i = 0; i < static_cast<size_t>(tokens) * stride; ++i) q[i] = static_cast<float>(i % 17) * 0.05f - 0.4f;
+    const size_t num_tokens = static_cast<size_t>(sequences) * static_cast<size_t>(tokens);
+    float* q = reinterpret_cast<float*>(huge(num_tokens * stride * 4));
+    float* out = reinterpret_cast<float*>(huge(num_tokens * out_stride * 4));
+    for (size_t i = 0; i < num_tokens * stride; ++i) q[i] = static_cast<float>(i % 17) * 0.05f - 0.4f;
     std::vector<uint8_t*> scratch;
     for (int i = 0; i < team.size; ++i) scratch.push_back(huge(kAttentionScratch));
-    const RowSpan row{0, tokens, context - tokens, 0, pool.blocks.data(), nullptr};
+    std::vector<RowSpan> rows;
+    for (int i = 0; i < sequences; ++i) {
+        const int32_t* blocks = pool.blocks.data() + i * blocks_of(context);
+        rows.push_back({i * tokens, (i + 1) * tokens, context - tokens, 0, blocks, nullptr});
+    }
     AttentionTask task{};
     task.q = {q, stride};
     task.heads = kHeads;
     task.kv_heads = kKvHeads;
     task.head_dim = kDim;
     task.scale = 0.088f;
-    task.rows = &row;
-    task.num_rows = 1;
+    task.rows = rows.data();
+    task.num_rows = sequences;
     task.out = {out, out_stride};
     task.num_threads = team.size;
     task.kv = &pool.layers[0];
-    RowCut cut{};
+    std::vector<RowCut> cuts(rows.size());
     AttentionPlan plan{};
-    plan.cuts = &cut;
+    plan.cuts = cuts.data();
     kernels.plan_attention(task, plan);
     std::vector<float> partials(static_cast<size_t>(plan.partial_bytes) / 4 + 16);
     task.plan = &plan;
@@ -224,6 +233,7 @@ int main(int argc, char** argv) {
     const int threads = argc > 1 ? std::atoi(argv[1]) : 2, context = argc > 2 ? std::atoi(argv[2]) : 8192;
     const int prompt = argc > 3 ? std::atoi(argv[3]) : 512;
     if (argc > 4) slots_of_block = std::atoi(argv[4]);
+    const int sequences = argc > 7 ? std::atoi(argv[7]) : 1;
     Team team(threads);
     const Dtype dtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8};
     const char* names[] = {"f32", "bf16", "f16", "int8"};
@@ -236,17 +246,17 @@ int main(int argc, char** argv) {
         std::printf("%s, %d threads: reads %.1f GB/s, multiplies %.0f GFLOP/s\n", kernels->name, threads, read * 1e-9, rate * 1e-9);
         for (int i = 0; i < 4 && context > 0; ++i) {
             if (!chosen(6, names[i])) continue;
-            Pool pool(dtypes[i], dtypes[i] == Dtype::f32 ? 7 : kLayers, context);
+            Pool pool(dtypes[i], dtypes[i] == Dtype::f32 ? 7 : kLayers, sequences, context);
             const double layers = static_cast<double>(pool.layers.size());
-            const double time = step_time(*kernels, team, pool, context, 1, 9);
+            const double time = step_time(*kernels, team, pool, sequences, context, 1, 9);
             const double speed = pool.bytes * layers / time;
             std::printf("  decode  %-4s context %d: %6.2f ms for %d layers, %5.1f GB/s, %3.0f %% of reading\n", names[i], context,
                         time * 1e3 * kLayers / layers, kLayers, speed * 1e-9, 100 * speed / read);
         }
         for (int i = 0; i < 4 && prompt > 0; ++i) {
             if (!chosen(6, names[i])) continue;
-            Pool pool(dtypes[i], kLayers, prompt);
-            const double time = step_time(*kernels, team, pool, prompt, prompt, 5);
+            Pool pool(dtypes[i], kLayers, 1, prompt);
+            const double time = step_time(*kernels, team, pool, 1, prompt, prompt, 5);
             const double flops = 4.0 * kLayers * kHeads * kDim * (static_cast<double>(prompt) * (prompt + 1) / 2);
             std::printf("  prefill %-4s tokens  %d: %6.2f ms for %d layers, %4.0f GFLOP/s, %3.0f %% of multiplying\n", names[i],
                         prompt, time * 1e3, kLayers, flops / time * 1e-9, 100 * flops / time / rate);
