@@ -53,10 +53,10 @@ double probe(const uint8_t* data) {
 struct Form {
     const char* name;
     Dtype dtype;
-    int64_t bits;  // of a weight as it is stored
+    int64_t bytes;  // of a panel, for each input
 };
 constexpr Form kForms[] = {
-    {"int8", Dtype::int8, 8}, {"int4", Dtype::int4, 4}, {"bf16", Dtype::bf16, 16}, {"bf16c", Dtype::bf16_coded, 12}};
+    {"int8", Dtype::int8, 16}, {"int4", Dtype::int4, 9}, {"bf16", Dtype::bf16, 32}, {"bf16c", Dtype::bf16_coded, 24}};
 
 void report(const char* state, std::vector<double>& seconds, double operations, double bytes) {
     if (seconds.empty()) return;
@@ -84,7 +84,7 @@ int main(int argc, char** argv) {
     matrix.out_features = out;
     matrix.in_features = matrix.padded_in = in;
     matrix.panels = out / kLanes;
-    matrix.panel_bytes = form->dtype == Dtype::int4 ? int64_t{in} * 9 : int64_t{in} * form->bits * 2;
+    matrix.panel_bytes = in * form->bytes;
     const int64_t bytes = matrix.panels * matrix.panel_bytes, count = std::max<int64_t>(1, kWeightBytes / bytes);
     std::vector<float> scales(static_cast<size_t>(out), 1e-4f), row_scales(static_cast<size_t>(rows), 1e-3f);
     std::vector<int32_t> sums(static_cast<size_t>(rows), 0), exceptions(static_cast<size_t>(matrix.panels), 0);

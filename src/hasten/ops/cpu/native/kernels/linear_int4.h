@@ -49,7 +49,7 @@ template <int R, int P>
         ahead.fetch<true>(w, block);
         for (int g = 0; g < kBlockGroups; ++g) {
             I16 nibbles[P][kGroupQuads], scales[P];
-            ahead.fetch<true, 128>(w, block, 64 + g * 128);
+            ahead.fetch<true, 128>(w, block, nibbles_at(g, 0));
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) {
                 load_nibbles(w[p] + block * kInt4BlockBytes, g, nibbles[p]);

@@ -14,9 +14,12 @@ constexpr int kBlockGroups = kInt4Block / kInt4Group;
 constexpr int64_t kInt4BlockBytes = 576;
 constexpr int kGroupQuads = kInt4Group / 4;
 
-// Of group g of a block: the scales of its outputs, and its line i (0 or 1).
-inline const int8_t* scales_of(const uint8_t* block, int64_t g) { return reinterpret_cast<const int8_t*>(block) + g * kLanes; }
-inline const uint8_t* nibble_line(const uint8_t* block, int64_t g, int64_t i) { return block + 64 + g * 128 + i * 64; }
+// Where in a block the scales of group g and its line i (0 or 1) begin.
+constexpr int64_t scales_at(int64_t g) { return g * kLanes; }
+constexpr int64_t nibbles_at(int64_t g, int64_t i) { return 64 + g * 128 + i * 64; }
+
+inline const int8_t* scales_of(const uint8_t* block, int64_t g) { return reinterpret_cast<const int8_t*>(block) + scales_at(g); }
+inline const uint8_t* nibble_line(const uint8_t* block, int64_t g, int64_t i) { return block + nibbles_at(g, i); }
 
 // The weight of output `lane` and input k, as a whole number.
 inline int weight_of(const uint8_t* panel, int lane, int64_t k) {

@@ -206,8 +206,8 @@ inline void pack_groups(const PackRow& row, int64_t begin, int64_t groups, const
     for (int k = 0; k < kInt4Group; ++k) store_s8(nibbles[k], Groups::levels(of.weights[k], inverse) + broadcast(8.0f));
     for (int64_t g = 0; g < groups; ++g) {
         uint8_t* block = row.data() + (begin + g * kInt4Group) / kInt4Block * kInt4BlockBytes;
-        uint8_t* lines = block + 64 + g % kBlockGroups * 128;
-        block[g % kBlockGroups * kLanes + row.column] = static_cast<uint8_t>(scales[g]);
+        uint8_t* lines = block + nibbles_at(g % kBlockGroups, 0);
+        block[scales_at(g % kBlockGroups) + row.column] = static_cast<uint8_t>(scales[g]);
         for (int k = 0; k < 8; ++k) {
             const int at = k / 4 * 8 + k % 4;
             lines[k / 4 * 64 + 4 * row.column + k % 4] = static_cast<uint8_t>(nibbles[at][g] | nibbles[at + 4][g] << 4);
