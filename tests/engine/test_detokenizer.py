@@ -1,11 +1,14 @@
-"""Pieces of text against the decoded whole, with real tokenizers trained here: byte-level, byte-fallback and WordPiece."""
+"""Pieces of text against the decoded whole, with real tokenizers trained here: byte-level, byte-fallback and WordPiece.
+
+Of the byte-level one twice: "byte-level" through windows of tokens, "bytes" through the bytes of each.
+"""
 
 import inspect
 import json
 import os.path
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hasten.engine import detokenizer as module
-from hasten.engine.detokenizer import Detokenizer
+from hasten.engine import byte_detokenizer, detokenizer
+from hasten.engine.byte_detokenizer import ByteDetokenizer
+from hasten.engine.detokenizer import Detokenizer, WindowDetokenizer
+from hasten.engine.tokenizer import TextTokenizer
 
-KINDS = ("byte-level", "byte-fallback", "metaspace", "wordpiece")
+KINDS = ("bytes", "byte-level", "byte-fallback", "metaspace", "wordpiece")
 REPLACEMENT = "\ufffd"
 SPECIAL = ("<s>", "</s>", "<|end of turn|>")
 TEXT = (
@@ -31,11 +36,16 @@ SAMPLES = (
     "a\u0301e\u0308 zalgo z\u0335\u0321\u033b naïve",
     "한국어 العربية हिन्दी",
     "𝒳 and � itself �� twice",
+    "say two words <think>",
 )
 
 
-@cache
 def tokenizer(kind: str) -> Tokenizer:
+    return trained("byte-level" if kind == "bytes" else kind)
+
+
+@cache
+def trained(kind: str) -> Tokenizer:
     special = [AddedToken(token, special=True) for token in SPECIAL]
     if kind == "byte-level":
         made = Tokenizer(models.BPE())
@@ -87,10 +97,17 @@ def answer_text(kind: str, prompt: Sequence[int], answer: Sequence[int], skip: b
     return whole[len(os.path.commonprefix([before, whole])) :]  # noqa: RUF071
 
 
-def pieces_of(
-    kind: str, prompt: Sequence[int], answer: Sequence[int], skip: bool, made: Callable[..., Detokenizer] = Detokenizer
-) -> list[str]:
-    stream = made(tokenizer(kind), skip, prompt)
+NAMES = {**vars(detokenizer), **vars(byte_detokenizer)}
+
+
+def detokenizer_of(kind: str, skip: bool, prompt: Sequence[int] = (), names: Mapping[str, Any] = NAMES) -> Detokenizer:
+    if kind == "bytes":
+        return cast(Detokenizer, names["ByteDetokenizer"](names["TokenBytes"](tokenizer(kind), skip), prompt))
+    return cast(Detokenizer, names["WindowDetokenizer"](tokenizer(kind), skip, prompt))
+
+
+def pieces_of(kind: str, prompt: Sequence[int], answer: Sequence[int], skip: bool, names: Mapping[str, Any] = NAMES) -> list[str]:
+    stream = detokenizer_of(kind, skip, prompt, names)
     return [*(stream.push(token) for token in answer), stream.flush()]
 
 
@@ -126,7 +143,7 @@ def test_the_pieces_joined_are_the_decoded_whole(drawn):
 def test_what_is_out_is_never_taken_back(drawn):
     """Whatever comes next: the text so far begins the decoded whole of the tokens so far and of any longer answer."""
     kind, tokens, cut, skip = drawn
-    stream, out = Detokenizer(tokenizer(kind), skip, tokens[:cut]), ""
+    stream, out = detokenizer_of(kind, skip, tokens[:cut]), ""
     whole = answer_text(kind, tokens[:cut], tokens[cut:], skip)
     for token in tokens[cut:]:
         out += stream.push(token)
@@ -134,21 +151,22 @@ def test_what_is_out_is_never_taken_back(drawn):
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
-@pytest.mark.parametrize("kind", ("byte-level", "byte-fallback"))
+@pytest.mark.parametrize("kind", ("bytes", "byte-level", "byte-fallback"))
 def test_no_character_comes_broken_and_text_does_not_wait(kind, sample):
     ids = tokenizer(kind).encode(sample).ids
     pieces = pieces_of(kind, [], ids, False)
     assert "".join(pieces) == sample
     if REPLACEMENT not in sample:
         assert REPLACEMENT not in "".join(pieces)
-    if kind == "byte-level" and not sample.endswith(REPLACEMENT):
+    if kind in ("bytes", "byte-level") and not sample.endswith(REPLACEMENT):
         assert pieces[-1] == ""  # all of it is out before the end is known
 
 
-def test_ascii_text_comes_with_its_own_token():
-    ids = tokenizer("byte-level").encode("the cat sat").ids
-    stream = Detokenizer(tokenizer("byte-level"), True)
-    assert [stream.push(token) for token in ids] == [tokenizer("byte-level").decode([token]) for token in ids]
+@pytest.mark.parametrize("kind", ("bytes", "byte-level"))
+def test_ascii_text_comes_with_its_own_token(kind):
+    ids = tokenizer(kind).encode("the cat sat").ids
+    stream = detokenizer_of(kind, True)
+    assert [stream.push(token) for token in ids] == [tokenizer(kind).decode([token]) for token in ids]
 
 
 @pytest.mark.parametrize("kind", ("byte-fallback", "metaspace"))
@@ -160,7 +178,7 @@ def test_the_leading_space_of_an_answer_stays_after_a_prompt_and_goes_without(ki
     assert "".join(pieces_of(kind, [tokenizer(kind).token_to_id("<s>")] * 20, answer, True)) == "sat on the mat"
 
 
-@pytest.mark.parametrize("kind", ("byte-level", "byte-fallback"))
+@pytest.mark.parametrize("kind", ("bytes", "byte-level", "byte-fallback"))
 def test_an_unfinished_character_comes_at_the_end_as_it_decodes(kind):
     ids = tokenizer(kind).encode("ok 🦉").ids
     assert len(ids) > 4
@@ -169,7 +187,7 @@ def test_an_unfinished_character_comes_at_the_end_as_it_decodes(kind):
     assert set(pieces[-1]) == {REPLACEMENT}
 
 
-@pytest.mark.parametrize("kind", ("byte-level", "byte-fallback"))
+@pytest.mark.parametrize("kind", ("bytes", "byte-level", "byte-fallback"))
 def test_a_character_begun_in_the_prompt_is_completed_in_the_answer(kind):
     ids = tokenizer(kind).encode("ok 🦉!").ids
     assert "".join(pieces_of(kind, ids[:-3], ids[-3:], True)) == "🦉!"
@@ -182,15 +200,16 @@ def test_a_wrong_byte_breaks_the_whole_run_of_byte_tokens_as_in_the_decoder():
 
 
 @pytest.mark.parametrize("skip", (True, False))
-def test_special_tokens_are_shown_or_skipped(skip):
-    made = tokenizer("byte-level")
+@pytest.mark.parametrize("kind", ("bytes", "byte-level"))
+def test_special_tokens_are_shown_or_skipped(kind, skip):
+    made = tokenizer(kind)
     ids = [made.token_to_id("<s>"), *made.encode("hi").ids, made.token_to_id("<|end of turn|>")]
-    assert "".join(pieces_of("byte-level", [], ids, skip)) == ("hi" if skip else "<s>hi<|end of turn|>")
+    assert "".join(pieces_of(kind, [], ids, skip)) == ("hi" if skip else "<s>hi<|end of turn|>")
 
 
 def test_a_fast_tokenizer_of_transformers_reads_the_same():
     ids = tokenizer("byte-level").encode(SAMPLES[3]).ids
-    stream = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer("byte-level")), True)
+    stream = WindowDetokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer("byte-level")), True)
     assert "".join(stream.push(token) for token in ids) + stream.flush() == SAMPLES[3]
 
 
@@ -217,22 +236,33 @@ def test_the_work_per_token_does_not_grow(kind, text):
     for flood in (ids, ids[-1:], odd_tokens(kind)):
         answer = (flood * 2000)[:2000]
         counting = Counting(tokenizer(kind))
-        stream = Detokenizer(counting, True)
+        stream = WindowDetokenizer(counting, True)
         pieces = [stream.push(token) for token in answer]
         assert "".join(pieces) + stream.flush() == tokenizer(kind).decode(answer)
         assert counting.tokens < 30 * len(answer)
 
 
 MUTANTS = {
-    "open characters come out": ("text.removesuffix(_REPLACEMENT)", "text"),
-    "runs of byte tokens come out early": ("if is_byte:\n            return", "if False:\n            return"),
-    "no context before the window": ("_CONTEXT = 8", "_CONTEXT = 1"),
-    "skipped tokens are context": ("return not self._tokenizer.decode([token_id], skip_special_tokens=False)", "return True"),
-    "held text is forgotten": ("text[: len(text) - held]", "text"),
-    "nothing at the end": ("return self._advance(self._decode(self._window))", 'return ""'),
-    "the prompt is no context": ("in reversed(prompt_token_ids)", "in ()"),
-    "the prompt's open character stays": ("if not final.startswith(self._seen):", "if False:"),
-    "the prompt's window cuts a run of bytes": (">= _CONTEXT and not self._is_byte(token_id)", ">= _CONTEXT"),
+    "open characters come out": (detokenizer, "text.removesuffix(_REPLACEMENT)", "text"),
+    "runs of byte tokens come out early": (detokenizer, "if is_byte:\n            return", "if False:\n            return"),
+    "no context before the window": (detokenizer, "_CONTEXT = 8", "_CONTEXT = 1"),
+    "skipped tokens are context": (
+        detokenizer,
+        "return not self._tokenizer.decode([token_id], skip_special_tokens=False)",
+        "return True",
+    ),
+    "held text is forgotten": (detokenizer, "text[: len(text) - held]", "text"),
+    "nothing at the end": (detokenizer, "return self._advance(self._decode(self._window))", 'return ""'),
+    "the prompt is no context": (detokenizer, "in reversed(prompt_token_ids)", "in ()"),
+    "the prompt's open character stays": (detokenizer, "if not final.startswith(self._seen):", "if False:"),
+    "the prompt's window cuts a run of bytes": (detokenizer, ">= _CONTEXT and not self._is_byte(token_id)", ">= _CONTEXT"),
+    "bytes: the prompt is no context": (byte_detokenizer, "in reversed(prompt_token_ids)", "in ()"),
+    "bytes: the prompt's open character is cut": (byte_detokenizer, "_OPEN = 3", "_OPEN = 1"),
+    "bytes: the prompt's open character stays": (byte_detokenizer, "return text.removeprefix(_REPLACEMENT)", "return text"),
+    "bytes: nothing at the end": (byte_detokenizer, "final=True", "final=False"),
+    "bytes: skipped tokens are read": (byte_detokenizer, "if self._skip_special_tokens and", "if False and"),
+    "bytes: added tokens are not": (byte_detokenizer, "return token.encode()", 'return b""'),
+    "bytes: another alphabet": (byte_detokenizer, "0xAE, 0x100", "0xAD, 0x100"),
 }
 
 
@@ -244,23 +274,32 @@ def known_answers() -> list[tuple[str, list[int], int, bool]]:
         for sample in SAMPLES:
             ids = made.encode(sample).ids
             odd = odd_tokens(kind)[-1:]
-            for tokens in (ids, [*ids[:-1], *odd, *odd], [*ids[:3], *[end] * 9, *ids[3:]], [*ids, *odd * 30, *ids]):
+            for tokens in (ids, ids[:3], [*ids[:-1], *odd, *odd], [*ids[:3], *[end] * 9, *ids[3:]], [*ids, *odd * 30, *ids]):
                 found += [(kind, tokens, cut, skip) for cut in (0, 3, len(ids) - 2) for skip in (True, False)]
     return found
 
 
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_a_planted_fault_is_caught(fault):
-    old, new = MUTANTS[fault]
+    module, old, new = MUTANTS[fault]
     source = inspect.getsource(module)
     assert source.count(old) == 1, f"the fault no longer fits the source: {old!r}"
-    namespace = {"__name__": module.__name__}
-    exec(compile(source.replace(old, new), "mutant", "exec"), namespace)
-    made = cast(Callable[..., Detokenizer], namespace["Detokenizer"])
+    faulty = {"__name__": module.__name__}
+    exec(compile(source.replace(old, new), "mutant", "exec"), faulty)
 
-    def right(kind: str, tokens: list[int], cut: int, skip: bool, made: Callable[..., Detokenizer]) -> bool:
+    def right(kind: str, tokens: list[int], cut: int, skip: bool, names: Mapping[str, Any]) -> bool:
         prompt, answer = tokens[:cut], tokens[cut:]
-        return "".join(pieces_of(kind, prompt, answer, skip, made)) == answer_text(kind, prompt, answer, skip)
+        return "".join(pieces_of(kind, prompt, answer, skip, names)) == answer_text(kind, prompt, answer, skip)
 
-    assert all(right(*answer, Detokenizer) for answer in known_answers())
-    assert not all(right(*answer, made) for answer in known_answers())
+    assert all(right(*answer, NAMES) for answer in known_answers())
+    assert not all(right(*answer, NAMES | faulty) for answer in known_answers())
+
+
+@pytest.mark.parametrize(("kind", "made"), [("byte-level", ByteDetokenizer), ("byte-fallback", WindowDetokenizer)])
+def test_a_tokenizer_knows_how_its_tokens_are_read(kind, made):
+    text = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer(kind)))
+    for skip in (True, False, True):
+        ids = [*tokenizer(kind).encode("the cat").ids, tokenizer(kind).token_to_id("</s>")]
+        stream = text.detokenizer(skip)
+        assert type(stream) is made
+        assert "".join([*map(stream.push, ids), stream.flush()]) == ("the cat" if skip else "the cat</s>")

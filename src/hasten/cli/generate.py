@@ -17,7 +17,6 @@ from hasten.cli.origins import Painter
 from hasten.cli.sampling_options import SAMPLING, Settings, settle
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
-from hasten.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from hasten.engine.intake import Prompt
@@ -127,7 +126,7 @@ def _painter(llm: LLM, prompt: Prompt, settings: Settings) -> Painter:
     if llm.tokenizer is None:
         return Painter(None)
     ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt.get("prompt_token_ids", ())
-    return Painter(Detokenizer(llm.tokenizer.reader, settings.params.skip_special_tokens, tuple(ids)))
+    return Painter(llm.tokenizer.detokenizer(settings.params.skip_special_tokens, tuple(ids)))
 
 
 def _batch(llm: LLM, model: str, prompts: list[Prompt], settings: Settings, priority: list[int] | None, json: bool) -> None:

@@ -77,7 +77,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     def detokenizer(request: Request) -> Detokenizer | None:
         if tokenizer is None:
             return None
-        return Detokenizer(tokenizer.reader, request.params.skip_special_tokens, request.prompt_token_ids)
+        return tokenizer.detokenizer(request.params.skip_special_tokens, request.prompt_token_ids)
 
     engine = Engine(
         exits.runner(shallow or staged, own_threads=backend.own_threads),

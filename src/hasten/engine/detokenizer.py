@@ -34,8 +34,20 @@ class TokenReader(Protocol):
         ...
 
 
-class Detokenizer:
-    """The text of one answer.
+class Detokenizer(Protocol):
+    """From the tokens of one answer to its text."""
+
+    def push(self, token_id: int) -> str:
+        """Takes the answer's next token; returns the text that became final, often of one token, sometimes none."""
+        ...
+
+    def flush(self) -> str:
+        """The answer is over: returns what was held back."""
+        ...
+
+
+class WindowDetokenizer:
+    """The text of one answer, whatever its tokens are.
 
     ``tokenizer`` is a ``tokenizers.Tokenizer``, a fast tokenizer of transformers, or anything that reads like the former.
     The text is ``decode(prompt + answer)`` without what it has in common with ``decode(prompt)``: a leading space of the answer

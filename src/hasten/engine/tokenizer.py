@@ -9,7 +9,8 @@ from typing import Any
 
 from hasten.checkpoints.vocabulary import check_vocabulary
 from hasten.core.errors import CheckpointError, InvalidRequest
-from hasten.engine.detokenizer import TokenReader
+from hasten.engine.byte_detokenizer import ByteDetokenizer, TokenBytes
+from hasten.engine.detokenizer import Detokenizer, WindowDetokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -17,6 +18,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.j
 class TextTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._token_bytes: dict[bool, TokenBytes] = {}  # by whether special tokens are skipped
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int) -> TextTokenizer | None:
@@ -41,11 +43,16 @@ class TextTokenizer:
         check_vocabulary(len(tokenizer), vocab_size)
         return cls(tokenizer)
 
-    @property
-    def reader(self) -> TokenReader:
-        """What a ``Detokenizer`` reads tokens with."""
-        reader: TokenReader = self._tokenizer.backend_tokenizer
-        return reader
+    def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
+        """Reads the tokens of one answer to that prompt, as they come."""
+        from tokenizers.decoders import ByteLevel
+
+        reader = self._tokenizer.backend_tokenizer
+        if not isinstance(reader.decoder, ByteLevel):
+            return WindowDetokenizer(reader, skip_special_tokens, prompt_token_ids)
+        if skip_special_tokens not in self._token_bytes:
+            self._token_bytes[skip_special_tokens] = TokenBytes(reader, skip_special_tokens)
+        return ByteDetokenizer(self._token_bytes[skip_special_tokens], prompt_token_ids)
 
     @property
     def eos_token_id(self) -> int | None:
