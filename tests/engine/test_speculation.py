@@ -17,17 +17,12 @@ from safetensors.torch import save_file
 
 import hasten
 from hasten import LLM, RequestOutput, SamplingParams
-from hasten.checkpoints.formats.medusa import write_medusa
 from hasten.checkpoints.hub import resolve
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.core.result import TokenOrigin
 from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import Line, Seen
-from hasten.layers.build import Build
-from hasten.layers.formats.dense import DenseFormats
-from hasten.layers.medusa import MedusaHeads, MedusaSpec
-from hasten.ops.torch.backend import TorchOps
 from hasten.quality.texts import read_texts
 from tests.scheduling.world import random_tree
 from tests.tiny_models import SIZES
@@ -229,20 +224,10 @@ def test_an_eagle_head_changes_no_output(requests, plain) -> None:
     assert llm.engine.stats.num_accepted_tokens > 0.5 * llm.engine.stats.num_drafts
 
 
-def test_medusa_heads_change_no_output(requests, plain, tmp_path: Path) -> None:
-    """Heads that have learned nothing: they say of every place what the model says of the next, which is right now and then."""
-    spec = MedusaSpec(
-        num_heads=3, num_layers=1, hidden_size=256, vocab_size=8192, truncated_vocab_size=8192, bias=True, vocabulary="model"
-    )
-    heads = MedusaHeads(spec, Build(TorchOps(), DenseFormats(TorchOps(), torch.float32), torch.float32))
-    with torch.no_grad():
-        for parameter in heads.parameters():
-            parameter.zero_()
-    write_medusa(tmp_path, heads, dtype=torch.float32)
-    llm = demo(speculation="medusa", draft_heads=str(tmp_path))
+def test_medusa_heads_change_no_output(requests, plain) -> None:
+    llm = demo(speculation="medusa", draft_heads="demo-medusa")
     assert_same(generate(llm, requests), plain[0])
-    stats = llm.engine.stats
-    assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
+    assert llm.engine.stats.num_accepted_tokens > 0.3 * llm.engine.stats.num_drafts
 
 
 @pytest.mark.parametrize("memory", ["64MiB", "1MiB"])

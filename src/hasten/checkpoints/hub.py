@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _DEMO = Path(__file__).parents[1] / "demo"
 SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft"}
-SHIPPED_HEADS = {"demo-eagle": _DEMO / "eagle", "demo-exits": _DEMO / "exits"}  # no models of their own
+SHIPPED_HEADS = {f"demo-{name}": _DEMO / name for name in ("medusa", "eagle", "exits")}  # no models of their own
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 # Folders repeat the weights in other formats (onnx/, original/); so do Mistral's consolidated files.

@@ -121,7 +121,7 @@ class Acceptor:
                 error = NO_TOKEN if usable_row else UNUSABLE
                 self._fail(sequence.entry.sequences, record, accepted, now, error, poisoned=not usable_row)
                 continue
-            draft = sequence.draft
+            draft = sequence.draft or None
             if draft and not views[i].params.exact:
                 token = self._judge(logits_RV[i : i + 1], views[i], _guesses(draft, line.node), token)
             child = draft.child(line.node, token.token_id) if draft else None
@@ -242,7 +242,7 @@ def _guesses(draft: Draft, node: int) -> list[Guess]:
     return [Guess(draft.token_ids[i], draft.proposals[i] if draft.proposals else None) for i in children]
 
 
-def _origin(draft: Draft, node: int, child: int | None) -> TokenOrigin:
+def _origin(draft: Draft | None, node: int, child: int | None) -> TokenOrigin:
     """Of the token after ``node``, which is ``child`` where it was guessed."""
     if not draft:
         return TokenOrigin.STEP

@@ -37,7 +37,7 @@ class EngineOptions:
     # same bits.
     speculation: str = "auto"
     draft_model: str | None = None  # a small model that guesses: a folder, a hub id or "demo-draft"
-    draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id or "demo-eagle"
+    draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id, "demo-eagle" or "demo-medusa"
     draft_layers: int | None = None  # of the model itself, that guess; None: those before the exit that should pay best
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     exits: str | None = None  # trained exits, for requests whose tokens may leave early: a folder, a hub id or "demo-exits"

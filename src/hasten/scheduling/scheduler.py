@@ -150,9 +150,10 @@ class Scheduler:
         for row in self._planned:
             sequence = self._sequences[row.sequence_id]
             tokens: Tokens[int] = sequence.token_ids
-            trunk = len(row.token_ids) - len(sequence.draft)
+            num_guesses = len(sequence.draft)
+            trunk = len(row.token_ids) - num_guesses
             path: tuple[int, ...] = ()
-            if sequence.draft:  # what was accepted of it is computed; the slots of the rest will be written again
+            if num_guesses:  # what was accepted of it is computed; the slots of the rest will be written again
                 taken = accepted.get(sequence.id, ())
                 path, tokens = sequence.draft.path(taken), Extended(tokens, taken)
                 moves += self.kv.moves(sequence.id, row.start + trunk, path)
@@ -216,20 +217,21 @@ class Scheduler:
         """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
         for sequence, count in self._wanted(entry, builder):
             start, stop = sequence.num_computed, sequence.num_computed + count
-            sequence.draft = sequence.draft.cut(builder.budget - count)
-            while (copies := self.kv.reserve(sequence.id, start, stop + len(sequence.draft))) is None:
-                if sequence.draft:
-                    sequence.draft = NO_DRAFT  # a guess is not worth anybody's blocks
+            draft = sequence.draft.cut(builder.budget - count)
+            num_guesses = len(draft)
+            while (copies := self.kv.reserve(sequence.id, start, stop + num_guesses)) is None:
+                if num_guesses:
+                    draft, num_guesses = NO_DRAFT, 0  # a guess is not worth anybody's blocks
                     continue
                 victim = self._running[-1]
                 builder.drop(victim)
                 self._preempt(victim)
                 if victim is entry:
                     return
-            draft = sequence.draft
+            sequence.draft = draft
             tokens = (*sequence.token_ids[start:stop], *draft.token_ids)
-            num_logits = 1 + len(draft) if count == sequence.num_remaining else 0
-            tree = draft.parents if draft.branches else ()
+            num_logits = 1 + num_guesses if count == sequence.num_remaining else 0
+            tree = draft.parents if num_guesses and draft.branches else ()
             exits = sequence.exits(start, stop)
             row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits, tree, exits)
             builder.add(entry, row, copies)
