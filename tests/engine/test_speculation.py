@@ -23,6 +23,7 @@ from hasten.core.errors import InvalidOption
 from hasten.core.result import TokenOrigin
 from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import Line, Seen
+from hasten.engine import speculation
 from hasten.quality.texts import read_texts
 from tests.scheduling.world import random_tree
 from tests.tiny_models import SIZES
@@ -228,6 +229,16 @@ def test_medusa_heads_change_no_output(requests, plain) -> None:
     llm = demo(speculation="medusa", draft_heads="demo-medusa")
     assert_same(generate(llm, requests), plain[0])
     assert llm.engine.stats.num_accepted_tokens > 0.3 * llm.engine.stats.num_drafts
+
+
+def test_what_steps_take_is_followed_whoever_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured in a bad moment, when the model was loaded."""
+    monkeypatch.setattr(speculation, "measure_steps", lambda *_: {1: 10.0, 64: 20.0})
+    llm = demo(speculation="draft_model", draft_model="demo-draft")
+    llm.generate("def read(", SamplingParams(temperature=0, max_tokens=96, ignore_eos=True), use_tqdm=False)
+    costs = llm.engine._costs
+    assert costs is not None
+    assert costs.seconds(1) < 1
 
 
 @pytest.mark.parametrize("memory", ["64MiB", "1MiB"])

@@ -93,6 +93,11 @@ class StepPlan:
         return sum(len(row.token_ids) for row in self.rows)
 
     @property
+    def only_decodes(self) -> bool:
+        """Whether all that is computed is to be chosen from or verified: no part of a prompt."""
+        return all(row.num_logits == len(row.token_ids) for row in self.rows)
+
+    @property
     def sampled_ids(self) -> list[int]:
         """The sequence of each row of ``RunnerOutput.logits``, in order."""
         return [row.sequence_id for row in self.rows for _ in range(row.num_logits)]

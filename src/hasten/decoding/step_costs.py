@@ -62,8 +62,8 @@ class StepCosts:
         return counts
 
     def _rise(self) -> None:
-        """No size is cheaper than a smaller one: where it seems so, that is the noise of the measurement."""
-        self._seconds = list(accumulate(self._believed, max))
+        """No size is dearer than a larger one: where it seems so, something held up the smaller step."""
+        self._seconds = list(accumulate(reversed(self._believed), min))[::-1]
 
     def _interpolated(self, num_tokens: int) -> float:
         right, share = self._place(num_tokens)

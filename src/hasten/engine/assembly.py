@@ -85,6 +85,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
         detokenizer,
         Sampler(backend.chooser()),
         drafter,
+        costs=costs,
     )
     engine.stats.plain_step = None if costs is None else StepCosts(costs.measured).seconds
     intake = Intake(

@@ -9,7 +9,7 @@ from hasten.core.plan import RowPlan, Runner, StepPlan
 from hasten.kv.group import KvGroup
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-REPEATS = 2  # the faster one counts: whatever else happens can only make a step slower
+REPEATS = 3  # the fastest one counts: whatever else happens can only make a step slower
 ENOUGH = 1.0  # seconds: larger steps than could be measured by then are as dear per token as the last two
 
 
@@ -21,12 +21,13 @@ def measure_steps(runner: Runner, groups: Sequence[KvGroup], num_blocks: int, bl
         return {1: 1.0, 2: 2.0}  # a pool for one token, in which nothing can be guessed
     begin = time.perf_counter()
     measured: dict[int, float] = {}
-    for size in sizes:
-        if len(measured) > 1 and time.perf_counter() - begin > ENOUGH:
-            break
-        table = tuple(tuple(range(-(-size // block_size))) for _ in groups)
-        plan = StepPlan((RowPlan(-1, 0, (0,) * size, table, size),))
-        measured[size] = min(_seconds(runner, plan) for _ in range(REPEATS))
+    for _ in range(REPEATS):  # of all sizes, so that what slows the machine for a while is not one size's alone
+        for size in sizes:
+            if len(measured) > 1 and time.perf_counter() - begin > ENOUGH:
+                return measured
+            table = tuple(tuple(range(-(-size // block_size))) for _ in groups)
+            seconds = _seconds(runner, StepPlan((RowPlan(-1, 0, (0,) * size, table, size),)))
+            measured[size] = min(seconds, measured.get(size, seconds))
     return measured
 
 

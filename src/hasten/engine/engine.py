@@ -12,6 +12,7 @@ from hasten.core.plan import Committed, Runner, RunnerOutput, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.decoding.drafters.base import Computed, Drafter, Line, Seen
+from hasten.decoding.step_costs import StepCosts
 from hasten.engine.acceptor import Acceptor
 from hasten.engine.answer import Answer, DetokenizerFactory
 from hasten.engine.continuations import ContinuationScorer
@@ -36,10 +37,12 @@ class Engine:
         sampler: Sampler,
         drafter: Drafter | None = None,
         *,
+        costs: StepCosts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``costs`` of steps that decode, which drafters go by: they are told what each step takes."""
         self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
-        self._acceptor, self._drafter = Acceptor(sampler), drafter
+        self._acceptor, self._drafter, self._costs = Acceptor(sampler), drafter, costs
         self._records: dict[str, Record] = {}
         self.stats = EngineStats()
 
@@ -81,6 +84,8 @@ class Engine:
             self._runner.move(committed.moves)
         self.stats.count(plan, result)
         if self._drafter is not None:
+            if self._costs is not None and plan.only_decodes:
+                self._costs.note(plan.num_tokens, self.clock() - begin)
             self._draft(self._drafter, plan, committed, output)
             self.stats.count_time(plan, result, self.clock() - begin)
         return self._report(news, now)

@@ -34,7 +34,7 @@ class EngineStats:
 
     def count_time(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """``seconds``: of the whole step, guesses for the next one included."""
-        if self.plain_step is not None and all(row.num_logits == len(row.token_ids) for row in plan.rows):
+        if self.plain_step is not None and plan.only_decodes:
             gained = sum(len(continuation.token_ids) for continuation in result.continuations)
             self.decoding_seconds += seconds
             self.plain_seconds += self.plain_step(len(plan.rows)) * gained / len(plan.rows)

@@ -248,7 +248,7 @@ def test_an_outlook_counts_a_guess_only_where_its_parent_was_right() -> None:
 
 def test_costs_between_sizes_beyond_them_and_as_they_drift() -> None:
     costs = StepCosts({1: 1.0, 4: 0.9, 8: 2.0})
-    assert [costs.seconds(n) for n in (1, 4, 6, 8, 12)] == pytest.approx([1.0, 1.0, 1.5, 2.0, 3.0])
+    assert [costs.seconds(n) for n in (1, 4, 6, 8, 12)] == pytest.approx([0.9, 0.9, 1.45, 2.0, 3.1])
     for _ in range(100):
         costs.note(4, 1.5)
     # Half of it is put down to longer texts, which every size has.

@@ -63,7 +63,9 @@ class Auto:
         costs: StepCosts,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``free`` drafters are asked in every round: they read text and take next to no time."""
+        """``free`` drafters are asked in every round: they read text and take next to no time. ``costs`` of the steps that verify:
+        somebody else keeps them up.
+        """
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
         self._outlooks: dict[tuple[str, int], Outlook] = {}
         self._last = _Round()
@@ -110,7 +112,6 @@ class Auto:
         """How the last round's guesses fared, and what the step took."""
         if seen.num_tokens == self._last.num_tokens > 0:  # else it was another step: a prompt came between, or guesses were cut
             seconds = self._clock() - self._last.ended
-            self._costs.note(seen.num_tokens, seconds)
             for name, allowed in self._allowance.items():
                 self._allowance[name] = min(allowed + SHARE * seconds, seconds)
             known = [line for line in lines if line.sequence_id in self._last.lengths]
