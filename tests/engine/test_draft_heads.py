@@ -24,7 +24,6 @@ from hasten.decoding.drafters.base import Line, Seen
 from hasten.decoding.drafters.eagle import DOUBT, WIDTH
 from hasten.decoding.growing_tree import RANKS
 from hasten.decoding.ranked_tree import RankedTree
-from hasten.engine import speculation
 from hasten.layers.build import Build
 from hasten.layers.context import DenseContext
 from hasten.layers.formats.dense import DenseFormats
@@ -33,10 +32,10 @@ from hasten.models.decoder import Decoder
 from hasten.models.eagle import load_eagle
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
+from tests.engine.free_steps import free_steps
 
 DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
 VOCAB_SIZE, HIDDEN_SIZE = 8192, 256
-FREE = {1: 1.0, 64: 1.0}  # steps of many tokens take no longer than of one
 ACCURACIES = ((0.6, 0.2, 0.1), (0.5, 0.2), (0.4, 0.1))
 SURE = 3.0  # of what an EAGLE head says: so that it goes on from guesses, and now and then from two
 TEXTS = ("def add(a, b):\n    return", "import os\nimport sys\n\n\nclass Reader:\n", "The list of all", "x")
@@ -143,8 +142,7 @@ class Watched:
 
 def run(folder: Path, kind: str, check: Callable[[Line, Draft], None], **options: Any) -> Watched:
     common = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory": "64MiB", "num_draft_tokens": 6}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculation, "measure_steps", lambda *_: FREE)
+    with free_steps():
         llm = LLM("demo", speculation=kind, draft_heads=str(folder), **{**common, **options})
     watched = Watched(llm.engine._drafter, check)
     llm.engine._drafter = watched

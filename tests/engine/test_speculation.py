@@ -25,6 +25,7 @@ from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import Line, Seen
 from hasten.engine import speculation
 from hasten.quality.texts import read_texts
+from tests.engine.free_steps import free_steps
 from tests.scheduling.world import random_tree
 from tests.tiny_models import SIZES
 
@@ -70,7 +71,8 @@ class Knowing:
 
 def demo(**options: Any) -> LLM:
     given = {"speculation": "off", "kv_cache_memory": "64MiB", **options}
-    return LLM("demo", quantize="int8", max_model_len=128, threads=2, **given)
+    with free_steps():
+        return LLM("demo", quantize="int8", max_model_len=128, threads=2, **given)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +236,7 @@ def test_medusa_heads_change_no_output(requests, plain) -> None:
 def test_what_steps_take_is_followed_whoever_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured in a bad moment, when the model was loaded."""
     monkeypatch.setattr(speculation, "measure_steps", lambda *_: {1: 10.0, 64: 20.0})
-    llm = demo(speculation="draft_model", draft_model="demo-draft")
+    llm = LLM("demo", speculation="draft_model", draft_model="demo-draft", max_model_len=128, kv_cache_memory="64MiB")
     llm.generate("def read(", SamplingParams(temperature=0, max_tokens=96, ignore_eos=True), use_tqdm=False)
     costs = llm.engine._costs
     assert costs is not None

@@ -133,10 +133,12 @@ class OracleRunner:
 
 
 class Alone:
-    """The same model without a pool: one request, one token after the other."""
+    """The same model without a pool: one request, one token after the other. It remembers what it said, by the request's id."""
 
     def __init__(self, groups: Sequence[KvGroup]) -> None:
         self.groups, self.sampler = groups, Sampler()
+        self._beams: dict[str, list[tuple[int, ...]]] = {}
+        self._drawn: dict[tuple[str, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def logits(self, token_ids: Sequence[int], tenant: str) -> torch.Tensor:
         return LOGITS[logits_index(self._visible(token_ids, tenant, set(), NUM_LAYERS))][None]
@@ -165,15 +167,19 @@ class Alone:
         return chosen or NUM_LAYERS
 
     def answers(self, request: Request) -> list[tuple[int, ...]]:
-        if request.params.beam_width is not None:
-            return self._search(request)
-        return [self._sample(request, index) for index in range(request.params.n)]
-
-    def _sample(self, request: Request, index: int) -> tuple[int, ...]:
-        return self.depths_and_tokens(request, index)[1]
+        if request.params.beam_width is None:
+            return [self.depths_and_tokens(request, index)[1] for index in range(request.params.n)]
+        if request.request_id not in self._beams:
+            self._beams[request.request_id] = self._search(request)
+        return self._beams[request.request_id]
 
     def depths_and_tokens(self, request: Request, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of an answer that is not a beam: how many layers gave each of its tokens, and the tokens."""
+        if (request.request_id, index) not in self._drawn:
+            self._drawn[request.request_id, index] = self._draw(request, index)
+        return self._drawn[request.request_id, index]
+
+    def _draw(self, request: Request, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         tokens, prompt, params = list(request.prompt_token_ids), len(request.prompt_token_ids), request.params
         depths: list[int] = []
         left: set[int] = set()

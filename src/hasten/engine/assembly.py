@@ -79,14 +79,8 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
             return None
         return tokenizer.detokenizer(request.params.skip_special_tokens, request.prompt_token_ids)
 
-    engine = Engine(
-        exits.runner(shallow or staged, own_threads=backend.own_threads),
-        scheduler,
-        detokenizer,
-        Sampler(backend.chooser()),
-        drafter,
-        costs=costs,
-    )
+    runner = exits.runner(shallow or staged, own_threads=backend.own_threads)
+    engine = Engine(runner, scheduler, detokenizer, Sampler(backend.chooser()), drafter, costs=costs)
     engine.stats.plain_step = None if costs is None else StepCosts(costs.measured).seconds
     intake = Intake(
         tokenizer=tokenizer,

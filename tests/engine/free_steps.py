@@ -1,0 +1,27 @@
+"""Steps that take no longer for more tokens, so that guesses always pay: on a small model, and a busy machine, they might not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+
+from hasten.decoding.step_costs import StepCosts
+from hasten.engine import speculation
+
+
+class _Free(StepCosts):
+    def __init__(self, measured: Mapping[int, float]) -> None:
+        super().__init__({1: 1.0, 64: 1.0})
+
+    def note(self, num_tokens: int, seconds: float) -> None:
+        """What they took in truth changes nothing."""
+
+
+@contextmanager
+def free_steps() -> Iterator[None]:
+    """Around the making of an engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speculation, "StepCosts", _Free)
+        yield
