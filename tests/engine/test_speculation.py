@@ -230,7 +230,8 @@ def test_an_eagle_head_changes_no_output(requests, plain) -> None:
 def test_medusa_heads_change_no_output(requests, plain) -> None:
     llm = demo(speculation="medusa", draft_heads="demo-medusa")
     assert_same(generate(llm, requests), plain[0])
-    assert llm.engine.stats.num_accepted_tokens > 0.3 * llm.engine.stats.num_drafts
+    stats = llm.engine.stats
+    assert 0.3 * stats.num_drafts < stats.num_accepted_tokens < stats.num_drafted_tokens
 
 
 def test_what_steps_take_is_followed_whoever_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
