@@ -337,7 +337,7 @@ inline double fixed_point_error(const Problem& problem, size_t r, const std::vec
         if (steps.size() <= split) steps.resize(split + 1);
         double scale = 0.0;
         for (double v : problem.values[r][seen[i]]) scale = std::max(scale, std::fabs(v) / 127.0);
-        steps[split] = std::max(steps[split], weights[i] * scale / 65535.0);
+        steps[split] = std::max(steps[split], weights[i] * scale / 32767.0);
     }
     for (const int position : positions) error += 0.5 * 127.0 * steps[static_cast<size_t>(split_of(problem.shape, position))];
     return error;

@@ -95,7 +95,7 @@ struct Operands {
     // Rows of zeros fill the last panel, columns of zeros the end of every row, as `pack` leaves them.
     void fill_weights(Random& random) {
         const hasten::Matrix& matrix = weights.matrix;
-        for (int64_t i = 0; i < weights.bases.count() / 4; ++i) set_base(i, random.integer(100, 115));
+        for (int64_t i = 0; i < weights.bases.count() / 4; ++i) set_base(i, random.integer(50, 57));
         for (int64_t o = 0; o < matrix.panels * 16; ++o) {
             for (int64_t k = 0; k < matrix.padded_in; ++k) set_weight(o, k, o < c.out && k < c.in, random);
         }
@@ -113,17 +113,18 @@ struct Operands {
     void set_coded(int64_t o, int64_t k, bool real, Random& random) {
         const Packed::Place at = weights.place(o, k);
         const int kind = real ? random.integer(0, 200) : 0, base = weights.bases[Packed::base_at(o)];
-        const auto rest = static_cast<uint8_t>(real ? random.integer(0, 255) : 0);
+        const auto lower = static_cast<uint8_t>(real ? random.integer(0, 255) : 0);
+        const int sign = real ? random.integer(0, 1) : 0;
         int32_t& count = weights.num_exceptions[o / 16];
         if (kind == 1 && count < Packed::kMostExceptions) {
-            const auto bits = static_cast<uint16_t>((rest & 0x80) << 8 | random.integer(base - 20, base + 16) << 7 | (rest & 0x7f));
+            const auto bits = static_cast<uint16_t>(sign << 15 | random.integer(base - 10, base + 8) << 8 | lower);
             weights.exceptions[o / 16 * Packed::kMostExceptions + count++] = {static_cast<int32_t>(k),
                                                                               static_cast<uint16_t>(o % 16), bits};
             return;
         }
-        weights.data[at.rest] = kind == 2 ? rest & 0x80 : rest;
-        const int code = kind == 0 || kind == 2 ? 0 : random.integer(1, 15);
-        weights.data[at.code] = static_cast<uint8_t>(weights.data[at.code] | code << at.shift);
+        weights.data[at.lower] = kind == 2 ? 0 : lower;
+        const int code = kind == 0 || kind == 2 ? 0 : random.integer(1, 7);
+        weights.data[at.four] = static_cast<uint8_t>(weights.data[at.four] | (sign * 8 + code) << at.shift);
     }
 
     void set_weight(int64_t o, int64_t k, bool real, Random& random) {

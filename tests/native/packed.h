@@ -75,9 +75,9 @@ struct Packed {
         return {block + k % 64 / 16 * 16 + o % 16, block + line * 64 + o % 16 * 4 + k % 4, k % 8 < 4 ? 0 : 4};
     }
 
-    // Where a coded weight lies: the byte of its sign and fraction, the byte of its code, and the place of the code there.
+    // Where a coded weight lies: its lower byte, the byte with the four bits of the upper one, and their place there.
     struct Place {
-        int64_t rest, code;
+        int64_t lower, four;
         int shift;
     };
     Place place(int64_t o, int64_t k) const {
@@ -96,9 +96,9 @@ struct Packed {
     float coded(int64_t o, int64_t k) const {
         if (const hasten::Exception* found = exception(o, k)) return from_bf16(found->bits);
         const Place at = place(o, k);
-        const int rest = matrix.data[at.rest], code = matrix.data[at.code] >> at.shift & 15;
-        const int exponent = code == 0 ? 0 : matrix.bases[base_at(o)] + code;
-        return from_bf16(static_cast<uint16_t>((rest & 0x80) << 8 | exponent << 7 | (rest & 0x7f)));
+        const int four = matrix.data[at.four] >> at.shift & 15, code = four % 8;
+        const int upper = four / 8 * 128 + (code == 0 ? 0 : matrix.bases[base_at(o)] + code);
+        return from_bf16(static_cast<uint16_t>(upper * 256 + matrix.data[at.lower]));
     }
 
     // Weight (o, k) before its scale: a value, or a level with the zero point taken off.

@@ -59,9 +59,9 @@ struct NarrowTask {
 //   int4  data[panel][I'/64][576 bytes]       read in kernels/nibbles.h: w ~ scales[panel][16] * s * (nibble - 8), where s is a
 //         whole number from -15 to 15 for each 16 inputs of an output. s * (nibble - 8) fits a byte, so that products are those
 //         of an int8 matrix (as Lin et al., "QServe", 2024, have it).
-//   bf16_coded  the same values as bf16 in 12 bits each: data[panel][I'/8][192 bytes], read in kernels/coded.h. Sign and fraction
-//         are kept; of the exponent, its distance from the base of its output, in four bits. The few weights that are too
-//         small for it are zeros there, and stand in the panel's list of exceptions.
+//   bf16_coded  the same values as bf16 in 12 bits each: data[panel][I'/8][192 bytes], read in kernels/coded.h. The lower byte is
+//         kept; of the upper one, the sign and the distance of its exponent from the base of its output, in four bits. The few
+//         weights that are too small for it are zeros there, and stand in the panel's list of exceptions.
 struct Exception {
     int32_t input;
     uint16_t lane, bits;  // the output in its panel, the weight as bf16
@@ -77,7 +77,7 @@ struct Matrix {
     float* scales;  // int8, int4: [panels * 16]
     // bf16_coded, whose rows are packed once each. Lists have room for max_exceptions; counts go on beyond, and then the matrix is
     // of no use. Those of one output ascend by input.
-    uint8_t* bases = nullptr;  // [panels][64]: of each output four times, where its codes are; exponents 1 to 15 above have codes
+    uint8_t* bases = nullptr;  // [panels][64]: of each output four times, where its codes are; exponents 1 to 7 above have codes
     Exception* exceptions = nullptr;    // [panels][max_exceptions]
     int32_t* num_exceptions = nullptr;  // [panels]
     int32_t max_exceptions = 0;

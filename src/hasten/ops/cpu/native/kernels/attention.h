@@ -44,7 +44,7 @@ protected:
     int tiles() const { return (queries_.count() + kTileQueries - 1) / kTileQueries; }
 
     // The sums of query i's values over the running split.
-    float* part_of(int i) const { return row_of(memory_.part_values, kFixed ? 2 * i : i); }
+    float* part_of(int i) const { return row_of(memory_.part_values, kFixed ? kWeightPlanes * i : i); }
     int32_t* sums_of(int i) const { return reinterpret_cast<int32_t*>(part_of(i)); }
     const uint8_t* weights_of(int i) const { return reinterpret_cast<const uint8_t*>(scores_of(i)); }
 
@@ -89,8 +89,7 @@ protected:
         const float* q = row_of(memory_.queries, t * M);
         float* scores = scores_of(t * M) + j * kLanes;
         if constexpr (keys == Dtype::int8) {
-            const Int8Queries queries{reinterpret_cast<const int32_t*>(q), memory_.query_scales + t * M,
-                                      memory_.corrections + t * M};
+            const Int8Queries queries{reinterpret_cast<const char*>(q), memory_.query_scales + t * M, memory_.corrections + t * M};
             score_panels_int8<M, N>(queries, geometry_.key_dim, panels, ahead, panels_.key_scales + j, scores);
         } else {
             score_panels<keys, M, N>(q, shape_.task.head_dim, panels, ahead, scores);

@@ -1,10 +1,10 @@
 // int8 values: their weights are whole numbers too, so that sums are exact and every form gives the same bits.
 //
-// Of one query and split, with w = softmax weight * scale of the value and the greatest of them w': n = round(w * 65535 / w'),
-// and the sum of w * v is taken to be (256 * sum of (n >> 8) * v + sum of (n & 255) * v) * w' / 65535. Both sums are below 2^24.
-// A weight is off by half a step of w' / 65535 at most. What nobody sees has weight 0, whatever its value and scale are.
+// Of one query and split, with w = softmax weight * scale of the value and the greatest of them w': n = round(w * 32767 / w'),
+// and the sum of w * v is taken to be (sum of n * v) * w' / 32767. With the 512 keys of a split at most it is below 2^31. A weight
+// is off by half a step of w' / 32767 at most. What nobody sees has weight 0, whatever its value and scale are.
 //
-// Weights lie in the place of the scores: of every run of four panels, 64 upper bytes, then 64 lower bytes.
+// Weights lie in the place of the scores: of every run of four panels 128 bytes, in the order of store_weights.
 #pragma once
 
 #include "attention_softmax.h"
@@ -13,27 +13,20 @@
 
 namespace hasten::HASTEN_ISA {
 
-constexpr float kWeightSteps = 65535.0f;
+constexpr float kWeightSteps = 32767.0f;
 constexpr int kRunPanels = 4;
 constexpr int64_t kRunBytes = kRunPanels * kLanes * 4;          // between runs of a query
 constexpr int64_t kWeightStride = kScoreStride * 4;             // between queries
 constexpr int64_t kQuads = kSplitPanels * kLanes / 4;           // of the keys of a split
 constexpr int64_t kQuadStride = (kQuads + 2) * 64;              // between 16 dimensions and the next, not a power of two
-constexpr int kQuadQueries = kVectorRegisters >= 32 ? 4 : 2;    // queries that share a load of values in quads
+constexpr int kQuadQueries = 4;                                 // that share a load of values in quads
 constexpr int kQuadVectors = kVectorRegisters >= 32 ? 2 : 1;    // dimensions / 16 that share a load of weights
 constexpr int kDirectQueries = kVectorRegisters >= 32 ? 2 : 0;  // so few take values as they lie in the pool
 
 inline int run_of(int panel) { return panel / kRunPanels; }
 inline int runs_to(int panel) { return (panel + kRunPanels - 1) / kRunPanels; }
 
-// The four weights of quad `quad` of a run; plane 0: the upper bytes.
-inline I16 weight_quad(const uint8_t* run, int plane, int quad) {
-    int32_t four;
-    __builtin_memcpy(&four, run + plane * 64 + quad * 4, 4);
-    return ibroadcast(four);
-}
-
-// Weights of panels [begin, end) to bytes, times `inverse`, and zeros for the rest of their runs.
+// Weights of panels [begin, end) to whole numbers, times `inverse`, and zeros for the rest of their runs.
 inline void fix_weights(float* weights, int begin, int end, float inverse) {
     const F16 factor = broadcast(inverse);
     for (int run = run_of(begin); run < runs_to(end); ++run) {
@@ -44,7 +37,7 @@ inline void fix_weights(float* weights, int begin, int end, float inverse) {
         for (int i = 0; i < kRunPanels; ++i) {
             n[i] = from + i >= begin && from + i < end ? to_int(load(at + i * kLanes) * factor) : izero();
         }
-        store_byte_planes(reinterpret_cast<uint8_t*>(at), n);
+        store_weights(reinterpret_cast<uint8_t*>(at), n);
     }
 }
 
@@ -82,11 +75,10 @@ inline void softmax_fixed(const Scores& source, float* scores, int begin, int en
     }
 }
 
-// Sums [2][value_dim] of upper and lower bytes -> weighted values, in the place of the first.
+// Sums [kWeightPlanes][value_dim] -> weighted values, in the place of the first.
 inline void finish_fixed(int32_t* sums, float step, int32_t value_dim) {
     for (int32_t i = 0; i < value_dim; i += kLanes) {
-        const F16 whole = fma(to_float(iload(sums + i)), broadcast(256.0f), to_float(iload(sums + value_dim + i)));
-        store(reinterpret_cast<float*>(sums + i), whole * broadcast(step));
+        store(reinterpret_cast<float*>(sums + i), whole_sums(sums + i, value_dim) * broadcast(step));
     }
 }
 
@@ -114,25 +106,25 @@ inline void gather_quads(const ValuePanels& values, int begin, int end, int32_t 
 // sums[m][plane][16 n + lane] of M queries over runs [begin, end) of N vectors of values in quads.
 template <int M, int N>
 inline void add_quads(const uint8_t* weights, const uint8_t* values, int begin, int end, int32_t value_dim, int32_t* sums) {
-    I16 acc[M][2][N];
+    I16 acc[M][kWeightPlanes][N];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) acc[m][0][n] = acc[m][1][n] = izero();
+        for (int n = 0; n < kWeightPlanes * N; ++n) acc[m][n / N][n % N] = izero();
     }
     for (int run = begin; run < end; ++run) {
         const uint8_t* line = values + run * 16 * 64;
         for (int quad = 0; quad < 16; ++quad, line += 64) {
-            I16 v[N];
+            ValueQuads v[N];
 #pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) v[n] = iload(line + n * kQuadStride);
+            for (int n = 0; n < N; ++n) v[n] = value_quads(iload(line + n * kQuadStride));
 #pragma GCC unroll 4
             for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
-                for (int plane = 0; plane < 2; ++plane) {
-                    const I16 w = weight_quad(weights + m * kWeightStride + run * kRunBytes, plane, quad);
+                for (int plane = 0; plane < kWeightPlanes; ++plane) {
+                    const ValueWeights w = load_weights(weights + m * kWeightStride + run * kRunBytes, plane, quad);
 #pragma GCC unroll 4
-                    for (int n = 0; n < N; ++n) acc[m][plane][n] = dot4(acc[m][plane][n], w, v[n]);
+                    for (int n = 0; n < N; ++n) acc[m][plane][n] = add_weighted(acc[m][plane][n], w, v[n]);
                 }
             }
         }
@@ -140,9 +132,9 @@ inline void add_quads(const uint8_t* weights, const uint8_t* values, int begin, 
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
-        for (int plane = 0; plane < 2; ++plane) {
+        for (int plane = 0; plane < kWeightPlanes; ++plane) {
 #pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) istore(sums + (2 * m + plane) * value_dim + n * kLanes, acc[m][plane][n]);
+            for (int n = 0; n < N; ++n) istore(sums + (kWeightPlanes * m + plane) * value_dim + n * kLanes, acc[m][plane][n]);
         }
     }
 }
@@ -157,25 +149,32 @@ inline void add_all_quads(const uint8_t* weights, const uint8_t* values, int beg
     for (; n < vectors; ++n) add_quads<M, 1>(weights, values + n * kQuadStride, begin, end, value_dim, sums + n * kLanes);
 }
 
-// All sums [m][2][value_dim] of `m` queries: 1, 2 or a multiple of 4.
+// All sums [m][plane][value_dim] of `m` queries: 1, 2 or a multiple of 4.
 inline void add_all_quads(int m, const uint8_t* weights, const uint8_t* values, int begin, int end, int32_t value_dim,
                           int32_t* sums) {
     if (m == 1) return add_all_quads<1>(weights, values, begin, end, value_dim, sums);
     if (m == 2) return add_all_quads<2>(weights, values, begin, end, value_dim, sums);
     for (int i = 0; i < m; i += kQuadQueries) {
-        add_all_quads<kQuadQueries>(weights + i * kWeightStride, values, begin, end, value_dim, sums + i * 2 * value_dim);
+        add_all_quads<kQuadQueries>(weights + i * kWeightStride, values, begin, end, value_dim,
+                                    sums + i * kWeightPlanes * value_dim);
     }
+}
+
+// What row i of sums [m][plane] is multiplied with.
+inline ValueWeights weights_of_sums(const uint8_t* run, int i, int quad) {
+    return load_weights(run + i / kWeightPlanes * kWeightStride, i % kWeightPlanes, quad);
 }
 
 // Adds the panels [begin, end) of one run to sums[m][plane] of 64 dimensions, in the order of load_quads.
 template <int M>
 inline void add_rows(const uint8_t* run, const ValuePanels& values, int begin, int end, int32_t i, int32_t value_dim,
                      int32_t* sums) {
-    I16 acc[M][2][4];
-#pragma GCC unroll 2
-    for (int m = 0; m < 2 * M; ++m) {
+    constexpr int rows = kWeightPlanes * M;
+    I16 acc[rows][4];
 #pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n) acc[m / 2][m % 2][n] = iload(sums + m * value_dim + i + n * kLanes);
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) acc[r][n] = iload(sums + r * value_dim + i + n * kLanes);
     }
     for (int quad = 0; quad < (end - begin) * 4; ++quad) {
         const int64_t at = (quad % 4 * 4) * values.row_bytes + i;
@@ -185,16 +184,16 @@ inline void add_rows(const uint8_t* run, const ValuePanels& values, int begin, i
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) prefetch_far(soon + n * values.row_bytes);
 #pragma GCC unroll 4
-        for (int m = 0; m < 2 * M; ++m) {
-            const I16 w = weight_quad(run + m / 2 * kWeightStride, m % 2, quad);
+        for (int r = 0; r < rows; ++r) {
+            const ValueWeights w = weights_of_sums(run, r, quad);
 #pragma GCC unroll 4
-            for (int n = 0; n < 4; ++n) acc[m / 2][m % 2][n] = dot4(acc[m / 2][m % 2][n], w, v[n]);
+            for (int n = 0; n < 4; ++n) acc[r][n] = add_weighted(acc[r][n], w, value_quads(v[n]));
         }
     }
 #pragma GCC unroll 4
-    for (int m = 0; m < 2 * M; ++m) {
+    for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n) istore(sums + m * value_dim + i + n * kLanes, acc[m / 2][m % 2][n]);
+        for (int n = 0; n < 4; ++n) istore(sums + r * value_dim + i + n * kLanes, acc[r][n]);
     }
 }
 
@@ -204,17 +203,18 @@ inline void add_short_rows(const uint8_t* run, const ValuePanels& values, int be
                            int32_t* sums) {
     for (int quad = 0; quad < (end - begin) * 4; ++quad) {
         const I16 v = load_quad_row(values.panels[begin + quad / 4] + quad % 4 * 4 * values.row_bytes + i, values.row_bytes);
-        for (int m = 0; m < 2 * M; ++m) {
-            int32_t* sum = sums + m * value_dim + i;
-            istore(sum, dot4(iload(sum), weight_quad(run + m / 2 * kWeightStride, m % 2, quad), v));
+        for (int r = 0; r < kWeightPlanes * M; ++r) {
+            int32_t* sum = sums + r * value_dim + i;
+            istore(sum, add_weighted(iload(sum), weights_of_sums(run, r, quad), value_quads(v)));
         }
     }
 }
 
-// All sums [m][2][value_dim] of few queries, from values as they lie in the pool.
+// All sums [m][plane][value_dim] of few queries, from values as they lie in the pool.
 template <int M>
 inline void add_all_rows(const uint8_t* weights, const ValuePanels& values, int32_t value_dim, int32_t* sums) {
-    __builtin_memset(sums, 0, static_cast<size_t>(2 * M * value_dim) * sizeof(int32_t));
+    constexpr int rows = kWeightPlanes * M;
+    __builtin_memset(sums, 0, static_cast<size_t>(rows * value_dim) * sizeof(int32_t));
     const int32_t whole = value_dim / 64 * 64;
     for (int j = 0; j < values.count; j += kRunPanels) {
         const uint8_t* run = weights + run_of(j) * kRunBytes;
@@ -222,12 +222,12 @@ inline void add_all_rows(const uint8_t* weights, const ValuePanels& values, int3
         for (int32_t i = 0; i < whole; i += 64) add_rows<M>(run, values, j, end, i, value_dim, sums);
         for (int32_t i = whole; i < value_dim; i += kLanes) add_short_rows<M>(run, values, j, end, i, value_dim, sums);
     }
-    for (int m = 0; m < 2 * M; ++m) {
+    for (int r = 0; r < rows; ++r) {
         for (int32_t i = 0; i < whole; i += 64) {
             I16 quarters[4];
-            for (int n = 0; n < 4; ++n) quarters[n] = iload(sums + m * value_dim + i + n * kLanes);
+            for (int n = 0; n < 4; ++n) quarters[n] = iload(sums + r * value_dim + i + n * kLanes);
             transpose_quarters(quarters);
-            for (int n = 0; n < 4; ++n) istore(sums + m * value_dim + i + n * kLanes, quarters[n]);
+            for (int n = 0; n < 4; ++n) istore(sums + r * value_dim + i + n * kLanes, quarters[n]);
         }
     }
 }

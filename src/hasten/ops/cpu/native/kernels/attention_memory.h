@@ -13,12 +13,12 @@ constexpr int64_t kPairStride = (kSplitPanels * kLanes / 2 + 2) * 64;  // betwee
 constexpr int kValueChunk = 4;  // panels of values that stay in the first-level cache for all queries of an item
 
 struct AttentionMemory {
-    float* queries;        // tiles [dim][M], or [dim / 4][M] of four bytes
+    float* queries;        // tiles [dim][M], or [dim / 4][M] of prepared bytes
     float* query_scales;   // int8
     int32_t* corrections;  // int8
     float* steps;          // int8: [query], of the weights of the running split
     float* scores;         // [query][kScoreStride]
-    float* part_values;    // [query][value_dim], of the running split; int8: two planes of int32 each
+    float* part_values;    // [query][value_dim], of the running split; int8: [query][plane][value_dim] of int32
     float* values;         // [query][value_dim], merged
     Softmax* parts;        // [query], of the running split
     Softmax* states;       // [query], merged
@@ -36,7 +36,7 @@ struct AttentionMemory {
         corrections = take<int32_t>(kItemQueries);
         steps = take<float>(kItemQueries);
         scores = take<float>(kItemQueries * kScoreStride);
-        part_values = take<float>(kItemQueries * row * (type == Dtype::int8 ? 2 : 1));
+        part_values = take<float>(kItemQueries * row * (type == Dtype::int8 ? kWeightPlanes : 1));
         values = take<float>(kItemQueries * row);
         parts = take<Softmax>(kItemQueries);
         states = take<Softmax>(kItemQueries);

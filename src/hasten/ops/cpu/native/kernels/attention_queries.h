@@ -57,16 +57,19 @@ public:
         }
     }
 
-    // The same as int8, tiles [dim' / 4][m] of four bytes; dim' is what the keys are padded to.
+    // The same as int8, tiles [dim' / 4][m] of four bytes, prepared; dim' is what the keys are padded to.
     void load_int8(int m, float* tiles, float* scales, int32_t* corrections) const {
         const int32_t key_dim = shape_.geometry.key_dim;
         for (int i = 0; i < padded(m); ++i) {
-            float* out = tile(tiles, i, m);
-            alignas(64) int8_t values[kMaxHeadDim] = {};
+            char* out = reinterpret_cast<char*>(tile(tiles, i - i % m, m)) + i % m * kRowQuadBytes;
+            alignas(64) int8_t values[kMaxHeadDim] = {}, prepared[kMaxHeadDim * kRowQuadBytes / 4];
             scales[i] = 0.0f;
             corrections[i] = 0;
             if (i < count_) scales[i] = quantize(i, values, corrections[i]);
-            for (int32_t k = 0; k < key_dim; k += 4) __builtin_memcpy(out + k / 4 * m, values + k, 4);
+            prepare_row(values, shape_.geometry.value_dim, prepared);
+            for (int32_t quad = 0; quad < key_dim / 4; ++quad, out += m * kRowQuadBytes) {
+                __builtin_memcpy(out, prepared + quad * kRowQuadBytes, kRowQuadBytes);
+            }
         }
     }
 

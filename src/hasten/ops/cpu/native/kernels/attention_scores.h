@@ -73,9 +73,9 @@ inline void score_panels(const float* q, int32_t dim, const uint8_t* const* pane
     }
 }
 
-// Queries of int8: scale[m] * key scale * (sum of q * (k + 128) - 128 * sum of q). q is [dim' / 4][M] of four bytes.
+// Queries of int8: scale[m] * key scale * (sum of q * (k + 128) - 128 * sum of q). q is [dim' / 4][M] of four bytes, prepared.
 struct Int8Queries {
-    const int32_t* q;
+    const char* q;
     const float* scales;
     const int32_t* corrections;  // -128 * sum of q
 };
@@ -90,15 +90,15 @@ inline void score_panels_int8(const Int8Queries& queries, int32_t key_dim, const
         for (int n = 0; n < N; ++n) acc[m][n] = ibroadcast(queries.corrections[m]);
     }
     for (int64_t line = 0; line < key_dim / 4; ++line) {
-        I16 keys[N];
+        WeightQuads keys[N];
 #pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {
-            keys[n] = iload(panels[n] + line * 64);
+            keys[n] = load_weight_quads(panels[n] + line * 64);
             prefetch_far(ahead[n] + line * 64);
         }
 #pragma GCC unroll 24
         for (int m = 0; m < M; ++m) {
-            const I16 four = ibroadcast(queries.q[line * M + m]);
+            const RowQuad four = load_row_quad(queries.q + (line * M + m) * kRowQuadBytes);
 #pragma GCC unroll 24
             for (int n = 0; n < N; ++n) acc[m][n] = dot4(acc[m][n], keys[n], four);
         }

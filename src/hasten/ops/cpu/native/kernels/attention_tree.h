@@ -59,7 +59,7 @@ public:
     }
 
     // sums [value_dim] += weighted values of the row's tokens that query k sees at positions of the listed panels. int8: whole
-    // numbers, [2][value_dim].
+    // numbers, [plane][value_dim].
     void add_values(int k, float* sums) const {
         const uint8_t* values[kTreeTokens];
         float weights[kTreeTokens];
@@ -95,19 +95,14 @@ private:
         softmax_fixed<1>(FloatScores{scores}, scores, 0, panels_.count, &visible, positions, soft_cap, &step, &state);
         uint8_t* weights = reinterpret_cast<uint8_t*>(scores);
         each(k, [&](int token, int64_t lane) {
-            uint8_t* upper = weights + lane / 64 * kRunBytes + lane % 64;
-            own(k)[token] = static_cast<float>(upper[0] * 256 + upper[64]);
-            upper[0] = upper[64] = 0;
+            own(k)[token] = static_cast<float>(take_weight(weights + lane / 64 * kRunBytes, lane % 64));
         });
         return state;
     }
 
     void add_fixed(int32_t weight, const uint8_t* values, int32_t* sums) const {
-        const I16 upper = ibroadcast(weight >> 8), lower = ibroadcast(weight & 255);
         for (int32_t i = 0; i < value_dim_; i += kLanes) {
-            const I16 v = to_int(load_value<type>(values + i));
-            istore(sums + i, iload(sums + i) + upper * v);
-            istore(sums + value_dim_ + i, iload(sums + value_dim_ + i) + lower * v);
+            add_products(sums + i, value_dim_, weight, to_int(load_value<type>(values + i)));
         }
     }
 

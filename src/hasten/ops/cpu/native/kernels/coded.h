@@ -1,11 +1,14 @@
-// bf16 weights in 12 bits, without loss: of a trained matrix's exponents 15 in a row serve all but a few weights in ten thousand
+// bf16 weights in 12 bits, without loss: of a trained matrix's exponents 14 in a row serve all but a few weights in ten thousand
 // (Zhang et al., "70% Size, 100% Accuracy", 2025, code exponents for the same reason). Those few are exceptions, as in Zukowski
 // et al., "Super-Scalar RAM-CPU Cache Compression" (2006): a list beside the panel, so that decoding needs no branches.
 //
-// A unit is 192 bytes: 8 inputs of the 16 outputs of a panel, four lines of two inputs. Bytes 0 to 127: sign and fraction; of the
-// lines 2 h and 2 h + 1 (h: 0 or 1) they lie from 64 h on. There, byte 16 (o / 4) + 8 (line % 2) + 2 (o % 4) + input % 2 is that
-// of output o. Bytes 128 to 191: its code is in byte % 64 of these, in the low four bits of the first two lines and the high four
-// bits of the others. Code 0: exponent 0; code c: exponent base + c. In this order two byte interleavings make bf16 pairs.
+// A weight's lower byte, the last bit of its exponent and the fraction, is kept as it is. Its upper byte, the sign and the upper
+// seven bits of the exponent, becomes four bits: 8 for the sign, and a code. Code 0: the seven bits are 0; code c: base + c.
+//
+// A unit is 192 bytes: 8 inputs of the 16 outputs of a panel, four lines of two inputs. Bytes 0 to 127: lower bytes; of the lines
+// 2 h and 2 h + 1 (h: 0 or 1) they lie from 64 h on. There, byte 16 (o / 4) + 8 (line % 2) + 2 (o % 4) + input % 2 is that of
+// output o. Bytes 128 to 191: the four bits of its upper byte are in byte % 64 of these, the low ones for the first two lines and
+// the high ones for the others. In this order two byte interleavings make bf16 pairs.
 #pragma once
 
 #include "../simd/math.h"
@@ -15,13 +18,14 @@ namespace hasten::HASTEN_ISA {
 
 constexpr int kUnitInputs = 8;
 constexpr int64_t kUnitBytes = 192;
-constexpr int kCodes = 15;
+constexpr int kCodes = 7;
 
 inline int unit_byte(int lane, int line) { return 64 * (line / 2) + 16 * (lane / 4) + 8 * (line % 2) + 2 * (lane % 4); }
 
-inline int exponent_of(uint16_t bits) { return bits >> 7 & 0xff; }
+// The upper seven bits of the exponent.
+inline int exponent_of(uint16_t bits) { return bits >> 8 & 0x7f; }
 
-// The base from the greatest exponent of an output.
+// The base from the greatest such exponent of an output.
 inline int base_of(int greatest) { return greatest > kCodes ? greatest - kCodes : 0; }
 
 // The code of a weight: of its exponent; -1 if it has none.
@@ -37,15 +41,15 @@ inline void code_unit(const uint16_t* weights, int base, int lane, uint8_t* unit
     for (int line = 0; line < 2; ++line) {
         uint8_t codes[2] = {};
         for (int half = 0; half < 2; ++half) {
-            uint8_t rest[2];
+            uint8_t lower[2];
             for (int j = 0; j < 2; ++j) {
                 const int i = 4 * half + 2 * line + j;
                 const int code = code_of(weights[i], base);
                 if (code < 0) exception(i);
-                rest[j] = static_cast<uint8_t>(code < 0 ? 0 : (weights[i] >> 8 & 0x80) | (weights[i] & 0x7f));
-                codes[j] = static_cast<uint8_t>(codes[j] | (code < 0 ? 0 : code) << 4 * half);
+                lower[j] = static_cast<uint8_t>(code < 0 ? 0 : weights[i]);
+                codes[j] = static_cast<uint8_t>(codes[j] | (code < 0 ? 0 : (weights[i] >> 15) * 8 + code) << 4 * half);
             }
-            memcpy(unit + unit_byte(lane, 2 * half + line), rest, 2);
+            memcpy(unit + unit_byte(lane, 2 * half + line), lower, 2);
         }
         memcpy(unit + 128 + unit_byte(lane, line), codes, 2);
     }
@@ -54,8 +58,8 @@ inline void code_unit(const uint16_t* weights, int base, int lane, uint8_t* unit
 // Input i of output `lane`, as it stands in the unit.
 inline uint16_t decode_one(const uint8_t* unit, int lane, int i, int base) {
     const int line = i / 2, at = unit_byte(lane, line) + i % 2;
-    const int code = unit[128 + at % 64] >> 4 * (line / 2) & 15, exponent = code == 0 ? 0 : base + code;
-    return static_cast<uint16_t>((unit[at] & 0x80) << 8 | exponent << 7 | (unit[at] & 0x7f));
+    const int four = unit[128 + at % 64] >> 4 * (line / 2) & 15, code = four & 7, exponent = code == 0 ? 0 : base + code;
+    return static_cast<uint16_t>((four & 8) << 12 | exponent << 8 | unit[at]);
 }
 
 // The exceptions of a panel.

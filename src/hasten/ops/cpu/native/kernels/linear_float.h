@@ -171,7 +171,7 @@ constexpr int kWideUnitRows = std::is_same_v<W, WeightsCoded> ? 8 : 2;
 template <class W, int R>
 [[gnu::always_inline]] inline void stream_set(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights,
                                               int32_t row) {
-    constexpr int P = kVectorRegisters == 8       ? 1
+    constexpr int P = kVectorRegisters == 8       ? panels_for(R)
                       : W::kInputs == 8           ? (R <= kWideUnitRows<W> ? 2 : 1)
                       : R <= 4 && W::kInputs <= 2 ? 4
                                                   : 2;
@@ -183,8 +183,15 @@ template <class W, int R>
     finish(task, set, row, R, tile);
 }
 
+// Rows that share what is read, in the forms that stream: as many as have room in the registers beside the weights of a line.
+template <class W>
+constexpr int kStreamRows = kVectorRegisters == 32 ? 12
+                            : W::kInputs == 1      ? 6
+                            : W::kInputs == 2      ? 5
+                                                   : 4;
 // Up to here weights that are widened in registers, for each block of rows anew, are faster than those widened once in scratch.
-constexpr int kStreamedRows = kVectorRegisters == 32 ? 64 : 8;
+template <class W>
+constexpr int kStreamedRows = kVectorRegisters == 32 || W::kInputs <= 2 ? 64 : 8;
 
 // Many rows: a stretch of a few sets' panels is widened to floats in scratch and meets all rows, whose part of the stretch
 // stays in the second cache meanwhile.
@@ -286,8 +293,8 @@ inline void block_float(const LinearTask& task, const PanelSet* sets, int count)
 template <class W>
 inline void stream_rows(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights) {
     prefetch_exceptions(*task.matrix, set);
-    for_each_row_block(task.rows, kStreamRows, [&](int32_t row, int32_t size) {
-        with_count<kStreamRows>(size, [&](auto n) { stream_set<W, decltype(n)::value>(task, set, weights, row); });
+    for_each_row_block(task.rows, kStreamRows<W>, [&](int32_t row, int32_t size) {
+        with_count<kStreamRows<W>>(size, [&](auto n) { stream_set<W, decltype(n)::value>(task, set, weights, row); });
     });
 }
 
@@ -302,7 +309,7 @@ inline void stream_rows(const LinearTask& task) {
 
 template <class W>
 inline void linear_float(const LinearTask& task) {
-    if (task.rows <= kStreamedRows) return stream_rows<W>(task);
+    if (task.rows <= kStreamedRows<W>) return stream_rows<W>(task);
     PanelSet sets[kGang];
     int gathered = 0;
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
@@ -330,7 +337,8 @@ inline void stream_decoded(const LinearTask& task) {
 }
 
 inline void linear_coded(const LinearTask& task) {
-    if (task.rows > kStreamRows && task.rows <= kStreamedRows && decodes(*task.matrix)) return stream_decoded(task);
+    using Plain = WeightsBf16;
+    if (task.rows > kStreamRows<Plain> && task.rows <= kStreamedRows<Plain> && decodes(*task.matrix)) return stream_decoded(task);
     linear_float<WeightsCoded>(task);
 }
 

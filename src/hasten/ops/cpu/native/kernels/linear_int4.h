@@ -9,17 +9,18 @@
 
 namespace hasten::HASTEN_ISA {
 
-constexpr int kNibbleRows = kVectorRegisters == 32 ? 8 : 4;  // that meet nibbles
+constexpr int kNibbleRows = kVectorRegisters == 32 ? 8 : 4;  // whose sums stay in registers beside the nibbles of a group
+constexpr int kNibbleBlock = 64;                             // rows that pass by the nibbles of a group
 
-// What the sums of each group of one row begin with: minus 8 times the sum of its 16 bytes.
-inline void start_groups(const int8_t* row, int64_t blocks, int32_t* starts) {
+// What the sums of each group of one row begin with, `stride` apart: minus 8 times the sum of its 16 bytes.
+inline void start_groups(const int8_t* row, int64_t blocks, int64_t stride, int32_t* starts) {
     const I16 ones = ibroadcast(0x01010101);
-    for (int64_t block = 0; block < blocks; ++block, row += kInt4Block, starts += kBlockGroups) {
+    for (int64_t block = 0; block < blocks; ++block, row += kInt4Block, starts += kBlockGroups * stride) {
         alignas(64) int32_t quads[kLanes];
         istore(quads, dot4(izero(), ones, iload(row)));
         for (int g = 0; g < kBlockGroups; ++g) {
             const int32_t* of = quads + g * kGroupQuads;
-            starts[g] = nibble_start(of[0] + of[1] + of[2] + of[3]);
+            starts[g * stride] = nibble_start(of[0] + of[1] + of[2] + of[3]);
         }
     }
 }
@@ -87,7 +88,7 @@ inline void rows_of_nibbles(const LinearTask& task) {
     const int64_t blocks = matrix.padded_in / kInt4Block;
     int32_t* starts = static_cast<int32_t*>(task.scratch);
     for (int r = 0; r < R; ++r) {
-        start_groups(task.quantized.data + r * task.quantized.stride, blocks, starts + r * blocks * kBlockGroups);
+        start_groups(task.quantized.data + r * task.quantized.stride, blocks, 1, starts + r * blocks * kBlockGroups);
     }
     const NibbleRows rows{task.quantized.data, task.quantized.stride, starts, blocks * kBlockGroups * int64_t{sizeof(int32_t)}};
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
@@ -107,11 +108,54 @@ inline void rows_of_nibbles(const LinearTask& task) {
     });
 }
 
-inline void linear_int4(const LinearTask& task) {
-    if (task.rows <= kNibbleRows) {
-        return with_count<kNibbleRows>(task.rows, [&](auto n) { rows_of_nibbles<decltype(n)::value>(task); });
+// sums[count][stride]: rows times one panel, whose nibbles are held a group at a time while all rows pass by. starts:
+// [group][count].
+[[gnu::noinline]] inline void add_groups(const ByteRows& rows, int32_t count, const int32_t* starts, const uint8_t* block,
+                                         int64_t blocks, Ahead ahead, int32_t* sums, int64_t stride) {
+    const uint8_t* const w[] = {block};
+    for (int64_t group = 0; group < blocks * kBlockGroups; ++group, starts += count) {
+        const int64_t at = group / kBlockGroups, g = group % kBlockGroups;
+        I16 nibbles[kGroupQuads];
+        ahead.fetch<true, 128>(w, at, nibbles_at(g, 0));
+        if (g == 0) ahead.fetch<true>(w, at);
+        load_nibbles(block + at * kInt4BlockBytes, g, nibbles);
+        const I16 scales = load_nibble_scales(scales_of(block + at * kInt4BlockBytes, g));
+        const int8_t* x = rows.data + group * kInt4Group;
+        int32_t* sum = sums;
+        for (int32_t r = 0; r < count; ++r, x += rows.stride, sum += stride) {
+            I16 of_group = ibroadcast(starts[r]);
+#pragma GCC unroll 4
+            for (int j = 0; j < kGroupQuads; ++j) {
+                of_group = dot_nibbles(of_group, nibbles[j], ibroadcast(load_quad(x + 4 * j)));
+                keep_order(of_group);
+            }
+            istore(sum, add_scaled(iload(sum), of_group, scales));
+        }
     }
-    // Panels become those of an int8 matrix in scratch, once for all rows.
+}
+
+// All rows of the task, a block of them at a time.
+inline void blocks_of_nibbles(const LinearTask& task) {
+    const Matrix& matrix = *task.matrix;
+    const int64_t blocks = matrix.padded_in / kInt4Block;
+    int32_t* starts = static_cast<int32_t*>(task.scratch);
+    for_each_row_block(task.rows, kNibbleBlock, [&](int32_t row, int32_t count) {
+        const ByteRows rows{task.quantized.data + row * task.quantized.stride, task.quantized.stride};
+        for (int32_t r = 0; r < count; ++r) start_groups(rows.data + r * rows.stride, blocks, count, starts + r);
+        for_each_set(task, 1, [&](const PanelSet& set) {
+            alignas(64) int32_t sums[kNibbleBlock * 2 * kLanes] = {};
+            const Ahead ahead(blocks, kInt4BlockBytes, set.next_bytes);
+            prefetch_scales(task, set);
+            for (int i = 0; i < set.count; ++i) {
+                add_groups(rows, count, starts, set.data(matrix, i), blocks, ahead, sums + i * kLanes, set.count * kLanes);
+            }
+            finish(task, set, row, count, sums);
+        });
+    });
+}
+
+// Panels become those of an int8 matrix in scratch, once for all rows.
+inline void rows_of_decoded(const LinearTask& task) {
     for_each_set(task, kTilePanels, [&](const PanelSet& set) {
         const uint8_t* weights[4];
         uint8_t* to = static_cast<uint8_t*>(task.scratch);
@@ -119,8 +163,19 @@ inline void linear_int4(const LinearTask& task) {
             decode_int4_panel(*task.matrix, set.panels[i], set.next_bytes, to);
             weights[i] = to;
         }
-        rows_of_bytes(task, set, weights, 0);
+        rows_of_bytes(task, set, weights, ByteRows{task.quantized.data, task.quantized.stride}, 0, task.rows, 0);
     });
+}
+
+inline void linear_int4(const LinearTask& task) {
+    if (task.rows <= kNibbleRows) {
+        return with_count<kNibbleRows>(task.rows, [&](auto n) { rows_of_nibbles<decltype(n)::value>(task); });
+    }
+    // Without an instruction for products of bytes that adds them up in 32 bits, nibbles are the cheaper ones.
+    if constexpr (kRowQuadBytes == 4)
+        rows_of_decoded(task);
+    else
+        blocks_of_nibbles(task);
 }
 
 }  // namespace hasten::HASTEN_ISA

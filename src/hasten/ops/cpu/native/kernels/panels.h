@@ -13,9 +13,8 @@ namespace hasten::HASTEN_ISA {
 // rows come from the first cache while weights come from the second, 64 bytes for every kTileRows products.
 constexpr int kTilePanels = kVectorRegisters == 32 ? 2 : 1;
 constexpr int kTileRows = kVectorRegisters == 32 ? 14 : 6;
-constexpr int kByteTileRows = kVectorRegisters == 32 ? kTileRows : 4;  // of int8: AVX2 has no single instruction for dot4
-constexpr int kStreamRows = kVectorRegisters == 32 ? 12 : 4;           // of the forms that stream: rows that share what is read
-constexpr int64_t kNearBytes = 2048;                                   // how far software prefetches run before the loads
+constexpr int panels_for(int rows) { return rows <= 2 ? 2 : kTilePanels; }  // one or two rows leave registers for two panels
+constexpr int64_t kNearBytes = 2048;                                        // how far software prefetches run before the loads
 constexpr int64_t kFarBytes = 8192;
 
 // Panels that are worked on together. Gated: the first half of them from the first half of the matrix, and their partners.

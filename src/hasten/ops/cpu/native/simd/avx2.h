@@ -190,6 +190,39 @@ inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
 }
 inline I16 dot4(I16 acc, I16 u, I16 s) { return {dot4(acc.lo, u.lo, s.lo), dot4(acc.hi, u.hi, s.hi)}; }
 
+// Rows of signed bytes times quads of unsigned ones, prepared: both as even and odd bytes, widened to 16 bits.
+constexpr int kRowQuadBytes = 8;  // of a prepared row: the words of bytes 0 and 2, then those of bytes 1 and 3
+struct WeightQuads {
+    I16 even, odd;
+};
+struct RowQuad {
+    __m256i even, odd;
+};
+inline WeightQuads load_weight_quads(const uint8_t* p) {
+    const I16 quads = iload(p);
+    return {quads & ibroadcast(0x00ff00ff), {_mm256_srli_epi16(quads.lo, 8), _mm256_srli_epi16(quads.hi, 8)}};
+}
+inline RowQuad load_row_quad(const char* p) {
+    int32_t even, odd;
+    memcpy(&even, p, 4);
+    memcpy(&odd, p + 4, 4);
+    return {_mm256_set1_epi32(even), _mm256_set1_epi32(odd)};
+}
+inline __m256i dot4(__m256i acc, __m256i even, __m256i odd, RowQuad s) {
+    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even, s.even), _mm256_madd_epi16(odd, s.odd)));
+}
+inline I16 dot4(I16 acc, const WeightQuads& u, RowQuad s) {
+    return {dot4(acc.lo, u.even.lo, u.odd.lo, s), dot4(acc.hi, u.even.hi, u.odd.hi, s)};
+}
+// A row of `bytes` bytes, a multiple of 16, prepared.
+inline void prepare_row(const int8_t* row, int64_t bytes, int8_t* out) {
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    for (int64_t i = 0; i < bytes; i += 16) {
+        const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i), _mm256_cvtepi8_epi16(_mm_shuffle_epi8(in, order)));
+    }
+}
+
 // 16 signed bytes, each as both 16-bit halves of a lane. Sums and products of such halves, modulo 65,536.
 inline __m256i both_halves(__m256i a) { return _mm256_blend_epi16(a, _mm256_slli_epi32(a, 16), 0xaa); }
 inline I16 load_s8_twice(const int8_t* p) {
@@ -210,6 +243,8 @@ inline int32_t nibble_start(int32_t x) { return static_cast<int32_t>((static_cas
 inline I16 dot_nibbles(I16 sums, I16 nibbles, I16 s) {
     return add_words(sums, {_mm256_maddubs_epi16(nibbles.lo, s.lo), _mm256_maddubs_epi16(nibbles.hi, s.hi)});
 }
+// Sums that the compiler may not add up in another order, which needs more registers.
+inline void keep_order(I16& sums) { asm("" : "+x"(sums.lo), "+x"(sums.hi)); }
 inline I16 load_nibble_scales(const int8_t* p) { return load_s8_twice(p); }
 inline I16 add_scaled(I16 acc, I16 sums, I16 scales) {
     return acc + I16{_mm256_madd_epi16(sums.lo, scales.lo), _mm256_madd_epi16(sums.hi, scales.hi)};
@@ -270,38 +305,59 @@ inline void transpose_quarters(I16* a) {
     a[2] = {even(b[0].hi, b[1].hi), even(b[2].hi, b[3].hi)};
     a[3] = {odd(b[0].hi, b[1].hi), odd(b[2].hi, b[3].hi)};
 }
-// 64 whole numbers of 0 to 65,535: the upper bytes of all, then the lower bytes of all.
-inline void store_byte_planes(uint8_t* out, const I16* n) {
-    const __m256i low_byte = _mm256_set1_epi16(0xff);
-    for (int i = 0; i < 4; i += 2, out += 32) {
-        const __m256i a = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i].lo, n[i].hi), 0xd8);
-        const __m256i b = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i + 1].lo, n[i + 1].hi), 0xd8);
-        const __m256i upper = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
-        const __m256i lower = _mm256_packus_epi16(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(upper, 0xd8));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64), _mm256_permute4x64_epi64(lower, 0xd8));
+// Products of bytes with 15-bit weights, whole numbers of 0 to 32,767. Both are words in the order of WeightQuads, and sums are
+// below 2^31 for 512 products.
+constexpr int kWeightPlanes = 1;
+using ValueWeights = RowQuad;
+using ValueQuads = WeightQuads;
+inline void store_weights(uint8_t* out, const I16* n) {
+    // Of each four lanes a, b, c and d: a and c, b and d.
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    for (int i = 0; i < 4; ++i, out += 32) {
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(n[i].lo, n[i].hi), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(words, order));
     }
 }
+inline ValueWeights load_weights(const uint8_t* weights, int, int quad) {
+    return load_row_quad(reinterpret_cast<const char*>(weights) + quad * kRowQuadBytes);
+}
+inline ValueQuads value_quads(I16 bytes) {
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(bytes.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(bytes.hi, 8), 8)},
+            {_mm256_srai_epi16(bytes.lo, 8), _mm256_srai_epi16(bytes.hi, 8)}};
+}
+inline I16 add_weighted(I16 acc, ValueWeights w, const ValueQuads& v) { return dot4(acc, v, w); }
+inline int32_t take_weight(uint8_t* weights, int64_t i) {
+    uint8_t* const at = weights + i / 4 * kRowQuadBytes + i % 2 * 4 + i % 4 / 2 * 2;
+    int16_t taken;
+    memcpy(&taken, at, 2);
+    memset(at, 0, 2);
+    return taken;
+}
+inline void add_products(int32_t* sums, int64_t, int32_t weight, I16 values) {
+    istore(sums, iload(sums) + ibroadcast(weight) * values);
+}
+inline F16 whole_sums(const int32_t* sums, int64_t) { return to_float(iload(sums)); }
 
-// 64 weights from their signs and fractions and the codes of their exponents, as two lines of bf16 pairs.
-inline void join_bf16(__m256i rest, __m256i codes, __m256i base, __m256i& line, __m256i& next) {
-    const __m256i sign = _mm256_set1_epi8(static_cast<char>(0x80));
-    const __m256i coded = _mm256_cmpgt_epi8(codes, _mm256_setzero_si256());
-    const __m256i exponent = _mm256_and_si256(_mm256_add_epi8(codes, base), coded);
-    // By bytes, as bits that cross from one byte to its neighbour are replaced.
-    const __m256i upper = _mm256_or_si256(_mm256_and_si256(sign, rest), _mm256_andnot_si256(sign, _mm256_srli_epi16(exponent, 1)));
-    const __m256i lower = _mm256_or_si256(_mm256_and_si256(sign, _mm256_slli_epi16(exponent, 7)), _mm256_andnot_si256(sign, rest));
+// 64 weights from their lower bytes and the four bits of the upper ones, as two lines of bf16 pairs.
+inline void join_bf16(__m256i lower, __m256i fours, __m256i base, __m256i& line, __m256i& next) {
+    const __m256i signs_and_codes = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121,  //
+                                                     0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121);
+    const __m256i coded = _mm256_setr_epi8(0, -1, -1, -1, -1, -1, -1, -1, 0, -1, -1, -1, -1, -1, -1, -1,  //
+                                           0, -1, -1, -1, -1, -1, -1, -1, 0, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bases = _mm256_and_si256(_mm256_shuffle_epi8(coded, fours), base);
+    const __m256i upper = _mm256_add_epi8(_mm256_shuffle_epi8(signs_and_codes, fours), bases);
     line = _mm256_unpacklo_epi8(lower, upper);
     next = _mm256_unpackhi_epi8(lower, upper);
 }
 // 128 weights of 16 lanes, coded as kernels/coded.h says, as four lines of bf16 pairs. base: of the codes' outputs.
 inline void decode_bf16(const uint8_t* unit, I16 base, I16* lines) {
     const I16 both = iload(unit + 128), nibbles = ibroadcast(0x0f0f0f0f);
-    const I16 codes[] = {both & nibbles, shift_right(both, 4) & nibbles};
+    const I16 fours[] = {both & nibbles, shift_right(both, 4) & nibbles};
     for (int i = 0; i < 2; ++i) {
-        const I16 rest = iload(unit + 64 * i);
-        join_bf16(rest.lo, codes[i].lo, base.lo, lines[2 * i].lo, lines[2 * i + 1].lo);
-        join_bf16(rest.hi, codes[i].hi, base.hi, lines[2 * i].hi, lines[2 * i + 1].hi);
+        const I16 lower = iload(unit + 64 * i);
+        join_bf16(lower.lo, fours[i].lo, base.lo, lines[2 * i].lo, lines[2 * i + 1].lo);
+        join_bf16(lower.hi, fours[i].hi, base.hi, lines[2 * i].hi, lines[2 * i + 1].hi);
     }
 }
 
