@@ -2,8 +2,8 @@
 // Weights come from more memory than any cache holds, in huge pages; each figure is the best of several rounds, by the clock
 // and by the processor time of the threads (which counts on a machine that others use too).
 //
-//   linear [isa: avx2, avx512, amx] [form: all, f32, bf16, bf16c, f16, int8, int4, int8w, int4w] [rounds] [rows]    (c: coded, w:
-//   float activations)
+//   linear [isa: avx2, avxvnni, avx512, amx] [form: all, f32, bf16, bf16c, f16, int8, int4, int8w, int4w] [rounds] [rows]    (c:
+//   coded, w: float activations)
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -152,6 +152,7 @@ Seconds pass(const Kernels& kernels, const Memory& memory, const Workload& work,
 
 const Kernels* choose(const std::string& name) {
     if (name == "avx2") return avx2_kernels();
+    if (name == "avxvnni") return avxvnni_kernels();
     if (name == "amx") {
         syscall(SYS_arch_prctl, 0x1023L, 18L);  // ask for the tile registers
         return amx_kernels();

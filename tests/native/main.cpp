@@ -1,4 +1,6 @@
 // Runs every registered test, or those whose names contain the first argument.
+#include <cpuid.h>
+
 #include "check.h"
 
 #if defined(__linux__) && !defined(HASTEN_EMULATE_AMX)
@@ -24,9 +26,22 @@ void fail(const char* file, int line, const char* what, double got, double want)
 
 namespace {
 
+bool has_avxvnni() {
+#ifdef HASTEN_EMULATE_AVXVNNI
+    return true;
+#else
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4)) != 0;
+#endif
+}
+
 bool has_avx512() {
+#ifdef HASTEN_EMULATE_AVX512
+    return true;
+#else
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
 }
 
 // With the emulation any AVX-512 processor will do; else the processor must have tiles and the kernel must grant them.
@@ -43,10 +58,11 @@ bool has_amx() {
 }
 
 struct Available {
-    const hasten::Kernels* table[3];
+    const hasten::Kernels* table[4];
     int count = 0;
     Available() {
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) table[count++] = hasten::avx2_kernels();
+        if (has_avxvnni()) table[count++] = hasten::avxvnni_kernels();
         if (has_avx512()) table[count++] = hasten::avx512_kernels();
         if (has_amx()) table[count++] = hasten::amx_kernels();
     }

@@ -44,13 +44,13 @@ def test_every_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_instruction_set_that_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = [isa for isa in ("amx", "avx512", "avx2") if isa not in runnable(library())]
+    missing = [isa for isa in ("amx", "avx512", "avxvnni", "avx2") if isa not in runnable(library())]
     for isa in missing:
         monkeypatch.setenv(ISA_VARIABLE, isa)
         with pytest.raises(InvalidOption, match=f"cannot run these kernels: got '{isa}'; allowed: .*avx2"):
             find_cpu()
     monkeypatch.setenv(ISA_VARIABLE, "sse9")
-    with pytest.raises(InvalidOption, match="unknown instruction set: got 'sse9'; allowed: amx, avx512, avx2 or none"):
+    with pytest.raises(InvalidOption, match="unknown instruction set: got 'sse9'; allowed: amx, avx512, avxvnni, avx2 or none"):
         find_cpu()
 
 

@@ -12,7 +12,7 @@ from hasten.core.errors import InvalidOption
 from hasten.ops.cpu.cores import default_threads
 from hasten.ops.cpu.library import NativeLibrary, native_library
 
-ISAS = ("amx", "avx512", "avx2")  # the fastest first
+ISAS = ("amx", "avx512", "avxvnni", "avx2")  # the fastest first
 ISA_VARIABLE = "HASTEN_CPU_ISA"
 
 

@@ -13,6 +13,11 @@ namespace {
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 
+bool has_avxvnni() {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4)) != 0;
+}
+
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -44,12 +49,13 @@ bool has_amx() {
 const Kernels* find_kernels(const char* name) {
     if (std::strcmp(name, "amx") == 0) return has_amx() ? amx_kernels() : nullptr;
     if (std::strcmp(name, "avx512") == 0) return has_avx512() ? avx512_kernels() : nullptr;
+    if (std::strcmp(name, "avxvnni") == 0) return has_avxvnni() ? avxvnni_kernels() : nullptr;
     if (std::strcmp(name, "avx2") == 0) return has_avx2() ? avx2_kernels() : nullptr;
     return nullptr;
 }
 
 const Kernels* best_kernels() {
-    for (const char* name : {"amx", "avx512", "avx2"}) {
+    for (const char* name : {"amx", "avx512", "avxvnni", "avx2"}) {
         if (const Kernels* found = find_kernels(name)) return found;
     }
     return nullptr;

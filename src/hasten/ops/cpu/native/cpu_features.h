@@ -5,8 +5,8 @@
 
 namespace hasten {
 
-// The kernels of an instruction set by name ("avx2", "avx512", "amx"), or null if it is unknown or cannot run here. For "amx"
-// the system is asked for permission to use tiles, once per process.
+// The kernels of an instruction set by name ("avx2", "avxvnni", "avx512", "amx"), or null if it is unknown or cannot run here. For
+// "amx" the system is asked for permission to use tiles, once per process.
 const Kernels* find_kernels(const char* name);
 
 // The fastest that runs here, or null.

@@ -24,7 +24,7 @@ typedef struct hasten_program hasten_program;
 
 HASTEN_API int32_t hasten_abi(void);
 
-/* isa: "avx2", "avx512", "amx", or null for the fastest. Null if it cannot run here. */
+/* isa: "avx2", "avxvnni", "avx512", "amx", or null for the fastest. Null if it cannot run here. */
 HASTEN_API hasten_cpu* hasten_cpu_new(const char* isa, int32_t threads);
 HASTEN_API void hasten_cpu_free(hasten_cpu*);
 HASTEN_API const char* hasten_cpu_isa(const hasten_cpu*);

@@ -1,6 +1,6 @@
 // The kernels for AVX2 with FMA and F16C.
 #define HASTEN_ISA avx2
-#include "simd/avx2.h"
+#include "simd/words.h"
 
 #include "kernels/table.h"
 

@@ -276,6 +276,7 @@ struct Kernels {
 constexpr int64_t kAttentionScratch = 1 << 20;
 
 const Kernels* avx2_kernels();
+const Kernels* avxvnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* amx_kernels();
 

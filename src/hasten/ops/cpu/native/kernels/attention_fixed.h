@@ -14,6 +14,7 @@
 namespace hasten::HASTEN_ISA {
 
 constexpr float kWeightSteps = 32767.0f;
+static_assert(int64_t{kSplitPanels} * kLanes * 32767 * 127 <= INT32_MAX);
 constexpr int kRunPanels = 4;
 constexpr int64_t kRunBytes = kRunPanels * kLanes * 4;          // between runs of a query
 constexpr int64_t kWeightStride = kScoreStride * 4;             // between queries

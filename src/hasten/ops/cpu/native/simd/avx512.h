@@ -108,18 +108,6 @@ inline int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
 inline I16 dot4(I16 acc, I16 u, I16 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
 
-// Rows of signed bytes times quads of unsigned ones, prepared: as they are.
-constexpr int kRowQuadBytes = 4;
-using WeightQuads = I16;
-using RowQuad = I16;
-inline WeightQuads load_weight_quads(const uint8_t* p) { return iload(p); }
-inline RowQuad load_row_quad(const char* p) {
-    int32_t quad;
-    memcpy(&quad, p, 4);
-    return ibroadcast(quad);
-}
-inline void prepare_row(const int8_t* row, int64_t bytes, int8_t* out) { memcpy(out, row, static_cast<size_t>(bytes)); }
-
 // 16 signed bytes, each as both 16-bit halves of a lane. Sums and products of such halves, modulo 65,536.
 inline I16 load_s8_twice(const int8_t* p) {
     const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -129,11 +117,7 @@ inline I16 wbroadcast(int x) { return {_mm512_set1_epi16(static_cast<int16_t>(x)
 inline I16 add_words(I16 a, I16 b) { return {_mm512_add_epi16(a.v, b.v)}; }
 inline I16 multiply_words(I16 a, I16 b) { return {_mm512_mullo_epi16(a.v, b.v)}; }
 
-// Sums of up to 16 products of a byte below 16 and a signed byte, in each lane; such sums times a scale, added up. Exact.
-// nibble_start: what all lanes begin with so that their sums begin at -8 * x, for an x that 16 signed bytes can have as their sum.
-inline int32_t nibble_start(int32_t x) { return -8 * x; }
-inline I16 dot_nibbles(I16 sums, I16 nibbles, I16 s) { return dot4(sums, nibbles, s); }
-inline void keep_order(I16&) {}
+// Scales of sums of bytes.h, and what to add up with them.
 inline I16 load_nibble_scales(const int8_t* p) {  // in the low half of each lane, beside zeros
     return ibroadcast(0xffff) & I16{_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -188,11 +172,7 @@ inline void transpose_quarters(I16* a) {
     a[2].v = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
     a[3].v = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
 }
-// Products of bytes with 15-bit weights, whole numbers of 0 to 32,767. Of 64 weights the upper bytes lie together, then the lower
-// ones, and products of both are added up by themselves.
-constexpr int kWeightPlanes = 2;
-using ValueWeights = I16;
-using ValueQuads = I16;
+// 64 weights of bytes.h.
 inline void store_weights(uint8_t* out, const I16* n) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i a = _mm512_packus_epi32(n[0].v, n[1].v), b = _mm512_packus_epi32(n[2].v, n[3].v);
@@ -201,29 +181,6 @@ inline void store_weights(uint8_t* out, const I16* n) {
     const __m512i lower = _mm512_packus_epi16(_mm512_and_si512(a, low_byte), _mm512_and_si512(b, low_byte));
     _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, upper));
     _mm512_storeu_si512(out + 64, _mm512_permutexvar_epi32(order, lower));
-}
-// The four weights of quad `quad` of 64.
-inline ValueWeights load_weights(const uint8_t* weights, int plane, int quad) {
-    int32_t four;
-    memcpy(&four, weights + plane * 64 + quad * 4, 4);
-    return ibroadcast(four);
-}
-inline ValueQuads value_quads(I16 bytes) { return bytes; }
-inline I16 add_weighted(I16 acc, ValueWeights w, ValueQuads v) { return dot4(acc, w, v); }
-// One of the 64 weights, which is 0 from here on.
-inline int32_t take_weight(uint8_t* weights, int64_t i) {
-    const int32_t taken = weights[i] * 256 + weights[64 + i];
-    weights[i] = weights[64 + i] = 0;
-    return taken;
-}
-// Sums of one weight and 16 values, whole numbers, of planes that lie `stride` apart.
-inline void add_products(int32_t* sums, int64_t stride, int32_t weight, I16 values) {
-    istore(sums, iload(sums) + ibroadcast(weight >> 8) * values);
-    istore(sums + stride, iload(sums + stride) + ibroadcast(weight & 255) * values);
-}
-// 16 sums of products from those of the planes, each below 2^24 in magnitude, which lie `stride` apart: rounded once.
-inline F16 whole_sums(const int32_t* sums, int64_t stride) {
-    return fma(to_float(iload(sums)), broadcast(256.0f), to_float(iload(sums + stride)));
 }
 
 // 128 weights of 16 lanes, coded as kernels/coded.h says, as four lines of bf16 pairs. base: of the codes' outputs.
@@ -256,3 +213,5 @@ inline U8 shift_right(U8 a, int bits) { return {_mm512_srli_epi64(a.v, static_ca
 inline uint32_t at_least(U8 a, U8 b) { return _mm512_cmpge_epu64_mask(a.v, b.v); }
 
 }  // namespace hasten::HASTEN_ISA
+
+#include "bytes.h"

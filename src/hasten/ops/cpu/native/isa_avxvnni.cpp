@@ -1,0 +1,14 @@
+// The kernels for AVX2 with FMA, F16C and AVX-VNNI.
+#define HASTEN_ISA avxvnni
+#include "simd/avx_vnni.h"
+
+#include "kernels/table.h"
+
+namespace hasten {
+
+const Kernels* avxvnni_kernels() {
+    static const Kernels table = avxvnni::make_table("avxvnni");
+    return &table;
+}
+
+}  // namespace hasten

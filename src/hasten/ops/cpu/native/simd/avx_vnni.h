@@ -1,0 +1,37 @@
+// Products of integers with AVX2 and AVX-VNNI: those of avx512.h, in halves.
+#pragma once
+
+#include "avx2.h"
+
+namespace hasten::HASTEN_ISA {
+
+// acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
+inline I16 dot4(I16 acc, I16 u, I16 s) {
+    return {_mm256_dpbusd_avx_epi32(acc.lo, u.lo, s.lo), _mm256_dpbusd_avx_epi32(acc.hi, u.hi, s.hi)};
+}
+
+// Scales of sums of bytes.h, and what to add up with them.
+inline I16 load_nibble_scales(const int8_t* p) {  // in the low half of each lane, beside zeros
+    const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return ibroadcast(0xffff) & I16{_mm256_cvtepi8_epi32(in), _mm256_cvtepi8_epi32(_mm_srli_si128(in, 8))};
+}
+inline I16 add_scaled(I16 acc, I16 sums, I16 scales) {
+    return {_mm256_dpwssd_avx_epi32(acc.lo, sums.lo, scales.lo), _mm256_dpwssd_avx_epi32(acc.hi, sums.hi, scales.hi)};
+}
+
+// 64 weights of bytes.h.
+inline void store_weights(uint8_t* out, const I16* n) {
+    const __m256i low_byte = _mm256_set1_epi16(0xff);
+    for (int i = 0; i < 4; i += 2, out += 32) {
+        const __m256i a = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i].lo, n[i].hi), 0xd8);
+        const __m256i b = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i + 1].lo, n[i + 1].hi), 0xd8);
+        const __m256i upper = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+        const __m256i lower = _mm256_packus_epi16(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(upper, 0xd8));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64), _mm256_permute4x64_epi64(lower, 0xd8));
+    }
+}
+
+}  // namespace hasten::HASTEN_ISA
+
+#include "bytes.h"

@@ -1,0 +1,98 @@
+// Products of integers with AVX2 alone: bytes are widened to 16 bits, since the sum of two products of bytes does not fit there.
+#pragma once
+
+#include "avx2.h"
+
+namespace hasten::HASTEN_ISA {
+
+// acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
+inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
+    const __m256i even_s = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), even_s);
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+inline I16 dot4(I16 acc, I16 u, I16 s) { return {dot4(acc.lo, u.lo, s.lo), dot4(acc.hi, u.hi, s.hi)}; }
+
+// Rows of signed bytes times quads of unsigned ones, prepared: both as even and odd bytes, widened to 16 bits.
+constexpr int kRowQuadBytes = 8;  // of a prepared row: the words of bytes 0 and 2, then those of bytes 1 and 3
+struct WeightQuads {
+    I16 even, odd;
+};
+struct RowQuad {
+    __m256i even, odd;
+};
+inline WeightQuads load_weight_quads(const uint8_t* p) {
+    const I16 quads = iload(p);
+    return {quads & ibroadcast(0x00ff00ff), {_mm256_srli_epi16(quads.lo, 8), _mm256_srli_epi16(quads.hi, 8)}};
+}
+inline RowQuad load_row_quad(const char* p) {
+    int32_t even, odd;
+    memcpy(&even, p, 4);
+    memcpy(&odd, p + 4, 4);
+    return {_mm256_set1_epi32(even), _mm256_set1_epi32(odd)};
+}
+inline __m256i dot4(__m256i acc, __m256i even, __m256i odd, RowQuad s) {
+    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even, s.even), _mm256_madd_epi16(odd, s.odd)));
+}
+inline I16 dot4(I16 acc, const WeightQuads& u, RowQuad s) {
+    return {dot4(acc.lo, u.even.lo, u.odd.lo, s), dot4(acc.hi, u.even.hi, u.odd.hi, s)};
+}
+// A row of `bytes` bytes, a multiple of 16, prepared.
+inline void prepare_row(const int8_t* row, int64_t bytes, int8_t* out) {
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    for (int64_t i = 0; i < bytes; i += 16) {
+        const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i), _mm256_cvtepi8_epi16(_mm_shuffle_epi8(in, order)));
+    }
+}
+
+// Sums of up to 16 products of a byte below 16 and a signed byte, in each lane; such sums times a scale, added up. Exact. A sum is
+// kept as two 16-bit halves, which it takes together.
+// nibble_start: what all lanes begin with so that their sums begin at -8 * x, for an x that 16 signed bytes can have as their sum.
+inline int32_t nibble_start(int32_t x) { return static_cast<int32_t>((static_cast<uint32_t>(-4 * x) & 0xffff) * 0x10001u); }
+inline I16 dot_nibbles(I16 sums, I16 nibbles, I16 s) {
+    return add_words(sums, {_mm256_maddubs_epi16(nibbles.lo, s.lo), _mm256_maddubs_epi16(nibbles.hi, s.hi)});
+}
+// Sums that the compiler may not add up in another order, which needs more registers.
+inline void keep_order(I16& sums) { asm("" : "+x"(sums.lo), "+x"(sums.hi)); }
+inline I16 load_nibble_scales(const int8_t* p) { return load_s8_twice(p); }
+inline I16 add_scaled(I16 acc, I16 sums, I16 scales) {
+    return acc + I16{_mm256_madd_epi16(sums.lo, scales.lo), _mm256_madd_epi16(sums.hi, scales.hi)};
+}
+
+// Products of bytes with 15-bit weights, whole numbers of 0 to 32,767. Both are words in the order of WeightQuads, and sums are
+// below 2^31 for 512 products.
+constexpr int kWeightPlanes = 1;
+using ValueWeights = RowQuad;
+using ValueQuads = WeightQuads;
+inline void store_weights(uint8_t* out, const I16* n) {
+    // Of each four lanes a, b, c and d: a and c, b and d.
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    for (int i = 0; i < 4; ++i, out += 32) {
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(n[i].lo, n[i].hi), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(words, order));
+    }
+}
+inline ValueWeights load_weights(const uint8_t* weights, int, int quad) {
+    return load_row_quad(reinterpret_cast<const char*>(weights) + quad * kRowQuadBytes);
+}
+inline ValueQuads value_quads(I16 bytes) {
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(bytes.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(bytes.hi, 8), 8)},
+            {_mm256_srai_epi16(bytes.lo, 8), _mm256_srai_epi16(bytes.hi, 8)}};
+}
+inline I16 add_weighted(I16 acc, ValueWeights w, const ValueQuads& v) { return dot4(acc, v, w); }
+inline int32_t take_weight(uint8_t* weights, int64_t i) {
+    uint8_t* const at = weights + i / 4 * kRowQuadBytes + i % 2 * 4 + i % 4 / 2 * 2;
+    int16_t taken;
+    memcpy(&taken, at, 2);
+    memset(at, 0, 2);
+    return taken;
+}
+inline void add_products(int32_t* sums, int64_t, int32_t weight, I16 values) {
+    istore(sums, iload(sums) + ibroadcast(weight) * values);
+}
+inline F16 whole_sums(const int32_t* sums, int64_t) { return to_float(iload(sums)); }
+
+}  // namespace hasten::HASTEN_ISA
