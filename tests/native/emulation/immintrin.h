@@ -35,8 +35,7 @@ namespace emulation {
 // A vector's lanes as an array.
 template <class T, class Vector>
 struct Lanes {
-    static constexpr int kCount = sizeof(Vector) / sizeof(T);
-    T lane[kCount];
+    T lane[sizeof(Vector) / sizeof(T)];
 
     Lanes() = default;
     Lanes(const Vector& v) { std::memcpy(lane, &v, sizeof v); }

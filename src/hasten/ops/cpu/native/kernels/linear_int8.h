@@ -1,8 +1,6 @@
 // int8 weights times int8 activations: exact integer sums, so every form gives the same bits.
 #pragma once
 
-#include <algorithm>
-
 #include "epilogue.h"
 
 namespace hasten::HASTEN_ISA {
@@ -105,7 +103,7 @@ template <class Body>
     } else {
         int8_t* const to = static_cast<int8_t*>(task.scratch);
         const int64_t stride = from.stride * kRowQuadBytes / 4;
-        const auto most = static_cast<int32_t>(std::max(int64_t{kTileRows}, kPreparedBytes / stride));
+        const auto kept = static_cast<int32_t>(kPreparedBytes / stride), most = kept > kTileRows ? kept : kTileRows;
         for_each_row_block(task.rows, most, [&](int32_t first, int32_t count) {
             for (int32_t r = 0; r < count; ++r) prepare_row(from.data + (first + r) * from.stride, from.stride, to + r * stride);
             body(ByteRows{to, stride}, first, count);

@@ -28,9 +28,7 @@ using ValueWeights = I16;
 using ValueQuads = I16;
 // The four weights of quad `quad` of 64.
 inline ValueWeights load_weights(const uint8_t* weights, int plane, int quad) {
-    int32_t four;
-    memcpy(&four, weights + plane * 64 + quad * 4, 4);
-    return ibroadcast(four);
+    return load_row_quad(reinterpret_cast<const char*>(weights) + plane * 64 + quad * kRowQuadBytes);
 }
 inline ValueQuads value_quads(I16 bytes) { return bytes; }
 inline I16 add_weighted(I16 acc, ValueWeights w, ValueQuads v) { return dot4(acc, w, v); }
