@@ -8,11 +8,16 @@ Three works, from text that the model has never been trained on, in turn: code a
 piece of code whose beginning is written once more, so that the answer mostly repeats the prompt, as an edit does. In each turn all
 engines get the same prompts, one after the other, the first one another each time; a turn of each work is a warm-up. Answers are
 compared: a drafter that changes one token ends the run. Intervals are 95 % percentile bootstraps of the mean over turns.
+
+Two times of each batch. *Until the last request ends*: what a list of prompts takes that is as long as the batch. Requests whose
+guesses are right end first, and what is left is a smaller batch. *Per token of a request*, the mean over requests: what their users
+wait for, and what a server with more requests than it takes at a time gains.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import random
 import statistics
 import sys
@@ -79,7 +84,7 @@ def last_first_token(outputs: list[RequestOutput]) -> float:
 
 
 def run(llm: LLM, asked: list[list[int]], tokens: int, temperature: float) -> dict[str, Any]:
-    """Seconds from the last first token on: what guessing can make faster."""
+    """``seconds`` from the last first token on: what guessing can make faster. ``tpot``: seconds per output token of a request."""
     params = [SamplingParams(temperature=temperature, seed=i, max_tokens=tokens, ignore_eos=True) for i in range(len(asked))]
     before, begin = dataclasses.replace(llm.engine.stats), time.perf_counter()
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
@@ -88,6 +93,7 @@ def run(llm: LLM, asked: list[list[int]], tokens: int, temperature: float) -> di
     return {
         "tokens": [output.outputs[0].token_ids for output in outputs],
         "seconds": seconds - last_first_token(outputs),
+        "tpot": statistics.fmean(1 / (output.metrics.tokens_per_second or math.nan) for output in outputs),
         "steps": stats.num_steps - before.num_steps,
         "drafts": stats.num_drafts - before.num_drafts,
         "drafted": stats.num_drafted_tokens - before.num_drafted_tokens,
@@ -156,7 +162,7 @@ def rows_of(batch: int, turns: list[dict[str, Any]], names: list[str]) -> list[d
     for work, members in groups.items():
         mine = [turn["engines"] for turn in turns if turn["work"] in members]
         for name in names:
-            speed_up = [turn[PLAIN]["seconds"] / turn[name]["seconds"] for turn in mine]
+            speed_up, tpot_speed_up = ([turn[PLAIN][key] / turn[name][key] for turn in mine] for key in ("seconds", "tpot"))
             drafts, drafted, accepted = (sum(turn[name][key] for turn in mine) for key in ("drafts", "drafted", "accepted"))
             rows.append(
                 {
@@ -165,6 +171,7 @@ def rows_of(batch: int, turns: list[dict[str, Any]], names: list[str]) -> list[d
                     "engine": name,
                     "seconds": spread([turn[name]["seconds"] for turn in mine]),
                     "speed_up": {**spread(speed_up), **interval(speed_up)},
+                    "tpot_speed_up": {**spread(tpot_speed_up), **interval(tpot_speed_up)},
                     "accepted_share": accepted / drafted if drafted else None,
                     "accepted_length": 1 + accepted / drafts if drafts else None,
                 }
@@ -175,9 +182,12 @@ def rows_of(batch: int, turns: list[dict[str, Any]], names: list[str]) -> list[d
 def auto_of(batch: int, turns: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """auto beside plain decoding and beside the best engine that does one thing only, chosen by its median over all works."""
     fixed = [row for row in rows if row["work"] == "all" and row["engine"] != AUTO]
-    best = max(fixed, key=lambda row: row["speed_up"]["median"])["engine"]
-    ratios = {name: [t["engines"][name]["seconds"] / t["engines"][AUTO]["seconds"] for t in turns] for name in (PLAIN, best)}
-    return {"batch": batch, "best": best, "auto/off": interval(ratios[PLAIN]), "auto/best": interval(ratios[best])}
+    found: dict[str, Any] = {"batch": batch}
+    for key, ups, prefix in (("seconds", "speed_up", ""), ("tpot", "tpot_speed_up", "tpot ")):
+        best = max(fixed, key=lambda row: row[ups]["median"])["engine"]
+        ratios = {name: [t["engines"][name][key] / t["engines"][AUTO][key] for t in turns] for name in (PLAIN, best)}
+        found |= {f"{prefix}best": best, f"{prefix}auto/off": interval(ratios[PLAIN]), f"{prefix}auto/best": interval(ratios[best])}
+    return found
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -189,7 +199,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
         up = row["speed_up"]
         print(
-            f"batch {row['batch']}, {row['work']}: {row['engine']} {up['median']:.2f}x ({up['min']:.2f} to {up['max']:.2f}){share}",
+            f"batch {row['batch']}, {row['work']}: {row['engine']} {up['median']:.2f}x ({up['min']:.2f} to {up['max']:.2f}), "
+            f"per token {row['tpot_speed_up']['median']:.2f}x{share}",
             flush=True,
         )
 

@@ -1,8 +1,8 @@
-"""How likely guesses are to be accepted, from how the last ones of their kind fared."""
+"""How likely guesses are to become output, from how the last ones of their kind fared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hasten.core.draft import Draft
@@ -14,7 +14,7 @@ WEIGHT = 2.0  # how many tries that, or the mean of other guesses in the same pl
 
 @dataclass(slots=True)
 class Outlook:
-    """Of one kind of drafts: node by node, how often it was accepted where its parent was."""
+    """Of one kind of drafts: node by node, how often it was right where its parent was."""
 
     _tries: list[float] = field(default_factory=list)
     _hits: list[float] = field(default_factory=list)
@@ -36,13 +36,26 @@ class Outlook:
         hits, tries = (sum(counts[i] for i in known) for counts in (self._hits, self._tries))
         return (hits + WEIGHT * prior) / (tries + WEIGHT)
 
-    def note(self, draft: Draft, path: Sequence[int]) -> None:
-        """Of a verified draft, the nodes of ``path`` were accepted."""
-        missing = len(draft) - len(self._tries)
+    def note(self, verdicts: Mapping[int, bool | None]) -> None:
+        """Of nodes that the text has not told of, what is known grows old."""
+        missing = max(verdicts, default=-1) + 1 - len(self._tries)
         self._tries += [0.0] * missing
         self._hits += [0.0] * missing
-        taken = {-1, *path}
-        for node, parent in enumerate(draft.parents):
-            if parent in taken:
-                self._tries[node] = self._tries[node] * FORGOTTEN + 1.0
-                self._hits[node] = self._hits[node] * FORGOTTEN + (node in taken)
+        for node, right in verdicts.items():
+            self._tries[node] = self._tries[node] * FORGOTTEN + (right is not None)
+            self._hits[node] = self._hits[node] * FORGOTTEN + (right is True)
+
+
+def verdicts(draft: Draft, token_ids: Sequence[int]) -> dict[int, bool | None]:
+    """Node -> whether it was right, where the text went on with these tokens so far; None: they do not reach it.
+
+    Nodes that follow a wrong one are left out: nothing can be said of them.
+    """
+    found: dict[int, bool | None] = {-1: True}
+    for node, (parent, depth) in enumerate(zip(draft.parents, draft.depths, strict=True)):
+        if depth > len(token_ids) and found.get(parent, False) is not False:
+            found[node] = None
+        elif found.get(parent):
+            found[node] = draft.token_ids[node] == token_ids[depth - 1]
+    del found[-1]
+    return found

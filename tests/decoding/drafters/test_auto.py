@@ -16,12 +16,12 @@ import pytest
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding.drafters.auto import FORESEEN, NO_OFFER, Auto
-from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
-from hasten.decoding.outlook import Outlook
+from hasten.decoding.drafters.auto import ANY, FORESEEN, NO_OFFER, Auto
+from hasten.decoding.drafters.base import NOTHING_SEEN, Drafter, Line, PacedDrafter, Seen
+from hasten.decoding.outlook import Outlook, verdicts
 from hasten.decoding.step_costs import StepCosts
 
-REQUEST = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams())
+REQUEST = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=100_000))
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -42,17 +42,44 @@ class Clock:
         return self.now
 
 
+def written(line: Line, count: int) -> list[int]:
+    """What the model will write next, whoever guesses."""
+    return [7 * line.sequence_id + 3 * i for i in range(len(line.token_ids), len(line.token_ids) + count)]
+
+
+def guess(line: Line, count: int, chance: float, draw: random.Random) -> Draft:
+    """Each token is right with that chance where those before it are."""
+    right = next((i for i in range(count) if draw.random() >= chance), count)
+    return Draft.chain([*written(line, right), *[-1] * (count - right)])
+
+
+def play(drafter: Drafter | None, lines: Sequence[Line], costs: Callable[[int], float], clock: Clock, rounds: int) -> list[int]:
+    """The tokens of each step: every line takes what is right of its guess, and one token more."""
+    sizes = [0]
+    for _ in range(rounds):
+        drafts = drafter.propose(lines, Seen(sizes[-1])) if drafter else [NO_DRAFT] * len(lines)
+        sizes.append(len(lines) + sum(map(len, drafts)))
+        clock.now += costs(sizes[-1])
+        for line, draft in zip(lines, drafts, strict=True):
+            line.token_ids.extend(written(line, 1 + len(draft.path(written(line, len(draft))))))
+    return sizes[1:]
+
+
 @dataclass
 class Text:
-    """Guesses for a share of the lines; each token of a guess is right with the world's chance."""
+    """Guesses for a share of the lines."""
 
     available: float
     length: int
+    chance: Callable[[Line], float]
     draw: random.Random = field(default_factory=lambda: random.Random(1))
     taps: tuple[int, ...] = ()
 
     def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
-        return [Draft.chain(guess("text", self.length)) if self.draw.random() < self.available else NO_DRAFT for _ in lines]
+        return [self._guess(line) if self.draw.random() < self.available else NO_DRAFT for line in lines]
+
+    def _guess(self, line: Line) -> Draft:
+        return guess(line, self.length, self.chance(line), self.draw)
 
 
 @dataclass
@@ -61,7 +88,9 @@ class Model(PacedDrafter):
 
     clock: Clock
     seconds: float
+    chance: float = 0.0
     num_tokens: int = 4
+    draw: random.Random = field(default_factory=lambda: random.Random(2))
     taps: tuple[int, ...] = ()
     asked: list[int] = field(default_factory=list)  # for how many lines
     lengths: tuple[int, ...] = (1, 2, 3, 4, 6)
@@ -71,7 +100,7 @@ class Model(PacedDrafter):
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
         self.clock.now += self.seconds * self.num_tokens
         self.asked.append(len(lines))
-        return [Draft.chain(guess("model", self.num_tokens)) for _ in lines]
+        return [guess(line, self.num_tokens, self.chance, self.draw) for line in lines]
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
         return self.seconds * num_tokens if min(self.asked, default=99) <= num_lines else None
@@ -83,11 +112,6 @@ class Model(PacedDrafter):
         return Draft.chain(range(num_tokens))
 
 
-def guess(name: str, length: int) -> list[int]:
-    """Token ids that tell who guessed them."""
-    return [1000 * (1 + (name == "model")) + i for i in range(length)]
-
-
 @dataclass
 class World:
     costs: Callable[[int], float]
@@ -96,22 +120,12 @@ class World:
     available: float = 0.5
     model_seconds: float = 0.002
 
-    def rate(self, batch: int, policy: Callable[[Clock, Text, Model], object], rounds: int = 300) -> float:
+    def rate(self, batch: int, policy: Callable[[Clock, Text, Model], Drafter | None], rounds: int = 300) -> float:
         """Tokens a second."""
-        clock, draw = Clock(), random.Random(3)
-        drafter = policy(clock, Text(self.available, 8), Model(clock, self.model_seconds))
-        lines = [Line(i, [1], REQUEST, 0) for i in range(batch)]
-        num_tokens = made = 0
-        for _ in range(rounds):
-            drafts = drafter.propose(lines, Seen(num_tokens)) if drafter else [NO_DRAFT] * batch
-            num_tokens = batch + sum(map(len, drafts))
-            clock.now += self.costs(num_tokens)
-            for line, draft in zip(lines, drafts, strict=True):
-                chance = self.text if draft and draft.token_ids[0] < 2000 else self.model
-                right = next((i for i in range(len(draft)) if draw.random() > chance), len(draft))
-                line.token_ids.extend([*draft.token_ids[:right], 7])
-                made += right + 1
-        return made / clock.now
+        clock, lines = Clock(), [Line(i, [1], REQUEST, 0) for i in range(batch)]
+        drafter = policy(clock, Text(self.available, 8, lambda line: self.text), Model(clock, self.model_seconds, self.model))
+        play(drafter, lines, self.costs, clock, rounds)
+        return sum(len(line.token_ids) - 1 for line in lines) / clock.now
 
     def auto(self, clock: Clock, text: Text, model: Model) -> Auto:
         return Auto({"text": text}, {"model": model}, StepCosts({size: self.costs(size) for size in SIZES}), clock)
@@ -125,7 +139,7 @@ def model_of(length: int) -> Callable[[Clock, Text, Model], Model]:
     return policy
 
 
-FIXED: dict[str, Callable[[Clock, Text, Model], object]] = {
+FIXED: dict[str, Callable[[Clock, Text, Model], Drafter | None]] = {
     "off": lambda clock, text, model: None,
     "text": lambda clock, text, model: text,
     "model 2": model_of(2),
@@ -198,7 +212,7 @@ def test_what_is_read_first_must_pay_by_a_margin(share: float, asked: str | None
     model = Reader(Clock(), 0.002, asked=[1])
     auto = Auto({}, {"model": model}, StepCosts({1: step, 64: step}), model.clock)
     for _ in range(400):  # six of six guesses were right
-        auto._outlook("model", 0).note(Draft.chain(guess("model", length)), range(length))
+        auto._outlook("model", ANY).note(dict.fromkeys(range(length), True))
     auto._rates.note(1, step)
     line = Line(0, [1], REQUEST, 0)
     plain, seconds = FORESEEN * step, (step + length * model.seconds) / (1 + length)
@@ -206,22 +220,27 @@ def test_what_is_read_first_must_pay_by_a_margin(share: float, asked: str | None
 
 
 def test_it_follows_a_text_that_turns_predictable() -> None:
-    """After a long time of wrong guesses: its share of the time is enough to find out."""
-    clock, draw = Clock(), random.Random(4)
-    world = World(compute_bound, 0.0, 0.0, available=1.0)
-    auto = world.auto(clock, Text(1.0, 8), Model(clock, 0.01))
-    line = Line(0, [1], REQUEST, 0)
-    num_tokens, lengths = 0, []
-    for turn in range(3000):
-        (draft,) = auto.propose([line], Seen(num_tokens))
-        num_tokens = 1 + len(draft)
-        lengths.append(len(draft))
-        clock.now += compute_bound(num_tokens)
-        chance = 0.97 if turn >= 1000 and draft and draft.token_ids[0] < 2000 else 0.0
-        right = next((i for i in range(len(draft)) if draw.random() > chance), len(draft))
-        line.token_ids.extend([*draft.token_ids[:right], 7])
-    assert sum(lengths[500:1000]) < 0.05 * 500
-    assert sum(lengths[-500:]) > 3 * 500
+    """After a long time of wrong guesses, in which none was verified."""
+    clock, line = Clock(), Line(0, [1], REQUEST, 0)
+    text = Text(1.0, 8, lambda line: 0.97 if len(line.token_ids) > 1000 else 0.0)
+    sizes = play(World(compute_bound, 0.0, 0.0).auto(clock, text, Model(clock, 0.01)), [line], compute_bound, clock, 1100)
+    assert sum(sizes[500:1000]) < 1.05 * 500
+    assert sum(sizes[-50:]) > 4 * 50
+
+
+@pytest.mark.parametrize(("seconds", "verified"), [(1.3, 1), (1.4, 0)])
+def test_a_step_with_guesses_must_seem_to_bring_a_tenth_more(seconds: float, verified: int) -> None:
+    """Of one guess, taken to be right half of the time: 1.5 tokens in so many seconds, beside one in one."""
+    auto = Auto({"text": Text(1.0, 1, lambda line: 1.0)}, {}, StepCosts({1: 1.0, 2: seconds}), Clock())
+    (draft,) = auto.propose([Line(0, [1], REQUEST, 0)], NOTHING_SEEN)
+    assert len(draft) == verified
+
+
+def test_nothing_is_guessed_beyond_the_end_of_an_answer() -> None:
+    request = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=4))
+    auto = Auto({"text": Text(1.0, 8, lambda line: 1.0)}, {}, StepCosts({1: 1.0, 64: 1.001}), Clock())
+    drafts = [auto.propose([Line(i, [1] * (1 + i), request, 0)], NOTHING_SEEN)[0] for i in range(4)]
+    assert [len(draft) for draft in drafts] == [3, 2, 1, 0]
 
 
 def test_of_a_tree_the_likeliest_beginning_is_kept() -> None:
@@ -231,19 +250,38 @@ def test_of_a_tree_the_likeliest_beginning_is_kept() -> None:
         def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
             return [Draft((1, 2, 3, 4), (-1, 0, -1, 1)) for _ in lines]
 
-    auto = Auto({"tree": Tree(1.0, 0)}, {}, StepCosts({1: 1.0, 2: 1.001, 64: 64.0}), clock)
+    auto = Auto({"tree": Tree(1.0, 0, lambda line: 0.0)}, {}, StepCosts({1: 1.0, 2: 1.001, 64: 64.0}), clock)
     (draft,) = auto.propose([Line(0, [1], REQUEST, 0)], NOTHING_SEEN)
     assert draft == Draft((1,), (-1,))
+
+
+def test_the_text_says_which_guesses_were_right() -> None:
+    tree = Draft((5, 6, 7, 8, 9), (-1, 0, -1, 1, 2))
+    assert verdicts(tree, ()) == dict.fromkeys(range(5), None)
+    assert verdicts(tree, (5,)) == {0: True, 1: None, 2: False, 3: None}
+    assert verdicts(tree, (5, 6, 1, 1)) == {0: True, 1: True, 2: False, 3: False}
+    assert verdicts(tree, (7, 9)) == {0: False, 2: True, 4: True}
+    assert verdicts(tree, (1, 6)) == {0: False, 2: False}
 
 
 def test_an_outlook_counts_a_guess_only_where_its_parent_was_right() -> None:
     outlook, tree = Outlook(), Draft((1, 2, 3), (-1, 0, -1))
     for _ in range(200):
-        outlook.note(tree, ())
+        outlook.note(verdicts(tree, (9, 9)))
     for _ in range(200):
-        outlook.note(tree, (0, 1))
+        outlook.note(verdicts(tree, (1, 2, 9)))
     first, second, other = outlook.chances(tree)
     assert first > 0.9 and second > 0.9 and other < 0.1
+
+
+def test_what_was_long_not_told_is_taken_to_be_like_the_rest() -> None:
+    outlook, chain = Outlook(), Draft.chain((1, 2))
+    for _ in range(200):
+        outlook.note(verdicts(chain, (1, 9)))
+    assert outlook.chances(chain)[1] < 0.1
+    for _ in range(200):
+        outlook.note(verdicts(chain, (1,)))
+    assert outlook.chances(chain)[1] > 0.8
 
 
 def test_costs_between_sizes_beyond_them_and_as_they_drift() -> None:

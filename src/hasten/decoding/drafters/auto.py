@@ -5,6 +5,9 @@ step, is more than what the step gives on average (Leviathan et al., 2022, secti
 ratio). Guesses of all lines compete for the same step, the likeliest first. Where none is worth its time, none is made: that is
 plain decoding.
 
+The text itself tells, a few tokens later, which guesses were right, whether or not anybody verified them. So what is believed of
+guesses does not depend on which of them were taken, and guesses from text, which cost nothing, are judged while none is taken.
+
 A drafter that costs time of its own is asked where its guesses should pay for it. What is believed of one that is not asked grows
 old, so it gets a small share of the time to show itself.
 """
@@ -18,22 +21,26 @@ from typing import NamedTuple
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.drafters.base import Drafter, Line, PacedDrafter, Seen
-from hasten.decoding.outlook import Outlook
+from hasten.decoding.outlook import Outlook, verdicts
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 
 FORESEEN = 256  # tokens: answers mostly end long before they must
 SHARE = 0.01  # of the time for each drafter that does not seem to pay
-SHOWN = 2  # tokens that it may show then
-MARGIN = 1.1  # by which guesses must seem to pay that something has to be read for: reading is a cost, and their gain a belief
-KINDS = (2, 4, 8)  # a guess from text is as long as the match was: longer ones are another kind
+SHOWN = 2  # tokens that it is asked for then
+# By which guesses must seem to pay: what they cost is sure, and what they bring a belief. Lines whose guesses are right end first,
+# too, and what is left of a batch then takes nearly the time of a whole one.
+MARGIN = 1.1
+# Kinds of guesses from text. A guess is as long as the match was, and an answer that repeats itself does so once it is long.
+LENGTHS = (2, 4, 8)
+AGES = (8, 32)
+Kind = tuple[int, int]
+ANY: Kind = (0, 0)
 
 
 class _Offer(NamedTuple):
     """A guess for one line, and what is believed of it."""
 
-    name: str = ""  # of the drafter
-    kind: int = 0
     draft: Draft = NO_DRAFT
     chances: Sequence[float] = ()
 
@@ -45,11 +52,18 @@ class _Offer(NamedTuple):
 NO_OFFER = _Offer()
 
 
+class _Guess(NamedTuple):
+    """One drafter's guess for one line."""
+
+    kind: Kind
+    draft: Draft
+    length: int  # of the line then
+
+
 @dataclass(slots=True)
 class _Round:
     """What was proposed."""
 
-    offers: dict[int, _Offer] = field(default_factory=dict)  # line -> what
     lengths: dict[int, int] = field(default_factory=dict)  # line -> how long it was then
     num_tokens: int = 0  # of the step that verifies it
     ended: float = 0.0  # when
@@ -67,10 +81,11 @@ class Auto:
         somebody else keeps them up.
         """
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
-        self._outlooks: dict[tuple[str, int], Outlook] = {}
+        self._outlooks: dict[tuple[str, Kind], Outlook] = {}
+        self._guesses: dict[tuple[int, str], _Guess] = {}  # (line, drafter) -> what it guessed last
         self._last = _Round()
         self._rates = Pace()  # seconds per token of a step, whoever guessed
-        self._allowance = dict.fromkeys((*free, *paced), 0.0)  # seconds
+        self._allowance = dict.fromkeys(paced, 0.0)  # seconds
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -78,22 +93,18 @@ class Auto:
 
     def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
         self._learn(lines, seen)
-        offered = {name: self._offers(name, drafter.propose(lines, seen)) for name, drafter in self._free.items()}
-        best = [max(each, key=lambda offer: offer.gain) for each in zip([NO_OFFER] * len(lines), *offered.values(), strict=True)]
+        best = [NO_OFFER] * len(lines)
+        for name, drafter in self._free.items():
+            best = _better(best, self._offers(name, lines, drafter.propose(lines, seen)))
         for paced in self._paced.values():  # before it is asked what it would have to read
             paced.watch(lines, seen)
         asked, length, due = self._choose(best, lines)
         if asked is not None:
-            offered[asked] = self._offers(asked, self._ask(asked, length, lines, due))
-            best = [max(pair, key=lambda offer: offer.gain) for pair in zip(best, offered[asked], strict=True)]
-        counts = self._costs.counts([offer.chances for offer in best], 0.0)
-        self._show(offered, best, counts)
+            best = _better(best, self._offers(asked, lines, self._ask(asked, length, lines, due)))
+        counts = self._counts(best)
         drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
-        offers = {
-            line.sequence_id: offer._replace(draft=draft) for line, offer, draft in zip(lines, best, drafts, strict=True) if draft
-        }
         lengths = {line.sequence_id: len(line.token_ids) for line in lines}
-        self._last = _Round(offers, lengths, len(lines) + sum(counts), self._clock())
+        self._last = _Round(lengths, len(lines) + sum(counts), self._clock())
         return drafts
 
     def _ask(self, name: str, length: int, lines: Sequence[Line], due: bool) -> list[Draft]:
@@ -118,21 +129,28 @@ class Auto:
             gained = sum(len(line.token_ids) - self._last.lengths[line.sequence_id] for line in known)
             if len(known) == len(self._last.lengths) == len(lines):
                 self._rates.note(len(lines), seconds / max(gained, 1))
-        for line in lines:
-            length = self._last.lengths.get(line.sequence_id, len(line.token_ids))
-            if line.sequence_id in self._last.offers and length < len(line.token_ids):
-                offer = self._last.offers[line.sequence_id]
-                self._outlook(offer.name, offer.kind).note(offer.draft, offer.draft.path(line.token_ids[length:-1]))
+        texts = {line.sequence_id: line.token_ids for line in lines}
+        guesses, self._guesses = self._guesses, {}
+        for (line_id, name), (kind, draft, length) in guesses.items():
+            if line_id in texts:
+                self._outlook(name, kind).note(verdicts(draft, texts[line_id][length:]))
 
-    def _outlook(self, name: str, kind: int) -> Outlook:
+    def _outlook(self, name: str, kind: Kind) -> Outlook:
         return self._outlooks.setdefault((name, kind), Outlook())
 
-    def _offers(self, name: str, drafts: Sequence[Draft]) -> list[_Offer]:
-        kinds = [sum(len(draft) > size for size in KINDS) if name in self._free else 0 for draft in drafts]
-        return [
-            _Offer(name, kind, draft, self._outlook(name, kind).chances(draft)) if draft else NO_OFFER
-            for kind, draft in zip(kinds, drafts, strict=True)
-        ]
+    def _kind(self, line: Line, draft: Draft) -> Kind:
+        answered = len(line.token_ids) - len(line.request.prompt_token_ids)
+        return sum(len(draft) > size for size in LENGTHS), sum(answered >= age for age in AGES)
+
+    def _offers(self, name: str, lines: Sequence[Line], drafts: Sequence[Draft]) -> list[_Offer]:
+        """Guesses beyond the end of an answer are left out."""
+        wanted = [draft.cut(len(draft), _most(line) - 1) for line, draft in zip(lines, drafts, strict=True)]
+        return [self._offer(name, line, draft) if draft else NO_OFFER for line, draft in zip(lines, wanted, strict=True)]
+
+    def _offer(self, name: str, line: Line, draft: Draft) -> _Offer:
+        kind = self._kind(line, draft) if name in self._free else ANY
+        self._guesses[line.sequence_id, name] = _Guess(kind, draft, len(line.token_ids))
+        return _Offer(draft, self._outlook(name, kind).chances(draft))
 
     # ---------------------------------------------------------------- what is worth it
 
@@ -141,7 +159,7 @@ class Auto:
         num_lines = len(lines)
         if num_lines == 0:
             return None, 0, False
-        to_come = sum(_to_come(line) for line in lines)
+        to_come = sum(min(FORESEEN, _most(line)) for line in lines)  # as far as anybody can rely on it
         free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
         best = self._costs.best(num_lines, free, 0.0)[1]
         chosen: tuple[str | None, int] = (None, 0)
@@ -150,7 +168,7 @@ class Auto:
                 cost = drafter.cost(num_lines, length)
                 if cost is None:  # never asked yet
                     break
-                chances = self._outlook(name, 0).chances(drafter.shape(length))
+                chances = self._outlook(name, ANY).chances(drafter.shape(length))
                 gain = sum(chances)
                 all_chances = [chance for offer in offers for chance in (offer.chances if offer.gain > gain else chances)]
                 rate = self._costs.best(num_lines, sorted(all_chances, reverse=True), cost)[1]
@@ -162,6 +180,13 @@ class Auto:
                     best, chosen = rate, (name, length)
         return self._due(num_lines, chosen)
 
+    def _counts(self, offers: Sequence[_Offer]) -> list[int]:
+        """How many guesses of each offer to verify: none at all where the step would bring hardly more tokens a second."""
+        counts, num_lines = self._costs.counts([offer.chances for offer in offers], 0.0), len(offers)
+        gained = sum(sum(offer.chances[:count]) for offer, count in zip(offers, counts, strict=True))
+        plain, seconds = self._costs.seconds(num_lines), self._costs.seconds(num_lines + sum(counts))
+        return counts if (num_lines + gained) * plain >= MARGIN * num_lines * seconds else [0] * num_lines
+
     def _due(self, num_lines: int, chosen: tuple[str | None, int]) -> tuple[str | None, int, bool]:
         """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is."""
         for name, drafter in self._paced.items():
@@ -171,30 +196,17 @@ class Auto:
             if chosen[0] is None or drafter.cost(num_lines, SHOWN) is None:
                 return name, SHOWN, True
             if name == chosen[0] and length is not None:
-                more = (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0)
-                verified = self._costs.seconds(num_lines * (1 + length)) - self._costs.seconds(num_lines * (1 + chosen[1]))
-                self._allowance[name] -= more + verified
+                self._allowance[name] -= (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0)
                 return name, length, False
         return *chosen, False
 
-    def _show(self, offered: Mapping[str, Sequence[_Offer]], best: list[_Offer], counts: list[int]) -> None:
-        """Let one drafter that is not believed in show a guess, if it is due. Changes ``best`` and ``counts``."""
-        used = {offer.name for offer, count in zip(best, counts, strict=True) if count}
-        for name, offers in offered.items():
-            line = max(range(len(offers)), key=lambda i: len(offers[i].draft), default=None)
-            asked = name in self._paced  # it has paid for being asked, and is not asked to be silent
-            if line is None or name in used or not (asked or self._allowance[name] > 0) or not offers[line].draft:
-                continue
-            expected = len(best) + sum(sum(offer.chances[:count]) for offer, count in zip(best, counts, strict=True))
-            before, lost = self._costs.seconds(len(best) + sum(counts)), sum(best[line].chances[: counts[line]])
-            best[line], counts[line] = offers[line], min(SHOWN, len(offers[line].draft))
-            lost = max(0.0, lost - sum(offers[line].chances[:SHOWN]))
-            after = self._costs.seconds(len(best) + sum(counts))
-            self._allowance[name] -= before * lost / expected + max(0.0, after - before)
-            return
+
+def _better(offers: Sequence[_Offer], others: Sequence[_Offer]) -> list[_Offer]:
+    return [max(pair, key=lambda offer: offer.gain) for pair in zip(offers, others, strict=True)]
 
 
-def _to_come(line: Line) -> int:
-    """Tokens that the line may still get, as far as anybody can rely on them."""
-    most = line.request.params.max_tokens or FORESEEN
-    return max(1, min(FORESEEN, most - (len(line.token_ids) - len(line.request.prompt_token_ids))))
+def _most(line: Line) -> int:
+    """Tokens that the line may still get."""
+    most = line.request.params.max_tokens
+    assert most is not None, "the engine bounds every answer"
+    return max(1, most - (len(line.token_ids) - len(line.request.prompt_token_ids)))
