@@ -236,11 +236,30 @@ def test_a_step_with_guesses_must_seem_to_bring_a_tenth_more(seconds: float, ver
     assert len(draft) == verified
 
 
+@pytest.mark.parametrize(("seconds", "asked"), [(0.08, ("model", 1)), (0.12, (None, 0))])
+def test_a_drafter_is_asked_only_where_what_it_costs_leaves_that_tenth(seconds: float, asked: tuple[str | None, int]) -> None:
+    """Of one guess that is always right: 2 tokens in 1.7 and so many seconds, beside one in one."""
+    model = Model(Clock(), seconds, asked=[1], lengths=(1,))
+    auto = Auto({}, {"model": model}, StepCosts({1: 1.0, 2: 1.7}), model.clock)
+    for _ in range(400):
+        auto._outlook("model", ANY).note({0: True})
+    assert auto._choose([NO_OFFER], [Line(0, [1], REQUEST, 0)]) == (*asked, False)
+
+
 def test_nothing_is_guessed_beyond_the_end_of_an_answer() -> None:
     request = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=4))
     auto = Auto({"text": Text(1.0, 8, lambda line: 1.0)}, {}, StepCosts({1: 1.0, 64: 1.001}), Clock())
     drafts = [auto.propose([Line(i, [1] * (1 + i), request, 0)], NOTHING_SEEN)[0] for i in range(4)]
     assert [len(draft) for draft in drafts] == [3, 2, 1, 0]
+
+
+def test_the_end_of_an_answer_tells_nothing_of_the_beginning_of_the_next() -> None:
+    clock = Clock()
+    auto = World(compute_bound, 0.0, 0.0).auto(
+        clock, Text(1.0, 8, lambda line: 0.97 if len(line.token_ids) > 32 else 0.0), Model(clock, 0.01)
+    )
+    sizes = [play(auto, [Line(i, [1], REQUEST, 0)], compute_bound, clock, 100) for i in range(8)]
+    assert sum(sizes[-1][:30]) < 1.2 * 30 and sum(sizes[-1][-30:]) > 3 * 30
 
 
 def test_of_a_tree_the_likeliest_beginning_is_kept() -> None:

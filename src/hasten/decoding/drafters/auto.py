@@ -161,7 +161,7 @@ class Auto:
             return None, 0, False
         to_come = sum(min(FORESEEN, _most(line)) for line in lines)  # as far as anybody can rely on it
         free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
-        best = self._costs.best(num_lines, free, 0.0)[1]
+        best = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
         chosen: tuple[str | None, int] = (None, 0)
         for name, drafter in self._paced.items():
             for length in drafter.lengths:
