@@ -17,7 +17,6 @@ wait for, and what a server with more requests than it takes at a time gains.
 import argparse
 import dataclasses
 import json
-import math
 import random
 import statistics
 import sys
@@ -83,6 +82,13 @@ def last_first_token(outputs: list[RequestOutput]) -> float:
     return max(waits)
 
 
+def seconds_per_token(outputs: list[RequestOutput]) -> float:
+    """The mean over requests, their first tokens left out."""
+    rates = [output.metrics.tokens_per_second for output in outputs if output.metrics.tokens_per_second]
+    assert len(rates) == len(outputs), "a request of one token"
+    return statistics.fmean(1 / rate for rate in rates)
+
+
 def run(llm: LLM, asked: list[list[int]], tokens: int, temperature: float) -> dict[str, Any]:
     """``seconds`` from the last first token on: what guessing can make faster. ``tpot``: seconds per output token of a request."""
     params = [SamplingParams(temperature=temperature, seed=i, max_tokens=tokens, ignore_eos=True) for i in range(len(asked))]
@@ -93,7 +99,7 @@ def run(llm: LLM, asked: list[list[int]], tokens: int, temperature: float) -> di
     return {
         "tokens": [output.outputs[0].token_ids for output in outputs],
         "seconds": seconds - last_first_token(outputs),
-        "tpot": statistics.fmean(1 / (output.metrics.tokens_per_second or math.nan) for output in outputs),
+        "tpot": seconds_per_token(outputs),
         "steps": stats.num_steps - before.num_steps,
         "drafts": stats.num_drafts - before.num_drafts,
         "drafted": stats.num_drafted_tokens - before.num_drafted_tokens,

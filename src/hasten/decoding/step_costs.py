@@ -52,10 +52,15 @@ class StepCosts:
         count = max(range(len(rates)), key=rates.__getitem__)
         return count, rates[count]
 
-    def counts(self, chances: Sequence[Sequence[float]], spent: float) -> list[int]:
-        """How many guesses of each line to verify, so that the step gives the most tokens a second. Those of a line fall."""
+    def counts(self, chances: Sequence[Sequence[float]], spent: float, margin: float = 1.0) -> list[int]:
+        """How many guesses of each line to verify, so that the step gives the most tokens a second. Those of a line fall.
+
+        ``margin``: times as many as without a guess it must give, or none is verified.
+        """
         order = sorted(((chance, line) for line, mine in enumerate(chances) for chance in mine), key=lambda pair: -pair[0])
-        taken, _ = self.best(len(chances), [chance for chance, _ in order], spent)
+        taken, rate = self.best(len(chances), [chance for chance, _ in order], spent)
+        if rate < margin * self.best(len(chances), [], spent)[1]:
+            taken = 0
         counts = [0] * len(chances)
         for _, line in order[:taken]:
             counts[line] += 1

@@ -52,14 +52,6 @@ class _Offer(NamedTuple):
 NO_OFFER = _Offer()
 
 
-class _Guess(NamedTuple):
-    """One drafter's guess for one line."""
-
-    kind: Kind
-    draft: Draft
-    length: int  # of the line then
-
-
 @dataclass(slots=True)
 class _Round:
     """What was proposed."""
@@ -82,7 +74,7 @@ class Auto:
         """
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
         self._outlooks: dict[tuple[str, Kind], Outlook] = {}
-        self._guesses: dict[tuple[int, str], _Guess] = {}  # (line, drafter) -> what it guessed last
+        self._guesses: dict[tuple[int, str], tuple[Kind, Draft]] = {}  # (line, drafter) -> what it guessed in the last round
         self._last = _Round()
         self._rates = Pace()  # seconds per token of a step, whoever guessed
         self._allowance = dict.fromkeys(paced, 0.0)  # seconds
@@ -101,7 +93,7 @@ class Auto:
         asked, length, due = self._choose(best, lines)
         if asked is not None:
             best = _better(best, self._offers(asked, lines, self._ask(asked, length, lines, due)))
-        counts = self._counts(best)
+        counts = self._costs.counts([offer.chances for offer in best], 0.0, MARGIN)
         drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
         lengths = {line.sequence_id: len(line.token_ids) for line in lines}
         self._last = _Round(lengths, len(lines) + sum(counts), self._clock())
@@ -131,16 +123,12 @@ class Auto:
                 self._rates.note(len(lines), seconds / max(gained, 1))
         texts = {line.sequence_id: line.token_ids for line in lines}
         guesses, self._guesses = self._guesses, {}
-        for (line_id, name), (kind, draft, length) in guesses.items():
+        for (line_id, name), (kind, draft) in guesses.items():
             if line_id in texts:
-                self._outlook(name, kind).note(verdicts(draft, texts[line_id][length:]))
+                self._outlook(name, kind).note(verdicts(draft, texts[line_id][self._last.lengths[line_id] :]))
 
     def _outlook(self, name: str, kind: Kind) -> Outlook:
         return self._outlooks.setdefault((name, kind), Outlook())
-
-    def _kind(self, line: Line, draft: Draft) -> Kind:
-        answered = len(line.token_ids) - len(line.request.prompt_token_ids)
-        return sum(len(draft) > size for size in LENGTHS), sum(answered >= age for age in AGES)
 
     def _offers(self, name: str, lines: Sequence[Line], drafts: Sequence[Draft]) -> list[_Offer]:
         """Guesses beyond the end of an answer are left out."""
@@ -148,8 +136,8 @@ class Auto:
         return [self._offer(name, line, draft) if draft else NO_OFFER for line, draft in zip(lines, wanted, strict=True)]
 
     def _offer(self, name: str, line: Line, draft: Draft) -> _Offer:
-        kind = self._kind(line, draft) if name in self._free else ANY
-        self._guesses[line.sequence_id, name] = _Guess(kind, draft, len(line.token_ids))
+        kind = _kind(line, draft) if name in self._free else ANY
+        self._guesses[line.sequence_id, name] = kind, draft
         return _Offer(draft, self._outlook(name, kind).chances(draft))
 
     # ---------------------------------------------------------------- what is worth it
@@ -180,13 +168,6 @@ class Auto:
                     best, chosen = rate, (name, length)
         return self._due(num_lines, chosen)
 
-    def _counts(self, offers: Sequence[_Offer]) -> list[int]:
-        """How many guesses of each offer to verify: none at all where the step would bring hardly more tokens a second."""
-        counts, num_lines = self._costs.counts([offer.chances for offer in offers], 0.0), len(offers)
-        gained = sum(sum(offer.chances[:count]) for offer, count in zip(offers, counts, strict=True))
-        plain, seconds = self._costs.seconds(num_lines), self._costs.seconds(num_lines + sum(counts))
-        return counts if (num_lines + gained) * plain >= MARGIN * num_lines * seconds else [0] * num_lines
-
     def _due(self, num_lines: int, chosen: tuple[str | None, int]) -> tuple[str | None, int, bool]:
         """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is."""
         for name, drafter in self._paced.items():
@@ -205,8 +186,16 @@ def _better(offers: Sequence[_Offer], others: Sequence[_Offer]) -> list[_Offer]:
     return [max(pair, key=lambda offer: offer.gain) for pair in zip(offers, others, strict=True)]
 
 
+def _kind(line: Line, draft: Draft) -> Kind:
+    return sum(len(draft) > size for size in LENGTHS), sum(_answered(line) >= age for age in AGES)
+
+
+def _answered(line: Line) -> int:
+    return len(line.token_ids) - len(line.request.prompt_token_ids)
+
+
 def _most(line: Line) -> int:
     """Tokens that the line may still get."""
     most = line.request.params.max_tokens
     assert most is not None, "the engine bounds every answer"
-    return max(1, most - (len(line.token_ids) - len(line.request.prompt_token_ids)))
+    return max(1, most - _answered(line))
