@@ -9,7 +9,7 @@ import random
 import pytest
 
 from hasten.core.draft import Draft
-from hasten.decoding.growing_tree import GrowingTree, worthwhile
+from hasten.decoding.growing_tree import GrowingTree, doubt, worthwhile
 from hasten.decoding.step_costs import StepCosts
 
 
@@ -60,6 +60,23 @@ def test_no_other_choice_gives_more_tokens_a_second(seed: int) -> None:
     )
     assert found == pytest.approx(best)
     assert all(len(draft) <= most for draft in drafts)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_going_on_from_a_node_pays_where_a_sure_guess_after_it_would(seed: int) -> None:
+    draw = random.Random(seed)
+    trees = [grown(draw, draw.randint(0, 5)) for _ in range(draw.randint(1, 3))]
+    costs, spent, call = StepCosts({1: 1.0, 64: 1.0 + draw.uniform(0, 9)}), draw.choice((0.0, 0.5)), draw.uniform(0.0, 0.2)
+    chances = sorted((node.chance for tree in trees for node in tree.nodes), reverse=True)
+
+    def rate(taken: list[float], seconds: float) -> float:
+        return (len(trees) + sum(taken)) / (costs.seconds(len(trees) + len(taken)) + seconds)
+
+    before = max(rate(chances[:count], spent) for count in range(len(chances) + 1))
+    least = doubt(trees, 5, costs, spent, call)
+    for chance in (0.99 * least, 1.01 * least):
+        after = max(rate([*chances[:count], chance], spent + call) for count in range(len(chances) + 1))
+        assert (after > before) == (chance > least)
 
 
 def test_drafts_are_the_trees_with_their_branches() -> None:

@@ -20,8 +20,9 @@ from hasten.checkpoints.formats.eagle3_config import Eagle3Config
 from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
+from hasten.decoding.drafters import eagle as eagle_drafter
 from hasten.decoding.drafters.base import Line, Seen
-from hasten.decoding.drafters.eagle import DOUBT, WIDTH
+from hasten.decoding.drafters.eagle import WIDTH
 from hasten.decoding.growing_tree import RANKS
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.layers.build import Build
@@ -37,6 +38,7 @@ from tests.engine.free_steps import free_steps
 DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
 VOCAB_SIZE, HIDDEN_SIZE = 8192, 256
 ACCURACIES = ((0.6, 0.2, 0.1), (0.5, 0.2), (0.4, 0.1))
+LEAST = 0.15  # likely is what an EAGLE head goes on from
 SURE = 3.0  # of what an EAGLE head says: so that it goes on from guesses, and now and then from two
 TEXTS = ("def add(a, b):\n    return", "import os\nimport sys\n\n\nclass Reader:\n", "The list of all", "x")
 
@@ -180,7 +182,10 @@ def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, 
 
 
 @pytest.mark.parametrize("options", [{"backend": "torch"}, {}, {"max_num_batched_tokens": 9, "max_num_seqs": 8}])
-def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: Decoder, eagle: Path) -> None:
+def test_eagle_guesses_along_its_own_states(
+    options: dict[str, Any], decoder: Decoder, eagle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eagle_drafter, "doubt", lambda *_: LEAST)
     head = load_eagle(eagle, decoder).head
 
     def check(line: Line, draft: Draft) -> None:
@@ -199,7 +204,7 @@ def test_eagle_guesses_along_its_own_states(options: dict[str, Any], decoder: De
                         tokens = [*tip.tokens, int(head.target_ids[place])]
                         grown.append(Branch(tokens, torch.cat((tip.hidden, out[-1:])), tip.chance * p))
                         chances[tuple(tokens[len(line.token_ids) :])] = tip.chance * p
-                tips = sorted((tip for tip in grown if tip.chance >= DOUBT), key=lambda tip: -tip.chance)[:WIDTH]
+                tips = sorted((tip for tip in grown if tip.chance >= LEAST), key=lambda tip: -tip.chance)[:WIDTH]
                 widths.append((depth, len(tips)))
         paths = paths_of(draft)
         best = sorted(chances.values(), reverse=True)[:12]

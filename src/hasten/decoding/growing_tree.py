@@ -49,6 +49,17 @@ class GrowingTree:
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
 
 
+def doubt(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float, call: float) -> float:
+    """How likely a node has to be for a guess after it to be worth its row and ``call`` seconds of guessing, were that one sure.
+
+    ``most`` and ``spent`` as below. What is likelier is gone on from: nobody knows how sure the guess after it is.
+    """
+    chances = sorted((tree.nodes[node].chance for tree in trees for node in tree.likeliest(most)), reverse=True)
+    count, rate = costs.best(len(trees), chances, spent)
+    rows = len(trees) + count
+    return rate * (costs.seconds(rows + 1) - costs.seconds(rows) + call)
+
+
 def worthwhile(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float) -> list[Draft]:
     """Of each tree at most ``most`` nodes: together those with which the step that verifies them gives the most tokens a second.
 

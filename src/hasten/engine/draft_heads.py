@@ -50,8 +50,8 @@ class Heads(Protocol):
 
 
 def load_heads(folder: Path, backend: Backend, target: LoadedModel) -> Heads:
-    """Quantised as the model is. Raises ``CheckpointError`` for heads of another model, with both numbers."""
-    formats = backend.formats(target.dtype)
+    """Quantised as drafters are. Raises ``CheckpointError`` for heads of another model, with both numbers."""
+    formats = backend.draft_formats(target.dtype)
     if _is_eagle(folder):
         return EagleHeads(load_eagle(folder, target.decoder, formats=formats), target, backend)
     spec = target.spec

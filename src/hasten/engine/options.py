@@ -15,6 +15,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "int4", "int8-weight-only", "int4-weight-only")
 KV_DTYPES = ("auto", "int8")
 BACKENDS = ("auto", "cpu", "torch")
+_CHOICES = {
+    "dtype": DTYPES,
+    "kv_dtype": KV_DTYPES,
+    "backend": BACKENDS,
+    "quantize": QUANTIZATIONS,
+    "draft_quantize": ("auto", *QUANTIZATIONS),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +45,7 @@ class EngineOptions:
     speculation: str = "auto"
     draft_model: str | None = None  # a small model that guesses: a folder, a hub id or "demo-draft"
     draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id, "demo-eagle" or "demo-medusa"
+    draft_quantize: str = "auto"  # of their weights, as quantize; "auto" takes four bits where the model is quantised, else none
     draft_layers: int | None = None  # of the model itself, that guess; None: those before the exit that should pay best
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     exits: str | None = None  # trained exits, for requests whose tokens may leave early: a folder, a hub id or "demo-exits"
@@ -49,7 +57,7 @@ class EngineOptions:
     show_progress: bool = False  # a progress bar while weights load
 
     def __post_init__(self) -> None:
-        for name, allowed in (("dtype", DTYPES), ("kv_dtype", KV_DTYPES), ("backend", BACKENDS), ("quantize", QUANTIZATIONS)):
+        for name, allowed in _CHOICES.items():
             chosen = getattr(self, name)
             if chosen not in allowed and (name, chosen) != ("quantize", None):
                 raise InvalidOption(f"unknown {name}", got=repr(chosen), remedy=nearest(str(chosen), allowed))
@@ -75,7 +83,12 @@ class EngineOptions:
                     got=f"speculation={self.speculation!r}, {name}={given!r}",
                     remedy=f"Give {name} with speculation={drafters[0]!r} or 'auto', or neither",
                 )
-
+        if self.draft_quantize != "auto" and self.draft_model is None and self.draft_heads is None:
+            raise InvalidOption(
+                "there is nothing to quantise for guesses",
+                got=f"draft_quantize={self.draft_quantize!r}, no draft_model, no draft_heads",
+                remedy="Give one of them, or leave draft_quantize out",
+            )
         itself = self.speculation in ("self_speculation", "auto")
         if (self.draft_layers is not None and not itself) or (
             self.speculation == "self_speculation" and self.draft_layers is None and self.exits is None
@@ -85,6 +98,16 @@ class EngineOptions:
                 got=f"speculation={self.speculation!r}, draft_layers={self.draft_layers}, exits={self.exits!r}",
                 remedy="Give exits, or draft_layers, with speculation='self_speculation' or 'auto'",
             )
+
+    @property
+    def draft_format(self) -> str | None:
+        """What ``draft_quantize`` comes to, as ``quantize``.
+
+        Who guesses waits for memory, and with half of the bytes is right nearly as often.
+        """
+        if self.draft_quantize != "auto":
+            return self.draft_quantize
+        return None if self.quantize is None else self.quantize.replace("int8", "int4")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:

@@ -102,6 +102,7 @@ class Speculation:
             "speculation": self.options.speculation if self._allowed else "off",
             "draft_model": str(self.draft.folder) if self.draft else None,
             "draft_heads": self.options.draft_heads,
+            "draft_quantize": self.options.draft_format if self.draft or self.heads else None,
             "draft_layers": self.options.draft_layers,
         }
 
@@ -142,11 +143,11 @@ def _draft_model(options: EngineOptions, backend: Backend, target: LoadedModel) 
     if options.draft_model is None:
         return None, None
     folder = resolve(options.draft_model, None, quiet=not options.show_progress)
-    model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
+    model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats)
     remedy = "Take a smaller model of the same family, or train one: hasten train draft"
     check_vocabulary(model, options.draft_model, target.spec.vocab_size, remedy)
     ids = read_draft_ids(folder, model.spec.vocab_size)
     if ids is not None:
-        build = Build(backend.ops, backend.formats(model.dtype), model.dtype)
+        build = Build(backend.ops, backend.draft_formats(model.dtype), model.dtype)
         model.decoder.vocabulary = model.decoder.vocabulary.some_rows(ids, build)
     return model, ids

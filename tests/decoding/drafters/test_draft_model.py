@@ -51,8 +51,10 @@ class Projected:
 class Bench:
     """Lines that grow by what they take of a guess, or by something else; some end and others begin.
 
-    ``sayable``: the tokens that can be guessed, in ascending order.
+    ``sayable``: the tokens that can be guessed, in ascending order. ``least``: how likely a greedy guess is that is gone on from.
     """
+
+    least = 0.0
 
     def __init__(self, seed: int, num_blocks: int, max_step: int = 400, sayable: torch.Tensor | None = None) -> None:
         self.random = random.Random(seed)
@@ -125,7 +127,7 @@ class Bench:
             likely = {*share.topk(growing_tree.RANKS).indices.tolist(), sampled.token_id}
             others.append({token: chance * float(share[token]) for token in likely})
             chance *= float(share[sampled.token_id]) if request.params.greedy else 1.0
-            if chance < draft_model.DOUBT:
+            if chance < self.least:
                 break
         self.cut += len(tokens) - len(line.token_ids) < DEPTH
         return tuple(tokens[len(line.token_ids) :]), others
@@ -143,21 +145,21 @@ class Bench:
         return self
 
 
-@pytest.fixture
-def undaunted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guesses are made however doubtful they are."""
-    monkeypatch.setattr(draft_model, "DOUBT", 0.0)
+@pytest.fixture(autouse=True)
+def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How doubtful guesses may be that are gone on from: as the test says, however doubtful without."""
+    wanted = getattr(request, "param", 0.0)
+    monkeypatch.setattr(Bench, "least", wanted)
+    monkeypatch.setattr(draft_model, "doubt", lambda *_: wanted)
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.usefixtures("undaunted")
 def test_guesses_are_what_the_model_would_say(seed: int) -> None:
     bench = Bench(seed, num_blocks=200).run(60)
     assert bench.full > 200 and bench.short < bench.full / 20  # short ones only near the last position
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.usefixtures("undaunted")
 def test_where_blocks_or_tokens_are_short_guesses_are_shorter_and_never_wrong(seed: int) -> None:
     blocks, tokens = Bench(seed, num_blocks=40).run(60), Bench(seed, num_blocks=200, max_step=9).run(60)
     assert blocks.short > 10 and blocks.full > 10
@@ -165,6 +167,7 @@ def test_where_blocks_or_tokens_are_short_guesses_are_shorter_and_never_wrong(se
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("least", [0.25], indirect=True)
 def test_greedy_guesses_end_where_they_become_doubtful(seed: int) -> None:
     bench = Bench(seed, num_blocks=200).run(60)
     assert bench.full > 150 and bench.short < bench.full / 20
@@ -173,6 +176,7 @@ def test_greedy_guesses_end_where_they_become_doubtful(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("least", [0.25], indirect=True)
 def test_a_model_of_few_tokens_doubts_by_those_alone(seed: int) -> None:
     bench = Bench(seed, num_blocks=200, sayable=torch.arange(1, VOCABULARY, 3)).run(60)
     assert bench.full > 150 and bench.cut > 20

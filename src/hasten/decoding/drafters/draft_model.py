@@ -22,7 +22,7 @@ from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
-from hasten.decoding.growing_tree import RANKS, GrowingTree, worthwhile
+from hasten.decoding.growing_tree import RANKS, GrowingTree, doubt, worthwhile
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
@@ -30,7 +30,6 @@ from hasten.sampling.pick import pick
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
-DOUBT = 0.25  # a greedy chain that is right less often than this, by what the draft model says, is not continued
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 
 
@@ -167,11 +166,20 @@ class DraftModel(PacedDrafter):
             else:
                 self._pace.note(num_lines, time.perf_counter() - begin)
             made += 1
+            active = self._going(guesses, active, made)
             if not active:
                 break
         if lines:
             self._pace.note_round(len(lines), asked, made)
         return self._drafts(guesses, made)
+
+    def _going(self, guesses: Sequence[_Guess], active: Sequence[_Guess], made: int) -> list[_Guess]:
+        """Those of the active ones from whose last guess going on may pay, after so many calls."""
+        if not active:
+            return []
+        call = self._pace.seconds(len(active)) or 0.0
+        least = doubt([guess.tree for guess in guesses], self.num_tokens, self._costs, made * call, call / len(active))
+        return [guess for guess in active if guess.chance >= least]
 
     def _drafts(self, guesses: Sequence[_Guess], made: int) -> list[Draft]:
         """``made``: calls of the model."""
@@ -223,7 +231,7 @@ class DraftModel(PacedDrafter):
             guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
         drawing = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
         ended = self._draw(drawing, logits_RD)
-        return [guess for guess in planned if guess not in ended and guess.chance >= DOUBT]
+        return [guess for guess in planned if guess not in ended]
 
     def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> list[_Guess]:
         """The next token of each. Returns those that have none."""

@@ -21,14 +21,13 @@ from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import RANKS, GrowingTree, worthwhile
+from hasten.decoding.growing_tree import RANKS, GrowingTree, doubt, worthwhile
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 WIDTH = 2  # nodes of a depth that the tree goes on from, at most
-DOUBT = 0.15  # it does not go on from a node that is right less often than this, by what the head says
 
 
 class EagleRunner(Protocol):
@@ -108,14 +107,17 @@ class _Guess:
         return self.tree.depth(self.tips[0])
 
     def grow(self, tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]]) -> None:
-        """What may follow each tip, the likeliest first. Tips are those of the new nodes from which going on may pay."""
+        """What may follow each tip, the likeliest first. Tips are the likeliest of the new nodes."""
         new = [
             node
             for tip, mine, likely in zip(self.tips, tokens, chances, strict=True)
             for node in self.tree.add(tip, zip(mine, likely, strict=True))
         ]
-        chance = {node: self.tree.nodes[node].chance for node in new}
-        self.tips = sorted((node for node in new if chance[node] >= DOUBT), key=lambda node: -chance[node])[:WIDTH]
+        self.tips = sorted(new, key=lambda node: -self.tree.nodes[node].chance)[:WIDTH]
+
+    def prune(self, least: float) -> None:
+        """Not to go on from what is less likely."""
+        self.tips = [tip for tip in self.tips if self.tree.nodes[tip].chance >= least]
 
     def row(self) -> tuple[tuple[int, ...], tuple[int, ...], list[Tensor]]:
         """The tokens that the head reads, how those after the first branch, and the state beside each. Takes the tips as read."""
@@ -178,17 +180,28 @@ class Eagle(PacedDrafter):
         guesses = active
         self._choose(active, [guess.place.logits_1V for guess in active])
         num_lines, asked, made = len(active), min(self.num_tokens, self._max_depth), 1
-        while made < asked and (active := [guess for guess in active if guess.tips]):
+        while made < asked and (active := self._going(guesses, active, made)):
             begin = time.perf_counter()
             active = self._advance(active)
             self._pace.note(len(active), time.perf_counter() - begin)
             made += 1
         if num_lines:
             self._pace.note_round(num_lines, asked, made)
-        spent = (made - 1) * (self._pace.seconds(num_lines) or 0.0)
-        chosen = worthwhile([guess.tree for guess in guesses], self.num_tokens, self._costs, spent)
+        call = self._pace.seconds(num_lines) or 0.0
+        chosen = worthwhile([guess.tree for guess in guesses], self.num_tokens, self._costs, (made - 1) * call)
         drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
+
+    def _going(self, guesses: Sequence[_Guess], active: Sequence[_Guess], made: int) -> list[_Guess]:
+        """Those of the active ones that have tips from which going on may pay, after so many calls."""
+        if not active:
+            return []
+        call = self._pace.seconds(len(active)) or 0.0
+        trees = [guess.tree for guess in guesses]
+        least = doubt(trees, self.num_tokens, self._costs, (made - 1) * call, call / len(active))
+        for guess in active:
+            guess.prune(least)
+        return [guess for guess in active if guess.tips]
 
     def _ready(self, line: Line) -> bool:
         """Whether all states but that of the line's last token are known."""

@@ -27,6 +27,10 @@ class Backend(Protocol):
         """The matrices of a decoder whose checkpoint is read as ``dtype``."""
         ...
 
+    def draft_formats(self, dtype: torch.dtype) -> Formats:
+        """The matrices of a draft model or of heads, which may be coarser: no output depends on them."""
+        ...
+
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
         """Of one KV block of every group."""
         ...

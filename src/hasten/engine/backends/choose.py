@@ -20,8 +20,14 @@ def choose_backend(options: EngineOptions) -> Backend:
     """
     native = "this run was asked for the torch backend" if options.backend == "torch" else find_cpu(options.threads)
     if not isinstance(native, str):
-        return NativeBackend(native, options.quantize, int8_kv=options.kv_dtype == "int8")
-    needed = {"backend": options.backend == "cpu", "quantize": options.quantize is not None, "kv_dtype": options.kv_dtype == "int8"}
+        int8_kv = options.kv_dtype == "int8"
+        return NativeBackend(native, options.quantize, draft_quantize=options.draft_format, int8_kv=int8_kv)
+    needed = {
+        "backend": options.backend == "cpu",
+        "quantize": options.quantize is not None,
+        "draft_quantize": options.draft_quantize != "auto",
+        "kv_dtype": options.kv_dtype == "int8",
+    }
     if any(needed.values()):
         raise InvalidOption(
             f"{' and '.join(name for name, wanted in needed.items() if wanted)} need the native CPU kernels, and {native}",

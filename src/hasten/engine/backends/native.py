@@ -27,15 +27,20 @@ from hasten.sampling.native_chooser import NativeChooser
 
 
 class NativeBackend:
-    """``int8_kv``: keys and values in int8 with a scale per token and head, else in the dtype of the model."""
+    """``quantize``: the model, and ``draft_quantize`` what guesses for it. ``int8_kv``: keys and values in int8 with a scale per
+    token and head, else in the dtype of the model.
+    """
 
-    def __init__(self, cpu: Cpu, quantize: str | None, *, int8_kv: bool) -> None:
-        self.cpu, self.quantize, self._int8_kv = cpu, quantize, int8_kv
-        self._weights = Weights(cpu)
+    def __init__(self, cpu: Cpu, quantize: str | None, *, draft_quantize: str | None, int8_kv: bool) -> None:
+        self.cpu, self.quantize, self.draft_quantize, self._int8_kv = cpu, quantize, draft_quantize, int8_kv
+        self._weights, self._draft_weights = Weights(cpu), Weights(cpu)
         self.ops: Ops = TorchOps()
 
     def formats(self, dtype: torch.dtype) -> PackedFormats:
         return PackedFormats(self._weights, dtype, self.quantize)
+
+    def draft_formats(self, dtype: torch.dtype) -> PackedFormats:
+        return PackedFormats(self._draft_weights, dtype, self.draft_quantize)
 
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
         return native_block_bytes(self.cpu, groups, block_size, self._kv_dtype(dtype))

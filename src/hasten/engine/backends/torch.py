@@ -27,6 +27,9 @@ class TorchBackend:
     def formats(self, dtype: torch.dtype) -> DenseFormats:
         return DenseFormats(self.ops, dtype)
 
+    def draft_formats(self, dtype: torch.dtype) -> DenseFormats:
+        return self.formats(dtype)
+
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
         return sum(group.block_bytes(block_size, dtype.itemsize) for group in groups)
 
