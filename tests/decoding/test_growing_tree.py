@@ -1,4 +1,4 @@
-"""Which nodes of guessed trees are verified: those that no other choice beats, by brute force."""
+"""Which nodes of guessed trees are verified: those that no other choice beats, by brute force. And what the text says of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import random
 import pytest
 
 from hasten.core.draft import Draft
-from hasten.decoding.growing_tree import GrowingTree, doubt, worthwhile
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters.base import Line
+from hasten.decoding.growing_tree import Grove, GrowingTree, doubt, worthwhile
 from hasten.decoding.step_costs import StepCosts
+from hasten.decoding.trust import Trust
 
 
 def grown(draw: random.Random, num_nodes: int) -> GrowingTree:
@@ -100,3 +104,64 @@ def test_a_chance_that_is_no_number_is_no_guess() -> None:
     tree = GrowingTree()
     tree.add(-1, [(7, math.nan), (9, 0.2)])
     assert worthwhile([tree], 9, StepCosts({1: 1.0, 64: 1.0}), 0.0) == [Draft.chain([9])]
+
+
+class Told(Trust):
+    """What it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verdicts: list[tuple[object, float, bool]] = []
+
+    def note(self, kind: object, said: float, *, right: bool) -> None:
+        self.verdicts.append((kind, said, right))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_text_judges_every_guess_that_it_comes_to(seed: int) -> None:
+    draw = random.Random(seed)
+    trust = Told()
+    tree, paths = GrowingTree(trust), [()]
+    for _ in range(draw.randint(0, 6)):
+        parent = draw.randrange(-1, len(tree.nodes))
+        used = {tree.nodes[i].token_id for i in range(len(tree.nodes)) if tree.nodes[i].parent == parent}
+        tokens = draw.sample([token for token in range(6) if token not in used], 2)
+        tree.add(parent, [(token, draw.random()) for token in tokens], source=draw.choice("ab"))
+        paths += [(*paths[parent + 1], token) for token in tokens]
+    text = [draw.randrange(6) for _ in range(draw.randint(0, 4))]
+    tree.judge(text)
+    reached = [
+        (node.kind, node.said, path[-1] == text[len(path) - 1])
+        for node, path in zip(tree.nodes, paths[1:], strict=True)
+        if len(path) <= len(text) and list(path[:-1]) == text[: len(path) - 1]
+    ]
+    assert sorted(trust.verdicts, key=repr) == sorted(reached, key=repr)
+
+
+def test_first_choices_and_others_are_believed_apart() -> None:
+    trust = Trust()
+    for _ in range(50):
+        GrowingTree(trust).add(-1, [(1, 0.2), (2, 0.2)])
+        tree = GrowingTree(trust)
+        tree.add(-1, [(1, 0.2), (2, 0.2)])
+        tree.judge([1])
+    tree = GrowingTree(trust)
+    tree.add(-1, [(5, 0.2)])
+    tree.add(-1, [(6, 0.2)], rank=1)
+    tree.add(0, [(7, 0.2)])
+    first, other, after = (node.chance for node in tree.nodes)
+    assert first > 0.9 and other < 0.1 and after == pytest.approx(first * first)
+
+
+def test_a_round_is_judged_once_by_what_became_of_its_lines() -> None:
+    request = Request(request_id="a", prompt_token_ids=(1,), params=SamplingParams())
+    text = [1]
+    line, gone = Line(0, text, request, 0), Line(1, [1], request, 0)
+    grove = Grove(Told())
+    assert isinstance(grove.trust, Told)
+    for some in (line, gone):
+        grove.plant(some).add(-1, [(7, 0.5)])
+    text += [7, 8]
+    grove.judge([line])
+    grove.judge([line, gone])
+    assert [right for _, _, right in grove.trust.verdicts] == [True]

@@ -25,6 +25,7 @@ from hasten.decoding.drafters.base import Line, Seen
 from hasten.decoding.drafters.eagle import WIDTH
 from hasten.decoding.growing_tree import RANKS
 from hasten.decoding.ranked_tree import RankedTree
+from hasten.decoding.trust import Trust
 from hasten.layers.build import Build
 from hasten.layers.context import DenseContext
 from hasten.layers.formats.dense import DenseFormats
@@ -41,6 +42,12 @@ ACCURACIES = ((0.6, 0.2, 0.1), (0.5, 0.2), (0.4, 0.1))
 LEAST = 0.15  # likely is what an EAGLE head goes on from
 SURE = 3.0  # of what an EAGLE head says: so that it goes on from guesses, and now and then from two
 TEXTS = ("def add(a, b):\n    return", "import os\nimport sys\n\n\nclass Reader:\n", "The list of all", "x")
+
+
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses are believed to be as likely as their heads say."""
+    monkeypatch.setattr(Trust, "note", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +164,7 @@ def run(folder: Path, kind: str, check: Callable[[Line, Draft], None], **options
 
 
 @pytest.mark.parametrize("options", [{"backend": "torch"}, {}, {"max_num_batched_tokens": 9, "max_num_seqs": 8}])
+@pytest.mark.usefixtures("unjudged")
 def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, Any], decoder: Decoder, medusa: Path) -> None:
     build = Build(TorchOps(), DenseFormats(TorchOps(), torch.float32), torch.float32)
     heads = read_medusa(medusa, hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SIZE, build=build).heads
@@ -182,6 +190,7 @@ def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, 
 
 
 @pytest.mark.parametrize("options", [{"backend": "torch"}, {}, {"max_num_batched_tokens": 9, "max_num_seqs": 8}])
+@pytest.mark.usefixtures("unjudged")
 def test_eagle_guesses_along_its_own_states(
     options: dict[str, Any], decoder: Decoder, eagle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

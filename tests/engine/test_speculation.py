@@ -72,7 +72,7 @@ class Knowing:
 def demo(**options: Any) -> LLM:
     given = {"speculation": "off", "kv_cache_memory": "64MiB", **options}
     with free_steps():
-        return LLM("demo", quantize="int8", max_model_len=128, threads=2, **given)
+        return LLM("demo", **{"quantize": "int8", "max_model_len": 128, "threads": 2, **given})
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +227,19 @@ def test_an_eagle_head_changes_no_output(requests, plain) -> None:
     assert llm.engine.stats.num_accepted_tokens > 0.5 * llm.engine.stats.num_drafts
 
 
+@pytest.mark.parametrize("given", [{"draft_model": "demo-draft"}, {"draft_heads": "demo-eagle"}, {"draft_heads": "demo-medusa"}])
+def test_what_guesses_in_four_bits_is_nearly_as_often_right(given: dict[str, str], requests) -> None:
+    kind = {"demo-draft": "draft_model", "demo-eagle": "eagle", "demo-medusa": "medusa"}[next(iter(given.values()))]
+    accepted = {}
+    for wanted, found in (("auto", "int4"), ("int8", "int8"), ("int4-weight-only", "int4-weight-only")):
+        llm = demo(speculation=kind, **given, draft_quantize=wanted)
+        assert llm.describe()["draft_quantize"] == found
+        generate(llm, requests[:60])
+        accepted[found] = llm.engine.stats.num_accepted_tokens
+    assert accepted["int4"] > 0.85 * accepted["int8"] and accepted["int4-weight-only"] > 0.85 * accepted["int8"], accepted
+    assert accepted["int4"] != accepted["int8"], "the weights are the same"
+
+
 def test_medusa_heads_change_no_output(requests, plain) -> None:
     llm = demo(speculation="medusa", draft_heads="demo-medusa")
     assert_same(generate(llm, requests), plain[0])
@@ -276,7 +289,7 @@ def test_all_layers_but_none_are_refused_as_first_layers() -> None:
 def test_a_model_that_drafts_for_itself_is_always_right(requests, plain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which needs its keys and values to be right after every step, and its noise to be the target's."""
     monkeypatch.setattr(draft_model, "RANKS", 1)  # no second choices beside the right one
-    llm = demo(speculation="draft_model", draft_model="demo", num_draft_tokens=5)
+    llm = demo(speculation="draft_model", draft_model="demo", draft_quantize="int8", num_draft_tokens=5)
     found = generate(llm, requests)
     assert_same(found, plain[0])
     for output, (_, params) in zip(found, requests, strict=True):
@@ -290,7 +303,7 @@ def test_a_draft_model_of_few_tokens_is_wrong_only_where_it_cannot_name_the_toke
     shutil.copytree(resolve("demo", None, quiet=True), tmp_path / "half")
     sayable = set(range(0, 8192, 2))
     save_file({"draft_ids": torch.arange(0, 8192, 2, dtype=torch.int32)}, tmp_path / "half" / "draft_ids.safetensors")
-    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), num_draft_tokens=3)
+    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), draft_quantize="int8", num_draft_tokens=3)
     drafter, first = llm.engine._drafter, {}
 
     class Watched:
@@ -325,7 +338,7 @@ def test_a_draft_model_of_few_tokens_is_judged_by_them(tmp_path: Path) -> None:
     """Rejection sampling weighs a guess by what it was drawn from; tokens that cannot be named had no chance there."""
     shutil.copytree(resolve("demo", None, quiet=True), tmp_path / "half")
     save_file({"draft_ids": torch.arange(0, 8192, 2, dtype=torch.int32)}, tmp_path / "half" / "draft_ids.safetensors")
-    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), num_draft_tokens=3)
+    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), draft_quantize="int8", num_draft_tokens=3)
     params = [SamplingParams(temperature=1.0, seed=i, max_tokens=16, ignore_eos=True, acceptance="rejection") for i in range(20)]
     outputs = llm.generate(["def main():\n"] * 20, params, use_tqdm=False)
     odd = [token % 2 for output in outputs for token in output.outputs[0].token_ids]
@@ -367,6 +380,9 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) 
         {"speculation": "self_speculation"},
         {"speculation": "suffix", "draft_layers": 4},
         {"draft_layers": 0},
+        {"draft_quantize": "int8"},
+        {"draft_quantize": "int5", "draft_model": "demo-draft"},
+        {"draft_quantize": "int4", "draft_model": "demo-draft", "backend": "torch", "quantize": None},
     ],
 )
 def test_half_an_order_is_refused(options: dict[str, Any]) -> None:

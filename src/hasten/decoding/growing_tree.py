@@ -5,12 +5,14 @@ Li et al., 2024 (EAGLE-2, arXiv 2406.16858): what a guesser says of its guesses 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hasten.core.draft import Draft
+from hasten.decoding.drafters.base import Line
 from hasten.decoding.step_costs import StepCosts
+from hasten.decoding.trust import Trust
 
 RANKS = 4  # choices of a place that are guessed
 
@@ -19,23 +21,45 @@ class Node(NamedTuple):
     token_id: int
     parent: int  # its place among the nodes; -1: the line's last token
     depth: int  # tokens after the line's last one, from 1
-    chance: float  # that it becomes output, by what the guesser says
+    chance: float  # that it becomes output
+    kind: Hashable = None  # of guess, as ``Trust`` tells them apart
+    said: float = 0.0  # by the guesser: how likely it is where its parent is right
 
 
 @dataclass(slots=True)
 class GrowingTree:
+    trust: Trust = field(default_factory=Trust)
     nodes: list[Node] = field(default_factory=list)
 
     def depth(self, node: int) -> int:
         """Of a node; 0 for -1, the line's last token."""
         return 0 if node < 0 else self.nodes[node].depth
 
-    def add(self, parent: int, choices: Iterable[tuple[int, float]]) -> range:
-        """What may follow ``parent``: tokens, and how likely each is there. Returns their places."""
+    def add(self, parent: int, choices: Iterable[tuple[int, float]], source: Hashable = None, rank: int = 0) -> range:
+        """What may follow ``parent``: tokens, and how likely each is said to be there. Returns their places.
+
+        The first of them is the guesser's choice of this ``rank`` in that place, 0 its first one; ``source`` tells guesses apart
+        that are made, or meant, in different ways.
+        """
         first, depth = len(self.nodes), self.depth(parent) + 1
         before = 1.0 if parent < 0 else self.nodes[parent].chance
-        self.nodes += [Node(token_id, parent, depth, before * chance) for token_id, chance in choices]
+        for place, (token_id, said) in enumerate(choices, start=rank):
+            kind = source, place > 0
+            self.nodes.append(Node(token_id, parent, depth, before * self.trust.chance(kind, said), kind, said))
         return range(first, len(self.nodes))
+
+    def judge(self, token_ids: Sequence[int]) -> None:
+        """The text went on with these: wherever it came to a guess, ``trust`` learns whether that was right."""
+        path = -1
+        for token_id in token_ids:
+            reached = [node for node, guess in enumerate(self.nodes) if guess.parent == path]
+            for node in reached:
+                guess = self.nodes[node]
+                self.trust.note(guess.kind, guess.said, right=guess.token_id == token_id)
+            right = [node for node in reached if self.nodes[node].token_id == token_id]
+            if not right:
+                return
+            path = right[0]
 
     def likeliest(self, count: int) -> list[int]:
         """So many nodes, the likeliest first; none is likelier than its parent. Not those that are nothing (0, NaN)."""
@@ -47,6 +71,27 @@ class GrowingTree:
         place = {-1: -1} | {node: i for i, node in enumerate(nodes)}
         kept = [self.nodes[node] for node in nodes]
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
+
+
+@dataclass(slots=True)
+class Grove:
+    """The trees of a guesser's last round, by which it is judged."""
+
+    trust: Trust = field(default_factory=Trust)
+    _trees: dict[int, tuple[int, GrowingTree]] = field(default_factory=dict)  # line -> its length then, and its tree
+
+    def plant(self, line: Line) -> GrowingTree:
+        tree = GrowingTree(self.trust)
+        self._trees[line.sequence_id] = len(line.token_ids), tree
+        return tree
+
+    def judge(self, lines: Iterable[Line]) -> None:
+        """By what has become of the lines since. Those that are not here are forgotten."""
+        trees, self._trees = self._trees, {}
+        for line in lines:
+            if line.sequence_id in trees:
+                length, tree = trees[line.sequence_id]
+                tree.judge(line.token_ids[length:])
 
 
 def doubt(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float, call: float) -> float:

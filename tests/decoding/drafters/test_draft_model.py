@@ -23,6 +23,7 @@ from hasten.decoding.drafters.base import NOTHING_SEEN, Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
 from hasten.decoding.few_words import FewWords
 from hasten.decoding.step_costs import StepCosts
+from hasten.decoding.trust import Trust
 from hasten.kv.group import KvGroup
 from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
@@ -147,10 +148,11 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How doubtful guesses may be that are gone on from: as the test says, however doubtful without."""
+    """How doubtful guesses may be that are gone on from: as the test says, however doubtful without. None is ever judged."""
     wanted = getattr(request, "param", 0.0)
     monkeypatch.setattr(Bench, "least", wanted)
     monkeypatch.setattr(draft_model, "doubt", lambda *_: wanted)
+    monkeypatch.setattr(Trust, "note", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("seed", range(8))

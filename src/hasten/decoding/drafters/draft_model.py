@@ -11,7 +11,7 @@ computed, what it has rejected is written over. It knows no scheduler: where blo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
-from hasten.decoding.growing_tree import RANKS, GrowingTree, doubt, worthwhile
+from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, doubt, worthwhile
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
@@ -30,6 +30,7 @@ from hasten.sampling.pick import pick
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
+UNKNOWN = 0.9  # is how likely a token is taken to be that was drawn, until some have been judged
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
 
 
@@ -55,9 +56,9 @@ class _Guess:
 
     line: Line
     trail: Trail
+    tree: GrowingTree  # what is guessed, and what else is likely in its places
     token_ids: list[int] = field(default_factory=list)
     proposals: list[Tensor] = field(default_factory=list)  # what they were drawn from, where the line's rule asks
-    tree: GrowingTree = field(default_factory=GrowingTree)  # they, and what else is likely in their places
     tip: int = -1  # the last of them
 
     @property
@@ -89,10 +90,15 @@ class _Guess:
         """That all of it is right, by what the draft model says."""
         return self.tree.nodes[self.tip].chance if self.tip >= 0 else 1.0
 
-    def add(self, token_id: int, chance: float, others: Iterable[tuple[int, float]] = ()) -> None:
-        """What was drawn, and what else may be right there."""
+    def choose(self, choices: Sequence[tuple[int, float]]) -> None:
+        """The first of these, which are likely there; the others may be right as well."""
+        self.token_ids.append(choices[0][0])
+        self.tip = self.tree.add(self.tip, choices, "likely")[0]
+
+    def draw(self, token_id: int) -> None:
+        """What the noise, a mask or a penalty has chosen, as it will for the model. Nobody says how likely that is."""
         self.token_ids.append(token_id)
-        self.tip = self.tree.add(self.tip, [(token_id, chance), *(choice for choice in others if choice[0] != token_id)])[0]
+        self.tip = self.tree.add(self.tip, [(token_id, UNKNOWN)], "drawn")[0]
 
     def chain(self) -> Draft:
         return Draft.chain(self.token_ids, tuple(self.proposals))
@@ -121,7 +127,7 @@ class DraftModel(PacedDrafter):
         self._costs, self.num_tokens, self._max_depth = costs, num_tokens, max_depth
         self._max_step, self._max_positions = max_step, max_positions
         self._trails: dict[int, Trail] = {}
-        self._pace = Pace()
+        self._pace, self._grove = Pace(), Grove()
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -152,7 +158,8 @@ class DraftModel(PacedDrafter):
 
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
         num_unread = self._num_unread(lines)
-        guesses = [_Guess(line, self._follow(line)) for line in lines]
+        self._grove.judge(lines)
+        guesses = [_Guess(line, self._follow(line), self._grove.plant(line)) for line in lines]
         active = guesses
         made, asked = 0, min(self.num_tokens, self._max_depth)
         for round_ in range(asked):
@@ -243,9 +250,9 @@ class DraftModel(PacedDrafter):
             if token_id is None:
                 ended.append(guess)
             elif choices and choices[0][0] == token_id:
-                guess.add(token_id, choices[0][1], choices)
-            else:  # the same noise, mask or penalty makes others agree with an unlikely token
-                guess.add(token_id, 1.0)
+                guess.choose(choices)
+            else:
+                guess.draw(token_id)
         return ended
 
     def _likely(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> dict[int, list[tuple[int, float]]]:

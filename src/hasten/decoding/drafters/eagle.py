@@ -21,7 +21,7 @@ from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import RANKS, GrowingTree, doubt, worthwhile
+from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, doubt, worthwhile
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
@@ -93,7 +93,7 @@ class _Guess:
     line: Line
     trail: _Trail
     place: _Place
-    tree: GrowingTree = field(default_factory=GrowingTree)
+    tree: GrowingTree
     read: list[int] = field(default_factory=list)  # nodes that the head has gone over, parents first
     tips: list[int] = field(default_factory=lambda: [-1])  # those that it goes on from
     states: dict[int, Tensor] = field(default_factory=dict)  # of nodes that were read [1, E]
@@ -111,7 +111,7 @@ class _Guess:
         new = [
             node
             for tip, mine, likely in zip(self.tips, tokens, chances, strict=True)
-            for node in self.tree.add(tip, zip(mine, likely, strict=True))
+            for node in self.tree.add(tip, zip(mine, likely, strict=True), self.line.request.params.greedy)
         ]
         self.tips = sorted(new, key=lambda node: -self.tree.nodes[node].chance)[:WIDTH]
 
@@ -145,7 +145,7 @@ class Eagle(PacedDrafter):
         self._max_waiting = max_waiting
         self.num_tokens, self._max_depth = num_tokens, max_depth
         self._trails: dict[int, _Trail] = {}
-        self._pace = Pace()
+        self._pace, self._grove = Pace(), Grove()
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -174,8 +174,11 @@ class Eagle(PacedDrafter):
         last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in lines if self._ready(line)])
         if num_unread > LONG:
             self._pace.note_reading(num_unread, time.perf_counter() - begin)
+        self._grove.judge(lines)
         active = [
-            _Guess(line, self._trails[line.sequence_id], last[line.sequence_id]) for line in lines if line.sequence_id in last
+            _Guess(line, self._trails[line.sequence_id], last[line.sequence_id], self._grove.plant(line))
+            for line in lines
+            if line.sequence_id in last
         ]
         guesses = active
         self._choose(active, [guess.place.logits_1V for guess in active])

@@ -18,7 +18,7 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import GrowingTree, worthwhile
+from hasten.decoding.growing_tree import Grove, GrowingTree, worthwhile
 from hasten.decoding.pace import Pace
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.decoding.step_costs import StepCosts
@@ -47,7 +47,7 @@ class Medusa(PacedDrafter):
         assumed = [[FIRST * PER_HEAD**head * PER_RANK**rank for rank in range(RANKS)] for head in range(num_heads)]
         self._tree = RankedTree.best(accuracies or assumed, max(self.lengths))
         self._num_ranks = 1 + max(self._tree.ranks)
-        self.num_tokens, self._pace = num_tokens, Pace()
+        self.num_tokens, self._pace, self._grove = num_tokens, Pace(), Grove()
         self._seen = NOTHING_SEEN  # by the last step
 
     @property
@@ -79,7 +79,8 @@ class Medusa(PacedDrafter):
             return [NO_DRAFT] * len(lines)
         state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]
         token_HRK, chance_HRK = self._candidates(self._logits(state_RE), known)
-        trees = [self._grown(token_HRK[:, row], chance_HRK[:, row]) for row in range(len(known))]
+        self._grove.judge(lines)
+        trees = [self._grown(line, token_HRK[:, row], chance_HRK[:, row]) for row, line in enumerate(known)]
         self._pace.note(len(known), time.perf_counter() - begin)
         chosen = worthwhile(trees, self.num_tokens, self._costs, self._pace.seconds(len(known)) or 0.0)
         drafts = {line.sequence_id: draft for line, draft in zip(known, chosen, strict=True)}
@@ -94,9 +95,10 @@ class Medusa(PacedDrafter):
         shape = (num_heads, num_lines, -1)
         return token_NK.reshape(shape), chance_NK.reshape(shape)
 
-    def _grown(self, token_HK: Tensor, chance_HK: Tensor) -> GrowingTree:
-        ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), GrowingTree()
+    def _grown(self, line: Line, token_HK: Tensor, chance_HK: Tensor) -> GrowingTree:
+        ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), self._grove.plant(line)
+        greedy = line.request.params.greedy
         nodes = zip(self._tree.depths, self._tree.ranks, self._tree.parents, strict=True)
         for depth, rank, parent in itertools.takewhile(lambda node: node[1] < token_HK.shape[1], nodes):
-            grown.add(parent, [(ids[depth][rank], chances[depth][rank])])
+            grown.add(parent, [(ids[depth][rank], chances[depth][rank])], (greedy, depth), rank)
         return grown
