@@ -166,6 +166,19 @@ def test_training_stops_when_held_out_text_is_read_no_better(corpus, tmp_path):
     assert torch.equal(trainee.table, kept[60]) and not torch.equal(kept[60], kept[100])
 
 
+def test_what_is_read_while_the_rate_rises_ends_no_training(corpus, tmp_path):
+    """Weights that were trained before are best at the beginning, and get worse before they get better."""
+    losses = [1.0, 2.0, 1.9, 1.8, 1.7, 1.6, 1.7, 1.7]
+    trainee = Toy()
+    trainee.evaluate = lambda batch: Score(
+        loss=losses[min(7, trainee.calls // 20 - 1)], num_positions=1, right=(), seen=(), ranks=()
+    )
+    done = fit(corpus, tmp_path, trainee, TrainOptions(steps=400, batch=2, window=32, seed=9, patience=2))
+    done.run(never)
+    assert [found["loss"] for found in done.course.evaluations] == losses
+    assert done.course.best == 0, "the best of all is kept"
+
+
 def test_a_loss_that_is_no_number_ends_the_training(corpus, tmp_path):
     with pytest.raises(InvalidOption, match=r"no number any more at step 3.*--lr"):
         fit(corpus, tmp_path, Toy(diverges_at=3)).run(never)

@@ -1,6 +1,7 @@
 """A tree of guesses by somebody who says how likely each is. It grows while it is guessed; the likeliest nodes are verified.
 
-Li et al., 2024 (EAGLE-2, arXiv 2406.16858): what a guesser says of its guesses is about how often they are accepted.
+Li et al., 2024 (EAGLE-2, arXiv 2406.16858): what a guesser says of its guesses tells how often they are accepted. How, shows while
+they are judged (``Trust``).
 """
 
 from __future__ import annotations

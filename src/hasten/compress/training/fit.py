@@ -21,7 +21,7 @@ from hasten.compress.training.base import Trainee
 from hasten.compress.training.corpus import Corpus
 from hasten.compress.training.options import DEFAULT_STEPS, TrainOptions
 from hasten.compress.training.resume import ResumeFolder, Saved
-from hasten.compress.training.schedule import EVALUATION_SHARE, EVALUATIONS, evaluates_after, evaluation_windows, rate
+from hasten.compress.training.schedule import EVALUATION_SHARE, EVALUATIONS, evaluates_after, evaluation_windows, rate, warm_up
 from hasten.compress.training.score import Score
 from hasten.compress.training.watcher import Watcher
 from hasten.core.errors import InvalidOption
@@ -42,8 +42,12 @@ class Course:
     best: int | None = None  # place of the best evaluation in the list
 
     def stops(self, patience: int) -> bool:
-        """Whether the last step is made, or held-out text has not been read better for long enough."""
-        waited = 0 if self.best is None else len(self.evaluations) - 1 - self.best
+        """Whether the last step is made, or held-out text has not been read better for long enough.
+
+        What was read while the learning rate still rose does not count: weights that were trained before are best there.
+        """
+        losses = [found["loss"] for found in self.evaluations if found["step"] > warm_up(self.total)]
+        waited = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         return self.step >= self.total or waited >= patience
 
 

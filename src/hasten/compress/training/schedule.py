@@ -10,12 +10,17 @@ MAX_WARM_UP = 100  # steps
 MAX_WINDOWS = 64  # of an evaluation
 
 
+def warm_up(total: int) -> int:
+    """Updates before the rate is at its peak."""
+    return max(1, min(MAX_WARM_UP, total // 10))
+
+
 def rate(step: int, total: int, peak: float) -> float:
     """Of the update that follows ``step`` updates: linear from nearly 0, then half a cosine to 0 (Loshchilov & Hutter, 2017)."""
-    warm_up = max(1, min(MAX_WARM_UP, total // 10))
-    if step < warm_up:
-        return peak * (step + 1) / (warm_up + 1)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+    rising = warm_up(total)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
 def evaluates_after(step: int, total: int) -> bool:
