@@ -16,7 +16,7 @@ import pytest
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding.drafters.auto import ANY, FORESEEN, NO_OFFER, Auto
+from hasten.decoding.drafters.auto import ASKED, FORESEEN, NO_OFFER, Auto
 from hasten.decoding.drafters.base import NOTHING_SEEN, Drafter, Line, PacedDrafter, Seen
 from hasten.decoding.outlook import Outlook, verdicts
 from hasten.decoding.step_costs import StepCosts
@@ -212,7 +212,7 @@ def test_what_is_read_first_must_pay_by_a_margin(share: float, asked: str | None
     model = Reader(Clock(), 0.002, asked=[1])
     auto = Auto({}, {"model": model}, StepCosts({1: step, 64: step}), model.clock)
     for _ in range(400):  # six of six guesses were right
-        auto._outlook("model", ANY).note(dict.fromkeys(range(length), True))
+        auto._outlook("model", ASKED).note(dict.fromkeys(range(length), True))
     auto._rates.note(1, step)
     line = Line(0, [1], REQUEST, 0)
     plain, seconds = FORESEEN * step, (step + length * model.seconds) / (1 + length)
@@ -242,8 +242,25 @@ def test_a_drafter_is_asked_only_where_what_it_costs_leaves_that_tenth(seconds: 
     model = Model(Clock(), seconds, asked=[1], lengths=(1,))
     auto = Auto({}, {"model": model}, StepCosts({1: 1.0, 2: 1.7}), model.clock)
     for _ in range(400):
-        auto._outlook("model", ANY).note({0: True})
+        auto._outlook("model", ASKED).note({0: True})
     assert auto._choose([NO_OFFER], [Line(0, [1], REQUEST, 0)]) == (*asked, False)
+
+
+def test_a_drafter_that_mostly_offers_nothing_is_judged_by_that_too() -> None:
+    """What it offers is always right, but only in two rounds of five has it anything to offer, and each takes a third of a step."""
+    clock, line = Clock(), Line(0, [1], REQUEST, 0)
+    draw = random.Random(3)
+
+    class Choosy(Model):
+        def guess(self, lines: Sequence[Line]) -> list[Draft]:
+            drafts = super().guess(lines)
+            return [draft if draw.random() < 0.4 else NO_DRAFT for draft in drafts]
+
+    choosy = Choosy(clock, 0.006, chance=1.0, lengths=(1,))
+    auto = Auto({}, {"model": choosy}, StepCosts({size: memory_bound(size) for size in SIZES}), clock)
+    play(auto, [line], memory_bound, clock, 1000)
+    assert len(choosy.asked) < 150
+    assert len(line.token_ids) / clock.now > 0.97 / memory_bound(1)
 
 
 def test_nothing_is_guessed_beyond_the_end_of_an_answer() -> None:

@@ -36,6 +36,7 @@ LENGTHS = (2, 4, 8)
 AGES = (8, 32)
 Kind = tuple[int, int]
 ANY: Kind = (0, 0)
+ASKED: Kind = (-1, 0)  # what comes of asking: a drafter may choose to offer less than it was asked for, or nothing
 
 
 class _Offer(NamedTuple):
@@ -75,6 +76,7 @@ class Auto:
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
         self._outlooks: dict[tuple[str, Kind], Outlook] = {}
         self._guesses: dict[tuple[int, str], tuple[Kind, Draft]] = {}  # (line, drafter) -> what it guessed in the last round
+        self._asked: dict[tuple[int, str], tuple[int, Draft]] = {}  # the same of paced ones, behind how much it was asked for
         self._last = _Round()
         self._rates = Pace()  # seconds per token of a step, whoever guessed
         self._allowance = dict.fromkeys(paced, 0.0)  # seconds
@@ -105,6 +107,7 @@ class Auto:
         drafter.num_tokens = length
         asked = [min(lines, key=lambda line: drafter.backlog([line]))] if due else lines
         drafts = dict(zip((line.sequence_id for line in asked), drafter.guess(asked), strict=True))
+        self._asked = {(line_id, name): (length, draft) for line_id, draft in drafts.items()}
         if due:  # all of it counts: it may have had a whole prompt to read first
             self._allowance[name] -= self._clock() - begin
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
@@ -126,6 +129,12 @@ class Auto:
         for (line_id, name), (kind, draft) in guesses.items():
             if line_id in texts:
                 self._outlook(name, kind).note(verdicts(draft, texts[line_id][self._last.lengths[line_id] :]))
+        answers, self._asked = self._asked, {}
+        for (line_id, name), (length, draft) in answers.items():
+            if line_id in texts:
+                nothing = dict.fromkeys(range(len(draft), length), False)
+                found = verdicts(draft, texts[line_id][self._last.lengths[line_id] :])
+                self._outlook(name, ASKED).note(nothing | found)
 
     def _outlook(self, name: str, kind: Kind) -> Outlook:
         return self._outlooks.setdefault((name, kind), Outlook())
@@ -152,14 +161,17 @@ class Auto:
         best = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
         chosen: tuple[str | None, int] = (None, 0)
         for name, drafter in self._paced.items():
+            rate = 0.0
             for length in drafter.lengths:
-                cost = drafter.cost(num_lines, length)
+                shorter, cost = rate, drafter.cost(num_lines, length)
                 if cost is None:  # never asked yet
                     break
-                chances = self._outlook(name, ANY).chances(drafter.shape(length))
+                chances = self._outlook(name, ASKED).chances(drafter.shape(length))
                 gain = sum(chances)
                 all_chances = [chance for offer in offers for chance in (offer.chances if offer.gain > gain else chances)]
                 rate = self._costs.best(num_lines, sorted(all_chances, reverse=True), cost)[1]
+                if rate < shorter:
+                    break  # still longer guesses are still less likely
                 backlog = drafter.backlog(lines)
                 usual = self._rates.seconds(num_lines)
                 if backlog and usual and MARGIN * (to_come / rate + backlog) > to_come * usual:
