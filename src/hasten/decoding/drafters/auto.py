@@ -26,7 +26,7 @@ from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 
 FORESEEN = 256  # tokens: answers mostly end long before they must
-SHARE = 0.01  # of the time for each drafter that does not seem to pay
+SHARE = 0.01  # of the time for drafters that do not seem to pay
 SHOWN = 2  # tokens that it is asked for then
 # By which guesses must seem to pay: what they cost is sure, and what they bring a belief. Lines whose guesses are right end first,
 # too, and what is left of a batch then takes nearly the time of a whole one.
@@ -119,7 +119,7 @@ class Auto:
         if seen.num_tokens == self._last.num_tokens > 0:  # else it was another step: a prompt came between, or guesses were cut
             seconds = self._clock() - self._last.ended
             for name, allowed in self._allowance.items():
-                self._allowance[name] = min(allowed + SHARE * seconds, seconds)
+                self._allowance[name] = min(allowed + SHARE / len(self._paced) * seconds, seconds)
             known = [line for line in lines if line.sequence_id in self._last.lengths]
             gained = sum(len(line.token_ids) - self._last.lengths[line.sequence_id] for line in known)
             if len(known) == len(self._last.lengths) == len(lines):
