@@ -141,7 +141,6 @@ def test_the_text_judges_every_guess_that_it_comes_to(seed: int) -> None:
 def test_first_choices_and_others_are_believed_apart() -> None:
     trust = Trust()
     for _ in range(50):
-        GrowingTree(trust).add(-1, [(1, 0.2), (2, 0.2)])
         tree = GrowingTree(trust)
         tree.add(-1, [(1, 0.2), (2, 0.2)])
         tree.judge([1])

@@ -75,8 +75,8 @@ class Auto:
         """
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
         self._outlooks: dict[tuple[str, Kind], Outlook] = {}
-        self._guesses: dict[tuple[int, str], tuple[Kind, Draft]] = {}  # (line, drafter) -> what it guessed in the last round
-        self._asked: dict[tuple[int, str], tuple[int, Draft]] = {}  # the same of paced ones, behind how much it was asked for
+        # (line, drafter, kind) -> what it guessed in the last round, behind how many tokens should have been guessed at least
+        self._guesses: dict[tuple[int, str, Kind], tuple[int, Draft]] = {}
         self._last = _Round()
         self._rates = Pace()  # seconds per token of a step, whoever guessed
         self._allowance = dict.fromkeys(paced, 0.0)  # seconds
@@ -107,7 +107,7 @@ class Auto:
         drafter.num_tokens = length
         asked = [min(lines, key=lambda line: drafter.backlog([line]))] if due else lines
         drafts = dict(zip((line.sequence_id for line in asked), drafter.guess(asked), strict=True))
-        self._asked = {(line_id, name): (length, draft) for line_id, draft in drafts.items()}
+        self._guesses |= {(line_id, name, ASKED): (length, draft) for line_id, draft in drafts.items()}
         if due:  # all of it counts: it may have had a whole prompt to read first
             self._allowance[name] -= self._clock() - begin
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
@@ -126,15 +126,11 @@ class Auto:
                 self._rates.note(len(lines), seconds / max(gained, 1))
         texts = {line.sequence_id: line.token_ids for line in lines}
         guesses, self._guesses = self._guesses, {}
-        for (line_id, name), (kind, draft) in guesses.items():
+        for (line_id, name, kind), (length, draft) in guesses.items():
             if line_id in texts:
-                self._outlook(name, kind).note(verdicts(draft, texts[line_id][self._last.lengths[line_id] :]))
-        answers, self._asked = self._asked, {}
-        for (line_id, name), (length, draft) in answers.items():
-            if line_id in texts:
-                nothing = dict.fromkeys(range(len(draft), length), False)
+                missing = dict.fromkeys(range(len(draft), length), False)
                 found = verdicts(draft, texts[line_id][self._last.lengths[line_id] :])
-                self._outlook(name, ASKED).note(nothing | found)
+                self._outlook(name, kind).note(missing | found)
 
     def _outlook(self, name: str, kind: Kind) -> Outlook:
         return self._outlooks.setdefault((name, kind), Outlook())
@@ -146,7 +142,7 @@ class Auto:
 
     def _offer(self, name: str, line: Line, draft: Draft) -> _Offer:
         kind = _kind(line, draft) if name in self._free else ANY
-        self._guesses[line.sequence_id, name] = kind, draft
+        self._guesses[line.sequence_id, name, kind] = 0, draft
         return _Offer(draft, self._outlook(name, kind).chances(draft))
 
     # ---------------------------------------------------------------- what is worth it

@@ -87,7 +87,7 @@ class _Guess:
 
     @property
     def chance(self) -> float:
-        """That all of it is right, by what the draft model says."""
+        """That all of it is right, by what is believed of the draft model."""
         return self.tree.nodes[self.tip].chance if self.tip >= 0 else 1.0
 
     def choose(self, choices: Sequence[tuple[int, float]]) -> None:
