@@ -11,8 +11,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-# A step that takes so many times what it should was held up by something else, and says nothing.
-FOREIGN = 3.0
+# A step that takes so many times what it should was held up by something else, and says nothing; unless so many in a row do.
+FOREIGN, IN_A_ROW = 3.0, 5
 FOLLOWED = 0.1  # share of a new measurement in what is believed
 
 
@@ -23,21 +23,32 @@ class StepCosts:
         self.measured = measured
         self._sizes = sorted(measured)
         self._believed = [measured[size] for size in self._sizes]
-        self._drift = 0.0
+        self._drift, self._num_foreign = 0.0, 0
+        self._known: dict[int, float] = {}  # what ``seconds`` has said since the last note
         self._rise()
 
     def seconds(self, num_tokens: int) -> float:
-        return max(self._interpolated(num_tokens) + self._drift, 1e-9)
+        known = self._known.get(num_tokens)
+        if known is None:
+            known = self._known[num_tokens] = max(self._interpolated(num_tokens) + self._drift, 1e-9)
+        return known
 
     def note(self, num_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
-        if seconds >= FOREIGN * self.seconds(num_tokens):
+        error = seconds - self.seconds(num_tokens)
+        self._known.clear()
+        if error >= (FOREIGN - 1) * (seconds - error):
+            self._num_foreign += 1
+            if self._num_foreign >= IN_A_ROW:  # all steps are like that now, as where texts have become long at once
+                self._drift += error
             return
-        change = FOLLOWED * (seconds - self.seconds(num_tokens))
+        self._num_foreign = 0
+        change = FOLLOWED * error
         self._drift += change
         right, share = self._place(num_tokens)
-        self._believed[right - 1] += change * (1 - share)
-        self._believed[right] += change * share
+        self._believed[right - 1] += change * max(1 - share, 0.0)
+        # Beyond the last size its point counts ``share`` > 1 times, and is moved by as much less: else the belief would overshoot.
+        self._believed[right] += change * min(share, 1 / max(share, 1.0))
         self._rise()
 
     def best(self, num_lines: int, chances: Sequence[float], spent: float) -> tuple[int, float]:
@@ -73,12 +84,10 @@ class StepCosts:
     def _interpolated(self, num_tokens: int) -> float:
         right, share = self._place(num_tokens)
         x, y = self._seconds[right - 1 : right + 1]
-        if num_tokens > self._sizes[-1]:
-            share = (num_tokens - self._sizes[-2]) / (self._sizes[-1] - self._sizes[-2])
         return x + (y - x) * share
 
     def _place(self, num_tokens: int) -> tuple[int, float]:
-        """The size to the right of it, or the last one, and how near it is to that: 0 at the one on the left, 1 from there on."""
+        """The size to the right of it, or the last one, and how near it is to that: 0 at the one on the left, more than 1 beyond."""
         right = min(max(bisect_right(self._sizes, num_tokens), 1), len(self._sizes) - 1)
         a, b = self._sizes[right - 1 : right + 1]
-        return right, min(max((num_tokens - a) / (b - a), 0.0), 1.0)
+        return right, max((num_tokens - a) / (b - a), 0.0)

@@ -318,24 +318,3 @@ def test_what_was_long_not_told_is_taken_to_be_like_the_rest() -> None:
     for _ in range(200):
         outlook.note(verdicts(chain, (1,)))
     assert outlook.chances(chain)[1] > 0.8
-
-
-def test_costs_between_sizes_beyond_them_and_as_they_drift() -> None:
-    costs = StepCosts({1: 1.0, 4: 0.9, 8: 2.0})
-    assert [costs.seconds(n) for n in (1, 4, 6, 8, 12)] == pytest.approx([0.9, 0.9, 1.45, 2.0, 3.1])
-    for _ in range(100):
-        costs.note(4, 1.5)
-    # Half of it is put down to longer texts, which every size has.
-    assert costs.seconds(4) == pytest.approx(1.5, abs=0.01) and costs.seconds(8) == pytest.approx(2.3, abs=0.01)
-    costs.note(4, 100.0)
-    assert costs.seconds(4) == pytest.approx(1.5, abs=0.01)
-
-
-def test_a_size_that_was_measured_wrongly_is_put_right_by_its_own_steps() -> None:
-    true = {1: 1.0, 4: 1.0, 8: 1.2, 16: 2.0}
-    costs = StepCosts({1: 1.0, 4: 1.8, 8: 1.8, 16: 1.1})
-    for _ in range(400):
-        for size, seconds in true.items():
-            costs.note(size, seconds)
-    assert [costs.seconds(size) for size in true] == pytest.approx(list(true.values()), abs=0.02)
-    assert costs.seconds(12) == pytest.approx(1.6, abs=0.02) and costs.seconds(24) == pytest.approx(2.8, abs=0.05)
