@@ -87,7 +87,7 @@ class StepCosts:
         return x + (y - x) * share
 
     def _place(self, num_tokens: int) -> tuple[int, float]:
-        """The size to the right of it, or the last one, and how near it is to that: 0 at the one on the left, more than 1 beyond."""
+        """The size to the right of it, or the last one, and how near it is to that: 0 at the one on the left, above 1 beyond."""
         right = min(max(bisect_right(self._sizes, num_tokens), 1), len(self._sizes) - 1)
         a, b = self._sizes[right - 1 : right + 1]
         return right, max((num_tokens - a) / (b - a), 0.0)

@@ -128,7 +128,8 @@ class Engine:
         if not drafter.taps:
             return Seen(plan.num_tokens)
         alive = [(row, self.scheduler.find(row.sequence_id)) for row in committed.rows]
-        computed = [Computed(_line(sequence), row.start, row.tokens) for row, sequence in alive if sequence]
+        wanted = [(row, sequence) for row, sequence in alive if sequence and sequence.entry.takes_drafts]
+        computed = [Computed(_line(sequence), row.start, row.tokens) for row, sequence in wanted]
         return Seen(plan.num_tokens, computed, lambda sequence_id: self.scheduler.find(sequence_id) is not None, output.taps)
 
     def _fail(self, plan: StepPlan, error: str) -> list[Delta]:

@@ -94,7 +94,7 @@ class Speculation:
         if shallow is not None:
             paced["self_speculation"] = SelfSpeculation(shallow, **limit)
         if chosen == "auto":
-            return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, costs)
+            return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, costs, **limit)
         return _TEXTUAL[chosen](**limit) if chosen in _TEXTUAL else paced.get(chosen)
 
     def describe(self) -> Mapping[str, Any]:

@@ -192,7 +192,7 @@ class Scheduler:
         """The sequences that want one more token and may be given a draft: all but beams, those not yet begun, and those whose
         tokens may leave early.
         """
-        entries = (entry for entry in self._running if not entry.searches and entry.request.params.exit_rule == "none")
+        entries = (entry for entry in self._running if entry.takes_drafts)
         return [s for entry in entries for s in entry.sequences if s.num_remaining == 1 and s.num_output_tokens]
 
     def draft(self, sequence: Sequence, draft: Draft) -> None:

@@ -87,6 +87,10 @@ class Entry:
         return self.request.params.beam_width is not None
 
     @property
+    def takes_drafts(self) -> bool:
+        return not self.searches and self.request.params.exit_rule == "none"
+
+    @property
     def num_seats(self) -> int:
         """Sequences it may come to have: all of them before the first token, then those that have not ended."""
         if self.searches or self.sequences[0].num_output_tokens == 0:

@@ -246,6 +246,22 @@ def test_a_drafter_is_asked_only_where_what_it_costs_leaves_that_tenth(seconds: 
     assert auto._choose([NO_OFFER], [Line(0, [1], REQUEST, 0)]) == (*asked, False)
 
 
+@pytest.mark.parametrize(("most", "longest"), [(1, 1), (3, 3), (5, 5), (None, 6)])
+def test_no_guess_is_longer_than_whoever_built_it_said(most: int | None, longest: int) -> None:
+    """Of a model that is always right and costs next to nothing: 6 are the most that it can be asked for."""
+    clock, asked = Clock(), set[int]()
+
+    class Noted(Model):
+        def guess(self, lines: Sequence[Line]) -> list[Draft]:
+            asked.add(self.num_tokens)
+            return super().guess(lines)
+
+    costs = StepCosts({size: memory_bound(size) for size in SIZES})
+    auto = Auto({}, {"model": Noted(clock, 1e-6, chance=1.0)}, costs, clock, num_tokens=most)
+    play(auto, [Line(0, [1], REQUEST, 0)], memory_bound, clock, 400)
+    assert max(asked) == longest
+
+
 def test_a_drafter_that_mostly_offers_nothing_is_judged_by_that_too() -> None:
     """What it offers is always right, but only in two rounds of five has it anything to offer, and each takes a third of a step."""
     clock, line = Clock(), Line(0, [1], REQUEST, 0)

@@ -69,9 +69,11 @@ class Auto:
         paced: Mapping[str, PacedDrafter],
         costs: StepCosts,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        num_tokens: int | None = None,
     ) -> None:
         """``free`` drafters are asked in every round: they read text and take next to no time. ``costs`` of the steps that verify:
-        somebody else keeps them up.
+        somebody else keeps them up. ``num_tokens``: of a guess, at most; None: as many as pay.
         """
         self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
         self._outlooks: dict[tuple[str, Kind], Outlook] = {}
@@ -80,6 +82,7 @@ class Auto:
         self._last = _Round()
         self._rates = Pace()  # seconds per token of a step, whoever guessed
         self._allowance = dict.fromkeys(paced, 0.0)  # seconds
+        self._lengths = {name: _lengths(drafter, num_tokens) for name, drafter in paced.items()}
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -137,7 +140,7 @@ class Auto:
 
     def _offers(self, name: str, lines: Sequence[Line], drafts: Sequence[Draft]) -> list[_Offer]:
         """Guesses beyond the end of an answer are left out."""
-        wanted = [draft.cut(len(draft), _most(line) - 1) for line, draft in zip(lines, drafts, strict=True)]
+        wanted = [draft.cut(len(draft), line.room) for line, draft in zip(lines, drafts, strict=True)]
         return [self._offer(name, line, draft) if draft else NO_OFFER for line, draft in zip(lines, wanted, strict=True)]
 
     def _offer(self, name: str, line: Line, draft: Draft) -> _Offer:
@@ -152,13 +155,13 @@ class Auto:
         num_lines = len(lines)
         if num_lines == 0:
             return None, 0, False
-        to_come = sum(min(FORESEEN, _most(line)) for line in lines)  # as far as anybody can rely on it
+        to_come = sum(min(FORESEEN, line.room + 1) for line in lines)  # as far as anybody can rely on it
         free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
         best = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
         chosen: tuple[str | None, int] = (None, 0)
         for name, drafter in self._paced.items():
             rate = 0.0
-            for length in drafter.lengths:
+            for length in self._lengths[name]:
                 shorter, cost = rate, drafter.cost(num_lines, length)
                 if cost is None:  # never asked yet
                     break
@@ -181,9 +184,10 @@ class Auto:
         for name, drafter in self._paced.items():
             if self._allowance[name] <= 0:
                 continue
-            length = next((length for length in drafter.lengths if length > chosen[1]), None)
-            if chosen[0] is None or drafter.cost(num_lines, SHOWN) is None:
-                return name, SHOWN, True
+            length = next((length for length in self._lengths[name] if length > chosen[1]), None)
+            shown = min(SHOWN, self._lengths[name][-1])
+            if chosen[0] is None or drafter.cost(num_lines, shown) is None:
+                return name, shown, True
             if name == chosen[0] and length is not None:
                 self._allowance[name] -= (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0)
                 return name, length, False
@@ -195,15 +199,9 @@ def _better(offers: Sequence[_Offer], others: Sequence[_Offer]) -> list[_Offer]:
 
 
 def _kind(line: Line, draft: Draft) -> Kind:
-    return sum(len(draft) > size for size in LENGTHS), sum(_answered(line) >= age for age in AGES)
+    return sum(len(draft) > size for size in LENGTHS), sum(line.num_answered >= age for age in AGES)
 
 
-def _answered(line: Line) -> int:
-    return len(line.token_ids) - len(line.request.prompt_token_ids)
-
-
-def _most(line: Line) -> int:
-    """Tokens that the line may still get."""
-    most = line.request.params.max_tokens
-    assert most is not None, "the engine bounds every answer"
-    return max(1, most - _answered(line))
+def _lengths(drafter: PacedDrafter, most: int | None) -> tuple[int, ...]:
+    """What it may be asked for, short ones first."""
+    return drafter.lengths if most is None else tuple(dict.fromkeys(min(length, most) for length in drafter.lengths))

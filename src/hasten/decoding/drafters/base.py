@@ -25,6 +25,17 @@ class Line(NamedTuple):
     request: Request
     answer_index: int  # which answer of the request: part of the key of its noise
 
+    @property
+    def num_answered(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may be guessed: the step that verifies them gives one in any case."""
+        most = self.request.params.max_tokens
+        assert most is not None, "the engine bounds every answer"
+        return max(0, most - self.num_answered - 1)
+
 
 class Computed(NamedTuple):
     """A line of which the last step has computed tokens ``[start, start + len(tokens))``, where it still lives."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hasten.core.draft import Draft
+from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.candidates import candidates
@@ -157,28 +157,21 @@ class DraftModel(PacedDrafter):
             self._drop(sequence_id)
 
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
-        num_unread = self._num_unread(lines)
         self._grove.judge(lines)
-        guesses = [_Guess(line, self._follow(line), self._grove.plant(line)) for line in lines]
+        trails = [(line, self._follow(line)) for line in lines if line.room]
+        guesses = [_Guess(line, trail, self._grove.plant(line)) for line, trail in trails if trail is not None]
         active = guesses
         made, asked = 0, min(self.num_tokens, self._max_depth)
-        for round_ in range(asked):
-            begin, num_lines = time.perf_counter(), len(active)
+        while active and made < asked:
             going = self._advance(active)
             if going is None:
                 break
-            active = going
-            if round_ == 0 and num_unread > LONG:
-                self._pace.note_reading(num_unread, time.perf_counter() - begin)
-            else:
-                self._pace.note(num_lines, time.perf_counter() - begin)
             made += 1
-            active = self._going(guesses, active, made)
-            if not active:
-                break
-        if lines:
-            self._pace.note_round(len(lines), asked, made)
-        return self._drafts(guesses, made)
+            active = self._going(guesses, going, made)
+        if guesses:
+            self._pace.note_round(len(guesses), asked, made)
+        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, self._drafts(guesses, made), strict=True)}
+        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
     def _going(self, guesses: Sequence[_Guess], active: Sequence[_Guess], made: int) -> list[_Guess]:
         """Those of the active ones from whose last guess going on may pay, after so many calls."""
@@ -186,7 +179,7 @@ class DraftModel(PacedDrafter):
             return []
         call = self._pace.seconds(len(active)) or 0.0
         least = doubt([guess.tree for guess in guesses], self.num_tokens, self._costs, made * call, call / len(active))
-        return [guess for guess in active if guess.chance >= least]
+        return [guess for guess in active if guess.chance >= least and len(guess.token_ids) < guess.line.room]
 
     def _drafts(self, guesses: Sequence[_Guess], made: int) -> list[Draft]:
         """``made``: calls of the model."""
@@ -199,20 +192,23 @@ class DraftModel(PacedDrafter):
         self._kv.close(sequence_id)
         del self._trails[sequence_id]
 
-    def _follow(self, line: Line) -> Trail:
-        """The line's trail, as far as it is right."""
+    def _follow(self, line: Line) -> Trail | None:
+        """The line's trail, as far as it is right. None while another line is about to read what both begin with."""
         trail = self._trails.get(line.sequence_id)
-        if trail is None:
-            salt = f"tenant:{line.request.cache_salt}"
-            cached = self._kv.open(line.sequence_id, salt, self._kv.hashes(salt, line.token_ids))
-            trail = self._trails[line.sequence_id] = Trail(list(line.token_ids[:cached]), cached)
+        if trail is not None:
+            trail.follow(line.token_ids)
             return trail
-        trail.follow(line.token_ids)
-        self._kv.commit(line.sequence_id, line.token_ids, trail.num_verified)
+        salt = f"tenant:{line.request.cache_salt}"
+        hashes = self._kv.hashes(salt, line.token_ids)
+        if self._kv.awaits(hashes):
+            return None
+        cached = self._kv.open(line.sequence_id, salt, hashes)
+        trail = self._trails[line.sequence_id] = Trail(list(line.token_ids[:cached]), cached)
         return trail
 
     def _advance(self, guesses: list[_Guess]) -> list[_Guess] | None:
         """One step of the model. Returns the guesses that may go on; None where there was room for none."""
+        begin = time.perf_counter()
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         planned: list[_Guess] = []
@@ -236,9 +232,18 @@ class DraftModel(PacedDrafter):
         for guess, row in zip(planned, rows, strict=True):
             guess.trail.token_ids += row.token_ids
             guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
+            self._kv.commit(row.sequence_id, guess.line.token_ids, guess.trail.num_verified)
         drawing = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
         ended = self._draw(drawing, logits_RD)
+        self._note(len(rows), self._max_step - budget, time.perf_counter() - begin)
         return [guess for guess in planned if guess not in ended]
+
+    def _note(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """Where a call has read much beside what it guessed after, its time says what reading takes."""
+        if num_tokens > 2 * num_rows + LONG:
+            self._pace.note_reading(num_tokens, seconds)
+        else:
+            self._pace.note(num_rows, seconds)
 
     def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> list[_Guess]:
         """The next token of each. Returns those that have none."""

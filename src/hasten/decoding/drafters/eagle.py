@@ -2,7 +2,7 @@
 
 The head keeps keys and values of its own, one slot per position whose states the model has computed in front of it. What the prefix
 cache saved the model from computing the head never saw: there its text begins later, and it guesses a little worse. While nobody
-asks for guesses the states wait, and are read all at once when somebody does; where too many wait they are forgotten.
+asks for guesses the states wait, and are read all at once when somebody does; where too many wait the older ones are forgotten.
 
 Shape suffixes: T tokens of all lines · R lines · E hidden size · K candidates.
 """
@@ -27,6 +27,7 @@ from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
 
 LONG = 32  # tokens: reading fewer says more about guessing than about reading
+TOGETHER = 2  # times as many states may wait of all lines as of one
 WIDTH = 2  # nodes of a depth that the tree goes on from, at most
 
 
@@ -170,8 +171,10 @@ class Eagle(PacedDrafter):
 
     @torch.inference_mode()
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
-        begin, num_unread = time.perf_counter(), self._num_unread(lines)
-        last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in lines if self._ready(line)])
+        begin = time.perf_counter()
+        ready = [line for line in lines if line.room and self._ready(line)]
+        num_unread = self._num_unread(ready)
+        last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in ready])
         if num_unread > LONG:
             self._pace.note_reading(num_unread, time.perf_counter() - begin)
         self._grove.judge(lines)
@@ -183,10 +186,13 @@ class Eagle(PacedDrafter):
         guesses = active
         self._choose(active, [guess.place.logits_1V for guess in active])
         num_lines, asked, made = len(active), min(self.num_tokens, self._max_depth), 1
+        if num_unread <= LONG and num_lines:
+            self._pace.note(num_lines, time.perf_counter() - begin)
         while made < asked and (active := self._going(guesses, active, made)):
             begin = time.perf_counter()
             active = self._advance(active)
-            self._pace.note(len(active), time.perf_counter() - begin)
+            if active:
+                self._pace.note(len(active), time.perf_counter() - begin)
             made += 1
         if num_lines:
             self._pace.note_round(num_lines, asked, made)
@@ -204,7 +210,7 @@ class Eagle(PacedDrafter):
         least = doubt(trees, self.num_tokens, self._costs, (made - 1) * call, call / len(active))
         for guess in active:
             guess.prune(least)
-        return [guess for guess in active if guess.tips]
+        return [guess for guess in active if guess.tips and guess.ahead < guess.line.room]
 
     def _ready(self, line: Line) -> bool:
         """Whether all states but that of the line's last token are known."""
@@ -236,12 +242,25 @@ class Eagle(PacedDrafter):
         trail = self._trails.get(sequence_id)
         if trail is None or trail.end != computed.start:  # a new line, or one that was computed again
             self._drop(sequence_id)
-            self._kv.open(sequence_id, "", ())
-            trail = self._trails[sequence_id] = _Trail(computed.start)
+            trail = self._begin(sequence_id, computed.start)
         rows = _rows(computed.tokens)
         trail.add(torch.cat([taps[layer][rows] for layer in self._taps], dim=1))
         if trail.num_waiting > self._max_waiting:
-            self._drop(sequence_id)
+            self._forget(sequence_id)
+        while sum(trail.num_waiting for trail in self._trails.values()) > TOGETHER * self._max_waiting:
+            self._forget(max(self._trails, key=lambda known: self._trails[known].num_waiting))
+
+    def _forget(self, sequence_id: int) -> None:
+        """The older half of what may wait, and all before it: the text begins later for the head."""
+        end, kept = self._trails[sequence_id].end, min(self._trails[sequence_id].num_waiting, self._max_waiting) // 2
+        states_TF = torch.cat(self._trails[sequence_id].waiting)[-kept:].clone()
+        self._drop(sequence_id)
+        self._begin(sequence_id, end - kept).add(states_TF)
+
+    def _begin(self, sequence_id: int, position: int) -> _Trail:
+        self._kv.open(sequence_id, "", ())
+        trail = self._trails[sequence_id] = _Trail(position)
+        return trail
 
     def _read(self, lines: Sequence[tuple[Line, int]], num_logits: int = 1) -> dict[int, _Place]:
         """Bring so many of each line's states into its slots. Returns what the head makes of the last one of each line."""

@@ -45,7 +45,7 @@ class Medusa(PacedDrafter):
         """
         self._logits, self._token_ids, self._costs, self._layer = logits, token_ids, costs, layer
         assumed = [[FIRST * PER_HEAD**head * PER_RANK**rank for rank in range(RANKS)] for head in range(num_heads)]
-        self._tree = RankedTree.best(accuracies or assumed, max(self.lengths))
+        self._tree = RankedTree.best(accuracies or assumed, max(num_tokens, *self.lengths))
         self._num_ranks = 1 + max(self._tree.ranks)
         self.num_tokens, self._pace, self._grove = num_tokens, Pace(), Grove()
         self._seen = NOTHING_SEEN  # by the last step
@@ -74,7 +74,7 @@ class Medusa(PacedDrafter):
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
         begin, seen = time.perf_counter(), self._seen
         places = {computed.line.sequence_id: computed.tokens[-1] for computed in seen.computed}
-        known = [line for line in lines if line.sequence_id in places]
+        known = [line for line in lines if line.sequence_id in places and line.room]
         if not known:
             return [NO_DRAFT] * len(lines)
         state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]

@@ -71,11 +71,8 @@ class _Guess:
 
     @property
     def room(self) -> int:
-        """Tokens that may still be guessed: the step that verifies them gives one in any case."""
-        params = self.line.request.params
-        assert params.max_tokens is not None
-        written = len(self.line.token_ids) - len(self.line.request.prompt_token_ids)
-        return params.max_tokens - written - 1 - len(self.token_ids)
+        """Tokens that may still be guessed."""
+        return self.line.room - len(self.token_ids)
 
 
 class SelfSpeculation(PacedDrafter):
@@ -112,9 +109,10 @@ class SelfSpeculation(PacedDrafter):
             if not active:
                 break
             made += 1
-            begin = time.perf_counter()
+            begin, asked = time.perf_counter(), len(active)
             active = self._advance(active, ahead)
-            self._pace.note(len(active), time.perf_counter() - begin)
+            if active:
+                self._pace.note(asked, time.perf_counter() - begin)
             active = [guess for guess in active if guess.room > 0 and guess.chance >= DOUBT]
         if num_lines:
             self._pace.note_round(num_lines, self.num_tokens, made)

@@ -1,0 +1,75 @@
+"""Which of the model's states an EAGLE head keeps for later: the newest, and a bounded number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from hasten.core.plan import BlockCopy, RowPlan
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters.base import Computed, Line, Seen
+from hasten.decoding.drafters.eagle import TOGETHER, Eagle
+from hasten.decoding.step_costs import StepCosts
+from hasten.kv.group import KvGroup
+from hasten.kv.space import KvSpace
+
+MOST, CHUNK = 16, 7  # states that wait of a line, and tokens of a step
+PARAMS = SamplingParams(temperature=0.0, max_tokens=20)
+
+
+class Reader:
+    """A head that notes what it reads. A state is its line and its position."""
+
+    def __init__(self) -> None:
+        self.read: list[Tensor] = []
+
+    def fuse(self, states_TF: Tensor) -> Tensor:
+        return states_TF
+
+    def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
+        self.read.append(hidden_TE.clone())
+        return hidden_TE, torch.zeros(sum(row.num_logits for row in rows), 8)
+
+    def token_ids(self, columns: Tensor) -> Tensor:
+        return columns
+
+
+def test_of_a_long_prompt_the_newest_states_are_kept_and_read() -> None:
+    for length in range(2, 60):
+        reader, (line,), eagle = read([length])
+        (draft,) = eagle.guess([line])
+        assert draft, f"nothing is guessed after a prompt of {length} tokens"
+        positions = reader.read[0][:, 1].tolist()
+        assert positions == list(range(length - len(positions), length)), "states up to the last one, without a gap"
+        assert len(positions) == length if length <= MOST else MOST // 2 <= len(positions) <= MOST
+
+
+@pytest.mark.parametrize("num_lines", [2, 3, 9])
+def test_all_lines_together_keep_a_bounded_number(num_lines: int) -> None:
+    reader, lines, eagle = read([12] * num_lines)
+    assert all(eagle.guess(lines))
+    states = torch.cat(reader.read[:1])
+    assert len(states) <= TOGETHER * MOST
+    assert {int(state[0]) for state in states} == set(range(num_lines)), "each line's last states are there"
+
+
+def read(lengths: Sequence[int]) -> tuple[Reader, list[Line], Eagle]:
+    """Lines whose prompts of so many tokens were computed, a chunk of each a step; the next token of each is there."""
+    reader, space = Reader(), KvSpace((KvGroup((0,), 1, 4),), 200, 4)
+    eagle = Eagle(reader, space, costs=StepCosts({1: 1.0, 64: 1.0}), taps=(3,), max_positions=100, max_waiting=MOST)
+    prompts = [tuple(range(length)) for length in lengths]
+    requests = [Request(request_id=str(i), prompt_token_ids=prompt, params=PARAMS) for i, prompt in enumerate(prompts)]
+    lines = [Line(i, [*prompt, 1], requests[i], 0) for i, prompt in enumerate(prompts)]
+    for start in range(0, max(lengths), CHUNK):
+        computed, states = [], []
+        for i, length in enumerate(lengths):
+            positions = range(start, min(start + CHUNK, length))
+            if positions:
+                computed.append(Computed(lines[i], start, range(len(states), len(states) + len(positions))))
+                states += [[float(i), float(position)] for position in positions]
+        eagle.watch([], Seen(len(states), computed, lambda sequence_id: True, {3: torch.tensor(states)}))
+    return reader, lines, eagle
