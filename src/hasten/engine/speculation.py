@@ -94,7 +94,8 @@ class Speculation:
         if shallow is not None:
             paced["self_speculation"] = SelfSpeculation(shallow, **limit)
         if chosen == "auto":
-            return Auto({name: kind(**limit) for name, kind in _TEXTUAL.items()}, paced, costs, **limit)
+            textual = {name: kind(**limit) for name, kind in _TEXTUAL.items()}
+            return Auto(textual, paced, costs, num_tokens=self.options.num_draft_tokens)
         return _TEXTUAL[chosen](**limit) if chosen in _TEXTUAL else paced.get(chosen)
 
     def describe(self) -> Mapping[str, Any]:

@@ -246,6 +246,21 @@ def test_a_drafter_is_asked_only_where_what_it_costs_leaves_that_tenth(seconds: 
     assert auto._choose([NO_OFFER], [Line(0, [1], REQUEST, 0)]) == (*asked, False)
 
 
+def test_a_drafter_that_has_become_better_than_the_chosen_one_is_found() -> None:
+    """One is right in seven of ten places all the time, the other never and later always."""
+    clock, line = Clock(), Line(0, [1], REQUEST, 0)
+    usual, late = Model(clock, 0.001, chance=0.7), Model(clock, 0.001, draw=random.Random(5))
+    auto = Auto({}, {"usual": usual, "late": late}, StepCosts({size: memory_bound(size) for size in SIZES}), clock)
+    play(auto, [line], memory_bound, clock, 1000)
+    before = len(late.asked)
+    assert before < 50 < len(usual.asked)
+    late.chance = 1.0
+    play(auto, [line], memory_bound, clock, 4000)
+    play_on = len(late.asked)
+    play(auto, [line], memory_bound, clock, 100)
+    assert len(late.asked) - play_on > 80, "it is the chosen one now"
+
+
 @pytest.mark.parametrize(("most", "longest"), [(1, 1), (3, 3), (5, 5), (None, 6)])
 def test_no_guess_is_longer_than_whoever_built_it_said(most: int | None, longest: int) -> None:
     """Of a model that is always right and costs next to nothing: 6 are the most that it can be asked for."""

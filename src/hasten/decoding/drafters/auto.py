@@ -157,7 +157,8 @@ class Auto:
             return None, 0, False
         to_come = sum(min(FORESEEN, line.room + 1) for line in lines)  # as far as anybody can rely on it
         free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
-        best = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
+        without = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
+        best = without
         chosen: tuple[str | None, int] = (None, 0)
         for name, drafter in self._paced.items():
             rate = 0.0
@@ -177,18 +178,21 @@ class Auto:
                     continue  # once begun it would pay, but the text will soon be guessed for nothing again
                 if rate > best:
                     best, chosen = rate, (name, length)
-        return self._due(num_lines, chosen)
+        return self._due(num_lines, chosen, self._costs.seconds(num_lines) * (1 - without / best))
 
-    def _due(self, num_lines: int, chosen: tuple[str | None, int]) -> tuple[str | None, int, bool]:
-        """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is."""
+    def _due(self, num_lines: int, chosen: tuple[str | None, int], lost: float) -> tuple[str | None, int, bool]:
+        """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is.
+
+        ``lost``: seconds that a step without the choice costs.
+        """
         for name, drafter in self._paced.items():
             if self._allowance[name] <= 0:
                 continue
             length = next((length for length in self._lengths[name] if length > chosen[1]), None)
-            shown = min(SHOWN, self._lengths[name][-1])
-            if chosen[0] is None or drafter.cost(num_lines, shown) is None:
-                return name, shown, True
-            if name == chosen[0] and length is not None:
+            if name != chosen[0]:
+                self._allowance[name] -= lost
+                return name, min(SHOWN, self._lengths[name][-1]), True
+            if length is not None:
                 self._allowance[name] -= (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0)
                 return name, length, False
         return *chosen, False
