@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tests.models.dense import dense_logits, differences
 from tests.tiny_models import word_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
 from hasten.checkpoints.reader import Checkpoint
@@ -162,6 +162,26 @@ def test_what_is_no_smaller_model_is_refused(tiny, layers, hidden):
     config = Checkpoint.open(tiny("llama-gqa")).config
     with pytest.raises(InvalidOption, match=rf"hidden={hidden}.*up to 3 layers, and multiples of 16.*up to 64"):
         draft_config(config, layers=layers, hidden=hidden)
+
+
+@pytest.mark.parametrize(("head", "hidden"), [(256, 256), (96, 96), (80, 160), (64, 128), (16, 128), (128, 128), (48, 144)])
+def test_the_size_that_nobody_chose_is_whole_heads_near_128(tiny, head, hidden):
+    """Against a search of all multiples; the refusal of a chosen one names its option."""
+    config = {**Checkpoint.open(tiny("llama-gqa")).config, "hidden_size": 8 * head, "head_dim": head}
+    assert min(range(head, 8 * head + 1, head), key=lambda size: abs(size - 128)) == hidden
+    small = draft_config(config, layers=1, hidden=None)
+    assert (small["hidden_size"], small["num_attention_heads"]) == (hidden, hidden // head)
+    with pytest.raises(InvalidOption, match=rf"multiples of {head} .* --layers and --hidden"):
+        draft_config(config, layers=1, hidden=hidden + 1)
+
+
+def test_a_draft_of_default_size_is_made_for_large_heads(tmp_path):
+    """A model of heads of 256, as transformers makes it."""
+    sizes = {"hidden_size": 512, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
+    config = LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=101, max_position_embeddings=64)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    trainee = Draft().build(Backbone.load(tmp_path), None, 0)
+    assert trainee.decoder.spec.hidden_size == 256
 
 
 def test_the_shape_stays_in_proportion(tiny):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.resume import ResumeFolder, Saved
 from hasten.compress.training.score import Score
 from hasten.compress.training.watcher import Silent
-from hasten.core.errors import CheckpointError, InvalidOption
+from hasten.core.errors import CapacityError, CheckpointError, InvalidOption
 
 SETTINGS = {"kind": "toy", "lr": 0.01}
 
@@ -149,6 +152,77 @@ def test_a_death_inside_a_write_leaves_a_whole_state(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             folder.save(step, Saved({"a": torch.zeros(3)}, {"step": step}))
         assert ResumeFolder.open(tmp_path, SETTINGS).load().tensors["a"].tolist() == [1.0] * 3
+
+
+def test_a_death_while_the_state_is_removed_leaves_it_whole_or_not_at_all(tmp_path, monkeypatch):
+    """The process dies before its n-th change of the folder, for every n: then the same command is given again."""
+    whole, finished = 0, 0
+    for survived in range(10):
+        out = tmp_path / str(survived)
+        folder = ResumeFolder.open(out, SETTINGS)
+        folder.write("corpus", {"train": torch.ones(5)})
+        folder.save(1, Saved({"a": torch.ones(3)}, {"step": 1}))
+        (out / "model.safetensors").write_bytes(b"the result")
+        left = survived
+
+        def dies(real):
+            def change(*arguments, **places):
+                nonlocal left
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+                return real(*arguments, **places)
+
+            return change
+
+        with monkeypatch.context() as patch:
+            for name in ("unlink", "rmdir", "rename", "replace"):
+                patch.setattr(os, name, dies(getattr(os, name)))
+            with contextlib.suppress(KeyboardInterrupt):
+                folder.remove()
+        try:
+            again = ResumeFolder.open(out, SETTINGS)
+        except InvalidOption as error:
+            assert "holds something already" in str(error)
+            assert [entry.name for entry in out.iterdir()] == ["model.safetensors"]
+            finished += 1
+        else:
+            saved = again.load()
+            assert saved is not None and saved.tensors["a"].tolist() == [1.0] * 3 and saved.values == {"step": 1}
+            assert again.read("corpus") is not None
+            whole += 1
+    assert (whole, finished) == (1, 9)
+
+
+@contextlib.contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes: the system refuses to write on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("large", ["tensors", "values"])
+def test_a_full_disk_is_told_and_the_state_before_it_survives(tmp_path, large):
+    folder = ResumeFolder.open(tmp_path, SETTINGS)
+    folder.save(1, Saved({"a": torch.ones(3)}, {"step": 1}))
+    tensors = {"a": torch.zeros(50_000 if large == "tensors" else 3)}
+    values = {"step": 2, "losses": [0.25] * (50_000 if large == "values" else 1)}
+    with small_disk(100_000), pytest.raises(CapacityError) as error:
+        folder.save(2, Saved(tensors, values))
+    message = str(error.value)
+    assert f"{tmp_path / '.resume'} cannot be written" in message and "File too large" in message
+    assert "Free space" in message and "the same command then goes on" in message
+    assert not list(folder.folder.glob("*.partial")), "half a state would fill the disk further"
+    found = ResumeFolder.open(tmp_path, SETTINGS).load()
+    assert found.values == {"step": 1} and found.tensors["a"].tolist() == [1.0] * 3
+    folder.save(2, Saved(tensors, values))
+    assert ResumeFolder.open(tmp_path, SETTINGS).load().values["step"] == 2
 
 
 def test_training_stops_when_held_out_text_is_read_no_better(corpus, tmp_path):

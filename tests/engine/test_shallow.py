@@ -12,8 +12,9 @@ import torch
 from hasten import LLM, SamplingParams
 from hasten.core.draft import Draft
 from hasten.core.plan import RowPlan
-from hasten.decoding.drafters import self_speculation
+from hasten.decoding import growing_tree
 from hasten.decoding.drafters.base import Line, Seen
+from tests.engine.free_steps import free_steps
 from tests.engine.slow_exits import Rule, SlowExits
 from tests.engine.test_exits import exits_folder, exits_of
 from tests.tiny_models import tiny_reference
@@ -53,9 +54,10 @@ class Recorder:
 
 @pytest.fixture
 def recorded(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Recorder:
-    monkeypatch.setattr(self_speculation, "DOUBT", 0.0)
+    monkeypatch.setattr(growing_tree, "doubt", lambda *_: 0.0)
     settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4, "num_draft_tokens": 3}
-    llm = LLM(str(tiny(NAME)), speculation="self_speculation", draft_layers=DEPTH, backend=request.param, **settings)
+    with free_steps():
+        llm = LLM(str(tiny(NAME)), speculation="self_speculation", draft_layers=DEPTH, backend=request.param, **settings)
     found = Recorder(llm)
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
     llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], params, use_tqdm=False)
@@ -96,11 +98,12 @@ class FewWords(SlowExits):
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_guesses_come_from_the_draft_vocabulary(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch, backend: str) -> None:
     """And are the translated states' likeliest tokens of it; what comes out is what comes out without guesses."""
-    monkeypatch.setattr(self_speculation, "DOUBT", 0.0)
+    monkeypatch.setattr(growing_tree, "doubt", lambda *_: 0.0)
     settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4, "backend": backend}
     exits = exits_folder(NAME, tmp_path / "exits", SAYABLE)
     guessing = {"speculation": "self_speculation", "draft_layers": DEPTH, "num_draft_tokens": 3}
-    llm = LLM(str(tiny(NAME)), exits=str(exits), **guessing, **settings)
+    with free_steps():
+        llm = LLM(str(tiny(NAME)), exits=str(exits), **guessing, **settings)
     recorder = Recorder(llm)
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
     asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
@@ -123,6 +126,7 @@ def test_the_exit_that_should_pay_best_guesses(tiny: Callable[[str], Path], tmp_
     said = {} if right is None else {"agreements": right}
     exits = exits_folder(NAME, tmp_path / "exits", SAYABLE, **said)
     settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4}
-    recorder = Recorder(LLM(str(tiny(NAME)), exits=str(exits), speculation="self_speculation", **settings))
+    with free_steps():
+        recorder = Recorder(LLM(str(tiny(NAME)), exits=str(exits), speculation="self_speculation", **settings))
     recorder.llm.generate({"prompt_token_ids": PROMPTS[0]}, SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))
     assert {last for first, last, _ in recorder.computed if first == 0 and last < 4} == {depth}

@@ -92,7 +92,7 @@ KINDS = {
         {
             "start": "Go on from this model, such as a small one of the same family; if left out, from random weights.",
             "layers": "Layers of a model of random weights; 2 if left out.",
-            "hidden": "Its hidden size, a multiple of the model's head size; 128 if left out.",
+            "hidden": "Its hidden size, a multiple of the model's head size; that nearest to 128 if left out.",
             "draft_vocab": "When drafting, guess among so many tokens, the most frequent of the text; if left out, 32,000 or all.",
             "hard": "Weight of the text itself in what is learned, 0 to 1; the rest is the model's own distribution.",
         },

@@ -22,7 +22,7 @@ class Draft:
 
     start: str | None = None  # a model to go on from, such as a small one of the target's family; None: one of random weights
     layers: int | None = None  # of that; None: 2
-    hidden: int | None = None  # its hidden size, a multiple of the target's head size; None: 128
+    hidden: int | None = None  # its hidden size, a multiple of the target's head size; None: that nearest to 128
     hard: float = 0.2  # weight of the text itself in the loss; the rest is the target's distribution
     draft_vocab: int | None = None  # the tokens that it guesses from when it drafts: the most frequent of the text
 

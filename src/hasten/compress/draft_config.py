@@ -7,13 +7,15 @@ from typing import Any
 
 from hasten.core.errors import InvalidOption
 
+HIDDEN = 128  # about the hidden size where nobody says
 # Lists with one entry per layer.
 _PER_LAYER = ("layer_types",)
 
 
-def draft_config(config: Mapping[str, Any], *, layers: int, hidden: int) -> dict[str, Any]:
+def draft_config(config: Mapping[str, Any], *, layers: int, hidden: int | None) -> dict[str, Any]:
     """Fewer layers, of a smaller hidden size; the shape of heads and feed-forward stays in proportion, embeddings are tied.
 
+    Without ``hidden`` the size is as many whole heads, at least one, as come nearest to ``HIDDEN``.
     Raises ``InvalidOption`` if the size cannot be shared among heads like the target's, or the draft would not be the smaller.
     """
     gpt2 = "n_embd" in config
@@ -21,11 +23,14 @@ def draft_config(config: Mapping[str, Any], *, layers: int, hidden: int) -> dict
     size, depth = int(config[size_name]), int(config[layers_name])
     num_heads = int(config["n_head" if gpt2 else "num_attention_heads"])
     head_dim = int(config.get("head_dim") or size // num_heads)
+    if hidden is None:
+        hidden = max(1, round(HIDDEN / head_dim)) * head_dim
     if hidden % head_dim or hidden > size or layers > depth:
         raise InvalidOption(
             "this is no smaller model of the target's shape",
             got=f"layers={layers}, hidden={hidden}",
             allowed=f"up to {depth} layers, and multiples of {head_dim} (the size of a head) up to {size}",
+            remedy="Choose others with --layers and --hidden",
         )
     small = {**config, size_name: hidden, layers_name: layers, "tie_word_embeddings": True}
     small |= {name: list(config[name])[:layers] for name in _PER_LAYER if config.get(name)}

@@ -31,7 +31,7 @@ from hasten.models.family import find_family
 from hasten.models.load import check_vocabulary, load_decoder
 
 DEPTHS = 4  # of a chain of guesses
-LAYERS, HIDDEN = 2, 128  # of a model of random weights, where nothing else is said
+LAYERS = 2  # of a model of random weights, where nothing else is said
 DEVIATION = 0.02  # of the initial matrices
 _COPIED = (
     "tokenizer*",
@@ -104,7 +104,7 @@ class DraftTrainee:
 
 
 def _blank(recipe: Draft, backbone: Backbone, seed: int) -> tuple[Mapping[str, Any], Decoder]:
-    config = draft_config(backbone.config, layers=recipe.layers or LAYERS, hidden=recipe.hidden or HIDDEN)
+    config = draft_config(backbone.config, layers=recipe.layers or LAYERS, hidden=recipe.hidden)
     decoder = Decoder(find_family(config).spec(config), backbone.ops, torch.float32)
     _initialise(decoder, seed)
     return config, decoder

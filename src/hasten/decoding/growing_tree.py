@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from hasten.core.draft import Draft
 from hasten.decoding.drafters.base import Line
+from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.decoding.trust import Trust
 
@@ -93,6 +94,25 @@ class Grove:
             if line.sequence_id in trees:
                 length, tree = trees[line.sequence_id]
                 tree.judge(line.token_ids[length:])
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The trees of a round while they grow, a call of their guesser at a time, and what that costs."""
+
+    trees: Sequence[GrowingTree]
+    most: int  # nodes of each that are verified
+    costs: StepCosts
+    pace: Pace  # of the guesser
+
+    def least(self, num_active: int, calls: int) -> float:
+        """``doubt`` of the trees that are still growing, so many, after so many calls for guesses."""
+        call = self.pace.seconds(num_active) or 0.0
+        return doubt(self.trees, self.most, self.costs, calls * call, call / num_active)
+
+    def drafts(self, calls: int) -> list[Draft]:
+        """What is ``worthwhile`` of each tree, after so many calls for guesses."""
+        return worthwhile(self.trees, self.most, self.costs, calls * (self.pace.seconds(len(self.trees)) or 0.0))
 
 
 def doubt(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float, call: float) -> float:

@@ -92,7 +92,7 @@ class Speculation:
         if self.heads is not None:
             paced[self.heads.name] = self.heads.drafter(costs, fit.num_blocks, self.options.block_size, limit)
         if shallow is not None:
-            paced["self_speculation"] = SelfSpeculation(shallow, **limit)
+            paced["self_speculation"] = SelfSpeculation(shallow, costs=costs, **limit)
         if chosen == "auto":
             textual = {name: kind(**limit) for name, kind in _TEXTUAL.items()}
             return Auto(textual, paced, costs, num_tokens=self.options.num_draft_tokens)

@@ -158,7 +158,7 @@ def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """How doubtful guesses may be that are gone on from: as the test says, however doubtful without. None is ever judged."""
     wanted = getattr(request, "param", 0.0)
     monkeypatch.setattr(Bench, "least", wanted)
-    monkeypatch.setattr(draft_model, "doubt", lambda *_: wanted)
+    monkeypatch.setattr(growing_tree, "doubt", lambda *_: wanted)
     monkeypatch.setattr(Trust, "note", lambda *_, **__: None)
 
 

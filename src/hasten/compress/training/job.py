@@ -19,7 +19,7 @@ from hasten.compress.training.base import Finisher, Recipe
 from hasten.compress.training.corpus import Corpus
 from hasten.compress.training.fit import Course, Fit
 from hasten.compress.training.options import TrainOptions
-from hasten.compress.training.resume import ResumeFolder
+from hasten.compress.training.resume import ResumeFolder, writing
 from hasten.compress.training.score import Score
 from hasten.compress.training.texts import encode, generate
 from hasten.compress.training.watcher import Silent, Watcher
@@ -58,7 +58,7 @@ def train(
     folder = resolve(model, quiet=isinstance(watcher, Silent))
     settings = _settings(folder, data, recipe, options)
     resume = ResumeFolder.open(out, settings)
-    corpus = _corpus(model, folder, data, options, resume, watcher)
+    corpus = _corpus(model, folder, data, recipe, options, resume, watcher)
     watcher.note(f"{len(corpus.train_N):,} tokens to train on, {len(corpus.held_out_N):,} held out")
     backbone = Backbone.load(folder)
     trainee = recipe.build(backbone, corpus, options.seed)
@@ -67,14 +67,17 @@ def train(
     if score is None:
         return None
     more = trainee.finish(corpus, options, watcher) if isinstance(trainee, Finisher) else {}
-    trainee.save(out, score)
     report = {"model": model, **settings, "held_out_score": score.as_dict(), **more, "evaluations": fit.course.evaluations}
-    (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with writing(out):
+        trainee.save(out, score)
+        (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     resume.remove()
     return Outcome(score, fit.course)
 
 
-def _corpus(model: str, folder: Path, data: Path, options: TrainOptions, resume: ResumeFolder, watcher: Watcher) -> Corpus:
+def _corpus(
+    model: str, folder: Path, data: Path, recipe: Recipe, options: TrainOptions, resume: ResumeFolder, watcher: Watcher
+) -> Corpus:
     """The streams of tokens; those of a run that was cut off are read, not made again."""
     found = resume.read("corpus")
     if found is not None:
@@ -87,6 +90,10 @@ def _corpus(model: str, folder: Path, data: Path, options: TrainOptions, resume:
     tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     if tokenizer is None:
         raise InvalidOption("this checkpoint has no tokenizer, so no text can be read for it", remedy="Copy one into its folder")
+    if options.generate is not None:
+        # To be refused now, not after hours of writing. Nothing of it is kept: the engine that writes needs the memory.
+        token = torch.zeros(1, dtype=torch.int32)
+        recipe.build(Backbone.load(folder), Corpus(token, token), options.seed)
     watcher.note(f"reading {data}")
     documents = encode(data, tokenizer)
     if options.generate is not None:
@@ -102,17 +109,20 @@ def _settings(folder: Path, data: Path, recipe: Recipe, options: TrainOptions) -
     """Whatever the result depends on, as plain data: a run goes on only if all of it is the same."""
     asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in _PLACES}
     fields: Any = recipe
+    chosen = dataclasses.asdict(fields)
     asked["lr"] = options.lr or recipe.learning_rate
     try:
-        content = hashlib.sha256(data.read_bytes()).hexdigest()
+        with data.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InvalidOption(f"the file {data} cannot be read", got=error.strerror, remedy="Give a file of UTF-8 text") from None
     return {
         "kind": recipe.name,
-        **dataclasses.asdict(fields),
+        **chosen,
         **asked,
         "data_sha256": content,
         "model_sha256": _fingerprint(folder),
+        **({} if chosen.get("start") is None else {"start_sha256": _whole(resolve(chosen["start"], quiet=True))}),
     }
 
 
@@ -126,4 +136,13 @@ def _fingerprint(folder: Path) -> str:
             digest.update(f"{file.name} {size}".encode() + stream.read(_SAMPLE))
             stream.seek(max(0, size - _SAMPLE))
             digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def _whole(folder: Path) -> str:
+    """Of all that is read of a checkpoint that training begins with: a head that was trained again has the same sizes."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()} ".encode())
     return digest.hexdigest()

@@ -6,6 +6,7 @@
                 corpus.safetensors         the tokens, as they were cut
                 step-00000120.safetensors  weights and moments
                 state.json                 names the file above and says the rest; replaced last, in one motion
+    OUT/.resume-done/                      all of it, on its way out after the result was written; of no meaning
 
 Nothing here is a pickle. It knows tensors and plain data, and neither the loop nor what is trained.
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hasten.core.errors import CheckpointError, InvalidOption
+from hasten.core.errors import CapacityError, CheckpointError, InvalidOption
 
-NAME = ".resume"
+NAME, _DONE = ".resume", ".resume-done"
 _STATE, _SETTINGS = "state.json", "settings.json"
 
 
@@ -43,11 +45,12 @@ class ResumeFolder:
 
     @classmethod
     def open(cls, out: Path, settings: Mapping[str, Any]) -> ResumeFolder:
-        """The folder in ``out``. Nothing is written yet.
+        """The folder in ``out``. Nothing is written yet; what is left of a finished run's state is removed.
 
         Raises ``InvalidOption`` if it holds a run of other settings, names those, and if ``out`` holds anything else.
         """
         found = cls(out / NAME, settings)
+        shutil.rmtree(out / _DONE, ignore_errors=True)
         file = found.folder / _SETTINGS
         if file.is_file():
             _check_settings(_read(file), json.loads(json.dumps(settings)), out)
@@ -59,9 +62,10 @@ class ResumeFolder:
         return found
 
     def save(self, step: int, saved: Saved) -> None:
-        """Atomic: whenever the process dies, this state or the one before it is there, whole."""
+        """Atomic: whenever the process dies, this state or the one before it is there, whole. Raises like ``writing``."""
         tensors = self.write(f"step-{step:08}", saved.tensors)
-        _replace(self.folder / _STATE, json.dumps({"tensors": tensors.name, **saved.values}).encode())
+        with _settled(self.folder / _STATE) as partial:
+            partial.write_bytes(json.dumps({"tensors": tensors.name, **saved.values}).encode())
         for old in self.folder.glob("step-*.safetensors"):
             if old != tensors:
                 old.unlink()
@@ -77,12 +81,11 @@ class ResumeFolder:
         return Saved(tensors, values)
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
-        """Some tensors under a name of their own, atomically."""
+        """Some tensors under a name of their own, atomically. Raises like ``writing``."""
         self._begin()
         file = self.folder / f"{name}.safetensors"
-        partial = file.with_suffix(".partial")
-        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
-        _settle(partial, file)
+        with _settled(file) as partial:
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
         return file
 
     def read(self, name: str) -> dict[str, Tensor] | None:
@@ -101,13 +104,30 @@ class ResumeFolder:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(file, json.dumps(self.settings).encode())
         except OSError as error:
             out = self.folder.parent
             raise InvalidOption(f"{out} cannot be written", got=error.strerror, remedy="Give another folder with --out") from None
+        with _settled(file) as partial:
+            partial.write_bytes(json.dumps(self.settings).encode())
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        """In one motion: a state of which a part is gone would be gone on with, and the result written over."""
+        done = self.folder.with_name(_DONE)
+        self.folder.replace(done)
+        shutil.rmtree(done, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises ``CapacityError`` where ``folder`` takes no more, such as on a full disk."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CapacityError(
+            f"{folder} cannot be written",
+            got=str(error),
+            remedy="Free space there; the same command then goes on from the last saved state",
+        ) from None
 
 
 def _check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any], out: Path) -> None:
@@ -121,17 +141,21 @@ def _check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any], out: Pat
         )
 
 
-def _replace(file: Path, content: bytes) -> None:
+@contextmanager
+def _settled(file: Path) -> Iterator[Path]:
+    """Where to write what is to be ``file``. It is on the disk before it gets its name, which must not outlive a power cut without
+    its content. Raises like ``writing``, and leaves nothing on a disk that is full.
+    """
     partial = file.with_suffix(".partial")
-    partial.write_bytes(content)
-    _settle(partial, file)
-
-
-def _settle(partial: Path, file: Path) -> None:
-    """On the disk before it gets its name: a name must not outlive a power cut without its content."""
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    with writing(file.parent):
+        try:
+            yield partial
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        except (OSError, SafetensorError):
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
-from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, doubt, worthwhile
+from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, Growth
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
@@ -160,6 +160,7 @@ class DraftModel(PacedDrafter):
         self._grove.judge(lines)
         trails = [(line, self._follow(line)) for line in lines if line.room]
         guesses = [_Guess(line, trail, self._grove.plant(line)) for line, trail in trails if trail is not None]
+        growth = Growth([guess.tree for guess in guesses], self.num_tokens, self._costs, self._pace)
         active = guesses
         made, asked = 0, min(self.num_tokens, self._max_depth)
         while active and made < asked:
@@ -167,25 +168,17 @@ class DraftModel(PacedDrafter):
             if going is None:
                 break
             made += 1
-            active = self._going(guesses, going, made)
+            least = growth.least(len(going), made) if going else 0.0
+            active = [guess for guess in going if guess.chance >= least and len(guess.token_ids) < guess.line.room]
         if guesses:
             self._pace.note_round(len(guesses), asked, made)
         drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, self._drafts(guesses, made), strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
-    def _going(self, guesses: Sequence[_Guess], active: Sequence[_Guess], made: int) -> list[_Guess]:
-        """Those of the active ones from whose last guess going on may pay, after so many calls."""
-        if not active:
-            return []
-        call = self._pace.seconds(len(active)) or 0.0
-        least = doubt([guess.tree for guess in guesses], self.num_tokens, self._costs, made * call, call / len(active))
-        return [guess for guess in active if guess.chance >= least and len(guess.token_ids) < guess.line.room]
-
     def _drafts(self, guesses: Sequence[_Guess], made: int) -> list[Draft]:
         """``made``: calls of the model."""
         trees = [guess.tree for guess in guesses if not guess.judged]
-        spent = made * (self._pace.seconds(len(guesses)) or 0.0)
-        drafts = iter(worthwhile(trees, self.num_tokens, self._costs, spent))
+        drafts = iter(Growth(trees, self.num_tokens, self._costs, self._pace).drafts(made))
         return [guess.chain() if guess.judged else next(drafts) for guess in guesses]
 
     def _drop(self, sequence_id: int) -> None:

@@ -21,7 +21,7 @@ from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, doubt, worthwhile
+from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, Growth
 from hasten.decoding.pace import Pace
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
@@ -183,12 +183,13 @@ class Eagle(PacedDrafter):
             for line in lines
             if line.sequence_id in last
         ]
-        guesses = active
+        growth = Growth([guess.tree for guess in active], self.num_tokens, self._costs, self._pace)
+        drafting = [guess.line.sequence_id for guess in active]
         self._choose(active, [guess.place.logits_1V for guess in active])
         num_lines, asked, made = len(active), min(self.num_tokens, self._max_depth), 1
         if num_unread <= LONG and num_lines:
             self._pace.note(num_lines, time.perf_counter() - begin)
-        while made < asked and (active := self._going(guesses, active, made)):
+        while made < asked and (active := self._going(growth, active, made)):
             begin = time.perf_counter()
             active = self._advance(active)
             if active:
@@ -196,18 +197,14 @@ class Eagle(PacedDrafter):
             made += 1
         if num_lines:
             self._pace.note_round(num_lines, asked, made)
-        call = self._pace.seconds(num_lines) or 0.0
-        chosen = worthwhile([guess.tree for guess in guesses], self.num_tokens, self._costs, (made - 1) * call)
-        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
+        drafts = dict(zip(drafting, growth.drafts(made - 1), strict=True))
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
-    def _going(self, guesses: Sequence[_Guess], active: Sequence[_Guess], made: int) -> list[_Guess]:
+    def _going(self, growth: Growth, active: Sequence[_Guess], made: int) -> list[_Guess]:
         """Those of the active ones that have tips from which going on may pay, after so many calls."""
         if not active:
             return []
-        call = self._pace.seconds(len(active)) or 0.0
-        trees = [guess.tree for guess in guesses]
-        least = doubt(trees, self.num_tokens, self._costs, (made - 1) * call, call / len(active))
+        least = growth.least(len(active), made - 1)  # the first one reads what has to be read in any case
         for guess in active:
             guess.prune(least)
         return [guess for guess in active if guess.tips and guess.ahead < guess.line.room]

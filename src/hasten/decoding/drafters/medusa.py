@@ -18,7 +18,7 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import Grove, GrowingTree, worthwhile
+from hasten.decoding.growing_tree import Grove, GrowingTree, Growth
 from hasten.decoding.pace import Pace
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.decoding.step_costs import StepCosts
@@ -82,7 +82,7 @@ class Medusa(PacedDrafter):
         self._grove.judge(lines)
         trees = [self._grown(line, token_HRK[:, row], chance_HRK[:, row]) for row, line in enumerate(known)]
         self._pace.note(len(known), time.perf_counter() - begin)
-        chosen = worthwhile(trees, self.num_tokens, self._costs, self._pace.seconds(len(known)) or 0.0)
+        chosen = Growth(trees, self.num_tokens, self._costs, self._pace).drafts(1)
         drafts = {line.sequence_id: draft for line, draft in zip(known, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
+from hasten.decoding.growing_tree import Grove, GrowingTree, Growth
 from hasten.decoding.pace import Pace
-
-DOUBT = 0.4  # a chain is not continued after a guess that is right less often than this, by what the exit says
+from hasten.decoding.step_costs import StepCosts
 
 
 def best_depth(agreements: Mapping[int, float], cost: Callable[[int], float], most: int = 6) -> int:
@@ -60,8 +60,17 @@ class FirstLayers(Protocol):
 @dataclass(slots=True)
 class _Guess:
     line: Line
+    tree: GrowingTree  # without branches: rows that branch could not go on from the states that guessing has left
     token_ids: list[int] = field(default_factory=list)
-    chance: float = 1.0  # that all of it is right
+
+    @property
+    def chance(self) -> float:
+        """That all of it is right, by what is believed of the exit."""
+        return self.tree.nodes[-1].chance if self.token_ids else 1.0
+
+    def add(self, token_id: int, said: float) -> None:
+        self.tree.add(len(self.token_ids) - 1, [(token_id, said)], self.line.request.params.greedy)
+        self.token_ids.append(token_id)
 
     @property
     def next(self) -> tuple[int, int, int]:
@@ -76,9 +85,10 @@ class _Guess:
 
 
 class SelfSpeculation(PacedDrafter):
-    def __init__(self, layers: FirstLayers, *, num_tokens: int = 4) -> None:
-        self._layers, self.num_tokens = layers, num_tokens
-        self._pace = Pace()
+    def __init__(self, layers: FirstLayers, *, costs: StepCosts, num_tokens: int = 4) -> None:
+        """``costs`` of the steps that verify."""
+        self._layers, self._costs, self.num_tokens = layers, costs, num_tokens
+        self._pace, self._grove = Pace(), Grove()
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -102,21 +112,22 @@ class SelfSpeculation(PacedDrafter):
 
     @torch.inference_mode()
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
-        guesses = [_Guess(line) for line in lines]
-        active = [guess for guess in guesses if guess.room > 0]
-        num_lines, made = len(active), 0
-        for ahead in range(self.num_tokens):
-            if not active:
-                break
-            made += 1
+        self._grove.judge(lines)
+        guesses = [_Guess(line, self._grove.plant(line)) for line in lines if line.room]
+        growth = Growth([guess.tree for guess in guesses], self.num_tokens, self._costs, self._pace)
+        active, made = guesses, 0
+        while active and made < self.num_tokens:
             begin, asked = time.perf_counter(), len(active)
-            active = self._advance(active, ahead)
+            active = self._advance(active, made)
+            made += 1
             if active:
                 self._pace.note(asked, time.perf_counter() - begin)
-            active = [guess for guess in active if guess.room > 0 and guess.chance >= DOUBT]
-        if num_lines:
-            self._pace.note_round(num_lines, self.num_tokens, made)
-        return [Draft.chain(guess.token_ids) if guess.token_ids else NO_DRAFT for guess in guesses]
+                least = growth.least(len(active), made)
+                active = [guess for guess in active if guess.room > 0 and guess.chance >= least]
+        if guesses:
+            self._pace.note_round(len(guesses), self.num_tokens, made)
+        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, growth.drafts(made), strict=True)}
+        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
     def _advance(self, guesses: list[_Guess], ahead: int) -> list[_Guess]:
         """One more token for each guess that finds room."""
@@ -126,6 +137,5 @@ class SelfSpeculation(PacedDrafter):
             lines = [guess.line for guess in advanced]
             token_R1, chance_R1 = candidates(logits_RV, lines, [ahead] * len(lines), self._layers.token_ids, 1)
             for guess, token, chance in zip(advanced, token_R1[:, 0].tolist(), chance_R1[:, 0].tolist(), strict=True):
-                guess.token_ids.append(token)
-                guess.chance *= chance
+                guess.add(token, chance)
         return advanced
