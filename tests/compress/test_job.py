@@ -41,7 +41,7 @@ def after(calls: int):
         (Draft(hidden=24), "hidden=24"),
         (Draft(start="demo-draft"), "8192 tokens"),
     ],
-    ids=str,
+    ids=["exits", "medusa", "eagle", "eagle start", "draft", "draft start"],
 )
 def test_what_the_model_refuses_is_refused_before_it_writes_texts(model, periodic, tmp_path, monkeypatch, recipe: Recipe, words):
     written = []
