@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits, write_exits
 from hasten.core.calibration import Calibration
 from hasten.core.errors import CheckpointError
+from hasten.core.sampling_params import SamplingParams
 from hasten.layers.build import Build
 from hasten.layers.exit_tables import TextTable
 from hasten.layers.exits import Exits, ExitsSpec
@@ -213,7 +214,7 @@ def test_a_wrong_configuration_is_refused(tmp_path, values, words):
         ("tolerance", 2),
         ("certainty", "95 %"),
         ("threshold", None),
-        ("decay", -1),
+        ("decay", 4.0),
         ("window", 0),
         ("num_texts", 2.5),
     ],
@@ -224,6 +225,15 @@ def test_a_calibration_out_of_range_is_refused(tmp_path, name, value):
     config["calibrations"][1][name] = value
     edit(tmp_path, calibrations=config["calibrations"])
     assert f"{name}={value!r}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("decay", [2.0, None, -1, "4.0"])
+def test_thresholds_of_another_decay_than_that_of_requests_are_refused_with_both(tmp_path, decay):
+    write_exits(tmp_path, made(), dtype=torch.float32)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["calibrations"][0]["decay"] = decay
+    edit(tmp_path, calibrations=config["calibrations"])
+    assert f"decay={decay!r}, but thresholds of softmax are used with {SamplingParams().exit_decay}" in refusal(tmp_path)
 
 
 def edit(folder: Path, **values: object) -> None:

@@ -85,6 +85,25 @@ def test_the_loss_of_int8_is_shown(hasten, file, option):
     assert 0.9 < report["quality"]["top1_agreement"] <= 1.0
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--exits", "demo-exits"),
+        ("--speculation", "off"),
+        ("--draft-model", "demo-draft"),
+        ("--draft-heads", "demo-eagle"),
+        ("--draft-quantize", "int8"),
+        ("--draft-layers", "2"),
+        ("--num-draft-tokens", "2"),
+    ],
+    ids=" ".join,
+)
+def test_options_that_change_nothing_about_reading_are_not_taken(hasten, file, option):
+    ran = hasten("eval", "demo", "--text", str(file), "--num-tokens", "20", *option)
+    assert (ran.code, ran.out) == (2, "")
+    assert option[0] in ran.err
+
+
 def test_a_checkpoint_without_a_tokenizer_takes_token_ids(hasten, tiny, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("5 6 7 8 9 10\n11,12,13\n")

@@ -62,7 +62,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(hasten, model, text, tmp_path
     [
         (["--data", "nothing.txt"], "nothing.txt cannot be read"),
         (["--data", "empty.txt"], "empty.txt is empty"),
-        (["--data", "short.txt", "--window", "200"], "at least 400 tokens"),
+        (["--data", "short.txt", "--window", "200"], "at least 600 tokens"),
         (["--data", "short.txt", "--window", "1000"], "up to 256"),
         (["--data", "short.txt", "--window", "8"], "window=8 (allowed: from 32)"),
         (["--data", "text.txt", "--steps", "5", "--minutes", "1"], "not both"),

@@ -48,7 +48,28 @@ def test_a_single_long_text_is_held_out_in_sections():
     (text,) = documents(1, 10_000)
     corpus = Corpus.split([text], 32, 0.05, None)
     assert sorted([*corpus.held_out_N.tolist(), *corpus.train_N.tolist()]) == text
-    assert 0.05 <= len(corpus.held_out_N) / len(text) < 0.1
+    assert 0.05 <= len(corpus.held_out_N) / len(text) < 0.06
+
+
+def test_what_is_held_out_of_a_long_text_comes_from_all_over_it():
+    """As many of its windows from each tenth as chance would have: a passage says little of a text that changes."""
+    (text,) = documents(1, 40_000)
+    for window in (32, 64):
+        corpus = Corpus.split([text], window, 0.2, None)
+        tenths = Counter(10 * (token - 1) // len(text) for token in corpus.held_out_N.tolist())
+        windows = len(text) / 10 / window
+        spread = 4 * (0.2 * 0.8 / windows) ** 0.5
+        assert all(abs(tenths[tenth] / window / windows - 0.2) < spread for tenth in range(10))
+
+
+def test_a_long_document_among_many_does_not_fill_what_is_held_out():
+    """Others stay whole, and no other is held out because of it."""
+    short = documents(400, 60)
+    long = list(range(100_000, 110_000))
+    corpus = Corpus.split([*short, long], 32, 0.1, None)
+    held_out = set(corpus.held_out_N.tolist())
+    assert all(not set(text) & held_out or set(text) <= held_out for text in short)
+    assert 0.05 < len(held_out & set(long)) / len(long) < 0.15
 
 
 def test_documents_are_separated():
@@ -81,14 +102,14 @@ def test_a_batch_is_a_function_of_seed_and_step():
 def test_held_out_windows_are_spread_and_always_the_same(limit):
     corpus = Corpus.split(documents(1, 20_000), 32, 0.2, None)
     windows = torch.cat([batch.ids_BW for batch in corpus.held_out(4, 32, limit)])
-    assert len(windows) == min(limit, len(corpus.held_out_N) // 32)
+    assert len(windows) == min(limit, (len(corpus.held_out_N) // 32 + 1) // 2)  # the other half is for calibration
     assert len(set(windows.flatten().tolist())) == windows.numel()
     assert torch.equal(windows, torch.cat([batch.ids_BW for batch in corpus.held_out(3, 32, limit)]))
 
 
-@pytest.mark.parametrize("texts", [[], [list(range(63))], [[1, 2, 3]] * 30])
+@pytest.mark.parametrize("texts", [[], [list(range(95))], [[1, 2, 3]] * 40])
 def test_too_little_text_is_refused_with_both_numbers(texts):
     with pytest.raises(InvalidOption) as error:
         Corpus.split(texts, 32, 0.05, None)
     message = str(error.value)
-    assert f"got {sum(map(len, texts))} tokens" in message and "at least 64 tokens" in message and "--window" in message
+    assert f"got {sum(map(len, texts))} tokens" in message and "at least 96 tokens" in message and "--window" in message

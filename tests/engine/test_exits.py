@@ -197,3 +197,26 @@ def test_what_an_engine_cannot_do_is_refused_with_what_it_can(load: Callable[...
     for wrong in ({"exit_rule": "never"}, {"exit_layer": 2}, {"exit_rule": "layer"}, {"exit_rule": "softmax", "beam_width": 2}):
         with pytest.raises(InvalidRequest, match="exit_"):
             SamplingParams(temperature=1.0, **wrong)
+
+
+@pytest.mark.parametrize("rule", ["none", "layer", "softmax", "saturation", "classifier", "entropy", "tokens", "texts"])
+def test_a_setting_that_the_rule_does_not_read_is_refused(rule: str) -> None:
+    """By the table of docs/how-to/leave-early.md."""
+    settings: dict[str, Any] = {"exit_rule": rule, **({"exit_layer": 1} if rule == "layer" else {})}
+    by_token = rule in ("softmax", "saturation", "classifier")
+    measured = by_token or rule == "entropy"
+    limit = {"exit_threshold": 0.5} if measured else {}
+    for more, allowed in (
+        ({"exit_tolerance": 0.02}, measured),
+        ({"exit_threshold": 0.5}, measured),
+        ({**limit, "exit_decay": 2.0}, by_token),
+        ({**limit, "exit_decay": None}, by_token),
+        ({**limit, "exit_decay": 4.0}, True),
+        ({"exit_decay": 2.0}, False),
+    ):
+        if allowed:
+            SamplingParams(**settings, **more)
+            continue
+        name = list(more)[-1]
+        with pytest.raises(InvalidRequest, match=rf"{name}={more[name]}.* unless exit_rule measures| without exit_threshold"):
+            SamplingParams(**settings, **more)

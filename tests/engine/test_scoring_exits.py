@@ -94,7 +94,7 @@ def load(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 def asked(rule: Rule, **settings: Any) -> SamplingParams:
     by_rule: dict[str, Any] = {"exit_layer": rule.layer} if rule.name == "layer" else {}
-    by_rule |= {"exit_threshold": rule.threshold, "exit_decay": None} if rule.name == "entropy" else {}
+    by_rule |= {"exit_threshold": rule.threshold} if rule.name == "entropy" else {}
     return SamplingParams(exit_rule=rule.name, **by_rule, **settings)
 
 

@@ -41,9 +41,14 @@ HELP = {
 }
 # Of no use to one conversation.
 _MANY = ("max_num_seqs", "batching", "batch_wait", "ordering", "priority_seconds")
+# Of no use where a text is only read: nothing is guessed, and no token leaves early.
+_WRITING = ("speculation", "draft_model", "draft_heads", "draft_quantize", "draft_layers", "num_draft_tokens", "exits")
 
 ENGINE = OptionGroup("engine", "Engine", EngineOptions, HELP)
 ENGINE_OF_ONE = OptionGroup("engine", "Engine", EngineOptions, {n: text for n, text in HELP.items() if n not in _MANY})
+ENGINE_OF_READING = OptionGroup(
+    "engine", "Engine", EngineOptions, {n: t for n, t in ENGINE_OF_ONE.help.items() if n not in _WRITING}
+)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

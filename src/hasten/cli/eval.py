@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten.cli.engine_options import ENGINE_OF_ONE, Debug, ModelArgument, ModelOption, one_model
+from hasten.cli.engine_options import ENGINE_OF_READING, Debug, ModelArgument, ModelOption, one_model
 from hasten.cli.options import Given, with_options
 from hasten.cli.table import print_table
 from hasten.core.errors import InvalidOption
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hasten.quality.quality import Quality
 
 
-@with_options(ENGINE_OF_ONE)
+@with_options(ENGINE_OF_READING)
 def evaluate(
     name: ModelArgument = None,
     model: ModelOption = None,

@@ -17,6 +17,7 @@ TOKEN_MEASURES = ("softmax", "saturation", "classifier")  # how sure a state is,
 REQUEST_MEASURES = ("entropy",)  # asked once, of the prompt's last token, for the whole request
 TABLES = ("tokens", "texts")  # made from data: they say the layer of each token, or of the request
 EXIT_RULES = ("none", "layer", *TOKEN_MEASURES, *REQUEST_MEASURES, *TABLES)  # layer: the same one for all
+DECAY = 4.0  # of a threshold over the answer, where a request says nothing; calibrated thresholds hold for it alone
 
 
 @dataclass(frozen=True, slots=True)

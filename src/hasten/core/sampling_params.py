@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hasten.core.errors import InvalidRequest, nearest
-from hasten.core.exits import EXIT_RULES, REQUEST_MEASURES, TOKEN_MEASURES
+from hasten.core.exits import DECAY, EXIT_RULES, REQUEST_MEASURES, TOKEN_MEASURES
 
 MAX_SEQUENCES = 64
 MAX_LOGPROBS = 20
@@ -65,7 +65,7 @@ class SamplingParams:
     exit_layer: int | None = None  # of rule "layer": how many layers compute every token
     exit_threshold: float | None = None  # of rules that measure; None: the calibrated one, by exit_tolerance
     exit_tolerance: float | None = None  # accepted increase of perplexity that a threshold was calibrated for; None: 0.01
-    exit_decay: float | None = 4.0  # of rules that measure each token: their threshold sinks as the answer grows; None: it stays
+    exit_decay: float | None = DECAY  # of rules that measure each token: their threshold sinks as the answer grows; None: it stays
 
     beam_width: int | None = None  # beam search instead of sampling
     length_penalty: float = 1.0  # a beam's score is its log-probability over length ** length_penalty
@@ -167,9 +167,11 @@ class SamplingParams:
             ("exit_threshold", "None, or 0 to 2", threshold is none or _number(threshold, 0, 2)),
             ("exit_threshold", "None unless exit_rule measures", measured or threshold is none),
             ("exit_tolerance", "None, or above 0, up to 1", tolerance is none or (_number(tolerance, 0, 1) and tolerance > 0)),
+            ("exit_tolerance", "None unless exit_rule measures", measured or tolerance is none),
             ("exit_tolerance", "None with exit_threshold", tolerance is none or threshold is none),
             ("exit_decay", "None, or 0 to 1000", decay is none or _number(decay, 0, 1000)),
-            ("exit_decay", "4.0 without exit_threshold: calibrated ones hold for it", threshold is not none or decay == 4.0),
+            ("exit_decay", f"{DECAY} unless exit_rule measures each token", self.exit_rule in TOKEN_MEASURES or decay == DECAY),
+            ("exit_decay", f"{DECAY} without exit_threshold: calibrated ones hold for it", threshold is not none or decay == DECAY),
         ]
 
     @property

@@ -109,7 +109,9 @@ class Scoring:
         empty = [index for index, token_ids in enumerate(encoded) if not token_ids]
         if empty:
             raise InvalidRequest(
-                f"{len(empty)} of the {name} are empty", got=f"number {_listed(empty)}", allowed="one token or more"
+                f"{len(empty)} of the {name} are empty",
+                got=_listed([f"{name}[{index}]" for index in empty]),
+                allowed="one token or more",
             )
         size, most = self._intake.vocab_size, self._intake.max_model_len
         wrong = sorted({token for token_ids in encoded for token in token_ids if not 0 <= token < size})
@@ -139,9 +141,9 @@ def _given_ids(continuation: object) -> tuple[int, ...]:
     return tuple(token_ids)
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _listed(offenders: Sequence[object]) -> str:
     """The first of them."""
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return ", ".join(map(str, offenders[:8])) + (", ..." if len(offenders) > 8 else "")
 
 
 def _softmax(values: Sequence[float]) -> tuple[float, ...]:

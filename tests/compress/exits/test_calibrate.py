@@ -12,6 +12,7 @@ from torch import Tensor
 from hasten.compress.exits import calibrate as module
 from hasten.compress.exits.calibrate import MOST, SAFE, Costs, allowed_loss, calibrate, chosen, p_values
 from hasten.compress.exits.risks import request_bounds
+from hasten.compress.training.corpus import Corpus
 
 ALLOWED = allowed_loss(0.01)
 TRIALS, TEXTS = 4000, 120
@@ -133,6 +134,21 @@ def test_a_whole_sequence_breaks_its_promise_as_seldom_as_it_says() -> None:
         losses = means[:, None] + common + 0.005 * torch.randn(len(means), TEXTS, generator=draw)
         bad += chosen(losses.double(), torch.zeros(len(means)), 0.01) >= 3
     assert bad / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+@pytest.mark.parametrize("changes", [2, 4, 25])
+def test_the_promise_holds_for_one_long_text_that_changes(changes: int) -> None:
+    """A quarter of it is easy, in so many passages; exits lose more than is allowed on all of it, and that is found out."""
+    window, windows, draws = 32, 1600, 200
+    wrong = 0
+    for draw in range(draws):
+        first = draw * windows * window
+        corpus = Corpus.split([range(first, first + windows * window)], window, 0.1, None)
+        place_N = (corpus.unread(window, windows, 0).double().mean(1) - first) / (windows * window)
+        easy_N = (place_N * changes % 1) < 0.25
+        loss_N = torch.where(easy_N, 0.1, 1.31).double() * ALLOWED
+        wrong += float(p(loss_N[None])) <= 0.05
+    assert wrong / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
 
 
 @pytest.mark.parametrize("bound", [request_bounds, lambda listed: listed.risk_LN.amax(1)])

@@ -179,14 +179,16 @@ def test_what_is_calibrated_is_what_is_stored(tiny, tmp_path):
 
 
 def test_thresholds_are_found_on_text_that_training_did_not_look_at():
-    """Held-out windows that stopped the training are the last to be used."""
-    corpus = Corpus.split([list(range(40_000))], 32, 0.2, None)
-    held_out = len(corpus.held_out_N) // 32
-    read = {int(window[0]) for batch in corpus.held_out(8, 32, 64) for window in batch.ids_BW}
-    chosen = corpus.unread(32, held_out - 64, 0)
-    assert not read & {int(window[0]) for window in chosen} and len(chosen) == held_out - 64
-    assert torch.equal(chosen, corpus.unread(32, held_out - 64, 0)) and not torch.equal(chosen, corpus.unread(32, held_out - 64, 1))
-    assert len(corpus.unread(32, 10_000, 0)) == held_out
+    """Held-out windows that chose the weights calibrate nothing, however few there are and however many are asked for."""
+    for length in (96, 130, 2000, 40_000):
+        corpus = Corpus.split([list(range(length))], 32, 0.2, None)
+        held_out = len(corpus.held_out_N) // 32
+        read = {int(token) for batch in corpus.held_out(8, 32, 10_000) for token in batch.ids_BW.flatten()}
+        chosen = corpus.unread(32, 10_000, 0)
+        assert not read & set(chosen.flatten().tolist())
+        assert len(chosen) == held_out // 2 >= 1 and len(read) == 32 * (held_out - len(chosen))
+    assert torch.equal(chosen, corpus.unread(32, 10_000, 0)) and not torch.equal(chosen, corpus.unread(32, 10_000, 1))
+    assert len(corpus.unread(32, 64, 0)) == 64
     starts = [int(window[0]) for window in chosen]
     assert starts != sorted(starts)
 

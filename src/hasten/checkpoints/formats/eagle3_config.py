@@ -54,6 +54,8 @@ def read_config(folder: Path, values: Mapping[str, Any]) -> Eagle3Config:
     """Raises ``CheckpointError`` with every value of ``folder``'s config.json that no EAGLE-3 head of one layer has."""
     layer, nested = values.get("transformer_layer_config") or values, _table(values.get("eagle_config"))
     about, ranks = _table(values.get("speculators_config")), values.get("head_accuracies") or []
+    verifier = _table(about.get("verifier"))
+    named, architectures = verifier.get("name_or_path"), verifier.get("architectures") or []
     kind, depth = values.get("speculators_model_type", "eagle3"), _table(layer).get("num_hidden_layers", 1)
     draft = values.get("draft_vocab_size") or _table(layer).get("vocab_size")
     states = values.get("eagle_aux_hidden_state_layer_ids") or nested.get("eagle_aux_hidden_state_layer_ids")
@@ -66,7 +68,9 @@ def read_config(folder: Path, values: Mapping[str, Any]) -> Eagle3Config:
         ("eagle_aux_hidden_state_layer_ids", states, states is None or _is_sizes(states), "whole numbers from 1"),
         ("target_hidden_size", target, target is None or _is_size(target), "a whole number from 1"),
         ("norm_before_residual", before, isinstance(before, bool), "true or false"),
-        ("head_accuracies", ranks, _is_rates(ranks), "a list of rates per guess"),
+        ("head_accuracies", ranks, _is_rates(ranks), "a list of rates from 0 to 1 per guess"),
+        ("verifier.name_or_path", named, named is None or isinstance(named, str), "a name or path"),
+        ("verifier.architectures", architectures, _is_names(architectures), "a list of names"),
         (f"eagle_config.{fused}", nested.get(fused), nested.get(fused, True) is True, "true"),
         *((name, values.get(name), not values.get(name), "off") for name in UNSUPPORTED),
     ]
@@ -77,7 +81,7 @@ def read_config(folder: Path, values: Mapping[str, Any]) -> Eagle3Config:
             remedy="Use another head, or correct config.json if it is wrong",
         )
     assert _is_size(draft)
-    methods, verifier = about.get("proposal_methods"), _table(about.get("verifier"))
+    methods = about.get("proposal_methods")
     guesses = _table(methods[0]).get("speculative_tokens") if isinstance(methods, list) and methods else None
     return Eagle3Config(
         layer=layer,
@@ -86,8 +90,8 @@ def read_config(folder: Path, values: Mapping[str, Any]) -> Eagle3Config:
         target_size=target,
         norm_before_residual=before,
         num_guesses=guesses if _is_size(guesses) else 5,
-        verifier=verifier.get("name_or_path"),
-        architectures=tuple(verifier.get("architectures") or ()),
+        verifier=named,
+        architectures=tuple(architectures),
         accuracies=tuple(tuple(rates) for rates in ranks),
     )
 
@@ -105,7 +109,11 @@ def _is_sizes(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(_is_size(item) for item in value)
 
 
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def _is_rates(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(rates, list) and all(isinstance(r, int | float) for r in rates) for rates in value
+        isinstance(rates, list) and all(type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates) for rates in value
     )

@@ -30,7 +30,7 @@ from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
 from hasten.core.calibration import Calibration
 from hasten.core.errors import CheckpointError
-from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
+from hasten.core.exits import DECAY, REQUEST_MEASURES, TOKEN_MEASURES
 from hasten.layers.build import Build
 from hasten.layers.exit_tables import TextTable
 from hasten.layers.exits import Exits, ExitsSpec
@@ -258,11 +258,13 @@ def _calibration_fault(value: object) -> str | None:
         ("certainty", 0, 1),
         ("threshold", 0, 2),
         ("mean_layers", 0, 1e6),
-        ("decay", 0, 1e3),
     ):
         number = value[name]
-        if (number is not None or name != "decay") and not (type(number) in (int, float) and low <= number <= high):
+        if not (type(number) in (int, float) and low <= number <= high):
             return f"{name}={number!r} is not between {low} and {high:g}"
+    decay = DECAY if value["rule"] in TOKEN_MEASURES else None
+    if value["decay"] != decay:
+        return f"decay={value['decay']!r}, but thresholds of {value['rule']} are used with {decay}"
     if type(value["mean_risk"]) not in (int, float):
         return f"mean_risk={value['mean_risk']!r} is no number"
     counts = [name for name in ("window", "num_texts") if type(value[name]) is not int or value[name] < 1]

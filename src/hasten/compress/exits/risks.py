@@ -19,11 +19,10 @@ from hasten.compress.exits.annotate import Annotations, portions
 from hasten.compress.exits.calibrate import SAFE, Costs
 from hasten.compress.exits.leave import Decide, approach, leave, sureness
 from hasten.compress.training.backbone import Backbone
-from hasten.core.exits import REQUEST_MEASURES, decayed
+from hasten.core.exits import DECAY, REQUEST_MEASURES, decayed
 from hasten.decoding.exits.base import Reading
 from hasten.layers.exits import Exits
 
-DECAY = 4.0  # what a request has if it does not say
 STEPS = 20  # of a grid
 
 

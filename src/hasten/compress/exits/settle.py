@@ -13,14 +13,14 @@ from torch import Tensor
 from hasten.checkpoints.formats.exits import ExitsCheckpoint
 from hasten.compress.exits.annotate import Annotations, annotate
 from hasten.compress.exits.calibrate import TOLERANCES, allowed_loss, calibrate
-from hasten.compress.exits.risks import DECAY, grid, isolated_risks, request_bounds, request_risks, token_risks
+from hasten.compress.exits.risks import grid, isolated_risks, request_bounds, request_risks, token_risks
 from hasten.compress.exits.tables import Found, TextCounts, TokenCounts, budgets, largest, text_costs, token_costs
 from hasten.compress.training.backbone import Backbone
 from hasten.compress.training.corpus import Corpus
 from hasten.compress.training.options import TrainOptions
 from hasten.compress.training.watcher import Watcher
 from hasten.core.calibration import Calibration
-from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
+from hasten.core.exits import DECAY, REQUEST_MEASURES, TOKEN_MEASURES
 from hasten.layers.exits import Exits
 
 TABLE_TOLERANCE = 0.01  # of perplexity, that the tables' budgets are searched for

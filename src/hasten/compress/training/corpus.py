@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hasten.core.errors import InvalidOption
 
+PLACES = 256  # that held-out text comes from at least, if it has as many windows
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -39,14 +40,15 @@ class Corpus:
     def split(cls, documents: Sequence[Sequence[int]], window: int, share: float, separator: int | None) -> Corpus:
         """Holds out whole documents, those of the smallest hashes, until they are ``share`` of all tokens.
 
-        A document longer than half of that is cut into sections first. ``separator`` follows each document, if given. Raises
-        ``InvalidOption`` if either part would be shorter than a window.
+        A document that would be a large part of that is cut into windows first: passages of one long text are not alike, and few of
+        them say little of the rest. ``separator`` follows each document, if given. Raises ``InvalidOption`` if there would be no
+        window to train on, or less than two held out.
         """
         end = [] if separator is None else [separator]
         parts = [array("i", [*document, *end]) for document in documents if len(document)]
         total = sum(map(len, parts))
-        wanted = max(window, int(total * share))
-        sections = sorted(_sections(parts, max(window, wanted // 2)))
+        wanted = max(2 * window, int(total * share))
+        sections = sorted(_sections(parts, max(window, wanted // PLACES), window))
         held_out, train = array("i"), array("i")
         order: list[tuple[int, array[int]]] = []
         last = b""
@@ -58,11 +60,11 @@ class Corpus:
                 order.append((place, section))
         for _, section in sorted(order, key=lambda item: item[0]):
             train.extend(section)
-        if min(len(train), len(held_out)) < window:
+        if len(train) < window or len(held_out) < 2 * window:
             raise InvalidOption(
-                "the data is too short: a window to train on and a window held out have to come out of it",
+                "the data is too short: a window to train on and two held out have to come out of it",
                 got=f"{total:,} tokens in {len(parts)} documents, {len({key for key, _, _ in sections})} different parts",
-                allowed=f"at least {2 * window:,} tokens for windows of {window}",
+                allowed=f"at least {3 * window:,} tokens for windows of {window}",
                 remedy="Give more text, or smaller windows with --window",
             )
         return cls(_stream(train), _stream(held_out))
@@ -82,15 +84,20 @@ class Corpus:
         return Batch(ids_BW, _mixed(seed, "step", step))
 
     def held_out(self, size: int, window: int, limit: int) -> Iterator[Batch]:
-        """At most ``limit`` windows, spread evenly over the held-out text; the same at every call."""
-        chosen = sorted(self._spread(window)[:limit])
+        """At most ``limit`` windows, spread evenly over the held-out text; the same at every call.
+
+        They choose weights, so half of the windows is never among them.
+        """
+        places = self._spread(window)
+        chosen = sorted(places[: len(places) - len(places) // 2][:limit])
         windows = [self.held_out_N[index * window : (index + 1) * window] for index in chosen]
         for first in range(0, len(windows), size):
             yield Batch(torch.stack(windows[first : first + size]).long(), _mixed(0, "held out", first))
 
     def unread(self, window: int, count: int, seed: int) -> Tensor:
-        """``count`` windows that ``held_out`` reads last, in random order; fewer where there are no more. [B, W], int64"""
-        chosen = self._spread(window)[::-1][:count]
+        """``count`` windows that ``held_out`` never reads, in random order; fewer where there are no more. [B, W], int64"""
+        places = self._spread(window)
+        chosen = places[::-1][: min(count, len(places) // 2)]
         generator = torch.Generator().manual_seed(_mixed(seed, "unread", 0))
         order = torch.randperm(len(chosen), generator=generator).tolist()
         return torch.stack([self.held_out_N[chosen[i] * window : (chosen[i] + 1) * window] for i in order]).long()
@@ -100,14 +107,19 @@ class Corpus:
         return sorted(range(len(self.held_out_N) // window), key=lambda index: index * _GOLDEN % 1)
 
 
-def _sections(parts: Sequence[array[int]], longest: int) -> Iterator[tuple[bytes, int, array[int]]]:
-    """(hash, place, tokens). Equal documents have equal hashes, so that no copy is trained on while the other is held out."""
+def _sections(parts: Sequence[array[int]], longest: int, window: int) -> Iterator[tuple[bytes, int, array[int]]]:
+    """(hash, place, tokens) of documents up to the longest, and of the windows of longer ones, the last with what is left over.
+
+    Equal documents have equal hashes, so that no copy is trained on while the other is held out.
+    """
     place = 0
     for part in parts:
         digest = hashlib.sha256(part.tobytes()).digest()
-        for start in range(0, len(part), longest):
-            key = digest if len(part) <= longest else hashlib.sha256(digest + start.to_bytes(8, "little")).digest()
-            yield key, place, part[start : start + longest]
+        count = 1 if len(part) <= longest else len(part) // window
+        starts = [number * window for number in range(count)]
+        for start, end in zip(starts, [*starts[1:], len(part)], strict=True):
+            key = digest if count == 1 else hashlib.sha256(digest + start.to_bytes(8, "little")).digest()
+            yield key, place, part[start:end]
             place += 1
 
 
