@@ -250,8 +250,9 @@ class Eagle(PacedDrafter):
 
     def _forget(self, sequence_id: int) -> None:
         """The older half of what may wait, and all before it: the text begins later for the head."""
-        end, kept = self._trails[sequence_id].end, min(self._trails[sequence_id].num_waiting, self._max_waiting) // 2
-        states_TF = torch.cat(self._trails[sequence_id].waiting)[-kept:].clone()
+        trail = self._trails[sequence_id]
+        end, kept = trail.end, max(1, min(trail.num_waiting, self._max_waiting) // 2)
+        states_TF = torch.cat(trail.waiting)[-kept:].clone()
         self._drop(sequence_id)
         self._begin(sequence_id, end - kept).add(states_TF)
 
