@@ -20,7 +20,7 @@ from hasten.checkpoints.formats.eagle3_config import Eagle3Config
 from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
-from hasten.decoding import growing_tree
+from hasten.decoding import growth
 from hasten.decoding.drafters.base import Line, Seen
 from hasten.decoding.drafters.eagle import WIDTH
 from hasten.decoding.growing_tree import RANKS
@@ -194,7 +194,7 @@ def test_medusa_guesses_from_the_state_before_the_last_token(options: dict[str, 
 def test_eagle_guesses_along_its_own_states(
     options: dict[str, Any], decoder: Decoder, eagle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(growing_tree, "doubt", lambda *_: LEAST)
+    monkeypatch.setattr(growth, "doubt", lambda *_: LEAST)
     head = load_eagle(eagle, decoder).head
 
     def check(line: Line, draft: Draft) -> None:

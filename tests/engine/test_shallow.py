@@ -12,7 +12,7 @@ import torch
 from hasten import LLM, SamplingParams
 from hasten.core.draft import Draft
 from hasten.core.plan import RowPlan
-from hasten.decoding import growing_tree
+from hasten.decoding import growth
 from hasten.decoding.drafters.base import Line, Seen
 from tests.engine.free_steps import free_steps
 from tests.engine.slow_exits import Rule, SlowExits
@@ -54,7 +54,7 @@ class Recorder:
 
 @pytest.fixture
 def recorded(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Recorder:
-    monkeypatch.setattr(growing_tree, "doubt", lambda *_: 0.0)
+    monkeypatch.setattr(growth, "doubt", lambda *_: 0.0)
     settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4, "num_draft_tokens": 3}
     with free_steps():
         llm = LLM(str(tiny(NAME)), speculation="self_speculation", draft_layers=DEPTH, backend=request.param, **settings)
@@ -98,7 +98,7 @@ class FewWords(SlowExits):
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_guesses_come_from_the_draft_vocabulary(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch, backend: str) -> None:
     """And are the translated states' likeliest tokens of it; what comes out is what comes out without guesses."""
-    monkeypatch.setattr(growing_tree, "doubt", lambda *_: 0.0)
+    monkeypatch.setattr(growth, "doubt", lambda *_: 0.0)
     settings = {"dtype": "float32", "threads": 1, "kv_cache_memory": "4MiB", "block_size": 4, "backend": backend}
     exits = exits_folder(NAME, tmp_path / "exits", SAYABLE)
     guessing = {"speculation": "self_speculation", "draft_layers": DEPTH, "num_draft_tokens": 3}

@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hasten.core.draft import Draft
-from hasten.decoding.drafters.base import Line
-from hasten.decoding.pace import Pace
-from hasten.decoding.step_costs import StepCosts
 from hasten.decoding.trust import Trust
 
 RANKS = 4  # choices of a place that are guessed
@@ -32,6 +29,16 @@ class Node(NamedTuple):
 class GrowingTree:
     trust: Trust = field(default_factory=Trust)
     nodes: list[Node] = field(default_factory=list)
+    tips: list[int] = field(default_factory=lambda: [-1])  # nodes of one depth that the guesser goes on from
+
+    @property
+    def height(self) -> int:
+        """Of the tips: tokens between the line's last one and what comes after them."""
+        return self.depth(self.tips[0])
+
+    def prune(self, least: float) -> None:
+        """Not to go on from what is less likely. The line's last token is no guess."""
+        self.tips = [tip for tip in self.tips if tip < 0 or self.nodes[tip].chance >= least]
 
     def depth(self, node: int) -> int:
         """Of a node; 0 for -1, the line's last token."""
@@ -73,65 +80,3 @@ class GrowingTree:
         place = {-1: -1} | {node: i for i, node in enumerate(nodes)}
         kept = [self.nodes[node] for node in nodes]
         return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
-
-
-@dataclass(slots=True)
-class Grove:
-    """The trees of a guesser's last round, by which it is judged."""
-
-    trust: Trust = field(default_factory=Trust)
-    _trees: dict[int, tuple[int, GrowingTree]] = field(default_factory=dict)  # line -> its length then, and its tree
-
-    def plant(self, line: Line) -> GrowingTree:
-        tree = GrowingTree(self.trust)
-        self._trees[line.sequence_id] = len(line.token_ids), tree
-        return tree
-
-    def judge(self, lines: Iterable[Line]) -> None:
-        """By what has become of the lines since. Those that are not here are forgotten."""
-        trees, self._trees = self._trees, {}
-        for line in lines:
-            if line.sequence_id in trees:
-                length, tree = trees[line.sequence_id]
-                tree.judge(line.token_ids[length:])
-
-
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """The trees of a round while they grow, a call of their guesser at a time, and what that costs."""
-
-    trees: Sequence[GrowingTree]
-    most: int  # nodes of each that are verified
-    costs: StepCosts
-    pace: Pace  # of the guesser
-
-    def least(self, num_active: int, calls: int) -> float:
-        """``doubt`` of the trees that are still growing, so many, after so many calls for guesses."""
-        call = self.pace.seconds(num_active) or 0.0
-        return doubt(self.trees, self.most, self.costs, calls * call, call / num_active)
-
-    def drafts(self, calls: int) -> list[Draft]:
-        """What is ``worthwhile`` of each tree, after so many calls for guesses."""
-        return worthwhile(self.trees, self.most, self.costs, calls * (self.pace.seconds(len(self.trees)) or 0.0))
-
-
-def doubt(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float, call: float) -> float:
-    """How likely a node has to be for a guess after it to be worth its row and ``call`` seconds of guessing, were that one sure.
-
-    ``most`` and ``spent`` as below. What is likelier is gone on from: nobody knows how sure the guess after it is.
-    """
-    chances = sorted((tree.nodes[node].chance for tree in trees for node in tree.likeliest(most)), reverse=True)
-    count, rate = costs.best(len(trees), chances, spent)
-    rows = len(trees) + count
-    return rate * (costs.seconds(rows + 1) - costs.seconds(rows) + call)
-
-
-def worthwhile(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float) -> list[Draft]:
-    """Of each tree at most ``most`` nodes: together those with which the step that verifies them gives the most tokens a second.
-
-    ``spent``: seconds that went into guessing.
-    """
-    likeliest = [tree.likeliest(most) for tree in trees]
-    chances = [[tree.nodes[node].chance for node in nodes] for tree, nodes in zip(trees, likeliest, strict=True)]
-    counts = costs.counts(chances, spent)
-    return [tree.draft(nodes[:count]) for tree, nodes, count in zip(trees, likeliest, counts, strict=True)]

@@ -12,12 +12,22 @@ class Pace:
     """Numbers of lines that lie between the same powers of two are alike."""
 
     _seconds: dict[int, float] = field(default_factory=dict)
+    _assumed: set[int] = field(default_factory=set)  # of these, what was never measured
     _reading: float | None = None  # seconds per token
     _reached: dict[int, list[float]] = field(default_factory=dict)  # [number of lines][i]: share of rounds that went on to call i
 
     def note(self, num_lines: int, seconds: float) -> None:
-        known = self._seconds.get(num_lines.bit_length())
-        self._seconds[num_lines.bit_length()] = seconds if known is None else known + FOLLOWED * (seconds - known)
+        bits = num_lines.bit_length()
+        if bits in self._seconds and bits not in self._assumed:
+            seconds = self._seconds[bits] + FOLLOWED * (seconds - self._seconds[bits])
+        self._seconds[bits] = seconds
+        self._assumed.discard(bits)
+
+    def assume(self, num_lines: int, seconds: float) -> None:
+        """What a call may take, as long as none was measured."""
+        if self.seconds(num_lines) is None:
+            self._seconds[num_lines.bit_length()] = seconds
+            self._assumed.add(num_lines.bit_length())
 
     def note_round(self, num_lines: int, asked: int, made: int) -> None:
         """A round that might have made ``asked`` calls ended after ``made``: its guesses had become too doubtful."""
@@ -40,10 +50,10 @@ class Pace:
         """Seconds for that; 0 as long as nothing is known."""
         return (self._reading or 0.0) * num_tokens
 
-    def cost(self, num_lines: int, asked: int) -> float | None:
-        """Seconds of a round of up to so many calls; None if no call was made yet for so few lines."""
+    def cost(self, num_lines: int, asked: int, sure: int = 0) -> float | None:
+        """Seconds of a round of up to so many calls, beside ``sure`` ones; None if no call was made yet for so few lines."""
         seconds = self.seconds(num_lines)
-        return None if seconds is None else seconds * self.calls(num_lines, asked)
+        return None if seconds is None else seconds * (sure + self.calls(num_lines, asked))
 
     def seconds(self, num_lines: int) -> float | None:
         """Of a call for so many lines, or else for the most below that; None if it was never made for so few."""

@@ -17,7 +17,7 @@ from hasten.core.draft import Draft
 from hasten.core.plan import Runner, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding import growing_tree
+from hasten.decoding import growing_tree, growth
 from hasten.decoding.drafters import draft_model
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line
 from hasten.decoding.drafters.draft_model import DraftModel, Trail
@@ -158,7 +158,7 @@ def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """How doubtful guesses may be that are gone on from: as the test says, however doubtful without. None is ever judged."""
     wanted = getattr(request, "param", 0.0)
     monkeypatch.setattr(Bench, "least", wanted)
-    monkeypatch.setattr(growing_tree, "doubt", lambda *_: wanted)
+    monkeypatch.setattr(growth, "doubt", lambda *_: wanted)
     monkeypatch.setattr(Trust, "note", lambda *_, **__: None)
 
 
@@ -248,7 +248,7 @@ def test_reading_a_long_prompt_is_not_taken_for_guessing(timed: tuple[Bench, Tim
     drafter = bench.drafter
     bench.drafter.propose([bench.lines[0]], NOTHING_SEEN)
     assert clock.steps[:3] == [16, 16, 16], "several calls for the prompt"
-    assert drafter._pace.reading(100) == pytest.approx(100) and (drafter.cost(1, 1) or 0.0) <= 8
+    assert drafter._growth.pace.reading(100) == pytest.approx(100) and (drafter.cost(1, 1) or 0.0) <= 8
 
 
 @pytest.mark.parametrize(

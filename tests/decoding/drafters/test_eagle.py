@@ -11,6 +11,7 @@ from torch import Tensor
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.decoding.drafters import eagle
 from hasten.decoding.drafters.base import Computed, Line, Seen
 from hasten.decoding.drafters.eagle import TOGETHER, Eagle
 from hasten.decoding.step_costs import StepCosts
@@ -40,8 +41,8 @@ class Reader:
 
 def test_of_a_long_prompt_the_newest_states_are_kept_and_read() -> None:
     for length in range(2, 60):
-        reader, (line,), eagle = read([length])
-        (draft,) = eagle.guess([line])
+        reader, (line,), drafter = read([length])
+        (draft,) = drafter.guess([line])
         assert draft, f"nothing is guessed after a prompt of {length} tokens"
         positions = reader.read[0][:, 1].tolist()
         assert positions == list(range(length - len(positions), length)), "states up to the last one, without a gap"
@@ -50,17 +51,39 @@ def test_of_a_long_prompt_the_newest_states_are_kept_and_read() -> None:
 
 @pytest.mark.parametrize("num_lines", [2, 3, 9])
 def test_all_lines_together_keep_a_bounded_number(num_lines: int) -> None:
-    reader, lines, eagle = read([12] * num_lines)
-    assert all(eagle.guess(lines))
+    reader, lines, drafter = read([12] * num_lines)
+    assert all(drafter.guess(lines))
     states = torch.cat(reader.read[:1])
     assert len(states) <= TOGETHER * MOST
     assert {int(state[0]) for state in states} == set(range(num_lines)), "each line's last states are there"
 
 
+def test_reading_a_long_prompt_is_not_taken_for_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing would ever seem to be worth a call, and none be measured."""
+    monkeypatch.setattr(eagle, "LONG", 8)
+    reader, lines, drafter = read([15])
+    monkeypatch.setattr(eagle.time, "perf_counter", lambda: float(sum(map(len, reader.read))))  # a second for each token
+    assert drafter.guess(lines)
+    assert [len(tokens) for tokens in reader.read[:2]] == [15, 3], "it was gone on from the two likeliest tokens"
+    assert drafter.cost(1, 1) is not None and (drafter.cost(1, 1) or 0.0) <= 9
+
+
+@pytest.mark.parametrize(("length", "seconds"), [(15, None), (5, 5.0)])
+def test_where_only_one_token_is_guessed_a_short_reading_tells_what_that_takes(
+    length: int, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eagle, "LONG", 8)
+    reader, lines, drafter = read([length])
+    monkeypatch.setattr(eagle.time, "perf_counter", lambda: float(sum(map(len, reader.read))))
+    drafter.num_tokens = 1
+    assert drafter.guess(lines)
+    assert drafter.cost(1, 1) == seconds
+
+
 def read(lengths: Sequence[int]) -> tuple[Reader, list[Line], Eagle]:
     """Lines whose prompts of so many tokens were computed, a chunk of each a step; the next token of each is there."""
     reader, space = Reader(), KvSpace((KvGroup((0,), 1, 4),), 200, 4)
-    eagle = Eagle(reader, space, costs=StepCosts({1: 1.0, 64: 1.0}), taps=(3,), max_positions=100, max_waiting=MOST)
+    drafter = Eagle(reader, space, costs=StepCosts({1: 1.0, 64: 1.0}), taps=(3,), max_positions=100, max_waiting=MOST)
     prompts = [tuple(range(length)) for length in lengths]
     requests = [Request(request_id=str(i), prompt_token_ids=prompt, params=PARAMS) for i, prompt in enumerate(prompts)]
     lines = [Line(i, [*prompt, 1], requests[i], 0) for i, prompt in enumerate(prompts)]
@@ -71,5 +94,5 @@ def read(lengths: Sequence[int]) -> tuple[Reader, list[Line], Eagle]:
             if positions:
                 computed.append(Computed(lines[i], start, range(len(states), len(states) + len(positions))))
                 states += [[float(i), float(position)] for position in positions]
-        eagle.watch([], Seen(len(states), computed, lambda sequence_id: True, {3: torch.tensor(states)}))
-    return reader, lines, eagle
+        drafter.watch([], Seen(len(states), computed, lambda sequence_id: True, {3: torch.tensor(states)}))
+    return reader, lines, drafter

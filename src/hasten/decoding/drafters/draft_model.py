@@ -22,8 +22,8 @@ from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.few_words import FewWords
-from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, Growth
-from hasten.decoding.pace import Pace
+from hasten.decoding.growing_tree import RANKS, GrowingTree
+from hasten.decoding.growth import Growth
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
 from hasten.sampling.pick import pick
@@ -59,7 +59,6 @@ class _Guess:
     tree: GrowingTree  # what is guessed, and what else is likely in its places
     token_ids: list[int] = field(default_factory=list)
     proposals: list[Tensor] = field(default_factory=list)  # what they were drawn from, where the line's rule asks
-    tip: int = -1  # the last of them
 
     @property
     def judged(self) -> bool:
@@ -85,20 +84,17 @@ class _Guess:
         index = -2 - self.line.answer_index if self.judged else self.line.answer_index
         return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, index)
 
-    @property
-    def chance(self) -> float:
-        """That all of it is right, by what is believed of the draft model."""
-        return self.tree.nodes[self.tip].chance if self.tip >= 0 else 1.0
-
     def choose(self, choices: Sequence[tuple[int, float]]) -> None:
         """The first of these, which are likely there; the others may be right as well."""
-        self.token_ids.append(choices[0][0])
-        self.tip = self.tree.add(self.tip, choices, "likely")[0]
+        self._go_on(choices, "likely")
 
     def draw(self, token_id: int) -> None:
         """What the noise, a mask or a penalty has chosen, as it will for the model. Nobody says how likely that is."""
-        self.token_ids.append(token_id)
-        self.tip = self.tree.add(self.tip, [(token_id, UNKNOWN)], "drawn")[0]
+        self._go_on([(token_id, UNKNOWN)], "drawn")
+
+    def _go_on(self, choices: Sequence[tuple[int, float]], source: str) -> None:
+        self.token_ids.append(choices[0][0])
+        self.tree.tips = [self.tree.add(self.tree.tips[0], choices, source)[0]]
 
     def chain(self) -> Draft:
         return Draft.chain(self.token_ids, tuple(self.proposals))
@@ -124,10 +120,10 @@ class DraftModel(PacedDrafter):
         ``words``: the tokens that the logits of ``runner`` are of, where these are not all.
         """
         self._runner, self._kv, self._sampler, self._words = runner, kv, sampler, words
-        self._costs, self.num_tokens, self._max_depth = costs, num_tokens, max_depth
+        self.num_tokens, self._max_depth = num_tokens, max_depth
         self._max_step, self._max_positions = max_step, max_positions
         self._trails: dict[int, Trail] = {}
-        self._pace, self._grove = Pace(), Grove()
+        self._growth = Growth(costs)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -138,10 +134,10 @@ class DraftModel(PacedDrafter):
         return (1, 2, 3, 4, 6, 8, 12)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        return self._pace.cost(num_lines, min(num_tokens, self._max_depth))
+        return self._growth.pace.cost(num_lines, min(num_tokens, self._max_depth))
 
     def backlog(self, lines: Sequence[Line]) -> float:
-        return self._pace.reading(self._num_unread(lines))
+        return self._growth.pace.reading(self._num_unread(lines))
 
     def _num_unread(self, lines: Sequence[Line]) -> int:
         """Tokens beyond the two that every round begins with: the last one, and a guess of its own that was right."""
@@ -157,29 +153,15 @@ class DraftModel(PacedDrafter):
             self._drop(sequence_id)
 
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
-        self._grove.judge(lines)
+        self._growth.judge(lines)
         trails = [(line, self._follow(line)) for line in lines if line.room]
-        guesses = [_Guess(line, trail, self._grove.plant(line)) for line, trail in trails if trail is not None]
-        growth = Growth([guess.tree for guess in guesses], self.num_tokens, self._costs, self._pace)
-        active = guesses
-        made, asked = 0, min(self.num_tokens, self._max_depth)
-        while active and made < asked:
-            going = self._advance(active)
-            if going is None:
-                break
-            made += 1
-            least = growth.least(len(going), made) if going else 0.0
-            active = [guess for guess in going if guess.chance >= least and len(guess.token_ids) < guess.line.room]
-        if guesses:
-            self._pace.note_round(len(guesses), asked, made)
-        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, self._drafts(guesses, made), strict=True)}
+        guesses = [_Guess(line, trail, self._growth.plant(line)) for line, trail in trails if trail is not None]
+        made = self._growth.grow(guesses, self.num_tokens, min(self.num_tokens, self._max_depth), self._advance)
+        free = [guess for guess in guesses if not guess.judged]
+        chosen = self._growth.drafts([guess.tree for guess in free], self.num_tokens, made)
+        drafts = {guess.line.sequence_id: guess.chain() for guess in guesses if guess.judged}
+        drafts |= {guess.line.sequence_id: draft for guess, draft in zip(free, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
-
-    def _drafts(self, guesses: Sequence[_Guess], made: int) -> list[Draft]:
-        """``made``: calls of the model."""
-        trees = [guess.tree for guess in guesses if not guess.judged]
-        drafts = iter(Growth(trees, self.num_tokens, self._costs, self._pace).drafts(made))
-        return [guess.chain() if guess.judged else next(drafts) for guess in guesses]
 
     def _drop(self, sequence_id: int) -> None:
         self._kv.close(sequence_id)
@@ -234,9 +216,9 @@ class DraftModel(PacedDrafter):
     def _note(self, num_rows: int, num_tokens: int, seconds: float) -> None:
         """Where a call has read much beside what it guessed after, its time says what reading takes."""
         if num_tokens > 2 * num_rows + LONG:
-            self._pace.note_reading(num_tokens, seconds)
+            self._growth.pace.note_reading(num_tokens, seconds)
         else:
-            self._pace.note(num_rows, seconds)
+            self._growth.pace.note(num_rows, seconds)
 
     def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> list[_Guess]:
         """The next token of each. Returns those that have none."""

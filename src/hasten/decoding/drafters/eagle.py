@@ -21,8 +21,8 @@ from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import RANKS, Grove, GrowingTree, Growth
-from hasten.decoding.pace import Pace
+from hasten.decoding.growing_tree import RANKS, GrowingTree
+from hasten.decoding.growth import Growth
 from hasten.decoding.step_costs import StepCosts
 from hasten.kv.space import KvSpace
 
@@ -96,33 +96,23 @@ class _Guess:
     place: _Place
     tree: GrowingTree
     read: list[int] = field(default_factory=list)  # nodes that the head has gone over, parents first
-    tips: list[int] = field(default_factory=lambda: [-1])  # those that it goes on from
     states: dict[int, Tensor] = field(default_factory=dict)  # of nodes that were read [1, E]
 
     def __post_init__(self) -> None:
         self.states[-1] = self.place.state_1E
 
-    @property
-    def ahead(self) -> int:
-        """Tokens between the line's next one and what comes after the tips."""
-        return self.tree.depth(self.tips[0])
-
     def grow(self, tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]]) -> None:
         """What may follow each tip, the likeliest first. Tips are the likeliest of the new nodes."""
         new = [
             node
-            for tip, mine, likely in zip(self.tips, tokens, chances, strict=True)
+            for tip, mine, likely in zip(self.tree.tips, tokens, chances, strict=True)
             for node in self.tree.add(tip, zip(mine, likely, strict=True), self.line.request.params.greedy)
         ]
-        self.tips = sorted(new, key=lambda node: -self.tree.nodes[node].chance)[:WIDTH]
-
-    def prune(self, least: float) -> None:
-        """Not to go on from what is less likely."""
-        self.tips = [tip for tip in self.tips if self.tree.nodes[tip].chance >= least]
+        self.tree.tips = sorted(new, key=lambda node: -self.tree.nodes[node].chance)[:WIDTH]
 
     def row(self) -> tuple[tuple[int, ...], tuple[int, ...], list[Tensor]]:
         """The tokens that the head reads, how those after the first branch, and the state beside each. Takes the tips as read."""
-        self.read += self.tips
+        self.read += self.tree.tips
         places = {-1: -1} | {node: i for i, node in enumerate(self.read)}
         nodes = [self.tree.nodes[node] for node in self.read]
         tokens = (self.place.token_id, *(node.token_id for node in nodes))
@@ -142,11 +132,11 @@ class Eagle(PacedDrafter):
         max_positions: int,
         max_waiting: int = 4096,
     ) -> None:
-        self._runner, self._kv, self._costs, self._taps, self._max_positions = runner, kv, costs, taps, max_positions
+        self._runner, self._kv, self._taps, self._max_positions = runner, kv, taps, max_positions
         self._max_waiting = max_waiting
         self.num_tokens, self._max_depth = num_tokens, max_depth
         self._trails: dict[int, _Trail] = {}
-        self._pace, self._grove = Pace(), Grove()
+        self._growth = Growth(costs)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -157,10 +147,11 @@ class Eagle(PacedDrafter):
         return (1, 2, 3, 4, 6, 8, 12)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        return self._pace.cost(num_lines, min(num_tokens, self._max_depth))
+        depth = min(num_tokens, self._max_depth)
+        return self._growth.pace.cost(num_lines, depth - 1, sure=1)  # the first place comes of what is read in any case
 
     def backlog(self, lines: Sequence[Line]) -> float:
-        return self._pace.reading(self._num_unread(lines))
+        return self._growth.pace.reading(self._num_unread(lines))
 
     def _num_unread(self, lines: Sequence[Line]) -> int:
         trails = [self._trails[line.sequence_id] for line in lines if line.sequence_id in self._trails]
@@ -176,39 +167,22 @@ class Eagle(PacedDrafter):
         num_unread = self._num_unread(ready)
         last = self._read([(line, self._trails[line.sequence_id].num_waiting) for line in ready])
         if num_unread > LONG:
-            self._pace.note_reading(num_unread, time.perf_counter() - begin)
-        self._grove.judge(lines)
-        active = [
-            _Guess(line, self._trails[line.sequence_id], last[line.sequence_id], self._grove.plant(line))
+            self._growth.pace.note_reading(num_unread, time.perf_counter() - begin)
+        self._growth.judge(lines)
+        guesses = [
+            _Guess(line, self._trails[line.sequence_id], last[line.sequence_id], self._growth.plant(line))
             for line in lines
             if line.sequence_id in last
         ]
-        growth = Growth([guess.tree for guess in active], self.num_tokens, self._costs, self._pace)
-        drafting = [guess.line.sequence_id for guess in active]
-        self._choose(active, [guess.place.logits_1V for guess in active])
-        num_lines, asked, made = len(active), min(self.num_tokens, self._max_depth), 1
-        if num_lines and self._pace.seconds(num_lines) is None:
-            # Better than nothing, where no other call is made. Others take less: the step before has displaced the head's weights.
-            self._pace.note(num_lines, time.perf_counter() - begin)
-        while made < asked and (active := self._going(growth, active, made)):
-            begin = time.perf_counter()
-            active = self._advance(active)
-            if active:
-                self._pace.note(len(active), time.perf_counter() - begin)
-            made += 1
-        if num_lines:
-            self._pace.note_round(num_lines, asked, made)
-        drafts = dict(zip(drafting, growth.drafts(made - 1), strict=True))
+        self._choose(guesses, [guess.place.logits_1V for guess in guesses])
+        first = time.perf_counter() - begin
+        made = self._growth.grow(guesses, self.num_tokens, min(self.num_tokens, self._max_depth) - 1, self._advance)
+        if guesses and num_unread <= LONG:
+            # Where no other call was made. Those take less: before this one, the step had displaced the head's weights.
+            self._growth.pace.assume(len(guesses), first)
+        chosen = self._growth.drafts([guess.tree for guess in guesses], self.num_tokens, made)
+        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
-
-    def _going(self, growth: Growth, active: Sequence[_Guess], made: int) -> list[_Guess]:
-        """Those of the active ones that have tips from which going on may pay, after so many calls."""
-        if not active:
-            return []
-        least = growth.least(len(active), made - 1)  # the first one reads what has to be read in any case
-        for guess in active:
-            guess.prune(least)
-        return [guess for guess in active if guess.tips and guess.ahead < guess.line.room]
 
     def _ready(self, line: Line) -> bool:
         """Whether all states but that of the line's last token are known."""
@@ -224,6 +198,7 @@ class Eagle(PacedDrafter):
         for computed in seen.computed:
             parents[computed.line.request.request_id] = computed.line
             self._keep(computed, seen.taps)
+        self._bound()
         born = [line for line in lines if line.sequence_id not in self._trails and line.request.request_id in parents]
         forked = {line.request.request_id: parents[line.request.request_id] for line in born}
         # A parent and its children have different tokens after the last state; all before is theirs together.
@@ -243,10 +218,18 @@ class Eagle(PacedDrafter):
             trail = self._begin(sequence_id, computed.start)
         rows = _rows(computed.tokens)
         trail.add(torch.cat([taps[layer][rows] for layer in self._taps], dim=1))
-        if trail.num_waiting > self._max_waiting:
-            self._forget(sequence_id)
-        while sum(trail.num_waiting for trail in self._trails.values()) > TOGETHER * self._max_waiting:
-            self._forget(max(self._trails, key=lambda known: self._trails[known].num_waiting))
+
+    def _bound(self) -> None:
+        """Forget the oldest of what waits, where too much does."""
+        for sequence_id, trail in list(self._trails.items()):
+            if trail.num_waiting > self._max_waiting:
+                self._forget(sequence_id)
+        num_waiting = sum(trail.num_waiting for trail in self._trails.values())
+        while num_waiting > TOGETHER * self._max_waiting:
+            longest = max(self._trails, key=lambda known: self._trails[known].num_waiting)
+            num_waiting -= self._trails[longest].num_waiting
+            self._forget(longest)
+            num_waiting += self._trails[longest].num_waiting
 
     def _forget(self, sequence_id: int) -> None:
         """The older half of what may wait, and all before it: the text begins later for the head."""
@@ -302,38 +285,41 @@ class Eagle(PacedDrafter):
         """What may follow the tips of every tree, by what the head says there. ``logits`` [tips, D] of each."""
         if not guesses:
             return
-        counts = [len(guess.tips) for guess in guesses]
+        counts = [len(guess.tree.tips) for guess in guesses]
         lines = [guess.line for guess, count in zip(guesses, counts, strict=True) for _ in range(count)]
-        ahead = [guess.ahead for guess, count in zip(guesses, counts, strict=True) for _ in range(count)]
+        ahead = [guess.tree.height for guess, count in zip(guesses, counts, strict=True) for _ in range(count)]
         tokens_RK, chances_RK = candidates(torch.cat(list(logits)), lines, ahead, self._runner.token_ids, RANKS)
         for guess, tokens, chances in zip(guesses, torch.split(tokens_RK, counts), torch.split(chances_RK, counts), strict=True):
             guess.grow(tokens.tolist(), chances.tolist())
 
-    def _advance(self, guesses: list[_Guess]) -> list[_Guess]:
+    def _advance(self, guesses: list[_Guess]) -> list[_Guess] | None:
         """One place on in each tree; those without room for it stop."""
+        begin = time.perf_counter()
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         hidden: list[Tensor] = []
         going: list[_Guess] = []
         for guess in guesses:
             sequence_id, start = guess.line.sequence_id, guess.trail.length - 1
-            full = guess.trail.begin + guess.trail.length + guess.ahead > self._max_positions
-            end = start + 1 + len(guess.read) + len(guess.tips)
+            full = guess.trail.begin + guess.trail.length + guess.tree.height > self._max_positions
+            end = start + 1 + len(guess.read) + len(guess.tree.tips)
             made = None if full else self._kv.reserve(sequence_id, start, end)
             if made is None:
                 continue
             copies += made
-            num_tips = len(guess.tips)
+            num_tips = len(guess.tree.tips)
             tokens, tree, states = guess.row()
             rows.append(RowPlan(sequence_id, start, tokens, self._kv.blocks(sequence_id), num_tips, tree))
             hidden += states
             going.append(guess)
-        if rows:
-            out_TE, logits_RV = self._runner.run(rows, copies, torch.cat(hidden))
-            for guess, state_TE in zip(going, torch.split(out_TE, [len(row.token_ids) for row in rows]), strict=True):
-                last_E = state_TE[len(state_TE) - len(guess.tips) :].clone()
-                guess.states |= {tip: last_E[i : i + 1] for i, tip in enumerate(guess.tips)}
-            self._choose(going, torch.split(logits_RV, [row.num_logits for row in rows]))
+        if not rows:
+            return None
+        out_TE, logits_RV = self._runner.run(rows, copies, torch.cat(hidden))
+        for guess, state_TE in zip(going, torch.split(out_TE, [len(row.token_ids) for row in rows]), strict=True):
+            last_E = state_TE[len(state_TE) - len(guess.tree.tips) :].clone()
+            guess.states |= {tip: last_E[i : i + 1] for i, tip in enumerate(guess.tree.tips)}
+        self._choose(going, torch.split(logits_RV, [row.num_logits for row in rows]))
+        self._growth.pace.note(len(going), time.perf_counter() - begin)
         return going
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import Grove, GrowingTree, Growth
-from hasten.decoding.pace import Pace
+from hasten.decoding.growing_tree import GrowingTree
+from hasten.decoding.growth import Growth
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.decoding.step_costs import StepCosts
 
@@ -43,11 +43,11 @@ class Medusa(PacedDrafter):
 
         ``costs`` of the steps that verify.
         """
-        self._logits, self._token_ids, self._costs, self._layer = logits, token_ids, costs, layer
+        self._logits, self._token_ids, self._layer = logits, token_ids, layer
         assumed = [[FIRST * PER_HEAD**head * PER_RANK**rank for rank in range(RANKS)] for head in range(num_heads)]
         self._tree = RankedTree.best(accuracies or assumed, max(num_tokens, *self.lengths))
         self._num_ranks = 1 + max(self._tree.ranks)
-        self.num_tokens, self._pace, self._grove = num_tokens, Pace(), Grove()
+        self.num_tokens, self._growth = num_tokens, Growth(costs)
         self._seen = NOTHING_SEEN  # by the last step
 
     @property
@@ -59,7 +59,7 @@ class Medusa(PacedDrafter):
         return (2, 4, 6, 8, 12, 16, 24)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        return self._pace.seconds(num_lines)
+        return self._growth.pace.seconds(num_lines)
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return 0.0
@@ -79,10 +79,10 @@ class Medusa(PacedDrafter):
             return [NO_DRAFT] * len(lines)
         state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]
         token_HRK, chance_HRK = self._candidates(self._logits(state_RE), known)
-        self._grove.judge(lines)
+        self._growth.judge(lines)
         trees = [self._grown(line, token_HRK[:, row], chance_HRK[:, row]) for row, line in enumerate(known)]
-        self._pace.note(len(known), time.perf_counter() - begin)
-        chosen = Growth(trees, self.num_tokens, self._costs, self._pace).drafts(1)
+        self._growth.pace.note(len(known), time.perf_counter() - begin)
+        chosen = self._growth.drafts(trees, self.num_tokens, 1)
         drafts = {line.sequence_id: draft for line, draft in zip(known, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
@@ -96,7 +96,7 @@ class Medusa(PacedDrafter):
         return token_NK.reshape(shape), chance_NK.reshape(shape)
 
     def _grown(self, line: Line, token_HK: Tensor, chance_HK: Tensor) -> GrowingTree:
-        ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), self._grove.plant(line)
+        ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), self._growth.plant(line)
         greedy = line.request.params.greedy
         nodes = zip(self._tree.depths, self._tree.ranks, self._tree.parents, strict=True)
         for depth, rank, parent in itertools.takewhile(lambda node: node[1] < token_HK.shape[1], nodes):

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import Grove, GrowingTree, Growth
-from hasten.decoding.pace import Pace
+from hasten.decoding.growing_tree import GrowingTree
+from hasten.decoding.growth import Growth
 from hasten.decoding.step_costs import StepCosts
 
 
@@ -57,38 +56,25 @@ class FirstLayers(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Guess:
+class _Guess(NamedTuple):
     line: Line
     tree: GrowingTree  # without branches: rows that branch could not go on from the states that guessing has left
-    token_ids: list[int] = field(default_factory=list)
 
-    @property
-    def chance(self) -> float:
-        """That all of it is right, by what is believed of the exit."""
-        return self.tree.nodes[-1].chance if self.token_ids else 1.0
-
-    def add(self, token_id: int, said: float) -> None:
-        self.tree.add(len(self.token_ids) - 1, [(token_id, said)], self.line.request.params.greedy)
-        self.token_ids.append(token_id)
+    def grow(self, token_id: int, said: float) -> None:
+        self.tree.tips = [*self.tree.add(self.tree.tips[0], [(token_id, said)], self.line.request.params.greedy)]
 
     @property
     def next(self) -> tuple[int, int, int]:
         """What has to be computed to guess one more token."""
-        position = len(self.line.token_ids) - 1 + len(self.token_ids)
-        return self.line.sequence_id, position, self.token_ids[-1] if self.token_ids else self.line.token_ids[-1]
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still be guessed."""
-        return self.line.room - len(self.token_ids)
+        tip = self.tree.tips[0]
+        token_id = self.line.token_ids[-1] if tip < 0 else self.tree.nodes[tip].token_id
+        return self.line.sequence_id, len(self.line.token_ids) - 1 + self.tree.height, token_id
 
 
 class SelfSpeculation(PacedDrafter):
     def __init__(self, layers: FirstLayers, *, costs: StepCosts, num_tokens: int = 4) -> None:
         """``costs`` of the steps that verify."""
-        self._layers, self._costs, self.num_tokens = layers, costs, num_tokens
-        self._pace, self._grove = Pace(), Grove()
+        self._layers, self.num_tokens, self._growth = layers, num_tokens, Growth(costs)
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -99,7 +85,7 @@ class SelfSpeculation(PacedDrafter):
         return (1, 2, 3, 4, 6)
 
     def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        return self._pace.cost(num_lines, num_tokens)
+        return self._growth.pace.cost(num_lines, num_tokens)
 
     def backlog(self, lines: Sequence[Line]) -> float:
         return 0.0
@@ -112,30 +98,23 @@ class SelfSpeculation(PacedDrafter):
 
     @torch.inference_mode()
     def guess(self, lines: Sequence[Line]) -> list[Draft]:
-        self._grove.judge(lines)
-        guesses = [_Guess(line, self._grove.plant(line)) for line in lines if line.room]
-        growth = Growth([guess.tree for guess in guesses], self.num_tokens, self._costs, self._pace)
-        active, made = guesses, 0
-        while active and made < self.num_tokens:
-            begin, asked = time.perf_counter(), len(active)
-            active = self._advance(active, made)
-            made += 1
-            if active:
-                self._pace.note(asked, time.perf_counter() - begin)
-                least = growth.least(len(active), made)
-                active = [guess for guess in active if guess.room > 0 and guess.chance >= least]
-        if guesses:
-            self._pace.note_round(len(guesses), self.num_tokens, made)
-        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, growth.drafts(made), strict=True)}
+        self._growth.judge(lines)
+        guesses = [_Guess(line, self._growth.plant(line)) for line in lines if line.room]
+        made = self._growth.grow(guesses, self.num_tokens, self.num_tokens, self._advance)
+        chosen = self._growth.drafts([guess.tree for guess in guesses], self.num_tokens, made)
+        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
         return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
-    def _advance(self, guesses: list[_Guess], ahead: int) -> list[_Guess]:
+    def _advance(self, guesses: list[_Guess]) -> list[_Guess] | None:
         """One more token for each guess that finds room."""
+        begin, ahead = time.perf_counter(), guesses[0].tree.height
         places, logits_RV = self._layers.step([guess.next for guess in guesses])
+        if not places:
+            return None
         advanced = [guesses[place] for place in places]
-        if advanced:
-            lines = [guess.line for guess in advanced]
-            token_R1, chance_R1 = candidates(logits_RV, lines, [ahead] * len(lines), self._layers.token_ids, 1)
-            for guess, token, chance in zip(advanced, token_R1[:, 0].tolist(), chance_R1[:, 0].tolist(), strict=True):
-                guess.add(token, chance)
+        lines = [guess.line for guess in advanced]
+        token_R1, chance_R1 = candidates(logits_RV, lines, [ahead] * len(lines), self._layers.token_ids, 1)
+        for guess, token, chance in zip(advanced, token_R1[:, 0].tolist(), chance_R1[:, 0].tolist(), strict=True):
+            guess.grow(token, chance)
+        self._growth.pace.note(len(advanced), time.perf_counter() - begin)
         return advanced
