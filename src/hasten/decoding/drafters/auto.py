@@ -160,8 +160,9 @@ class Auto:
         without = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
         best = without
         chosen: tuple[str | None, int] = (None, 0)
+        usual = self._rates.seconds(num_lines)
         for name, drafter in self._paced.items():
-            rate = 0.0
+            rate, backlog = 0.0, drafter.backlog(lines)
             for length in self._lengths[name]:
                 shorter, cost = rate, drafter.cost(num_lines, length)
                 if cost is None:  # never asked yet
@@ -172,8 +173,6 @@ class Auto:
                 rate = self._costs.best(num_lines, sorted(all_chances, reverse=True), cost)[1]
                 if rate < shorter:
                     break  # still longer guesses are still less likely
-                backlog = drafter.backlog(lines)
-                usual = self._rates.seconds(num_lines)
                 if backlog and usual and MARGIN * (to_come / rate + backlog) > to_come * usual:
                     continue  # once begun it would pay, but the text will soon be guessed for nothing again
                 if rate > best:
