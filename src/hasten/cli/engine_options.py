@@ -26,7 +26,7 @@ HELP = {
     "max_num_batched_tokens": "Most tokens per step; longer prompts are computed in chunks.",
     "prefix_caching": "Keep the KV of prompts, and compute shared beginnings once.",
     "speculation": "Guess tokens, verify several in a step; the output stays the same. auto (whatever pays), off, or one alone: "
-    "prompt_lookup, suffix, draft_model, medusa or eagle.",
+    "prompt_lookup, suffix, draft_model, medusa, eagle or self_speculation.",
     "draft_model": "A smaller model of the same vocabulary, for guesses.",
     "draft_heads": "Medusa heads or an EAGLE-3 head of the model, for guesses.",
     "draft_quantize": "Weights of the draft model or heads, as --quantize; auto: four bits where the model is quantised.",
