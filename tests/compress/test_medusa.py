@@ -221,6 +221,9 @@ def test_texts_of_the_models_own_are_written_once_and_trained_on(model, periodic
 
         evaluated = moved
 
+    asked = iter([False])  # a wish to stop is heard before the second round of texts
+    stopped = train(str(model), periodic, tmp_path / "out", Medusa(heads=1), options, stop=lambda: next(asked, True))
+    assert stopped is None and len(list((tmp_path / "out" / ".resume").glob("generated-*"))) == 1
     with pytest.raises(KeyboardInterrupt):
         train(str(model), periodic, tmp_path / "out", Medusa(heads=1), options, watcher=Stops())
     written = [load_file(file)["ids"] for file in sorted((tmp_path / "out" / ".resume").glob("generated-*"))]

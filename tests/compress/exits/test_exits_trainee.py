@@ -55,6 +55,23 @@ def divergence(said: torch.Tensor, whole: torch.Tensor) -> float:
     return float(torch.nn.functional.kl_div(said.log_softmax(-1), whole.softmax(-1), reduction="batchmean"))
 
 
+def test_stopped_while_it_is_calibrated_a_training_goes_on_to_the_same_result(model, periodic, tmp_path):
+    options, recipe = TrainOptions(steps=3, batch=2, window=64, save_every=0), Exits(layers=(1, 2), texts=8)
+    whole = train(str(model), periodic, tmp_path / "whole", recipe, options)
+    out = tmp_path / "cut"
+    num_rules = len(TOKEN_MEASURES) + len(REQUEST_MEASURES)
+    # It is asked before each step, before the tables and before each rule. What was trained is not trained again.
+    for heard in (3, 0, 1, num_rules, num_rules + 1):
+        asked = iter([False] * heard)
+        outcome = train(str(model), periodic, out, recipe, options, stop=lambda asked=asked: next(asked, True))
+        ended = heard > num_rules
+        assert (outcome is not None) == (out / "training.json").exists() == ended
+    assert outcome is not None and outcome.course == whole.course
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert json.loads((out / "training.json").read_text()) == json.loads((tmp_path / "whole" / "training.json").read_text())
+
+
 def test_exits_learn_what_the_model_says(model, trained):
     ids = torch.tensor([[10 + (begin + place) % PERIOD for place in range(64)] for begin in range(PERIOD)])
     said, whole, sure = reading(model, trained[0], ids)
@@ -171,7 +188,7 @@ def test_what_is_calibrated_is_what_is_stored(tiny, tmp_path):
     with torch.no_grad():
         for parameter in trainee.parameters().values():
             parameter.normal_(generator=torch.Generator().manual_seed(1))
-    assert trainee.finish(None, TrainOptions(), None) == {}
+    assert trainee.finish(None, TrainOptions(), None, lambda: False) == {}
     trainee.save(tmp_path / "out", Score.nothing())
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert stored["exits.1.translate.weight"].dtype == torch.bfloat16
@@ -243,7 +260,7 @@ def test_what_is_listed_and_counted_is_not_what_is_tested(model, monkeypatch):
     watched("text_costs", lambda arguments: bool((arguments[2] >= 50).all()) and texts[id(arguments[3])])
     watched("grid", lambda arguments: texts[id(arguments[0])])
     watched("isolated_risks", lambda arguments: texts[id(arguments[0])])
-    trainee.finish(corpus, TrainOptions(window=64), Silent())
+    trainee.finish(corpus, TrainOptions(window=64), Silent(), lambda: False)
     assert trainee._made.token_layers is not None
     assert int((trainee._made.token_layers[50:] < 3).sum()) == 0  # no token of the held-out text was ever counted
     tested = {(name, True) for name in ("token_risks", "token_costs", "request_risks", "text_costs")}

@@ -9,7 +9,7 @@ Shape suffixes: B windows · W tokens of a window · T = B·W tokens · E hidden
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class ExitsTrainee:
         made = dataclasses.replace(self._made, agreements=score.acceptance or None, draft_ids=self._draft_ids)
         write_exits(folder, made, dtype=self.backbone.dtype, base_model=self.backbone.folder.name)
 
-    def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher) -> Mapping[str, Any]:
+    def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher, stop: Callable[[], bool]) -> Mapping[str, Any] | None:
         """Tables and thresholds, for the translators as they will be stored."""
         with torch.no_grad():
             for layer in self.exits.spec.layers:
@@ -83,7 +83,10 @@ class ExitsTrainee:
                     parameter.copy_(parameter.to(self.backbone.dtype))
         if self.recipe.texts == 0:
             return {}
-        self._made, report = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher)
+        settled = settle(self.backbone, self.exits, corpus, self.recipe.texts, options, watcher, stop)
+        if settled is None:
+            return None
+        self._made, report = settled
         return report
 
     def _states(self, batch: Batch) -> States:

@@ -6,6 +6,7 @@ Tables are counted on text that was trained on; thresholds are listed there too.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -42,9 +43,18 @@ class Material:
 
 
 def settle(
-    backbone: Backbone, exits: Exits, corpus: Corpus, texts: int, options: TrainOptions, watcher: Watcher
-) -> tuple[ExitsCheckpoint, dict[str, Any]]:
-    """The checkpoint, and for the report: every exit's quality, the calibrations and what the tables cost."""
+    backbone: Backbone,
+    exits: Exits,
+    corpus: Corpus,
+    texts: int,
+    options: TrainOptions,
+    watcher: Watcher,
+    stop: Callable[[], bool],
+) -> tuple[ExitsCheckpoint, dict[str, Any]] | None:
+    """The checkpoint, and for the report: every exit's quality, the calibrations and what the tables cost.
+
+    None if ``stop``, which is asked before the tables and before each rule, asked to stop.
+    """
     window, seed = options.window, options.seed
     trained_NW = corpus.batch(0, min(texts, len(corpus.train_N) // window), window, seed).ids_BW
     held_out_NW = corpus.unread(window, texts, seed)
@@ -52,11 +62,15 @@ def settle(
     made = Material(
         backbone, exits, trained_NW, held_out_NW, annotate(backbone, exits, trained_NW), annotate(backbone, exits, held_out_NW)
     )
+    if stop():
+        return None
     tokens, in_buckets = _token_table(made), _text_table(made, seed)
     for name, found in (("tokens", tokens), ("texts", in_buckets)):
         watcher.note(f"table of {name}: {found.mean_layers:.2f} layers, {found.risk:+.4f} nats per held-out token")
     calibrations: tuple[Calibration, ...] = ()
     for rule in (*TOKEN_MEASURES, *REQUEST_MEASURES):
+        if stop():
+            return None
         ours = thresholds(made, rule)
         calibrations += ours
         layers = ", ".join(f"{each.mean_layers:.2f} layers at {each.tolerance:.1%}" for each in ours)

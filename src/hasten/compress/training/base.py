@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -38,8 +38,11 @@ class Trainee(Protocol):
 class Finisher(Protocol):
     """A trainee that makes more of the text once its weights are settled: ``save`` follows."""
 
-    def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher) -> Mapping[str, Any]:
-        """Plain data for ``training.json``. A function of the parameters and the arguments alone; a killed run does it again."""
+    def finish(self, corpus: Corpus, options: TrainOptions, watcher: Watcher, stop: Callable[[], bool]) -> Mapping[str, Any] | None:
+        """Plain data for ``training.json``. A function of the parameters and the arguments alone; a killed run does it again.
+
+        None if ``stop`` asked to stop.
+        """
         ...
 
 

@@ -58,7 +58,9 @@ def train(
     folder = resolve(model, quiet=isinstance(watcher, Silent))
     settings = _settings(folder, data, recipe, options)
     resume = ResumeFolder.open(out, settings)
-    corpus = _corpus(model, folder, data, recipe, options, resume, watcher)
+    corpus = _corpus(model, folder, data, recipe, options, resume, watcher, stop)
+    if corpus is None:
+        return None
     watcher.note(f"{len(corpus.train_N):,} tokens to train on, {len(corpus.held_out_N):,} held out")
     backbone = Backbone.load(folder)
     trainee = recipe.build(backbone, corpus, options.seed)
@@ -66,7 +68,9 @@ def train(
     score = fit.run(stop)
     if score is None:
         return None
-    more = trainee.finish(corpus, options, watcher) if isinstance(trainee, Finisher) else {}
+    more = trainee.finish(corpus, options, watcher, stop) if isinstance(trainee, Finisher) else {}
+    if more is None:
+        return None
     report = {"model": model, **settings, "held_out_score": score.as_dict(), **more, "evaluations": fit.course.evaluations}
     with writing(out):
         trainee.save(out, score)
@@ -76,9 +80,16 @@ def train(
 
 
 def _corpus(
-    model: str, folder: Path, data: Path, recipe: Recipe, options: TrainOptions, resume: ResumeFolder, watcher: Watcher
-) -> Corpus:
-    """The streams of tokens; those of a run that was cut off are read, not made again."""
+    model: str,
+    folder: Path,
+    data: Path,
+    recipe: Recipe,
+    options: TrainOptions,
+    resume: ResumeFolder,
+    watcher: Watcher,
+    stop: Callable[[], bool],
+) -> Corpus | None:
+    """The streams of tokens; those of a run that was cut off are read, not made again. None if ``stop`` asked to stop."""
     found = resume.read("corpus")
     if found is not None:
         return Corpus(found["train"], found["held_out"])
@@ -99,7 +110,10 @@ def _corpus(
     if options.generate is not None:
         watcher.note(f"writing {options.generate} texts of {options.window} tokens to train on")
         engine: dict[str, Any] = {} if options.threads is None else {"threads": options.threads}
-        documents = generate(model, documents, options.generate, options.window, options.seed, resume, **engine)
+        written = generate(model, documents, options.generate, options.window, options.seed, resume, stop, **engine)
+        if written is None:
+            return None
+        documents = written
     corpus = Corpus.split(documents, options.window, options.held_out, tokenizer.eos_token_id)
     resume.write("corpus", {"train": corpus.train_N, "held_out": corpus.held_out_N})
     return corpus

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,18 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def generate(
-    model: str, documents: Sequence[Sequence[int]], count: int, window: int, seed: int, resume: ResumeFolder, **options: Any
-) -> list[list[int]]:
+    model: str,
+    documents: Sequence[Sequence[int]],
+    count: int,
+    window: int,
+    seed: int,
+    resume: ResumeFolder,
+    stop: Callable[[], bool],
+    **options: Any,
+) -> list[list[int]] | None:
     """``count`` texts of a window each: a beginning from the documents, and the model's own continuation of it, sampled as its
-    ``generation_config.json`` says and not stopped by an end token. What a killed run has written is not written again.
+    ``generation_config.json`` says and not stopped by an end token. What a run that ended early has written is not written again.
+    None if ``stop``, which is asked before every ``ROUND`` texts, asked to stop.
     """
     beginnings = _beginnings(documents, count, max(1, window // PROMPT_SHARE), seed)
     texts: list[list[int]] = []
@@ -50,6 +58,8 @@ def generate(
         name = f"generated-{first:08}"
         found = resume.read(name)
         if found is None:
+            if stop():
+                return None
             llm = llm or LLM(model, max_model_len=window, seed=seed, max_num_seqs=ROUND, **options)
             found = {"ids": torch.tensor(_continue(llm, beginnings[first : first + ROUND], window, seed + first))}
             resume.write(name, found)
