@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import hasten
 from hasten import LLM, RequestOutput, SamplingParams
@@ -227,15 +227,21 @@ def test_an_eagle_head_changes_no_output(requests, plain) -> None:
     assert llm.engine.stats.num_accepted_tokens > 0.5 * llm.engine.stats.num_drafts
 
 
-@pytest.mark.parametrize("given", [{"draft_model": "demo-draft"}, {"draft_heads": "demo-eagle"}, {"draft_heads": "demo-medusa"}])
+@pytest.mark.parametrize(
+    "given", [{"draft_model": "demo-draft"}, {"draft_heads": "demo-eagle"}, {"draft_heads": "demo-medusa"}, {"exits": "demo-exits"}]
+)
 def test_what_guesses_in_four_bits_is_nearly_as_often_right(given: dict[str, str], requests) -> None:
-    kind = {"demo-draft": "draft_model", "demo-eagle": "eagle", "demo-medusa": "medusa"}[next(iter(given.values()))]
-    accepted = {}
+    kinds = {"demo-draft": "draft_model", "demo-eagle": "eagle", "demo-medusa": "medusa", "demo-exits": "self_speculation"}
+    kind = kinds[next(iter(given.values()))]
+    accepted, weight_bytes = {}, {}
     for wanted, found in (("auto", "int4"), ("int8", "int8"), ("int4-weight-only", "int4-weight-only")):
         llm = demo(speculation=kind, **given, draft_quantize=wanted)
-        assert llm.describe()["draft_quantize"] == found
+        about = llm.describe()
+        assert about["draft_quantize"] == found
+        weight_bytes[found] = about["draft_weight_bytes"]
         generate(llm, requests[:60])
         accepted[found] = llm.engine.stats.num_accepted_tokens
+    assert 0 < weight_bytes["int4"] < 0.65 * weight_bytes["int8"], weight_bytes
     assert accepted["int4"] > 0.85 * accepted["int8"] and accepted["int4-weight-only"] > 0.85 * accepted["int8"], accepted
     assert accepted["int4"] != accepted["int8"], "the weights are the same"
 
@@ -381,6 +387,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) 
         {"speculation": "suffix", "draft_layers": 4},
         {"draft_layers": 0},
         {"draft_quantize": "int8"},
+        {"draft_quantize": "int8", "exits": "demo-exits", "speculation": "suffix"},
         {"draft_quantize": "int5", "draft_model": "demo-draft"},
         {"draft_quantize": "int4", "draft_model": "demo-draft", "backend": "torch", "quantize": None},
     ],
@@ -388,3 +395,14 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) 
 def test_half_an_order_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):
         demo(**options)
+
+
+def test_a_format_for_a_vocabulary_that_exits_do_not_have_is_refused(tmp_path: Path) -> None:
+    """They guess from the model's own, which has a format already."""
+    source = resolve("demo-exits", None)
+    tensors = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if name != "draft_ids"}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    assert demo(speculation="self_speculation", exits=str(tmp_path)).describe()["draft_quantize"] is None
+    with pytest.raises(InvalidOption, match="whole vocabulary"):
+        demo(speculation="self_speculation", exits=str(tmp_path), draft_quantize="int8")

@@ -29,7 +29,8 @@ HELP = {
     "prompt_lookup, suffix, draft_model, medusa, eagle or self_speculation.",
     "draft_model": "A smaller model of the same vocabulary, for guesses.",
     "draft_heads": "Medusa heads or an EAGLE-3 head of the model, for guesses.",
-    "draft_quantize": "Weights of the draft model or heads, as --quantize; auto: four bits where the model is quantised.",
+    "draft_quantize": "Weights of what guesses (draft model, heads, the vocabulary of exits), as --quantize; auto: four bits "
+    "where the model is quantised.",
     "draft_layers": "Layers of the model itself that guess for all of it; if left out, with --exits, as many as should pay best.",
     "num_draft_tokens": "Tokens of a guess, at most; the drafter's own number if left out.",
     "exits": "Trained exits of the model, for --exit-rule: a folder, a hub id or demo-exits.",

@@ -28,7 +28,7 @@ def candidates(
     model's tokens.
     """
     value_RK, place_RK = logits_RV.topk(min(max(LISTED, count), logits_RV.shape[1]), dim=1)
-    chance_RK = (value_RK - logits_RV.logsumexp(dim=1, keepdim=True)).exp()
+    chance_RK = logits_RV.softmax(dim=1).gather(1, place_RK)
     token_RK = token_ids(place_RK)
     params_R = [line.request.params for line in lines]
     drawing = [row for row, params in enumerate(params_R) if not params.greedy and params.acceptance == "exact"]

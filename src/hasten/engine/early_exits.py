@@ -36,7 +36,11 @@ class EarlyExits:
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> EarlyExits:
-        """Quantised as the model is. Raises ``CheckpointError`` for exits of another model, with both numbers."""
+        """Exits are quantised as the model is, and what only guesses as what guesses is.
+
+        Raises ``CheckpointError`` for exits of another model, with both numbers, and ``InvalidOption`` for a ``draft_quantize``
+        that nothing heeds.
+        """
         if options.exits is None:
             return cls(target.decoder)
         spec, decoder = target.spec, target.decoder
@@ -48,8 +52,16 @@ class EarlyExits:
             vocab_size=spec.vocab_size,
             build=build,
         )
-        ids = checkpoint.draft_ids if options.speculation in GUESSING else None
-        return cls(decoder, checkpoint, None if ids is None else decoder.vocabulary.some_rows(ids, build))
+        if checkpoint.draft_ids is None or options.speculation not in GUESSING:
+            if options.draft_quantize != "auto" and not (options.draft_model or options.draft_heads):
+                raise InvalidOption(
+                    "these exits guess from the whole vocabulary of the model, which is quantised as the model is",
+                    got=f"draft_quantize={options.draft_quantize!r}, exits={options.exits!r}",
+                    remedy="Leave draft_quantize out, or train exits with --draft-vocab",
+                )
+            return cls(decoder, checkpoint)
+        guessing = Build(backend.ops, backend.draft_formats(target.dtype), target.dtype)
+        return cls(decoder, checkpoint, decoder.vocabulary.some_rows(checkpoint.draft_ids, guessing))
 
     def runner(self, runner: StagedRunner, *, own_threads: bool) -> ExitRunner:
         if self.checkpoint is None:
@@ -81,7 +93,7 @@ class EarlyExits:
         return Shallow(runner, kv, read, depth, None if self.checkpoint is None else self.checkpoint.draft_ids)
 
     def _best_depth(self, layers: Sequence[int]) -> int:
-        """By how often exits are right and how many weights a guess reads; where that was not measured, about half of them."""
+        """By how often exits are right and how many bits a guess reads; where that was not measured, about half of them."""
         agreements = None if self.checkpoint is None else self.checkpoint.agreements
         if agreements is None:
             return min(layers, key=lambda layer: abs(layer - self.decoder.spec.num_layers / 2))
@@ -143,6 +155,6 @@ class EarlyExits:
         return found.threshold
 
 
-def _size(part: nn.Module) -> int:
-    """Weights of a matrix."""
-    return part.format.in_features * part.format.out_features if isinstance(part, Linear) else 0
+def _size(part: nn.Module) -> float:
+    """Bits of a matrix."""
+    return part.format.in_features * part.format.out_features * part.format.bits if isinstance(part, Linear) else 0

@@ -45,7 +45,8 @@ class EngineOptions:
     speculation: str = "auto"
     draft_model: str | None = None  # a small model that guesses: a folder, a hub id or "demo-draft"
     draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head that guess: a folder, a hub id, "demo-eagle" or "demo-medusa"
-    draft_quantize: str = "auto"  # of their weights, as quantize; "auto" takes four bits where the model is quantised, else none
+    # Of their weights, and of the vocabulary that exits guess from, as quantize; "auto": four bits where the model is quantised.
+    draft_quantize: str = "auto"
     draft_layers: int | None = None  # of the model itself, that guess; None: those before the exit that should pay best
     num_draft_tokens: int | None = None  # of a guess, at most; None: the drafter's own number
     exits: str | None = None  # trained exits, for requests whose tokens may leave early: a folder, a hub id or "demo-exits"
@@ -83,13 +84,13 @@ class EngineOptions:
                     got=f"speculation={self.speculation!r}, {name}={given!r}",
                     remedy=f"Give {name} with speculation={drafters[0]!r} or 'auto', or neither",
                 )
-        if self.draft_quantize != "auto" and self.draft_model is None and self.draft_heads is None:
+        itself = self.speculation in ("self_speculation", "auto")
+        if self.draft_quantize != "auto" and not (self.draft_model or self.draft_heads or (itself and self.exits)):
             raise InvalidOption(
                 "there is nothing to quantise for guesses",
-                got=f"draft_quantize={self.draft_quantize!r}, no draft_model, no draft_heads",
+                got=f"draft_quantize={self.draft_quantize!r}, no draft_model, no draft_heads, no exits that guess",
                 remedy="Give one of them, or leave draft_quantize out",
             )
-        itself = self.speculation in ("self_speculation", "auto")
         if (self.draft_layers is not None and not itself) or (
             self.speculation == "self_speculation" and self.draft_layers is None and self.exits is None
         ):

@@ -103,7 +103,6 @@ class Speculation:
             "speculation": self.options.speculation if self._allowed else "off",
             "draft_model": str(self.draft.folder) if self.draft else None,
             "draft_heads": self.options.draft_heads,
-            "draft_quantize": self.options.draft_format if self.draft or self.heads else None,
             "draft_layers": self.options.draft_layers,
         }
 

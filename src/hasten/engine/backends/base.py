@@ -70,5 +70,8 @@ class Backend(Protocol):
         ...
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
-        """``kernels`` and why, ``threads``, ``quantize``, ``kv_dtype``, ``parameters``, ``weight_bytes``."""
+        """``kernels`` and why, ``threads``, ``quantize``, ``kv_dtype``, ``parameters``, ``weight_bytes``; and ``draft_quantize``.
+
+        Where matrices are packed, also ``draft_weight_bytes``: what those take that only guess.
+        """
         ...

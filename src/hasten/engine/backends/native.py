@@ -106,6 +106,8 @@ class NativeBackend:
             "kv_dtype": self._kv_dtype(decoder.dtype).name.lower(),
             "parameters": sum(m.in_features * m.out_features for m in matrices) + sum(p.numel() for p in vectors),
             "weight_bytes": self._weights.num_bytes + sum(p.numel() * 4 for p in vectors),
+            "draft_quantize": self.draft_quantize if self._draft_weights.num_bytes else None,
+            "draft_weight_bytes": self._draft_weights.num_bytes,
         }
 
     def _kv_dtype(self, dtype: torch.dtype) -> Dtype:

@@ -69,4 +69,5 @@ class TorchBackend:
             "kv_dtype": str(decoder.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in decoder.parameters()),
             "weight_bytes": sum(p.numel() * p.itemsize for p in decoder.parameters()),
+            "draft_quantize": None,
         }

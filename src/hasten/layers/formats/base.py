@@ -13,6 +13,7 @@ class WeightFormat(Protocol):
     name: str
     out_features: int
     in_features: int
+    bits: float  # that a product reads for each weight
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
         """Writes one checkpoint tensor into output rows ``rows`` of the parameter ``part``, converting its dtype.

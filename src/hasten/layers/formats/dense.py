@@ -21,6 +21,7 @@ class Dense(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.ops = in_features, out_features, ops
+        self.bits = 8.0 * dtype.itemsize
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype, device=device), requires_grad=False)
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:

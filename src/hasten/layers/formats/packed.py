@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.matrix import Matrix, Weights
 
+BITS = {Dtype.FLOAT32: 32.0, Dtype.BFLOAT16: 12.0, Dtype.FLOAT16: 16.0, Dtype.INT8: 8.0, Dtype.INT4: 4.5}  # of a packed weight
+
 
 class Packed(nn.Module):
     """No parameters: nothing here trains. ``matrix`` is what native programs are recorded with."""
@@ -19,6 +21,7 @@ class Packed(nn.Module):
         self.matrix = matrix
         self.name = matrix.dtype.name.lower()
         self.in_features, self.out_features = matrix.in_features, matrix.out_features
+        self.bits = BITS[matrix.dtype]
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
         assert part == "weight", part
