@@ -176,3 +176,16 @@ def test_a_round_is_judged_once_by_what_became_of_its_lines() -> None:
     once = Trust()
     once.note(("kind", False), 0.5, right=True)
     assert growth.trust == once
+
+
+def test_each_line_gets_what_its_tree_is_worth_and_a_whole_draft_is_left_as_it_is() -> None:
+    """A tree whose draft is whole does not compete with the others either: for two lines a call has taken nothing."""
+    growth = Growth(StepCosts({1: 1.0, 11: 11.0}))  # a guess takes what a step does
+    growth.pace.note(1, 0.0)
+    growth.pace.note(2, 100.0)  # of which much would have to be verified to make up for it
+    unlikely, idle, whole = (line(sequence_id=i) for i in range(3))
+    for some, chance in ((unlikely, 0.4), (whole, 0.9)):
+        growth.plant(some).add(-1, [(7, chance)])
+    chain = Draft.chain([3, 4, 5])
+    assert growth.drafts([whole, idle, unlikely], 9, 1, {2: chain}) == [chain, Draft(), Draft()]
+    assert growth.drafts([whole, idle, unlikely], 9, 1) == [Draft.chain([7]), Draft(), Draft.chain([7])]

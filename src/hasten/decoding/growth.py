@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
-from hasten.core.draft import Draft
+from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.drafters.base import Line
 from hasten.decoding.growing_tree import GrowingTree
 from hasten.decoding.pace import Pace
@@ -25,6 +26,7 @@ class Guess(Protocol):
 
 
 G = TypeVar("G", bound=Guess)
+NONE: Mapping[int, Draft] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -75,9 +77,16 @@ class Growth:
             guess.tree.prune(least)
         return [guess for guess in active if guess.tree.tips and guess.tree.height < guess.line.room]
 
-    def drafts(self, trees: Sequence[GrowingTree], most: int, calls: int) -> list[Draft]:
-        """What is ``worthwhile`` of each tree, after so many calls for guesses."""
-        return worthwhile(trees, most, self.costs, calls * (self.pace.seconds(len(trees)) or 0.0))
+    def drafts(self, lines: Sequence[Line], most: int, calls: int, whole: Mapping[int, Draft] = NONE) -> list[Draft]:
+        """Of each line what is ``worthwhile`` of the tree that was planted for it, after so many calls for guesses.
+
+        ``whole``: of these sequences, drafts that nothing is left out of.
+        """
+        grown = [line.sequence_id for line in lines if line.sequence_id in self._planted and line.sequence_id not in whole]
+        trees = [self._planted[sequence_id][1] for sequence_id in grown]
+        chosen = worthwhile(trees, most, self.costs, calls * (self.pace.seconds(len(trees)) or 0.0))
+        drafts = {**whole, **dict(zip(grown, chosen, strict=True))}
+        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
 
 
 def doubt(trees: Sequence[GrowingTree], most: int, costs: StepCosts, spent: float, call: float) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.draft import Draft
 from hasten.core.extended import Extended
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.decoding.candidates import candidates
@@ -157,11 +157,8 @@ class DraftModel(PacedDrafter):
         trails = [(line, self._follow(line)) for line in lines if line.room]
         guesses = [_Guess(line, trail, self._growth.plant(line)) for line, trail in trails if trail is not None]
         made = self._growth.grow(guesses, self.num_tokens, min(self.num_tokens, self._max_depth), self._advance)
-        free = [guess for guess in guesses if not guess.judged]
-        chosen = self._growth.drafts([guess.tree for guess in free], self.num_tokens, made)
-        drafts = {guess.line.sequence_id: guess.chain() for guess in guesses if guess.judged}
-        drafts |= {guess.line.sequence_id: draft for guess, draft in zip(free, chosen, strict=True)}
-        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
+        judged = {guess.line.sequence_id: guess.chain() for guess in guesses if guess.judged}
+        return self._growth.drafts(lines, self.num_tokens, made, judged)
 
     def _drop(self, sequence_id: int) -> None:
         self._kv.close(sequence_id)
@@ -220,15 +217,15 @@ class DraftModel(PacedDrafter):
         else:
             self._growth.pace.note(num_rows, seconds)
 
-    def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> list[_Guess]:
+    def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> set[_Guess]:
         """The next token of each. Returns those that have none."""
         likely, drawn = self._likely(guesses, logits_RD), self._drawn(guesses, logits_RD)
-        ended = []
+        ended = set()
         for place, guess in enumerate(guesses):
             choices = likely.get(place, [])
             token_id = drawn[place] if place in drawn else choices[0][0]
             if token_id is None:
-                ended.append(guess)
+                ended.add(guess)
             elif choices and choices[0][0] == token_id:
                 guess.choose(choices)
             else:

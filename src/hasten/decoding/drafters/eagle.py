@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.draft import Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Computed, Line, PacedDrafter, Seen
@@ -180,9 +180,7 @@ class Eagle(PacedDrafter):
         if guesses and num_unread <= LONG:
             # Where no other call was made. Those take less: before this one, the step had displaced the head's weights.
             self._growth.pace.assume(len(guesses), first)
-        chosen = self._growth.drafts([guess.tree for guess in guesses], self.num_tokens, made)
-        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
-        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
+        return self._growth.drafts(lines, self.num_tokens, made)
 
     def _ready(self, line: Line) -> bool:
         """Whether all states but that of the line's last token are known."""

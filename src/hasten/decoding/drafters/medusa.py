@@ -18,7 +18,6 @@ from torch import Tensor
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import NOTHING_SEEN, Line, PacedDrafter, Seen
-from hasten.decoding.growing_tree import GrowingTree
 from hasten.decoding.growth import Growth
 from hasten.decoding.ranked_tree import RankedTree
 from hasten.decoding.step_costs import StepCosts
@@ -80,11 +79,10 @@ class Medusa(PacedDrafter):
         state_RE = seen.taps[self._layer][torch.tensor([places[line.sequence_id] for line in known])]
         token_HRK, chance_HRK = self._candidates(self._logits(state_RE), known)
         self._growth.judge(lines)
-        trees = [self._grown(line, token_HRK[:, row], chance_HRK[:, row]) for row, line in enumerate(known)]
+        for row, line in enumerate(known):
+            self._grow(line, token_HRK[:, row], chance_HRK[:, row])
         self._growth.pace.note(len(known), time.perf_counter() - begin)
-        chosen = self._growth.drafts(trees, self.num_tokens, 1)
-        drafts = {line.sequence_id: draft for line, draft in zip(known, chosen, strict=True)}
-        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
+        return self._growth.drafts(lines, self.num_tokens, 1)
 
     def _candidates(self, logits_HRV: Tensor, lines: Sequence[Line]) -> tuple[Tensor, Tensor]:
         """Token ids, those first that the line would choose first, and how likely each is. [H, R, K]"""
@@ -95,10 +93,9 @@ class Medusa(PacedDrafter):
         shape = (num_heads, num_lines, -1)
         return token_NK.reshape(shape), chance_NK.reshape(shape)
 
-    def _grown(self, line: Line, token_HK: Tensor, chance_HK: Tensor) -> GrowingTree:
+    def _grow(self, line: Line, token_HK: Tensor, chance_HK: Tensor) -> None:
         ids, chances, grown = token_HK.tolist(), chance_HK.tolist(), self._growth.plant(line)
         greedy = line.request.params.greedy
         nodes = zip(self._tree.depths, self._tree.ranks, self._tree.parents, strict=True)
         for depth, rank, parent in itertools.takewhile(lambda node: node[1] < token_HK.shape[1], nodes):
             grown.add(parent, [(ids[depth][rank], chances[depth][rank])], (greedy, depth), rank)
-        return grown

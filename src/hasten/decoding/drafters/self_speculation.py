@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.draft import Draft
 from hasten.decoding.candidates import candidates
 from hasten.decoding.drafters.base import Line, PacedDrafter, Seen
 from hasten.decoding.growing_tree import GrowingTree
@@ -101,9 +101,7 @@ class SelfSpeculation(PacedDrafter):
         self._growth.judge(lines)
         guesses = [_Guess(line, self._growth.plant(line)) for line in lines if line.room]
         made = self._growth.grow(guesses, self.num_tokens, self.num_tokens, self._advance)
-        chosen = self._growth.drafts([guess.tree for guess in guesses], self.num_tokens, made)
-        drafts = {guess.line.sequence_id: draft for guess, draft in zip(guesses, chosen, strict=True)}
-        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
+        return self._growth.drafts(lines, self.num_tokens, made)
 
     def _advance(self, guesses: list[_Guess]) -> list[_Guess] | None:
         """One more token for each guess that finds room."""
