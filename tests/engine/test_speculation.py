@@ -406,3 +406,11 @@ def test_a_format_for_a_vocabulary_that_exits_do_not_have_is_refused(tmp_path: P
     assert demo(speculation="self_speculation", exits=str(tmp_path)).describe()["draft_quantize"] is None
     with pytest.raises(InvalidOption, match="whole vocabulary"):
         demo(speculation="self_speculation", exits=str(tmp_path), draft_quantize="int8")
+
+
+def test_exits_that_may_not_guess_take_no_memory_for_it() -> None:
+    """In bfloat16 a guess can change an output by a rounding: there first layers guess where somebody asks for it."""
+    given = {"exits": "demo-exits", "quantize": None, "dtype": "bfloat16"}
+    unasked, asked = demo(speculation="auto", **given).describe(), demo(speculation="self_speculation", **given).describe()
+    assert (unasked["speculation"], unasked["draft_weight_bytes"]) == ("off", 0)
+    assert asked["draft_weight_bytes"] > 0

@@ -50,7 +50,7 @@ def assemble(model: str, options: EngineOptions) -> Assembly:
     with phases.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         loaded = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
         speculation = Speculation.load(options, backend, loaded)
-        exits = EarlyExits.load(options, backend, loaded)
+        exits = EarlyExits.load(options, backend, loaded, guess=speculation.allowed)
     spec = loaded.spec
     with phases.phase("tokenizer"):
         tokenizer = TextTokenizer.load(folder, spec.vocab_size)

@@ -31,18 +31,20 @@ TOLERANCE = 0.01  # of a request that names neither threshold nor tolerance
 @dataclass(frozen=True, slots=True)
 class EarlyExits:
     decoder: Decoder
+    guess: bool = False  # whether first layers may guess for all of them
     checkpoint: ExitsCheckpoint | None = None
     draft_words: Linear | None = None  # the part of the vocabulary that first layers guess from; None: all of it
 
     @classmethod
-    def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> EarlyExits:
-        """Exits are quantised as the model is, and what only guesses as what guesses is.
+    def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel, *, guess: bool) -> EarlyExits:
+        """Exits are quantised as the model is, and what only guesses as what guesses is. ``guess``: whether guesses are allowed.
 
         Raises ``CheckpointError`` for exits of another model, with both numbers, and ``InvalidOption`` for a ``draft_quantize``
         that nothing heeds.
         """
+        guess = guess and options.speculation in GUESSING
         if options.exits is None:
-            return cls(target.decoder)
+            return cls(target.decoder, guess)
         spec, decoder = target.spec, target.decoder
         build = Build(backend.ops, backend.formats(target.dtype), target.dtype)
         checkpoint = read_exits(
@@ -52,16 +54,17 @@ class EarlyExits:
             vocab_size=spec.vocab_size,
             build=build,
         )
-        if checkpoint.draft_ids is None or options.speculation not in GUESSING:
-            if options.draft_quantize != "auto" and not (options.draft_model or options.draft_heads):
-                raise InvalidOption(
-                    "these exits guess from the whole vocabulary of the model, which is quantised as the model is",
-                    got=f"draft_quantize={options.draft_quantize!r}, exits={options.exits!r}",
-                    remedy="Leave draft_quantize out, or train exits with --draft-vocab",
-                )
-            return cls(decoder, checkpoint)
-        guessing = Build(backend.ops, backend.draft_formats(target.dtype), target.dtype)
-        return cls(decoder, checkpoint, decoder.vocabulary.some_rows(checkpoint.draft_ids, guessing))
+        words = None
+        if guess and checkpoint.draft_ids is not None:
+            formats = backend.draft_formats(target.dtype)
+            words = decoder.vocabulary.some_rows(checkpoint.draft_ids, Build(backend.ops, formats, target.dtype))
+        elif options.draft_quantize != "auto" and options.draft_model is None and options.draft_heads is None:
+            raise InvalidOption(
+                "there is nothing to quantise for guesses: these exits guess from the whole vocabulary, or not at all",
+                got=f"draft_quantize={options.draft_quantize!r}, exits={options.exits!r}, speculation={options.speculation!r}",
+                remedy="Leave draft_quantize out, train exits with --draft-vocab, or ask for speculation='self_speculation'",
+            )
+        return cls(decoder, guess, checkpoint, words)
 
     def runner(self, runner: StagedRunner, *, own_threads: bool) -> ExitRunner:
         if self.checkpoint is None:
@@ -71,7 +74,7 @@ class EarlyExits:
 
     def shallow(self, runner: StagedRunner, kv: KvSpace, options: EngineOptions) -> Shallow | None:
         """The layers that guess for the whole model, if any do. Raises ``InvalidOption`` for more layers than it has."""
-        if options.speculation not in GUESSING or (self.checkpoint is None and options.draft_layers is None):
+        if not self.guess or (self.checkpoint is None and options.draft_layers is None):
             return None
         depth, layers = options.draft_layers, () if self.checkpoint is None else self.checkpoint.exits.spec.layers
         if depth is None:

@@ -73,7 +73,7 @@ class Speculation:
     def costs(self, fit: Fit, runner: Runner) -> StepCosts | None:
         """What a step takes, if anything guesses. ``runner`` is the target's; nobody uses its pool yet."""
         options = self.options
-        if options.speculation == "off" or not self._allowed:
+        if options.speculation == "off" or not self.allowed:
             return None
         groups = kv_groups(self.target.spec)
         return StepCosts(measure_steps(runner, groups, fit.num_blocks, options.block_size, options.max_num_batched_tokens))
@@ -100,14 +100,14 @@ class Speculation:
 
     def describe(self) -> Mapping[str, Any]:
         return {
-            "speculation": self.options.speculation if self._allowed else "off",
+            "speculation": self.options.speculation if self.allowed else "off",
             "draft_model": str(self.draft.folder) if self.draft else None,
             "draft_heads": self.options.draft_heads,
             "draft_layers": self.options.draft_layers,
         }
 
     @property
-    def _allowed(self) -> bool:
+    def allowed(self) -> bool:
         """Where a guess could change an output by a rounding, somebody must have asked for guesses."""
         given = self.draft is not None or self.heads is not None or self.options.draft_layers is not None
         asked = self.options.speculation != "auto" or given
