@@ -26,7 +26,6 @@ class Guess(Protocol):
 
 
 G = TypeVar("G", bound=Guess)
-NONE: Mapping[int, Draft] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -77,7 +76,9 @@ class Growth:
             guess.tree.prune(least)
         return [guess for guess in active if guess.tree.tips and guess.tree.height < guess.line.room]
 
-    def drafts(self, lines: Sequence[Line], most: int, calls: int, whole: Mapping[int, Draft] = NONE) -> list[Draft]:
+    def drafts(
+        self, lines: Sequence[Line], most: int, calls: int, whole: Mapping[int, Draft] = MappingProxyType({})
+    ) -> list[Draft]:
         """Of each line what is ``worthwhile`` of the tree that was planted for it, after so many calls for guesses.
 
         ``whole``: of these sequences, drafts that nothing is left out of.

@@ -24,7 +24,6 @@ from hasten.layers.linear import Linear
 from hasten.models.decoder import Decoder
 from hasten.models.load import LoadedModel
 
-GUESSING = ("self_speculation", "auto")  # where first layers guess, if there are exits
 TOLERANCE = 0.01  # of a request that names neither threshold nor tolerance
 
 
@@ -42,7 +41,7 @@ class EarlyExits:
         Raises ``CheckpointError`` for exits of another model, with both numbers, and ``InvalidOption`` for a ``draft_quantize``
         that nothing heeds.
         """
-        guess = guess and options.speculation in GUESSING
+        guess = guess and options.first_layers_guess
         if options.exits is None:
             return cls(target.decoder, guess)
         spec, decoder = target.spec, target.decoder

@@ -84,14 +84,14 @@ class EngineOptions:
                     got=f"speculation={self.speculation!r}, {name}={given!r}",
                     remedy=f"Give {name} with speculation={drafters[0]!r} or 'auto', or neither",
                 )
-        itself = self.speculation in ("self_speculation", "auto")
-        if self.draft_quantize != "auto" and not (self.draft_model or self.draft_heads or (itself and self.exits)):
+        own_exits = self.exits if self.first_layers_guess else None
+        if self.draft_quantize != "auto" and self.draft_model is None and self.draft_heads is None and own_exits is None:
             raise InvalidOption(
                 "there is nothing to quantise for guesses",
                 got=f"draft_quantize={self.draft_quantize!r}, no draft_model, no draft_heads, no exits that guess",
                 remedy="Give one of them, or leave draft_quantize out",
             )
-        if (self.draft_layers is not None and not itself) or (
+        if (self.draft_layers is not None and not self.first_layers_guess) or (
             self.speculation == "self_speculation" and self.draft_layers is None and self.exits is None
         ):
             raise InvalidOption(
@@ -99,6 +99,11 @@ class EngineOptions:
                 got=f"speculation={self.speculation!r}, draft_layers={self.draft_layers}, exits={self.exits!r}",
                 remedy="Give exits, or draft_layers, with speculation='self_speculation' or 'auto'",
             )
+
+    @property
+    def first_layers_guess(self) -> bool:
+        """Whether the model's own first layers may guess, where exits or ``draft_layers`` say which."""
+        return self.speculation in ("self_speculation", "auto")
 
     @property
     def draft_format(self) -> str | None:
