@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
 def ours(options: argparse.Namespace, speculation: str) -> tuple[LLM, Engine]:
     draft = {"draft_model": options.draft_model} if speculation == "draft_model" else {}
     limits = {"threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 512}
-    llm = LLM(options.model, speculation=speculation, **limits, **draft)
+    llm = LLM(options.model, speculative_method=speculation, **limits, **draft)
     params = SamplingParams(temperature=0.0, max_tokens=options.tokens, ignore_eos=True)
 
     def answer(ids: list[int]) -> list[int]:

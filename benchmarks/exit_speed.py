@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--quantization", default="int8")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -48,12 +48,12 @@ def parse() -> argparse.Namespace:
 def settings(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     config = json.loads((Path(options.exits) / "config.json").read_text(encoding="utf-8"))
     found: dict[str, dict[str, Any]] = {PLAIN: {}}
-    found |= {f"layer {layer}": {"exit_rule": "layer", "exit_layer": layer} for layer in options.layers}
+    found |= {f"layer {layer}": {"exit_rule": "fixed", "exit_layer": layer} for layer in options.layers}
     for known in config["calibrations"]:
         if known["tolerance"] in options.tolerances:
             name = f"{known['rule']} {known['tolerance']:.1%}"
             found[name] = {"exit_rule": known["rule"], "exit_tolerance": known["tolerance"], "known": known}
-    return found | {rule: {"exit_rule": rule} for rule in ("tokens", "texts")}
+    return found | {rule: {"exit_rule": rule} for rule in ("token_table", "prompt_hash")}
 
 
 def prompts(llm: LLM, count: int, length: int, turn: int) -> list[dict[str, list[int]]]:
@@ -146,7 +146,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     options = parse()
     limits: dict[str, Any] = {"threads": options.threads, "kv_cache_memory": "512MiB", "max_model_len": 512}
-    llm = LLM(options.model, exits=options.exits, quantize=options.quantize, speculation="off", **limits)
+    llm = LLM(options.model, exits=options.exits, quantization=options.quantization, speculative_method="off", **limits)
     rows: list[dict[str, Any]] = []
     for batch in options.batches:
         mine = measure(options, llm, batch)

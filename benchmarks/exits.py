@@ -27,20 +27,20 @@ from exits_picture import curve
 from hasten.bench.provenance import provenance
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits
 from hasten.checkpoints.hub import resolve
-from hasten.compress.exits.annotate import Annotations, annotate
-from hasten.compress.exits.calibrate import CERTAINTY, TOLERANCES, Costs, allowed_loss, chosen
-from hasten.compress.exits.risks import grid, isolated_risks, prompt_length, request_bounds, request_risks, token_risks
-from hasten.compress.exits.settle import quality
-from hasten.compress.exits.tables import text_costs, token_costs
-from hasten.compress.training.backbone import Backbone
-from hasten.core.exits import REQUEST_MEASURES, TOKEN_MEASURES
-from hasten.engine.tokenizer import TextTokenizer
-from hasten.layers.build import Build
-from hasten.layers.formats.dense import DenseFormats
-from hasten.quality.texts import read_texts
+from hasten.core.early_exit import REQUEST_CRITERIA, TOKEN_CRITERIA
+from hasten.layers.formats.dense import DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
+from hasten.quality.documents import read_texts
+from hasten.text.tokenizer import TextTokenizer
+from hasten.training.early_exit.annotate import Annotations, annotate
+from hasten.training.early_exit.calibrate import quality
+from hasten.training.early_exit.risks import grid, isolated_risks, prompt_length, request_bounds, request_risks, token_risks
+from hasten.training.early_exit.tables import text_costs, token_costs
+from hasten.training.early_exit.thresholds import CERTAINTY, TOLERANCES, Costs, allowed_loss, chosen
+from hasten.training.target_model import TargetModel
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
-RULES = (*TOKEN_MEASURES, *REQUEST_MEASURES)
+RULES = (*TOKEN_CRITERIA, *REQUEST_CRITERIA)
 LISTED = 64  # texts that thresholds are listed on
 CHEAPEST, DEAREST = 0.0005, 0.15  # nats per token, between which thresholds are tried
 
@@ -62,18 +62,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(options: argparse.Namespace) -> tuple[Backbone, ExitsCheckpoint]:
-    backbone = Backbone.load(resolve(options.model))
-    build = Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32)
-    spec = backbone.spec
+def load(options: argparse.Namespace) -> tuple[TargetModel, ExitsCheckpoint]:
+    target = TargetModel.load(resolve(options.model))
+    build = LayerContext(target.ops, DenseFormatFactory(target.ops, torch.float32), torch.float32)
+    spec = target.spec
     sizes = {"hidden_size": spec.hidden_size, "num_layers": spec.num_layers, "vocab_size": spec.vocab_size}
-    return backbone, read_exits(resolve(options.exits), **sizes, build=build)
+    return target, read_exits(resolve(options.exits), **sizes, layer_context=build)
 
 
-def windows(options: argparse.Namespace, backbone: Backbone) -> Tensor:
+def windows(options: argparse.Namespace, target: TargetModel) -> Tensor:
     """In random order. [N, W]"""
-    tokenizer = TextTokenizer.load(backbone.folder, backbone.spec.vocab_size)
-    assert tokenizer is not None, f"{backbone.folder} has no tokenizer"
+    tokenizer = TextTokenizer.load(target.folder, target.spec.vocab_size)
+    assert tokenizer is not None, f"{target.folder} has no tokenizer"
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = [token for text in read_texts(options.data) for token in [*tokenizer.encode(text, special=False), *end]]
     rows = torch.tensor(ids[: len(ids) // options.window * options.window]).view(-1, options.window)
@@ -125,21 +125,21 @@ def points(thresholds: tuple[float, ...], costs: Costs, nll: float) -> list[dict
 
 
 def rule_costs(
-    backbone: Backbone, made: ExitsCheckpoint, others_NW: Tensor, listed: Annotations, found: Annotations, rule: str, steps: int
+    target: TargetModel, made: ExitsCheckpoint, others_NW: Tensor, listed: Annotations, found: Annotations, rule: str, steps: int
 ) -> dict[str, Any]:
     """Thresholds by ``listed`` texts, and what they and the shipped ones cost on the others, which ``found`` is about."""
     spec = made.exits.spec
     thresholds = grid(listed, rule, steps=steps)
     shipped = tuple(each for each in made.calibrations if each.rule == rule)
     asked = tuple(each.threshold for each in shipped)
-    if rule in REQUEST_MEASURES:
+    if rule in REQUEST_CRITERIA:
         costs = request_risks(found, spec.layers, spec.num_layers, rule, thresholds + asked)
         largest_L = request_bounds(request_risks(listed, spec.layers, spec.num_layers, rule, thresholds))
     else:
         expected_L = isolated_risks(listed, rule, thresholds).mean(1)
         begin, end = (int((expected_L <= loss).long().cumprod(0).sum()) for loss in (CHEAPEST, DEAREST))
         thresholds = (thresholds[0], *thresholds[max(1, begin - 1) : end])
-        costs = token_risks(backbone, made.exits, others_NW, rule, thresholds + asked)
+        costs = token_risks(target, made.exits, others_NW, rule, thresholds + asked)
         largest_L = isolated_risks(listed, rule, thresholds).amax(1)
     count = len(thresholds)
     return {
@@ -167,26 +167,26 @@ def oracle(found: Annotations, layers: tuple[int, ...], num_layers: int, toleran
 
 
 def calibration(options: argparse.Namespace) -> dict[str, Any]:
-    backbone, made = load(options)
-    texts_NW = windows(options, backbone)
+    target, made = load(options)
+    texts_NW = windows(options, target)
     others_NW, spec = texts_NW[LISTED:], made.exits.spec
-    listed, found = annotate(backbone, made.exits, texts_NW[:LISTED]), annotate(backbone, made.exits, others_NW)
+    listed, found = annotate(target, made.exits, texts_NW[:LISTED]), annotate(target, made.exits, others_NW)
     nll = {"tokens": float(found.nll_NT[:, 1:].mean()), "answers": float(found.nll_NT[:, prompt_length(found) - 1 :].mean())}
     rules = {}
     for rule in options.rules:
-        result = rule_costs(backbone, made, others_NW, listed, found, rule, options.steps)
+        result = rule_costs(target, made, others_NW, listed, found, rule, options.steps)
         costs, largest_L, thresholds = result.pop("costs"), result.pop("largest"), result.pop("thresholds")
         rules[rule] = {
-            "points": points(thresholds, costs, nll["answers" if rule in REQUEST_MEASURES else "tokens"]),
+            "points": points(thresholds, costs, nll["answers" if rule in REQUEST_CRITERIA else "tokens"]),
             "recalibrated": [recalibrated(costs, largest_L, tolerance, options.draws) for tolerance in TOLERANCES],
             **result,
         }
         show(rule, rules[rule], spec.num_layers)
     known = {}
     if made.token_layers is not None:
-        known["tokens"] = token_costs(backbone, made.exits, others_NW, made.token_layers)
-    if made.text_table is not None:
-        known["texts"] = text_costs(backbone, made.exits, others_NW, found, made.text_table)
+        known["token_table"] = token_costs(target, made.exits, others_NW, made.token_layers)
+    if made.prompt_hash_table is not None:
+        known["prompt_hash"] = text_costs(target, made.exits, others_NW, found, made.prompt_hash_table)
     return {
         **provenance("exits", sys.argv),
         "options": {key: value for key, value in vars(options).items() if key not in ("out", "figure", "data")},

@@ -1,7 +1,7 @@
-"""Heads for a grown model: what ``grow.py`` does to a model, done to its Medusa heads, its EAGLE-3 head or its exits.
+"""DraftHeads for a grown model: what ``grow.py`` does to a model, done to its Medusa heads, its EAGLE-3 head or its exits.
 
 ``python benchmarks/grow_heads.py demo-eagle grown/eagle --model demo --grown grown/demo`` reads heads of ``--model`` and writes
-heads of ``--grown``: the same guesses, at the cost of heads of that size. Heads and exits that guess from a part of the vocabulary
+heads of ``--grown``: the same guesses, at the cost of heads of that size. DraftHeads and exits that guess from a part of the vocabulary
 get the 32,768 tokens that EAGLE-3 heads are usually given; the new ones can never be chosen.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from grow import CONSTANT, DRAFT_VOCABULARY, FORBIDDEN, LOUDNESS, more_tokens, padded, sample
 from hasten.checkpoints.formats.eagle3 import open_eagle3, write_eagle3
 from hasten.checkpoints.hub import resolve
-from hasten.layers.context import DenseContext
+from hasten.layers.attention_context import DenseContext
 from hasten.models.eagle import eagle_tensors, load_eagle
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
@@ -57,9 +57,9 @@ def loudness(source: Path, model: Path) -> tuple[float, float]:
     (ids,) = sample(model, 256)
     context = DenseContext(decoder.ops, decoder.rotary, [len(ids)])
     states: dict[int, Tensor] = {}
-    taps = {layer: lambda x, i=layer: states.update({i: x}) for layer in head.spec.taps}
-    decoder.run(decoder.embed(ids), context.positions_T, context, taps=taps)
-    fused = head.fuse(torch.cat([states[layer][:-1] for layer in head.spec.taps], dim=1))
+    hooks = {layer: lambda x, i=layer: states.update({i: x}) for layer in head.spec.aux_layer_indices}
+    decoder.run(decoder.embed(ids), context.positions_T, context, hooks=hooks)
+    fused = head.fuse(torch.cat([states[layer][:-1] for layer in head.spec.aux_layer_indices], dim=1))
     context = DenseContext(head.ops, head.rotary, [len(ids) - 1])
     read = (fused, head.run(fused, ids[1:], context.positions_T, context))
     first, last = (float(hidden.pow(2).mean(-1).sqrt().median()) for hidden in read)
@@ -110,8 +110,8 @@ def grow_eagle(source: Path, target: Path, model: Path, grown: dict[str, Any]) -
     tensors["lm_head.weight"] = torch.empty_like(projection).index_copy_(0, torch.cat((order, free)), projection)
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "rms_norm_eps")
     layer = dict(config.layer) | {name: grown[name] for name in names} | {"intermediate_size": inner}
-    states = tuple((count - 1) * grown["num_hidden_layers"] // old["num_hidden_layers"] + 1 for count in head.spec.state_layers)
-    changed = {"layer": layer, "draft_vocab_size": DRAFT_VOCABULARY, "state_layers": states, "target_size": width}
+    states = tuple((count - 1) * grown["num_hidden_layers"] // old["num_hidden_layers"] + 1 for count in head.spec.aux_layers)
+    changed = {"layer": layer, "draft_vocab_size": DRAFT_VOCABULARY, "aux_layers": states, "target_size": width}
     write_eagle3(target, dataclasses.replace(config, **changed), tensors, target_ids, grown["vocab_size"])
 
 

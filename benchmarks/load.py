@@ -20,7 +20,7 @@ from typing import Any
 from engines import shapes
 from hasten.bench.provenance import provenance
 
-FORMS: dict[str, dict[str, Any]] = {"bf16": {}, "int8": {"quantize": "int8"}, "int4": {"quantize": "int4"}}
+FORMS: dict[str, dict[str, Any]] = {"bf16": {}, "int8": {"quantization": "int8"}, "int4": {"quantization": "int4"}}
 ALLOWED_FACTOR, ALLOWED_MORE = 1.15, 500e6  # of the repacked weights, and bytes
 
 
@@ -34,7 +34,7 @@ def load(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    import hasten.engine.assembly  # noqa: F401
+    import hasten.entrypoints.build_engine  # noqa: F401
     from hasten import LLM
 
     most, done = [memory()], threading.Event()
@@ -52,7 +52,7 @@ def load(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
         max_model_len=2048,
         kv_cache_memory="1GiB",
         threads=threads,
-        speculation="off",
+        speculative_method="off",
         **FORMS[form],
     )
     seconds = time.perf_counter() - begin

@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--draft-model", help="without one only the other drafters are measured")
     parser.add_argument("--heads", nargs="*", default=[], help="folders of Medusa heads and EAGLE-3 heads; auto uses the last one")
     parser.add_argument("--exits", help="trained exits: the model's own first layers guess too")
-    parser.add_argument("--draft-layers", type=int, help="so many of them")
+    parser.add_argument("--self-draft-layers", type=int, help="so many of them")
     parser.add_argument("--only", nargs="+", help="these engines, beside plain decoding")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--quantization", default="int8")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -118,7 +118,7 @@ def engines(options: argparse.Namespace) -> dict[str, LLM]:
         kinds["eagle" if "speculators_model_type" in config else "medusa"] = {"draft_heads": folder}
         everything["draft_heads"] = folder
     if options.exits:
-        own = {"exits": options.exits, "draft_layers": options.draft_layers}
+        own = {"exits": options.exits, "self_draft_layers": options.self_draft_layers}
         everything |= own
         kinds["self_speculation"] = own
     kinds[AUTO] = everything
@@ -128,7 +128,10 @@ def engines(options: argparse.Namespace) -> dict[str, LLM]:
     room = {"kv_cache_memory": memory, "max_model_len": MOST_TOKENS, "max_num_batched_tokens": max(most, 2048)}
     common: dict[str, Any] = {"threads": options.threads, **room}
     wanted = kinds if options.only is None else [PLAIN, *options.only]
-    return {name: LLM(options.model, quantize=options.quantize, speculation=name, **common, **kinds[name]) for name in wanted}
+    return {
+        name: LLM(options.model, quantization=options.quantization, speculative_method=name, **common, **kinds[name])
+        for name in wanted
+    }
 
 
 def touch(llm: LLM, options: argparse.Namespace) -> None:

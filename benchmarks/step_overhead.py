@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM
 import hasten
 from hasten import LLM, SamplingParams
 from hasten.bench.provenance import provenance
+from hasten.core.engine_options import EngineOptions
 from hasten.core.plan import RunnerOutput, SlotMove, StepPlan
-from hasten.engine.backends.choose import choose_backend
 from hasten.engine.engine import Engine
-from hasten.engine.options import EngineOptions
+from hasten.runners.backends.choose import choose_backend
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
@@ -122,13 +122,13 @@ def watch_parts(engine: Engine) -> Times:
 
 def measure(llm: LLM, settings: dict[str, Any], batch: int, waiting: int, steps: int, warmup: int) -> dict[str, Any]:
     """Medians over ``steps`` steps in which ``batch`` requests decode and ``waiting`` more wait for a seat."""
-    engine, intake = llm.engine, llm._assembly.intake
+    engine, input_processor = llm.engine, llm._loaded.input_processor
     texts = heldout()
     params = SamplingParams(max_tokens=steps + warmup + 64, ignore_eos=True, stop=STOP, seed=0, **settings)
     prompts = [llm.tokenizer.encode(text)[:48] for text, _ in zip(texts, range(64), strict=False)]
     for i in range(batch + waiting):
         prompt = {"prompt_token_ids": prompts[i % len(prompts)]}
-        engine.add(intake.request(f"{i}", prompt, params.replace(seed=i), arrival=engine.clock()))
+        engine.add(input_processor.request(f"{i}", prompt, params.replace(seed=i), arrival=engine.clock()))
     while engine.scheduler.num_running < batch or not all(entry.decoding for entry in engine.scheduler._running):
         engine.step()
     for _ in range(warmup):
@@ -163,7 +163,7 @@ def measure_sampler(settings: dict[str, Any], num_rows: int, repeats: int) -> di
     logits_RV[:, 1000:1040] += torch.linspace(14, 4, 40)
     history = torch.randint(0, VOCAB, (1000,), generator=generator).tolist()
     rows = [SamplingRow(SamplingParams(seed=i, **settings), history, 200, (0,), 0) for i in range(num_rows)]
-    sampler, times = Sampler(choose_backend(EngineOptions()).chooser()), []
+    sampler, times = Sampler(choose_backend(EngineOptions()).selector()), []
     for _ in range(repeats + 3):
         wall, cpu = time.perf_counter(), time.thread_time()
         with torch.inference_mode():
@@ -179,7 +179,7 @@ def measure_engine(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.cases:
         for batch in options.batches:
             memory = {"kv_cache_memory": "1GiB", "max_model_len": 1024, "max_num_batched_tokens": 2048}
-            llm = LLM("demo", max_num_seqs=batch, speculation="off", **memory)
+            llm = LLM("demo", max_num_seqs=batch, speculative_method="off", **memory)
             if not options.model:
                 bank_NV = bank_of_logits(llm, 2048) if bank_NV is None else bank_NV
                 llm.engine._runner = PreparedLogits(bank_NV)

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwe
 
 from hasten import LLM, SamplingParams
 from hasten.bench.provenance import provenance
-from hasten.layers.context import DenseContext
+from hasten.layers.attention_context import DenseContext
 from hasten.models.load import load_decoder
 from hasten.ops.choose import choose_ops
 
@@ -94,7 +94,7 @@ def make_checkpoint(folder: Path, seed: int) -> None:
 class Hasten:
     def __init__(self, folder: Path) -> None:
         memory = {"block_size": BLOCK_SIZE, "kv_cache_memory": "1GiB", "max_model_len": 2048}
-        self.llm = LLM(str(folder), dtype="bfloat16", max_num_seqs=16, speculation="off", **memory)
+        self.llm = LLM(str(folder), dtype="bfloat16", max_num_seqs=16, speculative_method="off", **memory)
 
     def run(self, work: Work) -> dict[str, Any]:
         self.llm.reset_prefix_cache()

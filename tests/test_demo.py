@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import hasten
 from hasten import LLM, SamplingParams
 from hasten.checkpoints.hub import resolve
-from hasten.layers.context import DenseContext
+from hasten.layers.attention_context import DenseContext
 from hasten.models.load import load_decoder
 from hasten.ops.choose import choose_ops
 

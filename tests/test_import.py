@@ -44,7 +44,7 @@ def test_import_is_silent():
         "import hasten",
         "import hasten.core.plan, hasten.core.request, hasten.core.output",
         "import hasten.scheduling.scheduler",
-        "import hasten.kv.allocator, hasten.kv.prefix",
+        "import hasten.kv.allocator, hasten.kv.prefix_hash",
         "import hasten.cli.main",
     ],
 )

@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 60
 LONG_ON_PURPOSE: dict[str, str] = {}
 
 FORBIDDEN_MODULES = {"utils", "util", "helpers", "helper", "common", "misc"}
-FORBIDDEN_CLASS = re.compile(r"^Base[A-Z]|Manager$")
+FORBIDDEN_CLASS = re.compile(r"^Base[A-Z]|(?<!KvCache)Manager$")  # vLLM and SGLang call the allocator's owner a KV cache manager
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "eval", "exec", "numpy.load", "np.load"}

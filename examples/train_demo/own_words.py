@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, help="of documents; as many as there are texts by the model, unless told")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    llm = LLM(options.model, quantize="int8", max_num_seqs=64, max_model_len=PIECE)
+    llm = LLM(options.model, quantization="int8", max_num_seqs=64, max_model_len=PIECE)
     num_pieces = options.texts if options.pieces is None else options.pieces
     found = pieces(llm, corpus.load(options.docs)[0], options.texts + num_pieces, options.seed)
     begun, whole = found[: options.texts], found[options.texts :]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput
 from hasten.core.sampling_params import SamplingParams
-from hasten.core.scored import Choice, ScoreOutput
+from hasten.core.score_output import Choice, ScoreOutput
 
 if TYPE_CHECKING:
-    from hasten.engine.async_llm import AsyncLLM
-    from hasten.engine.llm import LLM
+    from hasten.entrypoints.async_llm import AsyncLLM
+    from hasten.entrypoints.llm import LLM
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``LLM`` and ``AsyncLLM`` load torch, so they are imported when they are first asked for."""
     if name == "LLM":
-        from hasten.engine.llm import LLM
+        from hasten.entrypoints.llm import LLM
 
         return LLM
     if name == "AsyncLLM":
-        from hasten.engine.async_llm import AsyncLLM
+        from hasten.entrypoints.async_llm import AsyncLLM
 
         return AsyncLLM
     raise AttributeError(f"module 'hasten' has no attribute {name!r}")

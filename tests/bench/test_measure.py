@@ -35,10 +35,10 @@ def test_times_of_requests_that_wait(llm):
 
 def test_a_report_divides_tokens_by_seconds(llm):
     workload = Workload(num_prompts=3, input_len=10, output_len=3)
-    told = []
-    runs = measure(llm, workload, repeats=2, warmup=1, told=told.append)
+    progress = []
+    runs = measure(llm, workload, repeats=2, warmup=1, progress=progress.append)
     report = make_report("throughput", llm.describe(), workload, runs)
-    assert (told, len(runs), report["repeats"]) == ([1, 2, 3], 2, 2)
+    assert (progress, len(runs), report["repeats"]) == ([1, 2, 3], 2, 2)
     assert report["output_tokens_per_second"] == {"median": 1.5, "min": 1.5, "max": 1.5}
     assert report["total_tokens_per_second"]["median"] == 39 / 6
     assert report["ttft"] == {"p50": 1, "p90": 4, "p99": 4, "mean": 2}

@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from hasten.compress.exits.annotate import Annotations
-from hasten.compress.exits.calibrate import Costs, allowed_loss
+from hasten.training.early_exit.annotate import Annotations
+from hasten.training.early_exit.thresholds import Costs, allowed_loss
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -13,9 +13,9 @@ import torch
 
 from hasten.checkpoints.formats.exits import read_exits
 from hasten.checkpoints.hub import resolve
-from hasten.compress.training.backbone import Backbone
-from hasten.layers.build import Build
-from hasten.layers.formats.dense import DenseFormats
+from hasten.layers.formats.dense import DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
+from hasten.training.target_model import TargetModel
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -71,17 +71,17 @@ def test_grown_exits_say_the_same_of_a_grown_model(grow: ModuleType, tmp_path: P
 
 def states_and_exits(model: Path, folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of every exit: its logits after 64 tokens of held-out text, and the classifier's certainty."""
-    backbone = Backbone.load(model)
-    build = Build(backbone.ops, DenseFormats(backbone.ops, torch.float32), torch.float32)
-    sizes = {"hidden_size": backbone.spec.hidden_size, "num_layers": backbone.spec.num_layers}
-    exits = read_exits(folder, **sizes, vocab_size=backbone.spec.vocab_size, build=build).exits
+    target = TargetModel.load(model)
+    build = LayerContext(target.ops, DenseFormatFactory(target.ops, torch.float32), torch.float32)
+    sizes = {"hidden_size": target.spec.hidden_size, "num_layers": target.spec.num_layers}
+    exits = read_exits(folder, **sizes, vocab_size=target.spec.vocab_size, layer_context=build).exits
     ids = torch.arange(300, 364)[None]
-    states = backbone.states(ids, taps=[layer - 1 for layer in exits.spec.layers])
+    states = target.states(ids, aux_layer_indices=[layer - 1 for layer in exits.spec.layers])
     with torch.inference_mode():
         return [
             (
-                backbone.decoder.head(exits.at(layer).translated(states.taps[layer - 1])),
-                exits.at(layer).certainty_logit(states.taps[layer - 1]).sigmoid(),
+                target.decoder.head(exits.at(layer).tuned_lens(states.aux_hidden_states[layer - 1])),
+                exits.at(layer).agreement_logit(states.aux_hidden_states[layer - 1]).sigmoid(),
             )
             for layer in exits.spec.layers
         ]

@@ -17,7 +17,7 @@ from hasten.checkpoints.formats.eagle3_config import Eagle3Config
 from hasten.core.errors import CheckpointError, HastenError, ModelNotFound
 from hasten.layers.eagle import EagleHead
 from hasten.models.decoder import Decoder
-from hasten.models.eagle import default_state_layers, eagle_tensors, load_eagle
+from hasten.models.eagle import default_aux_layers, eagle_tensors, load_eagle
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
 
@@ -39,7 +39,7 @@ TARGET_IDS = torch.tensor([0, 3, 4, 9, 10, 11, 50, 99, 100])
 CONFIG = Eagle3Config(
     layer=LAYER,
     draft_vocab_size=len(TARGET_IDS),
-    state_layers=(1, 2, 3),
+    aux_layers=(1, 2, 3),
     norm_before_residual=True,
     num_guesses=4,
     verifier="someone/a-model",
@@ -107,7 +107,7 @@ def test_what_is_written_is_read_back_bit_for_bit(folder: Path, target: Decoder,
     assert loaded.config == CONFIG
     assert torch.equal(loaded.head.target_ids, TARGET_IDS)
     assert loaded.head.spec.norm_before_residual
-    assert loaded.head.spec.taps == (0, 1, 2)
+    assert loaded.head.spec.aux_layer_indices == (0, 1, 2)
     assert loaded.head.embedding.format is target.embedding.format
     again = tmp_path / "again"
     write_eagle3(again, loaded.config, eagle_tensors(loaded.head), loaded.head.target_ids, VOCAB_SIZE)
@@ -151,9 +151,9 @@ def test_the_papers_own_layout_is_read(folder: Path, target: Decoder) -> None:
     head = load_eagle(folder, target).head
     assert _same(head)
     assert not head.spec.norm_before_residual
-    assert head.spec.state_layers == default_state_layers(NUM_LAYERS)
+    assert head.spec.aux_layers == default_aux_layers(NUM_LAYERS)
     _configure(folder, eagle_config={"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
-    assert load_eagle(folder, target).head.spec.state_layers == (1, 1, 2)
+    assert load_eagle(folder, target).head.spec.aux_layers == (1, 1, 2)
 
 
 def test_names_with_a_prefix_and_what_only_training_needs(folder: Path, target: Decoder) -> None:
@@ -194,7 +194,7 @@ def test_t2d_alone_is_enough(folder: Path, target: Decoder) -> None:
     "num_layers, layers", [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (7, (2, 3, 4)), (8, (2, 4, 5)), (32, (2, 16, 29))]
 )
 def test_states_are_taken_low_in_the_middle_and_high(num_layers: int, layers: tuple[int, ...]) -> None:
-    assert default_state_layers(num_layers) == layers
+    assert default_aux_layers(num_layers) == layers
 
 
 def test_every_wrong_tensor_is_named(folder: Path, target: Decoder) -> None:

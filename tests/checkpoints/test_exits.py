@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits, write_exits
-from hasten.core.calibration import Calibration
 from hasten.core.errors import CheckpointError
+from hasten.core.exit_calibration import Calibration
 from hasten.core.sampling_params import SamplingParams
-from hasten.layers.build import Build
-from hasten.layers.exit_tables import TextTable
 from hasten.layers.exits import Exits, ExitsSpec
-from hasten.layers.formats.dense import DenseFormats
+from hasten.layers.formats.dense import DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
+from hasten.layers.prompt_hash_table import PromptHashTable
 from hasten.ops.torch.backend import TorchOps
 
 SIZE, DEPTH, WORDS = 24, 6, 53
@@ -47,9 +47,9 @@ CALIBRATIONS = (
 )
 
 
-def build(dtype: torch.dtype = torch.float32) -> Build:
+def build(dtype: torch.dtype = torch.float32) -> LayerContext:
     ops = TorchOps()
-    return Build(ops, DenseFormats(ops, dtype), dtype)
+    return LayerContext(ops, DenseFormatFactory(ops, dtype), dtype)
 
 
 def made(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckpoint:
@@ -61,12 +61,14 @@ def made(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckp
         return ExitsCheckpoint(exits)
     places = torch.tensor([*LAYERS, DEPTH], dtype=torch.int32)
     tokens = places[torch.randint(4, (WORDS,), generator=draw)]
-    texts = TextTable(torch.randn(3, SIZE, generator=draw), places[torch.randint(4, (8,), generator=draw)])
+    texts = PromptHashTable(torch.randn(3, SIZE, generator=draw), places[torch.randint(4, (8,), generator=draw)])
     return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts, (0.25, 0.5, 1.0), torch.tensor([0, 7, 8, 52]))
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32, **changes: int) -> ExitsCheckpoint:
-    return read_exits(folder, **{"hidden_size": SIZE, "num_layers": DEPTH, "vocab_size": WORDS, **changes}, build=build(dtype))
+    return read_exits(
+        folder, **{"hidden_size": SIZE, "num_layers": DEPTH, "vocab_size": WORDS, **changes}, layer_context=build(dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -81,8 +83,8 @@ def test_a_round_trip_keeps_every_bit(tmp_path, dtype):
     assert torch.equal(found.token_layers, ours.token_layers)
     assert torch.equal(found.draft_ids, ours.draft_ids)
     assert found.agreements == (0.25, 0.5, 1.0)
-    assert torch.equal(found.text_table.planes_PE, ours.text_table.planes_PE)
-    assert torch.equal(found.text_table.layers, ours.text_table.layers)
+    assert torch.equal(found.prompt_hash_table.planes_PE, ours.prompt_hash_table.planes_PE)
+    assert torch.equal(found.prompt_hash_table.layers, ours.prompt_hash_table.layers)
     assert found.calibration("softmax", 0.01) == CALIBRATIONS[0]
     assert found.calibration("softmax", 0.02) is None and found.calibration("saturation", 0.01) is None
 
@@ -90,7 +92,7 @@ def test_a_round_trip_keeps_every_bit(tmp_path, dtype):
 def test_tables_and_calibrations_may_be_left_out(tmp_path):
     write_exits(tmp_path, made(tables=False), dtype=torch.float32)
     found = read(tmp_path)
-    assert (found.calibrations, found.token_layers, found.text_table) == ((), None, None)
+    assert (found.calibrations, found.token_layers, found.prompt_hash_table) == ((), None, None)
 
 
 def test_names_and_kinds_are_the_documented_ones(tmp_path):
@@ -110,10 +112,10 @@ def test_an_exit_is_the_formula(tmp_path):
     write_exits(tmp_path, made(), dtype=torch.float32)
     stored, exit_ = load_file(tmp_path / "model.safetensors"), read(tmp_path).exits.at(4)
     x = torch.randn(7, SIZE, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(exit_.translated(x), x + x @ stored["exits.4.translate.weight"].T + stored["exits.4.translate.bias"])
+    torch.testing.assert_close(exit_.tuned_lens(x), x + x @ stored["exits.4.translate.weight"].T + stored["exits.4.translate.bias"])
     direction = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(
-        exit_.certainty_logit(x), direction @ stored["exits.4.classify.weight"] + stored["exits.4.classify.bias"]
+        exit_.agreement_logit(x), direction @ stored["exits.4.classify.weight"] + stored["exits.4.classify.bias"]
     )
 
 

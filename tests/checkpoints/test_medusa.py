@@ -12,8 +12,8 @@ from torch import nn
 
 from hasten.checkpoints.formats.medusa import read_medusa, write_medusa
 from hasten.core.errors import CheckpointError
-from hasten.layers.build import Build
-from hasten.layers.formats.dense import DenseFormats
+from hasten.layers.formats.dense import DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Linear
 from hasten.layers.medusa import MedusaHeads, MedusaSpec
 from hasten.ops.torch.backend import TorchOps
@@ -21,14 +21,14 @@ from hasten.ops.torch.backend import TorchOps
 SIZE, WORDS, FEW = 24, 53, 20
 
 
-def build(dtype: torch.dtype = torch.float32) -> Build:
+def build(dtype: torch.dtype = torch.float32) -> LayerContext:
     ops = TorchOps()
-    return Build(ops, DenseFormats(ops, dtype), dtype)
+    return LayerContext(ops, DenseFormatFactory(ops, dtype), dtype)
 
 
 def heads(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> MedusaHeads:
     values = {"num_heads": 3, "num_layers": 2, "hidden_size": SIZE, "vocab_size": WORDS, "truncated_vocab_size": WORDS}
-    found = MedusaHeads(MedusaSpec(**{**values, "bias": True, "vocabulary": "own", **changes}), build(dtype))
+    found = MedusaHeads(MedusaSpec(**{**values, "bias": True, "lm_head": "own", **changes}), build(dtype))
     generator = torch.Generator().manual_seed(seed)
     for parameter in found.parameters():
         parameter.normal_(generator=generator)
@@ -38,23 +38,23 @@ def heads(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Medus
 
 
 def read(folder: Path, hidden_size: int = SIZE, vocab_size: int = WORDS, dtype: torch.dtype = torch.float32):
-    return read_medusa(folder, hidden_size=hidden_size, vocab_size=vocab_size, build=build(dtype))
+    return read_medusa(folder, hidden_size=hidden_size, vocab_size=vocab_size, layer_context=build(dtype))
 
 
 def model_projection() -> Linear:
     made = build()
-    projection = Linear(made.formats.vocabulary(SIZE, WORDS), bias=False, build=made)
+    projection = Linear(made.formats.lm_head(SIZE, WORDS), bias=False, layer_context=made)
     nn.init.normal_(projection.format.weight, generator=torch.Generator().manual_seed(7))
     return projection
 
 
 KINDS = {
     "own": {},
-    "shared": {"vocabulary": "shared"},
-    "model": {"vocabulary": "model"},
+    "shared": {"lm_head": "shared"},
+    "model": {"lm_head": "model"},
     "one layer without bias": {"num_layers": 1, "bias": False},
     "fewer tokens": {"truncated_vocab_size": FEW},
-    "fewer of the model's tokens": {"truncated_vocab_size": FEW, "vocabulary": "model"},
+    "fewer of the model's tokens": {"truncated_vocab_size": FEW, "lm_head": "model"},
 }
 
 
@@ -97,8 +97,8 @@ def test_logits_are_the_formula(kind):
     spec, weights = found.spec, dict(found.named_parameters())
     x = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(2))
     given = projection
-    if spec.vocabulary == "model" and found.token_map is not None:
-        given = projection.some_rows(found.token_map, build())
+    if spec.lm_head == "model" and found.token_map is not None:
+        given = projection.slice_rows(found.token_map, build())
     logits = found(x, given)
     assert logits.shape == (3, 5, spec.truncated_vocab_size)
     for head in range(3):
@@ -111,7 +111,7 @@ def test_logits_are_the_formula(kind):
             "own": lambda head=head: weights[f"lm_heads.{head}.format.weight"],
             "shared": lambda: weights["lm_heads.0.format.weight"],
             "model": lambda: projection.format.weight[:] if found.token_map is None else projection.format.weight[found.token_map],
-        }[spec.vocabulary]()
+        }[spec.lm_head]()
         torch.testing.assert_close(logits[head], state @ matrix.T, atol=1e-4, rtol=1e-4)
     places = torch.tensor([0, spec.truncated_vocab_size - 1])
     assert found.token_ids(places).tolist() == (places if found.token_map is None else found.token_map[places]).tolist()
@@ -130,7 +130,7 @@ def test_the_original_layout_is_read(tmp_path, prefix, config):
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model", **config}))
     found = read(tmp_path).heads
-    assert (found.spec.num_heads, found.spec.num_layers, found.spec.bias, found.spec.vocabulary) == (3, 2, True, "own")
+    assert (found.spec.num_heads, found.spec.num_layers, found.spec.bias, found.spec.lm_head) == (3, 2, True, "own")
     theirs = dict(found.named_parameters())
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.named_parameters())
 
@@ -139,7 +139,7 @@ def test_what_others_write_in_vllms_layout_is_read(tmp_path):
     """A configuration that does not mention biases, the one projection under the name of the first head, and the whole projection
     where the heads use a part.
     """
-    ours = heads(vocabulary="shared", truncated_vocab_size=FEW)
+    ours = heads(lm_head="shared", truncated_vocab_size=FEW)
     write_medusa(tmp_path, ours, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     whole = torch.randn(WORDS, SIZE)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hasten.checkpoints.check_vocabulary import check_vocabulary
 from hasten.checkpoints.reader import Checkpoint
-from hasten.checkpoints.vocabulary import check_vocabulary
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 
@@ -138,9 +138,9 @@ def test_a_tensor_that_is_not_where_the_index_says_is_missed(sharded: Path) -> N
     "index, wanted",
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "no usable 'weight_map'"),
-        ('{"weight_map": {}}', "no usable 'weight_map'"),
-        ('{"weight_map": {"a": 3}}', "no usable 'weight_map'"),
+        ("[]", "no rows_are_finite 'weight_map'"),
+        ('{"weight_map": {}}', "no rows_are_finite 'weight_map'"),
+        ('{"weight_map": {"a": 3}}', "no rows_are_finite 'weight_map'"),
         (
             '{"weight_map": {"a": "../secret.safetensors"}}',
             "names files that are not safetensors files of its folder: got ../secret.safetensors",

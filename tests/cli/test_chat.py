@@ -110,7 +110,7 @@ def test_a_mistake_is_told_and_the_session_goes_on(hasten, line, words):
 
 
 def test_help_names_every_command(hasten):
-    from hasten.cli.slash import COMMANDS
+    from hasten.cli.slash_commands import COMMANDS
 
     told = hasten("chat", "demo", stdin="/help\n").err
     assert [name for name in COMMANDS if name not in told] == []

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hasten.checkpoints.hub import resolve
 from hasten.ops.cpu.cpu import find_cpu
-from hasten.quality.texts import HELD_OUT, read_texts
+from hasten.quality.documents import HELD_OUT, read_texts
 
 TEXT = read_texts(HELD_OUT)[4][:900]
 
@@ -71,7 +71,7 @@ def test_the_loss_of_bf16_is_shown_and_float32_has_none(hasten, file, tmp_path):
     assert found["bfloat16"]["kl_mean"] <= found["bfloat16"]["kl_p99"] <= found["bfloat16"]["kl_max"]
 
 
-@pytest.mark.parametrize("option", [("--quantize", "int8"), ("--kv-dtype", "int8")], ids=" ".join)
+@pytest.mark.parametrize("option", [("--quantization", "int8"), ("--kv-cache-dtype", "int8")], ids=" ".join)
 def test_the_loss_of_int8_is_shown(hasten, file, option):
     """The rest is in float32, whose own loss is below 1e-9."""
     ran = hasten("eval", "demo", "--text", str(file), "--num-tokens", "200", "--dtype", "float32", *option, "--json", "-")
@@ -89,12 +89,12 @@ def test_the_loss_of_int8_is_shown(hasten, file, option):
     "option",
     [
         ("--exits", "demo-exits"),
-        ("--speculation", "off"),
+        ("--speculative-method", "off"),
         ("--draft-model", "demo-draft"),
         ("--draft-heads", "demo-eagle"),
-        ("--draft-quantize", "int8"),
-        ("--draft-layers", "2"),
-        ("--num-draft-tokens", "2"),
+        ("--draft-quantization", "int8"),
+        ("--self-draft-layers", "2"),
+        ("--num-speculative-tokens", "2"),
     ],
     ids=" ".join,
 )

@@ -108,10 +108,10 @@ def test_a_checkpoint_without_a_tokenizer_prints_ids(hasten, tiny):
 
 
 def test_priority_goes_with_its_ordering(hasten):
-    ran = hasten("generate", "demo", "a", "b", "--ordering", "priority", "--priority", "1", "--priority", "0", *GREEDY)
+    ran = hasten("generate", "demo", "a", "b", "--scheduling-policy", "priority", "--priority", "1", "--priority", "0", *GREEDY)
     assert ran.code == 0
     assert "given once per prompt" in hasten("generate", "demo", "a", "b", "--priority", "1").err
-    assert "needs --ordering priority" in hasten("generate", "demo", "a", "--priority", "1").err
+    assert "needs --scheduling-policy priority" in hasten("generate", "demo", "a", "--priority", "1").err
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_interrupt_ends_with_130():
 
 def test_show_drafts_colours_the_same_text_and_counts_it(hasten, llm, monkeypatch):
     prompt = "for i in range(3):\n    print(i)\n" * 3
-    ran = hasten("generate", "demo", prompt, *GREEDY, "--speculation", "prompt_lookup", "--show-drafts")
+    ran = hasten("generate", "demo", prompt, *GREEDY, "--speculative-method", "prompt_lookup", "--show-drafts")
     assert ran.code == 0 and "\x1b[32m" in ran.out
     assert re.sub(r"\x1b\[\d+m", "", ran.out) == answer(llm, prompt) + "\n"
     (legend,) = [line for line in re.sub(r"\x1b\[\d+m", "", ran.err).splitlines() if "guessed and accepted" in line]
@@ -159,5 +159,8 @@ def test_show_drafts_colours_the_same_text_and_counts_it(hasten, llm, monkeypatc
     assert sum(int(count.split()[0]) for count in counts) == 12
     assert re.search(r"guesses (\d+) of \d+ accepted, [\d.]+ tokens a step", ran.err)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert hasten("generate", "demo", prompt, *GREEDY, "--speculation", "suffix", "--show-drafts").out == answer(llm, prompt) + "\n"
+    assert (
+        hasten("generate", "demo", prompt, *GREEDY, "--speculative-method", "suffix", "--show-drafts").out
+        == answer(llm, prompt) + "\n"
+    )
     assert hasten("generate", "demo", prompt, "other", *GREEDY, "--show-drafts").code == 2

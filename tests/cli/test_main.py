@@ -51,11 +51,11 @@ def test_debug_shows_where_a_user_error_comes_from(hasten):
 def test_warnings_of_hasten_are_one_line_and_those_of_libraries_are_not_shown(hasten, monkeypatch):
     import warnings
 
-    from hasten.engine.fit import AutoFitWarning
+    from hasten.engine.kv_cache_sizing import KvCacheWarning
 
     def examine():
         warnings.simplefilter("always")
-        warnings.warn("reduced from 9 to 8", AutoFitWarning, stacklevel=1)
+        warnings.warn("reduced from 9 to 8", KvCacheWarning, stacklevel=1)
         warnings.warn("internal detail", DeprecationWarning, stacklevel=1)
         return {}
 

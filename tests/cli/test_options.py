@@ -8,9 +8,9 @@ import typer
 from hasten.cli.engine_options import ENGINE
 from hasten.cli.options import Given, OptionGroup, with_options
 from hasten.cli.sampling_options import SAMPLING
+from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
 from hasten.core.sampling_params import SamplingParams
-from hasten.engine.options import EngineOptions
 
 WRITTEN = {
     "exit_rule": (["classifier"], "classifier"),
@@ -85,7 +85,7 @@ def test_an_option_arrives_as_its_field(name, spelling):
     needed = {"min_tokens": {"max_tokens": 9}, "length_penalty": {"beam_width": 2}, "early_stopping": {"beam_width": 2}}
     needed |= {key: {"acceptance": "typical"} for key in ("posterior_threshold", "posterior_alpha")}
     needed |= {key: {"exit_rule": "softmax"} for key in ("exit_threshold", "exit_tolerance")}
-    needed |= {"exit_layer": {"exit_rule": "layer"}, "exit_decay": {"exit_rule": "softmax", "exit_threshold": 0.5}}
+    needed |= {"exit_layer": {"exit_rule": "fixed"}, "exit_decay": {"exit_rule": "softmax", "exit_threshold": 0.5}}
     changed = needed.get(name, {})
     assert getattr(SamplingParams(**{name: value, **changed}), name) == value
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hasten.cli.sampling_options import settle
+from hasten.cli.sampling_options import merge_settings
 from hasten.core.errors import InvalidOption, InvalidRequest
 from hasten.core.sampling_params import SamplingParams
 
@@ -10,33 +10,33 @@ CHECKPOINT = SamplingParams(temperature=0.6, top_k=20, top_p=0.95)
 
 
 def test_the_checkpoint_alone():
-    settings = settle(CHECKPOINT, None, {})
+    settings = merge_settings(CHECKPOINT, None, {})
     assert settings.params == CHECKPOINT
     assert settings.origins == dict.fromkeys(("temperature", "top_k", "top_p"), "checkpoint")
 
 
 def test_options_over_preset_over_checkpoint():
-    settings = settle(CHECKPOINT, "balanced", {"top_p": 0.5, "seed": 3})
+    settings = merge_settings(CHECKPOINT, "balanced", {"top_p": 0.5, "seed": 3})
     assert (settings.params.temperature, settings.params.top_k, settings.params.top_p) == (0.7, 20, 0.5)
     assert settings.origins == {"temperature": "preset balanced", "top_k": "checkpoint", "top_p": "option", "seed": "option"}
 
 
 def test_beams_do_not_take_the_sampling_of_the_checkpoint():
-    settings = settle(CHECKPOINT, None, {"beam_width": 4})
+    settings = merge_settings(CHECKPOINT, None, {"beam_width": 4})
     assert settings.params == SamplingParams(beam_width=4)
     assert settings.origins == {"beam_width": "option"}
     with pytest.raises(InvalidRequest, match="beam"):
-        settle(CHECKPOINT, None, {"beam_width": 4, "top_p": 0.5})
+        merge_settings(CHECKPOINT, None, {"beam_width": 4, "top_p": 0.5})
 
 
 def test_every_preset_is_valid_on_top_of_a_checkpoint():
     from hasten.sampling.presets import PRESETS
 
     for name, preset in PRESETS.items():
-        params = settle(CHECKPOINT, name, {}).params
+        params = merge_settings(CHECKPOINT, name, {}).params
         assert {field: getattr(params, field) for field in preset.settings} == preset.settings
 
 
 def test_an_unknown_preset_offers_the_nearest():
     with pytest.raises(InvalidOption, match="Did you mean 'creative'"):
-        settle(CHECKPOINT, "creativ", {})
+        merge_settings(CHECKPOINT, "creativ", {})

@@ -10,7 +10,7 @@ import pytest
 
 from hasten.cli import train as module
 
-SHORT = ("--steps", "20", "--batch", "2", "--window", "64")
+SHORT = ("--steps", "20", "--batch", "2", "--seq-len", "64")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, tex
 def test_ctrl_c_saves_and_the_same_command_goes_on(hasten, model, text, tmp_path, monkeypatch):
     command = ("train", "medusa", model, "--data", text, "--out", str(tmp_path / "out"), *SHORT)
     with monkeypatch.context() as patch:
-        from hasten.compress.training.watcher import Display
+        from hasten.training.callback import Display
 
         told = Display.evaluated
 
@@ -62,9 +62,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(hasten, model, text, tmp_path
     [
         (["--data", "nothing.txt"], "nothing.txt cannot be read"),
         (["--data", "empty.txt"], "empty.txt is empty"),
-        (["--data", "short.txt", "--window", "200"], "at least 600 tokens"),
-        (["--data", "short.txt", "--window", "1000"], "up to 256"),
-        (["--data", "short.txt", "--window", "8"], "window=8 (allowed: from 32)"),
+        (["--data", "short.txt", "--seq-len", "200"], "at least 600 tokens"),
+        (["--data", "short.txt", "--seq-len", "1000"], "up to 256"),
+        (["--data", "short.txt", "--seq-len", "8"], "seq_len=8 (allowed: from 32)"),
         (["--data", "text.txt", "--steps", "5", "--minutes", "1"], "not both"),
         (["--data", "text.txt", "--steps", "0", "--batch", "0"], "2 of the options"),
         (["--data", "text.txt", "--lr", "fast"], "--lr has the wrong form"),
@@ -79,7 +79,7 @@ def test_what_cannot_be_trained_is_refused(hasten, model, text, tiny, tmp_path, 
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("w10 w11 w12")
     chosen = str(tiny("qwen2-tied")) if "no-tokenizer" in arguments else model
-    ran = hasten("train", "medusa", chosen, "--window", "64", "--out", "out", *arguments)
+    ran = hasten("train", "medusa", chosen, "--seq-len", "64", "--out", "out", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert words in ran.err and ran.err.count("error: ") == 1
     assert not (tmp_path / "out").exists()
@@ -103,6 +103,6 @@ def test_every_option_is_a_field_with_help():
     for kind in module.KINDS.values():
         assert {field.name for field in dataclasses.fields(kind.recipe)} == set(kind.help)
         assert not set(kind.help) & set(module.TRAINING.help)
-    from hasten.compress.training.options import TrainOptions
+    from hasten.training.options import TrainOptions
 
     assert {field.name for field in dataclasses.fields(TrainOptions)} == set(module.TRAINING.help)

@@ -23,18 +23,18 @@ def model(tmp_path_factory):
 def command(model, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(" ".join(f"w{10 + place % 7}" for place in range(3000)))
-    return ("train", "eagle", str(model), "--data", str(file), "--out", str(tmp_path / "out"), "--batch", "2", "--window", "64")
+    return ("train", "eagle", str(model), "--data", str(file), "--out", str(tmp_path / "out"), "--batch", "2", "--seq-len", "64")
 
 
 def test_a_head_is_trained_and_loads_beside_its_model(hasten, command, model, tmp_path):
-    chosen = ("--guesses", "3", "--draft-vocab", "20", "--intermediate", "32", "--no-norm-before-residual")
-    ran = hasten(*command, "--steps", "20", *chosen, "--state-layers", "1", "--state-layers", "2", "--state-layers", "2")
+    chosen = ("--ttt-steps", "3", "--draft-vocab", "20", "--intermediate", "32", "--no-norm-before-residual")
+    ran = hasten(*command, "--steps", "20", *chosen, "--aux-layers", "1", "--aux-layers", "2", "--aux-layers", "2")
     assert ran.code == 0, ran.err
     table = [line.split() for line in ran.out.splitlines()]
     assert table[0][0] == "GUESS" and [row[0] for row in table[1:-1]] == ["1", "2", "3"]
     loaded = load_eagle(tmp_path / "out", load_decoder(model, ops=TorchOps()).decoder)
     spec = loaded.head.spec
-    assert (spec.state_layers, spec.draft_vocab_size, spec.norm_before_residual) == ((1, 2, 2), 20, False)
+    assert (spec.aux_layers, spec.draft_vocab_size, spec.norm_before_residual) == ((1, 2, 2), 20, False)
     assert spec.layer.mlp.intermediate_size == 32
     assert {*range(10, 17)} < {*loaded.head.target_ids.tolist()}
     report = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -46,9 +46,9 @@ def test_a_head_is_trained_and_loads_beside_its_model(hasten, command, model, tm
     ("options", "words"),
     [
         (["--draft-vocab", "102"], ["102", "101"]),
-        (["--state-layers", "1", "--state-layers", "2", "--state-layers", "9"], ["1, 2, 9", "1 to 3"]),
-        (["--state-layers", "1"], ["three numbers"]),
-        (["--guesses", "17"], ["guesses=17", "1 to 16"]),
+        (["--aux-layers", "1", "--aux-layers", "2", "--aux-layers", "9"], ["1, 2, 9", "1 to 3"]),
+        (["--aux-layers", "1"], ["three numbers"]),
+        (["--ttt-steps", "17"], ["ttt_steps=17", "1 to 16"]),
     ],
 )
 def test_what_the_model_does_not_have_is_refused(hasten, command, options, words):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-SHORT = ("--steps", "20", "--batch", "2", "--window", "64", "--texts", "8")
+SHORT = ("--steps", "20", "--batch", "2", "--seq-len", "64", "--texts", "8")
 
 
 def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, text, tmp_path):

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
+from hasten.core.concat_view import ConcatView
 from hasten.core.draft import NO_DRAFT, Draft
-from hasten.core.extended import Extended
 from hasten.core.plan import RowPlan
 
 
@@ -78,7 +78,7 @@ def test_a_row_places_and_shows_its_tokens_by_the_tree(seed: int) -> None:
 
 def test_an_extended_text_reads_as_the_two_end_to_end() -> None:
     text, more = [1, 2, 3, 4], (5, 6)
-    whole, extended = [*text, *more], Extended(text, more)
+    whole, extended = [*text, *more], ConcatView(text, more)
     assert list(extended) == whole and len(extended) == 6
     for start in range(-7, 8):
         assert extended[start:] == whole[start:] and extended[:start] == whole[:start]

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from hasten.decoding.step_costs import StepCosts
-from hasten.engine import speculation
+from hasten.entrypoints import speculative_setup
+from hasten.speculative.step_costs import StepCosts
 
 
 class _Free(StepCosts):
@@ -23,5 +23,5 @@ class _Free(StepCosts):
 def free_steps() -> Iterator[None]:
     """Around the making of an engine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculation, "StepCosts", _Free)
+        patch.setattr(speculative_setup, "StepCosts", _Free)
         yield

@@ -9,8 +9,8 @@ import pytest
 from hasten import LLM, RequestOutput, SamplingParams
 
 BATCHES, POOL, NEW_TOKENS = 306, 24, 10  # a ninth of the batches for each format and way to run
-# Formats whose rows are promised to be the same bits in any batch.
-FORMATS = [{"dtype": "float32"}, {"quantize": "int8"}, {"quantize": "int4", "kv_dtype": "int8"}]
+# WeightFormatFactory whose rows are promised to be the same bits in any batch.
+FORMATS = [{"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4", "kv_cache_dtype": "int8"}]
 
 
 def requests(vocab_size: int) -> list[tuple[dict[str, list[int]], SamplingParams]]:
@@ -75,9 +75,9 @@ def test_preempted_requests_give_the_same(alone: list[RequestOutput], weights: d
     llm = demo(max_num_seqs=8, prefix_caching=False, **weights)
     pool = requests(llm.describe()["vocab_size"])
     draw = random.Random(3)
-    intake, engine = llm._assembly.intake, llm.engine
+    input_processor, engine = llm._loaded.input_processor, llm.engine
     for i, (prompt, params) in enumerate(pool):
-        engine.add(intake.request(str(i), prompt, params, arrival=0.0))
+        engine.add(input_processor.request(str(i), prompt, params, arrival=0.0))
     outputs = {}
     while engine.unfinished:
         if engine.scheduler.num_running and draw.random() < 0.6:

@@ -21,10 +21,10 @@ from hasten.checkpoints.hub import resolve
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.core.result import TokenOrigin
-from hasten.decoding.drafters import draft_model
-from hasten.decoding.drafters.base import Line, Seen
-from hasten.engine import speculation
-from hasten.quality.texts import read_texts
+from hasten.entrypoints import speculative_setup
+from hasten.quality.documents import read_texts
+from hasten.speculative.drafters import draft_model
+from hasten.speculative.drafters.base import DraftRequest, TargetOutput
 from tests.engine.free_steps import free_steps
 from tests.scheduling.world import random_tree
 from tests.tiny_models import SIZES
@@ -46,19 +46,19 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 class Knowing:
     """A ``Drafter`` that is told the answers; after ``honest`` right tokens it lies."""
 
-    taps = ()
+    aux_layer_indices = ()
 
     def __init__(self, answers: dict[tuple[int, ...], list[RequestOutput]], honest: int, lies: int) -> None:
         self._answers, self._honest, self._lies = answers, honest, lies
         self._draw = random.Random(3)
 
-    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
         return [self._draft(self._right(line), [self._draw.randrange(8192) for _ in range(self._lies)]) for line in lines]
 
     def _draft(self, right: Sequence[int], lies: Sequence[int]) -> Draft:
         return Draft.chain([*right, *lies])
 
-    def _right(self, line: Line) -> tuple[int, ...]:
+    def _right(self, line: DraftRequest) -> tuple[int, ...]:
         prompt, params = line.request.prompt_token_ids, line.request.params
         done = len(line.token_ids) - len(prompt)
         for output in self._answers[prompt]:
@@ -70,9 +70,9 @@ class Knowing:
 
 
 def demo(**options: Any) -> LLM:
-    given = {"speculation": "off", "kv_cache_memory": "64MiB", **options}
+    given = {"speculative_method": "off", "kv_cache_memory": "64MiB", **options}
     with free_steps():
-        return LLM("demo", **{"quantize": "int8", "max_model_len": 128, "threads": 2, **given})
+        return LLM("demo", **{"quantization": "int8", "max_model_len": 128, "threads": 2, **given})
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def knowing(plain: list[RequestOutput], honest: int, lies: int, kind: type[Knowi
 
 @pytest.mark.parametrize("speculation", ["prompt_lookup", "suffix", "auto"])
 def test_guesses_from_text_change_no_output(speculation: str, requests, plain) -> None:
-    llm = demo(speculation=speculation)
+    llm = demo(speculative_method=speculation)
     found = generate(llm, requests)
     assert_same(found, plain[0])
     stats = llm.engine.stats
@@ -210,11 +210,11 @@ def test_other_rules_change_no_greedy_output_and_are_named(rule: str, requests, 
 
 def test_an_unknown_drafter_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(InvalidOption, match="prompt_lookup"):
-        LLM("demo", speculation="prompt_lokup")
+        LLM("demo", speculative_method="prompt_lokup")
 
 
 def test_a_draft_model_changes_no_output(requests, plain) -> None:
-    llm = demo(speculation="draft_model", draft_model="demo-draft")
+    llm = demo(speculative_method="draft_model", draft_model="demo-draft")
     assert_same(generate(llm, requests), plain[0])
     stats = llm.engine.stats
     assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
@@ -222,7 +222,7 @@ def test_a_draft_model_changes_no_output(requests, plain) -> None:
 
 
 def test_an_eagle_head_changes_no_output(requests, plain) -> None:
-    llm = demo(speculation="eagle", draft_heads="demo-eagle")
+    llm = demo(speculative_method="eagle", draft_heads="demo-eagle")
     assert_same(generate(llm, requests), plain[0])
     assert llm.engine.stats.num_accepted_tokens > 0.5 * llm.engine.stats.num_drafts
 
@@ -235,9 +235,9 @@ def test_what_guesses_in_four_bits_is_nearly_as_often_right(given: dict[str, str
     kind = kinds[next(iter(given.values()))]
     accepted, weight_bytes = {}, {}
     for wanted, found in (("auto", "int4"), ("int8", "int8"), ("int4-weight-only", "int4-weight-only")):
-        llm = demo(speculation=kind, **given, draft_quantize=wanted)
+        llm = demo(speculative_method=kind, **given, draft_quantization=wanted)
         about = llm.describe()
-        assert about["draft_quantize"] == found
+        assert about["draft_quantization"] == found
         weight_bytes[found] = about["draft_weight_bytes"]
         generate(llm, requests[:60])
         accepted[found] = llm.engine.stats.num_accepted_tokens
@@ -247,7 +247,7 @@ def test_what_guesses_in_four_bits_is_nearly_as_often_right(given: dict[str, str
 
 
 def test_medusa_heads_change_no_output(requests, plain) -> None:
-    llm = demo(speculation="medusa", draft_heads="demo-medusa")
+    llm = demo(speculative_method="medusa", draft_heads="demo-medusa")
     assert_same(generate(llm, requests), plain[0])
     stats = llm.engine.stats
     assert 0.3 * stats.num_drafts < stats.num_accepted_tokens < stats.num_drafted_tokens
@@ -255,8 +255,8 @@ def test_medusa_heads_change_no_output(requests, plain) -> None:
 
 def test_what_steps_take_is_followed_whoever_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured in a bad moment, when the model was loaded."""
-    monkeypatch.setattr(speculation, "measure_steps", lambda *_: {1: 10.0, 64: 20.0})
-    llm = LLM("demo", speculation="draft_model", draft_model="demo-draft", max_model_len=128, kv_cache_memory="64MiB")
+    monkeypatch.setattr(speculative_setup, "measure_step_seconds", lambda *_: {1: 10.0, 64: 20.0})
+    llm = LLM("demo", speculative_method="draft_model", draft_model="demo-draft", max_model_len=128, kv_cache_memory="64MiB")
     llm.generate("def read(", SamplingParams(temperature=0, max_tokens=96, ignore_eos=True), use_tqdm=False)
     costs = llm.engine._costs
     assert costs is not None
@@ -266,7 +266,7 @@ def test_what_steps_take_is_followed_whoever_guesses(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("memory", ["64MiB", "1MiB"])
 def test_the_models_own_first_layers_change_no_output(memory: str, requests, plain) -> None:
     """Their keys and values lie in the model's own blocks: also where these are short, and requests are preempted."""
-    llm = demo(speculation="self_speculation", draft_layers=6, kv_cache_memory=memory)
+    llm = demo(speculative_method="self_speculation", self_draft_layers=6, kv_cache_memory=memory)
     found = generate(llm, requests)
     assert_same(found, plain[0])
     stats = llm.engine.stats
@@ -277,25 +277,25 @@ def test_the_models_own_first_layers_change_no_output(memory: str, requests, pla
 
 def test_first_layers_beside_other_drafters_and_early_exits_change_no_output(requests, plain) -> None:
     """auto takes guesses from text now and from the layers then; every fourth request leaves early and is nobody's business."""
-    llm = demo(speculation="auto", draft_layers=6)
+    llm = demo(speculative_method="auto", self_draft_layers=6)
     mixed = [
-        (prompt, params.replace(exit_rule="layer", exit_layer=5) if i % 4 == 0 and params.beam_width is None else params)
+        (prompt, params.replace(exit_rule="fixed", exit_layer=5) if i % 4 == 0 and params.beam_width is None else params)
         for i, (prompt, params) in enumerate(requests)
     ]
     for (_, params), mine, right in zip(mixed, generate(llm, mixed), plain[0], strict=True):
-        assert mine.outputs == right.outputs or params.exit_rule == "layer"
+        assert mine.outputs == right.outputs or params.exit_rule == "fixed"
     assert llm.engine.stats.num_accepted_tokens > 0
 
 
 def test_all_layers_but_none_are_refused_as_first_layers() -> None:
-    with pytest.raises(InvalidOption, match=r"draft_layers=8.*1 to 7"):
-        demo(speculation="self_speculation", draft_layers=8)
+    with pytest.raises(InvalidOption, match=r"self_draft_layers=8.*1 to 7"):
+        demo(speculative_method="self_speculation", self_draft_layers=8)
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(requests, plain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which needs its keys and values to be right after every step, and its noise to be the target's."""
     monkeypatch.setattr(draft_model, "RANKS", 1)  # no second choices beside the right one
-    llm = demo(speculation="draft_model", draft_model="demo", draft_quantize="int8", num_draft_tokens=5)
+    llm = demo(speculative_method="draft_model", draft_model="demo", draft_quantization="int8", num_speculative_tokens=5)
     found = generate(llm, requests)
     assert_same(found, plain[0])
     for output, (_, params) in zip(found, requests, strict=True):
@@ -309,13 +309,15 @@ def test_a_draft_model_of_few_tokens_is_wrong_only_where_it_cannot_name_the_toke
     shutil.copytree(resolve("demo", None, quiet=True), tmp_path / "half")
     sayable = set(range(0, 8192, 2))
     save_file({"draft_ids": torch.arange(0, 8192, 2, dtype=torch.int32)}, tmp_path / "half" / "draft_ids.safetensors")
-    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), draft_quantize="int8", num_draft_tokens=3)
+    llm = demo(
+        speculative_method="draft_model", draft_model=str(tmp_path / "half"), draft_quantization="int8", num_speculative_tokens=3
+    )
     drafter, first = llm.engine._drafter, {}
 
     class Watched:
-        taps = ()
+        aux_layer_indices = ()
 
-        def propose(self, lines: Sequence[Line], seen: Seen) -> Sequence[Draft]:
+        def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> Sequence[Draft]:
             drafts = drafter.propose(lines, seen)
             for line, draft in zip(lines, drafts, strict=True):
                 assert set(draft.token_ids) <= sayable
@@ -344,7 +346,9 @@ def test_a_draft_model_of_few_tokens_is_judged_by_them(tmp_path: Path) -> None:
     """Rejection sampling weighs a guess by what it was drawn from; tokens that cannot be named had no chance there."""
     shutil.copytree(resolve("demo", None, quiet=True), tmp_path / "half")
     save_file({"draft_ids": torch.arange(0, 8192, 2, dtype=torch.int32)}, tmp_path / "half" / "draft_ids.safetensors")
-    llm = demo(speculation="draft_model", draft_model=str(tmp_path / "half"), draft_quantize="int8", num_draft_tokens=3)
+    llm = demo(
+        speculative_method="draft_model", draft_model=str(tmp_path / "half"), draft_quantization="int8", num_speculative_tokens=3
+    )
     params = [SamplingParams(temperature=1.0, seed=i, max_tokens=16, ignore_eos=True, acceptance="rejection") for i in range(20)]
     outputs = llm.generate(["def main():\n"] * 20, params, use_tqdm=False)
     odd = [token % 2 for output in outputs for token in output.outputs[0].token_ids]
@@ -354,9 +358,9 @@ def test_a_draft_model_of_few_tokens_is_judged_by_them(tmp_path: Path) -> None:
 
 def test_a_drafter_that_fails_is_asked_no_more(requests, plain, caplog) -> None:
     class Failing:
-        calls, taps = 0, ()
+        calls, aux_layer_indices = 0, ()
 
-        def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+        def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
             self.calls += 1
             if self.calls > 3:
                 raise RuntimeError("injected by the test")
@@ -370,26 +374,26 @@ def test_a_drafter_that_fails_is_asked_no_more(requests, plain, caplog) -> None:
 
 def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(tiny) -> None:
     with pytest.raises(InvalidOption, match="8192") as refused:
-        demo(speculation="draft_model", draft_model=str(tiny("llama-gqa")))
+        demo(speculative_method="draft_model", draft_model=str(tiny("llama-gqa")))
     assert str(SIZES["vocab_size"]) in str(refused.value)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"speculation": "draft_model"},
-        {"speculation": "suffix", "draft_model": "demo-draft"},
-        {"speculation": "medusa"},
-        {"speculation": "eagle"},
-        {"speculation": "off", "draft_heads": "somewhere"},
-        {"num_draft_tokens": 0},
-        {"speculation": "self_speculation"},
-        {"speculation": "suffix", "draft_layers": 4},
-        {"draft_layers": 0},
-        {"draft_quantize": "int8"},
-        {"draft_quantize": "int8", "exits": "demo-exits", "speculation": "suffix"},
-        {"draft_quantize": "int5", "draft_model": "demo-draft"},
-        {"draft_quantize": "int4", "draft_model": "demo-draft", "backend": "torch", "quantize": None},
+        {"speculative_method": "draft_model"},
+        {"speculative_method": "suffix", "draft_model": "demo-draft"},
+        {"speculative_method": "medusa"},
+        {"speculative_method": "eagle"},
+        {"speculative_method": "off", "draft_heads": "somewhere"},
+        {"num_speculative_tokens": 0},
+        {"speculative_method": "self_speculation"},
+        {"speculative_method": "suffix", "self_draft_layers": 4},
+        {"self_draft_layers": 0},
+        {"draft_quantization": "int8"},
+        {"draft_quantization": "int8", "exits": "demo-exits", "speculative_method": "suffix"},
+        {"draft_quantization": "int5", "draft_model": "demo-draft"},
+        {"draft_quantization": "int4", "draft_model": "demo-draft", "backend": "torch", "quantization": None},
     ],
 )
 def test_half_an_order_is_refused(options: dict[str, Any]) -> None:
@@ -403,14 +407,17 @@ def test_a_format_for_a_vocabulary_that_exits_do_not_have_is_refused(tmp_path: P
     tensors = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if name != "draft_ids"}
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
-    assert demo(speculation="self_speculation", exits=str(tmp_path)).describe()["draft_quantize"] is None
+    assert demo(speculative_method="self_speculation", exits=str(tmp_path)).describe()["draft_quantization"] is None
     with pytest.raises(InvalidOption, match="whole vocabulary"):
-        demo(speculation="self_speculation", exits=str(tmp_path), draft_quantize="int8")
+        demo(speculative_method="self_speculation", exits=str(tmp_path), draft_quantization="int8")
 
 
 def test_exits_that_may_not_guess_take_no_memory_for_it() -> None:
     """In bfloat16 a guess can change an output by a rounding: there first layers guess where somebody asks for it."""
-    given = {"exits": "demo-exits", "quantize": None, "dtype": "bfloat16"}
-    unasked, asked = demo(speculation="auto", **given).describe(), demo(speculation="self_speculation", **given).describe()
-    assert (unasked["speculation"], unasked["draft_weight_bytes"]) == ("off", 0)
+    given = {"exits": "demo-exits", "quantization": None, "dtype": "bfloat16"}
+    unasked, asked = (
+        demo(speculative_method="auto", **given).describe(),
+        demo(speculative_method="self_speculation", **given).describe(),
+    )
+    assert (unasked["speculative_method"], unasked["draft_weight_bytes"]) == ("off", 0)
     assert asked["draft_weight_bytes"] > 0

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from hasten.core.engine_options import EngineOptions
 from hasten.core.plan import RowPlan, SlotMove
-from hasten.engine import native_runner
-from hasten.engine.backends.choose import choose_backend
-from hasten.engine.options import EngineOptions
 from hasten.kv.native_pool import NativeKvPool
 from hasten.kv.pool import KvPool
 from hasten.models.load import load_decoder
+from hasten.runners import native_runner
+from hasten.runners.backends.choose import choose_backend
 from tests.engine.step_rows import Steps, Tree, random_tree
 from tests.engine.test_equality import runnable_here
 from tests.models.dense import differences
@@ -29,16 +29,16 @@ from tests.models.dense import differences
 # are small, and the windows are 7 and 8 tokens.
 NATIVE = [
     ("llama-gqa", 16, {"dtype": "float32"}),
-    ("mistral-window", 1, {"dtype": "bfloat16", "quantize": "int4"}),
-    ("qwen2-mixed-window", 5, {"dtype": "float16", "quantize": "int8"}),
-    ("qwen3-gqa", 3, {"dtype": "float32", "kv_dtype": "int8"}),
-    ("gpt2", 48, {"dtype": "float32", "quantize": "int8", "kv_dtype": "int8"}),
+    ("mistral-window", 1, {"dtype": "bfloat16", "quantization": "int4"}),
+    ("qwen2-mixed-window", 5, {"dtype": "float16", "quantization": "int8"}),
+    ("qwen3-gqa", 3, {"dtype": "float32", "kv_cache_dtype": "int8"}),
+    ("gpt2", 48, {"dtype": "float32", "quantization": "int8", "kv_cache_dtype": "int8"}),
 ]
 TORCH = ["llama-gqa", "gpt2", "mistral-window", "qwen2-mixed-window", "qwen3-gqa"]
 Compare = Callable[[Tensor, Tensor], bool]
 
 
-def same_bits(ours: Tensor, theirs: Tensor) -> bool:
+def batch_invariant(ours: Tensor, theirs: Tensor) -> bool:
     return torch.equal(ours, theirs)
 
 
@@ -125,8 +125,8 @@ def test_native_rows_have_the_bits_of_their_paths(
     monkeypatch.setenv("HASTEN_CPU_ISA", isa)
     made = steps(tiny(name), block_size, backend="cpu", **options)
     for seed in range(3):
-        assert wrong_rows(made, same_bits, seed) == []
-        assert wrong_turns(made, same_bits, seed) == []
+        assert wrong_rows(made, batch_invariant, seed) == []
+        assert wrong_turns(made, batch_invariant, seed) == []
 
 
 @pytest.mark.parametrize("block_size", [5, 16])

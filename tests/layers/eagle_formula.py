@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.layers.build import Build
 from hasten.layers.eagle import EagleHead, EagleSpec
 from hasten.layers.embedding import Embedding
-from hasten.layers.formats.dense import Dense, DenseFormats
+from hasten.layers.formats.dense import Dense, DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, RotarySpec
 from hasten.models.eagle import eagle_tensors
 from hasten.ops.torch.backend import TorchOps
@@ -81,12 +81,12 @@ def random_head(
         target_size=20,
         target_vocab_size=VOCAB_SIZE,
         draft_vocab_size=11,
-        state_layers=(1, 2, 3),
+        aux_layers=(1, 2, 3),
         layer=LayerSpec(attention, MlpSpec(40, "silu", gated=True)),
         norm=NormSpec("rms", EPS),
         norm_before_residual=norm_before_residual,
     )
-    build = Build(TorchOps(), DenseFormats(TorchOps(), torch.float32), torch.float32)
+    build = LayerContext(TorchOps(), DenseFormatFactory(TorchOps(), torch.float32), torch.float32)
     head = EagleHead(spec, Embedding(build.formats.table(VOCAB_SIZE, HIDDEN_SIZE)), build)
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():

@@ -8,11 +8,11 @@ from tests.layers.eagle_formula import HEAD_DIM, VOCAB_SIZE, Formula, random_hea
 from torch import Tensor
 
 from hasten.core.plan import RowPlan
-from hasten.engine.context import PagedContext
 from hasten.kv.group import KvGroup
 from hasten.kv.pool import KvPool
-from hasten.layers.context import DenseContext
+from hasten.layers.attention_context import DenseContext
 from hasten.layers.eagle import EagleHead
+from hasten.runners.paged_context import PagedContext
 
 LENGTH, BLOCK_SIZE = 9, 4
 
@@ -89,4 +89,4 @@ def test_guesses_over_the_pool_equal_the_formula_of_the_whole_chain(window: int 
 def test_the_target_reads_draft_tokens_by_its_own_ids() -> None:
     head = random_head()
     assert head.target_ids.tolist() == list(range(11))
-    assert head.spec.taps == (0, 1, 2)
+    assert head.spec.aux_layer_indices == (0, 1, 2)

@@ -12,7 +12,7 @@ from tests.tiny_models import tiny_reference
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hasten.layers.context import DenseContext
+from hasten.layers.attention_context import DenseContext
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
 from hasten.models.load import load_decoder
@@ -49,8 +49,8 @@ def test_taps_see_the_state_after_their_layer(name: str, tiny: Callable[[str], P
     decoder = _decoder(tiny, name)
     context = _context(decoder, len(IDS))
     seen: dict[int, Tensor] = {}
-    taps = {index: lambda hidden, index=index: seen.update({index: hidden}) for index in (0, 2)}
-    whole = decoder.run(decoder.embed(IDS), context.positions_T, context, taps=taps)
+    hooks = {index: lambda hidden, index=index: seen.update({index: hidden}) for index in (0, 2)}
+    whole = decoder.run(decoder.embed(IDS), context.positions_T, context, hooks=hooks)
     assert set(seen) == {0, 2}
     assert torch.equal(seen[0], decoder.run(decoder.embed(IDS), context.positions_T, context, 0, 1))
     assert torch.equal(decoder.run(seen[2], context.positions_T, context, 3), whole)

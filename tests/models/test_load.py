@@ -116,7 +116,7 @@ def test_sharded_equals_unsharded(tiny: Callable[[str], Path], tmp_path: Path) -
 @pytest.mark.parametrize("name", ["llama-mha-tied", "gpt2"])
 def test_a_tied_projection_shares_the_storage_of_the_embedding(name: str, tiny: Callable[[str], Path]) -> None:
     decoder = _load(tiny(name)).decoder
-    assert decoder.get_parameter("vocabulary.format.weight") is decoder.get_parameter("embedding.format.weight")
+    assert decoder.get_parameter("lm_head.format.weight") is decoder.get_parameter("embedding.format.weight")
 
 
 def test_tied_checkpoints_may_hold_either_copy_or_both(tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:

@@ -48,9 +48,9 @@ def texts(*sizes: int) -> list[TokenText]:
 
 @pytest.mark.parametrize("piece", [1, 4, 128])
 def test_the_figures_are_those_of_brute_force(piece: int) -> None:
-    reference, candidate, told = table(1), table(2), []
+    reference, candidate, progress = table(1), table(2), []
     cut = windows(texts(40, 2, 33), 10)
-    found = compare(reference, candidate, cut, piece=piece, told=told.append)
+    found = compare(reference, candidate, cut, piece=piece, progress=progress.append)
     kl, agrees, ours, theirs = [], [], [], []
     for window in cut:
         for before, after in zip(window.token_ids[:-1], window.token_ids[1:], strict=True):
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_brute_force(piece: int) -> None:
     assert found.candidate_perplexity == pytest.approx(math.exp(sum(theirs) / count), rel=1e-9)
     assert found.reference_bits_per_byte == pytest.approx(sum(ours) / math.log(2) / (3 * count), rel=1e-9)
     assert found.candidate_bits_per_byte == pytest.approx(sum(theirs) / math.log(2) / (3 * count), rel=1e-9)
-    assert sum(told) == count and max(reference.pieces) <= piece
+    assert sum(progress) == count and max(reference.pieces) <= piece
     assert set(found.as_dict()) >= {"kl_mean", "kl_p99", "kl_max", "top1_agreement", "num_tokens"}
 
 

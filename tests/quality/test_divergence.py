@@ -12,7 +12,7 @@ from torch import Tensor
 from hasten.core.errors import CheckpointError
 from hasten.quality.divergence import Divergence, divergence
 
-Measure = Callable[[Tensor, Tensor, Tensor], Divergence]
+ConfidenceMeasure = Callable[[Tensor, Tensor, Tensor], Divergence]
 
 
 def by_definition(logits: list[float]) -> list[float]:
@@ -22,7 +22,7 @@ def by_definition(logits: list[float]) -> list[float]:
     return [x - top - math.log(total) for x in logits]
 
 
-def check(measure: Measure, scale: float, offset: float, rows: int = 37, size: int = 53) -> None:
+def check(measure: ConfidenceMeasure, scale: float, offset: float, rows: int = 37, size: int = 53) -> None:
     generator = torch.Generator().manual_seed(int(scale))
     reference = torch.randn(rows, size, generator=generator) * scale + offset
     candidate = reference + torch.randn(rows, size, generator=generator) * 0.3 - 2 * offset
@@ -59,7 +59,7 @@ def test_each_figure_is_its_definition(scale: float, offset: float) -> None:
 
 
 @pytest.mark.parametrize("fault", [swapped, single_precision_without_the_maximum, targets_off_by_one])
-def test_a_planted_fault_is_caught(fault: Measure) -> None:
+def test_a_planted_fault_is_caught(fault: ConfidenceMeasure) -> None:
     """Negative control."""
     with pytest.raises(AssertionError):
         check(fault, 8.0, 3.0)

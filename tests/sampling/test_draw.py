@@ -17,13 +17,13 @@ from hasten.sampling import draw as module
 from hasten.sampling import noise, noise_search
 from hasten.sampling.chain import Chain
 from hasten.sampling.draw import draw
-from hasten.sampling.likeliest import LOWEST, likeliest
+from hasten.sampling.gumbel_argmax import gumbel_argmax
 from hasten.sampling.processors import top_p
 from hasten.sampling.processors.top_k import TopK
 from hasten.sampling.processors.top_p import TopP, by_sorting
-from hasten.sampling.race import race
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.shortlist import Shortlist
+from hasten.sampling.topk import LOWEST, likeliest
 
 VOCAB = 4096
 KINDS = ("peaked", "plain", "bf16", "flat", "masked", "few")
@@ -62,7 +62,7 @@ def wrong_tokens(seeds: int = 8) -> int:
             rng = random.Random(f"{seed} {kind}")
             rows = [make_row(rng, VOCAB, **settings(rng)) for _ in range(40)]
             logits_RV = logits(kind, 40, seed)
-            expected = race(chain.warp(logits_RV, rows), rows)
+            expected = gumbel_argmax(chain.warp(logits_RV, rows), rows)
             wrong += sum(a != b for a, b in zip(draw(logits_RV, rows, chain), expected, strict=True))
     return wrong
 
@@ -76,7 +76,7 @@ def test_ordinary_rows_need_no_more_than_a_list(chosen: dict[str, Any], monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("the whole vocabulary was warped")
 
-    monkeypatch.setattr(module, "race", refuse)
+    monkeypatch.setattr(module, "gumbel_argmax", refuse)
     rows = [make_row(random.Random(i), VOCAB, temperature=0.8, **chosen) for i in range(40)]
     assert None not in draw(logits("peaked", 40, 1), rows, Chain())
 

@@ -20,11 +20,11 @@ from transformers.generation.logits_process import (
 )
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling import race
+from hasten.sampling import gumbel_argmax
 from hasten.sampling.chain import Chain
 from hasten.sampling.noise import gumbel
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.sampler import Sampler, usable
+from hasten.sampling.sampler import Sampler, rows_are_finite
 
 
 def token_ids(logits_RV: Tensor, rows: list[SamplingRow], sampler: Sampler | None = None) -> list[int | None]:
@@ -75,11 +75,11 @@ def test_gathering_and_the_whole_vocabulary_draw_the_same(share: float, monkeypa
     rows = [mixed_row(rng, 0.4) for _ in range(60)]
     logits_RV = make_logits("masked", 60, VOCAB)
     expected = [brute_force(logits_V, row) for logits_V, row in zip(logits_RV, rows, strict=True)]
-    monkeypatch.setattr(race, "SPARSE_SHARE", share)
+    monkeypatch.setattr(gumbel_argmax, "SPARSE_SHARE", share)
     assert token_ids(logits_RV, rows) == expected
     # Without noise every token ties, and the lowest id wins.
-    monkeypatch.setattr(race, "gumbel_of", lambda bits: bits.double() * 0)
-    monkeypatch.setattr(race, "gumbel", lambda *key: torch.zeros(len(key[0]), VOCAB, dtype=torch.float64))
+    monkeypatch.setattr(gumbel_argmax, "gumbel_of", lambda bits: bits.double() * 0)
+    monkeypatch.setattr(gumbel_argmax, "gumbel", lambda *key: torch.zeros(len(key[0]), VOCAB, dtype=torch.float64))
     assert token_ids(torch.zeros(2, VOCAB), [make_row(rng, VOCAB), make_row(rng, VOCAB, logit_bias={0: -1.0})]) == [0, 1]
 
 
@@ -215,7 +215,7 @@ def test_usable_tells_which_beams_may_be_searched() -> None:
     logits_RV[1, 50] = float("nan")
     logits_RV[2, 50] = float("inf")
     logits_RV[3, [1, 2]] = -float("inf")
-    assert usable(Sampler().beam_logprobs(logits_RV, rows)) == [True, False, False, False]
+    assert rows_are_finite(Sampler().beam_logprobs(logits_RV, rows)) == [True, False, False, False]
 
 
 def test_no_rows() -> None:

@@ -2,7 +2,7 @@
 
 Instead of keys and values, a slot of the pool holds a number that depends on all tokens up to its position and on the tenant.
 A row of logits depends on every slot that the query can see, read back through the block table. So a stale block, a skipped
-copy, a dropped salt or a position that is off by one shows as a wrong token. ``Alone`` computes what the same request gives
+copy, a dropped salt or a position that is off by one shows as a wrong token. ``SingleThreadDrafter`` computes what the same request gives
 with no pool, no batch and no scheduler at all.
 
 The model has two layers, each with a number in every slot. A token may leave after the first one: its logits depend on the
@@ -17,14 +17,14 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from hasten.core.exits import REQUEST_MEASURES, ExitTest, exit_test
+from hasten.core.early_exit import REQUEST_CRITERIA, ExitCriterion, exit_criterion
 from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
-from hasten.decoding.search.candidates import best_candidates
-from hasten.engine.record import beam_search
+from hasten.engine.request_state import beam_search
 from hasten.kv.group import KvGroup
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
+from hasten.search.candidates import best_candidates
 
 VOCABULARY = 24
 NUM_LAYERS = 2
@@ -47,7 +47,7 @@ def logits_index(visible: Sequence[tuple[int, np.ndarray]]) -> int:
     return hash(tuple(sums)) % len(LOGITS)
 
 
-def leaves(test: ExitTest, shallow: Sequence[tuple[int, np.ndarray]]) -> bool:
+def leaves(test: ExitCriterion, shallow: Sequence[tuple[int, np.ndarray]]) -> bool:
     """Whether a token leaves after the first layer, by what it sees there."""
     return logits_index(shallow) / len(LOGITS) > test.threshold
 
@@ -74,7 +74,10 @@ class OracleRunner:
             pool[copy.target * size : (copy.target + 1) * size] = pool[copy.source * size : (copy.source + 1) * size]
         # All rows write before any row reads, as a layer of a real model does: a slot given to two rows must show.
         slots = [[self._slots(table, row.stop) for table in row.block_tables] for row in plan.rows]
-        depths = [list(row.exits.depths if row.exits and row.exits.depths else (None,) * len(row.token_ids)) for row in plan.rows]
+        depths = [
+            list(row.exits.exit_layers if row.exits and row.exits.exit_layers else (None,) * len(row.token_ids))
+            for row in plan.rows
+        ]
         for row, tables, own in zip(plan.rows, slots, depths, strict=True):
             self._write(row, tables, own, 0)
         for row, tables, own in zip(plan.rows, slots, depths, strict=True):
@@ -90,7 +93,7 @@ class OracleRunner:
                 if row.exits:
                     found[len(rows)] = depth or NUM_LAYERS
                 rows.append(logits_index(self._visible(row, tables, path, depth or NUM_LAYERS)))
-        return RunnerOutput(LOGITS[rows], depths=found, num_layers=NUM_LAYERS)
+        return RunnerOutput(LOGITS[rows], exit_layers=found, num_layers=NUM_LAYERS)
 
     def _write(self, row: RowPlan, tables: Sequence[np.ndarray], depths: Sequence[int | None], layer: int) -> None:
         tenant = self.tenant_of(row.sequence_id)
@@ -132,7 +135,7 @@ class OracleRunner:
         return slots.reshape(-1)[:stop]
 
 
-class Alone:
+class SingleThreadDrafter:
     """The same model without a pool: one request, one token after the other. It remembers what it said, by the request's id."""
 
     def __init__(self, groups: Sequence[KvGroup]) -> None:
@@ -161,7 +164,7 @@ class Alone:
 
     def _depth(self, tokens: Sequence[int], request: Request, left: set[int], chosen: int | None) -> int:
         """How many layers compute the last token."""
-        test = exit_test(request.params, len(tokens) - len(request.prompt_token_ids))
+        test = exit_criterion(request.params, len(tokens) - len(request.prompt_token_ids))
         if chosen is None and test is not None and leaves(test, self._visible(tokens, request.cache_salt, left, 1)):
             return 1
         return chosen or NUM_LAYERS
@@ -183,13 +186,13 @@ class Alone:
         tokens, prompt, params = list(request.prompt_token_ids), len(request.prompt_token_ids), request.params
         depths: list[int] = []
         left: set[int] = set()
-        chosen = request.depth
+        chosen = request.exit_layer
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else request.eos_token_ids)}
         while True:
             depth = self._depth(tokens, request, left, chosen)
             if depth < NUM_LAYERS:
                 left.add(len(tokens) - 1)
-                chosen = depth if params.exit_rule in REQUEST_MEASURES else chosen
+                chosen = depth if params.exit_rule in REQUEST_CRITERIA else chosen
             logits = LOGITS[logits_index(self._visible(tokens, request.cache_salt, left, depth))][None]
             (sampled,) = self.sampler.sample(logits, [_row(request, tokens, index)])
             assert sampled is not None

@@ -8,14 +8,14 @@ from hasten.core.errors import PromptTooLong
 from hasten.core.request import Request
 from hasten.core.result import Continuation, Finish, FinishReason, StepResult
 from hasten.core.sampling_params import SamplingParams
+from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
-from hasten.kv.space import KvSpace
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
 
 
 def make(num_blocks: int = 64, **settings: object) -> Scheduler:
-    space = KvSpace([KvGroup((0,), 1, 4)], num_blocks, 4)
+    space = KvCacheManager([KvGroup((0,), 1, 4)], num_blocks, 4)
     return Scheduler(SchedulerConfig(**{"max_num_seqs": 3, "max_model_len": 64, **settings}), space)
 
 
@@ -66,9 +66,9 @@ def test_a_static_batch_is_whole_though_the_token_budget_admits_it_in_parts() ->
 
 
 def test_dynamic_waits_for_company_but_not_for_long() -> None:
-    scheduler = make(batching="dynamic", batch_wait=0.5)
+    scheduler = make(batching="dynamic", max_batch_delay=0.5)
     add(scheduler, "a", arrival=1.0)
-    assert step(scheduler, now=1.2) == {} and scheduler.opens_at() == 1.5
+    assert step(scheduler, now=1.2) == {} and scheduler.next_admission_time() == 1.5
     for name in "bc":
         add(scheduler, name, arrival=1.2)
     assert set(step(scheduler, now=1.2)) == {"a", "b", "c"}, "a full batch need not wait"
@@ -87,7 +87,7 @@ def test_a_long_prompt_is_chunked_and_never_delays_those_who_decode() -> None:
 
 
 def test_priority_goes_first_and_ageing_lets_nobody_starve() -> None:
-    scheduler = make(max_num_seqs=1, ordering="priority", priority_seconds=10.0)
+    scheduler = make(max_num_seqs=1, scheduling_policy="priority", priority_seconds=10.0)
     add(scheduler, "low", priority=1, arrival=0.0)
     for name, arrival in (("early", 9.0), ("late", 11.0)):
         add(scheduler, name, priority=0, arrival=arrival)
@@ -155,5 +155,5 @@ def test_preempted_beams_that_share_nothing_any_more_still_finish() -> None:
     request = Request(request_id="beams", prompt_token_ids=tuple(range(60)), params=beams)
     config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=9, max_model_len=128, prefix_caching=False)
     with pytest.raises(PromptTooLong, match="80 blocks of 4 tokens; allowed: up to 79 blocks"):
-        Scheduler(config, KvSpace(groups, 79, 4, retain=False)).add(request)
-    Scheduler(config, KvSpace(groups, 80, 4, retain=False)).add(request)
+        Scheduler(config, KvCacheManager(groups, 79, 4, keep_cached=False)).add(request)
+    Scheduler(config, KvCacheManager(groups, 80, 4, keep_cached=False)).add(request)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hasten.core.exits import RowExits
+from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import RowPlan
 from hasten.core.request import Request
 from hasten.core.result import Continuation, StepResult
 from hasten.core.sampling_params import SamplingParams
+from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
-from hasten.kv.space import KvSpace
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
 
@@ -16,14 +16,14 @@ PROMPT = tuple(range(1, 13))  # three blocks of four
 
 
 def make() -> Scheduler:
-    space = KvSpace([KvGroup((0,), 1, 4)], 64, 4)
+    space = KvCacheManager([KvGroup((0,), 1, 4)], 64, 4)
     return Scheduler(SchedulerConfig(max_num_seqs=4, max_model_len=64), space)
 
 
 def add(scheduler: Scheduler, name: str, rule: str = "none", prompt: tuple[int, ...] = PROMPT, depth: int | None = None) -> None:
-    settings = {"layer": {"exit_layer": depth}, "none": {}}.get(rule, {"exit_threshold": 0.5})
+    settings = {"fixed": {"exit_layer": depth}, "none": {}}.get(rule, {"exit_threshold": 0.5})
     params = SamplingParams(max_tokens=16, seed=0, exit_rule=rule, **settings)
-    scheduler.add(Request(request_id=name, prompt_token_ids=prompt, params=params, depth=depth))
+    scheduler.add(Request(request_id=name, prompt_token_ids=prompt, params=params, exit_layer=depth))
 
 
 def step(scheduler: Scheduler, depths: dict[str, int] | None = None) -> dict[str, RowPlan]:
@@ -31,7 +31,7 @@ def step(scheduler: Scheduler, depths: dict[str, int] | None = None) -> dict[str
     plan = scheduler.plan(0.0)
     rows = {scheduler.sequence(row.sequence_id).entry.request.request_id: row for row in plan.rows}
     left = {rows[name].sequence_id: depth for name, depth in (depths or {}).items()}
-    scheduler.commit(StepResult(tuple(Continuation(i, (9,)) for i in plan.sampled_ids), depths=left))
+    scheduler.commit(StepResult(tuple(Continuation(i, (9,)) for i in plan.sampled_ids), exit_layers=left))
     scheduler.kv.check()
     return rows
 
@@ -54,7 +54,7 @@ def test_nobody_waits_for_a_prefix_that_will_not_come() -> None:
     assert starts(step(scheduler, {"early": 2})) == {"early": 0}
     rows = step(scheduler)
     assert starts(rows) == {"early": 12, "whole": 0}
-    assert rows["early"].exits == RowExits((2,), fill=False) and rows["whole"].exits is None
+    assert rows["early"].exits == ExitPlan((2,), fill=False) and rows["whole"].exits is None
 
 
 def test_blocks_up_to_the_first_token_that_left_early_are_for_all() -> None:
@@ -78,7 +78,7 @@ def test_a_request_that_comes_back_does_not_take_blocks_that_went_deeper_than_it
     preempt(scheduler, "early")
     row = step(scheduler)["early"]
     assert row.start == 12
-    assert row.exits is not None and row.exits.depths[:2] == (2, None)
+    assert row.exits is not None and row.exits.exit_layers[:2] == (2, None)
 
 
 def test_what_comes_back_shallow_is_not_taken_for_whole() -> None:
@@ -98,10 +98,10 @@ def test_what_comes_back_shallow_is_not_taken_for_whole() -> None:
 
 def test_a_given_depth_shares_blocks_with_the_same_depth_alone() -> None:
     scheduler = make()
-    add(scheduler, "two", "layer", depth=2)
+    add(scheduler, "two", "fixed", depth=2)
     step(scheduler)
     for name, depth in (("again", 2), ("three", 3)):
-        add(scheduler, name, "layer", depth=depth)
+        add(scheduler, name, "fixed", depth=depth)
     add(scheduler, "whole")
     rows = starts(step(scheduler))
     assert rows["again"] == 8 and rows["three"] == 0 and rows["whole"] == 0

@@ -10,20 +10,20 @@ import pytest
 from torch import Tensor
 
 from hasten.core.draft import Draft
-from hasten.core.plan import Committed, RowPlan
+from hasten.core.plan import CommitResult, RowPlan
 from hasten.core.request import Request
 from hasten.core.result import StepResult
 from hasten.engine import acceptor
-from hasten.kv import prefix
+from hasten.kv import prefix_hash
 from hasten.kv.allocator import BlockAllocator
+from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
-from hasten.kv.space import KvSpace
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import SampledToken, Sampler
 from hasten.scheduling import sequence as sequences
-from hasten.scheduling.builder import PlanBuilder
+from hasten.scheduling.plan_builder import PlanBuilder
 from hasten.scheduling.scheduler import Scheduler
-from hasten.scheduling.sequence import Entry
+from hasten.scheduling.sequence import ScheduledRequest
 from hasten.scheduling.sequence import Sequence as Sequence_
 
 from .world import FEATURES, World
@@ -45,25 +45,25 @@ def skip_one_free(patch: Patch) -> None:
 
 @mutant
 def free_one_twice(patch: Patch) -> None:
-    def close(self: KvSpace, sequence_id: int) -> None:
+    def close(self: KvCacheManager, sequence_id: int) -> None:
         table = self.table(sequence_id)
         whole(self, sequence_id)
         self.allocators[0]._free.update(dict.fromkeys(block for block in table.groups[0][-1:] if block is not None))
 
-    whole = KvSpace.close
-    patch.setattr(KvSpace, "close", close)
+    whole = KvCacheManager.close
+    patch.setattr(KvCacheManager, "close", close)
 
 
 @mutant
 def drop_the_salt(patch: Patch) -> None:
-    whole = prefix.root_hash
-    patch.setattr(prefix, "root_hash", lambda salt: whole(""))
+    whole = prefix_hash.root_hash
+    patch.setattr(prefix_hash, "root_hash", lambda salt: whole(""))
 
 
 @mutant
 def hash_without_the_parent(patch: Patch) -> None:
-    whole = prefix.block_hash
-    patch.setattr(prefix, "block_hash", lambda parent, token_ids: whole(b"", token_ids))
+    whole = prefix_hash.block_hash
+    patch.setattr(prefix_hash, "block_hash", lambda parent, token_ids: whole(b"", token_ids))
 
 
 @mutant
@@ -82,17 +82,19 @@ def reuse_a_stale_block(patch: Patch) -> None:
 
 @mutant
 def publish_before_it_is_computed(patch: Patch) -> None:
-    def commit(self: KvSpace, sequence_id: int, token_ids: Sequence[int], num_computed: int, num_sound: int | None) -> None:
+    def commit(
+        self: KvCacheManager, sequence_id: int, token_ids: Sequence[int], num_computed: int, num_cacheable_tokens: int | None
+    ) -> None:
         ahead = min(len(token_ids), len(self.table(sequence_id).groups[0]) * self.block_size)
         whole(self, sequence_id, token_ids, max(num_computed, ahead // self.block_size * self.block_size))
 
-    whole = KvSpace.commit
-    patch.setattr(KvSpace, "commit", commit)
+    whole = KvCacheManager.commit
+    patch.setattr(KvCacheManager, "commit", commit)
 
 
 @mutant
 def rollback_off_by_one(patch: Patch) -> None:
-    def preempt(self: Scheduler, entry: Entry) -> None:
+    def preempt(self: Scheduler, entry: ScheduledRequest) -> None:
         whole(self, entry)
         for sequence in entry.sequences:
             hashes = self.kv.hashes(entry.salt, sequence.token_ids)
@@ -104,8 +106,8 @@ def rollback_off_by_one(patch: Patch) -> None:
 
 @mutant
 def hit_one_token_too_many(patch: Patch) -> None:
-    whole = KvSpace.open
-    patch.setattr(KvSpace, "open", lambda self, *a: (found := whole(self, *a)) + (1 if found else 0))
+    whole = KvCacheManager.open
+    patch.setattr(KvCacheManager, "open", lambda self, *a: (found := whole(self, *a)) + (1 if found else 0))
 
 
 @mutant
@@ -115,8 +117,8 @@ def write_to_a_shared_block(patch: Patch) -> None:
 
 @mutant
 def forget_the_copy(patch: Patch) -> None:
-    whole = KvSpace.reserve
-    patch.setattr(KvSpace, "reserve", lambda self, *a: None if whole(self, *a) is None else [])
+    whole = KvCacheManager.reserve
+    patch.setattr(KvCacheManager, "reserve", lambda self, *a: None if whole(self, *a) is None else [])
 
 
 @mutant
@@ -129,25 +131,25 @@ def window_released_too_early(patch: Patch) -> None:
 
 @mutant
 def a_hit_that_one_group_lacks(patch: Patch) -> None:
-    patch.setattr(KvSpace, "_last_lacking", lambda self, group, allocator, hashes, count: -1)
+    patch.setattr(KvCacheManager, "_last_lacking", lambda self, group, allocator, hashes, count: -1)
 
 
 @mutant
 def fork_without_holding(patch: Patch) -> None:
-    def fork(self: KvSpace, parent_id: int, child_id: int) -> None:
+    def fork(self: KvCacheManager, parent_id: int, child_id: int) -> None:
         whole(self, parent_id, child_id)
         for blocks, allocator in zip(self.table(child_id).groups, self.allocators, strict=True):
             for block in blocks[:1]:
                 if block is not None:
                     allocator.release(block)
 
-    whole = KvSpace.fork
-    patch.setattr(KvSpace, "fork", fork)
+    whole = KvCacheManager.fork
+    patch.setattr(KvCacheManager, "fork", fork)
 
 
 @mutant
 def commit_one_token_short(patch: Patch) -> None:
-    def commit(self: Scheduler, result: StepResult) -> Committed:
+    def commit(self: Scheduler, result: StepResult) -> CommitResult:
         long = [self.sequence(row.sequence_id) for row in self._planned if len(row.token_ids) > 3 and not row.num_logits]
         committed = whole(self, result)
         for sequence in long[:1]:
@@ -160,20 +162,22 @@ def commit_one_token_short(patch: Patch) -> None:
 
 @mutant
 def publish_what_was_rejected(patch: Patch) -> None:
-    def commit(self: KvSpace, sequence_id: int, token_ids: Sequence[int], num_computed: int, num_sound: int | None) -> None:
+    def commit(
+        self: KvCacheManager, sequence_id: int, token_ids: Sequence[int], num_computed: int, num_cacheable_tokens: int | None
+    ) -> None:
         # Blocks that a rejected draft has filled up: a scheduler that commits whole rows lets others find them.
         spare = num_computed % self.block_size and self.block_size - num_computed % self.block_size
         if spare and len(self.table(sequence_id).groups[0]) * self.block_size >= num_computed + spare:
             token_ids, num_computed = [*token_ids[:num_computed], *[1] * spare], num_computed + spare
         whole(self, sequence_id, token_ids, num_computed)
 
-    whole = KvSpace.commit
-    patch.setattr(KvSpace, "commit", commit)
+    whole = KvCacheManager.commit
+    patch.setattr(KvCacheManager, "commit", commit)
 
 
 @mutant
 def keep_one_token_of_the_draft_too_many(patch: Patch) -> None:
-    def commit(self: Scheduler, result: StepResult) -> Committed:
+    def commit(self: Scheduler, result: StepResult) -> CommitResult:
         given = {c.parent: len(c.token_ids) - 1 for c in result.continuations if c.finish is None}
         rows = [self.sequence(row.sequence_id) for row in self._planned]
         wrong = [s for s in rows if s.draft and given.get(s.id, len(s.draft)) < len(s.draft)]
@@ -213,30 +217,30 @@ def go_on_after_a_wrong_guess(patch: Patch) -> None:
 
 @mutant
 def leave_an_accepted_path_where_it_was_computed(patch: Patch) -> None:
-    patch.setattr(KvSpace, "moves", lambda self, sequence_id, begin, path: [])
+    patch.setattr(KvCacheManager, "moves", lambda self, sequence_id, begin, path: [])
 
 
 @mutant
 def move_a_path_back_to_front(patch: Patch) -> None:
-    whole = KvSpace.moves
-    patch.setattr(KvSpace, "moves", lambda self, *a: whole(self, *a)[::-1])
+    whole = KvCacheManager.moves
+    patch.setattr(KvCacheManager, "moves", lambda self, *a: whole(self, *a)[::-1])
 
 
 @mutant
 def move_one_group_only(patch: Patch) -> None:
-    whole = KvSpace.moves
-    patch.setattr(KvSpace, "moves", lambda self, *a: [move for move in whole(self, *a) if move.group == 0])
+    whole = KvCacheManager.moves
+    patch.setattr(KvCacheManager, "moves", lambda self, *a: [move for move in whole(self, *a) if move.group == 0])
 
 
 @mutant
 def roll_back_one_slot_short(patch: Patch) -> None:
-    whole = KvSpace.moves
-    patch.setattr(KvSpace, "moves", lambda self, sequence_id, begin, path: whole(self, sequence_id, begin + 1, path))
+    whole = KvCacheManager.moves
+    patch.setattr(KvCacheManager, "moves", lambda self, sequence_id, begin, path: whole(self, sequence_id, begin + 1, path))
 
 
 @mutant
 def one_wrong_bit_in_a_tree(patch: Patch) -> None:
-    def advance(self: Scheduler, entry: Entry, builder: PlanBuilder) -> None:
+    def advance(self: Scheduler, entry: ScheduledRequest, builder: PlanBuilder) -> None:
         whole(self, entry, builder)
         for i, row in enumerate(builder._rows.get(entry, ())):
             if row.tree and row.tree[-1] > 0:  # its last token sees its parent's parent's children, and not its parent
@@ -261,8 +265,8 @@ def take_the_siblings_for_ancestors(patch: Patch) -> None:
 
 @mutant
 def publish_what_left_early(patch: Patch) -> None:
-    whole = KvSpace.commit
-    patch.setattr(KvSpace, "commit", lambda self, *arguments: whole(self, *arguments[:3]))
+    whole = KvCacheManager.commit
+    patch.setattr(KvCacheManager, "commit", lambda self, *arguments: whole(self, *arguments[:3]))
 
 
 @mutant
@@ -271,15 +275,15 @@ def forget_who_left_early(patch: Patch) -> None:
         whole(self, row, depth)
         self.early.clear()
 
-    whole = Sequence_.note_exits
-    patch.setattr(Sequence_, "note_exits", note)
+    whole = Sequence_.record_exits
+    patch.setattr(Sequence_, "record_exits", note)
 
 
 @mutant
 def share_blocks_between_depths(patch: Patch) -> None:
-    def add(self: Scheduler, request: Request) -> Entry:
+    def add(self: Scheduler, request: Request) -> ScheduledRequest:
         entry = whole(self, request)
-        entry.salt = entry.salt.removeprefix(f"depth:{request.depth}/")
+        entry.salt = entry.salt.removeprefix(f"depth:{request.exit_layer}/")
         return entry
 
     whole = Scheduler.add

@@ -13,15 +13,15 @@ from hasten.core.plan import BlockCopy
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding.drafters.base import Line, Seen
 from hasten.engine.engine import Engine
+from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
-from hasten.kv.space import KvSpace
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
+from hasten.speculative.drafters.base import DraftRequest, TargetOutput
 
-from .oracle import INJECTED, VOCABULARY, Alone, OracleRunner
+from .oracle import INJECTED, VOCABULARY, OracleRunner, SingleThreadDrafter
 
 FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority", "draft", "exit")
 GROUPS = (KvGroup((0, 2), 1, 4), KvGroup((1, 3), 1, 4, window=7))
@@ -29,7 +29,7 @@ EOS = 0
 MAX_LENGTH = 96
 
 
-class FailingSpace(KvSpace):
+class FailingSpace(KvCacheManager):
     """A KV space whose next reservation can be made to find no block, whatever the pool has."""
 
     fail_next = False
@@ -51,16 +51,16 @@ class Guesser:
     What it knows and its lies grow on one tree, the truth anywhere among them.
     """
 
-    taps = ()
+    aux_layer_indices = ()
 
-    def __init__(self, draw: random.Random, alone: Alone) -> None:
+    def __init__(self, draw: random.Random, alone: SingleThreadDrafter) -> None:
         self._draw, self._alone = draw, alone
         self._answers: dict[str, list[tuple[int, ...]]] = {}
 
-    def propose(self, lines: Sequence[Line], seen: Seen) -> list[Draft]:
+    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
         return [self._guess(line) for line in lines]
 
-    def _guess(self, line: Line) -> Draft:
+    def _guess(self, line: DraftRequest) -> Draft:
         request = line.request
         if request.request_id not in self._answers:
             self._answers[request.request_id] = self._alone.answers(request)
@@ -108,7 +108,7 @@ class World:
             max_num_seqs=self.random.choice((6, 9)),
             max_num_batched_tokens=self.random.choice((9, 13)) if "chunking" in self.wanted else 400,
             max_model_len=MAX_LENGTH,
-            ordering="priority" if "priority" in self.wanted else "fcfs",
+            scheduling_policy="priority" if "priority" in self.wanted else "fcfs",
             priority_seconds=20.0,
             prefix_caching="prefix cache" in self.wanted,
         )
@@ -117,10 +117,10 @@ class World:
         tokens = self.random.choice((2, 4)) * largest if "preemption" in self.wanted else 12 * MAX_LENGTH
         num_blocks = tokens // block_size + 3
         self.largest = largest
-        self.kv = FailingSpace(GROUPS, num_blocks, block_size, retain=config.prefix_caching)
+        self.kv = FailingSpace(GROUPS, num_blocks, block_size, keep_cached=config.prefix_caching)
         self.scheduler = Scheduler(config, self.kv)
         self.runner = OracleRunner(GROUPS, num_blocks, block_size, self._tenant)
-        self.alone = Alone(GROUPS)
+        self.alone = SingleThreadDrafter(GROUPS)
         drafter = Guesser(self.random, self.alone) if "draft" in self.wanted else None
         self.engine = Engine(self.runner, self.scheduler, lambda request: None, Sampler(), drafter, clock=lambda: self.now)
         self.requests: dict[str, Request] = {}
@@ -225,7 +225,7 @@ class World:
             request_id=f"r{self._num_requests}",
             prompt_token_ids=tuple(prompt),
             params=params,
-            depth=params.exit_layer,
+            exit_layer=params.exit_layer,
             eos_token_ids=(EOS,),
             priority=draw.randint(-1, 2) if "priority" in self.wanted else 0,
             arrival=self.now,
@@ -249,8 +249,8 @@ class World:
         elif "fork" in self.wanted and draw.random() < 0.3:
             settings |= {"n": draw.randint(2, 4), "temperature": 1.2}
         if "exit" in self.wanted and "beam_width" not in settings and draw.random() < 0.4:
-            rule = draw.choice(("softmax", "entropy", "layer"))
-            settings |= {"exit_rule": rule, **({"exit_layer": 1} if rule == "layer" else {"exit_threshold": 0.5})}
+            rule = draw.choice(("softmax", "entropy", "fixed"))
+            settings |= {"exit_rule": rule, **({"exit_layer": 1} if rule == "fixed" else {"exit_threshold": 0.5})}
         return SamplingParams.from_dict(settings)
 
     def _tokens(self, count: int) -> list[int]:

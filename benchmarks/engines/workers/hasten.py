@@ -22,14 +22,14 @@ class Hasten:
         """Weights are quantised while they load."""
 
     def load(self, setup: Setup) -> dict[str, Any]:
-        quantised = {"quantize": setup.weights} if setup.weights != "bf16" else {}
+        quantised = {"quantization": setup.weights} if setup.weights != "bf16" else {}
         # As OpenVINO does unasked, and in bf16 too: with quantised weights, keys and values are of 8 bits.
-        cache = {"kv_dtype": "int8"} if setup.kv or quantised else {}
+        cache = {"kv_cache_dtype": "int8"} if setup.kv or quantised else {}
         self.llm = LLM(
             str(setup.checkpoint),
             dtype="bfloat16",
             threads=setup.threads,
-            speculation="off",  # with random weights answers go in circles, and would be guessed too well
+            speculative_method="off",  # with random weights answers go in circles, and would be guessed too well
             max_model_len=setup.room,
             max_num_seqs=setup.sequences,
             kv_cache_memory="1536MiB" if setup.sequences > 8 else "768MiB",

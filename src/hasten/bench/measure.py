@@ -11,7 +11,7 @@ from hasten.bench.workload import Workload
 from hasten.core.errors import CapacityError, InvalidOption
 
 if TYPE_CHECKING:
-    from hasten.engine.llm import LLM
+    from hasten.entrypoints.llm import LLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Run:
 
 
 def measure(
-    llm: LLM, workload: Workload, *, repeats: int, warmup: int = 1, told: Callable[[int], None] = lambda done: None
+    llm: LLM, workload: Workload, *, repeats: int, warmup: int = 1, progress: Callable[[int], None] = lambda done: None
 ) -> list[Run]:
-    """``repeats`` runs after ``warmup`` runs that do not count. ``told`` hears how many runs are done."""
+    """``repeats`` runs after ``warmup`` runs that do not count. ``progress`` hears how many runs are done."""
     if repeats < 1 or warmup < 0:
         raise InvalidOption(
             "repeats or warmup is out of range", got=f"{repeats}, {warmup}", allowed="repeats from 1, warmup from 0"
@@ -46,7 +46,7 @@ def measure(
     runs = []
     for repeat in range(warmup + repeats):
         runs.append(_run(llm, workload, repeat))
-        told(repeat + 1)
+        progress(repeat + 1)
     return runs[warmup:]
 
 

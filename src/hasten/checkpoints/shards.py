@@ -65,7 +65,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     placed = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
         raise CheckpointError(
-            f"{file} has no usable 'weight_map' from tensor names to files", remedy="Download the checkpoint again"
+            f"{file} has no rows_are_finite 'weight_map' from tensor names to files", remedy="Download the checkpoint again"
         )
     outside = sorted({name for name in placed.values() if Path(name).name != name or not name.endswith(".safetensors")})
     if outside:

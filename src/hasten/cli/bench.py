@@ -10,9 +10,9 @@ import typer
 
 from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load, one_model
 from hasten.cli.options import Given, with_options
-from hasten.cli.table import print_table
+from hasten.cli.print_table import print_table
 
-bench = typer.Typer(help="Measure latency or throughput.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="ConfidenceMeasure latency or throughput.", no_args_is_help=True, rich_markup_mode=None)
 
 InputLen = Annotated[int, typer.Option("--input-len", help="Tokens of each prompt (random ids).")]
 OutputLen = Annotated[int, typer.Option("--output-len", help="Tokens of each answer.")]
@@ -73,12 +73,12 @@ def _bench(kind: str, model: str, engine: Given, sizes: dict[str, int], repeats:
 
     workload = Workload(**sizes)
     # What random prompts are answered with goes in circles sooner than any user's text, and would be guessed too well.
-    llm = load(model, {"speculation": "off", **engine})
+    llm = load(model, {"speculative_method": "off", **engine})
 
-    def told(done: int) -> None:
+    def progress(done: int) -> None:
         print(f"run {done} of {warmup + repeats}", file=sys.stderr)
 
-    runs = measure(llm, workload, repeats=repeats, warmup=warmup, told=told)
+    runs = measure(llm, workload, repeats=repeats, warmup=warmup, progress=progress)
     report = make_report(kind, llm.describe(), workload, runs)
     if json:
         print(encoder.dumps(report))

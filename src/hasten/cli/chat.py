@@ -13,7 +13,7 @@ from hasten.cli.interrupt import until_interrupted
 from hasten.cli.options import Given, OptionGroup, with_options
 from hasten.cli.sampling_options import HELP, SAMPLING
 from hasten.cli.session import Session
-from hasten.cli.slash import obey
+from hasten.cli.slash_commands import obey
 from hasten.core.errors import HastenError
 
 # One answer goes on; log-probabilities are for programs, which use generate --json.

@@ -83,7 +83,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     cached = f"{models['cached']} ({models['cached_bytes'] / 1e9:.1f} GB)"
     rows = [
         ("cpu", f"{hardware['cpu']} ({hardware['architecture']}, {hardware['system']})"),
-        ("cores", f"{hardware['logical_cores']} logical, {hardware['usable_cores']} usable, {limit}"),
+        ("cores", f"{hardware['logical_cores']} logical, {hardware['usable_cores']} rows_are_finite, {limit}"),
         ("memory", f"{hardware['memory'] / 2**30:.1f} GiB, {memory_limit}"),
         ("instructions", sets),
         ("cuda", "; ".join(devices) or "none that PyTorch sees"),

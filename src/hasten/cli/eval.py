@@ -12,12 +12,12 @@ import typer
 
 from hasten.cli.engine_options import ENGINE_OF_READING, Debug, ModelArgument, ModelOption, one_model
 from hasten.cli.options import Given, with_options
-from hasten.cli.table import print_table
+from hasten.cli.print_table import print_table
 from hasten.core.errors import InvalidOption
 from hasten.quality.window import NUM_TOKENS, WINDOW
 
 if TYPE_CHECKING:
-    from hasten.engine.evaluation import Evaluation
+    from hasten.entrypoints.evaluation import Evaluation
     from hasten.quality.quality import Quality
 
 
@@ -53,8 +53,8 @@ def evaluate(
     *,
     engine: Given,
 ) -> None:
-    """Measure what options such as --dtype cost in quality: KL divergence, top-1 agreement and perplexity against float32."""
-    from hasten.engine.evaluation import evaluate as run
+    """ConfidenceMeasure what options such as --dtype cost in quality: KL divergence, top-1 agreement and perplexity against float32."""
+    from hasten.entrypoints.evaluation import evaluate as run
 
     chosen = one_model(name, model)
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
@@ -109,7 +109,7 @@ def _show(found: Evaluation) -> None:
 
 def _storage(about: Mapping[str, Any]) -> str:
     """How weights and KV cache are held."""
-    return f"weights {about.get('quantize') or about['dtype']}, KV cache {about.get('kv_dtype') or about['dtype']}"
+    return f"weights {about.get('quantization') or about['dtype']}, KV cache {about.get('kv_cache_dtype') or about['dtype']}"
 
 
 def _divergence(quality: Quality) -> list[tuple[str, str, str]]:

@@ -14,13 +14,13 @@ from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelO
 from hasten.cli.interrupt import until_interrupted
 from hasten.cli.options import Given, with_options
 from hasten.cli.origins import Painter
-from hasten.cli.sampling_options import SAMPLING, Settings, settle
+from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
 
 if TYPE_CHECKING:
-    from hasten.engine.intake import Prompt
-    from hasten.engine.llm import LLM
+    from hasten.entrypoints.input_processor import Prompt
+    from hasten.entrypoints.llm import LLM
 
 FAILED = 1
 INTERRUPTED = 130
@@ -45,7 +45,7 @@ def generate(
     ] = None,
     priority: Annotated[
         list[int] | None,
-        typer.Option("--priority", help="Per prompt, with --ordering priority: the smaller, the sooner. May be repeated."),
+        typer.Option("--priority", help="Per prompt, with --scheduling-policy priority: the smaller, the sooner. May be repeated."),
     ] = None,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour each token by how it came: guessed, corrected, or after how many layers.")
@@ -65,10 +65,12 @@ def generate(
     prompts = _prompts(texts, prompt_file or [], prompt_ids or [])
     if priority and len(priority) != len(prompts):
         raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {len(prompts)} prompts")
-    if priority and engine.get("ordering") != "priority":
-        raise InvalidOption("--priority needs --ordering priority", got=f"--ordering {engine.get('ordering', 'fcfs')}")
+    if priority and engine.get("scheduling_policy") != "priority":
+        raise InvalidOption(
+            "--priority needs --scheduling-policy priority", got=f"--scheduling-policy {engine.get('ordering', 'fcfs')}"
+        )
     llm = load(chosen, engine)
-    settings = settle(llm.default_sampling_params(), preset, sampling)
+    settings = merge_settings(llm.default_sampling_params(), preset, sampling)
     streams = not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None
     if show_drafts and not streams:
         raise InvalidOption(

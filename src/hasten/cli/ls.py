@@ -6,7 +6,7 @@ import json as encoder
 from datetime import UTC, datetime
 
 from hasten.cli.engine_options import Debug, Json
-from hasten.cli.table import megabytes, print_table
+from hasten.cli.print_table import megabytes, print_table
 
 
 def ls(json: Json = False, debug: Debug = False) -> None:

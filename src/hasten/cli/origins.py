@@ -10,7 +10,7 @@ from hasten.core.output import Delta
 from hasten.core.result import TokenOrigin
 
 if TYPE_CHECKING:
-    from hasten.engine.detokenizer import Detokenizer
+    from hasten.text.detokenizer import Detokenizer
 
 
 class Label(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, one_model
-from hasten.cli.table import megabytes
+from hasten.cli.print_table import megabytes
 
 
 def rm(name: ModelArgument = None, model: ModelOption = None, debug: Debug = False) -> None:

@@ -40,7 +40,7 @@ HELP = {
     "posterior_alpha": "The alpha of the same.",
     "exit_rule": "When tokens may leave the model early, which is lossy: layer (after --exit-layer), softmax, saturation or "
     "classifier (each token where its state is sure), entropy (the request where its prompt is), tokens or texts (by tables).",
-    "exit_layer": "With --exit-rule layer: how many layers compute every token.",
+    "exit_layer": "With --exit-rule fixed: how many layers compute every token.",
     "exit_threshold": "With a rule that measures: how sure a state must be; the calibrated threshold if left out.",
     "exit_tolerance": "With a rule that measures: take the threshold calibrated for this increase of perplexity; 0.01 if left out.",
     "exit_decay": "With --exit-threshold of a rule that asks each token: how fast it sinks as the answer grows.",
@@ -66,7 +66,7 @@ class Settings:
         return ", ".join(f"{name}={getattr(self.params, name)!r} ({origin})" for name, origin in self.origins.items())
 
 
-def settle(checkpoint: SamplingParams, preset_name: str | None, given: Given) -> Settings:
+def merge_settings(checkpoint: SamplingParams, preset_name: str | None, given: Given) -> Settings:
     """Options win over the preset, and the preset over the checkpoint's ``generation_config.json``."""
     preset: Mapping[str, Any] = {}
     if preset_name is not None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.cli.options import Given
-from hasten.cli.sampling_options import SAMPLING, Settings, settle
+from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
 from hasten.core.errors import InvalidOption, InvalidRequest, nearest
 from hasten.core.output import Delta
 
 if TYPE_CHECKING:
-    from hasten.engine.llm import LLM
+    from hasten.entrypoints.llm import LLM
 
 Message = dict[str, str]
 
@@ -25,7 +25,7 @@ class Session:
         self._llm, self.model, self.system = llm, model, system
         self.preset, self.given = preset, given
         self.turns: list[Message] = []
-        self.settings: Settings = self._settle(preset, given)
+        self.settings: Settings = self._merge_settings(preset, given)
 
     @property
     def messages(self) -> list[Message]:
@@ -56,14 +56,14 @@ class Session:
         name = name.replace("-", "_")
         if name == "preset":
             preset = None if text == "default" else text
-            self.settings, self.preset = self._settle(preset, self.given), preset
+            self.settings, self.preset = self._merge_settings(preset, self.given), preset
             return
         if name not in SAMPLING.help:
             raise InvalidOption("unknown setting", got=repr(name), remedy=nearest(name, [*SAMPLING.help, "preset"]))
         given = {field: value for field, value in self.given.items() if field != name}
         if text != "default":
             given[name] = SAMPLING.parse(name, text)
-        self.settings, self.given = self._settle(self.preset, given), given
+        self.settings, self.given = self._merge_settings(self.preset, given), given
 
     def save(self, file: Path) -> None:
         kept = {"model": self.model, "system": self.system, "messages": self.turns}
@@ -79,8 +79,8 @@ class Session:
             raise InvalidRequest(f"{file} holds no conversation", got=got, remedy="Give a file that /save wrote") from None
         self.system, self.turns = system, turns
 
-    def _settle(self, preset: str | None, given: Given) -> Settings:
-        settings = settle(self._llm.default_sampling_params(), preset, given)
+    def _merge_settings(self, preset: str | None, given: Given) -> Settings:
+        settings = merge_settings(self._llm.default_sampling_params(), preset, given)
         if settings.params.n != 1 or settings.params.beam_width is not None:
             raise InvalidOption(
                 "a conversation goes on from one answer",

@@ -12,16 +12,16 @@ import typer
 from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, one_model
 from hasten.cli.interrupt import Interrupt
 from hasten.cli.options import Given, OptionGroup, with_options
-from hasten.cli.table import print_table
-from hasten.compress.draft import Draft
-from hasten.compress.exits.exits import Exits
-from hasten.compress.heads.eagle import Eagle
-from hasten.compress.heads.medusa import Medusa
-from hasten.compress.training.options import DEFAULT_STEPS, TrainOptions
+from hasten.cli.print_table import print_table
+from hasten.training.draft_model.recipe import DraftModelRecipe
+from hasten.training.eagle.recipe import EagleRecipe
+from hasten.training.early_exit.recipe import EarlyExitRecipe
+from hasten.training.medusa.recipe import MedusaRecipe
+from hasten.training.options import DEFAULT_STEPS, TrainOptions
 
 if TYPE_CHECKING:
-    from hasten.compress.training.base import Recipe
-    from hasten.compress.training.score import Score
+    from hasten.training.base import Recipe
+    from hasten.training.draft_score import DraftScore
 
 INTERRUPTED = 130
 TRAINING = OptionGroup(
@@ -32,13 +32,13 @@ TRAINING = OptionGroup(
         "steps": f"Updates of the weights; {DEFAULT_STEPS} if left out.",
         "minutes": "Instead: as many steps as fit into about this time, settled by timing the first.",
         "batch": "Windows per step.",
-        "window": "Tokens of a window, read without a break.",
+        "seq_len": "Tokens of a window, read without a break.",
         "lr": "Peak learning rate; if left out, one that suits what is trained.",
-        "held_out": "Share of the text that is not trained on but measured on.",
+        "validation_fraction": "Share of the text that is not trained on but measured on.",
         "patience": "Stop after this many readings of the held-out text, of 20 in all, that brought nothing.",
-        "generate": "Train on this many texts that the model itself writes after beginnings cut from the data.",
+        "self_distill": "Train on this many texts that the model itself writes after beginnings cut from the data.",
         "seed": "Of the order of windows, of initial weights and of generated texts.",
-        "threads": "Threads that compute; one per usable core if left out.",
+        "threads": "Threads that compute; one per rows_are_finite core if left out.",
         "save_every": "Seconds between saves of the state that a killed run goes on from.",
     },
 )
@@ -61,25 +61,25 @@ class Kind:
 
 KINDS = {
     "medusa": Kind(
-        Medusa,
-        "Train Medusa heads: from the model's last hidden state, each guesses one token further.",
+        MedusaRecipe,
+        "Train MedusaRecipe heads: from the model's last hidden state, each guesses one token further.",
         {
             "heads": "How many tokens are guessed beyond the model's own next one.",
             "layers": "Residual layers of a head.",
-            "vocabulary": "Projection of the heads: model (the model's), copy (the same, and the file holds a copy, for vLLM) "
+            "lm_head": "Projection of the heads: model (the model's), copy (the same, and the file holds a copy, for vLLM) "
             "or own (one per head, trained).",
             "draft_vocab": "Guess among this many tokens, the most frequent of the text; if left out, 32,000 or all.",
         },
         "HEAD",
     ),
     "eagle": Kind(
-        Eagle,
+        EagleRecipe,
         "Train an EAGLE-3 head: one layer on the model's hidden states, whose guesses follow from one another.",
         {
-            "start": "Go on from this head, such as that of the model's base; if left out, from random weights.",
-            "guesses": "How many tokens are guessed, one after the other.",
+            "init_from": "Go on from this head, such as that of the model's base; if left out, from random weights.",
+            "ttt_steps": "How many tokens are guessed, one after the other.",
             "draft_vocab": "Guess among this many tokens, the most frequent of the text; if left out, 32,000 or all.",
-            "state_layers": "Read the model's state after this layer, counted from 1: three in all. If left out, a low, a middle "
+            "aux_layers": "Read the model's state after this layer, counted from 1: three in all. If left out, a low, a middle "
             "and a high one.",
             "intermediate": "Width of the head's feed-forward layer; the model's if left out.",
             "norm_before_residual": "Begin the residual with the normalised state.",
@@ -87,19 +87,19 @@ KINDS = {
         "GUESS",
     ),
     "draft": Kind(
-        Draft,
+        DraftModelRecipe,
         "Train a small model of the same family and vocabulary to say what the model would say.",
         {
-            "start": "Go on from this model, such as a small one of the same family; if left out, from random weights.",
+            "init_from": "Go on from this model, such as a small one of the same family; if left out, from random weights.",
             "layers": "Layers of a model of random weights; 2 if left out.",
             "hidden": "Its hidden size, a multiple of the model's head size; that nearest to 128 if left out.",
             "draft_vocab": "When drafting, guess among so many tokens, the most frequent of the text; if left out, 32,000 or all.",
-            "hard": "Weight of the text itself in what is learned, 0 to 1; the rest is the model's own distribution.",
+            "hard_label_weight": "Weight of the text itself in what is learned, 0 to 1; the rest is the model's own distribution.",
         },
         "DEPTH",
     ),
     "exits": Kind(
-        Exits,
+        EarlyExitRecipe,
         "Train early exits: places where a token may leave the model before its last layer, with tables and calibrated thresholds.",
         {
             "layers": "Leave after this many layers; may be given several times. If left out, five in the upper two thirds.",
@@ -144,19 +144,19 @@ def _source(kind: Kind) -> type:
 
 def _train(kind: Kind, model: str, data: Path, out: Path, chosen: Given, training: Given) -> None:
     recipe, options = kind.recipe(**chosen), TrainOptions(**training)
-    from hasten.compress.training.job import train as run
-    from hasten.compress.training.watcher import display
+    from hasten.training.callback import display
+    from hasten.training.train import train as run
 
-    with Interrupt() as interrupt, display() as watcher:
-        outcome = run(model, data, out, recipe, options, watcher=watcher, stop=lambda: interrupt.wanted)
+    with Interrupt() as interrupt, display() as callback:
+        outcome = run(model, data, out, recipe, options, callback=callback, stop=lambda: interrupt.wanted)
         if outcome is None:
-            watcher.note("stopped; the same command goes on from here")
+            callback.note("stopped; the same command goes on from here")
             raise typer.Exit(INTERRUPTED)
-        watcher.note(f"written to {out}; on {outcome.score.num_positions:,} held-out positions:")
+        callback.note(f"written to {out}; on {outcome.score.num_positions:,} held-out positions:")
     _show(kind, outcome.score)
 
 
-def _show(kind: Kind, score: Score) -> None:
+def _show(kind: Kind, score: DraftScore) -> None:
     """Acceptance by position, and how often the true token was among the likeliest guesses; of exits agreement alone."""
     tops = [rank for rank in (1, 2, 4, 10) if score.accuracies and rank <= len(score.accuracies[0])]
     if score.exits:

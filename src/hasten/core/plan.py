@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from hasten.core.exits import RowExits
+from hasten.core.early_exit import ExitPlan
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class RowPlan:
     num_logits: int  # the logits after the row's last ``num_logits`` tokens are wanted
     # Of the row's last ``len(tree)`` tokens: which of them each follows, -1 the token before them all. Empty: nothing branches.
     tree: tuple[int, ...] = ()
-    exits: RowExits | None = None  # None: all layers compute all of its tokens
+    exits: ExitPlan | None = None  # None: all layers compute all of its tokens
 
     @property
     def stop(self) -> int:
@@ -103,7 +103,7 @@ class StepPlan:
         return [row.sequence_id for row in self.rows for _ in range(row.num_logits)]
 
 
-def wanted_tokens(rows: Sequence[RowPlan]) -> list[int]:
+def logits_indices(rows: Sequence[RowPlan]) -> list[int]:
     """Of all tokens of these rows, end to end: the places of those after which logits are wanted."""
     wanted: list[int] = []
     end = 0
@@ -114,7 +114,7 @@ def wanted_tokens(rows: Sequence[RowPlan]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class CommittedRow:
+class CommittedSpan:
     """What came of one row: the sequence has tokens ``[start, start + len(tokens))`` computed by these tokens of the step."""
 
     sequence_id: int
@@ -123,10 +123,10 @@ class CommittedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class CommitResult:
     """What a step has left in the pool."""
 
-    rows: tuple[CommittedRow, ...]
+    rows: tuple[CommittedSpan, ...]
     moves: tuple[SlotMove, ...]  # that bring accepted paths together
 
 
@@ -136,9 +136,9 @@ class RunnerOutput:
     logits: torch.Tensor
     # Of each layer that the runner was made to tap: the hidden state after it, before the final norm, of all tokens of the step
     # [T, E], float32. Valid until the next step.
-    taps: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    aux_hidden_states: Mapping[int, torch.Tensor] = field(default_factory=dict)
     # Of the rows of ``logits`` that come from rows with ``exits``: how many layers computed them, of how many.
-    depths: Mapping[int, int] = field(default_factory=dict)
+    exit_layers: Mapping[int, int] = field(default_factory=dict)
     num_layers: int | None = None  # None where there are no depths
 
 

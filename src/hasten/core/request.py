@@ -17,5 +17,5 @@ class Request:
     eos_token_ids: tuple[int, ...] = ()
     priority: int = 0  # the smaller, the sooner (only with the priority ordering)
     arrival: float = 0.0  # seconds on the engine's clock
-    depth: int | None = None  # how many layers compute all of its tokens, where that is settled; None: as its exit rule has it
+    exit_layer: int | None = None  # how many layers compute all of its tokens, where that is settled; None: as its exit rule has it
     cache_salt: str = ""  # a tenant: prefix-cache blocks are shared only between requests of equal salt

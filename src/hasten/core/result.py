@@ -11,7 +11,7 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"  # an end-of-sequence token, a stop token or a stop string
     LENGTH = "length"  # max_tokens, or the context is full
     ABORT = "abort"  # the caller left
-    ERROR = "error"  # the model produced no usable numbers for this request
+    ERROR = "error"  # the model produced no rows_are_finite numbers for this request
 
 
 class TokenOrigin(enum.StrEnum):
@@ -54,7 +54,7 @@ class Continuation:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DraftOutcome:
     """What became of one draft."""
 
     num_drafted: int  # tokens
@@ -69,6 +69,6 @@ class StepResult:
     continuations: tuple[Continuation, ...]
     dropped: tuple[int, ...] = ()  # sequences that end without a token: beams that lost, requests that are done
     poisoned: tuple[int, ...] = ()  # sequences whose logits were not numbers: they end, and nobody may reuse their blocks
-    verdicts: tuple[Verdict, ...] = ()  # on the drafts of the step
+    draft_outcomes: tuple[DraftOutcome, ...] = ()  # on the drafts of the step
     # Sequences whose last token left early -> how many layers computed it.
-    depths: Mapping[int, int] = field(default_factory=dict)
+    exit_layers: Mapping[int, int] = field(default_factory=dict)

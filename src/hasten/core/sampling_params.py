@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hasten.core.early_exit import DECAY, EXIT_RULES, REQUEST_CRITERIA, TOKEN_CRITERIA
 from hasten.core.errors import InvalidRequest, nearest
-from hasten.core.exits import DECAY, EXIT_RULES, REQUEST_MEASURES, TOKEN_MEASURES
 
 MAX_SEQUENCES = 64
 MAX_LOGPROBS = 20
@@ -60,9 +60,9 @@ class SamplingParams:
     posterior_threshold: float = 0.09  # of typical: a guess passes above min(threshold, alpha * exp(-entropy))
     posterior_alpha: float = 0.3
 
-    # When tokens may leave the model before its last layer, which is lossy: see ``hasten.core.exits``.
+    # When tokens may leave the model before its last layer, which is lossy: see ``hasten.core.early_exit``.
     exit_rule: str = "none"
-    exit_layer: int | None = None  # of rule "layer": how many layers compute every token
+    exit_layer: int | None = None  # of rule "fixed": how many layers compute every token
     exit_threshold: float | None = None  # of rules that measure; None: the calibrated one, by exit_tolerance
     exit_tolerance: float | None = None  # accepted increase of perplexity that a threshold was calibrated for; None: 0.01
     exit_decay: float | None = DECAY  # of rules that measure each token: their threshold sinks as the answer grows; None: it stays
@@ -157,20 +157,20 @@ class SamplingParams:
         ]
 
     def _exit_checks(self) -> list[tuple[str, str, bool]]:
-        measured, layer, none = self.exit_rule in (*TOKEN_MEASURES, *REQUEST_MEASURES), self.exit_layer, None
+        measured, layer, none = self.exit_rule in (*TOKEN_CRITERIA, *REQUEST_CRITERIA), self.exit_layer, None
         threshold, tolerance, decay = self.exit_threshold, self.exit_tolerance, self.exit_decay
         return [
             ("exit_rule", ", ".join(EXIT_RULES), self.exit_rule in EXIT_RULES),
             ("exit_rule", "none with beam_width", self.beam_width is None or self.exit_rule == "none"),
-            ("exit_layer", "from 1 with exit_rule layer", self.exit_rule != "layer" or _whole(layer, 1)),
-            ("exit_layer", "None unless exit_rule is layer", self.exit_rule == "layer" or layer is none),
+            ("exit_layer", "from 1 with exit_rule fixed", self.exit_rule != "fixed" or _whole(layer, 1)),
+            ("exit_layer", "None unless exit_rule is fixed", self.exit_rule == "fixed" or layer is none),
             ("exit_threshold", "None, or 0 to 2", threshold is none or _number(threshold, 0, 2)),
             ("exit_threshold", "None unless exit_rule measures", measured or threshold is none),
             ("exit_tolerance", "None, or above 0, up to 1", tolerance is none or (_number(tolerance, 0, 1) and tolerance > 0)),
             ("exit_tolerance", "None unless exit_rule measures", measured or tolerance is none),
             ("exit_tolerance", "None with exit_threshold", tolerance is none or threshold is none),
             ("exit_decay", "None, or 0 to 1000", decay is none or _number(decay, 0, 1000)),
-            ("exit_decay", f"{DECAY} unless exit_rule measures each token", self.exit_rule in TOKEN_MEASURES or decay == DECAY),
+            ("exit_decay", f"{DECAY} unless exit_rule measures each token", self.exit_rule in TOKEN_CRITERIA or decay == DECAY),
             ("exit_decay", f"{DECAY} without exit_threshold: calibrated ones hold for it", threshold is not none or decay == DECAY),
         ]
 

@@ -10,22 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hasten.core.concat_view import ConcatView
 from hasten.core.draft import Draft
-from hasten.core.extended import Extended
 from hasten.core.plan import RunnerOutput
-from hasten.core.result import Continuation, Finish, FinishReason, StepResult, TokenOrigin, Verdict
+from hasten.core.result import Continuation, DraftOutcome, Finish, FinishReason, StepResult, TokenOrigin
 from hasten.core.sampling_params import SamplingParams
-from hasten.decoding.acceptance import acceptance
-from hasten.decoding.acceptance.base import Guess
-from hasten.decoding.acceptance.counted import CountedChance
-from hasten.decoding.search.base import BeamStep
-from hasten.decoding.search.candidates import best_candidates
-from hasten.engine.answer import Answer
-from hasten.engine.record import Record
+from hasten.engine.completion import Completion
+from hasten.engine.request_state import RequestState
 from hasten.sampling.history import TokenHistory
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.sampler import SampledToken, Sampler, usable
+from hasten.sampling.sampler import SampledToken, Sampler, rows_are_finite
 from hasten.scheduling.sequence import Sequence
+from hasten.search.base import BeamStep
+from hasten.search.candidates import best_candidates
+from hasten.speculative.acceptance import acceptance
+from hasten.speculative.acceptance.base import Guess
+from hasten.speculative.acceptance.counter_rng import CounterRng
 
 UNUSABLE = "the model's logits for this request are not finite numbers (NaN or infinity)"
 NO_TOKEN = "the settings of this request leave no token to choose: its masks, bias and penalties forbid all of them"
@@ -37,7 +37,7 @@ class _Line(NamedTuple):
 
     row: int
     sequence: Sequence
-    answer: Answer
+    answer: Completion
     node: int  # of the sequence's draft: the row has seen the path to it. -1: none of the draft
     depth: int | None  # how many layers computed the row, where a request asked for fewer than all
 
@@ -49,9 +49,9 @@ class _Accepted:
     continuations: list[Continuation] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     poisoned: list[int] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
-    depths: Mapping[int, int] = field(default_factory=dict)
-    answers: dict[str, list[Answer]] = field(default_factory=dict)  # request id -> answers with something new
+    draft_outcomes: list[DraftOutcome] = field(default_factory=list)
+    exit_layers: Mapping[int, int] = field(default_factory=dict)
+    answers: dict[str, list[Completion]] = field(default_factory=dict)  # request id -> answers with something new
 
     def take(self, line: _Line, token_id: int, finish: Finish | None) -> None:
         """Lines of one path come one after the other."""
@@ -63,7 +63,9 @@ class _Accepted:
         self.continuations.append(Continuation(line.sequence.id, (*before, token_id), finish, line.answer.index))
 
     def result(self) -> StepResult:
-        return StepResult(tuple(self.continuations), tuple(self.dropped), tuple(self.poisoned), tuple(self.verdicts), self.depths)
+        return StepResult(
+            tuple(self.continuations), tuple(self.dropped), tuple(self.poisoned), tuple(self.draft_outcomes), self.exit_layers
+        )
 
 
 class Acceptor:
@@ -71,15 +73,15 @@ class Acceptor:
         self._sampler = sampler
 
     def accept(
-        self, output: RunnerOutput, sequences: list[Sequence], records: Mapping[str, Record], now: float
-    ) -> tuple[StepResult, dict[str, list[Answer]]]:
+        self, output: RunnerOutput, sequences: list[Sequence], records: Mapping[str, RequestState], now: float
+    ) -> tuple[StepResult, dict[str, list[Completion]]]:
         """``sequences[r]`` computed row r of the logits; with a draft it has a row for its last token and one for each node.
 
         Returns what the scheduler must know, and which answers have news.
 
-        Mutates the records. A row without usable numbers ends its own request and no other.
+        Mutates the records. A row without rows_are_finite numbers ends its own request and no other.
         """
-        logits_RV, accepted = output.logits, _Accepted(depths=_early(output, sequences))
+        logits_RV, accepted = output.logits, _Accepted(exit_layers=_early(output, sequences))
         beams: dict[str, list[int]] = {}
         lines: list[_Line] = []
         before: Sequence | None = None
@@ -91,16 +93,16 @@ class Acceptor:
             if record.search is not None:
                 beams.setdefault(record.request.request_id, []).append(row)
             elif sequence.num_output_tokens == 0:
-                lines += [_Line(row, sequence, answer, -1, output.depths.get(row)) for answer in record.answers]
+                lines += [_Line(row, sequence, answer, -1, output.exit_layers.get(row)) for answer in record.answers]
             else:
-                lines.append(_Line(row, sequence, record.answers[sequence.index], node, output.depths.get(row)))
+                lines.append(_Line(row, sequence, record.answers[sequence.index], node, output.exit_layers.get(row)))
         self._sample(logits_RV, lines, records, accepted, now)
         for request_id, rows in beams.items():
             self._search(logits_RV, [(row, sequences[row]) for row in rows], records[request_id], accepted, now)
         return accepted.result(), accepted.answers
 
     def _sample(
-        self, logits_RV: Tensor, lines: list[_Line], records: Mapping[str, Record], accepted: _Accepted, now: float
+        self, logits_RV: Tensor, lines: list[_Line], records: Mapping[str, RequestState], accepted: _Accepted, now: float
     ) -> None:
         """Find the token after every node of the drafts, and keep those that a path of them leads to."""
         if not lines:
@@ -117,7 +119,7 @@ class Acceptor:
             if record.error is not None or line.node != expected:
                 continue
             if token is None:
-                usable_row = all(usable(logits_RV[i : i + 1]))
+                usable_row = all(rows_are_finite(logits_RV[i : i + 1]))
                 error = NO_TOKEN if usable_row else UNUSABLE
                 self._fail(sequence.entry.sequences, record, accepted, now, error, poisoned=not usable_row)
                 continue
@@ -130,25 +132,27 @@ class Acceptor:
             expected = child if child is not None and finish is None else ENDED
             if draft and expected == ENDED:
                 guessed = len(accepted.continuations[-1].token_ids) - (child is None)
-                verdict = Verdict(len(draft), max(draft.depths), guessed)
-                accepted.verdicts.append(verdict)
-                record.note_draft(verdict)
+                outcome = DraftOutcome(len(draft), max(draft.depths), guessed)
+                accepted.draft_outcomes.append(outcome)
+                record.record_draft(outcome)
 
     def _judge(self, logits_1V: Tensor, view: SamplingRow, guesses: Several[Guess], drawn: SampledToken) -> SampledToken:
         """The token by the rule of the request, if it was left a choice."""
         if not guesses:
             return drawn
         (p_V,) = self._sampler.probabilities(logits_1V, [view])
-        token_id = acceptance(view.params).choose(p_V, guesses, CountedChance(view))
+        token_id = acceptance(view.params).choose(p_V, guesses, CounterRng(view))
         return SampledToken(token_id, self._sampler.logprobs(logits_1V, [view], [token_id]).get(0))
 
-    def _search(self, logits_RV: Tensor, rows: list[tuple[int, Sequence]], record: Record, accepted: _Accepted, now: float) -> None:
+    def _search(
+        self, logits_RV: Tensor, rows: list[tuple[int, Sequence]], record: RequestState, accepted: _Accepted, now: float
+    ) -> None:
         """One step of a beam search: rows in the order of the beams."""
         search = record.search
         assert search is not None
         rows = sorted(rows, key=lambda r: r[1].index)
         logits_BV = logits_RV[torch.tensor([row for row, _ in rows], device=logits_RV.device)]
-        if not all(usable(logits_BV)):
+        if not all(rows_are_finite(logits_BV)):
             return self._fail([sequence for _, sequence in rows], record, accepted, now, UNUSABLE, poisoned=True)
         views = [_view(sequence, sequence.index) for _, sequence in rows]
         scores = self._sampler.beam_logprobs(logits_BV, views)
@@ -173,7 +177,7 @@ class Acceptor:
         return None
 
     def _note_logprobs(
-        self, logits_BV: Tensor, views: list[SamplingRow], lines: tuple[tuple[int, ...], ...], step: BeamStep, record: Record
+        self, logits_BV: Tensor, views: list[SamplingRow], lines: tuple[tuple[int, ...], ...], step: BeamStep, record: RequestState
     ) -> None:
         """Raw log-probabilities of every line that lives on or has just ended; lines that lost are forgotten."""
         assert record.search is not None
@@ -192,7 +196,7 @@ class Acceptor:
     def _fail(
         self,
         sequences: Iterable[Sequence],
-        record: Record,
+        record: RequestState,
         accepted: _Accepted,
         now: float,
         error: str,
@@ -211,8 +215,8 @@ class Acceptor:
 
 def _early(output: RunnerOutput, sequences: list[Sequence]) -> dict[int, int]:
     """Sequences whose last token left before it had to."""
-    early = {row: depth for row, depth in output.depths.items() if depth != output.num_layers}
-    return {sequences[row].id: depth for row, depth in early.items() if sequences[row].depth is None}
+    early = {row: depth for row, depth in output.exit_layers.items() if depth != output.num_layers}
+    return {sequences[row].id: depth for row, depth in early.items() if sequences[row].exit_layer is None}
 
 
 def _view(sequence: Sequence, index: int, node: int = -1) -> SamplingRow:
@@ -220,7 +224,7 @@ def _view(sequence: Sequence, index: int, node: int = -1) -> SamplingRow:
     request = sequence.entry.request
     num_prompt = len(request.prompt_token_ids)
     if node >= 0:
-        ahead = Extended(sequence.token_ids, _path_to(sequence.draft, node))
+        ahead = ConcatView(sequence.token_ids, _path_to(sequence.draft, node))
         return SamplingRow(request.params, ahead, num_prompt, request.eos_token_ids, index)
     if sequence.history is None and _counts(request.params):
         sequence.history = TokenHistory(num_prompt)

@@ -8,20 +8,20 @@ from collections.abc import Callable
 
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta
-from hasten.core.plan import Committed, Runner, RunnerOutput, StepPlan
+from hasten.core.plan import CommitResult, Runner, RunnerOutput, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
-from hasten.decoding.drafters.base import Computed, Drafter, Line, Seen
-from hasten.decoding.step_costs import StepCosts
 from hasten.engine.acceptor import Acceptor
-from hasten.engine.answer import Answer, DetokenizerFactory
-from hasten.engine.continuations import ContinuationScorer
-from hasten.engine.record import Record
-from hasten.engine.score import EngineScorer
+from hasten.engine.completion import Completion, DetokenizerFactory
+from hasten.engine.continuation_scorer import ContinuationScorer
+from hasten.engine.logits_scorer import LogitsScorer
+from hasten.engine.request_state import RequestState
 from hasten.engine.stats import EngineStats
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.scheduler import Scheduler
 from hasten.scheduling.sequence import Sequence
+from hasten.speculative.drafters.base import ComputedSpan, Drafter, DraftRequest, TargetOutput
+from hasten.speculative.step_costs import StepCosts
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Engine:
         """``costs`` of steps that decode, which drafters go by: they are told what each step takes."""
         self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
         self._acceptor, self._drafter, self._costs = Acceptor(sampler), drafter, costs
-        self._records: dict[str, Record] = {}
+        self._records: dict[str, RequestState] = {}
         self.stats = EngineStats()
 
     def add(self, request: Request) -> None:
@@ -51,7 +51,7 @@ class Engine:
         if request.request_id in self._records:
             raise InvalidRequest("a request of this id is running", got=repr(request.request_id), remedy="Use another id")
         entry = self.scheduler.add(request)
-        self._records[request.request_id] = Record(request, entry, self._detokenizer)
+        self._records[request.request_id] = RequestState(request, entry, self._detokenizer)
 
     def abort(self, request_id: str) -> list[Delta]:
         """End a request now and free what it holds. Nothing happens if it has ended already."""
@@ -59,9 +59,9 @@ class Engine:
             return []
         return self._close(request_id, FinishReason.ABORT)
 
-    def scorer(self) -> EngineScorer:
+    def scorer(self) -> LogitsScorer:
         """Reads given texts through this engine's runner and KV pool; may be used between steps."""
-        return EngineScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
+        return LogitsScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
 
     def continuations(self) -> ContinuationScorer:
         """Scores texts after a prompt, as ``scorer`` does whole ones."""
@@ -98,7 +98,7 @@ class Engine:
         """How long until a step can do something, where a batching mode waits for company."""
         if self.scheduler.num_running or not self.scheduler.num_waiting:
             return 0.0
-        return max(0.0, self.scheduler.opens_at() - self.clock())
+        return max(0.0, self.scheduler.next_admission_time() - self.clock())
 
     def _run(self, plan: StepPlan) -> RunnerOutput | str:
         """The logits, or what went wrong. An interrupt leaves the engine as if the step had never been planned."""
@@ -111,7 +111,7 @@ class Engine:
             self.scheduler.rollback()
             raise
 
-    def _draft(self, drafter: Drafter, plan: StepPlan, committed: Committed, output: RunnerOutput) -> None:
+    def _draft(self, drafter: Drafter, plan: StepPlan, committed: CommitResult, output: RunnerOutput) -> None:
         """Drafts for the next step. A drafter that fails is asked no more: no answer depends on it."""
         sequences = self.scheduler.decoding()
         lines = [_line(sequence) for sequence in sequences]
@@ -124,13 +124,15 @@ class Engine:
         for sequence, draft in drafts:
             self.scheduler.draft(sequence, draft)
 
-    def _seen(self, plan: StepPlan, committed: Committed, output: RunnerOutput, drafter: Drafter) -> Seen:
-        if not drafter.taps:
-            return Seen(plan.num_tokens)
+    def _seen(self, plan: StepPlan, committed: CommitResult, output: RunnerOutput, drafter: Drafter) -> TargetOutput:
+        if not drafter.aux_layer_indices:
+            return TargetOutput(plan.num_tokens)
         alive = [(row, self.scheduler.find(row.sequence_id)) for row in committed.rows]
         wanted = [(row, sequence) for row, sequence in alive if sequence and sequence.entry.takes_drafts]
-        computed = [Computed(_line(sequence), row.start, row.tokens) for row, sequence in wanted]
-        return Seen(plan.num_tokens, computed, lambda sequence_id: self.scheduler.find(sequence_id) is not None, output.taps)
+        computed = [ComputedSpan(_line(sequence), row.start, row.tokens) for row, sequence in wanted]
+        return TargetOutput(
+            plan.num_tokens, computed, lambda sequence_id: self.scheduler.find(sequence_id) is not None, output.aux_hidden_states
+        )
 
     def _fail(self, plan: StepPlan, error: str) -> list[Delta]:
         """The requests of the plan end with the error; all others go on."""
@@ -147,16 +149,16 @@ class Engine:
         record.end(reason, self.clock(), error)
         return record.deltas(record.answers)
 
-    def _report(self, news: dict[str, list[Answer]], now: float) -> list[Delta]:
+    def _report(self, news: dict[str, list[Completion]], now: float) -> list[Delta]:
         deltas = []
         for request_id, answers in news.items():
             record = self._records[request_id]
-            record.note_time(now)
+            record.record_time(now)
             deltas += record.deltas(answers)
             if record.finished:
                 del self._records[request_id]
         return deltas
 
 
-def _line(sequence: Sequence) -> Line:
-    return Line(sequence.id, sequence.token_ids, sequence.entry.request, sequence.index)
+def _line(sequence: Sequence) -> DraftRequest:
+    return DraftRequest(sequence.id, sequence.token_ids, sequence.entry.request, sequence.index)

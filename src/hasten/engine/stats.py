@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hasten.core.plan import StepPlan
-from hasten.core.result import StepResult, Verdict
+from hasten.core.result import DraftOutcome, StepResult
 
 
 @dataclass(slots=True)
@@ -29,8 +29,8 @@ class EngineStats:
         self.num_steps += 1
         self.num_computed_tokens += plan.num_tokens
         self.num_sampled_rows += len(plan.sampled_ids)
-        for verdict in result.verdicts:
-            self._count_draft(verdict)
+        for outcome in result.draft_outcomes:
+            self._count_draft(outcome)
 
     def count_time(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """``seconds``: of the whole step, guesses for the next one included."""
@@ -54,13 +54,13 @@ class EngineStats:
         """Tokens that a verified draft gave, the one that the step gives anyway included."""
         return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else None
 
-    def _count_draft(self, verdict: Verdict) -> None:
+    def _count_draft(self, outcome: DraftOutcome) -> None:
         self.num_drafts += 1
-        self.num_drafted_tokens += verdict.num_drafted
-        self.num_accepted_tokens += verdict.num_accepted
-        missing = verdict.depth - len(self.drafts_by_position)
+        self.num_drafted_tokens += outcome.num_drafted
+        self.num_accepted_tokens += outcome.num_accepted
+        missing = outcome.depth - len(self.drafts_by_position)
         self.drafts_by_position += [0] * missing
         self.accepted_by_position += [0] * missing
-        for position in range(verdict.depth):
+        for position in range(outcome.depth):
             self.drafts_by_position[position] += 1
-            self.accepted_by_position[position] += position < verdict.num_accepted
+            self.accepted_by_position[position] += position < outcome.num_accepted

@@ -17,10 +17,10 @@ from collections import OrderedDict
 
 
 class BlockAllocator:
-    def __init__(self, num_blocks: int, *, retain: bool = True) -> None:
-        """``retain``: whether a hashed block stays findable after its last release."""
+    def __init__(self, num_blocks: int, *, keep_cached: bool = True) -> None:
+        """``keep_cached``: whether a hashed block stays findable after its last release."""
         self.num_blocks = num_blocks
-        self._retain = retain
+        self._keep_cached = keep_cached
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._references: dict[int, int] = {}
@@ -69,7 +69,7 @@ class BlockAllocator:
             self._references[block] = left
             return
         del self._references[block]
-        if block in self._hash_of and self._retain:
+        if block in self._hash_of and self._keep_cached:
             self._cached[block] = None
         else:
             self._forget(block)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from hasten.layers.attention import Attention
-from hasten.layers.build import Build
-from hasten.layers.context import AttentionContext
+from hasten.layers.attention_context import AttentionContext
 from hasten.layers.embedding import Embedding
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Linear
 from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
@@ -40,33 +40,33 @@ class EagleSpec:
     target_vocab_size: int
     draft_vocab_size: int  # tokens that can be guessed
     # Each fused state is the target's after this many of its layers: 1 is the first layer's output.
-    state_layers: tuple[int, ...]
+    aux_layers: tuple[int, ...]
     layer: LayerSpec
     norm: NormSpec
     norm_before_residual: bool = False  # the residual is the normalised hidden state, not the hidden state itself
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def aux_layer_indices(self) -> tuple[int, ...]:
         """The target's layers, from 0, whose outputs are fused, in the order of fusion."""
-        return tuple(count - 1 for count in self.state_layers)
+        return tuple(count - 1 for count in self.aux_layers)
 
     @property
     def fused_size(self) -> int:
         """Width of the states side by side."""
-        return self.target_size * len(self.state_layers)
+        return self.target_size * len(self.aux_layers)
 
 
 class EagleLayer(nn.Module):
     """A decoder layer whose attention reads two vectors per token, and whose residual is the second of them."""
 
-    def __init__(self, spec: EagleSpec, build: Build) -> None:
+    def __init__(self, spec: EagleSpec, layer_context: LayerContext) -> None:
         super().__init__()
         self.norm_before_residual, size = spec.norm_before_residual, spec.hidden_size
-        self.attention_norm = Norm(spec.norm, size, build)  # of the embedding
-        self.hidden_norm = Norm(spec.norm, size, build)
-        self.attention = Attention(spec.layer.attention, size, build, in_features=2 * size)
-        self.mlp_norm = Norm(spec.norm, size, build)
-        self.mlp = Mlp(spec.layer.mlp, size, build)
+        self.attention_norm = Norm(spec.norm, size, layer_context)  # of the embedding
+        self.hidden_norm = Norm(spec.norm, size, layer_context)
+        self.attention = Attention(spec.layer.attention, size, layer_context, in_features=2 * size)
+        self.mlp_norm = Norm(spec.norm, size, layer_context)
+        self.mlp = Mlp(spec.layer.mlp, size, layer_context)
 
     def forward(self, hidden_TE: Tensor, embedded_TE: Tensor, context: AttentionContext) -> Tensor:
         normed_TE = self.hidden_norm(hidden_TE)
@@ -86,20 +86,20 @@ class EagleHead(nn.Module):
 
     target_ids: Tensor
 
-    def __init__(self, spec: EagleSpec, embedding: Embedding, build: Build) -> None:
+    def __init__(self, spec: EagleSpec, embedding: Embedding, layer_context: LayerContext) -> None:
         super().__init__()
-        self.spec, self.ops, self.dtype, size = spec, build.ops, build.dtype, spec.hidden_size
+        self.spec, self.ops, self.dtype, size = spec, layer_context.ops, layer_context.dtype, spec.hidden_size
         self.embedding = embedding
-        self.fc = Linear(build.formats.projection(spec.fused_size, size), bias=False, build=build)
-        self.layer = EagleLayer(spec, build)
-        self.norm = Norm(spec.norm, size, build)
-        self.vocabulary = Linear(build.formats.vocabulary(size, spec.draft_vocab_size), bias=False, build=build)
+        self.fc = Linear(layer_context.formats.projection(spec.fused_size, size), bias=False, layer_context=layer_context)
+        self.layer = EagleLayer(spec, layer_context)
+        self.norm = Norm(spec.norm, size, layer_context)
+        self.lm_head = Linear(layer_context.formats.lm_head(size, spec.draft_vocab_size), bias=False, layer_context=layer_context)
         rotary = spec.layer.attention.rotary
-        self.rotary = RotaryTables([] if rotary is None else [rotary], build.device)
-        self.register_buffer("target_ids", torch.arange(spec.draft_vocab_size, device=build.device))
+        self.rotary = RotaryTables([] if rotary is None else [rotary], layer_context.device)
+        self.register_buffer("target_ids", torch.arange(spec.draft_vocab_size, device=layer_context.device))
 
     def fuse(self, states_TAE: Tensor) -> Tensor:
-        """The target's states, side by side in the order of ``spec.taps`` [T, A·E] -> hidden [T, E]."""
+        """The target's states, side by side in the order of ``spec.aux_layer_indices`` [T, A·E] -> hidden [T, E]."""
         hidden_TE: Tensor = self.fc(states_TAE.to(self.dtype))
         return hidden_TE
 
@@ -115,5 +115,5 @@ class EagleHead(nn.Module):
 
     def head(self, hidden_TE: Tensor) -> Tensor:
         """Final norm and vocabulary projection. Logits over the draft vocabulary [T, D], float32."""
-        logits_TD: Tensor = self.vocabulary(self.norm(hidden_TE))
+        logits_TD: Tensor = self.lm_head(self.norm(hidden_TE))
         return logits_TD.float()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hasten.layers.build import Build
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Linear
 
 EPS = 1e-6
@@ -31,19 +31,19 @@ class ExitsSpec:
 class Exit(nn.Module):
     """Parameters are allocated, not initialised. The classifier is float32 whatever the matrices are."""
 
-    def __init__(self, spec: ExitsSpec, build: Build) -> None:
+    def __init__(self, spec: ExitsSpec, layer_context: LayerContext) -> None:
         super().__init__()
         size = spec.hidden_size
-        self.translate = Linear(build.formats.projection(size, size), bias=True, build=build)
+        self.translate = Linear(layer_context.formats.projection(size, size), bias=True, layer_context=layer_context)
         self.classify_weight = nn.Parameter(torch.empty(size, dtype=torch.float32), requires_grad=False)
         self.classify_bias = nn.Parameter(torch.empty(1, dtype=torch.float32), requires_grad=False)
 
-    def translated(self, hidden_RE: Tensor) -> Tensor:
+    def tuned_lens(self, hidden_RE: Tensor) -> Tensor:
         """x + A x + b, in the place of the state after the last layer. [R, E]"""
         out_RE: Tensor = hidden_RE + self.translate(hidden_RE)
         return out_RE
 
-    def certainty_logit(self, hidden_RE: Tensor) -> Tensor:
+    def agreement_logit(self, hidden_RE: Tensor) -> Tensor:
         """Of the chance that the whole model agrees, from the state's direction alone. [R], float32
 
         A sum per row, not a product: a row's bits must not depend on how many there are.
@@ -54,11 +54,11 @@ class Exit(nn.Module):
 
 
 class Exits(nn.Module):
-    def __init__(self, spec: ExitsSpec, build: Build) -> None:
+    def __init__(self, spec: ExitsSpec, layer_context: LayerContext) -> None:
         super().__init__()
         assert list(spec.layers) == sorted(set(spec.layers)) and all(0 < layer < spec.num_layers for layer in spec.layers), spec
         self.spec = spec
-        self.exits = nn.ModuleDict({str(layer): Exit(spec, build) for layer in spec.layers})
+        self.exits = nn.ModuleDict({str(layer): Exit(spec, layer_context) for layer in spec.layers})
 
     def at(self, layer: int) -> Exit:
         """The exit after ``layer`` layers."""

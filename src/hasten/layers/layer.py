@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hasten.layers.attention import Attention
-from hasten.layers.build import Build
-from hasten.layers.context import AttentionContext, FillContext
+from hasten.layers.attention_context import AttentionContext, FillContext
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
 from hasten.layers.spec import LayerSpec, NormSpec
@@ -19,12 +19,12 @@ class Layer(nn.Module):
        └──────────────────────────────┘ └──────────────────┘
     """
 
-    def __init__(self, spec: LayerSpec, norm: NormSpec, hidden_size: int, build: Build) -> None:
+    def __init__(self, spec: LayerSpec, norm: NormSpec, hidden_size: int, layer_context: LayerContext) -> None:
         super().__init__()
-        self.attention_norm = Norm(norm, hidden_size, build)
-        self.attention = Attention(spec.attention, hidden_size, build)
-        self.mlp_norm = Norm(norm, hidden_size, build)
-        self.mlp = Mlp(spec.mlp, hidden_size, build)
+        self.attention_norm = Norm(norm, hidden_size, layer_context)
+        self.attention = Attention(spec.attention, hidden_size, layer_context)
+        self.mlp_norm = Norm(norm, hidden_size, layer_context)
+        self.mlp = Mlp(spec.mlp, hidden_size, layer_context)
 
     def forward(self, x_TE: Tensor, index: int, context: AttentionContext) -> Tensor:
         """``index`` is the layer's place in the decoder, by which the context finds its keys and values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hasten.layers.build import Build
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Linear
 from hasten.layers.spec import MlpSpec
 
@@ -12,13 +12,15 @@ from hasten.layers.spec import MlpSpec
 class Mlp(nn.Module):
     """``up`` has rows [gate; up] when the layer is gated (Shazeer, 2020, arXiv 2002.05202)."""
 
-    def __init__(self, spec: MlpSpec, hidden_size: int, build: Build) -> None:
+    def __init__(self, spec: MlpSpec, hidden_size: int, layer_context: LayerContext) -> None:
         super().__init__()
         assert spec.gated or spec.activation != "silu", "a plain silu layer has no op"
-        self.spec, self.ops = spec, build.ops
+        self.spec, self.ops = spec, layer_context.ops
         up_size = spec.intermediate_size * (2 if spec.gated else 1)
-        self.up = Linear(build.formats.projection(hidden_size, up_size), bias=spec.bias, build=build)
-        self.down = Linear(build.formats.projection(spec.intermediate_size, hidden_size), bias=spec.bias, build=build)
+        self.up = Linear(layer_context.formats.projection(hidden_size, up_size), bias=spec.bias, layer_context=layer_context)
+        self.down = Linear(
+            layer_context.formats.projection(spec.intermediate_size, hidden_size), bias=spec.bias, layer_context=layer_context
+        )
 
     def forward(self, x_TE: Tensor) -> Tensor:
         out_TE: Tensor = self.down(self._activate(self.up(x_TE)))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hasten.layers.build import Build
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.spec import NormSpec
 
 
 class Norm(nn.Module):
     """``bias`` is None for the root-mean-square kind. Parameters are allocated, not initialised."""
 
-    def __init__(self, spec: NormSpec, size: int, build: Build) -> None:
+    def __init__(self, spec: NormSpec, size: int, layer_context: LayerContext) -> None:
         super().__init__()
-        self.spec, self.ops = spec, build.ops
-        self.weight = build.vector(size)
-        self.bias = build.vector(size) if spec.kind == "layer" else None
+        self.spec, self.ops = spec, layer_context.ops
+        self.weight = layer_context.vector(size)
+        self.bias = layer_context.vector(size) if spec.kind == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.kind == "rms":

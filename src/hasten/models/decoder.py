@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hasten.layers.build import Build
-from hasten.layers.context import AttentionContext, FillContext
+from hasten.layers.attention_context import AttentionContext, FillContext
 from hasten.layers.embedding import Embedding
-from hasten.layers.formats.base import Formats
-from hasten.layers.formats.dense import DenseFormats
+from hasten.layers.formats.base import WeightFormatFactory
+from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.layers.layer import Layer
+from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Linear
 from hasten.layers.norm import Norm
 from hasten.layers.rotary import RotaryTables
@@ -35,19 +35,19 @@ class Decoder(nn.Module):
         ops: Ops,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        formats: Formats | None = None,
+        formats: WeightFormatFactory | None = None,
     ) -> None:
         """``dtype`` is that of the hidden state. Without ``formats`` all matrices are dense, in the same dtype."""
         super().__init__()
         self.spec, self.ops, self.dtype = spec, ops, dtype
         size = spec.hidden_size
-        build = Build(ops, formats or DenseFormats(ops, dtype, device), dtype, device)
-        self.embedding = Embedding(build.formats.vocabulary(size, spec.vocab_size))
-        self.positions = Embedding(build.formats.table(spec.max_positions, size)) if spec.learned_positions else None
-        self.layers = nn.ModuleList(Layer(layer, spec.norm, size, build) for layer in spec.layers)
-        self.norm = Norm(spec.norm, size, build)
-        head = self.embedding.format if spec.tied else build.formats.vocabulary(size, spec.vocab_size)
-        self.vocabulary = Linear(head, bias=False, build=build)
+        layer_context = LayerContext(ops, formats or DenseFormatFactory(ops, dtype, device), dtype, device)
+        self.embedding = Embedding(layer_context.formats.lm_head(size, spec.vocab_size))
+        self.positions = Embedding(layer_context.formats.table(spec.max_positions, size)) if spec.learned_positions else None
+        self.layers = nn.ModuleList(Layer(layer, spec.norm, size, layer_context) for layer in spec.layers)
+        self.norm = Norm(spec.norm, size, layer_context)
+        head = self.embedding.format if spec.tied else layer_context.formats.lm_head(size, spec.vocab_size)
+        self.lm_head = Linear(head, bias=False, layer_context=layer_context)
         self.rotary = RotaryTables(spec.rotary_specs, device)
 
     def embed(self, ids_T: Tensor) -> Tensor:
@@ -62,11 +62,11 @@ class Decoder(nn.Module):
         context: AttentionContext,
         start: int = 0,
         stop: int | None = None,
-        taps: Mapping[int, Callable[[Tensor], None]] | None = None,
+        hooks: Mapping[int, Callable[[Tensor], None]] | None = None,
     ) -> Tensor:
         """Layers ``[start, stop)``, all that follow when ``stop`` is None. [T, E]
 
-        A range that begins at 0 adds learned positions. ``taps[i]`` is called with the hidden state after layer i.
+        A range that begins at 0 adds learned positions. ``hooks[i]`` is called with the hidden state after layer i.
         """
         stop = self.spec.num_layers if stop is None else stop
         assert 0 <= start <= stop <= self.spec.num_layers, (start, stop, self.spec.num_layers)
@@ -74,8 +74,8 @@ class Decoder(nn.Module):
             hidden_TE = hidden_TE + self.positions(positions_T)
         for index in range(start, stop):
             hidden_TE = self.layers[index](hidden_TE, index, context)
-            if taps is not None and index in taps:
-                taps[index](hidden_TE)
+            if hooks is not None and index in hooks:
+                hooks[index](hidden_TE)
         return hidden_TE
 
     def fill(self, hidden_TE: Tensor, context: FillContext, start: int, stop: int) -> None:
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
             assert isinstance(layer, Layer)
             layer.fill(hidden_TE, index, context)
 
-    def head(self, hidden_RE: Tensor, vocabulary: Linear | None = None) -> Tensor:
+    def head(self, hidden_RE: Tensor, lm_head: Linear | None = None) -> Tensor:
         """Final norm and vocabulary projection, or a part of it. Logits [R, V], float32."""
-        logits_RV: Tensor = (self.vocabulary if vocabulary is None else vocabulary)(self.norm(hidden_RE))
+        logits_RV: Tensor = (self.lm_head if lm_head is None else lm_head)(self.norm(hidden_RE))
         return logits_RV.float()

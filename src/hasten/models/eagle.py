@@ -12,11 +12,11 @@ from hasten.checkpoints.formats.eagle3 import open_eagle3, read_target_ids
 from hasten.checkpoints.formats.eagle3_config import Eagle3Config
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError
-from hasten.layers.build import Build
 from hasten.layers.eagle import EagleHead, EagleSpec
 from hasten.layers.embedding import Embedding
-from hasten.layers.formats.base import Formats
-from hasten.layers.formats.dense import DenseFormats
+from hasten.layers.formats.base import WeightFormatFactory
+from hasten.layers.formats.dense import DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
 from hasten.models.llama_like import layer_weights
@@ -36,7 +36,7 @@ class LoadedEagle:
     config: Eagle3Config
 
 
-def default_state_layers(num_layers: int) -> tuple[int, int, int]:
+def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
     """After how many layers the fused states are taken: a low, a middle and a high one; where there are seven, as the paper did."""
     return (2, num_layers // 2, num_layers - 3) if num_layers >= 7 else (1, (num_layers + 1) // 2, num_layers)
 
@@ -57,7 +57,7 @@ def eagle_spec(config: Eagle3Config, target: DecoderSpec, folder: Path, *, own_e
         faults.append(f"its target has a vocabulary of {layer.vocab_size:,} tokens, this model one of {target.vocab_size:,}")
     if config.draft_vocab_size > target.vocab_size:
         faults.append(f"it guesses among {config.draft_vocab_size:,} tokens, this model has {target.vocab_size:,}")
-    states = config.state_layers or default_state_layers(target.num_layers)
+    states = config.aux_layers or default_aux_layers(target.num_layers)
     if max(states) > target.num_layers:
         faults.append(f"it reads the states after layers {', '.join(map(str, states))}, this model has {target.num_layers}")
     if faults:
@@ -70,7 +70,7 @@ def eagle_spec(config: Eagle3Config, target: DecoderSpec, folder: Path, *, own_e
         target_size=target_size,
         target_vocab_size=target.vocab_size,
         draft_vocab_size=config.draft_vocab_size,
-        state_layers=states,
+        aux_layers=states,
         layer=layer.layers[0],
         norm=layer.norm,
         norm_before_residual=config.norm_before_residual,
@@ -84,7 +84,7 @@ def eagle_weights(spec: EagleSpec, *, own_embedding: bool = False) -> WeightMap:
         WeightSource("layers.0.hidden_norm.weight", "layer.hidden_norm.weight"),
         *layer_weights("layers.0", "layer", spec.layer),
         WeightSource("norm.weight", "norm.weight"),
-        WeightSource("lm_head.weight", "vocabulary.format.weight"),
+        WeightSource("lm_head.weight", "lm_head.format.weight"),
         *((WeightSource(EMBEDDING, "embedding.format.weight"),) if own_embedding else ()),
     )
 
@@ -98,7 +98,9 @@ def eagle_tensors(head: EagleHead, *, own_embedding: bool = False) -> dict[str, 
     return tensors
 
 
-def load_eagle(folder: Path, target: Decoder, *, formats: Formats | None = None, progress: Progress | None = None) -> LoadedEagle:
+def load_eagle(
+    folder: Path, target: Decoder, *, formats: WeightFormatFactory | None = None, progress: Progress | None = None
+) -> LoadedEagle:
     """The head in ``folder`` for ``target``, in its dtype, with its embedding unless the head brings another. Without ``formats``
     all matrices are dense.
 
@@ -111,22 +113,22 @@ def load_eagle(folder: Path, target: Decoder, *, formats: Formats | None = None,
     if own and _is_targets(checkpoint, spec, target):
         own, sources = False, eagle_weights(spec)
     target_ids_D = read_target_ids(checkpoint, spec.draft_vocab_size, spec.target_vocab_size)
-    build = Build(target.ops, formats or DenseFormats(target.ops, target.dtype), target.dtype)
-    head = EagleHead(spec, _embedding(spec, target, build, own), build)
+    layer_context = LayerContext(target.ops, formats or DenseFormatFactory(target.ops, target.dtype), target.dtype)
+    head = EagleHead(spec, _embedding(spec, target, layer_context, own), layer_context)
     fill(head, checkpoint, sources, progress)
     head.target_ids.copy_(target_ids_D)
     return LoadedEagle(head.eval(), config)
 
 
-def _embedding(spec: EagleSpec, target: Decoder, build: Build, own: bool) -> Embedding:
+def _embedding(spec: EagleSpec, target: Decoder, layer_context: LayerContext, own: bool) -> Embedding:
     rows, size = spec.target_vocab_size, spec.hidden_size
-    return Embedding(build.formats.table(rows, size) if own else target.embedding.format)
+    return Embedding(layer_context.formats.table(rows, size) if own else target.embedding.format)
 
 
 def _match(checkpoint: Checkpoint, spec: EagleSpec, target: Decoder, own: bool) -> WeightMap:
     """Where each tensor goes. Raises ``CheckpointError`` with all that are missing, unexpected or of another shape or dtype."""
-    build = Build(target.ops, DenseFormats(target.ops, target.dtype, "meta"), target.dtype, "meta")
-    head = EagleHead(spec, _embedding(spec, target, build, own), build)
+    layer_context = LayerContext(target.ops, DenseFormatFactory(target.ops, target.dtype, "meta"), target.dtype, "meta")
+    head = EagleHead(spec, _embedding(spec, target, layer_context, own), layer_context)
     sources = eagle_weights(spec, own_embedding=own)
     faults = [fault for source in sources if (fault := unfit(source, checkpoint, head)) is not None]
     known = {*(source.name for source in sources), "d2t", "t2d"}

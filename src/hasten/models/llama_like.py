@@ -101,7 +101,7 @@ def llama_like_weights(spec: DecoderSpec) -> WeightMap:
         WeightSource("model.norm.weight", "norm.weight"),
     ]
     if not spec.tied:
-        sources.append(WeightSource("lm_head.weight", "vocabulary.format.weight"))
+        sources.append(WeightSource("lm_head.weight", "lm_head.format.weight"))
     for index, layer in enumerate(spec.layers):
         sources += layer_weights(f"model.layers.{index}", f"layers.{index}", layer)
     return tuple(sources)

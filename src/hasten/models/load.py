@@ -13,7 +13,7 @@ from torch import nn
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
-from hasten.layers.formats.base import Formats, WeightFormat
+from hasten.layers.formats.base import WeightFormat, WeightFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.match import match
@@ -23,7 +23,7 @@ from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-HEAD, EMBEDDING = "vocabulary.format.weight", "embedding.format.weight"
+HEAD, EMBEDDING = "lm_head.format.weight", "embedding.format.weight"
 
 Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
 
@@ -43,7 +43,7 @@ def load_decoder(
     *,
     dtype: str = "auto",
     ops: Ops,
-    formats: Callable[[torch.dtype], Formats] | None = None,
+    formats: Callable[[torch.dtype], WeightFormatFactory] | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Reads config.json and safetensors of a local folder. ``dtype`` "auto" is the checkpoint's own.

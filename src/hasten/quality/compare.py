@@ -23,23 +23,23 @@ def compare(
     windows: Sequence[Window],
     *,
     piece: int = PIECE,
-    told: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> Quality:
-    """How far ``candidate`` is from ``reference``. ``told`` hears how many more tokens are done.
+    """How far ``candidate`` is from ``reference``. ``progress`` hears how many more tokens are done.
 
     Raises ``CheckpointError`` if either side's logits are not finite.
     """
     if not windows:
         raise InvalidOption("there is no text to compare on", allowed="at least one window")
-    return summarise(windows, [_read(reference, candidate, window, piece, told) for window in windows])
+    return summarise(windows, [_read(reference, candidate, window, piece, progress) for window in windows])
 
 
-def _read(reference: Scorer, candidate: Scorer, window: Window, piece: int, told: Callable[[int], None]) -> Divergence:
+def _read(reference: Scorer, candidate: Scorer, window: Window, piece: int, progress: Callable[[int], None]) -> Divergence:
     read, targets = window.token_ids[:-1], torch.tensor(window.token_ids[1:])
     parts = []
     with closing(reference.logits(read, piece)) as ours, closing(candidate.logits(read, piece)) as theirs:
         for targets_R, reference_RV, candidate_RV in zip(torch.split(targets, piece), ours, theirs, strict=True):
             device = reference_RV.device
             parts.append(divergence(reference_RV, candidate_RV.to(device), targets_R.to(device)))
-            told(len(targets_R))
+            progress(len(targets_R))
     return Divergence.join(parts)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from hasten.sampling.chain import Chain
-from hasten.sampling.likeliest import CLASSES
+from hasten.sampling.gumbel_argmax import CHUNK, gumbel_argmax
 from hasten.sampling.noise_search import Doubles, Ints, Unsigned, louder_tokens, noise_of, streams_of, token_bits
-from hasten.sampling.race import CHUNK, race
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.shortlist import Shortlist
+from hasten.sampling.topk import CLASSES
 
 # Tokens of a list: what mostly is enough, and what is tried before the whole vocabulary.
 SIZES = (64, 256, 1024)
@@ -26,7 +26,7 @@ SPARE = 8
 
 
 def draw(logits_RV: Tensor, rows: Sequence[SamplingRow], chain: Chain) -> list[int | None]:
-    """The token of each row of processed logits, none of which is greedy; None where the row's settings leave no usable number."""
+    """The token of each row of processed logits, none of which is greedy; None where the row's settings leave no rows_are_finite number."""
     tokens: list[int | None] = [None] * len(rows)
     left = list(range(len(rows)))
     if logits_RV.device.type == "cpu":
@@ -37,7 +37,7 @@ def draw(logits_RV: Tensor, rows: Sequence[SamplingRow], chain: Chain) -> list[i
     if left:
         some_RV = logits_RV if len(left) == len(rows) else logits_RV[torch.tensor(left, device=logits_RV.device)]
         some = [rows[i] for i in left]
-        for i, token in zip(left, race(chain.warp(some_RV, some), some), strict=True):
+        for i, token in zip(left, gumbel_argmax(chain.warp(some_RV, some), some), strict=True):
             tokens[i] = token
     return tokens
 

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 
-class Occurrences:
+class TokenCounts:
     """Distinct tokens in the order of their first occurrence, as integers of 64 bits that other libraries read without a loop."""
 
     __slots__ = ("_place", "counts", "token_ids")
@@ -34,8 +34,8 @@ class TokenHistory:
     def __init__(self, num_prompt_tokens: int) -> None:
         self._num_prompt_tokens = num_prompt_tokens
         self._length = 0
-        self.whole = Occurrences()  # prompt and answer
-        self.answer = Occurrences()
+        self.whole = TokenCounts()  # prompt and answer
+        self.answer = TokenCounts()
 
     def follow(self, token_ids: Sequence[int]) -> TokenHistory:
         """Take in what the sequence has gained since the last call. Returns itself."""

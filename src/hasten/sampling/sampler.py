@@ -18,10 +18,10 @@ from torch import Tensor
 
 from hasten.core.result import TokenLogprob
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.chooser import Chooser, PortableChooser
-from hasten.sampling.likeliest import best_tokens
-from hasten.sampling.pick import pick
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.select_rows import select_rows
+from hasten.sampling.token_selector import TokenSelector, TorchTokenSelector
+from hasten.sampling.topk import argmax_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    chooser: Chooser = field(default_factory=PortableChooser)
+    selector: TokenSelector = field(default_factory=TorchTokenSelector)
 
     def sample(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
         """The token of each row, None for an unusable row. ``logits_RV`` is float32 and is left alone."""
@@ -48,18 +48,18 @@ class Sampler:
         if not rows:
             return []
         shaped = any(self.shapes(row.params) for row in rows)
-        return self._choose(logits_RV, rows) if shaped else self.chooser.choose(logits_RV, rows)
+        return self._choose(logits_RV, rows) if shaped else self.selector.choose(logits_RV, rows)
 
     def shapes(self, params: SamplingParams) -> bool:
         """Whether masks, bias or penalties act on a row of these settings."""
-        return bool(self.chooser.chain.needs(params).processors)
+        return bool(self.selector.chain.needs(params).processors)
 
     def beam_logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """What beam search scores continuations with [R, V]: log-softmax first, then masks, bias and penalties.
 
-        ``usable`` tells which rows may be searched.
+        ``rows_are_finite`` tells which rows may be searched.
         """
-        return self.chooser.chain.process(logits_RV.log_softmax(dim=1), rows)
+        return self.selector.chain.process(logits_RV.log_softmax(dim=1), rows)
 
     def logprobs(self, logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]) -> dict[int, TokenLogprob]:
         """Of one token per row, under the raw distribution, where ``params.logprobs`` asks for it. Key: row."""
@@ -67,28 +67,28 @@ class Sampler:
 
     def probabilities(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """What ``tokens`` draws from [R, V], float64; no row may be greedy. A row that cannot be drawn from is NaN."""
-        chain = self.chooser.chain
+        chain = self.selector.chain
         return chain.warp(chain.process(logits_RV, rows), rows).double().softmax(dim=1)
 
     def _choose(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-        """The tokens, where masks, bias or penalties act on some rows. Those must be usable before these do."""
+        """The tokens, where masks, bias or penalties act on some rows. Those must be rows_are_finite before these do."""
         plain: list[int] = []
         shaped: list[int] = []
         for i, row in enumerate(rows):
             (shaped if self.shapes(row.params) else plain).append(i)
-        best = best_tokens(pick(logits_RV, shaped))
+        best = argmax_tokens(select_rows(logits_RV, shaped))
         shaped = [i for i, token in zip(shaped, best, strict=True) if token is not None]
         token_ids: list[int | None] = [None] * len(rows)
         for index in (plain, shaped):
             if index:
                 some = [rows[i] for i in index]
-                some_RV = pick(logits_RV, index)
-                for i, token in zip(index, self.chooser.choose(self.chooser.chain.process(some_RV, some), some), strict=True):
+                some_RV = select_rows(logits_RV, index)
+                for i, token in zip(index, self.selector.choose(self.selector.chain.process(some_RV, some), some), strict=True):
                     token_ids[i] = token
         return token_ids
 
 
-def usable(scores_RV: Tensor) -> list[bool]:
+def rows_are_finite(scores_RV: Tensor) -> list[bool]:
     """Whether each row has a largest score that is a finite number."""
     finite: list[bool] = scores_RV.amax(dim=1).isfinite().tolist()
     return finite
@@ -100,7 +100,7 @@ def _logprobs(logits_RV: Tensor, rows: Sequence[SamplingRow], token_ids: Sequenc
     asked = [(i, token, count) for i, token, count in wanted if token is not None]
     if not asked:
         return {}
-    logprob_RV = pick(logits_RV, [i for i, _, _ in asked]).log_softmax(dim=1)
+    logprob_RV = select_rows(logits_RV, [i for i, _, _ in asked]).log_softmax(dim=1)
     chosen_R1 = logprob_RV.gather(1, torch.tensor([[token] for _, token, _ in asked], device=logits_RV.device))
     ranks = (logprob_RV > chosen_R1).sum(dim=1).add_(1).tolist()
     top = logprob_RV.topk(min(max(count for _, _, count in asked), logprob_RV.shape[1]), dim=1)

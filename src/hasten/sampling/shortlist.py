@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hasten.sampling.likeliest import LOWEST, Flags, Floats, Ints, likeliest
+from hasten.sampling.topk import LOWEST, Flags, Floats, Ints, likeliest
 
 Doubles = NDArray[np.float64]
 

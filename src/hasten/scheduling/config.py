@@ -14,8 +14,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int = 2048  # the token budget of a step; a longer prompt is computed in chunks
     max_model_len: int = 4096  # tokens of a sequence, prompt and answer
     batching: str = "continuous"  # or "dynamic", "static"; see scheduling/admission/
-    batch_wait: float = 0.05  # seconds that dynamic batching waits for a batch to fill
-    ordering: str = "fcfs"  # or "priority"; see scheduling/ordering/
+    max_batch_delay: float = 0.05  # seconds that dynamic batching waits for a batch to fill
+    scheduling_policy: str = "fcfs"  # or "priority"; see scheduling/policies/
     priority_seconds: float = 60.0  # one level of priority is worth this long a wait, so nobody starves
     prefix_caching: bool = True
 
@@ -28,6 +28,6 @@ class SchedulerConfig:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}",
                 remedy="Every running sequence needs one token a step: raise the first or lower the second",
             )
-        for name in ("batch_wait", "priority_seconds"):
+        for name in ("max_batch_delay", "priority_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidOption(f"{name} is out of range", got=getattr(self, name), allowed="from 0, finite (seconds)")

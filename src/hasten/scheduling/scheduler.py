@@ -10,41 +10,41 @@ from bisect import insort
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 
+from hasten.core.concat_view import ConcatView
 from hasten.core.draft import MAX_TREE_TOKENS, NO_DRAFT, Draft
 from hasten.core.errors import PromptTooLong
-from hasten.core.extended import Extended
-from hasten.core.plan import Committed, CommittedRow, RowPlan, SlotMove, StepPlan
+from hasten.core.plan import CommitResult, CommittedSpan, RowPlan, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import Continuation, StepResult
-from hasten.kv.space import KvSpace
+from hasten.kv.cache_manager import KvCacheManager
 from hasten.scheduling.admission import admission
-from hasten.scheduling.builder import PlanBuilder
 from hasten.scheduling.config import SchedulerConfig
-from hasten.scheduling.ordering import ordering
-from hasten.scheduling.sequence import Entry, Sequence
+from hasten.scheduling.plan_builder import PlanBuilder
+from hasten.scheduling.policies import scheduling_policy
+from hasten.scheduling.sequence import ScheduledRequest, Sequence
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig, kv: KvSpace) -> None:
+    def __init__(self, config: SchedulerConfig, kv: KvCacheManager) -> None:
         self.config, self.kv = config, kv
-        self._admission, self._ordering = admission(config), ordering(config)
-        self._entries: dict[str, Entry] = {}
-        self._waiting: list[Entry] = []  # by rank
-        self._running: list[Entry] = []  # by rank
+        self._admission, self._policy = admission(config), scheduling_policy(config)
+        self._entries: dict[str, ScheduledRequest] = {}
+        self._waiting: list[ScheduledRequest] = []  # by rank
+        self._running: list[ScheduledRequest] = []  # by rank
         self._sequences: dict[int, Sequence] = {}
         self._num_entries = self._num_sequences = 0
         self._planned: tuple[RowPlan, ...] = ()
 
     # ---------------------------------------------------------------- requests come and go
 
-    def add(self, request: Request) -> Entry:
+    def add(self, request: Request) -> ScheduledRequest:
         """Raises ``PromptTooLong`` if it could never run, so that it cannot block the others."""
         self.check_capacity(request)
         # Without a prefix cache a request still shares blocks among its own sequences, under a salt of its own.
         salt = f"tenant:{request.cache_salt}" if self.config.prefix_caching else f"request:{self._num_entries}"
-        if request.depth is not None:  # the blocks of a model of fewer layers are of use to the like of it
-            salt = f"depth:{request.depth}/{salt}"
-        entry = Entry(request, self._num_entries, salt)
+        if request.exit_layer is not None:  # the blocks of a model of fewer layers are of use to the like of it
+            salt = f"depth:{request.exit_layer}/{salt}"
+        entry = ScheduledRequest(request, self._num_entries, salt)
         self._num_entries += 1
         entry.sequences.append(self._new_sequence(entry, 0, list(request.prompt_token_ids)))
         self._wait(entry)
@@ -101,7 +101,7 @@ class Scheduler:
         """The same, or None if it has ended."""
         return self._sequences.get(sequence_id)
 
-    def entry(self, request_id: str) -> Entry | None:
+    def entry(self, request_id: str) -> ScheduledRequest | None:
         return self._entries.get(request_id)
 
     @property
@@ -116,17 +116,17 @@ class Scheduler:
     def unfinished(self) -> bool:
         return bool(self._entries)
 
-    def opens_at(self) -> float:
+    def next_admission_time(self) -> float:
         """When an idle engine lets the first of the waiting requests join, as the batching mode has it."""
-        return self._admission.opens_at(self._waiting)
+        return self._admission.next_admission_time(self._waiting)
 
     # ---------------------------------------------------------------- one step
 
     def plan(self, now: float) -> StepPlan:
         """What to compute now. Single tokens go first, so a long prompt never delays those who are decoding."""
         builder = PlanBuilder(self.config.max_num_batched_tokens)
-        decoding: list[Entry] = []
-        others: list[Entry] = []
+        decoding: list[ScheduledRequest] = []
+        others: list[ScheduledRequest] = []
         for entry in self._running:
             (decoding if entry.decoding else others).append(entry)
         for entry in decoding + others:
@@ -138,13 +138,13 @@ class Scheduler:
         self._planned = plan.rows
         return plan
 
-    def commit(self, result: StepResult) -> Committed:
+    def commit(self, result: StepResult) -> CommitResult:
         """The planned rows are computed and these tokens were accepted.
 
         The moves that it returns must be made before anything else is computed: blocks are announced as if they were.
         """
         accepted = {continuation.parent: continuation.token_ids[:-1] for continuation in result.continuations}
-        rows: list[CommittedRow] = []
+        rows: list[CommittedSpan] = []
         moves: list[SlotMove] = []
         begin = 0
         for row in self._planned:
@@ -155,21 +155,21 @@ class Scheduler:
             path: tuple[int, ...] = ()
             if num_guesses:  # what was accepted of it is computed; the slots of the rest will be written again
                 taken = accepted.get(sequence.id, ())
-                path, tokens = sequence.draft.path(taken), Extended(tokens, taken)
+                path, tokens = sequence.draft.path(taken), ConcatView(tokens, taken)
                 moves += self.kv.moves(sequence.id, row.start + trunk, path)
                 sequence.draft = NO_DRAFT
             sequence.num_computed = row.start + trunk + len(path)
             if row.exits is not None:
-                sequence.note_exits(row, result.depths.get(sequence.id))
+                sequence.record_exits(row, result.exit_layers.get(sequence.id))
             if sequence.id not in result.poisoned:  # NaN must never enter the prefix cache
-                self.kv.commit(sequence.id, tokens, sequence.num_computed, sequence.num_sound)
+                self.kv.commit(sequence.id, tokens, sequence.num_computed, sequence.num_cacheable_tokens)
             trunk_tokens = range(begin, begin + trunk)
             computed = (*trunk_tokens, *(begin + trunk + node for node in path)) if path else trunk_tokens
-            rows.append(CommittedRow(sequence.id, row.start, computed))
+            rows.append(CommittedSpan(sequence.id, row.start, computed))
             begin += len(row.token_ids)
         self._planned = ()
         self._grow(result)
-        return Committed(tuple(rows), tuple(moves))
+        return CommitResult(tuple(rows), tuple(moves))
 
     def _grow(self, result: StepResult) -> None:
         """Sequences end, go on and fork as the result has it."""
@@ -213,7 +213,7 @@ class Scheduler:
 
     # ---------------------------------------------------------------- how a plan is made
 
-    def _advance(self, entry: Entry, builder: PlanBuilder) -> None:
+    def _advance(self, entry: ScheduledRequest, builder: PlanBuilder) -> None:
         """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
         for sequence, count in self._wanted(entry, builder):
             start, stop = sequence.num_computed, sequence.num_computed + count
@@ -236,7 +236,7 @@ class Scheduler:
             row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits, tree, exits)
             builder.add(entry, row, copies)
 
-    def _wanted(self, entry: Entry, builder: PlanBuilder) -> Iterator[tuple[Sequence, int]]:
+    def _wanted(self, entry: ScheduledRequest, builder: PlanBuilder) -> Iterator[tuple[Sequence, int]]:
         """(sequence, tokens to compute) as far as the budget goes."""
         together = entry.searches and len(entry.sequences) > 1
         if together and all(self.kv.is_open(s.id) and s.num_remaining == 1 for s in entry.sequences):
@@ -256,7 +256,7 @@ class Scheduler:
         """Give the sequence its cached prefix; False while another sequence is computing the block it needs next."""
         entry = sequence.entry
         hashes = entry.hashes.get(sequence.id) or self._hashes(sequence)
-        if self.kv.awaits(hashes):
+        if self.kv.prefix_in_flight(hashes):
             return False
         sequence.num_computed = self.kv.open(sequence.id, entry.salt, hashes)
         entry.hashes.pop(sequence.id, None)
@@ -264,34 +264,36 @@ class Scheduler:
 
     def _hashes(self, sequence: Sequence) -> list[bytes]:
         """Of the blocks that it may share with others."""
-        stop = None if sequence.num_sound is None else sequence.num_sound + 1  # ``hashes`` leaves the last token out
+        stop = (
+            None if sequence.num_cacheable_tokens is None else sequence.num_cacheable_tokens + 1
+        )  # ``hashes`` leaves the last token out
         return self.kv.hashes(sequence.entry.salt, sequence.token_ids[:stop])
 
     def _admit(self, builder: PlanBuilder, now: float) -> None:
         """Let waiting requests join, in order, while there are seats, tokens and blocks."""
-        seats = self.config.max_num_seqs - sum(entry.num_seats for entry in self._running)
+        seats = self.config.max_num_seqs - sum(entry.max_sequences for entry in self._running)
         if seats <= 0:
             return
         for entry in list(self._admission.may_join(self._waiting, len(self._running), now)):
-            if builder.budget == 0 or entry.num_seats > seats:
+            if builder.budget == 0 or entry.max_sequences > seats:
                 return
             first = entry.sequences[0]
             hashes = entry.hashes.get(first.id)
             if hashes is None:
                 hashes = entry.hashes[first.id] = self._hashes(first)
-            if self.kv.awaits(hashes):
+            if self.kv.prefix_in_flight(hashes):
                 continue  # its prefix is being computed; the ones behind it need not wait for that
             if not self._fits(entry, hashes):
                 return
-            seats -= entry.num_seats
+            seats -= entry.max_sequences
             self._waiting.remove(entry)
-            insort(self._running, entry, key=self._ordering.rank)
+            insort(self._running, entry, key=self._policy.rank)
             entry.running = True
             self._advance(entry, builder)
             if entry.first_scheduled is None:
                 entry.first_scheduled, entry.num_cached_tokens = now, first.num_computed
 
-    def _fits(self, entry: Entry, hashes: list[bytes]) -> bool:
+    def _fits(self, entry: ScheduledRequest, hashes: list[bytes]) -> bool:
         """Whether the request's tokens find room beside the running ones, each of which may soon want one more block."""
         if not self._running:
             return True  # ``add`` made sure of it
@@ -304,8 +306,8 @@ class Scheduler:
 
     # ---------------------------------------------------------------- how the state changes
 
-    def _new_sequence(self, entry: Entry, index: int, token_ids: list[int]) -> Sequence:
-        sequence = Sequence(self._num_sequences, entry, index, token_ids, depth=entry.request.depth)
+    def _new_sequence(self, entry: ScheduledRequest, index: int, token_ids: list[int]) -> Sequence:
+        sequence = Sequence(self._num_sequences, entry, index, token_ids, exit_layer=entry.request.exit_layer)
         self._num_sequences += 1
         self._sequences[sequence.id] = sequence
         return sequence
@@ -313,7 +315,11 @@ class Scheduler:
     def _fork(self, parent: Sequence) -> Sequence:
         child = self._new_sequence(parent.entry, parent.index, list(parent.token_ids))
         child.num_computed = parent.num_computed
-        child.depth, child.early, child.num_sound = parent.depth, dict(parent.early), parent.num_sound
+        child.exit_layer, child.early, child.num_cacheable_tokens = (
+            parent.exit_layer,
+            dict(parent.early),
+            parent.num_cacheable_tokens,
+        )
         parent.entry.sequences.append(child)
         self.kv.fork(parent.id, child.id)
         return child
@@ -325,7 +331,7 @@ class Scheduler:
         if continuation.finish is not None:
             self._end(sequence)
 
-    def _preempt(self, entry: Entry) -> None:
+    def _preempt(self, entry: ScheduledRequest) -> None:
         """Free all that a running request holds; it will be computed again, but for what the prefix cache keeps."""
         for sequence in entry.sequences:
             if self.kv.is_open(sequence.id):
@@ -336,8 +342,8 @@ class Scheduler:
         entry.num_preemptions += 1
         self._wait(entry)
 
-    def _wait(self, entry: Entry) -> None:
-        insort(self._waiting, entry, key=self._ordering.rank)
+    def _wait(self, entry: ScheduledRequest) -> None:
+        insort(self._waiting, entry, key=self._policy.rank)
 
     def _end(self, sequence: Sequence) -> None:
         entry = sequence.entry

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hasten.core.draft import NO_DRAFT, Draft
-from hasten.core.exits import RowExits, exit_test
+from hasten.core.early_exit import ExitPlan, exit_criterion
 from hasten.core.plan import RowPlan
 from hasten.core.request import Request
 
@@ -19,14 +19,14 @@ class Sequence:
     """One line of tokens of a request; it needs computing as long as ``num_computed`` trails its tokens."""
 
     id: int
-    entry: Entry
+    entry: ScheduledRequest
     index: int  # which answer of the request, or which beam
     token_ids: list[int]  # the prompt, then the accepted tokens
     num_computed: int = 0
     draft: Draft = NO_DRAFT  # what may follow ``token_ids``: the next step verifies it, and it is gone after that
-    depth: int | None = None  # how many layers compute every token of it; None: as many as each needs
+    exit_layer: int | None = None  # how many layers compute every token of it; None: as many as each needs
     early: dict[int, int] = field(default_factory=dict)  # of single tokens that left early: position -> layers
-    num_sound: int | None = None  # tokens before the first that left early: others may find their blocks. None: all
+    num_cacheable_tokens: int | None = None  # tokens before the first that left early: others may find their blocks. None: all
     history: TokenHistory | None = None  # which tokens occur, for penalties; whoever samples keeps it. A fork starts its own
 
     @property
@@ -37,38 +37,38 @@ class Sequence:
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - len(self.entry.request.prompt_token_ids)
 
-    def exits(self, start: int, stop: int) -> RowExits | None:
+    def exits(self, start: int, stop: int) -> ExitPlan | None:
         """How far tokens [start, stop) go."""
         params = self.entry.request.params
         if params.exit_rule == "none":
             return None
-        if self.depth is not None:
-            return RowExits((self.depth,) * (stop - start), fill=False)
-        test = exit_test(params, self.num_output_tokens) if stop == len(self.token_ids) else None
+        if self.exit_layer is not None:
+            return ExitPlan((self.exit_layer,) * (stop - start), fill=False)
+        test = exit_criterion(params, self.num_output_tokens) if stop == len(self.token_ids) else None
         known = tuple(self.early.get(position) for position in range(start, stop)) if self.early else ()
-        return RowExits(known if any(known) else (), test, fill=test is None or not test.whole)
+        return ExitPlan(known if any(known) else (), test, fill=test is None or not test.whole)
 
-    def note_exits(self, row: RowPlan, depth: int | None) -> None:
+    def record_exits(self, row: RowPlan, depth: int | None) -> None:
         """The row is computed. ``depth``: its last token had done with so many layers, by a test."""
         assert row.exits is not None
         if depth is not None:
             assert row.exits.test is not None
             if row.exits.test.whole:
-                self.depth = depth
+                self.exit_layer = depth
             else:
                 self.early[row.stop - 1] = depth
-        if self.depth is not None and self.entry.request.depth is None:
+        if self.exit_layer is not None and self.entry.request.exit_layer is None:
             # Also where it was preempted after that: what all layers had computed is computed by fewer the second time.
             self._unsound(row.start)
         elif depth is not None:
             self._unsound(row.stop - 1)
 
     def _unsound(self, position: int) -> None:
-        self.num_sound = position if self.num_sound is None else min(self.num_sound, position)
+        self.num_cacheable_tokens = position if self.num_cacheable_tokens is None else min(self.num_cacheable_tokens, position)
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class ScheduledRequest:
     """One request in the scheduler: its live sequences and its history."""
 
     request: Request
@@ -91,7 +91,7 @@ class Entry:
         return not self.searches and self.request.params.exit_rule == "none"
 
     @property
-    def num_seats(self) -> int:
+    def max_sequences(self) -> int:
         """Sequences it may come to have: all of them before the first token, then those that have not ended."""
         if self.searches or self.sequences[0].num_output_tokens == 0:
             return self.request.params.beam_width or self.request.params.n

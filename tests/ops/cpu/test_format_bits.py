@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hasten.layers.formats.packed import PackedFormats
+from hasten.layers.formats.packed import PackedFormatFactory
 from hasten.ops.cpu.cpu import Cpu
 from hasten.ops.cpu.matrix import Weights
 
@@ -13,9 +13,9 @@ KINDS = [(torch.float32, None), (torch.bfloat16, None), (torch.float16, None)]
 KINDS += [(torch.bfloat16, kind) for kind in ("int8", "int8-weight-only", "int4", "int4-weight-only")]
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), KINDS)
-def test_the_bits_of_a_weight_are_those_of_its_memory(cpu: Cpu, dtype: torch.dtype, quantize: str | None) -> None:
+@pytest.mark.parametrize(("dtype", "quantization"), KINDS)
+def test_the_bits_of_a_weight_are_those_of_its_memory(cpu: Cpu, dtype: torch.dtype, quantization: str | None) -> None:
     weights = Weights(cpu)
-    matrix = PackedFormats(weights, dtype, quantize).projection(1024, 2048)
+    matrix = PackedFormatFactory(weights, dtype, quantization).projection(1024, 2048)
     matrix.load("weight", torch.randn(2048, 1024).to(dtype), slice(0, 2048), transposed=False)
     assert matrix.bits == pytest.approx(8 * weights.num_bytes / (1024 * 2048), rel=0.03)

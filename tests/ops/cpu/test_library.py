@@ -63,7 +63,7 @@ def test_without_native_kernels_pytorch_answers_and_says_why(monkeypatch: pytest
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int8"}, {"kv_dtype": "int8"}, {"backend": "cpu"}])
+@pytest.mark.parametrize("options", [{"quantization": "int8"}, {"kv_cache_dtype": "int8"}, {"backend": "cpu"}])
 def test_what_needs_native_kernels_is_refused_without_them(monkeypatch: pytest.MonkeyPatch, options: dict[str, str]) -> None:
     monkeypatch.setenv(ISA_VARIABLE, "none")
     with pytest.raises(InvalidOption, match=f"{next(iter(options))} .*native CPU kernels.*HASTEN_CPU_ISA=none"):

@@ -20,7 +20,7 @@ UNSUPPORTED = ("norm_before_fc", "norm_output", "fc_norm", "parallel_drafting")
 class Eagle3Config:
     layer: Mapping[str, Any]  # the layer's own configuration, written like a model's config.json
     draft_vocab_size: int
-    state_layers: tuple[int, ...] | None = None  # the target's state after this many layers; None: as the paper chose
+    aux_layers: tuple[int, ...] | None = None  # the target's state after this many layers; None: as the paper chose
     target_size: int | None = None  # hidden size of the target; None: the head's own
     norm_before_residual: bool = False
     num_guesses: int = 5  # one after the other, as it was trained
@@ -38,7 +38,7 @@ class Eagle3Config:
             "draft_vocab_size": self.draft_vocab_size,
             "target_hidden_size": self.target_size,
             "norm_before_residual": self.norm_before_residual,
-            "eagle_aux_hidden_state_layer_ids": None if self.state_layers is None else list(self.state_layers),
+            "eagle_aux_hidden_state_layer_ids": None if self.aux_layers is None else list(self.aux_layers),
             "speculators_config": {
                 "algorithm": "eagle3",
                 "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": self.num_guesses}],
@@ -86,7 +86,7 @@ def read_config(folder: Path, values: Mapping[str, Any]) -> Eagle3Config:
     return Eagle3Config(
         layer=layer,
         draft_vocab_size=draft,
-        state_layers=None if states is None else tuple(states),
+        aux_layers=None if states is None else tuple(states),
         target_size=target,
         norm_before_residual=before,
         num_guesses=guesses if _is_size(guesses) else 5,

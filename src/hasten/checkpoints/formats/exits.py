@@ -28,12 +28,12 @@ from hasten.checkpoints.formats.draft_ids import checked_ids
 from hasten.checkpoints.formats.medusa import READABLE
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
-from hasten.core.calibration import Calibration
+from hasten.core.early_exit import DECAY, REQUEST_CRITERIA, TOKEN_CRITERIA
 from hasten.core.errors import CheckpointError
-from hasten.core.exits import DECAY, REQUEST_MEASURES, TOKEN_MEASURES
-from hasten.layers.build import Build
-from hasten.layers.exit_tables import TextTable
+from hasten.core.exit_calibration import Calibration
 from hasten.layers.exits import Exits, ExitsSpec
+from hasten.layers.layer_context import LayerContext
+from hasten.layers.prompt_hash_table import PromptHashTable
 
 MODEL_TYPE = "hasten_exits"
 MAX_PLANES = 16
@@ -48,7 +48,7 @@ class ExitsCheckpoint:
     exits: Exits
     calibrations: tuple[Calibration, ...] = ()
     token_layers: Tensor | None = None  # [V] int32, how many layers compute a token of each id; the model's number: all
-    text_table: TextTable | None = None
+    prompt_hash_table: PromptHashTable | None = None
     agreements: tuple[float, ...] | None = None  # of the exits in their order, with the whole model's likeliest token
     draft_ids: Tensor | None = None  # [D] int64, rising: the tokens that first layers guess from; None: all
 
@@ -58,7 +58,7 @@ class ExitsCheckpoint:
         return next(found, None)
 
 
-def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: int, build: Build) -> ExitsCheckpoint:
+def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: int, layer_context: LayerContext) -> ExitsCheckpoint:
     """The exits of a folder, for a model of these sizes.
 
     Raises ``CheckpointError`` for pickles, for exits of another model (with both numbers), for tensors that are missing, unexpected
@@ -68,14 +68,14 @@ def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: i
     checkpoint = Checkpoint.open(folder)
     spec = _spec(checkpoint, hidden_size, num_layers, vocab_size)
     _check_tensors(checkpoint, spec)
-    exits = Exits(spec, build)
+    exits = Exits(spec, layer_context)
     _fill(exits, checkpoint)
     tables = {name: checkpoint.read(name).clone() for name in _TABLES if name in checkpoint.tensors}
     _check_layers(folder, tables, spec)
-    text_table = TextTable(tables["text_planes"], tables["text_layers"]) if "text_planes" in tables else None
+    prompt_hash_table = PromptHashTable(tables["text_planes"], tables["text_layers"]) if "text_planes" in tables else None
     draft_ids = _draft_ids(checkpoint, vocab_size)
     calibrations, agreements = _calibrations(checkpoint), _agreements(checkpoint, spec)
-    return ExitsCheckpoint(exits.eval(), calibrations, tables.get("token_layers"), text_table, agreements, draft_ids)
+    return ExitsCheckpoint(exits.eval(), calibrations, tables.get("token_layers"), prompt_hash_table, agreements, draft_ids)
 
 
 def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype, base_model: str | None = None) -> None:
@@ -89,9 +89,9 @@ def write_exits(folder: Path, checkpoint: ExitsCheckpoint, *, dtype: torch.dtype
     tensors = {name: tensor.to(dtype if ".translate." in name else torch.float32) for name, tensor in tensors.items()}
     if checkpoint.token_layers is not None:
         tensors["token_layers"] = checkpoint.token_layers.to(torch.int32)
-    if checkpoint.text_table is not None:
-        tensors["text_planes"] = checkpoint.text_table.planes_PE.float()
-        tensors["text_layers"] = checkpoint.text_table.layers.to(torch.int32)
+    if checkpoint.prompt_hash_table is not None:
+        tensors["text_planes"] = checkpoint.prompt_hash_table.planes_PE.float()
+        tensors["text_layers"] = checkpoint.prompt_hash_table.layers.to(torch.int32)
     if checkpoint.draft_ids is not None:
         tensors["draft_ids"] = checkpoint.draft_ids.to(torch.int32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def _calibration_fault(value: object) -> str | None:
     names = [field.name for field in dataclasses.fields(Calibration)]
     if not isinstance(value, dict) or set(value) != set(names):
         return f"{value!r} has not exactly the fields {', '.join(names)}"
-    if value["rule"] not in (*TOKEN_MEASURES, *REQUEST_MEASURES):
+    if value["rule"] not in (*TOKEN_CRITERIA, *REQUEST_CRITERIA):
         return f"rule={value['rule']!r} is no measure"
     for name, low, high in (
         ("tolerance", 0, 1),
@@ -262,7 +262,7 @@ def _calibration_fault(value: object) -> str | None:
         number = value[name]
         if not (type(number) in (int, float) and low <= number <= high):
             return f"{name}={number!r} is not between {low} and {high:g}"
-    decay = DECAY if value["rule"] in TOKEN_MEASURES else None
+    decay = DECAY if value["rule"] in TOKEN_CRITERIA else None
     if value["decay"] != decay:
         return f"decay={value['decay']!r}, but thresholds of {value['rule']} are used with {decay}"
     if type(value["mean_risk"]) not in (int, float):

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
 from hasten.core.errors import CheckpointError
-from hasten.layers.build import Build
-from hasten.layers.medusa import MedusaHeads, MedusaSpec, Vocabulary
+from hasten.layers.layer_context import LayerContext
+from hasten.layers.medusa import LmHead, MedusaHeads, MedusaSpec
 
 ORIGINAL = "medusa_lm_head.safetensors"
 READABLE = ("F32", "BF16", "F16", "F64")
@@ -46,7 +46,7 @@ class MedusaCheckpoint:
     accuracies: tuple[tuple[float, ...], ...] | None  # [head][rank] of a tree's choice; None: not measured
 
 
-def read_medusa(folder: Path, *, hidden_size: int, vocab_size: int, build: Build) -> MedusaCheckpoint:
+def read_medusa(folder: Path, *, hidden_size: int, vocab_size: int, layer_context: LayerContext) -> MedusaCheckpoint:
     """The heads of a folder, for a model of this hidden size and vocabulary.
 
     Raises ``CheckpointError`` for pickles, for heads of another model (with both numbers), and for tensors that are missing,
@@ -56,7 +56,7 @@ def read_medusa(folder: Path, *, hidden_size: int, vocab_size: int, build: Build
     names = _canonical_names(checkpoint)
     spec = _spec(checkpoint, names, hidden_size, vocab_size)
     _check_tensors(checkpoint, names, spec)
-    heads = MedusaHeads(spec, build)
+    heads = MedusaHeads(spec, layer_context)
     _fill(heads, checkpoint, names)
     return MedusaCheckpoint(heads.eval(), _accuracies(checkpoint, spec))
 
@@ -85,7 +85,7 @@ def write_medusa(
         "vocab_size": spec.vocab_size,
         "truncated_vocab_size": spec.truncated_vocab_size,
         "medusa_fc_bias": spec.bias,
-        "original_lm_head": spec.vocabulary != "own",
+        "original_lm_head": spec.lm_head != "own",
         "dtype": str(dtype).removeprefix("torch."),
     }
     config |= {} if base_model is None else {"base_model_name_or_path": base_model}
@@ -96,7 +96,7 @@ def write_medusa(
 def _stored_name(parameter: str, spec: MedusaSpec) -> str:
     """From a parameter of ``MedusaHeads`` to vLLM's name for it."""
     name = parameter.replace(".format.", ".")
-    return "lm_head.weight" if spec.vocabulary == "shared" and name == "lm_heads.0.weight" else name
+    return "lm_head.weight" if spec.lm_head == "shared" and name == "lm_heads.0.weight" else name
 
 
 def _weights_file(folder: Path) -> str:
@@ -144,9 +144,9 @@ def _spec(checkpoint: Checkpoint, names: Mapping[str, str], hidden_size: int, vo
     if not any(".linear." in stored for stored in names.values()):
         # The original's own configurations name other numbers than their files hold, and its code goes by the file.
         counts = {key: _integer(checkpoint, key, count) for key, count in counts.items()}
-    vocabulary: Vocabulary = "own"
+    lm_head: LmHead = "own"
     if config.get("original_lm_head"):
-        vocabulary = "shared" if any(name in names for name in _SHARED) else "model"
+        lm_head = "shared" if any(name in names for name in _SHARED) else "model"
     truncated = _integer(checkpoint, "truncated_vocab_size", vocab_size)
     if truncated > vocab_size or min(counts.values()) < 1:
         raise CheckpointError(
@@ -161,7 +161,7 @@ def _spec(checkpoint: Checkpoint, names: Mapping[str, str], hidden_size: int, vo
         vocab_size=vocab_size,
         truncated_vocab_size=truncated,
         bias=bool(config.get("medusa_fc_bias", any(name.endswith(".bias") for name in names))),
-        vocabulary=vocabulary,
+        lm_head=lm_head,
     )
 
 
@@ -229,9 +229,9 @@ def _shapes(spec: MedusaSpec, names: Mapping[str, str]) -> dict[str, tuple[int, 
             shapes[f"blocks.{head}.layers.{layer}.weight"] = (size, size)
             if spec.bias:
                 shapes[f"blocks.{head}.layers.{layer}.bias"] = (size,)
-    if spec.vocabulary == "own":
+    if spec.lm_head == "own":
         shapes |= {f"lm_heads.{head}.weight": (spec.truncated_vocab_size, size) for head in range(spec.num_heads)}
-    if spec.vocabulary == "shared":
+    if spec.lm_head == "shared":
         shapes[next(name for name in _SHARED if name in names)] = (spec.truncated_vocab_size, size)
     if spec.truncated:
         shapes["token_map"] = (spec.truncated_vocab_size,)

@@ -1,4 +1,4 @@
-"""``WeightFormat``: a weight matrix as data. Formats own their parameters; ``Linear`` owns the bias."""
+"""``WeightFormat``: a weight matrix as data. WeightFormatFactory own their parameters; ``Linear`` owns the bias."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class WeightFormat(Protocol):
         ...
 
 
-class Formats(Protocol):
+class WeightFormatFactory(Protocol):
     """Which format each kind of matrix gets when a decoder is built. Nothing is initialised."""
 
     def projection(self, in_features: int, out_features: int) -> WeightFormat:
         """A matrix inside a layer."""
         ...
 
-    def vocabulary(self, in_features: int, out_features: int) -> WeightFormat:
+    def lm_head(self, in_features: int, out_features: int) -> WeightFormat:
         """The vocabulary projection, the token embedding, or both at once."""
         ...
 

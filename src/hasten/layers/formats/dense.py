@@ -36,7 +36,7 @@ class Dense(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class DenseFormats:
+class DenseFormatFactory:
     """Everything dense, in one dtype."""
 
     ops: Ops
@@ -46,7 +46,7 @@ class DenseFormats:
     def projection(self, in_features: int, out_features: int) -> Dense:
         return Dense(in_features, out_features, self.ops, self.dtype, self.device)
 
-    def vocabulary(self, in_features: int, out_features: int) -> Dense:
+    def lm_head(self, in_features: int, out_features: int) -> Dense:
         return Dense(in_features, out_features, self.ops, self.dtype, self.device)
 
     def table(self, num_rows: int, size: int) -> Dense:

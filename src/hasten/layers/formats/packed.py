@@ -35,7 +35,7 @@ class Packed(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class PackedFormats:
+class PackedFormatFactory:
     """Matrices in ``weights``: in ``dtype``, or quantised.
 
     int8: a scale per output feature. int4: in 4.5 bits a weight, vocabulary included. Both multiply with inputs quantised to int8
@@ -44,16 +44,16 @@ class PackedFormats:
 
     weights: Weights
     dtype: torch.dtype
-    quantize: str | None = None
+    quantization: str | None = None
 
     def projection(self, in_features: int, out_features: int) -> Packed:
-        if self.quantize is None:
+        if self.quantization is None:
             return self._plain(in_features, out_features)
-        bits, _, weight_only = self.quantize.partition("-")
+        bits, _, weight_only = self.quantization.partition("-")
         dtype = Dtype.INT8 if bits == "int8" else Dtype.INT4
         return Packed(Matrix(self.weights, out_features, in_features, dtype, int8_activations=not weight_only))
 
-    vocabulary = projection
+    lm_head = projection
 
     def table(self, num_rows: int, size: int) -> Packed:
         return self._plain(size, num_rows)

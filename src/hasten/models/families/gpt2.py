@@ -61,7 +61,7 @@ def weights(spec: DecoderSpec) -> WeightMap:
         WeightSource("transformer.ln_f.bias", "norm.bias"),
     ]
     if not spec.tied:
-        sources.append(WeightSource("lm_head.weight", "vocabulary.format.weight"))
+        sources.append(WeightSource("lm_head.weight", "lm_head.format.weight"))
     for index in range(spec.num_layers):
         theirs, ours = f"transformer.h.{index}", f"layers.{index}"
         for their_norm, our_norm in (("ln_1", "attention_norm"), ("ln_2", "mlp_norm")):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.pairs import Pairs
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.token_pairs import TokenPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class AllowedTokenIds:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Pure."""
-        pairs = Pairs.of([row.params.allowed_token_ids or () for row in rows], logits_RV)
+        pairs = TokenPairs.of([row.params.allowed_token_ids or () for row in rows], logits_RV)
         allowed_RV = torch.full_like(logits_RV, -torch.inf)
         allowed_RV[pairs.row_N, pairs.token_N] = logits_RV[pairs.row_N, pairs.token_N]
         return allowed_RV

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.pairs import Pairs
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.token_pairs import TokenPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class LogitBias:
         """Writes to its argument."""
         num_tokens = logits_RV.shape[1]
         known = [{i: bias for i, bias in row.params.logit_bias.items() if i < num_tokens} for row in rows]
-        pairs = Pairs.of([list(biases) for biases in known], logits_RV)
+        pairs = TokenPairs.of([list(biases) for biases in known], logits_RV)
         bias_N = logits_RV.new_tensor([bias for biases in known for bias in biases.values()])
         logits_RV[pairs.row_N, pairs.token_N] += bias_N
         return logits_RV

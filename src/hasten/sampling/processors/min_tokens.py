@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.pairs import Pairs
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.token_pairs import TokenPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class MinTokens:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        return Pairs.of([_ends(row) for row in rows], logits_RV).forbid(logits_RV)
+        return TokenPairs.of([_ends(row) for row in rows], logits_RV).forbid(logits_RV)
 
 
 def _ends(row: SamplingRow) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.pairs import Pairs
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.token_pairs import TokenPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class NoRepeatNgram:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        return Pairs.of([_repeating(row) for row in rows], logits_RV).forbid(logits_RV)
+        return TokenPairs.of([_repeating(row) for row in rows], logits_RV).forbid(logits_RV)
 
 
 def _repeating(row: SamplingRow) -> list[int]:

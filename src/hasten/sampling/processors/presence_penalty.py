@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.column import column
-from hasten.sampling.pairs import Pairs
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.token_pairs import TokenPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class PresencePenalty:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        pairs = Pairs.of([row.occurrences().answer.token_ids for row in rows], logits_RV)
+        pairs = TokenPairs.of([row.occurrences().answer.token_ids for row in rows], logits_RV)
         penalty_N = column((row.params.presence_penalty for row in rows), logits_RV)[pairs.row_N, 0]
         logits_RV[pairs.row_N, pairs.token_N] -= penalty_N
         return logits_RV

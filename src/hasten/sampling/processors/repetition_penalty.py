@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.column import column
-from hasten.sampling.pairs import Pairs
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.token_pairs import TokenPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class RepetitionPenalty:
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Writes to its argument."""
-        pairs = Pairs.of([row.occurrences().whole.token_ids for row in rows], logits_RV)
+        pairs = TokenPairs.of([row.occurrences().whole.token_ids for row in rows], logits_RV)
         penalty_N = column((row.params.repetition_penalty for row in rows), logits_RV)[pairs.row_N, 0]
         logit_N = logits_RV[pairs.row_N, pairs.token_N]
         logits_RV[pairs.row_N, pairs.token_N] = torch.where(logit_N < 0, logit_N * penalty_N, logit_N / penalty_N)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.column import column
-from hasten.sampling.likeliest import ascending
 from hasten.sampling.row import SamplingRow
+from hasten.sampling.topk import ascending
 
 
 @dataclass(frozen=True, slots=True)

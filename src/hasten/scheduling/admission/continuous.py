@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.scheduling.config import SchedulerConfig
-from hasten.scheduling.sequence import Entry
+from hasten.scheduling.sequence import ScheduledRequest
 
 
 class Continuous:
     def __init__(self, config: SchedulerConfig) -> None: ...
 
-    def may_join(self, waiting: Sequence[Entry], num_running: int, now: float) -> Sequence[Entry]:
+    def may_join(self, waiting: Sequence[ScheduledRequest], num_running: int, now: float) -> Sequence[ScheduledRequest]:
         return waiting
 
-    def opens_at(self, waiting: Sequence[Entry]) -> float:
+    def next_admission_time(self, waiting: Sequence[ScheduledRequest]) -> float:
         return waiting[0].request.arrival

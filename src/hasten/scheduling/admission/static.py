@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.scheduling.config import SchedulerConfig
-from hasten.scheduling.sequence import Entry
+from hasten.scheduling.sequence import ScheduledRequest
 
 
 class Static:
@@ -13,25 +13,25 @@ class Static:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._size = config.max_num_seqs
-        self._batch: frozenset[Entry] = frozenset()
+        self._batch: frozenset[ScheduledRequest] = frozenset()
 
-    def may_join(self, waiting: Sequence[Entry], num_running: int, now: float) -> Sequence[Entry]:
+    def may_join(self, waiting: Sequence[ScheduledRequest], num_running: int, now: float) -> Sequence[ScheduledRequest]:
         joining = [entry for entry in waiting if entry in self._batch]
-        if not joining and num_running == 0 and self.opens_at(waiting) <= now:
+        if not joining and num_running == 0 and self.next_admission_time(waiting) <= now:
             joining = self._first(waiting)
             self._batch = frozenset(joining)
         return joining
 
-    def opens_at(self, waiting: Sequence[Entry]) -> float:
+    def next_admission_time(self, waiting: Sequence[ScheduledRequest]) -> float:
         return min(entry.request.arrival for entry in waiting)
 
-    def _first(self, waiting: Sequence[Entry]) -> list[Entry]:
+    def _first(self, waiting: Sequence[ScheduledRequest]) -> list[ScheduledRequest]:
         """As many as there are seats for."""
-        batch: list[Entry] = []
+        batch: list[ScheduledRequest] = []
         seats = self._size
         for entry in waiting:
-            if entry.num_seats > seats:
+            if entry.max_sequences > seats:
                 break
-            seats -= entry.num_seats
+            seats -= entry.max_sequences
             batch.append(entry)
         return batch

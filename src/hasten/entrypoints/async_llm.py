@@ -1,0 +1,139 @@
+"""``AsyncLLM``: the engine in its own thread, answers as async iterators; leaving the loop cancels the request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from hasten.core.engine_options import EngineOptions
+from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
+from hasten.core.output import Delta, Rejection, RequestOutput
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.entrypoints.build_engine import build_engine
+from hasten.entrypoints.engine_client import EngineClient, EngineDied, Event
+from hasten.entrypoints.input_processor import Prompt
+from hasten.entrypoints.thread_client import ThreadClient
+
+
+class AsyncLLM:
+    """Any number of tasks of one event loop may use it at a time. ``options`` as for ``LLM``. Close it, or use ``async with``."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
+        self._client: EngineClient = ThreadClient(self._loaded.engine)
+        self._ids = itertools.count()
+        self._inboxes: dict[str, asyncio.Queue[Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._died: EngineDied | None = None
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the engine; requests that still run end with an error."""
+        self._died = self._died or EngineDied("")
+        await asyncio.to_thread(self._client.close)
+
+    def default_sampling_params(self) -> SamplingParams:
+        return self._loaded.input_processor.defaults
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._loaded.description)
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[Delta]:
+        """Deltas as they come; the last one carries the whole output. Raises ``InvalidRequest``."""
+        request = self._loaded.input_processor.request(
+            str(next(self._ids)), prompt, sampling_params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
+        )
+        inbox = self._send(request)
+        delta: Delta | None = None
+        try:
+            while delta is None or delta.output is None:
+                event = await inbox.get()
+                if isinstance(event, Rejection):
+                    kind = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
+                    raise kind(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
+                if isinstance(event, EngineDied):
+                    raise HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
+                delta = event
+                yield delta
+        finally:
+            del self._inboxes[request.request_id]
+            if delta is None or delta.output is None:
+                self._client.abort(request.request_id)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> RequestOutput:
+        """The whole output of one prompt. Run several with ``asyncio.gather``; cancelling the task ends the request."""
+        async for delta in self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt):
+            if delta.output is not None:
+                return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
+        raise AssertionError("a stream ended without its output")
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        **template: Any,
+    ) -> AsyncIterator[Delta]:
+        """``stream`` of a conversation, rendered by the checkpoint's chat template."""
+        if self._loaded.tokenizer is None:
+            raise InvalidRequest("this checkpoint has no tokenizer, so it cannot chat", remedy="Use stream with token ids")
+        token_ids = self._loaded.tokenizer.chat(messages, tools=tools, **template)
+        prompt = {"prompt_token_ids": token_ids}
+        return self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)
+
+    def _send(self, request: Request) -> asyncio.Queue[Event]:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._client.start(self._receive)
+        if loop is not self._loop:
+            raise HastenError("an AsyncLLM serves one event loop", remedy="Make one AsyncLLM per event loop")
+        inbox = self._inboxes.setdefault(request.request_id, asyncio.Queue())
+        if self._died is not None:
+            inbox.put_nowait(self._died)
+        else:
+            self._client.add(request)
+        return inbox
+
+    def _receive(self, events: list[Event]) -> None:
+        """Called in the engine's thread."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it everyone who waited
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, EngineDied):
+                self._died = event
+                for inbox in self._inboxes.values():
+                    inbox.put_nowait(event)
+            elif event.request_id in self._inboxes:
+                self._inboxes[event.request_id].put_nowait(event)

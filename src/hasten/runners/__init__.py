@@ -1,0 +1,1 @@
+"""From a ``StepPlan`` to logits: the PyTorch and native runners, early exit and self-drafting on top of them, backends."""

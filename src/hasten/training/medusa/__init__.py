@@ -1,0 +1,1 @@
+"""Training Medusa heads on the last hidden state of a frozen target."""

@@ -1,0 +1,184 @@
+"""``AsyncLLM``: many tasks at a time, leaving a loop cancels, and whoever waits hears of every end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, SamplingParams
+from hasten.core.errors import PromptTooLong
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+PROMPTS = [{"prompt_token_ids": [3 + i, 4, 5 + 2 * i, 6]} for i in range(10)]
+OPTIONS = {"dtype": "float32", "block_size": 4, "kv_cache_memory": "8MiB", "max_num_seqs": 6, "max_model_len": 128}
+
+
+def run(folder: Path, body: Callable[[AsyncLLM], Awaitable[None]], **options: object) -> None:
+    async def session() -> None:
+        async with AsyncLLM(str(folder), **{**OPTIONS, **options}) as llm:
+            await body(llm)
+
+    asyncio.run(asyncio.wait_for(session(), timeout=120))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The engine's thread does its part between two of our turns."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def held(llm: AsyncLLM) -> int:
+    return sum(allocator.num_held for allocator in llm._loaded.engine.scheduler.kv.allocators)
+
+
+def test_many_tasks_get_what_the_sync_engine_gives(tiny: Callable[[str], Path]) -> None:
+    folder = tiny("llama-gqa")
+    expected = [output.outputs for output in LLM(str(folder), **OPTIONS).generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+    async def body(llm: AsyncLLM) -> None:
+        outputs = await asyncio.gather(*(llm.generate(prompt, GREEDY) for prompt in PROMPTS))
+        assert [output.outputs for output in outputs] == expected
+        streamed = [delta async for delta in llm.stream(PROMPTS[0], GREEDY)]
+        assert tuple(token for delta in streamed for token in delta.token_ids) == expected[0][0].token_ids
+
+    run(folder, body)
+
+
+def test_break_cancels_and_frees_the_blocks(tiny: Callable[[str], Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        endless = GREEDY.replace(max_tokens=120)
+        async for delta in llm.stream(PROMPTS[0], endless):
+            assert delta.token_ids
+            break
+        await until(lambda: held(llm) == 0 and not llm._loaded.engine.unfinished)
+        assert llm._inboxes == {}
+        # The request was ended long before its 120 tokens.
+        assert llm._loaded.engine.stats.num_sampled_rows < 100
+
+    run(tiny("llama-gqa"), body)
+
+
+def test_a_cancelled_task_ends_its_request_and_no_other(tiny: Callable[[str], Path]) -> None:
+    folder = tiny("llama-gqa")
+    expected = LLM(str(folder), **OPTIONS).generate(PROMPTS[1], GREEDY.replace(max_tokens=60))[0].outputs
+
+    async def body(llm: AsyncLLM) -> None:
+        leaves = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
+        stays = asyncio.create_task(llm.generate(PROMPTS[1], GREEDY.replace(max_tokens=60)))
+        await until(lambda: held(llm) > 0)
+        leaves.cancel()
+        assert (await stays).outputs == expected
+        await until(lambda: held(llm) == 0)
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+
+    run(folder, body)
+
+
+def test_wrong_requests_are_refused_on_either_side_of_the_boundary(tiny: Callable[[str], Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        with pytest.raises(InvalidRequest, match="the prompt is empty"):
+            await llm.generate({"prompt_token_ids": []}, GREEDY)
+        with pytest.raises(InvalidRequest, match=r"more sequences than may run at a time: got 9; allowed: up to max_num_seqs=6"):
+            await llm.generate(PROMPTS[0], SamplingParams(n=9, max_tokens=4))  # only the engine knows
+        with pytest.raises(PromptTooLong, match="do not fit the context"):
+            await llm.generate(PROMPTS[0], SamplingParams(max_tokens=126))
+        assert (await llm.generate(PROMPTS[0], GREEDY)).finished
+
+    run(tiny("llama-gqa"), body)
+
+
+JUNK = [
+    None,
+    -1,
+    2**70,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "x",
+    "\ud800",
+    b"x",
+    [],
+    [None],
+    {},
+    {"a": 1},
+    True,
+    ("\ud800",),
+    object(),
+]
+
+
+def test_no_field_of_no_request_kills_the_engine(tiny: Callable[[str], Path]) -> None:
+    """Every field of a request gets every kind of junk: it is refused or served, and a canary beside it stays exact."""
+    folder = tiny("llama-gqa")
+    fields = [field.name for field in dataclasses.fields(SamplingParams)]
+    canary = LLM(str(folder), **OPTIONS).generate(PROMPTS[0], GREEDY)[0].outputs
+
+    async def attempt(llm: AsyncLLM, settings: dict[str, object], **named: object) -> str:
+        try:
+            params = SamplingParams.from_dict({"max_tokens": 2, **settings})
+            prompt = named.pop("prompt", PROMPTS[1])
+            return str((await llm.generate(prompt, params, **named)).error)
+        except InvalidRequest as refused:
+            return str(refused)
+
+    async def body(llm: AsyncLLM) -> None:
+        outcomes = []
+        for junk in JUNK:
+            outcomes += [await attempt(llm, {name: junk}) for name in fields]
+            outcomes += [await attempt(llm, {"beam_width": 3, name: junk}) for name in ("n", "early_stopping", "logprobs")]
+            outcomes += [await attempt(llm, {}, **{name: junk}) for name in ("priority", "cache_salt", "prompt")]
+            outcomes.append(await attempt(llm, {}, prompt={"prompt_token_ids": junk}))
+            assert (await llm.generate(PROMPTS[0], GREEDY)).outputs == canary
+        refused = [outcome for outcome in outcomes if outcome != "None"]
+        assert len(refused) > 0.7 * len(outcomes)
+        assert held(llm) == 0
+
+    run(folder, body, scheduling_policy="priority")
+
+
+def test_priority_decides_who_waits(tiny: Callable[[str], Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        done: list[str] = []
+
+        async def one(name: str, priority: int) -> None:
+            await llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=40), priority=priority)
+            done.append(name)
+
+        first = asyncio.create_task(one("first", 0))
+        await until(lambda: held(llm) > 0)
+        low, high = asyncio.create_task(one("low", 5)), asyncio.create_task(one("high", -5))
+        await asyncio.gather(first, low, high)
+        assert done == ["first", "high", "low"]
+
+    run(tiny("llama-gqa"), body, scheduling_policy="priority", max_num_seqs=1)
+
+
+def test_those_who_wait_hear_that_the_engine_died(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        def broken() -> None:
+            raise KeyError("a bug")
+
+        llm._loaded.engine.step = broken  # type: ignore[assignment, method-assign]
+        for _ in range(2):  # who waits when it dies, and who comes after
+            with pytest.raises(HastenError, match="the engine has ended: got KeyError: 'a bug'"):
+                await llm.generate(PROMPTS[0], GREEDY)
+
+    run(tiny("llama-gqa"), body)
+
+
+def test_close_ends_what_still_runs(tiny: Callable[[str], Path]) -> None:
+    async def session() -> None:
+        llm = AsyncLLM(str(tiny("llama-gqa")), **OPTIONS)
+        task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
+        await until(lambda: held(llm) > 0)
+        await llm.close()
+        with pytest.raises(HastenError, match="it was closed"):
+            await task
+        await llm.close()
+
+    asyncio.run(asyncio.wait_for(session(), timeout=60))

@@ -1,0 +1,19 @@
+"""Where the tokens of a text end in its bytes."""
+
+from __future__ import annotations
+
+from hasten.checkpoints.hub import resolve
+from hasten.text.tokenizer import TextTokenizer
+
+
+def test_spans_end_where_the_decoded_prefix_ends() -> None:
+    tokenizer = TextTokenizer.load(resolve("demo"), 8192)
+    assert tokenizer is not None
+    text = "def naïve(x):\n\treturn '你好 🙂'  # <|im_end|> done\n"
+    ids, ends = tokenizer.spans(text)
+    assert ids == tokenizer.encode(text)
+    assert ends == sorted(ends) and ends[-1] == len(text.encode())
+    for count in range(1, len(ids) + 1):
+        prefix = tokenizer.decode(ids[1:count], skip_special_tokens=False)  # the first is the tokenizer's own
+        if "\N{REPLACEMENT CHARACTER}" not in prefix:  # not in the middle of a character
+            assert ends[count - 1] == len(prefix.encode())
