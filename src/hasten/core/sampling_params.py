@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hasten.core.early_exit import DECAY, EXIT_RULES, REQUEST_CRITERIA, TOKEN_CRITERIA
 from hasten.core.errors import InvalidRequest, nearest
+from hasten.core.renamed import RENAMED_EXIT_RULES
 
 MAX_SEQUENCES = 64
 MAX_LOGPROBS = 20
@@ -159,8 +160,10 @@ class SamplingParams:
     def _exit_checks(self) -> list[tuple[str, str, bool]]:
         measured, layer, none = self.exit_rule in (*TOKEN_CRITERIA, *REQUEST_CRITERIA), self.exit_layer, None
         threshold, tolerance, decay = self.exit_threshold, self.exit_tolerance, self.exit_decay
+        new_rule = RENAMED_EXIT_RULES.get(str(self.exit_rule))
+        renamed = "" if new_rule is None else f"; {self.exit_rule} was renamed to {new_rule}"
         return [
-            ("exit_rule", ", ".join(EXIT_RULES), self.exit_rule in EXIT_RULES),
+            ("exit_rule", ", ".join(EXIT_RULES) + renamed, self.exit_rule in EXIT_RULES),
             ("exit_rule", "none with beam_width", self.beam_width is None or self.exit_rule == "none"),
             ("exit_layer", "from 1 with exit_rule fixed", self.exit_rule != "fixed" or _whole(layer, 1)),
             ("exit_layer", "None unless exit_rule is fixed", self.exit_rule == "fixed" or layer is none),

@@ -21,7 +21,7 @@ def choose_backend(options: EngineOptions) -> Backend:
     native = "this run was asked for the torch backend" if options.backend == "torch" else find_cpu(options.threads)
     if not isinstance(native, str):
         int8_kv = options.kv_cache_dtype == "int8"
-        return NativeBackend(native, options.quantization, draft_quantization=options.draft_format, int8_kv=int8_kv)
+        return NativeBackend(native, options.quantization, draft_quantization=options.resolved_draft_quantization, int8_kv=int8_kv)
     needed = {
         "backend": options.backend == "cpu",
         "quantization": options.quantization is not None,
