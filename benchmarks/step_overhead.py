@@ -56,7 +56,7 @@ class PreparedLogits:
         self._bank_NV, self._next = bank_NV, 0
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        num_rows = len(plan.sampled_ids)
+        num_rows = len(plan.sampled_sequence_ids)
         if self._next + num_rows > len(self._bank_NV):
             self._next = self._next % 7 + 1  # other rows for each sequence than in the last round
         begin, self._next = self._next, self._next + num_rows
@@ -129,7 +129,7 @@ def measure(llm: LLM, settings: dict[str, Any], batch: int, waiting: int, steps:
     for i in range(batch + waiting):
         prompt = {"prompt_token_ids": prompts[i % len(prompts)]}
         engine.add(input_processor.request(f"{i}", prompt, params.replace(seed=i), arrival=engine.clock()))
-    while engine.scheduler.num_running < batch or not all(entry.decoding for entry in engine.scheduler._running):
+    while engine.scheduler.num_running < batch or not all(entry.is_decoding for entry in engine.scheduler._running):
         engine.step()
     for _ in range(warmup):
         engine.step()

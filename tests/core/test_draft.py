@@ -34,7 +34,7 @@ def test_a_chain_is_a_tree_that_does_not_branch() -> None:
     chain = Draft.chain([5, 6, 7])
     assert chain == Draft((5, 6, 7), (-1, 0, 1)) and not chain.branches
     assert Draft((5, 6), (-1, -1)).branches
-    assert not NO_DRAFT and not NO_DRAFT.branches and NO_DRAFT.path([1]) == () and NO_DRAFT.cut(3, 0) == NO_DRAFT
+    assert not NO_DRAFT and not NO_DRAFT.branches and NO_DRAFT.accepted_path([1]) == () and NO_DRAFT.truncate(3, 0) == NO_DRAFT
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -45,9 +45,9 @@ def test_paths_and_depths_are_those_of_a_walk(seed: int) -> None:
     for node in range(len(draft)):
         line = ancestors(draft, node)
         tokens = [draft.token_ids[i] for i in line]
-        assert draft.path([*tokens, 99]) == tuple(line)
-        assert draft.child(draft.parents[node], draft.token_ids[node]) == node
-    assert draft.path([99]) == ()
+        assert draft.accepted_path([*tokens, 99]) == tuple(line)
+        assert draft.find_child(draft.parents[node], draft.token_ids[node]) == node
+    assert draft.accepted_path([99]) == ()
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -57,10 +57,10 @@ def test_a_cut_keeps_the_first_nodes_that_are_not_too_deep(seed: int) -> None:
     whole = Draft(whole.token_ids, whole.parents, tuple(torch.tensor([float(i)]) for i in range(len(whole))))
     count, depth = draw.randint(0, 21), draw.randint(1, 5)
     kept = [node for node in range(len(whole)) if len(ancestors(whole, node)) <= depth][:count]
-    cut = whole.cut(count, depth)
+    cut = whole.truncate(count, depth)
     paths = [[whole.token_ids[i] for i in ancestors(whole, node)] for node in kept]
     assert [[cut.token_ids[i] for i in ancestors(cut, node)] for node in range(len(cut))] == paths
-    assert cut.proposals is not None and [int(q) for q in cut.proposals] == kept
+    assert cut.draft_probs is not None and [int(q) for q in cut.draft_probs] == kept
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -71,9 +71,9 @@ def test_a_row_places_and_shows_its_tokens_by_the_tree(seed: int) -> None:
     assert list(row.positions) == [*range(start, start + trunk), *(start + trunk - 1 + depth for depth in draft.depths)]
     for node in range(len(draft)):
         seen = {*range(trunk), *(trunk + i for i in ancestors(draft, node))}
-        assert {i for i in range(64) if row.views[trunk + node] >> i & 1} == seen
+        assert {i for i in range(64) if row.attention_bitmasks[trunk + node] >> i & 1} == seen
     plain = RowPlan(0, start, (1, 2, 3), ((0,),), 1)
-    assert list(plain.positions) == [start, start + 1, start + 2] and plain.views == [1, 3, 7]
+    assert list(plain.positions) == [start, start + 1, start + 2] and plain.attention_bitmasks == [1, 3, 7]
 
 
 def test_an_extended_text_reads_as_the_two_end_to_end() -> None:

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 from pydantic import TypeAdapter
 
-from hasten.core.output import CompletionOutput, Delta, Rejection, RequestMetrics, RequestOutput
+from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput, RequestRejected
 from hasten.core.plan import BlockCopy, RowPlan, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import Continuation, Finish, FinishReason, StepResult, TokenLogprob
@@ -36,7 +36,7 @@ VALUES = [
     StepPlan((RowPlan(3, 4, (9,), ((None, 7), (1, 2)), 1),), (BlockCopy(0, 1, 2),)),
     StepResult((Continuation(3, (5, 8), Finish(FinishReason.LENGTH), 1),), (4,), (6,)),
     Delta(request_id="r", index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), output=OUTPUT),
-    Rejection(request_id="r", kind="PromptTooLong", what="too long", got="9"),
+    RequestRejected(request_id="r", kind="PromptTooLong", what="too long", got="9"),
     OUTPUT,
 ]
 
@@ -57,4 +57,4 @@ def test_values_cannot_be_changed(value: Any) -> None:
 
 def test_each_row_of_logits_has_its_sequence() -> None:
     rows = [RowPlan(sequence_id, 0, (4, 5, 6), ((0,),), count) for sequence_id, count in ((7, 1), (3, 0), (5, 3))]
-    assert StepPlan(tuple(rows)).sampled_ids == [7, 5, 5, 5]
+    assert StepPlan(tuple(rows)).sampled_sequence_ids == [7, 5, 5, 5]

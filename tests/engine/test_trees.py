@@ -152,25 +152,25 @@ def test_torch_rows_of_16_bits(dtype: str, bound: float, tiny: Callable[[str], P
 
 def see_an_aunt(patch: pytest.MonkeyPatch) -> None:
     """The last token of each tree sees one token more that is not on its path."""
-    whole = RowPlan.views.fget
+    whole = RowPlan.attention_bitmasks.fget
 
     def views(row: RowPlan) -> list[int]:
         right: list[int] = whole(row)
         strangers = [token for token in range(len(right) - 1) if not right[-1] >> token & 1]
         return [*right[:-1], right[-1] | 1 << strangers[-1]] if strangers else right
 
-    patch.setattr(RowPlan, "views", property(views))
+    patch.setattr(RowPlan, "attention_bitmasks", property(views))
 
 
 def miss_a_parent(patch: pytest.MonkeyPatch) -> None:
-    whole = RowPlan.views.fget
+    whole = RowPlan.attention_bitmasks.fget
 
     def views(row: RowPlan) -> list[int]:
         right: list[int] = whole(row)
         parent = len(right) - len(row.tree) + row.tree[-1]
         return [*right[:-1], right[-1] & ~(1 << parent)]
 
-    patch.setattr(RowPlan, "views", property(views))
+    patch.setattr(RowPlan, "attention_bitmasks", property(views))
 
 
 def stand_in_line(patch: pytest.MonkeyPatch) -> None:

@@ -75,22 +75,26 @@ class OracleRunner:
         # All rows write before any row reads, as a layer of a real model does: a slot given to two rows must show.
         slots = [[self._slots(table, row.stop) for table in row.block_tables] for row in plan.rows]
         depths = [
-            list(row.exits.exit_layers if row.exits and row.exits.exit_layers else (None,) * len(row.token_ids))
+            list(row.exit_plan.exit_layers if row.exit_plan and row.exit_plan.exit_layers else (None,) * len(row.token_ids))
             for row in plan.rows
         ]
         for row, tables, own in zip(plan.rows, slots, depths, strict=True):
             self._write(row, tables, own, 0)
         for row, tables, own in zip(plan.rows, slots, depths, strict=True):
-            if row.exits and row.exits.test and leaves(row.exits.test, self._visible(row, tables, self._paths(row)[-1], 1)):
-                own[:] = [1] * len(own) if row.exits.test.whole else [*own[:-1], 1]
+            if (
+                row.exit_plan
+                and row.exit_plan.test
+                and leaves(row.exit_plan.test, self._visible(row, tables, self._paths(row)[-1], 1))
+            ):
+                own[:] = [1] * len(own) if row.exit_plan.test.whole else [*own[:-1], 1]
         for row, tables, own in zip(plan.rows, slots, depths, strict=True):
-            if row.exits is None or row.exits.fill or own[-1] is None:
+            if row.exit_plan is None or row.exit_plan.fill or own[-1] is None:
                 self._write(row, tables, own, 1)
         rows, found = [], {}
         for row, tables, own in zip(plan.rows, slots, depths, strict=True):
             begin = len(row.token_ids) - row.num_logits
             for path, depth in zip(self._paths(row)[begin:], own[begin:], strict=True):
-                if row.exits:
+                if row.exit_plan:
                     found[len(rows)] = depth or NUM_LAYERS
                 rows.append(logits_index(self._visible(row, tables, path, depth or NUM_LAYERS)))
         return RunnerOutput(LOGITS[rows], exit_layers=found, num_layers=NUM_LAYERS)
@@ -207,7 +211,7 @@ class SingleThreadDrafter:
         while True:
             logits = torch.cat([self.logits(line, request.cache_salt) for line in lines])
             scores = self.sampler.beam_logprobs(logits, [_row(request, line, i) for i, line in enumerate(lines)])
-            step = search.advance(best_candidates(scores, search.scores, search.candidates_wanted))
+            step = search.advance(best_candidates(scores, search.beam_scores, search.num_candidates))
             if step.done:
                 return [tuple(best.token_ids) for best in search.best(request.params.n)]
             lines = [[*lines[beam.parent], beam.token_id] for beam in step.beams]

@@ -28,8 +28,8 @@ def add(scheduler: Scheduler, name: str, prompt: list[int] | None = None, **fiel
 def step(scheduler: Scheduler, now: float = 0.0) -> dict[str, int]:
     """One step in which every sampled row gets token 1; returns the tokens computed for each request."""
     plan = scheduler.plan(now)
-    rows = {scheduler.sequence(row.sequence_id).entry.request.request_id: len(row.token_ids) for row in plan.rows}
-    scheduler.commit(StepResult(tuple(Continuation(sequence_id, (1,)) for sequence_id in plan.sampled_ids)))
+    rows = {scheduler.sequence(row.sequence_id).request.request_id: len(row.token_ids) for row in plan.rows}
+    scheduler.commit(StepResult(tuple(Continuation(sequence_id, (1,)) for sequence_id in plan.sampled_sequence_ids)))
     return rows
 
 
@@ -92,7 +92,7 @@ def test_priority_goes_first_and_ageing_lets_nobody_starve() -> None:
     for name, arrival in (("early", 9.0), ("late", 11.0)):
         add(scheduler, name, priority=0, arrival=arrival)
     order = []
-    while scheduler.unfinished:
+    while scheduler.has_unfinished_requests:
         order += [name for name in step(scheduler, now=12.0) if name not in order]
         scheduler.abort(order[-1])
     assert order == ["early", "low", "late"], "one level is worth ten seconds"
@@ -117,7 +117,7 @@ def test_a_waiting_request_takes_over_when_the_one_it_waits_for_is_gone() -> Non
     assert step(scheduler) == {"first": 8}
     scheduler.abort("first")
     assert step(scheduler) == {"twin": 8}, "the first blocks were kept, the rest is computed now"
-    assert scheduler.entry("twin") is not None and scheduler.entry("twin").num_cached_tokens == 8
+    assert scheduler.find_request("twin") is not None and scheduler.find_request("twin").num_cached_tokens == 8
 
 
 def test_when_blocks_run_out_the_last_in_order_gives_way_and_comes_back() -> None:
@@ -127,7 +127,7 @@ def test_when_blocks_run_out_the_last_in_order_gives_way_and_comes_back() -> Non
     assert step(scheduler) == {"a": 7, "b": 7}
     seen = [step(scheduler) for _ in range(6)]
     assert {"a": 1, "b": 1} in seen and {"a": 1} in seen
-    entry = scheduler.entry("b")
+    entry = scheduler.find_request("b")
     assert entry is not None and entry.num_preemptions == 1
     scheduler.abort("a")
     assert set(step(scheduler)) == {"b"}
@@ -138,11 +138,11 @@ def test_seats_of_answers_that_have_ended_are_free_again() -> None:
     scheduler = make(max_num_seqs=3)
     scheduler.add(Request(request_id="n", prompt_token_ids=(1, 2), params=SamplingParams(n=3, max_tokens=8, seed=0)))
     add(scheduler, "a")
-    (first,) = scheduler.plan(0.0).sampled_ids
+    (first,) = scheduler.plan(0.0).sampled_sequence_ids
     scheduler.commit(StepResult(tuple(Continuation(first, (5 + i,), index=i) for i in range(3))))
     plan = scheduler.plan(0.0)
     assert len(plan.rows) == 3, "all seats are taken"
-    ends, *live = plan.sampled_ids
+    ends, *live = plan.sampled_sequence_ids
     finish = Finish(FinishReason.STOP)
     scheduler.commit(StepResult((Continuation(ends, (0,), finish), *(Continuation(i, (1,)) for i in live))))
     assert set(step(scheduler)) == {"n", "a"}

@@ -29,9 +29,9 @@ def add(scheduler: Scheduler, name: str, rule: str = "none", prompt: tuple[int, 
 def step(scheduler: Scheduler, depths: dict[str, int] | None = None) -> dict[str, RowPlan]:
     """Every sampled row gets token 9; ``depths``: of the requests whose last token leaves early."""
     plan = scheduler.plan(0.0)
-    rows = {scheduler.sequence(row.sequence_id).entry.request.request_id: row for row in plan.rows}
+    rows = {scheduler.sequence(row.sequence_id).request.request_id: row for row in plan.rows}
     left = {rows[name].sequence_id: depth for name, depth in (depths or {}).items()}
-    scheduler.commit(StepResult(tuple(Continuation(i, (9,)) for i in plan.sampled_ids), exit_layers=left))
+    scheduler.commit(StepResult(tuple(Continuation(i, (9,)) for i in plan.sampled_sequence_ids), exit_layers=left))
     scheduler.kv.check()
     return rows
 
@@ -41,7 +41,7 @@ def starts(rows: dict[str, RowPlan]) -> dict[str, int]:
 
 
 def preempt(scheduler: Scheduler, name: str) -> None:
-    entry = scheduler.entry(name)
+    entry = scheduler.find_request(name)
     assert entry is not None
     scheduler._preempt(entry)
 
@@ -54,7 +54,7 @@ def test_nobody_waits_for_a_prefix_that_will_not_come() -> None:
     assert starts(step(scheduler, {"early": 2})) == {"early": 0}
     rows = step(scheduler)
     assert starts(rows) == {"early": 12, "whole": 0}
-    assert rows["early"].exits == ExitPlan((2,), fill=False) and rows["whole"].exits is None
+    assert rows["early"].exit_plan == ExitPlan((2,), fill=False) and rows["whole"].exit_plan is None
 
 
 def test_blocks_up_to_the_first_token_that_left_early_are_for_all() -> None:
@@ -78,7 +78,7 @@ def test_a_request_that_comes_back_does_not_take_blocks_that_went_deeper_than_it
     preempt(scheduler, "early")
     row = step(scheduler)["early"]
     assert row.start == 12
-    assert row.exits is not None and row.exits.exit_layers[:2] == (2, None)
+    assert row.exit_plan is not None and row.exit_plan.exit_layers[:2] == (2, None)
 
 
 def test_what_comes_back_shallow_is_not_taken_for_whole() -> None:

@@ -97,7 +97,7 @@ def rollback_off_by_one(patch: Patch) -> None:
     def preempt(self: Scheduler, entry: ScheduledRequest) -> None:
         whole(self, entry)
         for sequence in entry.sequences:
-            hashes = self.kv.hashes(entry.salt, sequence.token_ids)
+            hashes = self.kv.block_hashes(entry.salt, sequence.token_ids)
             entry.hashes[sequence.id] = [*hashes[1:], *hashes[:1]] if len(hashes) > 1 else hashes
 
     whole = Scheduler._preempt
@@ -217,25 +217,25 @@ def go_on_after_a_wrong_guess(patch: Patch) -> None:
 
 @mutant
 def leave_an_accepted_path_where_it_was_computed(patch: Patch) -> None:
-    patch.setattr(KvCacheManager, "moves", lambda self, sequence_id, begin, path: [])
+    patch.setattr(KvCacheManager, "slot_moves", lambda self, sequence_id, begin, path: [])
 
 
 @mutant
 def move_a_path_back_to_front(patch: Patch) -> None:
-    whole = KvCacheManager.moves
-    patch.setattr(KvCacheManager, "moves", lambda self, *a: whole(self, *a)[::-1])
+    whole = KvCacheManager.slot_moves
+    patch.setattr(KvCacheManager, "slot_moves", lambda self, *a: whole(self, *a)[::-1])
 
 
 @mutant
 def move_one_group_only(patch: Patch) -> None:
-    whole = KvCacheManager.moves
-    patch.setattr(KvCacheManager, "moves", lambda self, *a: [move for move in whole(self, *a) if move.group == 0])
+    whole = KvCacheManager.slot_moves
+    patch.setattr(KvCacheManager, "slot_moves", lambda self, *a: [move for move in whole(self, *a) if move.group == 0])
 
 
 @mutant
 def roll_back_one_slot_short(patch: Patch) -> None:
-    whole = KvCacheManager.moves
-    patch.setattr(KvCacheManager, "moves", lambda self, sequence_id, begin, path: whole(self, sequence_id, begin + 1, path))
+    whole = KvCacheManager.slot_moves
+    patch.setattr(KvCacheManager, "slot_moves", lambda self, sequence_id, begin, path: whole(self, sequence_id, begin + 1, path))
 
 
 @mutant
@@ -255,7 +255,7 @@ def follow_the_first_child_whatever_was_drawn(patch: Patch) -> None:
     def child(self: Draft, parent: int, token_id: int) -> int | None:
         return next((i for i, p in enumerate(self.parents) if p == parent), None)
 
-    patch.setattr(Draft, "child", child)
+    patch.setattr(Draft, "find_child", child)
 
 
 @mutant

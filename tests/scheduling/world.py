@@ -146,7 +146,7 @@ class World:
     def abort(self) -> None:
         if self.requests:
             request_id = self.random.choice(sorted(self.requests))
-            entry = self.scheduler.entry(request_id)
+            entry = self.scheduler.find_request(request_id)
             assert entry is not None
             self._take(self.engine.abort(request_id), aborted=True)
             self.seen.add("abort")
@@ -257,7 +257,7 @@ class World:
         return [self.random.randrange(1, VOCABULARY) for _ in range(count)]
 
     def _tenant(self, sequence_id: int) -> str:
-        return self.scheduler.sequence(sequence_id).entry.request.cache_salt
+        return self.scheduler.sequence(sequence_id).request.cache_salt
 
 
 def wanted_features(seed: int) -> frozenset[str]:

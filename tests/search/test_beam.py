@@ -36,10 +36,10 @@ EARLY = (False, True, "never")
 class Case:
     model: int
     prompt: tuple[int, ...]
-    width: int
+    beam_width: int
     length_penalty: float
     early_stopping: bool | str
-    num_returned: int
+    num_return_sequences: int
     eos_token_ids: tuple[int, ...]
     max_new_tokens: int
     repetition_penalty: float | None = None
@@ -47,7 +47,7 @@ class Case:
     ending_bias: float = 0.0  # added to the log-probability of each ending token, so that many lines end together
 
     def search(self, kind: Callable[..., Search] = BeamSearch) -> Search:
-        names = ("width", "length_penalty", "early_stopping", "num_returned", "eos_token_ids", "max_new_tokens")
+        names = ("beam_width", "length_penalty", "early_stopping", "num_return_sequences", "eos_token_ids", "max_new_tokens")
         return kind(**{name: getattr(self, name) for name in names})
 
     def processors(self) -> LogitsProcessorList:
@@ -107,10 +107,10 @@ def case(number: int) -> Case:
     return Case(
         model=model,
         prompt=tuple(draw.randrange(33) for _ in range(draw.randint(1, 5))),
-        width=width,
+        beam_width=width,
         length_penalty=draw.choice((-1.0, 0.0, 0.6, 1.0, 2.0)),
         early_stopping=EARLY[number // 6 % 3],
-        num_returned=draw.randint(1, width),
+        num_return_sequences=draw.randint(1, width),
         eos_token_ids=tuple(draw.sample(likely_tokens(model)[:6], draw.randint(1, 3))) if number % 10 else (),
         max_new_tokens=draw.randint(1, 20),
         repetition_penalty=draw.choice((None, None, 1.3, 0.8)),
@@ -123,8 +123,8 @@ def case(number: int) -> Case:
 def by_transformers(case: Case) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
     """(new tokens, score) of each returned sequence."""
     options = {
-        "num_beams": case.width,
-        "num_return_sequences": case.num_returned,
+        "num_beams": case.beam_width,
+        "num_return_sequences": case.num_return_sequences,
         "length_penalty": case.length_penalty,
         "early_stopping": case.early_stopping,
         "eos_token_id": list(case.eos_token_ids) or None,
@@ -154,7 +154,7 @@ def by_hasten(case: Case, kind: Callable[..., Search] = BeamSearch) -> tuple[Hyp
     while not search.done:
         assert len(lines[0]) < len(case.prompt) + case.max_new_tokens, "ran past max_new_tokens"
         scores_BV = processors(torch.tensor(lines), torch.stack([logprobs(case.model, line) for line in lines]))
-        step = search.advance(best_candidates(scores_BV, search.scores, search.candidates_wanted))
+        step = search.advance(best_candidates(scores_BV, search.beam_scores, search.num_candidates))
         assert step.done == search.done
         lines = [(*lines[beam.parent], beam.token_id) for beam in step.beams]
     return search.best()
@@ -184,19 +184,19 @@ def test_the_cases_reach_every_way_to_end():
 
 
 MUTANTS = {
-    "length penalty one token longer": ("length = len(self.lines[0]) + 1\n", "length = len(self.lines[0]) + 2\n"),
-    "only width candidates": ("return max(2, 1 + len(self.eos_token_ids)) * self.width", "return self.width"),
+    "length penalty one token longer": ("length = len(self.beam_token_ids[0]) + 1\n", "length = len(self.beam_token_ids[0]) + 2\n"),
+    "only width candidates": ("return max(2, 1 + len(self.eos_token_ids)) * self.beam_width", "return self.beam_width"),
     "one ending token assumed": ("1 + len(self.eos_token_ids)", "2"),
-    "ending outside the best width": ("rank < self.width", "True"),
+    "ending outside the best width": ("rank < self.beam_width", "True"),
     "ending line lives on": ("token_id not in self.eos_token_ids:", "token_id >= 0:"),
     "early_stopping=True ignored": ("self.early_stopping is True", "False"),
     '"never" taken for False': ('self.early_stopping == "never" and', "False and"),
     "False taken for never": ('self.early_stopping == "never" and', "True and"),
-    "stops when full": ("return self._penalised(self.scores[0], reach) <= self.hypotheses[-1].score", "return True"),
+    "stops when full": ("return self._penalised(self.beam_scores[0], reach) <= self.hypotheses[-1].score", "return True"),
     "compares with the best hypothesis": ("self.hypotheses[-1].score", "self.hypotheses[0].score"),
-    "no length penalty in the estimate": ("self._penalised(self.scores[0], reach)", "self.scores[0]"),
+    "no length penalty in the estimate": ("self._penalised(self.beam_scores[0], reach)", "self.beam_scores[0]"),
     "one token too few": ("length == self.max_new_tokens", "length == max(1, self.max_new_tokens - 1)"),
-    "wrong parent": ("(*self.lines[beam.parent], beam", "(*self.lines[0], beam"),
+    "wrong parent": ("(*self.beam_token_ids[beam.parent], beam", "(*self.beam_token_ids[0], beam"),
 }
 
 
@@ -238,36 +238,36 @@ def test_as_wide_as_the_tree_it_is_an_exhaustive_search(length_penalty, early_st
         expected[line] = total / len(line) ** length_penalty
     width = vocabulary**depth
     search = BeamSearch(
-        width=width,
+        beam_width=width,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
-        num_returned=width,
+        num_return_sequences=width,
         eos_token_ids=(eos,),
         max_new_tokens=depth,
     )
     while not search.done:
-        logprobs_BV = torch.tensor([table_row(line, vocabulary) for line in search.lines])
-        search.advance(best_candidates(logprobs_BV, search.scores, search.candidates_wanted))
+        logprobs_BV = torch.tensor([table_row(line, vocabulary) for line in search.beam_token_ids])
+        search.advance(best_candidates(logprobs_BV, search.beam_scores, search.num_candidates))
     found = {h.token_ids: h.score for h in search.best()}
     assert list(found) == sorted(expected, key=lambda line: -expected[line])
     assert found == pytest.approx(expected, abs=1e-5)
 
 
 def small_search(**changes) -> BeamSearch:
-    options = {"width": 3, "length_penalty": 1.0, "early_stopping": False, "num_returned": 3, "max_new_tokens": 9}
+    options = {"beam_width": 3, "length_penalty": 1.0, "early_stopping": False, "num_return_sequences": 3, "max_new_tokens": 9}
     return BeamSearch(**{"eos_token_ids": (0,), **options, **changes})
 
 
 def test_the_step_names_who_lives_on_and_who_ended():
-    search = small_search(width=2, num_returned=2)
-    assert (search.candidates_wanted, search.scores, search.lines) == (4, (0.0,), ((),))
+    search = small_search(beam_width=2, num_return_sequences=2)
+    assert (search.num_candidates, search.beam_scores, search.beam_token_ids) == (4, (0.0,), ((),))
     first = search.advance([Candidate(0, 5, -1.0), Candidate(0, 6, -2.0), Candidate(0, 0, -3.0), Candidate(0, 7, -4.0)])
     assert first.beams == (Candidate(0, 5, -1.0), Candidate(0, 6, -2.0))
     assert first.ended == ()
     second = search.advance([Candidate(1, 0, -2.1), Candidate(1, 8, -2.2), Candidate(1, 9, -2.3), Candidate(0, 0, -2.4)])
     assert second.beams == (Candidate(1, 8, -2.2), Candidate(1, 9, -2.3))
     assert second.ended == (Candidate(1, 0, -2.1),)
-    assert search.lines == ((6, 8), (6, 9))
+    assert search.beam_token_ids == ((6, 8), (6, 9))
     # Not done yet: the live beams count too, so that an aborted request has its best lines so far.
     assert [h.token_ids for h in search.best()] == [(6, 0), (6, 8)]
     assert [h.finished for h in search.best()] == [True, False]
@@ -294,7 +294,9 @@ def test_where_all_tokens_are_forbidden_the_lines_end_as_they_are():
 
 @pytest.mark.parametrize("length_penalty", (1e3, -1e3))
 def test_extreme_length_penalties_do_not_overflow(length_penalty):
-    search = small_search(length_penalty=length_penalty, width=1, num_returned=1, max_new_tokens=4000, early_stopping="never")
+    search = small_search(
+        length_penalty=length_penalty, beam_width=1, num_return_sequences=1, max_new_tokens=4000, early_stopping="never"
+    )
     for _ in range(50):
         if not search.done:
             search.advance([Candidate(0, 4, -1.0), Candidate(0, 0, -2.0)])
@@ -316,7 +318,7 @@ def test_what_it_says_is_plain_data():
     for value in (*step.beams, *step.ended, *search.best()):
         values = dataclasses.astuple(cast(Any, value))
         assert msgpack.unpackb(msgpack.packb(values), use_list=False) == values
-    assert msgpack.unpackb(msgpack.packb(dataclasses.asdict(search)), use_list=False)["scores"] == search.scores
+    assert msgpack.unpackb(msgpack.packb(dataclasses.asdict(search)), use_list=False)["beam_scores"] == search.beam_scores
 
 
 @pytest.mark.parametrize("k", (1, 4, 7, 100))

@@ -25,12 +25,12 @@ class Draft:
     parents: tuple[int, ...] = ()  # each smaller than its own index; nodes of one parent have different tokens
     # Of each node: the distribution that its token was drawn from [V], where it was drawn apart from the position's noise and
     # a rule of acceptance has to know. None: it was not.
-    proposals: tuple[Tensor, ...] | None = None
+    draft_probs: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def chain(cls, token_ids: Sequence[int], proposals: tuple[Tensor, ...] | None = None) -> Draft:
+    def chain(cls, token_ids: Sequence[int], draft_probs: tuple[Tensor, ...] | None = None) -> Draft:
         """One guess after the other."""
-        return cls(tuple(token_ids), tuple(range(-1, len(token_ids) - 1)), proposals)
+        return cls(tuple(token_ids), tuple(range(-1, len(token_ids) - 1)), draft_probs)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -48,30 +48,30 @@ class Draft:
             depths.append(1 if parent < 0 else depths[parent] + 1)
         return tuple(depths)
 
-    def child(self, parent: int, token_id: int) -> int | None:
+    def find_child(self, parent: int, token_id: int) -> int | None:
         """The node of this token that follows ``parent``."""
         return next((i for i, p in enumerate(self.parents) if p == parent and self.token_ids[i] == token_id), None)
 
-    def path(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+    def accepted_path(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The nodes of the longest beginning of ``token_ids`` that the tree holds."""
         nodes: list[int] = []
         node: int | None = -1
         for token_id in token_ids:
             assert node is not None
-            node = self.child(node, token_id)
+            node = self.find_child(node, token_id)
             if node is None:
                 break
             nodes.append(node)
         return tuple(nodes)
 
-    def cut(self, num_nodes: int, max_depth: int | None = None) -> Draft:
+    def truncate(self, num_nodes: int, max_depth: int | None = None) -> Draft:
         """Its first nodes, none of them deeper than ``max_depth``."""
         if max_depth is not None and len(self) and max(self.depths) > max_depth:
-            return self._without_deep(max_depth).cut(num_nodes)
+            return self._without_deep(max_depth).truncate(num_nodes)
         if len(self) <= num_nodes:
             return self
         count = max(0, num_nodes)
-        return Draft(self.token_ids[:count], self.parents[:count], self.proposals and self.proposals[:count])
+        return Draft(self.token_ids[:count], self.parents[:count], self.draft_probs and self.draft_probs[:count])
 
     def _without_deep(self, max_depth: int) -> Draft:
         kept = [i for i, depth in enumerate(self.depths) if depth <= max_depth]
@@ -79,7 +79,7 @@ class Draft:
         return Draft(
             tuple(self.token_ids[i] for i in kept),
             tuple(place[self.parents[i]] for i in kept),
-            self.proposals and tuple(self.proposals[i] for i in kept),
+            self.draft_probs and tuple(self.draft_probs[i] for i in kept),
         )
 
 

@@ -86,7 +86,7 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
+class RequestRejected:
     """The engine did not take a request; the parts of the ``InvalidRequest`` that says why."""
 
     request_id: str

@@ -37,7 +37,7 @@ class RowPlan:
     num_logits: int  # the logits after the row's last ``num_logits`` tokens are wanted
     # Of the row's last ``len(tree)`` tokens: which of them each follows, -1 the token before them all. Empty: nothing branches.
     tree: tuple[int, ...] = ()
-    exits: ExitPlan | None = None  # None: all layers compute all of its tokens
+    exit_plan: ExitPlan | None = None  # None: all layers compute all of its tokens
 
     @property
     def stop(self) -> int:
@@ -56,7 +56,7 @@ class RowPlan:
         return positions
 
     @property
-    def views(self) -> list[int]:
+    def attention_bitmasks(self) -> list[int]:
         """Which tokens of the row each token sees, itself included: bit j is token j. The row has at most 64 tokens."""
         trunk = len(self.token_ids) - len(self.tree)
         views = [(2 << i) - 1 for i in range(trunk)]
@@ -93,12 +93,12 @@ class StepPlan:
         return sum(len(row.token_ids) for row in self.rows)
 
     @property
-    def only_decodes(self) -> bool:
+    def decode_only(self) -> bool:
         """Whether all that is computed is to be chosen from or verified: no part of a prompt."""
         return all(row.num_logits == len(row.token_ids) for row in self.rows)
 
     @property
-    def sampled_ids(self) -> list[int]:
+    def sampled_sequence_ids(self) -> list[int]:
         """The sequence of each row of ``RunnerOutput.logits``, in order."""
         return [row.sequence_id for row in self.rows for _ in range(row.num_logits)]
 
@@ -119,7 +119,7 @@ class CommittedSpan:
 
     sequence_id: int
     start: int
-    tokens: Sequence[int]  # those of the trunk, then those of the accepted path
+    token_indices: Sequence[int]  # those of the trunk, then those of the accepted path
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class CommitResult:
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_ids``.
+    # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_sequence_ids``.
     logits: torch.Tensor
     # Of each layer that the runner was made to tap: the hidden state after it, before the final norm, of all tokens of the step
     # [T, E], float32. Valid until the next step.

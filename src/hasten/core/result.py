@@ -64,11 +64,11 @@ class DraftOutcome:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Every sequence that was sampled in the step is the parent of a continuation, dropped, or poisoned."""
+    """Every sequence that was sampled in the step is the parent of a continuation, dropped, or corrupted."""
 
     continuations: tuple[Continuation, ...]
     dropped: tuple[int, ...] = ()  # sequences that end without a token: beams that lost, requests that are done
-    poisoned: tuple[int, ...] = ()  # sequences whose logits were not numbers: they end, and nobody may reuse their blocks
+    corrupted: tuple[int, ...] = ()  # sequences whose logits were not numbers: they end, and nobody may reuse their blocks
     draft_outcomes: tuple[DraftOutcome, ...] = ()  # on the drafts of the step
     # Sequences whose last token left early -> how many layers computed it.
     exit_layers: Mapping[int, int] = field(default_factory=dict)

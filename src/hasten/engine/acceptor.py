@@ -48,7 +48,7 @@ class _Accepted:
 
     continuations: list[Continuation] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
-    poisoned: list[int] = field(default_factory=list)
+    corrupted: list[int] = field(default_factory=list)
     draft_outcomes: list[DraftOutcome] = field(default_factory=list)
     exit_layers: Mapping[int, int] = field(default_factory=dict)
     answers: dict[str, list[Completion]] = field(default_factory=dict)  # request id -> answers with something new
@@ -59,12 +59,12 @@ class _Accepted:
         if line.node >= 0:
             before = self.continuations.pop().token_ids
         else:
-            self.answers.setdefault(line.sequence.entry.request.request_id, []).append(line.answer)
+            self.answers.setdefault(line.sequence.request.request_id, []).append(line.answer)
         self.continuations.append(Continuation(line.sequence.id, (*before, token_id), finish, line.answer.index))
 
     def result(self) -> StepResult:
         return StepResult(
-            tuple(self.continuations), tuple(self.dropped), tuple(self.poisoned), tuple(self.draft_outcomes), self.exit_layers
+            tuple(self.continuations), tuple(self.dropped), tuple(self.corrupted), tuple(self.draft_outcomes), self.exit_layers
         )
 
 
@@ -89,7 +89,7 @@ class Acceptor:
         for row, sequence in enumerate(sequences):
             node = node + 1 if sequence is before else -1
             before = sequence
-            record = records[sequence.entry.request.request_id]
+            record = records[sequence.request.request_id]
             if record.search is not None:
                 beams.setdefault(record.request.request_id, []).append(row)
             elif sequence.num_output_tokens == 0:
@@ -114,19 +114,19 @@ class Acceptor:
         tokens = self._sampler.sample(logits_RV, views)
         expected = -1  # the node that the path goes on from
         for i, (line, token) in enumerate(zip(lines, tokens, strict=True)):
-            sequence, record = line.sequence, records[line.sequence.entry.request.request_id]
+            sequence, record = line.sequence, records[line.sequence.request.request_id]
             expected = -1 if line.node < 0 else expected
             if record.error is not None or line.node != expected:
                 continue
             if token is None:
                 usable_row = all(rows_are_finite(logits_RV[i : i + 1]))
                 error = NO_TOKEN if usable_row else UNUSABLE
-                self._fail(sequence.entry.sequences, record, accepted, now, error, poisoned=not usable_row)
+                self._fail(sequence.scheduled_request.sequences, record, accepted, now, error, corrupted=not usable_row)
                 continue
             draft = sequence.draft or None  # asked about several times a row, and None answers faster than an empty one
             if draft and not views[i].params.exact:
                 token = self._judge(logits_RV[i : i + 1], views[i], _guesses(draft, line.node), token)
-            child = draft.child(line.node, token.token_id) if draft else None
+            child = draft.find_child(line.node, token.token_id) if draft else None
             finish = line.answer.push(token.token_id, token.logprob, _origin(draft, line.node, child), line.depth)
             accepted.take(line, token.token_id, finish)
             expected = child if child is not None and finish is None else ENDED
@@ -153,11 +153,11 @@ class Acceptor:
         rows = sorted(rows, key=lambda r: r[1].index)
         logits_BV = logits_RV[torch.tensor([row for row, _ in rows], device=logits_RV.device)]
         if not all(rows_are_finite(logits_BV)):
-            return self._fail([sequence for _, sequence in rows], record, accepted, now, UNUSABLE, poisoned=True)
+            return self._fail([sequence for _, sequence in rows], record, accepted, now, UNUSABLE, corrupted=True)
         views = [_view(sequence, sequence.index) for _, sequence in rows]
         scores = self._sampler.beam_logprobs(logits_BV, views)
-        lines = search.lines
-        candidates = best_candidates(scores, search.scores, search.candidates_wanted)
+        lines = search.beam_token_ids
+        candidates = best_candidates(scores, search.beam_scores, search.num_candidates)
         if not candidates:
             return self._fail([sequence for _, sequence in rows], record, accepted, now, NO_TOKEN)
         step = search.advance(candidates)
@@ -201,14 +201,14 @@ class Acceptor:
         now: float,
         error: str,
         *,
-        poisoned: bool = False,
+        corrupted: bool = False,
     ) -> None:
-        """End a request that cannot go on. ``poisoned``: its numbers are not to be trusted, so nobody may reuse its blocks."""
+        """End a request that cannot go on. ``corrupted``: its numbers are not to be trusted, so nobody may reuse its blocks."""
         if record.error is None:
             record.end(FinishReason.ERROR, now, error)
-            ending = accepted.poisoned if poisoned else accepted.dropped
+            ending = accepted.corrupted if corrupted else accepted.dropped
             ending += [sequence.id for sequence in sequences]
-            gone = {*accepted.poisoned, *accepted.dropped}
+            gone = {*accepted.corrupted, *accepted.dropped}
             accepted.continuations = [c for c in accepted.continuations if c.parent not in gone]
             accepted.answers[record.request.request_id] = list(record.answers)
 
@@ -221,7 +221,7 @@ def _early(output: RunnerOutput, sequences: list[Sequence]) -> dict[int, int]:
 
 def _view(sequence: Sequence, index: int, node: int = -1) -> SamplingRow:
     """``node``: as if the path to it had been accepted."""
-    request = sequence.entry.request
+    request = sequence.request
     num_prompt = len(request.prompt_token_ids)
     if node >= 0:
         ahead = ConcatView(sequence.token_ids, _path_to(sequence.draft, node))
@@ -243,7 +243,7 @@ def _path_to(draft: Draft, node: int) -> list[int]:
 def _guesses(draft: Draft, node: int) -> list[Guess]:
     """What may follow the node."""
     children = [i for i, parent in enumerate(draft.parents) if parent == node]
-    return [Guess(draft.token_ids[i], draft.proposals[i] if draft.proposals else None) for i in children]
+    return [Guess(draft.token_ids[i], draft.draft_probs[i] if draft.draft_probs else None) for i in children]
 
 
 def _origin(draft: Draft | None, node: int, child: int | None) -> TokenOrigin:

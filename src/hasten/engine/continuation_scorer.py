@@ -73,9 +73,9 @@ class _Line:
 class ContinuationScorer:
     """Takes its blocks from the engine's own space, and may be used between steps: whoever runs does not notice."""
 
-    def __init__(self, runner: Runner, kv: KvCacheManager, max_step: int) -> None:
-        """``max_step``: the most tokens that one step may compute."""
-        self._runner, self._kv, self._max_step = runner, kv, max_step
+    def __init__(self, runner: Runner, kv: KvCacheManager, max_num_batched_tokens: int) -> None:
+        """``max_num_batched_tokens``: the most tokens that one step may compute."""
+        self._runner, self._kv, self._max_num_batched_tokens = runner, kv, max_num_batched_tokens
         self._ids = itertools.count(-1, -1)  # the scheduler numbers its sequences from 0 up
 
     def score(self, request: Request, continuations: Sequence[Sequence[int]]) -> tuple[list[tuple[float, ...]], int | None]:
@@ -91,7 +91,7 @@ class ContinuationScorer:
             after_V = self._read(trunk)
             for line in lines:
                 line.logprobs.append(float(after_V[line.token_ids[0]]))
-            self._follow(trunk, lines, min(self._max_step, max(1, MOST_LOGITS // len(after_V))))
+            self._follow(trunk, lines, min(self._max_num_batched_tokens, max(1, MOST_LOGITS // len(after_V))))
         finally:
             for sequence_id in [trunk.sequence_id, *(line.sequence_id for line in lines)]:
                 if sequence_id is not None and self._kv.is_open(sequence_id):
@@ -102,15 +102,15 @@ class ContinuationScorer:
         """Compute what the prefix cache has not of the prompt. Log-probabilities of the token after it [V]."""
         kv, sequence_id, token_ids = self._kv, trunk.sequence_id, trunk.request.prompt_token_ids
         salt = _salt(trunk.request)
-        start = kv.open(sequence_id, salt, kv.hashes(salt, token_ids))
+        start = kv.open(sequence_id, salt, kv.block_hashes(salt, token_ids))
         while True:
-            stop = min(start + self._max_step, len(token_ids))
+            stop = min(start + self._max_num_batched_tokens, len(token_ids))
             last = stop == len(token_ids)
             copies = kv.reserve(sequence_id, start, stop)
             if copies is None:
                 raise self._too_small(len(token_ids), "the prompt")
             exits = trunk.exits(stop - start, last=last)
-            row = RowPlan(sequence_id, start, token_ids[start:stop], kv.blocks(sequence_id), int(last), exits=exits)
+            row = RowPlan(sequence_id, start, token_ids[start:stop], kv.block_tables(sequence_id), int(last), exit_plan=exits)
             output = self._runner.run(StepPlan((row,), tuple(copies)))
             if last:
                 if not all(rows_are_finite(output.logits)):
@@ -156,8 +156,8 @@ class ContinuationScorer:
         copies = self._kv.reserve(line.sequence_id, start, start + count)
         if copies is None:
             return None
-        now, tables = line.token_ids[begin : begin + count], self._kv.blocks(line.sequence_id)
-        return RowPlan(line.sequence_id, start, now, tables, count, exits=trunk.exits(count)), copies
+        now, tables = line.token_ids[begin : begin + count], self._kv.block_tables(line.sequence_id)
+        return RowPlan(line.sequence_id, start, now, tables, count, exit_plan=trunk.exits(count)), copies
 
     def _run(self, trunk: _Trunk, lines: Sequence[_Line], plan: StepPlan) -> None:
         """One step, a row for each line: each learns the log-probabilities of the tokens after those of its row."""

@@ -77,14 +77,14 @@ class Engine:
         if isinstance(output, str):
             return self._fail(plan, output)
         now = self.clock()
-        sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_ids]
+        sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_sequence_ids]
         result, news = self._acceptor.accept(output, sequences, self._records, now)
         committed = self.scheduler.commit(result)
         if committed.moves:
             self._runner.move(committed.moves)
         self.stats.count(plan, result)
         if self._drafter is not None:
-            if self._costs is not None and plan.only_decodes:
+            if self._costs is not None and plan.decode_only:
                 self._costs.note(plan.num_tokens, self.clock() - begin)
             self._draft(self._drafter, plan, committed, output)
             self.stats.count_time(plan, result, self.clock() - begin)
@@ -113,7 +113,7 @@ class Engine:
 
     def _draft(self, drafter: Drafter, plan: StepPlan, committed: CommitResult, output: RunnerOutput) -> None:
         """Drafts for the next step. A drafter that fails is asked no more: no answer depends on it."""
-        sequences = self.scheduler.decoding()
+        sequences = self.scheduler.sequences_to_draft()
         lines = [_line(sequence) for sequence in sequences]
         try:
             drafts = list(zip(sequences, drafter.propose(lines, self._seen(plan, committed, output, drafter)), strict=True))
@@ -122,21 +122,24 @@ class Engine:
             self._drafter = None
             return
         for sequence, draft in drafts:
-            self.scheduler.draft(sequence, draft)
+            self.scheduler.set_draft(sequence, draft)
 
     def _seen(self, plan: StepPlan, committed: CommitResult, output: RunnerOutput, drafter: Drafter) -> TargetOutput:
         if not drafter.aux_layer_indices:
             return TargetOutput(plan.num_tokens)
-        alive = [(row, self.scheduler.find(row.sequence_id)) for row in committed.rows]
-        wanted = [(row, sequence) for row, sequence in alive if sequence and sequence.entry.takes_drafts]
-        computed = [ComputedSpan(_line(sequence), row.start, row.tokens) for row, sequence in wanted]
+        alive = [(row, self.scheduler.find_sequence(row.sequence_id)) for row in committed.rows]
+        wanted = [(row, sequence) for row, sequence in alive if sequence and sequence.scheduled_request.accepts_drafts]
+        computed = [ComputedSpan(_line(sequence), row.start, row.token_indices) for row, sequence in wanted]
         return TargetOutput(
-            plan.num_tokens, computed, lambda sequence_id: self.scheduler.find(sequence_id) is not None, output.aux_hidden_states
+            plan.num_tokens,
+            computed,
+            lambda sequence_id: self.scheduler.find_sequence(sequence_id) is not None,
+            output.aux_hidden_states,
         )
 
     def _fail(self, plan: StepPlan, error: str) -> list[Delta]:
         """The requests of the plan end with the error; all others go on."""
-        failed = {self.scheduler.sequence(row.sequence_id).entry.request.request_id: None for row in plan.rows}
+        failed = {self.scheduler.sequence(row.sequence_id).request.request_id: None for row in plan.rows}
         self.scheduler.rollback()
         deltas = []
         for request_id in failed:
@@ -161,4 +164,4 @@ class Engine:
 
 
 def _line(sequence: Sequence) -> DraftRequest:
-    return DraftRequest(sequence.id, sequence.token_ids, sequence.entry.request, sequence.index)
+    return DraftRequest(sequence.id, sequence.token_ids, sequence.request, sequence.index)

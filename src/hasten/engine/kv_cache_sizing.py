@@ -36,7 +36,7 @@ def size_kv_cache(
     max_positions: int,
     max_model_len: int | None,
     max_num_seqs: int,
-    max_step: int,
+    max_num_batched_tokens: int,
     kv_cache_memory: int | str | None,
 ) -> KvCacheSizing:
     """Size the pool from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
@@ -55,7 +55,7 @@ def size_kv_cache(
             remedy="Leave it out for the longest context that fits",
         )
     length = max_model_len or max_positions
-    full = max(group.max_blocks(length, block_size, max_step) for group in groups)
+    full = max(group.max_blocks(length, block_size, max_num_batched_tokens) for group in groups)
     free = available_bytes()
     if kv_cache_memory is None:
         num_blocks = min(full * max_num_seqs, int(free * DEFAULT_SHARE) // block_bytes)

@@ -19,14 +19,17 @@ from hasten.kv.cache_manager import KvCacheManager
 class LogitsScorer:
     """The ``Scorer`` of one engine. Its blocks are taken from the engine's own space, and nobody else finds them."""
 
-    def __init__(self, runner: Runner, kv: KvCacheManager, max_step: int) -> None:
-        """``max_step``: the most tokens that one step may compute."""
-        self._runner, self._kv, self.max_step = runner, kv, max_step
+    def __init__(self, runner: Runner, kv: KvCacheManager, max_num_batched_tokens: int) -> None:
+        """``max_num_batched_tokens``: the most tokens that one step may compute."""
+        self._runner, self._kv, self.max_num_batched_tokens = runner, kv, max_num_batched_tokens
         self._ids = itertools.count(-1, -1)  # the scheduler numbers its sequences from 0 up
 
     def logits(self, token_ids: Sequence[int], piece: int) -> Generator[Tensor, None, None]:
-        """See ``Scorer``; ``piece`` is at most ``max_step``. Raises ``CapacityError`` if the text does not fit the KV pool."""
-        assert 1 <= piece <= self.max_step, (piece, self.max_step)
+        """See ``Scorer``; ``piece`` is at most ``max_num_batched_tokens``.
+
+        Raises ``CapacityError`` if the text does not fit the KV pool.
+        """
+        assert 1 <= piece <= self.max_num_batched_tokens, (piece, self.max_num_batched_tokens)
         kv, sequence_id = self._kv, next(self._ids)
         kv.open(sequence_id, "", ())
         try:
@@ -39,7 +42,7 @@ class LogitsScorer:
                         allowed=f"{kv.num_blocks} blocks of {kv.block_size} tokens, less what running requests hold",
                         remedy="Use a shorter window, or raise kv_cache_memory",
                     )
-                row = RowPlan(sequence_id, start, now, kv.blocks(sequence_id), len(now))
+                row = RowPlan(sequence_id, start, now, kv.block_tables(sequence_id), len(now))
                 yield self._runner.run(StepPlan((row,))).logits
                 kv.commit(sequence_id, token_ids, start + len(now))
         finally:

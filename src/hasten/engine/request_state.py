@@ -97,10 +97,10 @@ def beam_search(request: Request) -> BeamSearch:
     assert params.max_tokens is not None
     eos = () if params.ignore_eos else request.eos_token_ids
     return BeamSearch(
-        width=params.beam_width,
+        beam_width=params.beam_width,
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
-        num_returned=params.n,
+        num_return_sequences=params.n,
         eos_token_ids=tuple(dict.fromkeys((*eos, *params.stop_token_ids))),
         max_new_tokens=params.max_tokens,
     )

@@ -28,13 +28,13 @@ class EngineStats:
     def count(self, plan: StepPlan, result: StepResult) -> None:
         self.num_steps += 1
         self.num_computed_tokens += plan.num_tokens
-        self.num_sampled_rows += len(plan.sampled_ids)
+        self.num_sampled_rows += len(plan.sampled_sequence_ids)
         for outcome in result.draft_outcomes:
             self._count_draft(outcome)
 
     def count_time(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """``seconds``: of the whole step, guesses for the next one included."""
-        if self.plain_step is not None and plan.only_decodes:
+        if self.plain_step is not None and plan.decode_only:
             gained = sum(len(continuation.token_ids) for continuation in result.continuations)
             self.decoding_seconds += seconds
             self.plain_seconds += self.plain_step(len(plan.rows)) * gained / len(plan.rows)

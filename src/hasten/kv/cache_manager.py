@@ -43,24 +43,24 @@ class KvCacheManager:
     def table(self, sequence_id: int) -> BlockTable:
         return self._tables[sequence_id]
 
-    def blocks(self, sequence_id: int) -> tuple[tuple[int | None, ...], ...]:
+    def block_tables(self, sequence_id: int) -> tuple[tuple[int | None, ...], ...]:
         """The block table of each group; the same object as long as it has not changed."""
         table = self._tables[sequence_id]
         if table.frozen is None:
             table.frozen = tuple(tuple(blocks) for blocks in table.groups)
         return table.frozen
 
-    def max_blocks(self, num_tokens: int, max_step: int) -> int:
+    def max_blocks(self, num_tokens: int, max_num_batched_tokens: int) -> int:
         """The most blocks that a sequence of ``num_tokens`` holds in any one group."""
-        return max(group.max_blocks(num_tokens, self.block_size, max_step) for group in self.groups)
+        return max(group.max_blocks(num_tokens, self.block_size, max_num_batched_tokens) for group in self.groups)
 
-    def hashes(self, salt: str, token_ids: Sequence[int]) -> list[bytes]:
+    def block_hashes(self, salt: str, token_ids: Sequence[int]) -> list[bytes]:
         """The hashes of the full blocks whose hit would still leave one token to compute."""
         hashes: list[bytes] = []
         extend_hashes(hashes, salt, token_ids[:-1], self.block_size)
         return hashes
 
-    def match(self, hashes: Sequence[bytes]) -> int:
+    def match_prefix(self, hashes: Sequence[bytes]) -> int:
         """The longest prefix, in blocks, of which every group still holds all that its next query can see."""
         best = len(hashes)
         for group, allocator in zip(self.groups, self.allocators, strict=True):
@@ -78,18 +78,18 @@ class KvCacheManager:
 
     def prefix_in_flight(self, hashes: Sequence[bytes]) -> bool:
         """Whether an open sequence is about to compute the first block after the longest match."""
-        count = self.match(hashes)
+        count = self.match_prefix(hashes)
         return count < len(hashes) and hashes[count] in self._pending
 
-    def fits(self, hashes: Sequence[bytes], num_tokens: int, max_step: int, spare: int) -> bool:
+    def fits(self, hashes: Sequence[bytes], num_tokens: int, max_num_batched_tokens: int, spare: int) -> bool:
         """Whether a sequence of ``num_tokens`` with these block hashes could get its blocks now and leave ``spare`` of them."""
-        count = self.match(hashes)
+        count = self.match_prefix(hashes)
         for group, allocator in zip(self.groups, self.allocators, strict=True):
             first = group.first_live_block(count * self.block_size, self.block_size)
             found = [allocator.find(block_hash) for block_hash in hashes[first:count]]
             shared = sum(allocator.held(block) for block in found if block is not None)
             total = -(-num_tokens // self.block_size) - first
-            needed = min(total, group.max_blocks(num_tokens, self.block_size, max_step)) - shared
+            needed = min(total, group.max_blocks(num_tokens, self.block_size, max_num_batched_tokens)) - shared
             if needed + spare > allocator.num_available:
                 return False
         return True
@@ -100,7 +100,7 @@ class KvCacheManager:
         Its other full blocks are announced, so that later sequences with the same prefix can wait for them.
         """
         assert sequence_id not in self._tables
-        count = self.match(hashes)
+        count = self.match_prefix(hashes)
         tables: list[list[int | None]] = []
         released: list[int] = []
         for group, allocator in zip(self.groups, self.allocators, strict=True):
@@ -149,7 +149,7 @@ class KvCacheManager:
                 blocks.append(allocator.allocate(after=blocks[-1] if blocks else None))
         return copies
 
-    def moves(self, sequence_id: int, begin: int, path: Sequence[int]) -> list[SlotMove]:
+    def slot_moves(self, sequence_id: int, begin: int, path: Sequence[int]) -> list[SlotMove]:
         """Slots ``begin + path[i]`` to ``begin + i``, in an order in which none is written before it is read. ``path`` rises."""
         size = self.block_size
         return [

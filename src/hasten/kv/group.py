@@ -16,12 +16,12 @@ class KvGroup:
         """Bytes of one block: keys and values of all layers of the group."""
         return 2 * len(self.layers) * block_size * self.num_kv_heads * self.head_dim * element_bytes
 
-    def max_blocks(self, num_tokens: int, block_size: int, max_step: int) -> int:
-        """The most blocks that one sequence of ``num_tokens`` ever holds, when at most ``max_step`` tokens are computed at once."""
+    def max_blocks(self, num_tokens: int, block_size: int, max_num_batched_tokens: int) -> int:
+        """The most blocks that one sequence of ``num_tokens`` ever holds, at ``max_num_batched_tokens`` a step."""
         every = -(-num_tokens // block_size)
         if self.window is None:
             return every
-        return min(every, -(-(self.window - 1 + max_step) // block_size) + 1)
+        return min(every, -(-(self.window - 1 + max_num_batched_tokens) // block_size) + 1)
 
     def first_live_block(self, num_computed: int, block_size: int) -> int:
         """The first block that the next query, at position ``num_computed``, can still see."""

@@ -97,11 +97,11 @@ class Scheduler:
     def sequence(self, sequence_id: int) -> Sequence:
         return self._sequences[sequence_id]
 
-    def find(self, sequence_id: int) -> Sequence | None:
+    def find_sequence(self, sequence_id: int) -> Sequence | None:
         """The same, or None if it has ended."""
         return self._sequences.get(sequence_id)
 
-    def entry(self, request_id: str) -> ScheduledRequest | None:
+    def find_request(self, request_id: str) -> ScheduledRequest | None:
         return self._entries.get(request_id)
 
     @property
@@ -113,7 +113,7 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def unfinished(self) -> bool:
+    def has_unfinished_requests(self) -> bool:
         return bool(self._entries)
 
     def next_admission_time(self) -> float:
@@ -128,7 +128,7 @@ class Scheduler:
         decoding: list[ScheduledRequest] = []
         others: list[ScheduledRequest] = []
         for entry in self._running:
-            (decoding if entry.decoding else others).append(entry)
+            (decoding if entry.is_decoding else others).append(entry)
         for entry in decoding + others:
             if entry.running:  # not preempted by one before it
                 self._advance(entry, builder)
@@ -155,13 +155,13 @@ class Scheduler:
             path: tuple[int, ...] = ()
             if num_guesses:  # what was accepted of it is computed; the slots of the rest will be written again
                 taken = accepted.get(sequence.id, ())
-                path, tokens = sequence.draft.path(taken), ConcatView(tokens, taken)
-                moves += self.kv.moves(sequence.id, row.start + trunk, path)
+                path, tokens = sequence.draft.accepted_path(taken), ConcatView(tokens, taken)
+                moves += self.kv.slot_moves(sequence.id, row.start + trunk, path)
                 sequence.draft = NO_DRAFT
             sequence.num_computed = row.start + trunk + len(path)
-            if row.exits is not None:
+            if row.exit_plan is not None:
                 sequence.record_exits(row, result.exit_layers.get(sequence.id))
-            if sequence.id not in result.poisoned:  # NaN must never enter the prefix cache
+            if sequence.id not in result.corrupted:  # NaN must never enter the prefix cache
                 self.kv.commit(sequence.id, tokens, sequence.num_computed, sequence.num_cacheable_tokens)
             trunk_tokens = range(begin, begin + trunk)
             computed = (*trunk_tokens, *(begin + trunk + node for node in path)) if path else trunk_tokens
@@ -173,7 +173,7 @@ class Scheduler:
 
     def _grow(self, result: StepResult) -> None:
         """Sequences end, go on and fork as the result has it."""
-        for sequence_id in result.poisoned:
+        for sequence_id in result.corrupted:
             if self.kv.is_open(sequence_id):
                 self.kv.discard(sequence_id)
             self._end(self._sequences[sequence_id])
@@ -188,26 +188,26 @@ class Scheduler:
             for sequence, continuation in zip([parent, *forks], continuations, strict=True):
                 self._extend(sequence, continuation)
 
-    def decoding(self) -> list[Sequence]:
+    def sequences_to_draft(self) -> list[Sequence]:
         """The sequences that want one more token and may be given a draft: all but beams, those not yet begun, and those whose
         tokens may leave early.
         """
-        entries = (entry for entry in self._running if entry.takes_drafts)
+        entries = (entry for entry in self._running if entry.accepts_drafts)
         return [s for entry in entries for s in entry.sequences if s.num_remaining == 1 and s.num_output_tokens]
 
-    def draft(self, sequence: Sequence, draft: Draft) -> None:
+    def set_draft(self, sequence: Sequence, draft: Draft) -> None:
         """What the next step verifies after the sequence's last token, if there are tokens and blocks to spare.
 
         Cut to what the request may still get, less the token that the step gives anyway.
         """
-        params = sequence.entry.request.params
+        params = sequence.request.params
         assert params.max_tokens is not None
         most = MAX_TREE_TOKENS if draft.branches else len(draft)
-        sequence.draft = draft.cut(most, params.max_tokens - sequence.num_output_tokens - 1)
+        sequence.draft = draft.truncate(most, params.max_tokens - sequence.num_output_tokens - 1)
 
     def rollback(self) -> None:
         """The planned rows were not computed: their requests start again from what was committed."""
-        for entry in {self._sequences[row.sequence_id].entry: None for row in self._planned}:
+        for entry in {self._sequences[row.sequence_id].scheduled_request: None for row in self._planned}:
             self._preempt(entry)
         self._planned = ()
 
@@ -217,7 +217,7 @@ class Scheduler:
         """Plan what a running request can compute; preempt from the end of the order if blocks run out."""
         for sequence, count in self._wanted(entry, builder):
             start, stop = sequence.num_computed, sequence.num_computed + count
-            draft = sequence.draft.cut(builder.budget - count)
+            draft = sequence.draft.truncate(builder.budget - count)
             num_guesses = len(draft)
             while (copies := self.kv.reserve(sequence.id, start, stop + num_guesses)) is None:
                 if num_guesses:
@@ -233,12 +233,12 @@ class Scheduler:
             num_logits = 1 + num_guesses if count == sequence.num_remaining else 0
             tree = draft.parents if num_guesses and draft.branches else ()
             exits = sequence.exits(start, stop)
-            row = RowPlan(sequence.id, start, tokens, self.kv.blocks(sequence.id), num_logits, tree, exits)
+            row = RowPlan(sequence.id, start, tokens, self.kv.block_tables(sequence.id), num_logits, tree, exits)
             builder.add(entry, row, copies)
 
     def _wanted(self, entry: ScheduledRequest, builder: PlanBuilder) -> Iterator[tuple[Sequence, int]]:
         """(sequence, tokens to compute) as far as the budget goes."""
-        together = entry.searches and len(entry.sequences) > 1
+        together = entry.uses_beam_search and len(entry.sequences) > 1
         if together and all(self.kv.is_open(s.id) and s.num_remaining == 1 for s in entry.sequences):
             if builder.budget >= len(entry.sequences):
                 yield from ((sequence, 1) for sequence in entry.sequences)
@@ -254,7 +254,7 @@ class Scheduler:
 
     def _open(self, sequence: Sequence) -> bool:
         """Give the sequence its cached prefix; False while another sequence is computing the block it needs next."""
-        entry = sequence.entry
+        entry = sequence.scheduled_request
         hashes = entry.hashes.get(sequence.id) or self._hashes(sequence)
         if self.kv.prefix_in_flight(hashes):
             return False
@@ -267,7 +267,7 @@ class Scheduler:
         stop = (
             None if sequence.num_cacheable_tokens is None else sequence.num_cacheable_tokens + 1
         )  # ``hashes`` leaves the last token out
-        return self.kv.hashes(sequence.entry.salt, sequence.token_ids[:stop])
+        return self.kv.block_hashes(sequence.scheduled_request.salt, sequence.token_ids[:stop])
 
     def _admit(self, builder: PlanBuilder, now: float) -> None:
         """Let waiting requests join, in order, while there are seats, tokens and blocks."""
@@ -313,14 +313,14 @@ class Scheduler:
         return sequence
 
     def _fork(self, parent: Sequence) -> Sequence:
-        child = self._new_sequence(parent.entry, parent.index, list(parent.token_ids))
+        child = self._new_sequence(parent.scheduled_request, parent.index, list(parent.token_ids))
         child.num_computed = parent.num_computed
         child.exit_layer, child.early, child.num_cacheable_tokens = (
             parent.exit_layer,
             dict(parent.early),
             parent.num_cacheable_tokens,
         )
-        parent.entry.sequences.append(child)
+        parent.scheduled_request.sequences.append(child)
         self.kv.fork(parent.id, child.id)
         return child
 
@@ -346,7 +346,7 @@ class Scheduler:
         insort(self._waiting, entry, key=self._policy.rank)
 
     def _end(self, sequence: Sequence) -> None:
-        entry = sequence.entry
+        entry = sequence.scheduled_request
         if self.kv.is_open(sequence.id):
             self.kv.close(sequence.id)
         del self._sequences[sequence.id]

@@ -19,7 +19,7 @@ class Sequence:
     """One line of tokens of a request; it needs computing as long as ``num_computed`` trails its tokens."""
 
     id: int
-    entry: ScheduledRequest
+    scheduled_request: ScheduledRequest
     index: int  # which answer of the request, or which beam
     token_ids: list[int]  # the prompt, then the accepted tokens
     num_computed: int = 0
@@ -30,16 +30,20 @@ class Sequence:
     history: TokenHistory | None = None  # which tokens occur, for penalties; whoever samples keeps it. A fork starts its own
 
     @property
+    def request(self) -> Request:
+        return self.scheduled_request.request
+
+    @property
     def num_remaining(self) -> int:
         return len(self.token_ids) - self.num_computed
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - len(self.entry.request.prompt_token_ids)
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     def exits(self, start: int, stop: int) -> ExitPlan | None:
         """How far tokens [start, stop) go."""
-        params = self.entry.request.params
+        params = self.request.params
         if params.exit_rule == "none":
             return None
         if self.exit_layer is not None:
@@ -50,14 +54,14 @@ class Sequence:
 
     def record_exits(self, row: RowPlan, depth: int | None) -> None:
         """The row is computed. ``depth``: its last token had done with so many layers, by a test."""
-        assert row.exits is not None
+        assert row.exit_plan is not None
         if depth is not None:
-            assert row.exits.test is not None
-            if row.exits.test.whole:
+            assert row.exit_plan.test is not None
+            if row.exit_plan.test.whole:
                 self.exit_layer = depth
             else:
                 self.early[row.stop - 1] = depth
-        if self.exit_layer is not None and self.entry.request.exit_layer is None:
+        if self.exit_layer is not None and self.request.exit_layer is None:
             # Also where it was preempted after that: what all layers had computed is computed by fewer the second time.
             self._unsound(row.start)
         elif depth is not None:
@@ -82,22 +86,22 @@ class ScheduledRequest:
     first_scheduled: float | None = None
 
     @property
-    def searches(self) -> bool:
+    def uses_beam_search(self) -> bool:
         """Beams advance together: a step samples all of them or none."""
         return self.request.params.beam_width is not None
 
     @property
-    def takes_drafts(self) -> bool:
-        return not self.searches and self.request.params.exit_rule == "none"
+    def accepts_drafts(self) -> bool:
+        return not self.uses_beam_search and self.request.params.exit_rule == "none"
 
     @property
     def max_sequences(self) -> int:
         """Sequences it may come to have: all of them before the first token, then those that have not ended."""
-        if self.searches or self.sequences[0].num_output_tokens == 0:
+        if self.uses_beam_search or self.sequences[0].num_output_tokens == 0:
             return self.request.params.beam_width or self.request.params.n
         return len(self.sequences)
 
     @property
-    def decoding(self) -> bool:
+    def is_decoding(self) -> bool:
         """Whether every sequence needs one token only."""
         return {len(sequence.token_ids) - sequence.num_computed for sequence in self.sequences} == {1}

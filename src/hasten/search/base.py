@@ -52,12 +52,12 @@ class Search(Protocol):
     def done(self) -> bool: ...
 
     @property
-    def scores(self) -> tuple[float, ...]:
+    def beam_scores(self) -> tuple[float, ...]:
         """The score of each live beam, in order: what ``Candidate.score`` adds to."""
         ...
 
     @property
-    def candidates_wanted(self) -> int:
+    def num_candidates(self) -> int:
         """How many candidates ``advance`` needs; fewer only where no more tokens are allowed."""
         ...
 
