@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from hasten.core.early_exit import REQUEST_CRITERIA, ExitCriterion, exit_criterion
+from hasten.core.early_exit import REQUEST_CRITERIA, ExitCriterion
 from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.engine.request_state import beam_search
@@ -168,7 +168,7 @@ class SingleThreadDrafter:
 
     def _depth(self, tokens: Sequence[int], request: Request, left: set[int], chosen: int | None) -> int:
         """How many layers compute the last token."""
-        test = exit_criterion(request.params, len(tokens) - len(request.prompt_token_ids))
+        test = request.params.exit_criterion(len(tokens) - len(request.prompt_token_ids))
         if chosen is None and test is not None and leaves(test, self._visible(tokens, request.cache_salt, left, 1)):
             return 1
         return chosen or NUM_LAYERS

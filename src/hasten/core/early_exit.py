@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hasten.core.sampling_params import SamplingParams
 
 TOKEN_CRITERIA = ("softmax", "saturation", "classifier")  # how sure a state is, asked of every token of the answer
 REQUEST_CRITERIA = ("entropy",)  # asked once, of the prompt's last token, for the whole request
@@ -37,20 +33,6 @@ class ExitPlan:
     test: ExitCriterion | None = None
     # Whether the layers that a token does not reach get its keys and values, because later tokens of the sequence go there.
     fill: bool = True
-
-
-def exit_criterion(params: SamplingParams, num_output_tokens: int) -> ExitCriterion | None:
-    """Of a row whose last token is followed by output token ``num_output_tokens``. ``params`` have no open setting."""
-    if params.exit_rule == "token_table" and num_output_tokens > 0:
-        return ExitCriterion(params.exit_rule, 0.0)
-    if params.exit_rule in TOKEN_CRITERIA and num_output_tokens > 0:
-        assert params.exit_threshold is not None and params.max_tokens is not None
-        threshold = decayed(params.exit_threshold, params.exit_decay, num_output_tokens / params.max_tokens)
-        return ExitCriterion(params.exit_rule, threshold)
-    if params.exit_rule in REQUEST_CRITERIA and num_output_tokens == 0:
-        assert params.exit_threshold is not None
-        return ExitCriterion(params.exit_rule, params.exit_threshold, whole=True)
-    return None
 
 
 def decayed(threshold: float, decay: float | None, share: float) -> float:

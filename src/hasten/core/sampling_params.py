@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hasten.core.early_exit import DECAY, EXIT_RULES, REQUEST_CRITERIA, TOKEN_CRITERIA
+from hasten.core.early_exit import DECAY, EXIT_RULES, REQUEST_CRITERIA, TOKEN_CRITERIA, ExitCriterion, decayed
 from hasten.core.errors import InvalidRequest, nearest
 from hasten.core.renamed import RENAMED_EXIT_RULES
 
@@ -185,6 +185,22 @@ class SamplingParams:
     def exact(self) -> bool:
         """Whether each position has one right token, whatever is guessed. A greedy request has, by any rule."""
         return self.acceptance == "exact" or self.greedy
+
+    def exit_criterion(self, num_output_tokens: int) -> ExitCriterion | None:
+        """Return the criterion for the token that precedes output token ``num_output_tokens``, or None without one.
+
+        ``max_tokens`` is set, and so is ``exit_threshold`` if the exit rule needs one.
+        """
+        if (num_output_tokens == 0) != (self.exit_rule in REQUEST_CRITERIA):
+            return None
+        if self.exit_rule == "token_table":
+            return ExitCriterion(self.exit_rule, 0.0)
+        if self.exit_rule not in (*TOKEN_CRITERIA, *REQUEST_CRITERIA):
+            return None
+        assert self.exit_threshold is not None and self.max_tokens is not None
+        if num_output_tokens == 0:
+            return ExitCriterion(self.exit_rule, self.exit_threshold, whole=True)
+        return ExitCriterion(self.exit_rule, decayed(self.exit_threshold, self.exit_decay, num_output_tokens / self.max_tokens))
 
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed. Raises ``InvalidRequest`` for an unknown field."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hasten.core.early_exit import ExitPlan, exit_criterion
+from hasten.core.early_exit import ExitPlan
 from hasten.core.errors import CapacityError, HastenError
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.core.request import Request
@@ -48,7 +48,7 @@ class _Trunk:
             return None
         if self.exit_layer is not None:
             return ExitPlan((self.exit_layer,) * count, fill=False)
-        return ExitPlan(test=exit_criterion(params, 0) if last else None, fill=False)
+        return ExitPlan(test=params.exit_criterion(0) if last else None, fill=False)
 
 
 @dataclass(slots=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hasten.core.draft import NO_DRAFT, Draft
-from hasten.core.early_exit import ExitPlan, exit_criterion
+from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import RowPlan
 from hasten.core.request import Request
 
@@ -48,7 +48,7 @@ class Sequence:
             return None
         if self.exit_layer is not None:
             return ExitPlan((self.exit_layer,) * (stop - start), fill=False)
-        test = exit_criterion(params, self.num_output_tokens) if stop == len(self.token_ids) else None
+        test = params.exit_criterion(self.num_output_tokens) if stop == len(self.token_ids) else None
         known = tuple(self.early.get(position) for position in range(start, stop)) if self.early else ()
         return ExitPlan(known if any(known) else (), test, fill=test is None or not test.whole)
 
