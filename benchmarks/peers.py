@@ -31,9 +31,8 @@ from engines.roster import PHASES, ROSTER, Entrant, Phase
 from engines.table import markdown
 from engines.turns import Convoy, Run, agreement
 from engines.works import Demand, Work, works
-from hasten.bench.provenance import provenance
+from hasten.bench.provenance import provenance, versions
 from hasten.bench.report import spread
-from hasten.bench.versions import versions
 
 HERE = Path(__file__).parent
 

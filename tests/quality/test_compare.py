@@ -28,9 +28,9 @@ class Table:
     pieces: list[int] = field(default_factory=list)
     closed: int = 0
 
-    def logits(self, token_ids: Sequence[int], piece: int) -> Generator[Tensor, None, None]:
+    def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
         try:
-            for part in torch.split(torch.tensor(token_ids), piece):
+            for part in torch.split(torch.tensor(token_ids), chunk_size):
                 self.pieces.append(len(part))
                 yield self.logits_VV[part]
         finally:
@@ -46,11 +46,11 @@ def texts(*sizes: int) -> list[TokenText]:
     return [TokenText(tuple(draw.choices(range(SIZE), k=size)), tuple(range(3, 3 * size + 3, 3))) for size in sizes]
 
 
-@pytest.mark.parametrize("piece", [1, 4, 128])
-def test_the_figures_are_those_of_brute_force(piece: int) -> None:
+@pytest.mark.parametrize("chunk_size", [1, 4, 128])
+def test_the_figures_are_those_of_brute_force(chunk_size: int) -> None:
     reference, candidate, progress = table(1), table(2), []
     cut = windows(texts(40, 2, 33), 10)
-    found = compare(reference, candidate, cut, piece=piece, progress=progress.append)
+    found = compare(reference, candidate, cut, chunk_size=chunk_size, progress=progress.append)
     kl, agrees, ours, theirs = [], [], [], []
     for window in cut:
         for before, after in zip(window.token_ids[:-1], window.token_ids[1:], strict=True):
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_brute_force(piece: int) -> None:
     assert found.candidate_perplexity == pytest.approx(math.exp(sum(theirs) / count), rel=1e-9)
     assert found.reference_bits_per_byte == pytest.approx(sum(ours) / math.log(2) / (3 * count), rel=1e-9)
     assert found.candidate_bits_per_byte == pytest.approx(sum(theirs) / math.log(2) / (3 * count), rel=1e-9)
-    assert sum(progress) == count and max(reference.pieces) <= piece
+    assert sum(progress) == count and max(reference.pieces) <= chunk_size
     assert set(found.as_dict()) >= {"kl_mean", "kl_p99", "kl_max", "top1_agreement", "num_tokens"}
 
 
@@ -78,7 +78,7 @@ def test_a_text_that_is_foreseen_has_perplexity_one() -> None:
     """Each token foretells the next: an error of one position would show as a huge perplexity."""
     sure = Table(torch.eye(SIZE).roll(1, 1) * 40)
     text = TokenText(tuple(i % SIZE for i in range(50)))
-    found = compare(sure, sure, windows([text], 20), piece=8)
+    found = compare(sure, sure, windows([text], 20), chunk_size=8)
     assert found.reference_perplexity == pytest.approx(1.0, abs=1e-9)
     assert found.reference_bits_per_byte is None and found.num_bytes is None
     late = [Window((*window.token_ids[:-1], window.token_ids[0]), None) for window in windows([text], 1)]
@@ -89,7 +89,7 @@ def test_scorers_are_closed_when_the_comparison_fails() -> None:
     sound, broken = table(1), table(2)
     broken.logits_VV[3] = math.nan
     with pytest.raises(CheckpointError, match="candidate"):
-        compare(sound, broken, [Window((1, 3, 2, 2), None)], piece=1)
+        compare(sound, broken, [Window((1, 3, 2, 2), None)], chunk_size=1)
     assert (sound.closed, broken.closed) == (1, 1)
 
 

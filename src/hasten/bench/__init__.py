@@ -1,1 +1,1 @@
-"""Measuring: workloads, runs, and reports that carry what is needed to repeat them."""
+"""Benchmarks: workloads, measured runs, and reports that contain everything needed to repeat them."""

@@ -1,4 +1,4 @@
-"""What this machine is: processor, instruction sets, memory, accelerator. It measures nothing."""
+"""``Machine``: processor, instruction sets and memory of this machine. It measures nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# The name in /proc/cpuinfo -> what people call it.
+# name in /proc/cpuinfo -> common name
 INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx512f": "AVX512",
@@ -27,25 +27,27 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
+    """The hardware, and the limits of this process's control group."""
+
     cpu: str
     architecture: str
     system: str
     logical_cores: int
-    usable_cores: int  # that this process may run on
-    core_limit: float | None  # of its control group; None: no limit
+    usable_cores: int  # on which this process may run
+    core_limit: float | None  # None: no limit
     memory: int  # bytes
-    memory_limit: int | None  # of its control group
+    memory_limit: int | None  # bytes; None: no limit
     instruction_sets: tuple[str, ...]
 
     @property
     def cores(self) -> float:
-        """What this process really gets."""
+        """The number of cores that this process can use."""
         return self.usable_cores if self.core_limit is None else min(self.usable_cores, self.core_limit)
 
 
 def this_machine(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
-    """``proc`` and ``cgroup`` are the kernel's folders; on a system without them the facts come from Python alone."""
-    cpuinfo = _text(proc / "cpuinfo")
+    """Return this machine. ``proc`` and ``cgroup`` are kernel folders; without them the values come from Python alone."""
+    cpuinfo = _read(proc / "cpuinfo")
     flags = set(_field(cpuinfo, "flags|Features").split())
     return Machine(
         cpu=_field(cpuinfo, "model name|Model|CPU part") or platform.processor() or platform.machine(),
@@ -54,15 +56,15 @@ def this_machine(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup
         logical_cores=os.cpu_count() or 1,
         usable_cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         core_limit=_core_limit(cgroup),
-        memory=_memory(_text(proc / "meminfo")),
-        memory_limit=_number(_text(cgroup / "memory.max")),
+        memory=_memory(_read(proc / "meminfo")),
+        memory_limit=_number(_read(cgroup / "memory.max")),
         instruction_sets=tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags),
     )
 
 
 def _core_limit(cgroup: Path) -> float | None:
-    """``cpu.max`` is "quota period" in microseconds, or "max period"."""
-    quota, _, period = _text(cgroup / "cpu.max").strip().partition(" ")
+    """Return the limit in ``cpu.max``, which reads "quota period" in microseconds, or "max period"."""
+    quota, _, period = _read(cgroup / "cpu.max").strip().partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
@@ -72,15 +74,15 @@ def _memory(meminfo: str) -> int:
 
 
 def _field(text: str, names: str) -> str:
-    found = re.search(rf"^(?:{names})\s*:\s*(.*)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else ""
+    match = re.search(rf"^(?:{names})\s*:\s*(.*)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else ""
 
 
 def _number(text: str) -> int | None:
     return int(text) if text.strip().isdigit() else None
 
 
-def _text(file: Path) -> str:
+def _read(file: Path) -> str:
     try:
         return file.read_text()
     except OSError:

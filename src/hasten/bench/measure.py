@@ -1,4 +1,4 @@
-"""Running a workload through an engine and noting when each token came. It knows no report and no command line."""
+"""Running a workload on an engine and recording when each token arrives. It knows no report and no command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One repeat. Times in seconds; all requests arrive at 0."""
+    """The measurements of one run. Times in seconds; all requests arrive at 0."""
 
     seconds: float  # until the last token of the last request
     ttft: tuple[float, ...]  # per request
@@ -28,19 +28,22 @@ class Run:
 
 
 def measure(
-    llm: LLM, workload: Workload, *, repeats: int, warmup: int = 1, progress: Callable[[int], None] = lambda done: None
+    llm: LLM, workload: Workload, *, repeats: int, warmup: int = 1, progress: Callable[[int], None] = lambda num_runs: None
 ) -> list[Run]:
-    """``repeats`` runs after ``warmup`` runs that do not count. ``progress`` hears how many runs are done."""
+    """Return ``repeats`` runs, after ``warmup`` discarded ones. ``progress`` receives the number of completed runs.
+
+    Raises ``InvalidOption`` for counts out of range and for requests longer than the context.
+    """
     if repeats < 1 or warmup < 0:
         raise InvalidOption(
             "repeats or warmup is out of range", got=f"{repeats}, {warmup}", allowed="repeats from 1, warmup from 0"
         )
-    room = llm.describe()["max_model_len"]
-    if workload.input_len + workload.output_len > room:
+    max_model_len = llm.describe()["max_model_len"]
+    if workload.input_len + workload.output_len > max_model_len:
         raise InvalidOption(
             "the workload is longer than the context",
             got=f"{workload.input_len} + {workload.output_len} tokens",
-            allowed=f"up to {room}",
+            allowed=f"up to {max_model_len}",
             remedy="Lower --input-len or --output-len",
         )
     runs = []
@@ -52,28 +55,27 @@ def measure(
 
 def _run(llm: LLM, workload: Workload, repeat: int) -> Run:
     engine = llm.engine
-    begin = engine.clock()
-    requests = workload.requests(llm.describe()["vocab_size"], repeat, begin)
-    came: dict[str, list[float]] = {request.request_id: [] for request in requests}
-    cached = 0
+    start = engine.clock()
+    requests = workload.requests(llm.describe()["vocab_size"], repeat, start)
+    token_times: dict[str, list[float]] = {request.request_id: [] for request in requests}
+    cached_tokens = 0
     for request in requests:
         engine.add(request)
     while engine.unfinished:
         deltas = engine.step()
         now = engine.clock()
         for delta in deltas:
-            came[delta.request_id] += [now] * len(delta.token_ids)
+            token_times[delta.request_id] += [now] * len(delta.token_ids)
             if delta.output is not None:
-                cached += delta.output.metrics.num_cached_tokens
+                cached_tokens += delta.output.metrics.num_cached_tokens
                 if delta.output.error is not None:
                     raise CapacityError("a request of the benchmark failed", got=delta.output.error)
-    gaps = [late - early for times in came.values() for early, late in itertools.pairwise(times)]
     return Run(
-        seconds=engine.clock() - begin,
-        ttft=tuple(times[0] - begin for times in came.values()),
-        itl=tuple(gaps),
-        e2e=tuple(times[-1] - begin for times in came.values()),
+        seconds=engine.clock() - start,
+        ttft=tuple(times[0] - start for times in token_times.values()),
+        itl=tuple(late - early for times in token_times.values() for early, late in itertools.pairwise(times)),
+        e2e=tuple(times[-1] - start for times in token_times.values()),
         prompt_tokens=sum(len(request.prompt_token_ids) for request in requests),
-        cached_tokens=cached,
-        output_tokens=sum(len(times) for times in came.values()),
+        cached_tokens=cached_tokens,
+        output_tokens=sum(len(times) for times in token_times.values()),
     )

@@ -1,4 +1,4 @@
-"""A benchmark's result as plain data: medians over the repeats with their spread, and all that is needed to repeat it."""
+"""A benchmark's result as plain data: medians over the runs with their spread, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def make_report(kind: str, description: Mapping[str, Any], workload: Workload, runs: Sequence[Run]) -> dict[str, Any]:
-    """One JSON object: times in seconds, rates per second."""
+    """Return one JSON object. Times in seconds, rates per second."""
     return {
         **provenance(kind),
         "engine": dict(description),
@@ -27,9 +27,9 @@ def make_report(kind: str, description: Mapping[str, Any], workload: Workload, r
         "requests_per_second": spread([len(run.e2e) / run.seconds for run in runs]),
         "seconds": spread([run.seconds for run in runs]),
         "cached_prompt_tokens": spread([run.cached_tokens for run in runs]),
-        "ttft": percentiles([value for run in runs for value in run.ttft]),
-        "itl": percentiles([value for run in runs for value in run.itl]),
-        "e2e": percentiles([value for run in runs for value in run.e2e]),
+        "ttft": percentiles([seconds for run in runs for seconds in run.ttft]),
+        "itl": percentiles([seconds for run in runs for seconds in run.itl]),
+        "e2e": percentiles([seconds for run in runs for seconds in run.e2e]),
     }
 
 
@@ -38,7 +38,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """The nearest-rank percentiles and the mean; None of nothing (answers of one token have no gaps)."""
+    """Return nearest-rank percentiles and the mean, or None for no values (outputs of one token have no gaps)."""
     if not values:
         return None
     ordered = sorted(values)
@@ -46,20 +46,15 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
     return {**ranks, "mean": statistics.fmean(ordered)}
 
 
-def lines(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, median, spread or percentiles) for people."""
-    rows = [
-        _rate("output tokens/s", report["output_tokens_per_second"]),
-        _rate("total tokens/s", report["total_tokens_per_second"]),
-    ]
-    rows += [_rate("requests/s", report["requests_per_second"])]
-    for name, label in (("ttft", "TTFT"), ("itl", "ITL"), ("e2e", "E2E")):
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the table for people: (figure, median, spread or percentiles)."""
+    rows = []
+    for name in ("output_tokens", "total_tokens", "requests"):
+        rate = report[f"{name}_per_second"]
+        rows.append((f"{name.replace('_', ' ')}/s", f"{rate['median']:.1f}", f"{rate['min']:.1f} to {rate['max']:.1f}"))
+    for name in ("ttft", "itl", "e2e"):
         times = report[name]
         if times is not None:
-            more = ", ".join(f"p{p} {times[f'p{p}'] * 1e3:.1f}" for p in PERCENTILES[1:])
-            rows.append((f"{label} ms", f"{times['p50'] * 1e3:.1f}", more))
+            tail = ", ".join(f"p{p} {times[f'p{p}'] * 1e3:.1f}" for p in PERCENTILES[1:])
+            rows.append((f"{name.upper()} ms", f"{times['p50'] * 1e3:.1f}", tail))
     return rows
-
-
-def _rate(label: str, values: Mapping[str, float]) -> tuple[str, str, str]:
-    return label, f"{values['median']:.1f}", f"{values['min']:.1f} to {values['max']:.1f}"

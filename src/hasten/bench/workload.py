@@ -1,4 +1,4 @@
-"""What a benchmark runs: prompts of random token ids and answers of a fixed length, so that every run does the same work."""
+"""``Workload``: prompts of random token ids and outputs of a fixed length, so that every run does the same work."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hasten.core.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Raises ``InvalidOption`` naming every number that is out of range."""
+    """The sizes of a benchmark. Raises ``InvalidOption`` naming every number that is out of range."""
 
     num_prompts: int
     input_len: int  # tokens of each prompt
-    output_len: int  # tokens of each answer
-    shared_len: int = 0  # tokens at the beginning that all prompts have in common
+    output_len: int  # tokens of each output
+    shared_len: int = 0  # tokens of the prefix that all prompts share
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -30,14 +30,14 @@ class Workload:
             )
 
     def prompts(self, vocab_size: int, repeat: int) -> list[tuple[int, ...]]:
-        """Other prompts for each repeat, so that no repeat finds those before it in the prefix cache."""
-        draw = random.Random(f"{self.seed}/{repeat}")
-        shared = draw.choices(range(vocab_size), k=self.shared_len)
-        own = self.input_len - self.shared_len
-        return [(*shared, *draw.choices(range(vocab_size), k=own)) for _ in range(self.num_prompts)]
+        """Return the prompts of one run. They differ between runs, so that no run hits the prefix cache of an earlier one."""
+        rng = random.Random(f"{self.seed}/{repeat}")
+        shared = rng.choices(range(vocab_size), k=self.shared_len)
+        suffix_len = self.input_len - self.shared_len
+        return [(*shared, *rng.choices(range(vocab_size), k=suffix_len)) for _ in range(self.num_prompts)]
 
     def requests(self, vocab_size: int, repeat: int, arrival: float) -> list[Request]:
-        """Greedy, and past any end-of-text token: the length of an answer must not depend on what it says."""
+        """Return greedy requests that ignore end-of-sequence tokens: the length of an output must not depend on its text."""
         params = SamplingParams(temperature=0.0, max_tokens=self.output_len, ignore_eos=True, seed=self.seed)
         return [
             Request(request_id=f"bench-{repeat}-{number}", prompt_token_ids=prompt, params=params, arrival=arrival)

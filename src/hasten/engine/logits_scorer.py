@@ -24,17 +24,17 @@ class LogitsScorer:
         self._runner, self._kv, self.max_num_batched_tokens = runner, kv, max_num_batched_tokens
         self._ids = itertools.count(-1, -1)  # the scheduler numbers its sequences from 0 up
 
-    def logits(self, token_ids: Sequence[int], piece: int) -> Generator[Tensor, None, None]:
-        """See ``Scorer``; ``piece`` is at most ``max_num_batched_tokens``.
+    def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
+        """See ``Scorer``; ``chunk_size`` is at most ``max_num_batched_tokens``.
 
         Raises ``CapacityError`` if the text does not fit the KV pool.
         """
-        assert 1 <= piece <= self.max_num_batched_tokens, (piece, self.max_num_batched_tokens)
+        assert 1 <= chunk_size <= self.max_num_batched_tokens, (chunk_size, self.max_num_batched_tokens)
         kv, sequence_id = self._kv, next(self._ids)
         kv.open(sequence_id, "", ())
         try:
-            for start in range(0, len(token_ids), piece):
-                now = tuple(token_ids[start : start + piece])
+            for start in range(0, len(token_ids), chunk_size):
+                now = tuple(token_ids[start : start + chunk_size])
                 if kv.reserve(sequence_id, start, start + len(now)) is None:
                     raise CapacityError(
                         "the text does not fit the KV pool",

@@ -1,4 +1,4 @@
-"""``Scorer``: whatever can read a text and say, at every token of it, what it expects next."""
+"""``Scorer``: the protocol of a model that returns its next-token logits at every position of a text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    def logits(self, token_ids: Sequence[int], piece: int) -> Generator[Tensor, None, None]:
-        """The logits after each token, in order, ``piece`` tokens at a time and the rest at the end. Each [R, V], float32.
+    """A model that scores given text (teacher forcing) instead of sampling."""
 
-        The text is given, nothing is sampled. Closing the generator ends the reading.
+    def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
+        """Yield the logits after each token in order, in chunks of ``chunk_size`` positions. Each [R, V], float32.
+
+        Closing the generator releases what the scorer holds for the text.
         """
         ...

@@ -1,4 +1,4 @@
-"""``compare``: two scorers read the same windows; their logits are compared piece by piece and thrown away."""
+"""``compare``: the quality of a candidate against a reference on the same windows, computed chunk by chunk."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from hasten.core.errors import InvalidOption
 from hasten.quality.base import Scorer
 from hasten.quality.divergence import Divergence, divergence
-from hasten.quality.quality import Quality, summarise
+from hasten.quality.quality import Quality, summarize
 from hasten.quality.window import Window
 
-# Positions whose logits of both sides are in memory at a time: 128 of a vocabulary of 151,936 are 78 MB for each.
-PIECE = 128
+# Positions whose logits are in memory at a time: 128 of a vocabulary of 151,936 take 78 MB per side.
+CHUNK_SIZE = 128
 
 
 def compare(
@@ -22,23 +22,28 @@ def compare(
     candidate: Scorer,
     windows: Sequence[Window],
     *,
-    piece: int = PIECE,
+    chunk_size: int = CHUNK_SIZE,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Quality:
-    """How far ``candidate`` is from ``reference``. ``progress`` hears how many more tokens are done.
+    """Return how far ``candidate`` is from ``reference``. ``progress`` receives the number of further tokens compared.
 
-    Raises ``CheckpointError`` if either side's logits are not finite.
+    Raises ``InvalidOption`` without windows, and ``CheckpointError`` if the logits of a side are not finite.
     """
     if not windows:
         raise InvalidOption("there is no text to compare on", allowed="at least one window")
-    return summarise(windows, [_read(reference, candidate, window, piece, progress) for window in windows])
+    return summarize(windows, [_compare_window(reference, candidate, window, chunk_size, progress) for window in windows])
 
 
-def _read(reference: Scorer, candidate: Scorer, window: Window, piece: int, progress: Callable[[int], None]) -> Divergence:
-    read, targets = window.token_ids[:-1], torch.tensor(window.token_ids[1:])
+def _compare_window(
+    reference: Scorer, candidate: Scorer, window: Window, chunk_size: int, progress: Callable[[int], None]
+) -> Divergence:
+    inputs, targets = window.token_ids[:-1], torch.split(torch.tensor(window.token_ids[1:]), chunk_size)
     parts = []
-    with closing(reference.logits(read, piece)) as ours, closing(candidate.logits(read, piece)) as theirs:
-        for targets_R, reference_RV, candidate_RV in zip(torch.split(targets, piece), ours, theirs, strict=True):
+    with (
+        closing(reference.logits(inputs, chunk_size)) as reference_chunks,
+        closing(candidate.logits(inputs, chunk_size)) as candidate_chunks,
+    ):
+        for targets_R, reference_RV, candidate_RV in zip(targets, reference_chunks, candidate_chunks, strict=True):
             device = reference_RV.device
             parts.append(divergence(reference_RV, candidate_RV.to(device), targets_R.to(device)))
             progress(len(targets_R))

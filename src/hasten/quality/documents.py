@@ -1,4 +1,4 @@
-"""The texts that quality is measured on: the held-out files that ship with hasten, or a file of the user's."""
+"""Reading the texts for quality measurements: the held-out texts that ship with hasten, or a file of the user's."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from hasten.core.errors import InvalidOption
 
-# Text that the demo models were not trained on; other models may have seen it.
+# The demo models were not trained on these texts; other models may have been.
 HELD_OUT = Path(__file__).parents[1] / "demo" / "heldout.jsonl"
-_NUMBER = re.compile(r"[0-9]{1,12}")
+_TOKEN_ID = re.compile(r"[0-9]{1,12}")
 
 
 def read_texts(file: Path) -> list[str]:
-    """The texts of a file: ``.jsonl`` has one per line, under "text"; any other file is one text, in UTF-8.
+    """Return the texts of a file: a ``.jsonl`` file has one per line, under "text"; any other file is one UTF-8 text.
 
-    Raises ``InvalidOption`` for a file that cannot be read, is not text or says nothing.
+    Raises ``InvalidOption`` for a file that cannot be read, is not text or is empty.
     """
     content = _read(file)
     if file.suffix.lower() != ".jsonl":
@@ -37,14 +37,14 @@ def read_texts(file: Path) -> list[str]:
 
 
 def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
-    """One text per line, as token ids with spaces or commas between them. Raises ``InvalidOption``."""
+    """Return one text per line, written as token ids with spaces or commas between them. Raises ``InvalidOption``."""
     texts = []
     for number, line in enumerate(_read(file).splitlines(), 1):
         words = line.replace(",", " ").split()
-        wrong = [word for word in words if not (_NUMBER.fullmatch(word) and int(word) < vocab_size)]
+        wrong = [word for word in words if not (_TOKEN_ID.fullmatch(word) and int(word) < vocab_size)]
         if wrong:
             raise InvalidOption(
-                f"line {number} of {file} holds what is no token id",
+                f"line {number} of {file} holds something that is not a token id",
                 got=", ".join(word[:20] for word in wrong[:8]),
                 allowed=f"whole numbers from 0 to {vocab_size - 1}",
             )

@@ -1,4 +1,4 @@
-"""``Quality``: the figures that stand beside a speed, with their spread. Plain data."""
+"""``Quality``: the quality metrics reported beside a speed, with their standard errors. Plain data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hasten.quality.window import Window
 class Quality:
     """A candidate against a reference, teacher-forced on the same text. Divergence in nats per token.
 
-    Standard errors are of the mean over windows, since tokens of one window are not independent; None of a single window.
+    Standard errors treat windows as independent, because the tokens of one window are not; a single window has none.
     """
 
     num_tokens: int  # predicted tokens
@@ -30,7 +30,7 @@ class Quality:
     kl_median: float
     kl_p99: float
     kl_max: float
-    top1_agreement: float  # share of the tokens at which both hold the same token the likeliest
+    top1_agreement: float  # share of positions where both have the same most likely token
     top1_standard_error: float | None
     reference_perplexity: float
     candidate_perplexity: float
@@ -41,47 +41,47 @@ class Quality:
         return dataclasses.asdict(self)
 
 
-def summarise(windows: Sequence[Window], parts: Sequence[Divergence]) -> Quality:
-    """``parts[w]`` holds the positions of window w."""
-    whole = Divergence.join(list(parts))
-    num_bytes = _bytes(windows)
-    reference, candidate = float(whole.reference_nll_R.sum()), float(whole.candidate_nll_R.sum())
-    count = len(whole.kl_R)
-    ordered = whole.kl_R.sort().values
+def summarize(windows: Sequence[Window], parts: Sequence[Divergence]) -> Quality:
+    """Return the metrics over all windows; ``parts[w]`` has the positions of window w."""
+    total = Divergence.join(list(parts))
+    sizes = [window.num_bytes for window in windows if window.num_bytes is not None]
+    num_bytes = sum(sizes) if len(sizes) == len(windows) else None
+
+    def bits_per_byte(nll_R: Tensor) -> float | None:
+        return float(nll_R.sum()) / math.log(2) / num_bytes if num_bytes else None
+
+    ordered_R = total.kl_R.sort().values
     return Quality(
-        num_tokens=count,
+        num_tokens=len(ordered_R),
         num_windows=len(windows),
         num_bytes=num_bytes,
-        kl_mean=float(whole.kl_R.mean()),
+        kl_mean=float(total.kl_R.mean()),
         kl_standard_error=standard_error([part.kl_R for part in parts]),
-        kl_median=_nearest_rank(ordered, 50),
-        kl_p99=_nearest_rank(ordered, 99),
-        kl_max=float(ordered[-1]),
-        top1_agreement=float(whole.agrees_R.double().mean()),
+        kl_median=_nearest_rank(ordered_R, 50),
+        kl_p99=_nearest_rank(ordered_R, 99),
+        kl_max=float(ordered_R[-1]),
+        top1_agreement=float(total.agrees_R.double().mean()),
         top1_standard_error=standard_error([part.agrees_R.double() for part in parts]),
-        reference_perplexity=float(whole.reference_nll_R.mean().exp()),
-        candidate_perplexity=float(whole.candidate_nll_R.mean().exp()),
-        reference_bits_per_byte=reference / math.log(2) / num_bytes if num_bytes else None,
-        candidate_bits_per_byte=candidate / math.log(2) / num_bytes if num_bytes else None,
+        reference_perplexity=float(total.reference_nll_R.mean().exp()),
+        candidate_perplexity=float(total.candidate_nll_R.mean().exp()),
+        reference_bits_per_byte=bits_per_byte(total.reference_nll_R),
+        candidate_bits_per_byte=bits_per_byte(total.candidate_nll_R),
     )
 
 
 def standard_error(clusters: Sequence[Tensor]) -> float | None:
-    """Of the mean over all values, when only the clusters are independent draws (Cochran, 1977, the ratio estimator)."""
-    count = len(clusters)
-    if count < 2:
+    """Return the standard error of the mean over clusters that are independent draws; None for fewer than two.
+
+    The ratio estimator of Cochran, 1977.
+    """
+    num_clusters = len(clusters)
+    if num_clusters < 2:
         return None
     values = torch.cat(list(clusters))
     mean = values.mean()
     deviations = torch.stack([(cluster - mean).sum() for cluster in clusters])
-    return float((deviations.square().sum() * count / (count - 1)).sqrt() / len(values))
+    return float((deviations.square().sum() * num_clusters / (num_clusters - 1)).sqrt() / len(values))
 
 
-def _nearest_rank(ordered: Tensor, percent: int) -> float:
-    return float(ordered[-(-percent * len(ordered) // 100) - 1])
-
-
-def _bytes(windows: Sequence[Window]) -> int | None:
-    sizes = [window.num_bytes for window in windows]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
+def _nearest_rank(ordered_R: Tensor, percent: int) -> float:
+    return float(ordered_R[-(-percent * len(ordered_R) // 100) - 1])

@@ -1,4 +1,4 @@
-"""Cutting texts into windows that are read on their own: each token but a text's first is predicted exactly once.
+"""Cutting texts into windows that are scored independently: every token but a text's first is predicted exactly once.
 
 ::
 
@@ -16,32 +16,32 @@ from dataclasses import dataclass
 
 from hasten.core.errors import InvalidOption
 
-WINDOW = 512  # tokens read without a break
-NUM_TOKENS = 16_384  # predicted in all: enough to tell settings apart, minutes with a model of 1e9 parameters
+WINDOW = 512  # default tokens per window
+NUM_TOKENS = 16_384  # default predicted tokens: they tell settings apart, and take minutes for 1e9 parameters
 
-# Multiples of it, modulo 1, fill the unit interval evenly: the first few windows in their order are spread over all texts.
-_GOLDEN = (5**0.5 - 1) / 2
+# Multiples of the golden ratio modulo 1 fill [0, 1) evenly, so any first few windows are spread over all texts.
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One text as token ids. ``ends[i]``: how many bytes of the text tokens ``[0, i]`` cover; None where there is no text."""
+    """One text as token ids. ``ends[i]`` is the number of bytes that tokens ``[0, i]`` cover; None without a text."""
 
     token_ids: tuple[int, ...]
     ends: tuple[int, ...] | None = None
 
     def window(self, start: int, stop: int) -> Window:
-        """The tokens ``[start, stop)``, and the one that follows."""
+        """Return the window that predicts the tokens ``(start, stop]``."""
         size = None if self.ends is None else self.ends[stop] - self.ends[start]
         return Window(self.token_ids[start : stop + 1], size)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """``token_ids[:-1]`` is read, ``token_ids[1:]`` is predicted."""
+    """The input tokens ``token_ids[:-1]`` and the predicted tokens ``token_ids[1:]``."""
 
     token_ids: tuple[int, ...]
-    num_bytes: int | None  # of the text that is predicted
+    num_bytes: int | None  # of the predicted text
 
     @property
     def num_tokens(self) -> int:
@@ -49,9 +49,9 @@ class Window:
 
 
 def windows(texts: Sequence[TokenText], length: int, num_tokens: int | None = None) -> list[Window]:
-    """Windows of ``length`` tokens, shorter at the end of a text; at most ``num_tokens`` predicted tokens in all if given.
+    """Return windows of ``length`` tokens, the last of a text shorter, with at most ``num_tokens`` predicted tokens in total.
 
-    What is left out is left out evenly, so that a part stands for the whole. Raises ``InvalidOption`` if nothing can be predicted.
+    The windows that are left out are spread evenly over the texts. Raises ``InvalidOption`` if no token can be predicted.
     """
     for name, value in (("the window", length), ("the number of tokens", num_tokens)):
         if value is not None and value < 1:
@@ -66,13 +66,13 @@ def windows(texts: Sequence[TokenText], length: int, num_tokens: int | None = No
             "the text is too short to predict anything",
             got=f"{max((len(text.token_ids) for text in texts), default=0)} tokens",
             allowed="at least 2 tokens",
-            remedy="Give a longer text; some thousands of tokens make a figure that holds",
+            remedy="Give a longer text: reliable figures need some thousands of tokens",
         )
     total = sum(stop - start for _, start, stop in spans)
     if num_tokens is None or num_tokens >= total:
         return [text.window(start, stop) for text, start, stop in spans]
     chosen: dict[int, Window] = {}
-    for number in sorted(range(len(spans)), key=lambda i: i * _GOLDEN % 1):
+    for number in sorted(range(len(spans)), key=lambda i: i * _GOLDEN_RATIO % 1):
         text, start, stop = spans[number]
         stop = min(stop, start + num_tokens)
         chosen[number] = text.window(start, stop)
