@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hasten.bench.report import lines, percentiles, spread
-from hasten.bench.versions import commit, versions
+from hasten.bench.provenance import commit, versions
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 99, 100, 101, 250])

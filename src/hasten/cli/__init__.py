@@ -1,1 +1,1 @@
-"""The command line. It reads options, calls the layers below and shows what they return; it decides nothing about models."""
+"""The command line: it parses options, calls the layers below and prints their results."""

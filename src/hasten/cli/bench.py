@@ -1,4 +1,4 @@
-"""``hasten bench``: how fast a model answers (latency) and how much it answers in all (throughput) on this machine."""
+"""``hasten bench``: the latency and the throughput of a model on this machine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load, one_model
-from hasten.cli.options import Given, with_options
+from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
+from hasten.cli.options import OptionValues, with_options
 from hasten.cli.print_table import print_table
 
-bench = typer.Typer(help="ConfidenceMeasure latency or throughput.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure latency or throughput.", no_args_is_help=True, rich_markup_mode=None)
 
 InputLen = Annotated[int, typer.Option("--input-len", help="Tokens of each prompt (random ids).")]
-OutputLen = Annotated[int, typer.Option("--output-len", help="Tokens of each answer.")]
-SharedLen = Annotated[int, typer.Option("--shared-len", help="Tokens at the beginning that all prompts have in common.")]
-Repeats = Annotated[int, typer.Option("--repeats", help="Runs that count; the report has their median and spread.")]
-Warmup = Annotated[int, typer.Option("--warmup", help="Runs before those that count.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the random prompts.")]
+OutputLen = Annotated[int, typer.Option("--output-len", help="Tokens of each output.")]
+SharedLen = Annotated[int, typer.Option("--shared-len", help="Tokens of the prefix that all prompts share.")]
+Repeats = Annotated[int, typer.Option("--repeats", help="Measured runs; the report has their median and spread.")]
+Warmup = Annotated[int, typer.Option("--warmup", help="Runs before the measured ones.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the random prompts.")]
 
 
 @bench.command()
@@ -30,18 +30,18 @@ def latency(
     input_len: InputLen = 128,
     output_len: OutputLen = 128,
     shared_len: SharedLen = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Requests at the same time.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Concurrent requests.")] = 1,
     repeats: Repeats = 5,
     warmup: Warmup = 1,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
     *,
-    engine: Given,
+    engine: OptionValues,
 ) -> None:
     """Time one batch of equal requests, from arrival to the last token."""
     sizes = {"num_prompts": batch_size, "input_len": input_len, "output_len": output_len, "shared_len": shared_len, "seed": seed}
-    _bench("latency", one_model(name, model), engine, sizes, repeats, warmup, json)
+    _run_benchmark("latency", model_name(name, model), engine, sizes, repeats, warmup, json)
 
 
 @bench.command()
@@ -49,7 +49,7 @@ def latency(
 def throughput(
     name: ModelArgument = None,
     model: ModelOption = None,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", help="Requests, all there from the start.")] = 64,
+    num_prompts: Annotated[int, typer.Option("--num-prompts", help="Requests, which all arrive at the start.")] = 64,
     input_len: InputLen = 128,
     output_len: OutputLen = 128,
     shared_len: SharedLen = 0,
@@ -59,32 +59,34 @@ def throughput(
     json: Json = False,
     debug: Debug = False,
     *,
-    engine: Given,
+    engine: OptionValues,
 ) -> None:
     """Run many requests as fast as the engine can."""
     sizes = {"num_prompts": num_prompts, "input_len": input_len, "output_len": output_len, "shared_len": shared_len, "seed": seed}
-    _bench("throughput", one_model(name, model), engine, sizes, repeats, warmup, json)
+    _run_benchmark("throughput", model_name(name, model), engine, sizes, repeats, warmup, json)
 
 
-def _bench(kind: str, model: str, engine: Given, sizes: dict[str, int], repeats: int, warmup: int, json: bool) -> None:
+def _run_benchmark(
+    kind: str, model: str, engine: OptionValues, sizes: dict[str, int], repeats: int, warmup: int, json: bool
+) -> None:
     from hasten.bench.measure import measure
-    from hasten.bench.report import lines, make_report
+    from hasten.bench.report import make_report, summary_rows
     from hasten.bench.workload import Workload
 
     workload = Workload(**sizes)
-    # What random prompts are answered with goes in circles sooner than any user's text, and would be guessed too well.
-    llm = load(model, {"speculative_method": "off", **engine})
+    # Outputs of random prompts soon repeat themselves, so drafts would be accepted more often than on real text.
+    llm = load_llm(model, {"speculative_method": "off", **engine})
 
-    def progress(done: int) -> None:
-        print(f"run {done} of {warmup + repeats}", file=sys.stderr)
+    def show_progress(num_runs: int) -> None:
+        print(f"run {num_runs} of {warmup + repeats}", file=sys.stderr)
 
-    runs = measure(llm, workload, repeats=repeats, warmup=warmup, progress=progress)
+    runs = measure(llm, workload, repeats=repeats, warmup=warmup, progress=show_progress)
     report = make_report(kind, llm.describe(), workload, runs)
     if json:
         print(encoder.dumps(report))
         return
-    about = report["engine"]
-    print(f"{model}, {about['dtype']}, {about['threads']} threads, {about['kernels']}", file=sys.stderr)
-    sizes_text = f"{workload.num_prompts} requests of {workload.input_len} tokens in and {workload.output_len} out"
-    print(f"{sizes_text}; {report['quality']}", file=sys.stderr)
-    print_table((kind, "MEDIAN", "SPREAD OR PERCENTILES"), lines(report))
+    description = report["engine"]
+    print(f"{model}, {description['dtype']}, {description['threads']} threads, {description['kernels']}", file=sys.stderr)
+    size = f"{workload.num_prompts} requests with {workload.input_len} prompt tokens and {workload.output_len} output tokens"
+    print(f"{size}; {report['quality']}", file=sys.stderr)
+    print_table((kind, "MEDIAN", "SPREAD OR PERCENTILES"), summary_rows(report))

@@ -1,4 +1,4 @@
-"""``hasten doctor``: what hardware is here, which kernels would run on it and why, and where models come from."""
+"""``hasten doctor``: the hardware, the kernels that would run on it and the reason, the versions and the model cache."""
 
 from __future__ import annotations
 
@@ -15,34 +15,33 @@ if TYPE_CHECKING:
 
 
 def doctor(json: Json = False, debug: Debug = False) -> None:
-    """Report the hardware, the kernels that would run on it and why, the versions, and where models are kept."""
-    report = examine()
-    print(encoder.dumps(report) if json else "\n".join(_lines(report)))
+    """Report the hardware, the kernels that would run on it and why, the versions, and the model cache."""
+    report = collect_report()
+    print(encoder.dumps(report) if json else "\n".join(_report_lines(report)))
 
 
-def examine() -> dict[str, Any]:
+def collect_report() -> dict[str, Any]:
     import torch
 
     from hasten.bench.machine import this_machine
-    from hasten.bench.versions import commit, versions
+    from hasten.bench.provenance import commit, versions
     from hasten.checkpoints import hub
     from hasten.ops.choose import choose_ops
-
-    machine = this_machine()
     from hasten.ops.cpu.cpu import find_cpu
 
+    machine = this_machine()
     ops, reason = choose_ops("cpu")
     native = find_cpu()
+    if isinstance(native, str):
+        kernels = {"backend": ops.name, "why": f"{native}; {reason}", "threads": torch.get_num_threads()}
+    else:
+        kernels = {"backend": "native", "why": _native_reason(native), "threads": native.threads}
     cached = hub.cached_models()
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "hardware": {**dataclasses.asdict(machine), "cores": machine.cores},
-        "cuda": [_device(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else [],
-        "kernels": {
-            "device": "cpu",
-            "backend": ops.name if isinstance(native, str) else "native",
-            "why": f"{native}; {reason}" if isinstance(native, str) else _native(native),
-            "threads": torch.get_num_threads() if isinstance(native, str) else native.threads,
-        },
+        "cuda": [_cuda_device(torch.cuda.get_device_properties(index)) for index in range(num_devices)],
+        "kernels": {"device": "cpu", **kernels},
         "versions": {**versions(), "commit": commit()},
         "models": {
             "shipped": [name for name, folder in hub.SHIPPED.items() if folder.is_dir()],
@@ -54,43 +53,40 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _native(cpu: Cpu) -> str:
-    """Which instruction set, and which faster one this machine does not give."""
+def _native_reason(cpu: Cpu) -> str:
+    """Return the instruction set of the kernels, and the faster ones that this machine lacks."""
     from hasten.ops.cpu.cpu import ISA_VARIABLE, ISAS
 
+    if os.environ.get(ISA_VARIABLE):
+        return f"kernels for {cpu.isa} (forced with {ISA_VARIABLE})"
     missing = ISAS[: ISAS.index(cpu.isa)]
-    forced = f" (forced with {ISA_VARIABLE})" if os.environ.get(ISA_VARIABLE) else ""
-    without = f"; this machine does not give {' or '.join(missing)}" if missing and not forced else ""
-    return f"kernels for {cpu.isa}{forced}{without}"
+    return f"kernels for {cpu.isa}" + (f"; this machine lacks {' and '.join(missing)}" if missing else "")
 
 
-def _device(index: int) -> dict[str, Any]:
-    import torch
-
-    facts = torch.cuda.get_device_properties(index)
-    return {"name": facts.name, "memory": facts.total_memory, "capability": f"{facts.major}.{facts.minor}"}
+def _cuda_device(properties: Any) -> dict[str, Any]:
+    capability = f"{properties.major}.{properties.minor}"
+    return {"name": properties.name, "memory": properties.total_memory, "capability": capability}
 
 
-def _lines(report: Mapping[str, Any]) -> list[str]:
+def _report_lines(report: Mapping[str, Any]) -> list[str]:
     hardware, kernels, models = report["hardware"], report["kernels"], report["models"]
-    limit = "no limit" if hardware["core_limit"] is None else f"limit {hardware['core_limit']:g}"
+    core_limit = "no limit" if hardware["core_limit"] is None else f"limit {hardware['core_limit']:g}"
     memory_limit = "no limit" if hardware["memory_limit"] is None else f"limit {hardware['memory_limit'] / 2**30:.1f} GiB"
-    sets = " ".join(hardware["instruction_sets"]) or "none that matters here"
-    # Kernels for the GPU come later; saying so is better than a silent CPU run beside an idle GPU.
+    # hasten has no GPU kernels yet, so the report says that the devices stay idle.
     devices = [
         f"{d['name']}, {d['memory'] / 2**30:.1f} GiB, compute {d['capability']} (not used by this version)" for d in report["cuda"]
     ]
     cached = f"{models['cached']} ({models['cached_bytes'] / 1e9:.1f} GB)"
     rows = [
         ("cpu", f"{hardware['cpu']} ({hardware['architecture']}, {hardware['system']})"),
-        ("cores", f"{hardware['logical_cores']} logical, {hardware['usable_cores']} rows_are_finite, {limit}"),
+        ("cores", f"{hardware['logical_cores']} logical, {hardware['usable_cores']} usable, {core_limit}"),
         ("memory", f"{hardware['memory'] / 2**30:.1f} GiB, {memory_limit}"),
-        ("instructions", sets),
-        ("cuda", "; ".join(devices) or "none that PyTorch sees"),
+        ("instructions", " ".join(hardware["instruction_sets"]) or "none that hasten uses"),
+        ("cuda", "; ".join(devices) or "no device found by PyTorch"),
         ("kernels", f"{kernels['backend']} on {kernels['device']}: {kernels['why']}; {kernels['threads']} threads"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items() if number)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)),
         ("models", f"shipped: {', '.join(models['shipped']) or 'none'}; cached: {cached}"),
         ("cache", models["cache"]),
-        ("hub", "offline (HF_HUB_OFFLINE)" if models["offline"] else "asked for models that are not here"),
+        ("hub", "offline (HF_HUB_OFFLINE)" if models["offline"] else "online, used for models that are not in the cache"),
     ]
     return [f"{name:<14}{text}" for name, text in rows]

@@ -1,17 +1,16 @@
-"""``hasten eval``: what a setting costs in quality, beside the same checkpoint in float32."""
+"""``hasten eval``: the quality loss of engine options, measured against the same checkpoint in float32."""
 
 from __future__ import annotations
 
 import json as encoder
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hasten.cli.engine_options import ENGINE_OF_READING, Debug, ModelArgument, ModelOption, one_model
-from hasten.cli.options import Given, with_options
+from hasten.cli.engine_options import SCORING_ENGINE, Debug, ModelArgument, ModelOption, model_name
+from hasten.cli.options import OptionValues, with_options
 from hasten.cli.print_table import print_table
 from hasten.core.errors import InvalidOption
 from hasten.quality.window import NUM_TOKENS, WINDOW
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from hasten.quality.quality import Quality
 
 
-@with_options(ENGINE_OF_READING)
+@with_options(SCORING_ENGINE)
 def evaluate(
     name: ModelArgument = None,
     model: ModelOption = None,
     text: Annotated[
         Path | None,
         typer.Option(
-            "--text", metavar="FILE", help='The text: UTF-8, or .jsonl with a "text" per line. Without it: the shipped one.'
+            "--text", metavar="FILE", help='The text: UTF-8, or .jsonl with a "text" per line; the shipped one if left out.'
         ),
     ] = None,
     token_ids: Annotated[
@@ -40,27 +39,28 @@ def evaluate(
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option("--window", metavar="TOKENS", help=f"Read the text in windows of this many tokens; {WINDOW} if left out."),
+        typer.Option("--window", metavar="TOKENS", help=f"Score the text in windows of this many tokens; {WINDOW} if left out."),
     ] = None,
     num_tokens: Annotated[
-        int, typer.Option("--num-tokens", metavar="TOKENS", help="Score at most this many, spread evenly over the text.")
+        int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens to score, spread evenly over the text.")
     ] = NUM_TOKENS,
     json: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the result as JSON too; - is standard output, instead of the table."),
+        typer.Option("--json", metavar="FILE", help="Also write the result as JSON; - is standard output, instead of the table."),
     ] = None,
     debug: Debug = False,
     *,
-    engine: Given,
+    engine: OptionValues,
 ) -> None:
-    """ConfidenceMeasure what options such as --dtype cost in quality: KL divergence, top-1 agreement and perplexity against float32."""
+    """Measure the quality loss of options such as --dtype: KL divergence, top-1 agreement and perplexity against float32."""
+    from hasten.bench.provenance import provenance
     from hasten.entrypoints.evaluation import evaluate as run
 
-    chosen = one_model(name, model)
+    model = model_name(name, model)
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
-        raise InvalidOption(f"{json} cannot be written", remedy="Give a file in a folder that is there")
-    found = run(
-        chosen,
+        raise InvalidOption(f"{json} cannot be written", remedy="Give a file in an existing folder")
+    evaluation = run(
+        model,
         {"show_progress": True, **engine},
         reference=reference,
         text=text,
@@ -69,20 +69,9 @@ def evaluate(
         num_tokens=num_tokens,
     )
     if json is not None:
-        _write(json, encoder.dumps(_report(found)))
+        _write(json, encoder.dumps({**provenance("quality"), **evaluation.as_dict()}))
     if json is None or str(json) != "-":
-        _show(found)
-
-
-def _report(found: Evaluation) -> dict[str, Any]:
-    """The result with all that is needed to repeat it."""
-
-    from hasten.bench.provenance import provenance
-
-    return {
-        **provenance("quality"),
-        **found.as_dict(),
-    }
+        _show(evaluation)
 
 
 def _write(file: Path, line: str) -> None:
@@ -95,42 +84,33 @@ def _write(file: Path, line: str) -> None:
         raise InvalidOption(f"{file} cannot be written", got=error.strerror, remedy="Give another file") from None
 
 
-def _show(found: Evaluation) -> None:
-    quality = found.quality
-    for side, about in (("reference", found.reference), ("candidate", found.candidate)):
-        print(f"{side}: {about['model']}, {_storage(about)}, {about['kernels']}", file=sys.stderr)
-    several = "" if quality.num_windows == 1 else "s"
-    cut = f"{quality.num_windows:,} window{several} of up to {found.window:,}"
-    print(f"{found.text}: {quality.num_tokens:,} tokens in {cut}", file=sys.stderr)
-    print_table(("", "VALUE", "SPREAD"), _divergence(quality))
+def _show(evaluation: Evaluation) -> None:
+    quality = evaluation.quality
+    for side, about in (("reference", evaluation.reference), ("candidate", evaluation.candidate)):
+        weights, kv_cache = about.get("quantization") or about["dtype"], about.get("kv_cache_dtype") or about["dtype"]
+        print(f"{side}: {about['model']}, weights {weights}, KV cache {kv_cache}, {about['kernels']}", file=sys.stderr)
+    plural = "" if quality.num_windows == 1 else "s"
+    windows = f"{quality.num_windows:,} window{plural} of up to {evaluation.window:,}"
+    print(f"{evaluation.text}: {quality.num_tokens:,} tokens in {windows}", file=sys.stderr)
+    print_table(("", "VALUE", "SPREAD"), _divergence_rows(quality))
     print()
-    print_table(("", "REFERENCE", "CANDIDATE"), _fit(quality))
+    print_table(("", "REFERENCE", "CANDIDATE"), _perplexity_rows(quality))
 
 
-def _storage(about: Mapping[str, Any]) -> str:
-    """How weights and KV cache are held."""
-    return f"weights {about.get('quantization') or about['dtype']}, KV cache {about.get('kv_cache_dtype') or about['dtype']}"
-
-
-def _divergence(quality: Quality) -> list[tuple[str, str, str]]:
-    tail = f"median {quality.kl_median:.3g}, p99 {quality.kl_p99:.3g}, max {quality.kl_max:.3g}"
+def _divergence_rows(quality: Quality) -> list[tuple[str, str, str]]:
+    """Return mean KL and top-1 agreement with their standard errors, which a single window does not have."""
+    kl_spread = [f"median {quality.kl_median:.3g}", f"p99 {quality.kl_p99:.3g}", f"max {quality.kl_max:.3g}"]
+    if quality.kl_standard_error is not None:
+        kl_spread.insert(0, f"± {quality.kl_standard_error:.2g}")
+    error = quality.top1_standard_error
     return [
-        ("mean KL, nats", f"{quality.kl_mean:.3g}", f"{_error(quality.kl_standard_error)}{tail}"),
-        ("top-1 agreement", f"{quality.top1_agreement:.2%}", _error(quality.top1_standard_error, percent=True).rstrip(", ")),
+        ("mean KL, nats", f"{quality.kl_mean:.3g}", ", ".join(kl_spread)),
+        ("top-1 agreement", f"{quality.top1_agreement:.2%}", "" if error is None else f"± {error * 100:.2g} points"),
     ]
 
 
-def _error(error: float | None, *, percent: bool = False) -> str:
-    """± one standard error; nothing of a single window, which tells none."""
-    if error is None:
-        return ""
-    return f"± {error * 100:.2g} points, " if percent else f"± {error:.2g}, "
-
-
-def _fit(quality: Quality) -> list[tuple[str, str, str]]:
+def _perplexity_rows(quality: Quality) -> list[tuple[str, str, str]]:
     rows = [("perplexity", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}")]
-    ours: Any = quality.reference_bits_per_byte
-    theirs: Any = quality.candidate_bits_per_byte
-    if ours is not None and theirs is not None:
-        rows.append(("bits per byte", f"{ours:.4f}", f"{theirs:.4f}"))
+    if quality.reference_bits_per_byte is not None and quality.candidate_bits_per_byte is not None:
+        rows.append(("bits per byte", f"{quality.reference_bits_per_byte:.4f}", f"{quality.candidate_bits_per_byte:.4f}"))
     return rows

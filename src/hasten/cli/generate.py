@@ -1,4 +1,4 @@
-"""``hasten generate``: complete one prompt and stream it, or many prompts in one batch."""
+"""``hasten generate``: complete one prompt and stream it, or complete many prompts in one batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hasten.cli import report
-from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load, one_model
-from hasten.cli.interrupt import until_interrupted
-from hasten.cli.options import Given, with_options
-from hasten.cli.origins import Painter
+from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
+from hasten.cli.interrupt import INTERRUPTED, until_interrupted
+from hasten.cli.options import OptionValues, with_options
+from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from hasten.entrypoints.input_processor import Prompt
     from hasten.entrypoints.llm import LLM
 
-FAILED = 1
-INTERRUPTED = 130
+REQUEST_FAILED = 1  # exit code
 
 
 @with_options(SAMPLING, ENGINE)
@@ -41,53 +40,51 @@ def generate(
         list[str] | None, typer.Option("--prompt-ids", metavar="ID,ID,...", help="A prompt as token ids. May be repeated.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="NAME", help="Settings for a purpose, such as creative; options win.")
+        str | None, typer.Option("--preset", metavar="NAME", help="Settings for a purpose, such as creative; options override it.")
     ] = None,
     priority: Annotated[
         list[int] | None,
-        typer.Option("--priority", help="Per prompt, with --scheduling-policy priority: the smaller, the sooner. May be repeated."),
+        typer.Option("--priority", help="Per prompt, with --scheduling-policy priority: lower runs earlier. May be repeated."),
     ] = None,
     show_drafts: Annotated[
-        bool, typer.Option("--show-drafts", help="Colour each token by how it came: guessed, corrected, or after how many layers.")
+        bool, typer.Option("--show-drafts", help="Colour each token by its origin (accepted, corrected, bonus) or its exit layer.")
     ] = False,
     json: Json = False,
     debug: Debug = False,
     *,
-    sampling: Given,
-    engine: Given,
+    sampling: OptionValues,
+    engine: OptionValues,
 ) -> None:
-    """Complete one prompt and stream the answer, or complete many prompts in one batch."""
+    """Complete one prompt and stream the output, or complete many prompts in one batch."""
     texts = list(prompt or [])
     if model is not None and name is not None:  # --model names the model, so every argument is a prompt
         texts.insert(0, name)
         name = None
-    chosen = one_model(name, model)
-    prompts = _prompts(texts, prompt_file or [], prompt_ids or [])
+    model = model_name(name, model)
+    prompts = _read_prompts(texts, prompt_file or [], prompt_ids or [])
     if priority and len(priority) != len(prompts):
         raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {len(prompts)} prompts")
-    if priority and engine.get("scheduling_policy") != "priority":
-        raise InvalidOption(
-            "--priority needs --scheduling-policy priority", got=f"--scheduling-policy {engine.get('ordering', 'fcfs')}"
-        )
-    llm = load(chosen, engine)
+    policy = engine.get("scheduling_policy", "fcfs")
+    if priority and policy != "priority":
+        raise InvalidOption("--priority needs --scheduling-policy priority", got=f"--scheduling-policy {policy}")
+    llm = load_llm(model, engine)
     settings = merge_settings(llm.default_sampling_params(), preset, sampling)
-    streams = not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None
-    if show_drafts and not streams:
-        raise InvalidOption(
-            "--show-drafts is for one answer as it comes", remedy="Leave out --json, -n, --beam-width and other prompts"
-        )
-    if streams:
+    if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
         _stream(llm, prompts[0], settings, show_drafts)
-    else:
-        _batch(llm, chosen, prompts, settings, priority, json)
+        return
+    if show_drafts:
+        raise InvalidOption(
+            "--show-drafts needs a single streamed output", remedy="Leave out --json, --n, --beam-width and other prompts"
+        )
+    _run_batch(llm, model, prompts, settings, priority, json)
 
 
-def _prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:
-    """In the order: arguments, files, token ids. Raises ``InvalidOption`` if there are none, or a file cannot be read."""
+def _read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:
+    """Return the prompts in the order arguments, files, token ids. Raises ``InvalidOption`` for none or an unreadable file."""
     if [*texts, *files].count("-") > 1:
         raise InvalidOption("standard input is one prompt and was named more than once", remedy="Write - once")
     prompts: list[Prompt] = [sys.stdin.read() if text == "-" else text for text in texts]
-    prompts += [_read(file) for file in files]
+    prompts += [_read_file(file) for file in files]
     prompts += [{"prompt_token_ids": SAMPLING.parse("bad_words_ids", [ids])[0]} for ids in id_lists]
     if not prompts and not sys.stdin.isatty():
         prompts = [sys.stdin.read()]
@@ -96,7 +93,7 @@ def _prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Pr
     return prompts
 
 
-def _read(file: str) -> str:
+def _read_file(file: str) -> str:
     if file == "-":
         return sys.stdin.read()
     try:
@@ -106,10 +103,10 @@ def _read(file: str) -> str:
 
 
 def _stream(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool) -> None:
-    """Text on standard output as it comes. On a terminal the prompt stands before it, dimmed."""
+    """Print the text as it is generated. On a terminal the prompt is printed before it, dimmed."""
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         print(f"\x1b[2m{prompt}\x1b[0m", end="", file=sys.stderr, flush=True)
-    output, painter = None, _painter(llm, prompt, settings) if show_drafts else None
+    output, painter = None, _token_painter(llm, prompt, settings) if show_drafts else None
     for delta in until_interrupted(llm.stream(prompt, settings.params)):
         plain = delta.text if llm.tokenizer is not None else "".join(f"{token} " for token in delta.token_ids)
         print(painter.paint(delta) if painter else plain, end="", flush=True)
@@ -120,43 +117,37 @@ def _stream(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool) -> 
     if output is None:
         print("stopped", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
-    _tell(settings, report.line(output))
-    _check([output])
+    _finish([output], settings, report.request_summary(output))
 
 
-def _painter(llm: LLM, prompt: Prompt, settings: Settings) -> Painter:
+def _token_painter(llm: LLM, prompt: Prompt, settings: Settings) -> TokenPainter:
     if llm.tokenizer is None:
-        return Painter(None)
+        return TokenPainter(None)
     ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt.get("prompt_token_ids", ())
-    return Painter(llm.tokenizer.detokenizer(settings.params.skip_special_tokens, tuple(ids)))
+    return TokenPainter(llm.tokenizer.detokenizer(settings.params.skip_special_tokens, tuple(ids)))
 
 
-def _batch(llm: LLM, model: str, prompts: list[Prompt], settings: Settings, priority: list[int] | None, json: bool) -> None:
-    begin = time.perf_counter()
+def _run_batch(llm: LLM, model: str, prompts: list[Prompt], settings: Settings, priority: list[int] | None, json: bool) -> None:
+    start = time.perf_counter()
     outputs = llm.generate(prompts, settings.params, priorities=priority)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     for number, output in enumerate(outputs, 1):
         if json:
             print(report.as_json(output, model))
             continue
-        for answer in output.outputs:
+        for completion in output.outputs:
             if len(prompts) > 1 or len(output.outputs) > 1:
-                print(f"--- prompt {number}, answer {answer.index + 1}")
-            print(answer.text if llm.tokenizer is not None else " ".join(map(str, answer.token_ids)))
-    _tell(settings, report.line(outputs[0]) if len(outputs) == 1 else report.total(outputs, seconds))
-    _check(outputs)
+                print(f"--- prompt {number}, output {completion.index + 1}")
+            print(completion.text if llm.tokenizer is not None else " ".join(map(str, completion.token_ids)))
+    summary = report.request_summary(outputs[0]) if len(outputs) == 1 else report.batch_summary(outputs, seconds)
+    _finish(outputs, settings, summary)
 
 
-def _tell(settings: Settings, text: str) -> None:
-    if settings.origins:
-        print(f"settings: {settings}", file=sys.stderr)
-    print(text, file=sys.stderr)
-
-
-def _check(outputs: list[RequestOutput]) -> None:
-    """Exit code 1 if the model could not compute a request; the answers of the others have been printed."""
-    failed = [f"prompt {number}: {output.error}" for number, output in enumerate(outputs, 1) if output.error is not None]
-    for text in failed:
-        print(f"error: {text}", file=sys.stderr)
-    if failed:
-        raise typer.Exit(FAILED)
+def _finish(outputs: list[RequestOutput], settings: Settings, summary: str) -> None:
+    """Print settings, summary and errors on standard error. Exits with code 1 if a request failed."""
+    errors = [f"error: prompt {number}: {output.error}" for number, output in enumerate(outputs, 1) if output.error is not None]
+    shown = [f"settings: {settings}"] if settings.origins else []
+    for text in [*shown, summary, *errors]:
+        print(text, file=sys.stderr)
+    if errors:
+        raise typer.Exit(REQUEST_FAILED)

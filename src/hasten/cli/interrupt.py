@@ -1,4 +1,4 @@
-"""Ctrl-C while an answer streams: a wish to stop, asked for between tokens, so that the engine is never cut in the middle."""
+"""Ctrl-C as a request to stop that is checked between tokens, so that no engine step is cut short."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from typing import Any, cast
 
 from hasten.core.output import Delta
 
+INTERRUPTED = 130  # exit code
+
 
 def until_interrupted(deltas: Iterator[Delta]) -> Iterator[Delta]:
-    """The same deltas up to Ctrl-C, which ends the request: the last delta that came carries no output then."""
+    """Yield ``deltas`` until Ctrl-C, which ends the request: then no delta carries an output."""
     with Interrupt() as interrupt, closing(cast(Generator[Delta, None, None], deltas)):
         for delta in deltas:
             yield delta
-            if interrupt.wanted:
+            if interrupt.requested:
                 return
 
 
 class Interrupt:
-    """``with Interrupt() as interrupt:`` then look at ``interrupt.wanted``. A second Ctrl-C is a ``KeyboardInterrupt``."""
+    """A context that sets ``requested`` at the first Ctrl-C and raises ``KeyboardInterrupt`` at the second."""
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.requested = False
 
     def __enter__(self) -> Interrupt:
-        self._previous: Any = signal.signal(signal.SIGINT, self._note)
+        self._previous: Any = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.wanted = True
+        self.requested = True

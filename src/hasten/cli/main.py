@@ -1,6 +1,6 @@
-"""The ``hasten`` command: its subcommands, and how every error ends.
+"""The ``hasten`` command: its subcommands and its error handling.
 
-Whatever a user did wrong is one line on standard error and exit code 2; a traceback only with ``--debug``.
+A user's mistake is one line on standard error and exit code 2. A traceback appears only with ``--debug``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from hasten.cli.chat import chat
 from hasten.cli.doctor import doctor
 from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
-from hasten.cli.ls import ls
-from hasten.cli.pull import pull
-from hasten.cli.rm import rm
+from hasten.cli.interrupt import INTERRUPTED
+from hasten.cli.models import ls, pull, rm
 from hasten.cli.train import train
 from hasten.core.errors import HastenError, nearest
+from hasten.core.renamed import RENAMED_FLAGS, remedy_for_unknown
 
 USER_ERROR = 2
-FAULT = 1
-INTERRUPTED = 130
+INTERNAL_ERROR = 1
 SETTINGS = {"token_normalize_func": lambda name: name.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
@@ -46,7 +45,7 @@ app.add_typer(train, name="train")
 
 
 @app.callback(invoke_without_command=True)
-def hasten(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def hasten(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Run open-weight language models faster and cheaper, and see what each speed-up costs."""
     if version:
         print(f"hasten {__version__}")
@@ -58,52 +57,54 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; every error has been told by then."""
-    debug = "--debug" in arguments
+    """Run one command and return its exit code. Errors are printed, or raised with ``--debug``."""
     with warnings.catch_warnings():
-        warnings.showwarning = _tell_warning
+        warnings.showwarning = _show_warning
         try:
             result = app(list(arguments), standalone_mode=False, prog_name="hasten")
-        except HastenError as error:
-            return _tell(str(error), debug)
-        except typer.TyperException as error:
-            return _tell(_usage(error), debug)
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
-        except BrokenPipeError:  # the reader of standard output left
+        except BrokenPipeError:  # the reader of standard output closed it
             sys.stderr.close()
             return 0
         except Exception as error:
-            _tell(f"{type(error).__name__}: {error}. This is a fault in hasten, not in what you did; --debug shows where.", debug)
-            return FAULT
+            if "--debug" in arguments:
+                raise
+            code, message = _describe(error)
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+            return code
     return result if isinstance(result, int) else 0
 
 
-def _tell(message: str, debug: bool) -> int:
-    if debug:
-        raise
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return USER_ERROR
+def _describe(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message of an error."""
+    if isinstance(error, HastenError):
+        return USER_ERROR, str(error)
+    if isinstance(error, typer.TyperException):
+        return USER_ERROR, _usage_message(error)
+    return INTERNAL_ERROR, f"{type(error).__name__}: {error}. This is a bug in hasten; --debug shows the traceback."
 
 
-def _usage(error: typer.TyperException) -> str:
-    """The command line's own errors in the form of all others, with the nearest option or command."""
+def _usage_message(error: typer.TyperException) -> str:
+    """Return the message of a command-line error, with the right or nearest spelling of an unknown option or command."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     command = getattr(context, "command", None)
-    if (wrong := getattr(error, "option_name", None)) and command is not None and message.startswith("No such option"):
+    option = getattr(error, "option_name", None)
+    if option and command is not None and message.startswith("No such option"):
+        option = option.replace("_", "-")
         known = [name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]]
-        return f"unknown option {wrong}. {nearest(wrong, known)}."
+        return f"unknown option {option}. {remedy_for_unknown(option, known, RENAMED_FLAGS)}."
     if message.startswith("No such command") and command is not None:
-        wrong = message.split("'")[1]
-        return f"unknown command {wrong!r}. {nearest(wrong, command.commands)}."
+        name = message.split("'")[1]
+        return f"unknown command {name!r}. {nearest(name, command.commands)}."
     path = context.command_path if context is not None else "hasten"
     return f"{message}. See: {path} --help."
 
 
-def _tell_warning(
+def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
 ) -> None:
-    """hasten's own warnings in one line; those of libraries are for their developers."""
+    """Print hasten's own warnings in one line. Warnings of libraries are for their developers."""
     if category.__module__.startswith("hasten."):
         print(f"warning: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Text in colours that tell how each token came: guessed and accepted, corrected, a bonus, or after how many layers."""
+"""Tokens coloured by their origin (accepted draft, correction, bonus, plain step) or by their exit layer."""
 
 from __future__ import annotations
 
@@ -14,67 +14,64 @@ if TYPE_CHECKING:
 
 
 class Label(NamedTuple):
-    """What a token is painted for. Labels are told in their order."""
+    """The reason for a token's colour. The legend is ordered by ``rank``."""
 
     rank: int
     name: str
-    color: str
+    color: str  # ANSI code; empty: the terminal's own colour
 
 
 ORIGINS = {
-    TokenOrigin.DRAFT: Label(0, "guessed and accepted", "32"),
+    TokenOrigin.DRAFT: Label(0, "accepted", "32"),
     TokenOrigin.CORRECTION: Label(1, "corrected", "33"),
-    TokenOrigin.BONUS: Label(2, "after an accepted guess", "36"),
-    TokenOrigin.STEP: Label(3, "not guessed", ""),
+    TokenOrigin.BONUS: Label(2, "bonus", "36"),
+    TokenOrigin.STEP: Label(3, "not drafted", ""),
 }
-DEPTH_COLORS = ("35", "34", "36", "32", "33", "31")
-_REST = Label(-1, "", "")  # what a detokenizer held back is no token's
+LAYER_COLORS = ("35", "34", "36", "32", "33", "31")
+_FLUSHED = Label(-1, "", "")  # text that the detokenizer held back until the end
 
 
-class Painter:
-    """Of one answer. ``NO_COLOR`` is heeded; the counts at the end are told anyway."""
+class TokenPainter:
+    """Colours the text of one output and counts its tokens by label. ``NO_COLOR`` turns colours off."""
 
     def __init__(self, detokenizer: Detokenizer | None) -> None:
         self._detokenizer = detokenizer
         self._counts: Counter[Label] = Counter()
-        self._left: deque[tuple[str, Label]] = deque()  # text of tokens that no delta has shown yet
+        self._pending: deque[tuple[str, Label]] = deque()  # text of tokens that no delta has shown yet
         self._colors = not os.environ.get("NO_COLOR")
 
     def paint(self, delta: Delta) -> str:
-        """The text of the delta. What it holds back, for a stop string or half a character, comes with a later one."""
-        labels = [_depth(layers) for layers in delta.exit_layers] or [ORIGINS[origin] for origin in delta.origins]
+        """Return the delta's text in colour, or its token ids without a detokenizer."""
+        labels = [_layer_label(layer) for layer in delta.exit_layers] or [ORIGINS[origin] for origin in delta.origins]
         self._counts.update(labels)
         for token_id, label in zip(delta.token_ids, labels, strict=True):
             text = self._detokenizer.push(token_id) if self._detokenizer else f"{token_id} "
-            self._left.append((text, label))
+            self._pending.append((text, label))
         if self._detokenizer and delta.finish_reason is not None:
-            self._left.append((self._detokenizer.flush(), _REST))
-        if self._detokenizer is None:
-            parts, self._left = list(self._left), deque()
-            return "".join(self._painted(text, label) for text, label in parts)
-        return self._take(len(delta.text))
+            self._pending.append((self._detokenizer.flush(), _FLUSHED))
+        # The delta holds text back for a stop string or an incomplete character; a later delta shows it.
+        return self._pop(len(delta.text) if self._detokenizer else sum(len(text) for text, _ in self._pending))
 
     def legend(self) -> str:
-        """``34 guessed and accepted | 3 corrected | 12 after an accepted guess | 1 not guessed``, or how many left where."""
-        leave = any(label not in ORIGINS.values() for label in self._counts)
-        labels = sorted(self._counts) if leave else ORIGINS.values()
-        return " | ".join(self._painted(f"{self._counts[label]} {label.name}", label) for label in labels)
+        """Return ``34 accepted | 3 corrected | 12 bonus | 1 not drafted``, or the number of tokens per exit layer."""
+        early_exit = any(label not in ORIGINS.values() for label in self._counts)
+        labels = sorted(self._counts) if early_exit else ORIGINS.values()
+        return " | ".join(self._colored(f"{self._counts[label]} {label.name}", label) for label in labels)
 
-    def _take(self, count: int) -> str:
+    def _pop(self, num_characters: int) -> str:
         parts = []
-        while count and self._left:
-            text, label = self._left.popleft()
-            if len(text) > count:
-                self._left.appendleft((text[count:], label))
-                text = text[:count]
-            count -= len(text)
-            parts.append(self._painted(text, label))
+        while num_characters and self._pending:
+            text, label = self._pending.popleft()
+            if len(text) > num_characters:
+                self._pending.appendleft((text[num_characters:], label))
+                text = text[:num_characters]
+            num_characters -= len(text)
+            parts.append(self._colored(text, label))
         return "".join(parts)
 
-    def _painted(self, text: str, label: Label) -> str:
-        color = label.color if self._colors else ""
-        return f"\x1b[{color}m{text}\x1b[0m" if color and text else text
+    def _colored(self, text: str, label: Label) -> str:
+        return f"\x1b[{label.color}m{text}\x1b[0m" if self._colors and label.color and text else text
 
 
-def _depth(layers: int) -> Label:
-    return Label(layers, f"after {layers} layer{'s' if layers > 1 else ''}", DEPTH_COLORS[layers % len(DEPTH_COLORS)])
+def _layer_label(layer: int) -> Label:
+    return Label(layer, f"after {layer} layer{'s' if layer > 1 else ''}", LAYER_COLORS[layer % len(LAYER_COLORS)])

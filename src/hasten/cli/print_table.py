@@ -1,4 +1,4 @@
-"""Rows for people: aligned columns, plain text, never cut where nobody looks at a terminal."""
+"""Aligned plain-text tables on standard output. Rows are never truncated in a pipe."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, no_wrap=True, header_style="bold")
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width: 80 columns would cut long names.
+    # A pipe has no width, and the default of 80 columns would cut long names.
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table, markup=False)
 
 
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def megabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""The command line reference as Markdown, written from the commands themselves."""
+"""The command line reference as Markdown, generated from the commands."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 INTRO = """\
 # Command line
 
-Made from the commands by `make docs`; do not edit.
+Generated from the commands by `make docs`; do not edit.
 
-Answers, listings and reports go to standard output, everything else to standard error. `_` and `-` are equal in the names of
-options. Exit codes: 0 done, 1 the model or hasten failed, 2 something in the command has to change (one line says what),
-130 stopped with Ctrl-C. `--debug` shows where an error comes from.
+Outputs, listings and reports go to standard output, everything else to standard error. `_` and `-` are equal in option names.
+Exit codes: 0 success, 1 a failed request or a bug in hasten, 2 a mistake in the command (one line explains it), 130 stopped with
+Ctrl-C. `--debug` shows the traceback of an error.
 """
 
 
@@ -26,12 +26,12 @@ def cli_reference() -> str:
 
 
 def _sections(path: str, command: Any) -> Iterator[str]:
-    children = getattr(command, "commands", None)
-    if children is None:
+    subcommands = getattr(command, "commands", None)
+    if subcommands is None:
         yield from _section(path, command)
         return
-    for name, child in children.items():
-        yield from _sections(f"{path} {name}", child)
+    for name, subcommand in subcommands.items():
+        yield from _sections(f"{path} {name}", subcommand)
 
 
 def _section(path: str, command: Any) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _section(path: str, command: Any) -> Iterator[str]:
 
 
 def _default(option: Any) -> str:
-    """The default of an option that has one of its own; generated options name theirs in the help."""
+    """Return the default of an option. Options of an ``OptionGroup`` state theirs in the help text."""
     return "" if option.default in (None, False, ()) or option.rich_help_panel else f" [default: {option.default}]"
 
 

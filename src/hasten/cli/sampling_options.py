@@ -1,4 +1,4 @@
-"""The fields of ``SamplingParams`` as options, and where each setting of a request comes from."""
+"""The fields of ``SamplingParams`` as command options, and the origin of each setting of a request."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.cli.options import Given, OptionGroup
+from hasten.cli.options import OptionGroup, OptionValues
 from hasten.core.sampling_params import SamplingParams
 
 HELP = {
-    "max_tokens": "Most tokens of an answer; as many as the context has room for if left out.",
-    "min_tokens": "No end of the answer before this many tokens.",
-    "temperature": "0 always takes the likeliest token; higher is more random.",
-    "top_k": "Choose among the K likeliest tokens.",
-    "top_p": "Choose among the likeliest tokens that together have this probability.",
-    "min_p": "Leave out tokens less likely than this share of the likeliest.",
-    "typical_p": "Locally typical sampling: tokens near the expected surprise, up to this probability.",
-    "repetition_penalty": "Above 1: tokens of prompt and answer get less likely.",
-    "presence_penalty": "Lowers tokens that the answer has, once each; -2 to 2.",
-    "frequency_penalty": "Lowers tokens that the answer has, per occurrence; -2 to 2.",
+    "max_tokens": "Maximum output tokens; as many as fit the context if left out.",
+    "min_tokens": "Minimum output tokens before a stop token or stop string ends the output.",
+    "temperature": "0 is greedy decoding; higher is more random.",
+    "top_k": "Sample among the K most likely tokens.",
+    "top_p": "Sample among the most likely tokens whose probabilities add up to this.",
+    "min_p": "Drop tokens less likely than this share of the most likely token.",
+    "typical_p": "Locally typical sampling: keep tokens of near-average surprise, up to this probability.",
+    "repetition_penalty": "Above 1, tokens of prompt and output get less likely.",
+    "presence_penalty": "Lower the logits of tokens in the output, once per token; -2 to 2.",
+    "frequency_penalty": "Lower the logits of tokens in the output, once per occurrence; -2 to 2.",
     "no_repeat_ngram_size": "No sequence of this many tokens occurs twice.",
     "logit_bias": "Add VALUE (-100 to 100) to the logit of token ID.",
     "bad_words": "A text that must not occur.",
     "bad_words_ids": "A sequence of token ids that must not occur.",
-    "allowed_token_ids": "Only these tokens may occur.",
-    "seed": "The same seed draws the same answer; every answer reports its seed.",
-    "n": "Answers per prompt.",
-    "stop": "End the answer where this text would occur.",
-    "stop_token_ids": "End the answer at this token.",
-    "ignore_eos": "Go on after the end-of-text token.",
-    "include_stop_str_in_output": "Keep the stop text in the answer.",
+    "allowed_token_ids": "Sample among these tokens only.",
+    "seed": "Random seed; the same seed gives the same output, and every output reports its seed.",
+    "n": "Outputs per prompt.",
+    "stop": "A stop string, which ends the output.",
+    "stop_token_ids": "A stop token, which ends the output.",
+    "ignore_eos": "Continue after the end-of-sequence token.",
+    "include_stop_str_in_output": "Keep the stop string in the output.",
     "skip_special_tokens": "Leave special tokens out of the text.",
-    "logprobs": "Report log-probabilities of the chosen token and of this many alternatives, 0 to 20 (with --json).",
-    "acceptance": "Which guessed tokens are accepted: exact (what plain decoding draws), rejection (the same distribution), "
-    "typical (lossy).",
-    "posterior_threshold": "With typical acceptance: a guess passes above min(threshold, alpha * exp(-entropy)).",
-    "posterior_alpha": "The alpha of the same.",
-    "exit_rule": "When tokens may leave the model early, which is lossy: layer (after --exit-layer), softmax, saturation or "
-    "classifier (each token where its state is sure), entropy (the request where its prompt is), tokens or texts (by tables).",
-    "exit_layer": "With --exit-rule fixed: how many layers compute every token.",
-    "exit_threshold": "With a rule that measures: how sure a state must be; the calibrated threshold if left out.",
-    "exit_tolerance": "With a rule that measures: take the threshold calibrated for this increase of perplexity; 0.01 if left out.",
-    "exit_decay": "With --exit-threshold of a rule that asks each token: how fast it sinks as the answer grows.",
+    "logprobs": "Report log-probabilities of the sampled token and of this many alternatives, 0 to 20 (with --json).",
+    "acceptance": "Acceptance of draft tokens: exact (tokens of plain decoding), rejection (rejection sampling, same distribution) "
+    "or typical (lossy).",
+    "posterior_threshold": "With typical acceptance: accept a draft token above min(threshold, alpha * exp(-entropy)).",
+    "posterior_alpha": "With typical acceptance: the alpha of the same formula.",
+    "exit_rule": "Early exit, which is lossy: fixed (after --exit-layer); softmax, saturation or classifier (confidence per "
+    "token); entropy (confidence per request); token_table or prompt_hash (calibrated tables).",
+    "exit_layer": "With --exit-rule fixed: number of layers that compute every token.",
+    "exit_threshold": "With a confidence rule: the confidence that allows an exit; the calibrated threshold if left out.",
+    "exit_tolerance": "With a confidence rule: use the threshold calibrated for this increase of perplexity; 0.01 if left out.",
+    "exit_decay": "With --exit-threshold of a per-token rule: how fast the threshold falls as the output grows.",
     "beam_width": "Beam search with this many beams instead of sampling.",
     "length_penalty": "A beam's score is its log-probability over length to this power.",
     "early_stopping": "When beam search ends.",
@@ -51,34 +51,35 @@ HELP = {
 
 SAMPLING = OptionGroup("sampling", "Sampling", SamplingParams, HELP)
 
-# Beam search does not sample: what a checkpoint recommends for sampling does not apply to it.
-WITHOUT_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+# Beam search does not sample, so it ignores the sampling settings that a checkpoint recommends.
+BEAM_SEARCH_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The sampling of a request, and the origin of each setting that is not hasten's default."""
+    """The sampling parameters of a request, and the origin of each one that is not hasten's default."""
 
     params: SamplingParams
     origins: Mapping[str, str]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={getattr(self.params, name)!r} ({origin})" for name, origin in self.origins.items())
+        shown = [f"{name}={getattr(self.params, name)!r} ({origin})" for name, origin in self.origins.items()]
+        return ", ".join(shown) or "all defaults"
 
 
-def merge_settings(checkpoint: SamplingParams, preset_name: str | None, given: Given) -> Settings:
-    """Options win over the preset, and the preset over the checkpoint's ``generation_config.json``."""
+def merge_settings(checkpoint: SamplingParams, preset_name: str | None, options: OptionValues) -> Settings:
+    """Return the merged settings: options override the preset, which overrides the checkpoint's ``generation_config.json``."""
     preset: Mapping[str, Any] = {}
     if preset_name is not None:
         from hasten.sampling.presets import preset as find_preset
 
         preset = find_preset(preset_name)
-    values = {**preset, **given}
-    plain = SamplingParams()
+    values = {**preset, **options}
+    defaults = SamplingParams()
     names = [field.name for field in dataclasses.fields(SamplingParams)]
-    origins = {name: "checkpoint" for name in names if getattr(checkpoint, name) != getattr(plain, name)}
+    origins = {name: "checkpoint" for name in names if getattr(checkpoint, name) != getattr(defaults, name)}
     if values.get("beam_width") is not None:
-        values = {**WITHOUT_SAMPLING, **values}
-        origins = {name: origin for name, origin in origins.items() if name not in WITHOUT_SAMPLING}
-    origins |= dict.fromkeys(preset, f"preset {preset_name}") | dict.fromkeys(given, "option")
+        values = {**BEAM_SEARCH_DEFAULTS, **values}
+        origins = {name: origin for name, origin in origins.items() if name not in BEAM_SEARCH_DEFAULTS}
+    origins |= dict.fromkeys(preset, f"preset {preset_name}") | dict.fromkeys(options, "option")
     return Settings(checkpoint.replace(**values), origins)

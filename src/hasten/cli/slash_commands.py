@@ -1,99 +1,95 @@
-"""The slash commands of chat: one function each, which changes the session and returns what to tell."""
+"""The slash commands of ``hasten chat``: each changes the session and returns what the chat loop prints or does next."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.cli.session import Session
 from hasten.core.errors import InvalidRequest, nearest
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Told:
-    """``text`` goes to the user; ``question`` is asked again; ``leave`` ends the session."""
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """``text`` is printed, ``question`` is asked again, ``quit`` ends the session."""
 
     text: str = ""
     question: str | None = None
-    leave: bool = False
+    quit: bool = False
 
 
-def obey(session: Session, line: str) -> Told:
-    """Runs a line that starts with a slash. Raises ``HastenError`` for an unknown command or a wrong argument."""
-    name, _, rest = line.strip().partition(" ")
+def run_command(session: Session, line: str) -> CommandResult:
+    """Run one line that starts with a slash. Raises ``HastenError`` for an unknown command or a wrong argument."""
+    name, _, argument = line.strip().partition(" ")
     if name not in COMMANDS:
         raise InvalidRequest("unknown command", got=repr(name), remedy=nearest(name, COMMANDS))
-    return COMMANDS[name][1](session, rest.strip())
+    return COMMANDS[name][1](session, argument.strip())
 
 
-def _help(session: Session, rest: str) -> Told:
-    rows = "\n".join(f"  {usage}" for usage, _ in COMMANDS.values())
-    return Told(f"{rows}\nCtrl-C stops an answer; Ctrl-D leaves.")
+def _help(session: Session, argument: str) -> CommandResult:
+    rows = [f"  {usage}" for usage, _ in COMMANDS.values()]
+    return CommandResult("\n".join([*rows, "Ctrl-C stops an answer; Ctrl-D quits."]))
 
 
-def _set(session: Session, rest: str) -> Told:
-    name, _, value = rest.partition(" ")
+def _set(session: Session, argument: str) -> CommandResult:
+    name, _, value = argument.partition(" ")
     if not value:
-        raise InvalidRequest("/set needs a name and a value", got=repr(rest), remedy="For instance: /set temperature 0.7")
+        raise InvalidRequest("/set needs a name and a value", got=repr(argument), remedy="For instance: /set temperature 0.7")
     session.set(name, value.strip())
-    return Told(f"settings: {session.settings}" if session.settings.origins else "settings: all defaults")
+    return CommandResult(f"settings: {session.settings}")
 
 
-def _show(session: Session, rest: str) -> Told:
-    rows = [f"  {name}: {value}" for name, value in session.describe().items()]
+def _show(session: Session, argument: str) -> CommandResult:
+    rows = [f"  {name}: {value}" for name, value in session.llm.describe().items()]
     rows += [f"  system: {session.system}"] if session.system else []
-    rows += [f"  messages: {len(session.turns)}", f"  settings: {session.settings if session.settings.origins else 'all defaults'}"]
-    return Told("\n".join(rows))
+    rows += [f"  messages: {len(session.history)}", f"  settings: {session.settings}"]
+    return CommandResult("\n".join(rows))
 
 
-def _system(session: Session, rest: str) -> Told:
-    session.system = rest or None
-    return Told("system message set" if rest else "system message removed")
+def _system(session: Session, argument: str) -> CommandResult:
+    session.system = argument or None
+    return CommandResult("system message set" if argument else "system message removed")
 
 
-def _clear(session: Session, rest: str) -> Told:
-    session.turns.clear()
-    return Told("conversation cleared")
+def _clear(session: Session, argument: str) -> CommandResult:
+    session.history.clear()
+    return CommandResult("conversation cleared")
 
 
-def _save(session: Session, rest: str) -> Told:
-    file = _file("/save", rest)
+def _save(session: Session, argument: str) -> CommandResult:
+    file = _file("/save", argument)
     try:
         session.save(file)
     except OSError as error:
         raise InvalidRequest(f"{file} cannot be written", got=error, remedy="Give another file") from None
-    return Told(f"{len(session.turns)} messages saved to {file}")
+    return CommandResult(f"{len(session.history)} messages saved to {file}")
 
 
-def _load(session: Session, rest: str) -> Told:
-    file = _file("/load", rest)
+def _load(session: Session, argument: str) -> CommandResult:
+    file = _file("/load", argument)
     session.load(file)
-    return Told(f"{len(session.turns)} messages loaded from {file}")
+    return CommandResult(f"{len(session.history)} messages loaded from {file}")
 
 
-def _retry(session: Session, rest: str) -> Told:
-    return Told(question=session.forget())
-
-
-def _bye(session: Session, rest: str) -> Told:
-    return Told(leave=True)
-
-
-def _file(command: str, rest: str) -> Path:
-    if not rest:
+def _file(command: str, argument: str) -> Path:
+    if not argument:
         raise InvalidRequest(f"{command} needs a file", remedy=f"For instance: {command} chat.json")
-    return Path(rest).expanduser()
+    return Path(argument).expanduser()
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Session, str], Told]]] = {
-    "/help": ("/help              this list", _help),
-    "/set": ("/set NAME VALUE    change a sampling setting or the preset; VALUE default takes it back", _set),
-    "/show": ("/show              model, memory and settings", _show),
-    "/system": ("/system TEXT       the system message; without TEXT: none", _system),
-    "/clear": ("/clear             forget the conversation", _clear),
+# name -> (usage, function)
+COMMANDS: dict[str, tuple[str, Callable[[Session, str], CommandResult]]] = {
+    "/help": ("/help              list the commands", _help),
+    "/set": ("/set NAME VALUE    change a sampling setting or the preset; the value default resets it", _set),
+    "/show": ("/show              show the model, its memory and the settings", _show),
+    "/system": ("/system TEXT       set the system message, or remove it without TEXT", _system),
+    "/clear": ("/clear             clear the conversation", _clear),
     "/save": ("/save FILE         write the conversation to a file", _save),
-    "/load": ("/load FILE         read it back", _load),
-    "/retry": ("/retry             answer the last question again", _retry),
-    "/bye": ("/bye               leave", _bye),
+    "/load": ("/load FILE         read a saved conversation", _load),
+    "/retry": (
+        "/retry             answer the last question again",
+        lambda session, _: CommandResult(question=session.pop_question()),
+    ),
+    "/bye": ("/bye               quit", lambda session, _: CommandResult(quit=True)),
 }

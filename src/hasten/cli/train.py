@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, one_model
+from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, model_name
 from hasten.cli.interrupt import Interrupt
-from hasten.cli.options import Given, OptionGroup, with_options
+from hasten.cli.options import OptionGroup, OptionValues, with_options
 from hasten.cli.print_table import print_table
 from hasten.training.draft_model.recipe import DraftModelRecipe
 from hasten.training.eagle.recipe import EagleRecipe
@@ -128,10 +128,10 @@ def _command(kind: Kind) -> Callable[..., None]:
         model: ModelOption = None,
         debug: Debug = False,
         *,
-        chosen: Given,
-        training: Given,
+        chosen: OptionValues,
+        training: OptionValues,
     ) -> None:
-        _train(kind, one_model(name, model), data, out, chosen, training)
+        _train(kind, model_name(name, model), data, out, chosen, training)
 
     command.__doc__ = f"{kind.about}\n\nA run that was killed goes on when the same command is given again."
     return command
@@ -142,13 +142,13 @@ def _source(kind: Kind) -> type:
     return kind.recipe
 
 
-def _train(kind: Kind, model: str, data: Path, out: Path, chosen: Given, training: Given) -> None:
+def _train(kind: Kind, model: str, data: Path, out: Path, chosen: OptionValues, training: OptionValues) -> None:
     recipe, options = kind.recipe(**chosen), TrainOptions(**training)
     from hasten.training.callback import display
     from hasten.training.train import train as run
 
     with Interrupt() as interrupt, display() as callback:
-        outcome = run(model, data, out, recipe, options, callback=callback, stop=lambda: interrupt.wanted)
+        outcome = run(model, data, out, recipe, options, callback=callback, stop=lambda: interrupt.requested)
         if outcome is None:
             callback.note("stopped; the same command goes on from here")
             raise typer.Exit(INTERRUPTED)

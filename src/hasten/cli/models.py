@@ -1,0 +1,66 @@
+"""``hasten ls``, ``hasten pull`` and ``hasten rm``: list, download and remove models."""
+
+from __future__ import annotations
+
+import json as encoder
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hasten.cli.engine_options import Debug, Json, ModelArgument, ModelOption, model_name
+from hasten.cli.print_table import megabytes, print_table
+
+
+def ls(json: Json = False, debug: Debug = False) -> None:
+    """List the models on this machine: those shipped with hasten and those in the Hugging Face cache."""
+    from hasten.checkpoints import hub
+
+    names = ("name", "source", "commit", "bytes", "modified", "path")
+    models = [
+        (name, "shipped", None, _num_bytes(folder), None, str(folder)) for name, folder in hub.SHIPPED.items() if folder.is_dir()
+    ] + [
+        (
+            model.name,
+            "cache",
+            model.commit,
+            model.size,
+            datetime.fromtimestamp(model.last_modified, UTC).isoformat(timespec="seconds"),
+            str(model.path),
+        )
+        for model in hub.cached_models()
+    ]
+    if json:
+        print(encoder.dumps([dict(zip(names, model, strict=True)) for model in models]))
+        return
+    rows = [
+        (name, megabytes(num_bytes), source, (commit or "-")[:8], (modified or "-")[:10])
+        for name, source, commit, num_bytes, modified, _ in models
+    ]
+    print_table(("NAME", "SIZE", "SOURCE", "COMMIT", "MODIFIED"), rows)
+
+
+def pull(
+    name: ModelArgument = None,
+    model: ModelOption = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit; the newest if left out.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Download a model of the Hugging Face hub, or complete an interrupted download, and print its folder."""
+    from hasten.checkpoints.hub import resolve
+
+    print(resolve(model_name(name, model), revision, quiet=not sys.stderr.isatty()))
+
+
+def rm(name: ModelArgument = None, model: ModelOption = None, debug: Debug = False) -> None:
+    """Remove a model, in all its revisions, from the Hugging Face cache."""
+    from hasten.checkpoints.hub import remove
+
+    model = model_name(name, model)
+    print(f"removed {model}, {megabytes(remove(model))} freed", file=sys.stderr)
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
