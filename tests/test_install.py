@@ -1,4 +1,4 @@
-"""``pip install .`` where there is no C++ compiler: hasten installs, says what it lacks, and answers with PyTorch."""
+"""``pip install .`` without a C++ compiler: hasten installs, reports the missing kernels, and computes with PyTorch."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def test_without_a_compiler_it_installs_and_computes_with_pytorch(tmp_path: Path
         "--target",
         str(tmp_path / "site"),
     ]
-    # pip gives the build the environment; CMake finds no compiler under these names.
+    # The build inherits the environment, and CMake finds no compiler at these paths.
     broken = {**os.environ, "CXX": "/nonexistent/c++", "CC": "/nonexistent/cc"}
     settings = [f"--config-settings=build-dir={tmp_path / 'build'}"]
     built = subprocess.run([*install, *settings, str(ROOT)], env=broken, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    clean = {name: value for name, value in os.environ.items() if name != "HASTEN_CPU_ISA"}
-    # Without site (-S), so that an editable install beside it is not found; PyTorch is, through the path.
+    environment = {name: value for name, value in os.environ.items() if name != "HASTEN_CPU_ISA"}
+    # -S hides an editable install; PyTorch is found through PYTHONPATH.
     path = os.pathsep.join((str(tmp_path / "site"), sysconfig.get_path("purelib")))
     ran = subprocess.run(
         [sys.executable, "-S", "-c", PROGRAM],
-        env={**clean, "PYTHONPATH": path},
+        env={**environment, "PYTHONPATH": path},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    where, kernels, tokens = ran.stdout.splitlines()
-    assert where.startswith(str(tmp_path)) and "installed without native kernels" in kernels and tokens == "5"
+    file, kernels, num_tokens = ran.stdout.splitlines()
+    assert file.startswith(str(tmp_path)) and "installed without native kernels" in kernels and num_tokens == "5"

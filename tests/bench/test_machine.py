@@ -1,4 +1,4 @@
-"""Facts of a machine, from kernel files written by the test."""
+"""``this_machine``, from kernel files that the test writes."""
 
 import os
 
@@ -7,7 +7,7 @@ from hasten.bench.machine import this_machine
 CPUINFO = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu avx2 avx512f avx512_vnni amx_int8 amx_tile\n\n"
 
 
-def test_facts_come_from_the_kernel(tmp_path):
+def test_values_come_from_kernel_files(tmp_path):
     (tmp_path / "cpuinfo").write_text(CPUINFO * 2)
     (tmp_path / "meminfo").write_text("MemTotal:       16000000 kB\nMemFree: 1 kB\n")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
@@ -19,7 +19,7 @@ def test_facts_come_from_the_kernel(tmp_path):
     assert (machine.core_limit, machine.cores) == (1.5, min(1.5, machine.usable_cores))
 
 
-def test_no_limit_and_no_files(tmp_path):
+def test_missing_limits_and_files(tmp_path):
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
     machine = this_machine(proc=tmp_path / "absent", cgroup=tmp_path)
@@ -29,7 +29,7 @@ def test_no_limit_and_no_files(tmp_path):
     assert machine.cores == machine.usable_cores == len(os.sched_getaffinity(0))
 
 
-def test_this_very_machine():
+def test_the_machine_of_the_test():
     machine = this_machine()
     assert machine.memory > 2**28
     assert 1 <= machine.usable_cores <= machine.logical_cores

@@ -1,4 +1,4 @@
-"""Times and counts of a run, on a real engine with a clock that the test advances."""
+"""Times and counts of a run, on a real engine whose clock the test advances."""
 
 import pytest
 
@@ -10,21 +10,21 @@ from hasten.bench.workload import Workload
 
 @pytest.fixture
 def llm(tiny) -> LLM:
-    """Each step takes one second of the engine's clock."""
+    """Return a model whose steps take one second each on the engine's clock."""
     model = LLM(str(tiny("llama-gqa")), kv_cache_memory="8MiB", max_num_seqs=2)
     engine, time = model.engine, [0.0]
     step = engine.step
 
-    def one_second():
+    def one_second_step():
         time[0] += 1.0
         return step()
 
-    engine.clock, engine.step = lambda: time[0], one_second
+    engine.clock, engine.step = lambda: time[0], one_second_step
     return model
 
 
-def test_times_of_requests_that_wait(llm):
-    """Two seats and three requests of three tokens: steps 1 to 3 and 4 to 6."""
+def test_times_include_the_wait_for_a_free_sequence_slot(llm):
+    """Three requests of three tokens, two at a time: steps 1 to 3 and 4 to 6."""
     (run,) = measure(llm, Workload(num_prompts=3, input_len=10, output_len=3), repeats=1, warmup=0)
     assert run.seconds == 6
     assert sorted(run.ttft) == [1, 1, 4]
@@ -33,7 +33,7 @@ def test_times_of_requests_that_wait(llm):
     assert (run.prompt_tokens, run.output_tokens, run.cached_tokens) == (30, 9, 0)
 
 
-def test_a_report_divides_tokens_by_seconds(llm):
+def test_rates_are_tokens_divided_by_seconds(llm):
     workload = Workload(num_prompts=3, input_len=10, output_len=3)
     progress = []
     runs = measure(llm, workload, repeats=2, warmup=1, progress=progress.append)
@@ -44,7 +44,7 @@ def test_a_report_divides_tokens_by_seconds(llm):
     assert report["ttft"] == {"p50": 1, "p90": 4, "p99": 4, "mean": 2}
 
 
-def test_shared_beginnings_are_found_in_the_cache(llm):
-    """One block of 16 tokens is shared by four prompts: computed once."""
+def test_a_shared_prefix_is_a_prefix_cache_hit(llm):
+    """Four prompts share one block of 16 tokens, which is computed once."""
     (run,) = measure(llm, Workload(num_prompts=4, input_len=20, output_len=2, shared_len=16), repeats=1, warmup=0)
     assert run.cached_tokens == 3 * 16

@@ -1,4 +1,4 @@
-"""The work is the same in every run of a seed, and no repeat is helped by the one before it."""
+"""A seed determines the prompts, and no run shares a prefix with an earlier run."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from hasten.bench.workload import Workload
 from hasten.core.errors import InvalidOption
 
 
-def test_prompts_have_the_lengths_asked_for():
+def test_prompts_have_the_given_lengths():
     prompts = Workload(num_prompts=5, input_len=12, output_len=3, shared_len=4).prompts(50, 0)
     assert [len(prompt) for prompt in prompts] == [12] * 5
     assert len({prompt[:4] for prompt in prompts}) == 1
@@ -14,7 +14,7 @@ def test_prompts_have_the_lengths_asked_for():
     assert all(0 <= token < 50 for prompt in prompts for token in prompt)
 
 
-def test_repeats_differ_and_seeds_repeat():
+def test_prompts_differ_between_runs_and_repeat_with_the_seed():
     workload = Workload(num_prompts=2, input_len=8, output_len=1, shared_len=4, seed=3)
     assert workload.prompts(1000, 0) == workload.prompts(1000, 0)
     assert len({workload.prompts(1000, repeat)[0][:4] for repeat in range(3)}) == 3

@@ -1,4 +1,4 @@
-"""Running the command line inside the test's process."""
+"""Fixtures that run the command line inside the test's process."""
 
 import io
 import sys
@@ -11,28 +11,28 @@ from hasten.cli.main import run
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandOutput:
     code: int
     out: str
     err: str
 
 
 @pytest.fixture
-def hasten(capsys, monkeypatch) -> Callable[..., Ran]:
-    """``hasten("ls", "--json")``; ``stdin`` is a pipe, empty unless given."""
+def hasten(capsys, monkeypatch) -> Callable[..., CommandOutput]:
+    """Return a function that runs ``hasten("ls", "--json")``; ``stdin`` is a pipe, empty by default."""
 
-    def call(*arguments: str, stdin: str = "") -> Ran:
+    def call(*arguments: str, stdin: str = "") -> CommandOutput:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         code = run(arguments)
         out, err = capsys.readouterr()
-        return Ran(code, out, err)
+        return CommandOutput(code, out, err)
 
     return call
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """The folder of a tiny model with a tokenizer of words, to train beside."""
+    """Return the folder of a tiny model with a word tokenizer."""
     from tests.tiny_models import tiny_checkpoint, word_tokenizer  # transformers is heavy, and few tests need it
 
     folder = tiny_checkpoint("llama-gqa", tmp_path_factory.mktemp("tiny"))
@@ -42,7 +42,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def text(tmp_path) -> str:
-    """A file of its words to train on."""
+    """Return a file of words of that tokenizer to train on."""
     file = tmp_path / "text.txt"
-    file.write_text(" ".join(f"w{10 + place % 7}" for place in range(3000)))
+    file.write_text(" ".join(f"w{10 + position % 7}" for position in range(3000)))
     return str(file)

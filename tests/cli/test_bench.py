@@ -1,11 +1,11 @@
-"""``hasten bench``: the printed numbers are those of the runs, and the JSON line can be repeated from itself."""
+"""``hasten bench``: the printed numbers match the runs, and the JSON line contains everything to repeat it."""
 
 import json
 
 SMALL = ("--input-len", "8", "--output-len", "4", "--repeats", "2", "--warmup", "0")
 
 
-def test_throughput_counts_what_ran(hasten):
+def test_throughput_counts_the_tokens_of_its_runs(hasten):
     ran = hasten("bench", "throughput", "demo", "--num-prompts", "3", *SMALL, "--seed", "9", "--json")
     assert ran.out.count("\n") == 1
     report = json.loads(ran.out)
@@ -18,14 +18,14 @@ def test_throughput_counts_what_ran(hasten):
     assert {"commit", "hardware", "versions", "quality"} <= set(report)
 
 
-def test_latency_for_people(hasten):
+def test_latency_prints_a_table(hasten):
     ran = hasten("bench", "latency", "demo", "--batch-size", "2", *SMALL)
     assert ran.code == 0
     assert [label for label in ("output tokens/s", "TTFT ms", "ITL ms", "E2E ms") if label not in ran.out] == []
-    assert "2 requests of 8 tokens in and 4 out" in ran.err
+    assert "2 requests with 8 prompt tokens and 4 output tokens" in ran.err
 
 
-def test_a_workload_that_does_not_fit_is_refused(hasten):
+def test_a_workload_that_exceeds_the_context_is_refused(hasten):
     ran = hasten("bench", "latency", "demo", "--input-len", "5000")
     assert ran.code == 2
     assert "5000 + 128" in ran.err

@@ -1,4 +1,4 @@
-"""``hasten chat``: through a pipe, where a line is a turn, and on a pseudo-terminal, where Ctrl-C stops an answer."""
+"""``hasten chat`` through a pipe, where each line is a turn, and on a pseudo-terminal, where Ctrl-C stops an answer."""
 
 import json
 import os
@@ -22,19 +22,21 @@ def llm() -> LLM:
     return LLM("demo", dtype="float32", max_model_len=512)
 
 
-def turn(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def test_a_line_is_a_turn_and_the_history_counts(hasten, llm):
+def test_each_line_is_a_turn_and_the_history_is_part_of_the_prompt(hasten, llm):
     ran = hasten("chat", "demo", "--system", "Be brief.", *OPTIONS, stdin="Hello\nAnd now?\n")
-    messages = [turn("system", "Be brief."), turn("user", "Hello")]
+    messages = [message("system", "Be brief."), message("user", "Hello")]
     first = llm.chat(messages, GREEDY)[0].outputs[0].text
-    messages += [turn("assistant", first), turn("user", "And now?")]
+    messages += [message("assistant", first), message("user", "And now?")]
     second = llm.chat(messages, GREEDY)[0].outputs[0].text
     assert (ran.code, ran.out) == (0, f"{first}\n{second}\n")
-    told = [line for line in ran.err.splitlines() if "finish: " in line]
-    counts = [tuple(map(int, re.match(r"prompt (\d+) tokens \((\d+) cached, (\d+) computed\)", line).groups())) for line in told]
+    summaries = [line for line in ran.err.splitlines() if "finish: " in line]
+    counts = [
+        tuple(map(int, re.match(r"prompt (\d+) tokens \((\d+) cached, (\d+) computed\)", line).groups())) for line in summaries
+    ]
     assert [cached > 0 for _, cached, _ in counts] == [False, True]
     assert all(prompt == cached + computed for prompt, cached, computed in counts)
 
@@ -54,19 +56,19 @@ def test_clear_retry_save_and_load(hasten, llm, tmp_path):
         "Never asked",
     ]
     ran = hasten("chat", "demo", *OPTIONS, stdin="\n".join(lines) + "\n")
-    hello = llm.chat([turn("user", "Hello")], GREEDY)[0].outputs[0].text
+    hello = llm.chat([message("user", "Hello")], GREEDY)[0].outputs[0].text
     assert ran.code == 0
     assert json.loads(first.read_text()) == {
         "model": "demo",
         "system": None,
-        "messages": [turn("user", "Hello"), turn("assistant", hello)],
+        "messages": [message("user", "Hello"), message("assistant", hello)],
     }
     assert "messages: 0" in ran.err
     assert [message["content"] for message in json.loads(second.read_text())["messages"][:3]] == ["Hello", hello, "Again"]
     assert ran.err.count("finish: ") == 3
 
 
-def test_settings_change_for_the_next_answer(hasten, llm):
+def test_set_changes_the_settings_of_the_next_answer(hasten, llm):
     lines = [
         "/set max_tokens 3",
         "/set preset creative",
@@ -76,7 +78,7 @@ def test_settings_change_for_the_next_answer(hasten, llm):
         "/set preset default",
     ]
     ran = hasten("chat", "demo", *OPTIONS, stdin="\n".join([*lines, "/show"]) + "\n")
-    assert "answer 3 tokens" in ran.err
+    assert "output 3 tokens" in ran.err
     assert "top_p=0.95 (preset creative)" in ran.err
     shown = ran.err[ran.err.rindex("settings:") :]
     assert "max_tokens" not in shown
@@ -85,7 +87,7 @@ def test_settings_change_for_the_next_answer(hasten, llm):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "expected"),
     [
         ("/sett x 1", "Did you mean '/set'"),
         ("/set temprature 1", "Did you mean 'temperature'"),
@@ -100,26 +102,26 @@ def test_settings_change_for_the_next_answer(hasten, llm):
         ("x " * 5000, "allowed"),
     ],
 )
-def test_a_mistake_is_told_and_the_session_goes_on(hasten, line, words):
+def test_a_mistake_is_printed_and_the_session_continues(hasten, line, expected):
     ran = hasten("chat", "demo", *OPTIONS, stdin=f"{line}\n/show\n")
     assert ran.code == 0
-    errors = [told for told in ran.err.splitlines() if told.startswith("error: ")]
+    errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert words in errors[0]
+    assert expected in errors[0]
     assert "messages: 0" in ran.err
 
 
 def test_help_names_every_command(hasten):
     from hasten.cli.slash_commands import COMMANDS
 
-    told = hasten("chat", "demo", stdin="/help\n").err
-    assert [name for name in COMMANDS if name not in told] == []
+    text = hasten("chat", "demo", stdin="/help\n").err
+    assert [name for name in COMMANDS if name not in text] == []
 
 
 class Terminal:
     """A hasten session whose keyboard and screen are a pseudo-terminal."""
 
-    # A shell's job in the background ignores Ctrl-C, and hands that down: a session that somebody sits at does not.
+    # A background job of a shell ignores Ctrl-C and its children inherit that, so the session restores the default.
     ENTRY = (
         "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
         "signal.signal(signal.SIGINT, signal.default_int_handler); from hasten.cli.main import run; sys.exit(run({!r}))"
@@ -133,7 +135,7 @@ class Terminal:
         self.seen = ""
 
     def wait_for(self, text: str, seconds: float = 180) -> str:
-        """All output up to and with ``text``."""
+        """Return all output up to and including ``text``."""
         end = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
@@ -145,8 +147,8 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.keyboard, text.encode())
 
-    def insist(self, key: str, text: str) -> None:
-        """Type ``key`` until ``text`` comes: Python notices a signal just before input() reads only at the next one."""
+    def type_until(self, key: str, text: str) -> None:
+        """Type ``key`` until ``text`` appears: a signal just before input() reads takes effect only with the next one."""
         for _ in range(29):
             self.type(key)
             try:
@@ -169,11 +171,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_session():
         terminal.wait_for(">>> ")
         terminal.type("Tell me everything\n")
         terminal.wait_for("everything\r\n")
-        terminal.wait_for("e")  # the answer has begun; it would take 4,000 tokens
+        terminal.wait_for("e")  # the answer has begun, and its full length is 4,000 tokens
         terminal.type("\x03")
         terminal.wait_for("stopped")
         terminal.wait_for(">>> ")
-        terminal.insist("\x03", "/bye or Ctrl-D leaves.")
+        terminal.type_until("\x03", "/bye or Ctrl-D quits.")
         terminal.type("/show\n")
         terminal.wait_for("messages: 2")
         terminal.type("/set max_tokens 2\n")

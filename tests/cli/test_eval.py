@@ -1,4 +1,4 @@
-"""``hasten eval``: its figures are transformers' own, and whatever cannot be scored is refused in one line."""
+"""``hasten eval``: its figures equal those of transformers, and text that cannot be scored is refused in one line."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def file(tmp_path_factory) -> Path:
 
 
 def transformers_nll(name: str, window: int) -> list[float]:
-    """-log p of every token but the first, each window read on its own."""
+    """Return -log p of every token but the first; each window is scored on its own."""
     model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32).eval()
     ids = torch.tensor(AutoTokenizer.from_pretrained(resolve(name))(TEXT)["input_ids"])
     nll = []
@@ -35,7 +35,7 @@ def transformers_nll(name: str, window: int) -> list[float]:
     return nll
 
 
-def test_perplexity_and_bits_per_byte_are_those_of_transformers(hasten, file):
+def test_perplexity_and_bits_per_byte_equal_those_of_transformers(hasten, file):
     ran = hasten(
         "eval", "demo-draft", "--reference", "demo", "--text", str(file), "--window", "150", "--json", "-", "--dtype", "float32"
     )
@@ -52,8 +52,8 @@ def test_perplexity_and_bits_per_byte_are_those_of_transformers(hasten, file):
     assert {"commit", "hardware", "versions", "text", "window"} <= set(report)
 
 
-def test_the_loss_of_bf16_is_shown_and_float32_has_none(hasten, file, tmp_path):
-    found = {}
+def test_bfloat16_shows_a_loss_and_float32_shows_none(hasten, file, tmp_path):
+    qualities = {}
     for dtype in ("float32", "bfloat16"):
         saved = tmp_path / f"{dtype}.json"
         ran = hasten("eval", "demo", "--text", str(file), "--num-tokens", "200", "--dtype", dtype, "--json", str(saved))
@@ -64,18 +64,18 @@ def test_the_loss_of_bf16_is_shown_and_float32_has_none(hasten, file, tmp_path):
         assert "200 tokens in 1 window " in ran.err
         report = json.loads(saved.read_text())
         assert (report["reference"]["dtype"], report["candidate"]["dtype"]) == ("float32", dtype)
-        found[dtype] = report["quality"]
-    assert found["float32"]["kl_max"] < 1e-9
-    assert found["float32"]["top1_agreement"] == 1.0
-    assert 1e-6 < found["bfloat16"]["kl_mean"] < 1e-2
-    assert found["bfloat16"]["kl_mean"] <= found["bfloat16"]["kl_p99"] <= found["bfloat16"]["kl_max"]
+        qualities[dtype] = report["quality"]
+    assert qualities["float32"]["kl_max"] < 1e-9
+    assert qualities["float32"]["top1_agreement"] == 1.0
+    assert 1e-6 < qualities["bfloat16"]["kl_mean"] < 1e-2
+    assert qualities["bfloat16"]["kl_mean"] <= qualities["bfloat16"]["kl_p99"] <= qualities["bfloat16"]["kl_max"]
 
 
 @pytest.mark.parametrize("option", [("--quantization", "int8"), ("--kv-cache-dtype", "int8")], ids=" ".join)
-def test_the_loss_of_int8_is_shown(hasten, file, option):
-    """The rest is in float32, whose own loss is below 1e-9."""
+def test_int8_shows_a_loss(hasten, file, option):
+    """Everything else is in float32, whose loss is below 1e-9."""
     ran = hasten("eval", "demo", "--text", str(file), "--num-tokens", "200", "--dtype", "float32", *option, "--json", "-")
-    if isinstance(find_cpu(1), str):  # no native kernels here, and nothing is computed in something else unasked
+    if isinstance(find_cpu(1), str):  # without native kernels no other format replaces int8 silently
         assert (ran.code, ran.out) == (2, "")
         assert "native" in ran.err
         return
@@ -98,28 +98,28 @@ def test_the_loss_of_int8_is_shown(hasten, file, option):
     ],
     ids=" ".join,
 )
-def test_options_that_change_nothing_about_reading_are_not_taken(hasten, file, option):
+def test_decoding_options_are_refused(hasten, file, option):
     ran = hasten("eval", "demo", "--text", str(file), "--num-tokens", "20", *option)
     assert (ran.code, ran.out) == (2, "")
     assert option[0] in ran.err
 
 
-def test_a_checkpoint_without_a_tokenizer_takes_token_ids(hasten, tiny, tmp_path):
+def test_a_checkpoint_without_a_tokenizer_scores_token_ids(hasten, tiny, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("5 6 7 8 9 10\n11,12,13\n")
     ran = hasten("eval", str(tiny("llama-gqa")), "--token-ids", str(ids), "--json", "-")
     quality = json.loads(ran.out)["quality"]
     assert (quality["num_tokens"], quality["num_windows"], quality["reference_bits_per_byte"]) == (7, 2, None)
     assert quality["kl_max"] < 1e-9
-    shown = hasten("eval", str(tiny("llama-gqa")), "--token-ids", str(ids))
-    assert "perplexity" in shown.out and "bits per byte" not in shown.out
+    table = hasten("eval", str(tiny("llama-gqa")), "--token-ids", str(ids))
+    assert "perplexity" in table.out and "bits per byte" not in table.out
     refused = hasten("eval", str(tiny("llama-gqa")))
     assert refused.code == 2
     assert "no tokenizer" in refused.err and "--token-ids" in refused.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["--text", "nothing.txt"], "nothing.txt cannot be read"),
         (["--text", "."], "cannot be read"),
@@ -137,14 +137,14 @@ def test_a_checkpoint_without_a_tokenizer_takes_token_ids(hasten, tiny, tmp_path
         (["--reference", "tiny"], "different vocabularies"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(hasten, tiny, tmp_path, monkeypatch, arguments, words):
+def test_text_that_cannot_be_scored_is_refused(hasten, tiny, tmp_path, monkeypatch, arguments, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "text.py").write_text(TEXT)
     (tmp_path / "ids.txt").write_text("1 2 8192")
     (tmp_path / "one.txt").write_text("1")
-    ran = hasten("eval", "demo", *[str(tiny("llama-gqa")) if word == "tiny" else word for word in arguments])
+    ran = hasten("eval", "demo", *[str(tiny("llama-gqa")) if argument == "tiny" else argument for argument in arguments])
     assert (ran.code, ran.out) == (2, "")
-    assert words in ran.err
+    assert expected in ran.err
     assert ran.err.count("error: ") == 1

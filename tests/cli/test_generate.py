@@ -1,4 +1,4 @@
-"""``hasten generate`` on the shipped model: what is printed where, against the engine asked directly."""
+"""``hasten generate`` on the shipped model: its output streams, compared with calls of ``LLM``."""
 
 import json
 import re
@@ -19,28 +19,28 @@ def llm() -> LLM:
     return LLM("demo", dtype="float32", max_model_len=512)
 
 
-def answer(llm: LLM, prompt=PROMPT, **settings) -> str:
+def completion(llm: LLM, prompt=PROMPT, **settings) -> str:
     settings = {"temperature": 0.0, "max_tokens": 12, **settings}
     return llm.generate(prompt, SamplingParams(**settings))[0].outputs[0].text
 
 
-def test_answer_on_stdout_and_the_rest_on_stderr(hasten, llm):
+def test_the_completion_is_on_stdout_and_the_summary_on_stderr(hasten, llm):
     ran = hasten("generate", "demo", PROMPT, *GREEDY)
-    assert (ran.code, ran.out) == (0, answer(llm) + "\n")
+    assert (ran.code, ran.out) == (0, completion(llm) + "\n")
     counts, rates = r"prompt (\d+) tokens \((\d+) cached, (\d+) computed\)", r"TTFT [\d.]+ s \| [\d.]+ tokens/s"
-    guesses = r"(?:\| guesses \d+ of \d+ accepted, [\d.]+ tokens a step )?"
-    told = rf"{counts} \| answer 12 tokens \| {rates} {guesses}\| finish: length"
-    prompt, cached, computed = map(int, re.search(told, ran.err).groups())
+    drafts = r"(?:\| \d+ of \d+ draft tokens accepted, [\d.]+ tokens per step )?"
+    summary = rf"{counts} \| output 12 tokens \| {rates} {drafts}\| finish: length"
+    prompt, cached, computed = map(int, re.search(summary, ran.err).groups())
     assert (prompt, cached, computed) == (len(llm.tokenizer.encode(PROMPT)), 0, prompt)
 
 
-def test_the_model_as_an_option(hasten, llm):
-    assert hasten("generate", "--model", "demo", PROMPT, *GREEDY).out == answer(llm) + "\n"
+def test_the_model_can_be_an_option(hasten, llm):
+    assert hasten("generate", "--model", "demo", PROMPT, *GREEDY).out == completion(llm) + "\n"
 
 
-def test_prompts_from_files_and_standard_input(hasten, llm, tmp_path):
+def test_prompts_are_read_from_files_and_standard_input(hasten, llm, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT)
-    expected = answer(llm) + "\n"
+    expected = completion(llm) + "\n"
     assert hasten("generate", "demo", "-f", str(tmp_path / "prompt.txt"), *GREEDY).out == expected
     assert hasten("generate", "demo", "-", *GREEDY, stdin=PROMPT).out == expected
     assert hasten("generate", "demo", *GREEDY, stdin=PROMPT).out == expected
@@ -50,8 +50,8 @@ def test_prompts_from_files_and_standard_input(hasten, llm, tmp_path):
 
 def test_several_prompts_are_one_batch_in_order(hasten, llm):
     ran = hasten("generate", "demo", PROMPT, "import ", "class ", *GREEDY)
-    texts = re.split(r"--- prompt \d, answer 1\n", ran.out)[1:]
-    assert texts == [answer(llm, prompt) + "\n" for prompt in (PROMPT, "import ", "class ")]
+    texts = re.split(r"--- prompt \d, output 1\n", ran.out)[1:]
+    assert texts == [completion(llm, prompt) + "\n" for prompt in (PROMPT, "import ", "class ")]
     assert "3 prompts" in ran.err
 
 
@@ -60,7 +60,7 @@ def test_json_is_one_object_per_request(hasten, llm):
     first, second = map(json.loads, ran.out.splitlines())
     assert (first["prompt"], second["prompt"], first["seed"], first["model"]) == (PROMPT, "import ", 5, "demo")
     only = first["outputs"][0]
-    assert (only["text"], only["finish_reason"], len(only["token_ids"])) == (answer(llm), "length", 12)
+    assert (only["text"], only["finish_reason"], len(only["token_ids"])) == (completion(llm), "length", 12)
     assert [(entry["token_id"], entry["rank"], len(entry["top"])) for entry in only["logprobs"]] == [
         (i, 1, 2) for i in only["token_ids"]
     ]
@@ -68,11 +68,11 @@ def test_json_is_one_object_per_request(hasten, llm):
     assert first["metrics"]["num_computed_prompt_tokens"] == first["metrics"]["num_prompt_tokens"] == len(first["prompt_token_ids"])
 
 
-def test_settings_reach_the_sampler(hasten, llm):
+def test_options_and_presets_reach_the_sampler(hasten, llm):
     forced = llm.tokenizer.encode(" zip")[0]
     ran = hasten("generate", "demo", PROMPT, *GREEDY, "--logit_bias", f"{forced}=100", "--json")
     assert set(json.loads(ran.out)["outputs"][0]["token_ids"]) == {forced}
-    text = answer(llm)
+    text = completion(llm)
     stop = text[4:7]
     assert hasten("generate", "demo", PROMPT, *GREEDY, "--stop", stop).out == text[: text.index(stop)] + "\n"
     ran = hasten(
@@ -83,17 +83,17 @@ def test_settings_reach_the_sampler(hasten, llm):
     assert "top_p=0.95 (preset creative)" in ran.err
 
 
-def test_a_seed_draws_the_same_answer(hasten):
+def test_the_same_seed_gives_the_same_output(hasten):
     options = ("--temperature", "1.5", "--max-tokens", "16", "--seed")
     first, again, other = (hasten("generate", "demo", PROMPT, *options, seed).out for seed in ("1", "1", "2"))
     assert first == again != other
 
 
-def test_several_answers_and_beams(hasten):
+def test_several_outputs_and_beam_search(hasten):
     ran = hasten("generate", "demo", PROMPT, "--n", "3", "--max-tokens", "4", "--json", "--seed", "1")
     assert [entry["index"] for entry in json.loads(ran.out)["outputs"]] == [0, 1, 2]
     ran = hasten("generate", "demo", PROMPT, "--beam-width", "3", "--n", "2", "--max-tokens", "4")
-    assert re.findall(r"--- prompt 1, answer (\d)", ran.out) == ["1", "2"]
+    assert re.findall(r"--- prompt 1, output (\d)", ran.out) == ["1", "2"]
 
 
 def test_a_checkpoint_without_a_tokenizer_prints_ids(hasten, tiny):
@@ -107,15 +107,17 @@ def test_a_checkpoint_without_a_tokenizer_prints_ids(hasten, tiny):
     assert "no tokenizer" in refused.err
 
 
-def test_priority_goes_with_its_ordering(hasten):
+def test_priority_needs_its_scheduling_policy(hasten):
     ran = hasten("generate", "demo", "a", "b", "--scheduling-policy", "priority", "--priority", "1", "--priority", "0", *GREEDY)
     assert ran.code == 0
     assert "given once per prompt" in hasten("generate", "demo", "a", "b", "--priority", "1").err
-    assert "needs --scheduling-policy priority" in hasten("generate", "demo", "a", "--priority", "1").err
+    assert "priority: got --scheduling-policy fcfs" in hasten("generate", "demo", "a", "--priority", "1").err
+    ran = hasten("generate", "demo", "a", "--priority", "1", "--scheduling-policy", "fifo")
+    assert "needs --scheduling-policy priority: got --scheduling-policy fifo" in ran.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["demo", "x", "--temperature", "-1"], "temperature=-1.0"),
         (["demo", "x", "--top-k", "few"], "--top-k"),
@@ -130,15 +132,15 @@ def test_priority_goes_with_its_ordering(hasten):
         (["./no/model", "x"], "no such model folder"),
     ],
 )
-def test_user_errors_are_one_line_and_code_2(hasten, arguments, words):
+def test_user_errors_are_one_line_and_exit_code_2(hasten, arguments, expected):
     ran = hasten("generate", *arguments)
     assert (ran.code, ran.out) == (2, "")
-    assert words in ran.err
+    assert expected in ran.err
     assert re.fullmatch(r"error: [^\n]*\n", ran.err)
 
 
-def test_interrupt_ends_with_130():
-    """Ctrl-C after the first text: what came stays, the exit code says why it ended."""
+def test_an_interrupt_is_exit_code_130():
+    """Ctrl-C after the first characters: they stay on standard output, and the exit code is 130."""
     command = [sys.executable, "-m", "hasten", "generate", "demo", PROMPT, "--ignore-eos", "--temperature", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         first = process.stdout.read(4)
@@ -149,18 +151,18 @@ def test_interrupt_ends_with_130():
     assert b"Traceback" not in err
 
 
-def test_show_drafts_colours_the_same_text_and_counts_it(hasten, llm, monkeypatch):
+def test_show_drafts_colours_the_same_text_and_counts_its_tokens(hasten, llm, monkeypatch):
     prompt = "for i in range(3):\n    print(i)\n" * 3
     ran = hasten("generate", "demo", prompt, *GREEDY, "--speculative-method", "prompt_lookup", "--show-drafts")
     assert ran.code == 0 and "\x1b[32m" in ran.out
-    assert re.sub(r"\x1b\[\d+m", "", ran.out) == answer(llm, prompt) + "\n"
-    (legend,) = [line for line in re.sub(r"\x1b\[\d+m", "", ran.err).splitlines() if "guessed and accepted" in line]
+    assert re.sub(r"\x1b\[\d+m", "", ran.out) == completion(llm, prompt) + "\n"
+    (legend,) = [line for line in re.sub(r"\x1b\[\d+m", "", ran.err).splitlines() if " not drafted" in line]
     counts = legend.split(" | ")
     assert sum(int(count.split()[0]) for count in counts) == 12
-    assert re.search(r"guesses (\d+) of \d+ accepted, [\d.]+ tokens a step", ran.err)
+    assert re.search(r"\d+ of \d+ draft tokens accepted, [\d.]+ tokens per step", ran.err)
     monkeypatch.setenv("NO_COLOR", "1")
     assert (
         hasten("generate", "demo", prompt, *GREEDY, "--speculative-method", "suffix", "--show-drafts").out
-        == answer(llm, prompt) + "\n"
+        == completion(llm, prompt) + "\n"
     )
     assert hasten("generate", "demo", prompt, "other", *GREEDY, "--show-drafts").code == 2

@@ -1,13 +1,25 @@
-"""How the command line meets mistakes: its own, the user's and hasten's."""
+"""Exit codes and error messages: mistakes of the user, errors of the model, and bugs in hasten."""
 
 import pytest
 
 from hasten import __version__
 from hasten.cli import main
+from hasten.core.renamed import RENAMED_FLAGS
+
+ENGINE_FLAGS = {
+    "--quantize": "--quantization",
+    "--kv-dtype": "--kv-cache-dtype",
+    "--speculation": "--speculative-method",
+    "--num-draft-tokens": "--num-speculative-tokens",
+    "--draft-layers": "--self-draft-layers",
+    "--draft-quantize": "--draft-quantization",
+    "--ordering": "--scheduling-policy",
+    "--batch-wait": "--max-batch-delay",
+}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["genrate"], "unknown command 'genrate'. Did you mean 'generate'"),
         (["generate", "demo", "x", "--temprature", "1"], "unknown option --temprature. Did you mean '--temperature'"),
@@ -21,45 +33,91 @@ from hasten.cli import main
         (["rm", "demo"], "ships inside"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(hasten, arguments, words):
+def test_a_mistake_is_one_line_and_exit_code_2(hasten, arguments, expected):
     ran = hasten(*arguments)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert ran.err.startswith("error: ")
-    assert words in ran.err
+    assert expected in ran.err
 
 
-def test_a_fault_of_hasten_is_code_1_and_says_so(hasten, monkeypatch):
-    def broken(*_, **__):
+@pytest.mark.parametrize(
+    ("command", "new"), [(["generate", "demo", "x"], ENGINE_FLAGS), (["bench", "latency", "demo"], ENGINE_FLAGS)]
+)
+def test_a_renamed_engine_flag_names_the_new_one(hasten, command, new):
+    for old in new:
+        ran = hasten(*command, old, "1")
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err == f"error: unknown option {old}. It was renamed to {new[old]}.\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "new"),
+    [
+        ("eagle", "--guesses", "--ttt-steps"),
+        ("eagle", "--state-layers", "--aux-layers"),
+        ("draft", "--hard", "--hard-label-weight"),
+        ("eagle", "--start", "--init-from"),
+        ("draft", "--start", "--init-from"),
+        ("medusa", "--generate", "--self-distill"),
+        ("exits", "--window", "--seq-len"),
+        ("medusa", "--held-out", "--validation-fraction"),
+        ("medusa", "--vocabulary", "--lm-head"),
+    ],
+)
+def test_a_renamed_training_flag_names_the_new_one(hasten, task, old, new):
+    for spelling in (old, old[:2] + old[2:].replace("-", "_")):
+        ran = hasten("train", task, "demo", "--data", "x", "--out", "y", spelling, "1")
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err == f"error: unknown option {old}. It was renamed to {new}.\n"
+
+
+def test_every_renamed_flag_is_tested():
+    """The two lists above cover the whole table."""
+    training = {"--guesses", "--state-layers", "--hard", "--start", "--generate", "--window", "--held-out", "--vocabulary"}
+    assert {*ENGINE_FLAGS, *training} == set(RENAMED_FLAGS)
+
+
+def test_a_new_name_is_offered_only_by_a_command_that_has_it(hasten):
+    """``hasten eval`` keeps its own ``--window``."""
+    ran = hasten("train", "medusa", "demo", "--data", "x", "--out", "y", "--guesses", "1")
+    assert ran.code == 2
+    assert "renamed" not in ran.err
+    ran = hasten("eval", "no-such-model", "--window", "0")
+    assert "renamed" not in ran.err
+
+
+def test_a_bug_is_exit_code_1_and_reported_as_one(hasten, monkeypatch):
+    def raise_planted_error(*_, **__):
         raise KeyError("planted")
 
-    monkeypatch.setattr("hasten.cli.doctor.examine", broken)
+    monkeypatch.setattr("hasten.cli.doctor.collect_report", raise_planted_error)
     ran = hasten("doctor")
     assert ran.code == 1
-    assert "fault in hasten" in ran.err
+    assert "bug in hasten" in ran.err
     assert "Traceback" not in ran.err
     with pytest.raises(KeyError, match="planted"):
         hasten("doctor", "--debug")
 
 
-def test_debug_shows_where_a_user_error_comes_from(hasten):
+def test_debug_raises_the_error(hasten):
     from hasten.core.errors import ModelNotFound
 
     with pytest.raises(ModelNotFound):
         hasten("generate", "./no/model", "x", "--debug")
 
 
-def test_warnings_of_hasten_are_one_line_and_those_of_libraries_are_not_shown(hasten, monkeypatch):
+def test_only_warnings_of_hasten_are_shown_each_in_one_line(hasten, monkeypatch):
     import warnings
 
     from hasten.engine.kv_cache_sizing import KvCacheWarning
 
-    def examine():
+    def warn():
         warnings.simplefilter("always")
         warnings.warn("reduced from 9 to 8", KvCacheWarning, stacklevel=1)
         warnings.warn("internal detail", DeprecationWarning, stacklevel=1)
         return {}
 
-    monkeypatch.setattr("hasten.cli.doctor.examine", examine)
+    monkeypatch.setattr("hasten.cli.doctor.collect_report", warn)
     ran = hasten("doctor", "--json")
     assert (ran.out, ran.err) == ("{}\n", "warning: reduced from 9 to 8\n")
 

@@ -1,4 +1,4 @@
-"""Every field of the dataclasses is an option, written one way, and nothing is dropped on the way."""
+"""Every field of the dataclasses is an option, and its value arrives unchanged."""
 
 import dataclasses
 
@@ -6,13 +6,13 @@ import pytest
 import typer
 
 from hasten.cli.engine_options import ENGINE
-from hasten.cli.options import Given, OptionGroup, with_options
+from hasten.cli.options import OptionGroup, OptionValues, with_options
 from hasten.cli.sampling_options import SAMPLING
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
 from hasten.core.sampling_params import SamplingParams
 
-WRITTEN = {
+CASES = {
     "exit_rule": (["classifier"], "classifier"),
     "exit_layer": (["3"], 3),
     "exit_threshold": (["0.8"], 0.8),
@@ -53,10 +53,10 @@ WRITTEN = {
 def call(group: OptionGroup, *arguments: str) -> dict[str, object]:
     received = {}
 
-    def sampling_command(*, sampling: Given) -> None:
+    def sampling_command(*, sampling: OptionValues) -> None:
         received.update(sampling)
 
-    def engine_command(*, engine: Given) -> None:
+    def engine_command(*, engine: OptionValues) -> None:
         received.update(engine)
 
     app = typer.Typer(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
@@ -67,30 +67,30 @@ def call(group: OptionGroup, *arguments: str) -> dict[str, object]:
 
 def test_every_sampling_setting_is_an_option():
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
-    assert set(SAMPLING.help) == fields == set(WRITTEN)
+    assert set(SAMPLING.help) == fields == set(CASES)
 
 
 def test_every_engine_option_is_an_option():
-    """``seed`` is the request's on the command line, and bars are shown wherever someone looks."""
+    """``--seed`` is the request's, and progress bars are always on, so neither is an engine option."""
     fields = {field.name for field in dataclasses.fields(EngineOptions)}
     assert set(ENGINE.help) == fields - {"seed", "show_progress"}
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("spelling", [str, lambda name: name.replace("_", "-")], ids=["underscore", "hyphen"])
-def test_an_option_arrives_as_its_field(name, spelling):
-    texts, value = WRITTEN[name]
+def test_an_option_sets_its_field(name, spelling):
+    texts, value = CASES[name]
     arguments = [part for text in texts for part in (f"--{spelling(name)}", text) if part is not None]
     assert call(SAMPLING, *arguments) == {name: value}
     needed = {"min_tokens": {"max_tokens": 9}, "length_penalty": {"beam_width": 2}, "early_stopping": {"beam_width": 2}}
     needed |= {key: {"acceptance": "typical"} for key in ("posterior_threshold", "posterior_alpha")}
     needed |= {key: {"exit_rule": "softmax"} for key in ("exit_threshold", "exit_tolerance")}
     needed |= {"exit_layer": {"exit_rule": "fixed"}, "exit_decay": {"exit_rule": "softmax", "exit_threshold": 0.5}}
-    changed = needed.get(name, {})
-    assert getattr(SamplingParams(**{name: value, **changed}), name) == value
+    required = needed.get(name, {})
+    assert getattr(SamplingParams(**{name: value, **required}), name) == value
 
 
-def test_what_was_not_given_is_absent():
+def test_an_option_left_out_is_absent():
     assert call(SAMPLING) == {}
     assert call(SAMPLING, "--no-ignore-eos") == {"ignore_eos": False}
     assert call(ENGINE, "--kv_cache_memory", "1GiB", "--no-prefix-caching") == {"kv_cache_memory": "1GiB", "prefix_caching": False}
@@ -107,6 +107,6 @@ def test_what_was_not_given_is_absent():
         ("early_stopping", "x"),
     ],
 )
-def test_a_wrong_form_is_named(name, text):
+def test_malformed_text_names_the_option(name, text):
     with pytest.raises(InvalidOption, match=f"--{name.replace('_', '-')}.*{text}"):
         call(SAMPLING, f"--{name}", text)

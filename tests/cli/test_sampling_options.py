@@ -1,4 +1,4 @@
-"""Options win over the preset, the preset over the checkpoint, and each setting says where it is from."""
+"""Options override the preset, the preset overrides the checkpoint, and each setting records its origin."""
 
 import pytest
 
@@ -9,19 +9,19 @@ from hasten.core.sampling_params import SamplingParams
 CHECKPOINT = SamplingParams(temperature=0.6, top_k=20, top_p=0.95)
 
 
-def test_the_checkpoint_alone():
+def test_the_checkpoint_provides_the_defaults():
     settings = merge_settings(CHECKPOINT, None, {})
     assert settings.params == CHECKPOINT
     assert settings.origins == dict.fromkeys(("temperature", "top_k", "top_p"), "checkpoint")
 
 
-def test_options_over_preset_over_checkpoint():
+def test_options_override_the_preset_and_the_preset_the_checkpoint():
     settings = merge_settings(CHECKPOINT, "balanced", {"top_p": 0.5, "seed": 3})
     assert (settings.params.temperature, settings.params.top_k, settings.params.top_p) == (0.7, 20, 0.5)
     assert settings.origins == {"temperature": "preset balanced", "top_k": "checkpoint", "top_p": "option", "seed": "option"}
 
 
-def test_beams_do_not_take_the_sampling_of_the_checkpoint():
+def test_beam_search_ignores_the_sampling_settings_of_the_checkpoint():
     settings = merge_settings(CHECKPOINT, None, {"beam_width": 4})
     assert settings.params == SamplingParams(beam_width=4)
     assert settings.origins == {"beam_width": "option"}

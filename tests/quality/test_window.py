@@ -1,4 +1,4 @@
-"""Windows: every token but the first of a text is predicted once, whatever the lengths."""
+"""``windows``: every token but the first of a text is predicted once, for texts and windows of any length."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hasten.core.errors import InvalidOption
 from hasten.quality.window import TokenText, windows
 
 
-def numbered(sizes: list[int]) -> list[TokenText]:
-    """Texts whose tokens are all different; token i of a text has i + 1 bytes."""
+def distinct_texts(sizes: list[int]) -> list[TokenText]:
+    """Return texts whose tokens are all different; token i of a text has i + 1 bytes."""
     texts = []
     for number, size in enumerate(sizes):
         ends = [(i + 1) * (i + 2) // 2 for i in range(size)]
@@ -21,33 +21,33 @@ def numbered(sizes: list[int]) -> list[TokenText]:
 
 @given(st.lists(st.integers(0, 30), max_size=6).filter(lambda sizes: max(sizes, default=0) > 1), st.integers(1, 12))
 def test_every_token_but_the_first_is_predicted_once(sizes: list[int], length: int) -> None:
-    texts = numbered(sizes)
-    cut = windows(texts, length)
-    assert [t for window in cut for t in window.token_ids[1:]] == [t for text in texts for t in text.token_ids[1:]]
-    assert max(window.num_tokens for window in cut) <= length
-    for window in cut:
+    texts = distinct_texts(sizes)
+    text_windows = windows(texts, length)
+    assert [t for window in text_windows for t in window.token_ids[1:]] == [t for text in texts for t in text.token_ids[1:]]
+    assert max(window.num_tokens for window in text_windows) <= length
+    for window in text_windows:
         assert list(window.token_ids) == list(range(window.token_ids[0], window.token_ids[-1] + 1))
         assert window.num_bytes == sum(token % 1000 + 1 for token in window.token_ids[1:])
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=9), st.integers(1, 12), st.integers(1, 200))
-def test_a_part_has_exactly_the_tokens_asked_for(sizes: list[int], length: int, num_tokens: int) -> None:
-    cut = windows(numbered(sizes), length, num_tokens)
-    predicted = [token for window in cut for token in window.token_ids[1:]]
+def test_num_tokens_is_exact(sizes: list[int], length: int, num_tokens: int) -> None:
+    text_windows = windows(distinct_texts(sizes), length, num_tokens)
+    predicted = [token for window in text_windows for token in window.token_ids[1:]]
     assert len(predicted) == min(num_tokens, sum(sizes) - len(sizes))
     assert predicted == sorted(set(predicted))
 
 
-def test_a_part_is_spread_over_all_texts() -> None:
-    cut = windows(numbered([101] * 10), 10, 200)
-    assert {window.token_ids[0] // 1000 for window in cut} == set(range(10))
+def test_a_subset_is_spread_over_all_texts() -> None:
+    text_windows = windows(distinct_texts([101] * 10), 10, 200)
+    assert {window.token_ids[0] // 1000 for window in text_windows} == set(range(10))
 
 
-def test_token_ids_alone_have_no_bytes() -> None:
+def test_token_ids_without_text_have_no_bytes() -> None:
     assert [window.num_bytes for window in windows([TokenText((1, 2, 3))], 1)] == [None, None]
 
 
 @pytest.mark.parametrize(("sizes", "length", "num_tokens"), [([], 4, None), ([1, 1], 4, None), ([9], 0, None), ([9], 4, 0)])
-def test_nothing_to_predict_is_refused(sizes: list[int], length: int, num_tokens: int | None) -> None:
+def test_texts_without_a_token_to_predict_are_refused(sizes: list[int], length: int, num_tokens: int | None) -> None:
     with pytest.raises(InvalidOption):
-        windows(numbered(sizes), length, num_tokens)
+        windows(distinct_texts(sizes), length, num_tokens)

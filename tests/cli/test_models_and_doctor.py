@@ -28,19 +28,19 @@ def cache(tmp_path, monkeypatch):
 NAME = "someone/a-model-with-quite-a-long-name-to-print-in-a-table"
 
 
-def test_ls_lists_what_is_here(hasten, cache):
+def test_ls_lists_shipped_and_cached_models(hasten, cache):
     rows = json.loads(hasten("ls", "--json").out)
     assert {row["name"]: row["source"] for row in rows} == dict.fromkeys(hub.SHIPPED, "shipped") | {NAME: "cache"}
     line = next(line for line in hasten("ls").out.splitlines() if line.startswith("someone"))
     assert line.split()[:5] == [NAME, "2.0", "MB", "cache", COMMIT[:8]]
 
 
-def test_pull_prints_the_folder_of_a_model_that_is_here(hasten, cache):
+def test_pull_prints_the_folder_of_a_cached_or_shipped_model(hasten, cache):
     assert hasten("pull", NAME).out == f"{cache}\n"
     assert hasten("pull", "--model", "demo").out == f"{hub.SHIPPED['demo']}\n"
 
 
-def test_rm_removes_it(hasten, cache):
+def test_rm_removes_a_cached_model(hasten, cache):
     ran = hasten("rm", NAME)
     assert (ran.code, ran.out) == (0, "")
     assert "2.0 MB freed" in ran.err
@@ -48,7 +48,7 @@ def test_rm_removes_it(hasten, cache):
     assert hasten("rm", NAME).code == 2
 
 
-def test_doctor_says_what_would_run_and_why(hasten, cache):
+def test_doctor_reports_the_kernels_and_the_reason(hasten, cache):
     import torch
 
     report = json.loads(hasten("doctor", "--json").out)
