@@ -75,7 +75,7 @@ def windows(options: argparse.Namespace, target: TargetModel) -> Tensor:
     tokenizer = TextTokenizer.load(target.folder, target.spec.vocab_size)
     assert tokenizer is not None, f"{target.folder} has no tokenizer"
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = [token for text in read_texts(options.data) for token in [*tokenizer.encode(text, special=False), *end]]
+    ids = [token for text in read_texts(options.data) for token in [*tokenizer.encode(text, add_special_tokens=False), *end]]
     rows = torch.tensor(ids[: len(ids) // options.window * options.window]).view(-1, options.window)
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: options.texts + LISTED]]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from grow import CONSTANT, DRAFT_VOCABULARY, FORBIDDEN, LOUDNESS, more_tokens, padded, sample
 from hasten.checkpoints.formats.eagle3 import open_eagle3, write_eagle3
 from hasten.checkpoints.hub import resolve
-from hasten.layers.attention_context import DenseContext
+from hasten.layers.attention import DenseContext
 from hasten.models.eagle import eagle_tensors, load_eagle
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps

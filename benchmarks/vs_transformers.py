@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwe
 
 from hasten import LLM, SamplingParams
 from hasten.bench.provenance import provenance
-from hasten.layers.attention_context import DenseContext
+from hasten.layers.attention import DenseContext
 from hasten.models.load import load_decoder
 from hasten.ops.choose import choose_ops
 

@@ -21,7 +21,7 @@ BEGINNINGS = 32, 192  # tokens of the shortest and of the longest prompt
 def pieces(llm: LLM, documents: list[corpus.Document], count: int, seed: int) -> list[list[int]]:
     """Windows of the documents, every token as likely as any other to be in one."""
     draw = np.random.default_rng(seed)
-    ids = [llm.tokenizer.encode(document.text, special=False) for document in documents]
+    ids = [llm.tokenizer.encode(document.text, add_special_tokens=False) for document in documents]
     ids = [text for text in ids if len(text) > PIECE]
     lengths = np.array([len(text) - PIECE for text in ids])
     chosen = draw.choice(len(ids), size=count, p=lengths / lengths.sum())

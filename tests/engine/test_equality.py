@@ -16,15 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hasten import LLM, RequestOutput, SamplingParams
-from hasten.layers.spec import RotarySpec
+from hasten.layers.rotary import RotarySpec
 from hasten.models.decoder import Decoder
 from hasten.ops.base import AttentionMask
 from hasten.ops.cpu.cpu import runnable
 from hasten.ops.cpu.library import NativeLibrary, native_library
 from hasten.ops.cpu.matrix import Matrix
 from hasten.ops.cpu.program import AttentionShape, Buffer, Program
-from hasten.ops.torch import backend as torch_backend
-from hasten.ops.torch import paged
+from hasten.ops.torch.backend import TorchOps
 from tests.tiny_models import TINY, tiny_reference
 
 PROMPTS, NEW_TOKENS, TOLERANCE = 64, 64, 1e-4
@@ -117,7 +116,7 @@ def test_the_demo_model_equals_transformers(prefix_caching: bool, backend: str) 
 def drop_a_bias(patch: pytest.MonkeyPatch) -> None:
     whole = Program.linear
     patch.setattr(Program, "linear", lambda self, matrix, x, bias, out, **named: whole(self, matrix, x, None, out, **named))
-    patch.setattr(torch_backend.TorchOps, "linear", lambda self, x, weight, bias: torch.nn.functional.linear(x, weight))
+    patch.setattr(TorchOps, "linear", lambda self, x, weight, bias: torch.nn.functional.linear(x, weight))
 
 
 def double_the_rope_base(patch: pytest.MonkeyPatch) -> None:
@@ -126,13 +125,13 @@ def double_the_rope_base(patch: pytest.MonkeyPatch) -> None:
 
 
 def widen_the_window(patch: pytest.MonkeyPatch) -> None:
-    whole = paged.attend_paged
+    whole = TorchOps.attend_paged
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: object, mask: AttentionMask) -> torch.Tensor:
         wider = mask if mask.window is None else dataclasses.replace(mask, window=mask.window + 1)
         return whole(q, k, v, kv, wider)  # type: ignore[arg-type]
 
-    patch.setattr(torch_backend, "attend_paged", attend)
+    patch.setattr(TorchOps, "attend_paged", staticmethod(attend))
     shape = AttentionShape.__init__
     patch.setattr(
         AttentionShape,

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hasten.layers.eagle import EagleHead, EagleSpec
-from hasten.layers.embedding import Embedding
 from hasten.layers.formats.dense import Dense, DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
-from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, RotarySpec
+from hasten.layers.linear import Embedding
+from hasten.layers.rotary import RotarySpec
+from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec
 from hasten.models.eagle import eagle_tensors
 from hasten.ops.torch.backend import TorchOps
 

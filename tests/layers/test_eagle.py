@@ -10,7 +10,7 @@ from torch import Tensor
 from hasten.core.plan import RowPlan
 from hasten.kv.group import KvGroup
 from hasten.kv.pool import KvPool
-from hasten.layers.attention_context import DenseContext
+from hasten.layers.attention import DenseContext
 from hasten.layers.eagle import EagleHead
 from hasten.runners.paged_context import PagedContext
 
@@ -71,9 +71,7 @@ def test_guesses_over_the_pool_equal_the_formula_of_the_whole_chain(window: int 
         stop = start + len(hidden)
         row = RowPlan(0, start, tuple(ids[start:stop].tolist()), ((3, 0, 2),), 1)
         positions = torch.arange(start, stop)
-        return head.run(
-            hidden, ids[start:stop], positions, PagedContext(head.ops, pool, [row], positions, head.rotary.at(positions))
-        )
+        return head.run(hidden, ids[start:stop], positions, PagedContext(head.ops, pool, [row], head.rotary))
 
     fused = head.fuse(states[:known])
     guesses = [run(fused[:4], 0)[-1:], run(fused[4:], 4)[-1:]]

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from hasten.core.errors import UnsupportedModel
 from hasten.layers.rotary import RotaryTables, inverse_frequencies
 from hasten.models.config import ConfigView
-from hasten.models.rope import longest_context, read_rotary
+from hasten.models.rope_config import longest_context, read_rotary
 
 HEAD_DIM, MAX_POSITIONS = 64, 4096
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hasten.layers.attention_context import DenseContext
+from hasten.layers.attention import DenseContext
 from hasten.models.decoder import Decoder
 
 TOLERANCE = 1e-4

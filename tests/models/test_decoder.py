@@ -12,7 +12,7 @@ from tests.tiny_models import tiny_reference
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hasten.layers.attention_context import DenseContext
+from hasten.layers.attention import DenseContext
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
 from hasten.models.load import load_decoder

@@ -13,7 +13,7 @@ from tests.models.dense import dense_logits, differences
 from tests.tiny_models import TINY, tiny_reference
 from torch import Tensor
 
-from hasten.layers.layer import Layer
+from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.spec import AttentionSpec
 from hasten.models.decoder import Decoder
 from hasten.models.load import load_decoder
@@ -83,7 +83,7 @@ def _full(spec: AttentionSpec) -> AttentionSpec:
 
 def _no_qk_norm(decoder: Decoder) -> Decoder:
     for layer in decoder.layers:
-        assert isinstance(layer, Layer)
+        assert isinstance(layer, DecoderLayer)
         layer.attention.q_norm = layer.attention.k_norm = None
     return decoder
 

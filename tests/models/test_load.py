@@ -129,7 +129,7 @@ def test_tied_checkpoints_may_hold_either_copy_or_both(tiny: Callable[[str], Pat
     shutil.rmtree(folder)
     both = edit("qwen2-tied", lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     model = _load(both)
-    assert model.spec.tied
+    assert model.spec.tie_word_embeddings
     assert torch.equal(dense_logits(model.decoder, PROMPT), expected)
 
 
@@ -139,7 +139,7 @@ def test_a_different_head_is_not_tied_whatever_the_configuration_says(edit: Call
 
     folder = edit("qwen2-tied", lambda tensors: tensors.update({"lm_head.weight": -tensors["model.embed_tokens.weight"]}))
     model = _load(folder)
-    assert not model.spec.tied
+    assert not model.spec.tie_word_embeddings
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor(PROMPT)).logits[0]
     torch.testing.assert_close(dense_logits(model.decoder, PROMPT), theirs, rtol=1e-4, atol=1e-4)

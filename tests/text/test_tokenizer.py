@@ -10,7 +10,7 @@ def test_spans_end_where_the_decoded_prefix_ends() -> None:
     tokenizer = TextTokenizer.load(resolve("demo"), 8192)
     assert tokenizer is not None
     text = "def naïve(x):\n\treturn '你好 🙂'  # <|im_end|> done\n"
-    ids, ends = tokenizer.spans(text)
+    ids, ends = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text)
     assert ends == sorted(ends) and ends[-1] == len(text.encode())
     for count in range(1, len(ids) + 1):

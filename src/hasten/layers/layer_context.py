@@ -1,4 +1,4 @@
-"""What every layer of one decoder is made with."""
+"""``LayerContext``: what every module of one decoder is built with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hasten.ops.base import Ops
 
 @dataclass(frozen=True, slots=True)
 class LayerContext:
-    """``dtype`` is that of norms, biases and the hidden state; matrices have the dtype of their format."""
+    """``dtype`` is the dtype of norms, biases and the hidden state; matrices have the dtype of their format."""
 
     ops: Ops
     formats: WeightFormatFactory
@@ -21,5 +21,5 @@ class LayerContext:
     device: torch.device | str = "cpu"
 
     def vector(self, size: int) -> nn.Parameter:
-        """A parameter [size], allocated, not initialised."""
+        """Return a parameter [size], allocated but not initialised."""
         return nn.Parameter(torch.empty(size, dtype=self.dtype, device=self.device), requires_grad=False)

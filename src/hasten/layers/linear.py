@@ -1,4 +1,4 @@
-"""``Linear``: a weight matrix in some format, and a bias."""
+"""``Linear`` and ``Embedding``: a weight matrix in some format, multiplied or looked up."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from torch import Tensor, nn
 from hasten.layers.formats.base import WeightFormat
 from hasten.layers.layer_context import LayerContext
 
-ROWS_AT_A_TIME = 4096  # that are unpacked at a time: they are float32
+SLICE_CHUNK = 4096  # rows that ``slice_rows`` holds unpacked, in float32, at a time
+
+
+class Embedding(nn.Module):
+    """One learned row per token or per position. With tied embeddings, ``lm_head`` shares the format."""
+
+    format: WeightFormat
+
+    def __init__(self, weight_format: WeightFormat) -> None:
+        super().__init__()
+        self.format = weight_format
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        return self.format.lookup(ids_T)
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b. ``format`` holds the matrix and may be replaced as a whole (quantisation)."""
+    """x Wᵀ + b. ``format`` holds the matrix W."""
 
     format: WeightFormat
 
@@ -21,19 +34,16 @@ class Linear(nn.Module):
         self.bias = layer_context.vector(weight_format.out_features) if bias else None
 
     def slice_rows(self, ids_R: Tensor, layer_context: LayerContext) -> Linear:
-        """The outputs ``ids_R`` of this matrix as one of their own: a vocabulary of fewer tokens. Values are those of this one."""
-        part = Linear(
-            layer_context.formats.lm_head(self.format.in_features, len(ids_R)),
-            bias=self.bias is not None,
-            layer_context=layer_context,
-        )
-        for first in range(0, len(ids_R), ROWS_AT_A_TIME):
-            some_R = ids_R[first : first + ROWS_AT_A_TIME]
-            rows = slice(first, first + len(some_R))
-            part.format.load("weight", self.format.lookup(some_R), rows, transposed=False)
-        if part.bias is not None and self.bias is not None:
-            part.bias.copy_(self.bias[ids_R])
-        return part
+        """Return a new ``Linear`` with the output rows ``ids_R`` of this one, such as an ``lm_head`` of fewer tokens."""
+        sliced_format = layer_context.formats.lm_head(self.format.in_features, len(ids_R))
+        sliced = Linear(sliced_format, bias=self.bias is not None, layer_context=layer_context)
+        for start in range(0, len(ids_R), SLICE_CHUNK):
+            chunk_R = ids_R[start : start + SLICE_CHUNK]
+            rows = slice(start, start + len(chunk_R))
+            sliced_format.load("weight", self.format.lookup(chunk_R), rows, transposed=False)
+        if sliced.bias is not None and self.bias is not None:
+            sliced.bias.copy_(self.bias[ids_R])
+        return sliced
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return self.format.multiply(x_TI, self.bias)

@@ -16,11 +16,10 @@ class Mlp(nn.Module):
         super().__init__()
         assert spec.gated or spec.activation != "silu", "a plain silu layer has no op"
         self.spec, self.ops = spec, layer_context.ops
-        up_size = spec.intermediate_size * (2 if spec.gated else 1)
-        self.up = Linear(layer_context.formats.projection(hidden_size, up_size), bias=spec.bias, layer_context=layer_context)
-        self.down = Linear(
-            layer_context.formats.projection(spec.intermediate_size, hidden_size), bias=spec.bias, layer_context=layer_context
-        )
+        formats, size = layer_context.formats, spec.intermediate_size
+        up_format = formats.projection(hidden_size, 2 * size if spec.gated else size)
+        self.up = Linear(up_format, bias=spec.bias, layer_context=layer_context)
+        self.down = Linear(formats.projection(size, hidden_size), bias=spec.bias, layer_context=layer_context)
 
     def forward(self, x_TE: Tensor) -> Tensor:
         out_TE: Tensor = self.down(self._activate(self.up(x_TE)))

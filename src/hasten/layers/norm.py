@@ -9,7 +9,7 @@ from hasten.layers.spec import NormSpec
 
 
 class Norm(nn.Module):
-    """``bias`` is None for the root-mean-square kind. Parameters are allocated, not initialised."""
+    """RMSNorm has no bias. Parameters are allocated but not initialised."""
 
     def __init__(self, spec: NormSpec, size: int, layer_context: LayerContext) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hasten.layers.rope_scaling import RotaryScaling
+from hasten.layers.rotary import RotarySpec
 from hasten.ops.base import AttentionMask
 
 NormKind = Literal["rms", "layer"]
@@ -16,15 +16,6 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 class NormSpec:
     kind: NormKind
     eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class RotarySpec:
-    """Rotary embedding of the whole head: ``dim`` is the head dim, ``theta`` the base of the wavelengths."""
-
-    theta: float
-    dim: int
-    scaling: RotaryScaling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""From a decoder to its native program: what ``Decoder.run`` computes, as fused instructions.
+"""Compile a decoder, or an EAGLE head, into a native program of fused instructions.
 
-A layer is seven to ten of them: norm and quantise · q, k and v · head norms, rotation and KV write · attention and its merge ·
-(quantise) · output projection added to the residual · norm and quantise · gate, up and activation · (quantise) · down, added.
+A layer takes seven to ten instructions: norm and quantise · q, k and v · head norms, rotation and KV write · attention and its
+merge · (quantise) · output projection added to the residual · norm and quantise · gate, up and activation · (quantise) · down,
+added.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 from typing import cast
 
 from hasten.layers.attention import Attention
-from hasten.layers.eagle import LAYER, EagleHead, EagleLayer
+from hasten.layers.decoder_layer import DecoderLayer
+from hasten.layers.eagle import LAYER_INDEX, EagleHead, EagleLayer
 from hasten.layers.formats.packed import Packed
-from hasten.layers.layer import Layer
-from hasten.layers.linear import Linear
+from hasten.layers.linear import Embedding, Linear
 from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
-from hasten.layers.spec import RotarySpec
+from hasten.layers.rotary import RotaryTables
 from hasten.models.decoder import Decoder
 from hasten.ops.cpu.matrix import Matrix
 from hasten.ops.cpu.program import Activation, AttentionShape, Buffer, HeadNorm, NormKind, Program
@@ -28,157 +29,145 @@ _ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": A
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """Where things lie in the program's memory."""
+    """Where a compiled program keeps the hidden states of the step."""
 
-    residual: Buffer  # the hidden states of the step
-    left: Buffer  # those of tokens that left early, which layers [L, 2 L) read
-    aux_hidden_states: dict[int, Buffer]  # the hidden states after some layers, once a step is done
+    residual: Buffer  # the input and output of the layers
+    exit_hidden: Buffer  # the input of the layers that only fill KV; of an EAGLE program, the hidden states that it reads
+    aux_hidden_states: dict[int, Buffer]  # the hidden states after some layers, valid when a step is done
 
 
-def lower(decoder: Decoder, program: Program, aux_layer_indices: Collection[int] = ()) -> CompiledProgram:
-    """Records the decoder into an empty program whose KV pool has the decoder's layers in their order.
+def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Collection[int] = ()) -> CompiledProgram:
+    """Record the decoder into an empty program whose KV pool has the decoder's layers in their order.
 
-    All matrices of the decoder must be ``Packed``. The program keeps what it needs of the decoder's parameters. After the L layers
-    of the decoder it has L more that are ``Decoder.fill``: layer L + i leaves keys and values of layer i and nothing else.
+    All matrices of the decoder must be ``Packed``. The program keeps the parameters that it needs. Layers [0, L) of the program are
+    those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values of layer i.
     """
-    assert all(0 <= layer < decoder.spec.num_layers for layer in aux_layer_indices), aux_layer_indices
-    residual = program.rows("residual", decoder.spec.hidden_size)
-    program.embed(_matrix(decoder.embedding.format), residual)
+    num_layers, size = decoder.spec.num_layers, decoder.spec.hidden_size
+    assert all(0 <= layer < num_layers for layer in aux_layer_indices), aux_layer_indices
+    residual = program.rows("residual", size)
+    program.embed(_matrix(decoder.embedding), residual)
     if decoder.positions is not None:
-        program.embed(_matrix(decoder.positions.format), residual, by_position=True)
-    rotary = {spec: _rotary(program, decoder, spec) for spec in decoder.spec.rotary_specs}
-    tapped: dict[int, Buffer] = {}
-    for index, layer in enumerate(decoder.layers):
+        program.embed(_matrix(decoder.positions), residual, by_position=True)
+    compiler = _Compiler(program, decoder.rotary)
+    layers = [cast(DecoderLayer, layer) for layer in decoder.layers]
+    aux_hidden_states: dict[int, Buffer] = {}
+    for index, layer in enumerate(layers):
         program.begin_layer()
-        _layer(program, cast(Layer, layer), index, residual, rotary)
+        qkv = compiler.qkv(layer.attention, index, compiler.normalized(layer.attention_norm, residual, layer.attention.qkv))
+        compiler.attention_and_mlp(layer, index, qkv, residual)
         if index in aux_layer_indices:
-            tapped[index] = _tap(program, residual, index, last=index == decoder.spec.num_layers - 1)
-    left = program.rows("left", decoder.spec.hidden_size)
-    for index, layer in enumerate(decoder.layers):
+            aux_hidden_states[index] = residual if index == num_layers - 1 else compiler.copy(residual, f"aux hidden state {index}")
+    exit_hidden = program.rows("exit hidden", size)
+    for index, layer in enumerate(layers):
         program.begin_layer()
-        _keys(program, cast(Layer, layer), index, left, rotary)
-    program.begin_head()
-    last = program.rows("last", decoder.spec.hidden_size)
-    program.gather(residual, last)
-    head = _matrix(decoder.lm_head.format)
-    program.linear(head, _normalized(program, decoder.norm, last, head), decoder.lm_head.bias, None)
-    return CompiledProgram(residual, left, tapped)
+        compiler.qkv(layer.attention, index, compiler.normalized(layer.attention_norm, exit_hidden, layer.attention.qkv))
+    compiler.head(decoder.norm, decoder.lm_head, residual)
+    return CompiledProgram(residual, exit_hidden, aux_hidden_states)
 
 
 def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:
-    """Records an EAGLE head into an empty program over a pool of one layer: ``EagleHead.run``, and ``head`` of the tokens wanted.
+    """Record ``EagleHead.run`` and ``EagleHead.head`` into an empty program over a KV pool of one layer.
 
-    The states that it runs on are read where ``CompiledProgram.left`` says. Its hidden size is a multiple of 16.
+    The program reads hidden states from ``CompiledProgram.exit_hidden``. The head's hidden size must be a multiple of 16.
     """
     layer, size = head.layer, head.spec.hidden_size
-    attention, spec = layer.attention, layer.attention.spec
     hidden, embedded, residual = (program.rows(name, size) for name in ("hidden state", "embedded", "residual"))
-    both = program.rows("both", 2 * size)
-    program.embed(_matrix(head.embedding.format), embedded)
-    rotary = None if spec.rotary is None else program.rotary(head.rotary.frequencies(spec.rotary), _factor(spec.rotary))
+    attention_input = program.rows("attention input", 2 * size)
+    program.embed(_matrix(head.embedding), embedded)
+    compiler = _Compiler(program, head.rotary)
     program.begin_layer()
-    _norm(program, layer.attention_norm, embedded, program.part(both, 0, size))
-    normed = program.part(both, size, size)
-    _norm(program, layer.hidden_norm, hidden, normed)
+    compiler.norm(layer.attention_norm, embedded, program.part(attention_input, 0, size))
+    normed = program.part(attention_input, size, size)
+    compiler.norm(layer.hidden_norm, hidden, normed)
     program.norm(NormKind.NONE, normed if layer.norm_before_residual else hidden, None, None, 0.0, residual)
-    qkv = program.rows("qkv", spec.qkv_size)
-    _linear(program, attention.qkv, _ready(program, both, _matrix(attention.qkv.format)), qkv)
-    program.prepare(LAYER, qkv, spec.num_heads, _head_norm(attention), rotary)
-    _attend(program, layer, LAYER, qkv, residual)
-    program.begin_head()
-    last = program.rows("last", size)
-    program.gather(residual, last)
-    lm_head = _matrix(head.lm_head.format)
-    program.linear(lm_head, _normalized(program, head.norm, last, lm_head), head.lm_head.bias, None)
+    qkv = compiler.qkv(layer.attention, LAYER_INDEX, compiler.quantized(attention_input, layer.attention.qkv))
+    compiler.attention_and_mlp(layer, LAYER_INDEX, qkv, residual)
+    compiler.head(head.norm, head.lm_head, residual)
     return CompiledProgram(residual, hidden, {})
 
 
-def _norm(program: Program, norm: Norm, x: Buffer, out: Buffer) -> None:
-    program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
+class _Compiler:
+    """Records the parts of decoder layers into a program; to be made in its prologue, because it records the rotary tables."""
+
+    def __init__(self, program: Program, rotary: RotaryTables) -> None:
+        self.program = program
+        self.rotary = {
+            spec: program.rotary(frequencies, spec.attention_factor) for spec, frequencies in rotary.inverse_frequencies.items()
+        }
+
+    def copy(self, x: Buffer, name: str) -> Buffer:
+        out = self.program.rows(name, x.width)
+        self.program.norm(NormKind.NONE, x, None, None, 0.0, out)
+        return out
+
+    def norm(self, norm: Norm, x: Buffer, out: Buffer) -> None:
+        self.program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
+
+    def input_buffer(self, reader: Linear, name: str) -> Buffer:
+        """Return the buffer for the input of ``reader``, int8 if it takes int8."""
+        matrix = _matrix(reader)
+        return self.program.quantized_rows(matrix) if matrix.int8_activations else self.program.rows(name, matrix.in_features)
+
+    def normalized(self, norm: Norm, x: Buffer, reader: Linear) -> Buffer:
+        """Return norm(x) as an input of ``reader``."""
+        out = self.input_buffer(reader, "normalized")
+        self.norm(norm, x, out)
+        return out
+
+    def quantized(self, x: Buffer, reader: Linear) -> Buffer:
+        """Return x as an input of ``reader``."""
+        matrix = _matrix(reader)
+        if not matrix.int8_activations:
+            return x
+        out = self.program.quantized_rows(matrix)
+        self.program.quantize(x, out)
+        return out
+
+    def linear(self, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:
+        self.program.linear(_matrix(linear), x, linear.bias, out, add=add)
+
+    def qkv(self, attention: Attention, index: int, x: Buffer) -> Buffer:
+        """Store keys and values of layer ``index``; return the rows [q | k | v]."""
+        spec, q_norm, k_norm = attention.spec, attention.q_norm, attention.k_norm
+        qkv = self.program.rows("qkv", spec.qkv_size)
+        self.linear(attention.qkv, x, qkv)
+        head_norm = None
+        if q_norm is not None and k_norm is not None:
+            kind, eps = _NORMS[q_norm.spec.kind], q_norm.spec.eps
+            head_norm = HeadNorm(kind, eps, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
+        rotary = None if spec.rotary is None else self.rotary[spec.rotary]
+        self.program.prepare(index, qkv, spec.num_heads, head_norm, rotary)
+        return qkv
+
+    def attention_and_mlp(self, layer: DecoderLayer | EagleLayer, index: int, qkv: Buffer, residual: Buffer) -> None:
+        """Add attention and feed-forward of the layer to the residual."""
+        attention, spec = layer.attention, layer.attention.spec
+        attended = self.program.rows("attended", spec.q_size)
+        self.program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
+        self.linear(attention.out, self.quantized(attended, attention.out), residual, add=True)
+        self.mlp(layer.mlp, self.normalized(layer.mlp_norm, residual, layer.mlp.up), residual)
+
+    def mlp(self, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
+        size, gated, activation = mlp.spec.intermediate_size, mlp.spec.gated, _ACTIVATIONS[mlp.spec.activation]
+        if not gated or size % 16 == 0:
+            hidden = self.program.rows("hidden", size)
+            self.program.linear(_matrix(mlp.up), x, mlp.up.bias, hidden, gated=gated, activation=activation)
+            hidden = self.quantized(hidden, mlp.down)
+        else:
+            # The fused instruction needs the rows of up to begin at a panel of 16.
+            up = self.program.rows("up", 2 * size)
+            self.linear(mlp.up, x, up)
+            hidden = self.input_buffer(mlp.down, "hidden")
+            self.program.activate(activation, up, hidden, gated=True)
+        self.linear(mlp.down, hidden, residual, add=True)
+
+    def head(self, norm: Norm, lm_head: Linear, residual: Buffer) -> None:
+        self.program.begin_head()
+        gathered = self.program.rows("gathered", residual.width)
+        self.program.gather(residual, gathered)
+        self.program.linear(_matrix(lm_head), self.normalized(norm, gathered, lm_head), lm_head.bias, None)
 
 
-def _tap(program: Program, residual: Buffer, index: int, *, last: bool) -> Buffer:
-    """A copy of the residual, unless no later layer adds to it."""
-    if last:
-        return residual
-    copy = program.rows(f"tap {index}", residual.width)
-    program.norm(NormKind.NONE, residual, None, None, 0.0, copy)
-    return copy
-
-
-def _rotary(program: Program, decoder: Decoder, spec: RotarySpec) -> int:
-    return program.rotary(decoder.rotary.frequencies(spec), _factor(spec))
-
-
-def _factor(spec: RotarySpec) -> float:
-    return 1.0 if spec.scaling is None else spec.scaling.attention_factor
-
-
-def _layer(program: Program, layer: Layer, index: int, residual: Buffer, rotary: dict[RotarySpec, int]) -> None:
-    _attend(program, layer, index, _keys(program, layer, index, residual, rotary), residual)
-
-
-def _attend(program: Program, layer: Layer | EagleLayer, index: int, qkv: Buffer, residual: Buffer) -> None:
-    """All that follows the keys: attention and feed-forward, added to the residual."""
-    attention, spec = layer.attention, layer.attention.spec
-    attended = program.rows("attended", spec.q_size)
-    program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
-    _linear(program, attention.out, _ready(program, attended, _matrix(attention.out.format)), residual, add=True)
-    _mlp(program, layer.mlp, _normalized(program, layer.mlp_norm, residual, _matrix(layer.mlp.up.format)), residual)
-
-
-def _keys(program: Program, layer: Layer, index: int, x: Buffer, rotary: dict[RotarySpec, int]) -> Buffer:
-    """Keys and values of the layer go to the pool; returns the rows with its queries."""
-    attention, spec = layer.attention, layer.attention.spec
-    qkv = program.rows("qkv", spec.qkv_size)
-    _linear(program, attention.qkv, _normalized(program, layer.attention_norm, x, _matrix(attention.qkv.format)), qkv)
-    rotated = None if spec.rotary is None else rotary[spec.rotary]
-    program.prepare(index, qkv, spec.num_heads, _head_norm(attention), rotated)
-    return qkv
-
-
-def _head_norm(attention: Attention) -> HeadNorm | None:
-    q, k = attention.q_norm, attention.k_norm
-    if q is None or k is None:
-        return None
-    return HeadNorm(_NORMS[q.spec.kind], q.spec.eps, q.weight, q.bias, k.weight, k.bias)
-
-
-def _mlp(program: Program, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
-    size, activation, down = mlp.spec.intermediate_size, _ACTIVATIONS[mlp.spec.activation], _matrix(mlp.down.format)
-    hidden = program.rows("hidden", size)
-    if not mlp.spec.gated or size % 16 == 0:
-        program.linear(_matrix(mlp.up.format), x, mlp.up.bias, hidden, gated=mlp.spec.gated, activation=activation)
-        ready = _ready(program, hidden, down)
-    else:
-        # Gate and up do not begin at a panel of their own, so that one item would need parts of two.
-        up = program.rows("up", 2 * size)
-        _linear(program, mlp.up, x, up)
-        ready = program.quantized_rows(down) if down.int8_activations else hidden
-        program.activate(activation, up, ready, gated=True)
-    _linear(program, mlp.down, ready, residual, add=True)
-
-
-def _linear(program: Program, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:
-    program.linear(_matrix(linear.format), x, linear.bias, out, add=add)
-
-
-def _normalized(program: Program, norm: Norm, x: Buffer, reader: Matrix) -> Buffer:
-    """norm(x), in the form that products with ``reader`` take."""
-    out = program.quantized_rows(reader) if reader.int8_activations else program.rows("normalized", x.width)
-    _norm(program, norm, x, out)
-    return out
-
-
-def _ready(program: Program, x: Buffer, reader: Matrix) -> Buffer:
-    """x in the form that products with ``reader`` take."""
-    if not reader.int8_activations:
-        return x
-    out = program.quantized_rows(reader)
-    program.quantize(x, out)
-    return out
-
-
-def _matrix(weight_format: object) -> Matrix:
-    assert isinstance(weight_format, Packed), weight_format
-    return weight_format.matrix
+def _matrix(module: Linear | Embedding) -> Matrix:
+    assert isinstance(module.format, Packed), module.format
+    return module.format.matrix

@@ -1,4 +1,4 @@
-"""``Decoder``: every family's forward pass. It knows no cache, no request and no batch: only tokens end to end.
+"""``Decoder``: the forward pass of all families. It knows no cache, request or batch, only concatenated tokens.
 
 Shape suffixes: T tokens · R rows · E hidden size · V vocabulary.
 """
@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hasten.layers.attention_context import AttentionContext, FillContext
-from hasten.layers.embedding import Embedding
+from hasten.layers.attention import AttentionContext, FillKvContext
+from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.formats.base import WeightFormatFactory
 from hasten.layers.formats.dense import DenseFormatFactory
-from hasten.layers.layer import Layer
 from hasten.layers.layer_context import LayerContext
-from hasten.layers.linear import Linear
+from hasten.layers.linear import Embedding, Linear
 from hasten.layers.norm import Norm
 from hasten.layers.rotary import RotaryTables
 from hasten.models.spec import DecoderSpec
@@ -24,9 +23,9 @@ from hasten.ops.base import Ops
 
 
 class Decoder(nn.Module):
-    """Parameters are allocated, not initialised, and do not require gradients until someone asks for them.
+    """``embed``, ``run`` and ``head`` compose: pipeline stages, early exits and soft prompts use parts of them.
 
-    ``embed``, ``run`` and ``head`` compose: a pipeline stage, an early exit or a soft prompt uses a part of them.
+    Parameters are allocated but not initialised, and do not require gradients until ``requires_grad_`` is called.
     """
 
     def __init__(
@@ -37,23 +36,24 @@ class Decoder(nn.Module):
         device: torch.device | str = "cpu",
         formats: WeightFormatFactory | None = None,
     ) -> None:
-        """``dtype`` is that of the hidden state. Without ``formats`` all matrices are dense, in the same dtype."""
+        """``dtype`` is the dtype of the hidden state. Without ``formats`` all matrices are dense in this dtype."""
         super().__init__()
         self.spec, self.ops, self.dtype = spec, ops, dtype
         size = spec.hidden_size
         layer_context = LayerContext(ops, formats or DenseFormatFactory(ops, dtype, device), dtype, device)
         self.embedding = Embedding(layer_context.formats.lm_head(size, spec.vocab_size))
         self.positions = Embedding(layer_context.formats.table(spec.max_positions, size)) if spec.learned_positions else None
-        self.layers = nn.ModuleList(Layer(layer, spec.norm, size, layer_context) for layer in spec.layers)
+        self.layers = nn.ModuleList(DecoderLayer(layer, spec.norm, size, layer_context) for layer in spec.layers)
         self.norm = Norm(spec.norm, size, layer_context)
-        head = self.embedding.format if spec.tied else layer_context.formats.lm_head(size, spec.vocab_size)
-        self.lm_head = Linear(head, bias=False, layer_context=layer_context)
+        tied = spec.tie_word_embeddings
+        lm_head_format = self.embedding.format if tied else layer_context.formats.lm_head(size, spec.vocab_size)
+        self.lm_head = Linear(lm_head_format, bias=False, layer_context=layer_context)
         self.rotary = RotaryTables(spec.rotary_specs, device)
 
     def embed(self, ids_T: Tensor) -> Tensor:
-        """Token embeddings [T, E]. Positions come with the first layer."""
-        embedded: Tensor = self.embedding(ids_T)
-        return embedded
+        """Return token embeddings [T, E]. ``run`` adds learned positions."""
+        embedded_TE: Tensor = self.embedding(ids_T)
+        return embedded_TE
 
     def run(
         self,
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         stop: int | None = None,
         hooks: Mapping[int, Callable[[Tensor], None]] | None = None,
     ) -> Tensor:
-        """Layers ``[start, stop)``, all that follow when ``stop`` is None. [T, E]
+        """Run layers ``[start, stop)``; ``stop`` None runs all from ``start``. [T, E]
 
         A range that begins at 0 adds learned positions. ``hooks[i]`` is called with the hidden state after layer i.
         """
@@ -78,14 +78,14 @@ class Decoder(nn.Module):
                 hooks[index](hidden_TE)
         return hidden_TE
 
-    def fill(self, hidden_TE: Tensor, context: FillContext, start: int, stop: int) -> None:
-        """Keys and values of layers ``[start, stop)`` for tokens that have left the model: in all of them from their last state."""
+    def fill_kv(self, hidden_TE: Tensor, context: FillKvContext, start: int, stop: int) -> None:
+        """Store keys and values of layers ``[start, stop)`` for tokens that exited early, all from their last hidden state."""
         for index in range(start, stop):
             layer = self.layers[index]
-            assert isinstance(layer, Layer)
-            layer.fill(hidden_TE, index, context)
+            assert isinstance(layer, DecoderLayer)
+            layer.fill_kv(hidden_TE, index, context)
 
     def head(self, hidden_RE: Tensor, lm_head: Linear | None = None) -> Tensor:
-        """Final norm and vocabulary projection, or a part of it. Logits [R, V], float32."""
+        """Apply the final norm and ``lm_head``, the decoder's by default. Logits [R, V], float32."""
         logits_RV: Tensor = (self.lm_head if lm_head is None else lm_head)(self.norm(hidden_RE))
         return logits_RV.float()

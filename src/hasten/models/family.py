@@ -1,4 +1,4 @@
-"""``ModelFamily``: what a family file says, and finding it by ``model_type``."""
+"""``ModelFamily``: the contents of a family file, and finding a family by ``model_type``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from typing import Any
 
 from hasten.core.errors import UnsupportedModel, nearest
 from hasten.models import families
+from hasten.models.config import ConfigView
 from hasten.models.spec import DecoderSpec
 from hasten.models.weights import WeightMap
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """One per file of ``models/families``; the file's name is the ``model_type`` and its ``FAMILY`` is this."""
+    """Each file of ``models/families`` holds one as ``FAMILY``; the file's name is the ``model_type``."""
 
-    spec: Callable[[Mapping[str, Any]], DecoderSpec]
+    read_spec: Callable[[ConfigView], DecoderSpec]
     weights: Callable[[DecoderSpec], WeightMap]
-    prefix: str  # of every tensor but the vocabulary projection; checkpoints of the bare model leave it out
-    ignored: tuple[str, ...] = ()  # patterns (full match) of tensors that old checkpoints hold and no computation needs
+    prefix: str  # of every tensor name but that of lm_head; checkpoints of the bare model leave it out
+    ignored: tuple[str, ...] = ()  # patterns (full match) of tensors that old checkpoints hold and that hasten does not need
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """Return the decoder that ``config.json`` describes. Raises ``UnsupportedModel`` with all unsupported values."""
+        view = ConfigView(config)
+        spec = self.read_spec(view)
+        view.check()
+        return spec
 
 
 def family_names() -> tuple[str, ...]:
@@ -29,16 +37,16 @@ def family_names() -> tuple[str, ...]:
 
 
 def find_family(config: Mapping[str, Any]) -> ModelFamily:
-    """Raises ``UnsupportedModel`` for an unknown ``model_type``, with the known ones and the nearest."""
-    name, known = config.get("model_type"), family_names()
-    if name not in known:
-        close = nearest(str(name), known)
+    """Return the family of the configuration's ``model_type``. Raises ``UnsupportedModel`` if there is none."""
+    model_type, supported = config.get("model_type"), family_names()
+    if model_type not in supported:
+        suggestion = nearest(str(model_type), supported)
         raise UnsupportedModel(
-            "hasten does not decode this model type",
-            got=repr(name),
-            allowed=", ".join(known),
-            remedy=close if close.startswith("Did") else "Use a checkpoint of one of these families",
+            "hasten does not support this model type",
+            got=repr(model_type),
+            allowed=", ".join(supported),
+            remedy=suggestion if suggestion.startswith("Did") else "Use a checkpoint of one of these families",
         )
-    family = importlib.import_module(f"{families.__name__}.{name}").FAMILY
-    assert isinstance(family, ModelFamily), name
+    family = importlib.import_module(f"{families.__name__}.{model_type}").FAMILY
+    assert isinstance(family, ModelFamily), model_type
     return family

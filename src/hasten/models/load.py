@@ -1,31 +1,27 @@
-"""``load_decoder``: from a checkpoint folder to a decoder that is ready to run. Weights go straight from the file into place."""
+"""``load_decoder``: from a checkpoint folder to a decoder that is ready to run. Weights are read straight into their parameters."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
-from hasten.layers.formats.base import WeightFormat, WeightFormatFactory
+from hasten.layers.formats.base import WeightFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
-from hasten.models.match import match
 from hasten.models.spec import DecoderSpec
-from hasten.models.weights import WeightMap
+from hasten.models.weights import STORED_DTYPES, Progress, WeightMap, check_tensors, load_weights
 from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-HEAD, EMBEDDING = "lm_head.format.weight", "embedding.format.weight"
-
-Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
+LM_HEAD = "lm_head.weight"  # in the checkpoints of every family
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +42,13 @@ def load_decoder(
     formats: Callable[[torch.dtype], WeightFormatFactory] | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Reads config.json and safetensors of a local folder. ``dtype`` "auto" is the checkpoint's own.
-    ``formats``, for that dtype, says how matrices are stored: dense if left out.
+    """Load the model of a local folder with config.json and safetensors.
 
-    Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with every fault of the folder, before any weight is read,
-    and ``InvalidOption`` for an unknown ``dtype``.
+    ``dtype`` "auto" is the dtype of the checkpoint. ``formats`` returns the weight formats for a dtype; None makes all matrices
+    dense.
+
+    Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults of the folder, before any weight is read.
+    Raises ``InvalidOption`` for an unknown ``dtype``.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise InvalidOption(
@@ -58,73 +56,81 @@ def load_decoder(
         )
     checkpoint = Checkpoint.open(folder)
     family = find_family(checkpoint.config)
-    spec = _settle_tying(checkpoint, family, family.spec(checkpoint.config))
-    chosen = DTYPES[_own_dtype(checkpoint) if dtype == "auto" else dtype]
-    # On the meta device nothing is allocated: a checkpoint of the wrong shape fails before it takes memory.
-    sources = match(checkpoint, family, spec, Decoder(spec, ops, chosen, "meta"))
-    decoder = Decoder(spec, ops, chosen, formats=None if formats is None else formats(chosen))
-    fill(decoder, checkpoint, sources, progress)
-    return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, chosen)
+    spec = _resolve_tied_embeddings(checkpoint, family, family.spec(checkpoint.config))
+    torch_dtype = DTYPES[_checkpoint_dtype(checkpoint) if dtype == "auto" else dtype]
+    sources = _weight_map(checkpoint, family, spec)
+    # The meta device allocates nothing, so a checkpoint of the wrong shape fails before it takes memory.
+    meta_decoder = Decoder(spec, ops, torch_dtype, "meta")
+    ignored = _ignored_names(checkpoint, family, spec)
+    check_tensors(checkpoint, sources, meta_decoder, described_by=f"its {spec.model_type} configuration", ignored=ignored)
+    decoder = Decoder(spec, ops, torch_dtype, formats=None if formats is None else formats(torch_dtype))
+    load_weights(decoder, checkpoint, sources, progress)
+    return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, torch_dtype)
 
 
-def check_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
-    """Raises ``InvalidOption``, with both numbers, if the draft model is not for a model of this vocabulary."""
+def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
+    """Raise ``InvalidOption`` if the draft model's vocabulary is not of this size."""
     if draft.spec.vocab_size != vocab_size:
         raise InvalidOption(
-            "the draft model has another vocabulary than the model",
+            "the vocabularies of the draft model and the model differ",
             got=f"{draft.spec.vocab_size} tokens in {name}",
             allowed=f"{vocab_size} tokens",
             remedy=remedy,
         )
 
 
-def _own_dtype(checkpoint: Checkpoint) -> str:
-    """What the configuration says under its new or old key, or else what the first matrix is stored in."""
-    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    if named is None:
-        stored = next((entry.dtype for entry in checkpoint.tensors.values() if entry.dtype in STORED), "F32")
-        return STORED[stored]
-    name = str(named).removeprefix("torch.")
+def _checkpoint_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype in the configuration, under its new or old key; without one, the dtype of the first stored matrix."""
+    configured = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    if configured is None:
+        stored = next((entry.dtype for entry in checkpoint.tensors.values() if entry.dtype in STORED_DTYPES), "F32")
+        return STORED_DTYPES[stored]
+    name = str(configured).removeprefix("torch.")
     if name not in DTYPES:
         raise CheckpointError(
-            f"config.json of {checkpoint.folder} asks for a dtype that hasten does not compute in",
-            got=repr(named),
+            f"hasten does not compute in the dtype that config.json of {checkpoint.folder} names",
+            got=repr(configured),
             allowed=", ".join(DTYPES),
             remedy="Choose one with the option dtype",
         )
     return name
 
 
-def _settle_tying(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> DecoderSpec:
-    """A configuration may say that the projection is the embedding while the file holds a different one: then the file is right."""
-    if not spec.tied:
-        return spec
-    untied = dataclasses.replace(spec, tied=False)
-    names = {source.target: source.name for source in family.weights(untied) if source.target in (HEAD, EMBEDDING)}
-    head, embedding = names[HEAD], names[EMBEDDING]
-    if embedding not in checkpoint.tensors:
-        embedding = embedding.removeprefix(family.prefix)
-    stored = [checkpoint.tensors[name] for name in (head, embedding) if name in checkpoint.tensors]
-    if len(stored) < 2 or any(entry.dtype not in STORED for entry in stored):
-        return spec
-    alike = stored[0].dtype == stored[1].dtype and torch.equal(checkpoint.read(head), checkpoint.read(embedding))
-    return spec if alike else untied
+def _has_prefix(checkpoint: Checkpoint, family: ModelFamily) -> bool:
+    return any(name.startswith(family.prefix) for name in checkpoint.tensors)
 
 
-def fill(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:
-    """Reads every tensor of ``sources`` into its parameter of ``module``."""
-    total = sum(checkpoint.tensors[source.name].nbytes for source in sources)
-    done = 0
-    for source in sources:
-        path, _, part = source.target.rpartition(".")
-        owner: Any = module.get_submodule(path)
-        rows = slice(None) if source.rows is None else slice(*source.rows)
-        tensor = checkpoint.read(source.name)
-        if path.endswith(".format"):
-            weight_format: WeightFormat = owner
-            weight_format.load(part, tensor, rows, transposed=source.transposed)
-        else:
-            owner.get_parameter(part)[rows].copy_(tensor)
-        done += checkpoint.tensors[source.name].nbytes
-        if progress is not None:
-            progress(done, total)
+def _weight_map(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> WeightMap:
+    """Return the family's weight map with the tensor names that this checkpoint uses.
+
+    Checkpoints of the bare model leave out the prefix, and tied ones may store the embedding under the name of ``lm_head``.
+    """
+    sources, has_prefix = [], _has_prefix(checkpoint, family)
+    for source in family.weights(spec):
+        name = source.name if has_prefix else source.name.removeprefix(family.prefix)
+        is_embedding = source.target == "embedding.format.weight"
+        if is_embedding and spec.tie_word_embeddings and name not in checkpoint.tensors and LM_HEAD in checkpoint.tensors:
+            name = LM_HEAD
+        sources.append(dataclasses.replace(source, name=name))
+    return tuple(sources)
+
+
+def _ignored_names(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> set[str]:
+    """Return the stored tensors that the family ignores, and ``lm_head`` if it is a copy of the embedding."""
+    prefix = "" if _has_prefix(checkpoint, family) else family.prefix
+    ignored = {name for name in checkpoint.tensors if any(re.fullmatch(pattern, prefix + name) for pattern in family.ignored)}
+    return {*ignored, LM_HEAD} if spec.tie_word_embeddings else ignored
+
+
+def _resolve_tied_embeddings(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> DecoderSpec:
+    """Untie ``lm_head`` if the checkpoint holds one that differs from the embedding, whatever the configuration says."""
+    if not spec.tie_word_embeddings:
+        return spec
+    untied = dataclasses.replace(spec, tie_word_embeddings=False)
+    names = {source.target: source.name for source in _weight_map(checkpoint, family, untied)}
+    embedding = names["embedding.format.weight"]
+    stored = [checkpoint.tensors[name] for name in (LM_HEAD, embedding) if name in checkpoint.tensors]
+    if len(stored) < 2 or any(entry.dtype not in STORED_DTYPES for entry in stored):
+        return spec
+    equal = stored[0].dtype == stored[1].dtype and torch.equal(checkpoint.read(LM_HEAD), checkpoint.read(embedding))
+    return spec if equal else untied

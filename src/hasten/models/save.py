@@ -20,8 +20,7 @@ def write_decoder(folder: Path, decoder: Decoder, family: ModelFamily, config: M
     """A folder that transformers and hasten load. All matrices are dense."""
     tensors: dict[str, Tensor] = {}
     for source in family.weights(decoder.spec):
-        rows = slice(None) if source.rows is None else slice(*source.rows)
-        tensor = decoder.get_parameter(source.target).detach()[rows]
+        tensor = source.rows(decoder).detach()
         # A copy: rows of one parameter share its memory, which the file format does not take.
         tensors[source.name] = (tensor.T if source.transposed else tensor).to(dtype, copy=True).contiguous()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Numeric operations: one interface, a torch reference, and faster backends that must equal it."""
+"""Numeric operations: one interface, a torch reference, and faster backends that must match it."""

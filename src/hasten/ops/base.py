@@ -1,10 +1,9 @@
-"""The few numeric operations a decoder is made of, one signature each. The torch backend is their specification.
+"""``Ops``: the few numeric operations of a decoder, one signature each. The torch backend is their specification.
 
-Shape suffixes: T tokens of the step (all rows end to end) · H query heads · K key/value heads · D head dim · I in features ·
+Shape suffixes: T tokens of the step (all rows concatenated) · H query heads · K key/value heads · D head dim · I in features ·
 O out features · F feed-forward · B blocks · S slots of a block · L layers of a group · R rows.
 
-A backend is chosen once, when the model is loaded. Each op may be replaced by a faster one that gives the same numbers within
-the bounds that its test states.
+The backend is chosen once, when the model is loaded. A faster op gives the same numbers within the bounds that its test states.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """Where one row of the step lies: tokens ``[begin, end)`` of the step are slots ``[start, start + end - begin)``."""
+    """The place of one row: tokens ``[begin, end)`` of the step are slots ``[start, start + end - begin)`` of the sequence."""
 
     begin: int
     end: int
@@ -28,14 +27,14 @@ class RowView:
     first_block: int
     # The blocks are consecutive in the pool, so the row's keys and values are a plain slice of it.
     contiguous: bool
-    # Of a row that branches: whether a token of the row sees another [token, token]. It sees a path and stands at the position
-    # start + number of them - 1. None: each stands at the position of its slot and sees all before it.
+    # Of a draft tree: whether a token of the row sees another [token, token]. It sees a path and has the position
+    # start + length of the path - 1. None: each token has the position of its slot and sees all before it.
     tree_tt: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PagedKv:
-    """One layer's keys and values in the paged pool, and where this step's rows lie in it."""
+    """One layer's keys and values in the paged pool, and the place of this step's rows in it."""
 
     k_BSKD: Tensor
     v_BSKD: Tensor
@@ -45,14 +44,14 @@ class PagedKv:
 
 @dataclass(frozen=True, slots=True)
 class AttentionMask:
-    """Which keys a query at position p may see: those at (p - window, p]. ``scale`` multiplies q·k."""
+    """A query at position p sees the keys at (p - window, p]. ``scale`` multiplies q·k."""
 
     scale: float
     window: int | None = None
 
 
 class Ops(Protocol):
-    """One backend. All ops are pure unless they say what they write."""
+    """One backend. All ops are pure unless their docstring says what they write."""
 
     name: str
 
@@ -61,32 +60,45 @@ class Ops(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / rms(x) · weight over the last dimension, computed in float32 (Zhang & Sennrich, 2019)."""
+        """x / rms(x) · weight over the last dimension (Zhang & Sennrich, 2019).
+
+        Computed in float32, rounded to the dtype of ``x``, then multiplied by ``weight``.
+        """
         ...
 
-    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor: ...
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """(x - mean) / sqrt(var + eps) · weight + bias over the last dimension (Ba et al., 2016), computed in float32."""
+        ...
 
     def rotate(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        """Rotary embedding (Su et al., 2021), halves convention: dimension i is paired with i + D/2."""
+        """Turn the pair (i, i + D/2) of each head by the angle of its position (rotary embedding, Su et al., 2021).
+
+        ``cos_TD`` and ``sin_TD`` are float32 and repeat after D/2. Computed in float32, rounded once to the dtype of ``x_THD``.
+        """
         ...
 
     def silu_mul(self, gate_up_TF: Tensor) -> Tensor:
         """silu(gate) · up of the fused projection [T, 2F], gates first. [T, F]"""
         ...
 
-    def gelu(self, x: Tensor, *, tanh: bool) -> Tensor: ...
+    def gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
+        """x · Φ(x) (Hendrycks & Gimpel, 2016), exact or by the tanh approximation."""
+        ...
 
     def attend_dense(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: AttentionMask) -> Tensor:
-        """Causal attention of one sequence over itself. [T, H, D]"""
+        """Causal attention of one sequence over itself: softmax(scale · q kᵀ) v. [T, H, D]
+
+        Query heads share key/value heads in groups.
+        """
         ...
 
     def write_paged(self, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv) -> None:
-        """Writes k and v into the pool at ``kv.slots_T``."""
+        """Write k and v into the pool at ``kv.slots_T``."""
         ...
 
     def attend_paged(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
-        """Writes k and v into the pool at ``kv.slots_T``, then attends each row over its own positions so far. [T, H, D]
+        """Write k and v into the pool at ``kv.slots_T``, then attend each row over its own positions so far. [T, H, D]
 
-        Tokens of a row that branches see the slots before the row and their own paths.
+        Tokens of a draft tree see the slots before the row and their own paths.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which backend computes, and why. Asked once, when a model is loaded; the answer is shown by ``hasten doctor``."""
+"""``choose_ops``: choose the backend when a model is loaded, and say why; ``hasten doctor`` shows the reason."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ DEVICES = ("cpu",)
 
 
 def choose_ops(device: str) -> tuple[Ops, str]:
-    """The fastest backend for a device and one sentence of reasons. Raises ``InvalidOption`` for a device without a backend."""
+    """Return the fastest backend for a device and the reason. Raises ``InvalidOption`` for a device without a backend."""
     if device not in DEVICES:
         raise InvalidOption("no backend computes on this device", got=repr(device), remedy=nearest(device, DEVICES))
     from hasten.ops.torch.backend import TorchOps
 
-    if _bf16_arithmetic():
-        return TorchOps(), "the PyTorch reference; this version has no native kernels"
-    return (
-        TorchOps(widen=True),
-        "the PyTorch reference; this version has no native kernels; 16-bit weights are multiplied in float32, "
-        "since this processor has no bf16 arithmetic",
-    )
+    reason = "the PyTorch reference; this version has no native kernels"
+    if _has_bf16_arithmetic():
+        return TorchOps(), reason
+    return TorchOps(widen=True), f"{reason}; 16-bit weights are multiplied in float32, since this processor has no bf16 arithmetic"
 
 
-def _bf16_arithmetic() -> bool:
-    """Whether PyTorch multiplies bf16 matrices at more than the speed of emulation. Only x86 says that it does not."""
+def _has_bf16_arithmetic() -> bool:
+    """Whether PyTorch multiplies bf16 matrices without emulation; only x86 reports it, other processors count as capable."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()

@@ -1,7 +1,7 @@
-"""From tokens to text where every token stands for bytes of its own (byte-level BPE: GPT-2, Llama 3, Qwen).
+"""``ByteDetokenizer``: incremental detokenization for byte-level BPE (GPT-2, Llama 3, Qwen).
 
-No neighbour changes what such a token reads as, so it is looked up once and never decoded again; only a character whose bytes
-lie in several tokens waits for the last of them. ``detokenizer`` has the general case.
+Every token of such a vocabulary stands for fixed bytes, whatever its neighbours are. So each token is looked up once, and only a
+character whose bytes lie in several tokens has to wait. ``detokenizer`` has the general case.
 """
 
 from __future__ import annotations
@@ -9,34 +9,37 @@ from __future__ import annotations
 import codecs
 from collections.abc import Mapping, Sequence
 
-from hasten.text.detokenizer import TokenReader
+from hasten.text.detokenizer import BackendTokenizer
 
-_OPEN = 3  # bytes of a character that may be there while it is not complete
+_MAX_INCOMPLETE = 3  # bytes of a character that is not complete
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def _bytes_of_letters() -> dict[str, int]:
-    """The alphabet of byte-level vocabularies (Radford et al., 2019): bytes that print are themselves, the others U+0100 on."""
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+def _byte_decoder() -> dict[str, int]:
+    """The byte of each letter in byte-level vocabularies (Radford et al., 2019).
+
+    Printable bytes are their own letters; the others are the letters from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTES = _bytes_of_letters()
+_BYTES = _byte_decoder()
 
 
 class TokenBytes(dict[int, bytes]):
-    """What each token of a byte-level vocabulary stands for, found when it is first asked for. All answers share one."""
+    """The bytes of each token of a byte-level vocabulary, computed at first use and shared by all completions."""
 
-    def __init__(self, tokenizer: TokenReader, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: BackendTokenizer, skip_special_tokens: bool) -> None:
         super().__init__()
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
 
     def __missing__(self, token_id: int) -> bytes:
-        found = self[token_id] = self._find(token_id)
-        return found
+        self[token_id] = self._bytes_of(token_id)
+        return self[token_id]
 
-    def _find(self, token_id: int) -> bytes:
+    def _bytes_of(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
@@ -44,36 +47,34 @@ class TokenBytes(dict[int, bytes]):
             return b""
         try:
             return bytes(_BYTES[letter] for letter in token)
-        except KeyError:  # an added token is its own text, and may have letters of another alphabet
+        except KeyError:  # an added token is plain text and may have letters outside the alphabet
             return token.encode()
 
 
 class ByteDetokenizer:
-    """The text of one answer: ``decode(prompt + answer)`` without what it has in common with ``decode(prompt)``."""
+    """The ``Detokenizer`` for byte-level vocabularies."""
 
     def __init__(self, token_bytes: Mapping[int, bytes], prompt_token_ids: Sequence[int] = ()) -> None:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        end = b""
+        prompt_end = b""
         for token_id in reversed(prompt_token_ids):
-            end = token_bytes[token_id] + end
-            if len(end) >= _OPEN:
+            prompt_end = token_bytes[token_id] + prompt_end
+            if len(prompt_end) >= _MAX_INCOMPLETE:
                 break
-        self._decoder.decode(end)
-        # The prompt's last character lacks bytes, so that the prompt alone reads as one � there.
-        self._prompt_is_open = bool(self._decoder.getstate()[0])
+        self._decoder.decode(prompt_end)
+        # Whether the prompt ends inside a character, so that the decoded prompt alone ends in �.
+        self._prompt_is_incomplete = bool(self._decoder.getstate()[0])
 
     def push(self, token_id: int) -> str:
-        """Takes the answer's next token; returns the text that became final, mostly of that token, sometimes none."""
-        return self._own(self._decoder.decode(self._token_bytes[token_id]))
+        return self._without_prompt(self._decoder.decode(self._token_bytes[token_id]))
 
     def flush(self) -> str:
-        """The answer is over: returns what was held back."""
-        return self._own(self._decoder.decode(b"", final=True))
+        return self._without_prompt(self._decoder.decode(b"", final=True))
 
-    def _own(self, text: str) -> str:
-        """Without the � that the prompt has shown already, if no character came of it."""
-        if self._prompt_is_open and text:
-            self._prompt_is_open = False
+    def _without_prompt(self, text: str) -> str:
+        """Remove the � that the decoded prompt already ends in, if the completion did not make it a character."""
+        if self._prompt_is_incomplete and text:
+            self._prompt_is_incomplete = False
             return text.removeprefix(_REPLACEMENT)
         return text

@@ -1,31 +1,31 @@
-"""From tokens to text, a token at a time: the pieces joined are the decoded whole, and no piece breaks a character.
+"""Incremental detokenization: the returned pieces joined are the decoded completion, and no piece breaks a character.
 
-What a token reads as depends on its neighbours, so a short window of them is decoded again for each new one::
+The text of a token depends on its neighbours, so each new token is decoded again together with a short window before it::
 
-    tokens   . . . . . . [. . . . . . . . . . t]      t the new token; before the window all is final and forgotten
-    text                 "seen already|new  �"        a last � is held back: it may be the start of a character
+    tokens   . . . . . . [. . . . . . . . . . t]      t is the new token; the text before the window is final and forgotten
+    text                 "emitted text|new  �"        a � at the end is held back: it may be the start of a character
 
-A byte token (``<0xE4>``, of vocabularies that fall back to bytes) says nothing before its run of byte tokens ends, for a
-wrong byte at the end of the run makes � of all of it.
+A byte token (``<0xE4>``, in vocabularies with byte fallback) emits nothing before its run of byte tokens ends, because a wrong
+byte at the end of the run turns the full run into �.
 
-It knows no request and no stop string.
+It knows neither requests nor stop strings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Protocol
+from typing import Literal, Protocol
 
-# A character has at most four bytes and a token at least one, so no character that is still open reaches back to the window's
-# first tokens, which alone read differently without those before them (a stripped space, half a character).
+# A character has at most four bytes and a token at least one, so no open character reaches back to the window's first tokens.
+# Only these decode differently without the tokens before them (a stripped space, half a character).
 _CONTEXT = 8
-_LIMIT = 3 * _CONTEXT
+_MAX_WINDOW = 3 * _CONTEXT
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TokenReader(Protocol):
-    """What a ``tokenizers.Tokenizer`` can do."""
+class BackendTokenizer(Protocol):
+    """The methods of ``tokenizers.Tokenizer`` that detokenizers call."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
@@ -35,84 +35,86 @@ class TokenReader(Protocol):
 
 
 class Detokenizer(Protocol):
-    """From the tokens of one answer to its text."""
+    """The text of one completion: ``decode(prompt + completion)`` without the part that it shares with ``decode(prompt)``.
+
+    A leading space of the completion stays. A character that begins in the prompt comes with the token that completes it.
+    """
 
     def push(self, token_id: int) -> str:
-        """Takes the answer's next token; returns the text that became final, often of one token, sometimes none."""
+        """Add the completion's next token; return the text that became final, which may be empty."""
         ...
 
     def flush(self) -> str:
-        """The answer is over: returns what was held back."""
+        """Return the text that was held back; the completion has ended."""
         ...
 
 
 class WindowDetokenizer:
-    """The text of one answer, whatever its tokens are.
+    """The ``Detokenizer`` for any tokenizer.
 
-    ``tokenizer`` is a ``tokenizers.Tokenizer``, a fast tokenizer of transformers, or anything that reads like the former.
-    The text is ``decode(prompt + answer)`` without what it has in common with ``decode(prompt)``: a leading space of the answer
-    stays, and a character that the prompt left half done comes with the token that completes it.
+    ``tokenizer`` is a ``tokenizers.Tokenizer`` or a fast tokenizer of transformers.
     """
 
-    def __init__(self, tokenizer: TokenReader, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> None:
-        self._tokenizer: TokenReader = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    def __init__(self, tokenizer: BackendTokenizer, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> None:
+        self._tokenizer: BackendTokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
         self._skip_special_tokens = skip_special_tokens
-        self._kinds: dict[int, tuple[bool, bool]] = {}  # what each token was found to be: (it reads, it is a byte)
+        self._kinds: dict[int, Literal["skipped", "byte", "text"]] = {}
         self._window: list[int] = []
         for token_id in reversed(prompt_token_ids):
-            if not self._reads(token_id):
+            kind = self._kind(token_id)
+            if kind == "skipped":
                 continue
             self._window.insert(0, token_id)
-            if len(self._window) >= _CONTEXT and not self._is_byte(token_id):
+            if len(self._window) >= _CONTEXT and kind != "byte":
                 break
-        # What is final of the window's text. It may end in a � of the prompt that the answer will yet replace.
-        self._seen = self._decode(self._window)
+        # The final part of the window's text. It may end in a � of the prompt that the completion will replace.
+        self._emitted = self._decode(self._window)
 
     def push(self, token_id: int) -> str:
-        """Takes the answer's next token; returns the text that became final, often of one token, sometimes none."""
-        kind = self._kinds.get(token_id)
-        if kind is None:
-            kind = self._kinds[token_id] = (self._reads(token_id), self._is_byte(token_id))
-        reads, is_byte = kind
-        if not reads:
+        kind = self._kind(token_id)
+        if kind == "skipped":
             return ""
         self._window.append(token_id)
-        if is_byte:
+        if kind == "byte":
             return ""
         text = self._decode(self._window)
-        new = self._advance(text.removesuffix(_REPLACEMENT))
-        if len(self._window) > _LIMIT:
-            held = len(text) - len(self._seen)
+        new_text = self._emit(text.removesuffix(_REPLACEMENT))
+        if len(self._window) > _MAX_WINDOW:
+            num_held_back = len(text) - len(self._emitted)
             del self._window[:-_CONTEXT]
             text = self._decode(self._window)
-            self._seen = text[: len(text) - held]
-        return new
+            self._emitted = text[: len(text) - num_held_back]
+        return new_text
 
     def flush(self) -> str:
-        """The answer is over: returns what was held back."""
-        return self._advance(self._decode(self._window))
+        return self._emit(self._decode(self._window))
 
-    def _advance(self, final: str) -> str:
-        if self._seen.startswith(final):
+    def _emit(self, text: str) -> str:
+        """Mark ``text``, the start of the window's text, as emitted and return the new part of it."""
+        if self._emitted.startswith(text):
             return ""
-        known = len(self._seen)
-        if not final.startswith(self._seen):  # the answer completed what the prompt left half done
-            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._seen, final, strict=False)))
-        self._seen = final
-        return final[known:]
+        start = len(self._emitted)
+        if not text.startswith(self._emitted):  # the completion completed a character of the prompt
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._emitted, text, strict=False)))
+        self._emitted = text
+        return text[start:]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
 
-    def _reads(self, token_id: int) -> bool:
-        """False for tokens that decoding leaves out: special ones that are skipped, and ids without a token."""
-        if self._tokenizer.id_to_token(token_id) is None:
-            return False
-        if not self._skip_special_tokens or self._tokenizer.decode([token_id], skip_special_tokens=True):
-            return True
-        # Empty: a skipped token, or a space that is stripped only because nothing stands before it.
-        return not self._tokenizer.decode([token_id], skip_special_tokens=False)
+    def _kind(self, token_id: int) -> Literal["skipped", "byte", "text"]:
+        if token_id not in self._kinds:
+            token = self._tokenizer.id_to_token(token_id)
+            if token is None or self._is_skipped(token_id):
+                self._kinds[token_id] = "skipped"
+            else:
+                is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+                self._kinds[token_id] = "byte" if is_byte else "text"
+        return self._kinds[token_id]
 
-    def _is_byte(self, token_id: int) -> bool:
-        token = self._tokenizer.id_to_token(token_id)
-        return token is not None and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+    def _is_skipped(self, token_id: int) -> bool:
+        """Whether this is a special token that decoding leaves out."""
+        if not self._skip_special_tokens or self._tokenizer.decode([token_id], skip_special_tokens=True):
+            return False
+        # A lone space also decodes to nothing, because it is stripped, but it does so in either mode.
+        return self._tokenizer.decode([token_id], skip_special_tokens=False) != ""

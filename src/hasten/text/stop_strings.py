@@ -1,7 +1,7 @@
-"""Stop strings in text that comes in pieces: what may still become one is held back, everything else passes at once.
+"""``StopStrings``: find stop strings in streamed text and hold back what may still become one.
 
-The automaton of Aho and Corasick (1975): a state is the longest end of the text that begins a stop string, and that is exactly
-the text to hold back. It knows no tokens and no request.
+This is the Aho-Corasick automaton (1975): a state is the longest suffix of the text that is a prefix of a stop string. That suffix
+is exactly the text to hold back. It knows neither tokens nor requests.
 """
 
 from __future__ import annotations
@@ -12,79 +12,74 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class _State:
-    depth: int  # characters of a stop string that it stands for
+    length: int  # of the stop string's prefix that the state stands for
     next: dict[str, _State] = field(default_factory=dict)
-    fallback: _State | None = None  # the longest shorter end that begins a stop string; None for the root
-    stop: str | None = None  # the longest stop string that ends here
+    failure: _State | None = None  # the longest proper suffix that is also a state; None for the root
+    match: str | None = None  # the longest stop string that ends here
 
 
 class StopStrings:
-    """Watches the text of one answer.
+    """The stop strings of one completion.
 
-    The first stop string to be complete wins; of several that are complete with the same character, the longest, which begins
-    first. So the result is the same however the text is cut into pieces, and an answer ends at the first character it can.
-    ``include``: the stop string stays in the text.
+    The stop string that is complete first wins; of several that end at the same character, the longest. So the result does not
+    depend on how the text is cut into pieces. ``include``: the stop string stays in the text.
     """
 
     def __init__(self, stop: tuple[str, ...], include: bool) -> None:
         assert all(stop), "an empty stop string"
         self._include = include
-        self._state = self._root = _automaton(stop)
-        self._first = frozenset(string[0] for string in stop)
-        self._held = ""
+        self._state = self._root = _build_automaton(stop)
+        self._held_back = ""
         self._matched: str | None = None
 
-    def push(self, text: str, *, armed: bool = True) -> tuple[str, str | None]:
-        """(the text that may be shown, the stop string that was met). What follows a stop string is dropped, now and later.
+    def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
+        """Return the text that may be shown and the stop string that was met, if any. Later text is dropped.
 
-        ``armed=False``: a stop string that ends in this text does not count; one that only begins in it still may.
+        ``may_stop=False``: a stop string that ends in this text does not count; one that only begins in it still may.
         """
-        if not self._root.next:
-            return text, None
         if self._matched is not None:
             return "", self._matched
-        if self._state is self._root and self._first.isdisjoint(text):
+        if self._state is self._root and self._root.next.keys().isdisjoint(text):
             return text, None
-        text, begin = self._held + text, len(self._held)
-        for place in range(begin, len(text)):
-            self._state = self._after(text[place])
-            if armed and self._state.stop is not None:
-                self._matched, self._held = self._state.stop, ""
-                end = place + 1
+        text, start = self._held_back + text, len(self._held_back)
+        for end, character in enumerate(text[start:], start + 1):
+            self._state = self._after(character)
+            if may_stop and self._state.match is not None:
+                self._matched, self._held_back = self._state.match, ""
                 return text[: end if self._include else end - len(self._matched)], self._matched
-        shown = len(text) - self._state.depth
-        self._held = text[shown:]
-        return text[:shown], None
+        num_shown = len(text) - self._state.length
+        self._held_back = text[num_shown:]
+        return text[:num_shown], None
 
     def flush(self) -> str:
-        """The answer is over: returns what was held back."""
-        held, self._held, self._state = self._held, "", self._root
-        return held
+        """Return the text that was held back; the completion has ended."""
+        text, self._held_back, self._state = self._held_back, "", self._root
+        return text
 
     def _after(self, character: str) -> _State:
         state: _State | None = self._state
         while state is not None:
             if character in state.next:
                 return state.next[character]
-            state = state.fallback
+            state = state.failure
         return self._root
 
 
-def _automaton(stop: tuple[str, ...]) -> _State:
+def _build_automaton(stop: tuple[str, ...]) -> _State:
     root = _State(0)
     for string in stop:
         state = root
         for character in string:
-            state = state.next.setdefault(character, _State(state.depth + 1))
-        state.stop = string
+            state = state.next.setdefault(character, _State(state.length + 1))
+        state.match = string
     queue = deque([root])
-    while queue:  # by depth, so that a fallback is complete before it is used
+    while queue:  # by length, so that the failure link of a state is complete before it is used
         state = queue.popleft()
         for character, child in state.next.items():
-            fallback = state.fallback
-            while fallback is not None and character not in fallback.next:
-                fallback = fallback.fallback
-            child.fallback = root if fallback is None else fallback.next[character]
-            child.stop = child.stop or child.fallback.stop
+            failure = state.failure
+            while failure is not None and character not in failure.next:
+                failure = failure.failure
+            child.failure = root if failure is None else failure.next[character]
+            child.match = child.match or child.failure.match
             queue.append(child)
     return root

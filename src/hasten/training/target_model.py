@@ -1,11 +1,11 @@
-"""``TargetModel``: the frozen model that something is trained beside, in float32 and without a KV cache.
+"""``TargetModel``: the frozen model that training reads, in float32 and without a KV cache.
 
-Shape suffixes: B windows · W tokens of a window · T = B·W tokens, window after window · E hidden size · V vocabulary.
+Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,94 +15,97 @@ from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import UnsupportedModel
-from hasten.layers.attention_context import DenseContext
-from hasten.layers.formats.dense import Dense
+from hasten.layers.attention import DenseContext
+from hasten.layers.formats.dense import Dense, DenseFormatFactory
+from hasten.layers.layer_context import LayerContext
+from hasten.layers.linear import Linear
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
-from hasten.models.load import Progress, load_decoder
+from hasten.models.load import load_decoder
+from hasten.models.weights import Progress
 from hasten.models.spec import DecoderSpec
 from hasten.ops.torch.backend import TorchOps
-from hasten.training.count_accepted import likeliest
+from hasten.training.draft_score import topk_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class HiddenStates:
     """Hidden states of a batch, without a graph."""
 
     last_TE: Tensor  # after the last layer, before the final norm
-    aux_hidden_states: Mapping[int, Tensor]  # [T, E] after layer i
+    aux_hidden_states: Mapping[int, Tensor]  # layer index (from 0) -> its output [T, E]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetModel:
-    decoder: Decoder  # no parameter of it requires a gradient
+    decoder: Decoder  # no parameter requires a gradient
     ops: TorchOps
     config: Mapping[str, Any]
     folder: Path
-    dtype: torch.dtype  # what the checkpoint itself is stored in, and trained parts are saved in
+    dtype: torch.dtype  # of the checkpoint's weights; trained parts are saved in it
 
     @classmethod
     def load(cls, folder: Path, progress: Progress | None = None) -> TargetModel:
-        """Raises ``CheckpointError``, and ``UnsupportedModel`` for quantised weights."""
+        """Load a checkpoint folder. Raises ``CheckpointError``, and ``UnsupportedModel`` for quantised weights."""
         trainable_spec(folder)
         ops = TorchOps()
         loaded = load_decoder(folder, dtype="float32", ops=ops, progress=progress)
-        return cls(loaded.decoder.requires_grad_(False), ops, loaded.config, folder, _own_dtype(loaded.config))
+        name = str(loaded.config.get("dtype") or loaded.config.get("torch_dtype")).removeprefix("torch.")
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+        return cls(loaded.decoder.requires_grad_(False), ops, loaded.config, folder, dtype)
 
     @property
     def spec(self) -> DecoderSpec:
         return self.decoder.spec
 
     @property
+    def layer_context(self) -> LayerContext:
+        """What trained layers are built with: dense float32 weights."""
+        return LayerContext(self.ops, DenseFormatFactory(self.ops, torch.float32), torch.float32)
+
+    @property
     def lm_head_VE(self) -> Tensor:
-        """The weight of the vocabulary projection."""
-        matrix = self.decoder.lm_head.format
-        assert isinstance(matrix, Dense)
-        return matrix.weight.detach()
+        return dense_weight(self.decoder.lm_head).detach()
 
-    def states(self, ids_BW: Tensor, aux_layer_indices: Collection[int] = ()) -> States:
-        """Every window read from position 0; ``aux_layer_indices`` names the layers (from 0) whose states are kept."""
-        context = DenseContext(self.ops, self.decoder.rotary, [ids_BW.shape[1]] * len(ids_BW))
-        kept: dict[int, Tensor] = {}
-        with torch.no_grad():
-            embedded_TE = self.decoder.embed(ids_BW.flatten())
-            last_TE = self.decoder.run(
-                embedded_TE, context.positions_T, context, hooks={layer: _keeper(kept, layer) for layer in aux_layer_indices}
-            )
-        return States(last_TE, kept)
+    @torch.no_grad()
+    def hidden_states(self, ids_BS: Tensor, aux_layer_indices: Collection[int] = ()) -> HiddenStates:
+        """Run every sequence from position 0 and keep the outputs of the layers ``aux_layer_indices`` (from 0)."""
+        context = DenseContext(self.ops, self.decoder.rotary, [ids_BS.shape[1]] * len(ids_BS))
+        aux_hidden_states: dict[int, Tensor] = {}
+        hooks = {layer: _store_output(aux_hidden_states, layer) for layer in aux_layer_indices}
+        last_TE = self.decoder.run(self.decoder.embed(ids_BS.flatten()), context.positions_T, context, hooks=hooks)
+        return HiddenStates(last_TE, aux_hidden_states)
 
-    def normed(self, states: States) -> Tensor:
-        """The final norm of the last states: what the vocabulary projection reads. [T, E]"""
-        with torch.no_grad():
-            normed_TE: Tensor = self.decoder.norm(states.last_TE)
+    @torch.no_grad()
+    def normed(self, states: HiddenStates) -> Tensor:
+        """Return the input of the lm_head: the last hidden states after the final norm. [T, E]"""
+        normed_TE: Tensor = self.decoder.norm(states.last_TE)
         return normed_TE
 
-    def choices(self, normed_TE: Tensor) -> Tensor:
-        """The token that the model finds most likely after each. [T]"""
-        return likeliest(normed_TE, self.lm_head_VE)[:, 0]
+    def greedy_tokens(self, normed_XE: Tensor) -> Tensor:
+        """Return the most likely next token of each normed hidden state. [..., E] -> [...]"""
+        return topk_tokens(normed_XE.flatten(0, -2), self.lm_head_VE)[:, 0].view(normed_XE.shape[:-1])
 
 
 def trainable_spec(folder: Path) -> DecoderSpec:
-    """From the configuration alone. Raises like ``TargetModel.load``."""
+    """Return the spec that a folder's configuration describes. Raises like ``TargetModel.load``."""
     config = Checkpoint.open(folder).config
-    method = config.get("quantization_config")
-    if method:
+    quantization = config.get("quantization_config")
+    if quantization:
         raise UnsupportedModel(
             f"the weights of {folder} are quantised, and training needs them in floating point",
-            got=method.get("quant_method", "quantization_config") if isinstance(method, dict) else method,
+            got=quantization.get("quant_method", "quantization_config") if isinstance(quantization, dict) else quantization,
             allowed="float32, bfloat16 or float16",
-            remedy="Train on the model that it was made from: the result serves the quantised one too",
+            remedy="Train on the unquantised model: the result also serves the quantised one",
         )
     return find_family(config).spec(config)
 
 
-def _keeper(kept: dict[int, Tensor], layer: int) -> Any:
-    def keep(hidden_TE: Tensor) -> None:
-        kept[layer] = hidden_TE
+def dense_weight(linear: Linear) -> Tensor:
+    """Return the weight matrix of a layer in the dense format, with its graph."""
+    assert isinstance(linear.format, Dense)
+    return linear.format.weight
 
-    return keep
 
-
-def _own_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+def _store_output(outputs: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+    return lambda hidden_TE: outputs.update({layer: hidden_TE})

@@ -21,7 +21,7 @@ KINDS = ["dense", None, "int8", "int8-weight-only", "int4"]
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_rows_are_those_rows(cpu: Cpu, kind: str | None, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr(linear, "SLICE_CHUNK", 7)
     draw = torch.Generator().manual_seed(0)
     formats = (
         DenseFormatFactory(TorchOps(), torch.float32) if kind == "dense" else PackedFormatFactory(Weights(cpu), torch.float32, kind)

@@ -2,79 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec
-from hasten.models.activation import GELU
-from hasten.models.config import ConfigView
+from hasten.models.config import GELU, ConfigView
 from hasten.models.family import ModelFamily
 from hasten.models.spec import DecoderSpec
 from hasten.models.weights import WeightMap, WeightSource
 
+_NORMS = {"ln_1": "attention_norm", "ln_2": "mlp_norm"}
+_LINEARS = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
 
-def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """``reorder_and_upcast_attn`` asks for float32 inside attention, which every backend has anyway."""
-    view = ConfigView(config)
+
+def read_spec(view: ConfigView) -> DecoderSpec:
+    """``reorder_and_upcast_attn`` needs no support: it asks for float32 inside attention, which every backend has."""
     view.require_off(("add_cross_attention", "quantization_config"))
     hidden_size, num_heads = view.integer("n_embd", 768), view.integer("n_head", 12)
     if hidden_size % num_heads:
         view.refuse("n_embd", f"a multiple of n_head={num_heads}")
     head_dim = max(hidden_size // num_heads, 1)
     scale = head_dim**-0.5 if view.flag("scale_attn_weights", True) else 1.0
-    by_depth = view.flag("scale_attn_by_inverse_layer_idx", False)
-    mlp = MlpSpec(
-        view.integer("n_inner", 4 * hidden_size),
-        view.choice("activation_function", "gelu_new", GELU),
-        gated=False,
-        bias=True,
-    )
-    num_layers = view.integer("n_layer", 12)
-    found = DecoderSpec(
-        family="gpt2",
+    divide_by_layer = view.flag("scale_attn_by_inverse_layer_idx", False)
+    scales = [scale / (index + 1 if divide_by_layer else 1) for index in range(view.integer("n_layer", 12))]
+    activation = view.choice("activation_function", "gelu_new", GELU)
+    mlp = MlpSpec(view.integer("n_inner", 4 * hidden_size), activation, gated=False, bias=True)
+    return DecoderSpec(
+        model_type=view.values["model_type"],
         vocab_size=view.integer("vocab_size", 50_257),
         hidden_size=hidden_size,
         max_positions=view.integer("n_positions", 1_024),
         layers=tuple(
-            LayerSpec(
-                AttentionSpec(
-                    num_heads, num_heads, head_dim, scale=scale / (index + 1 if by_depth else 1), qkv_bias=True, out_bias=True
-                ),
-                mlp,
-            )
-            for index in range(num_layers)
+            LayerSpec(AttentionSpec(num_heads, num_heads, head_dim, scale=scale, qkv_bias=True, out_bias=True), mlp)
+            for scale in scales
         ),
         norm=NormSpec("layer", view.number("layer_norm_epsilon", 1e-5)),
-        tied=view.flag("tie_word_embeddings", True),
+        tie_word_embeddings=view.flag("tie_word_embeddings", True),
         learned_positions=True,
     )
-    view.check()
-    return found
 
 
 def weights(spec: DecoderSpec) -> WeightMap:
-    """q, k and v are fused in the checkpoint already, in this order."""
+    """The checkpoint already fuses q, k and v, in this order."""
     sources = [
         WeightSource("transformer.wte.weight", "embedding.format.weight"),
         WeightSource("transformer.wpe.weight", "positions.format.weight"),
         WeightSource("transformer.ln_f.weight", "norm.weight"),
         WeightSource("transformer.ln_f.bias", "norm.bias"),
     ]
-    if not spec.tied:
+    if not spec.tie_word_embeddings:
         sources.append(WeightSource("lm_head.weight", "lm_head.format.weight"))
     for index in range(spec.num_layers):
-        theirs, ours = f"transformer.h.{index}", f"layers.{index}"
-        for their_norm, our_norm in (("ln_1", "attention_norm"), ("ln_2", "mlp_norm")):
-            sources += [WeightSource(f"{theirs}.{their_norm}.{part}", f"{ours}.{our_norm}.{part}") for part in ("weight", "bias")]
-        for their_linear, our_linear in (
-            ("attn.c_attn", "attention.qkv"),
-            ("attn.c_proj", "attention.out"),
-            ("mlp.c_fc", "mlp.up"),
-            ("mlp.c_proj", "mlp.down"),
-        ):
-            sources.append(WeightSource(f"{theirs}.{their_linear}.weight", f"{ours}.{our_linear}.format.weight", transposed=True))
-            sources.append(WeightSource(f"{theirs}.{their_linear}.bias", f"{ours}.{our_linear}.bias"))
+        source, target = f"transformer.h.{index}", f"layers.{index}"
+        for name, norm in _NORMS.items():
+            sources += [WeightSource(f"{source}.{name}.{part}", f"{target}.{norm}.{part}") for part in ("weight", "bias")]
+        for name, linear in _LINEARS.items():
+            sources.append(WeightSource(f"{source}.{name}.weight", f"{target}.{linear}.format.weight", transposed=True))
+            sources.append(WeightSource(f"{source}.{name}.bias", f"{target}.{linear}.bias"))
     return tuple(sources)
 
 
-FAMILY = ModelFamily(spec, weights, "transformer.", (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",))
+FAMILY = ModelFamily(read_spec, weights, "transformer.", (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",))

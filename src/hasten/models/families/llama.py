@@ -1,22 +1,16 @@
-"""Llama 2 and 3, and the many models of their shape (Touvron et al., 2023; Llama team, 2024)."""
+"""Llama 2 and 3, and the many models of the same architecture (Touvron et al., 2023; Llama team, 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from hasten.models.config import ConfigView
-from hasten.models.family import ModelFamily
-from hasten.models.llama_like import IGNORED, PREFIX, llama_like_spec, llama_like_weights
+from hasten.models.llama_like import llama_like_family, llama_like_spec
 from hasten.models.spec import DecoderSpec
 
 
-def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    view = ConfigView(config)
+def read_spec(view: ConfigView) -> DecoderSpec:
     attention_bias = view.flag("attention_bias", False)
     return llama_like_spec(
         view,
-        family="llama",
         vocab_size=32_000,
         intermediate_size=11_008,
         num_kv_heads=None,
@@ -27,4 +21,4 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     )
 
 
-FAMILY = ModelFamily(spec, llama_like_weights, PREFIX, IGNORED)
+FAMILY = llama_like_family(read_spec)

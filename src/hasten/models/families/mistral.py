@@ -1,23 +1,17 @@
-"""Mistral (Jiang et al., 2023): Llama with one sliding window over all layers, or none."""
+"""Mistral (Jiang et al., 2023): Llama with one sliding window in all layers, or none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from hasten.models.config import ConfigView
-from hasten.models.family import ModelFamily
-from hasten.models.llama_like import IGNORED, PREFIX, llama_like_spec, llama_like_weights
+from hasten.models.llama_like import llama_like_family, llama_like_spec
 from hasten.models.spec import DecoderSpec
 
 
-def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    view = ConfigView(config)
+def read_spec(view: ConfigView) -> DecoderSpec:
     view.require_off(("layer_types",))  # mixed windows are another family, "ministral"
     window = view.optional_integer("sliding_window", 4_096)
     return llama_like_spec(
         view,
-        family="mistral",
         vocab_size=32_000,
         intermediate_size=14_336,
         num_kv_heads=8,
@@ -26,4 +20,4 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     )
 
 
-FAMILY = ModelFamily(spec, llama_like_weights, PREFIX, IGNORED)
+FAMILY = llama_like_family(read_spec)

@@ -1,22 +1,16 @@
-"""Qwen2 and Qwen2.5 (Yang et al., 2024): Llama with biases on q, k and v, and sliding windows in some layers if asked for."""
+"""Qwen2 and Qwen2.5 (Yang et al., 2024): Llama with biases on q, k and v, and optional sliding windows in some layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from hasten.models.config import ConfigView
-from hasten.models.family import ModelFamily
-from hasten.models.llama_like import IGNORED, PREFIX, llama_like_spec, llama_like_weights, qwen_windows
+from hasten.models.llama_like import llama_like_family, llama_like_spec, qwen_windows
 from hasten.models.spec import DecoderSpec
 
 
-def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    view = ConfigView(config)
+def read_spec(view: ConfigView) -> DecoderSpec:
     view.require_off(("use_mrope",))
     return llama_like_spec(
         view,
-        family="qwen2",
         vocab_size=151_936,
         intermediate_size=22_016,
         num_kv_heads=32,
@@ -26,4 +20,4 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     )
 
 
-FAMILY = ModelFamily(spec, llama_like_weights, PREFIX, IGNORED)
+FAMILY = llama_like_family(read_spec)

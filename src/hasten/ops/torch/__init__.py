@@ -1,1 +1,1 @@
-"""The reference backend: plain PyTorch, on any device. Its results are the specification of every other backend."""
+"""The reference backend: plain PyTorch, on any device. Its results are the specification of all other backends."""

@@ -1,49 +1,43 @@
-"""``TorchOps``: every op of ``hasten.ops.base.Ops`` in PyTorch, differentiable except for the paged attention."""
+"""``TorchOps``: all ops of ``hasten.ops.base.Ops`` in PyTorch, differentiable except for paged attention."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.ops.base import AttentionMask, PagedKv
-from hasten.ops.torch.activation import gelu, silu_mul
-from hasten.ops.torch.dense import attend_dense
-from hasten.ops.torch.linear import WideningLinear, linear
-from hasten.ops.torch.norm import layer_norm, rms_norm
-from hasten.ops.torch.paged import attend_paged, write_paged
-from hasten.ops.torch.rotate import rotate
+from hasten.ops.torch.attention import attend_dense, attend_paged, write_paged
+from hasten.ops.torch.linear import WideningLinear
 
 
 class TorchOps:
     """The reference backend. ``widen``: multiply 16-bit weights in float32, for processors without bf16 arithmetic."""
 
     name = "torch"
+    attend_dense = staticmethod(attend_dense)
+    attend_paged = staticmethod(attend_paged)
+    write_paged = staticmethod(write_paged)
 
     def __init__(self, *, widen: bool = False) -> None:
-        self._linear = WideningLinear() if widen else linear
+        self._linear = WideningLinear() if widen else F.linear
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         return self._linear(x_TI, weight_OI, bias_O)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return rms_norm(x, weight, eps)
+        return F.rms_norm(x.float(), (x.shape[-1],), None, eps).to(x.dtype) * weight
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        return layer_norm(x, weight, bias, eps)
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
     def rotate(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        return rotate(x_THD, cos_TD, sin_TD)
+        left, right = x_THD.chunk(2, dim=-1)
+        turned_THD = torch.cat((-right, left), dim=-1)
+        return (x_THD * cos_TD[:, None] + turned_THD * sin_TD[:, None]).to(x_THD.dtype)
 
     def silu_mul(self, gate_up_TF: Tensor) -> Tensor:
-        return silu_mul(gate_up_TF)
+        gate_TF, up_TF = gate_up_TF.chunk(2, dim=-1)
+        return F.silu(gate_TF) * up_TF
 
     def gelu(self, x: Tensor, *, tanh: bool) -> Tensor:
-        return gelu(x, tanh=tanh)
-
-    def attend_dense(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: AttentionMask) -> Tensor:
-        return attend_dense(q_THD, k_TKD, v_TKD, mask)
-
-    def write_paged(self, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv) -> None:
-        write_paged(k_TKD, v_TKD, kv)
-
-    def attend_paged(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
-        return attend_paged(q_THD, k_TKD, v_TKD, kv, mask)
+        return F.gelu(x, approximate="tanh" if tanh else "none")

@@ -1,8 +1,8 @@
-"""The matrix product, and the form of it for processors without bf16 arithmetic.
+"""``WideningLinear``: the matrix product for processors without bf16 arithmetic.
 
 There, PyTorch's bf16 product runs several times slower than its float32 one (1,024 rows of a 6,144 x 1,024 matrix: 213 ms,
-widened 46 ms, on two AVX-512 cores). ``WideningLinear`` widens the weights a tile at a time, while the tile is in the cache,
-and multiplies in float32: the weights are still read from memory as bf16, and nothing is rounded before the sum is complete.
+widened 46 ms, on two AVX-512 cores). ``WideningLinear`` widens the weights a tile at a time, while the tile is in the cache, and
+multiplies in float32. The weights are still read from memory as bf16, and nothing is rounded before the sum is complete.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ TILE_BYTES = 1 << 20  # of widened weights: half of one core's second-level cach
 PLAIN_ROWS = 2
 
 
-def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """See ``Ops.linear``."""
-    return F.linear(x_TI, weight_OI, bias_O)
-
-
 class WideningLinear:
-    """Not differentiable, so it steps aside while gradients are recorded. One scratch tile per width, kept: one thread only."""
+    """``Ops.linear``. It keeps one scratch tile per width, so only one thread may call it.
+
+    Widening is not differentiable, so products are plain while gradients are recorded.
+    """
 
     def __init__(self) -> None:
         self._tiles: dict[int, Tensor] = {}
 
     def __call__(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        narrow = weight_OI.dtype in (torch.bfloat16, torch.float16)
-        if not narrow or torch.is_grad_enabled():
-            return linear(x_TI, weight_OI, bias_O)
+        is_16_bit = weight_OI.dtype in (torch.bfloat16, torch.float16)
+        if not is_16_bit or torch.is_grad_enabled():
+            return F.linear(x_TI, weight_OI, bias_O)
         if len(x_TI) == 1 and bias_O is None:
             # The matrix-vector routine streams 15 to 21 GB/s where the general product does 13 to 15, but rounds before a bias.
             return torch.mv(weight_OI, x_TI[0])[None]
         if len(x_TI) <= PLAIN_ROWS:
-            return linear(x_TI, weight_OI, bias_O)
+            return F.linear(x_TI, weight_OI, bias_O)
         out_features, in_features = weight_OI.shape
         tile_JI = self._tile(in_features)
-        wide_TI = x_TI.float()
+        x_float_TI = x_TI.float()
         out_TO = torch.empty(len(x_TI), out_features, dtype=x_TI.dtype)
         for begin in range(0, out_features, len(tile_JI)):
-            part = weight_OI[begin : begin + len(tile_JI)]
+            end = begin + len(tile_JI)
+            part = weight_OI[begin:end]
             widened = tile_JI[: len(part)].copy_(part)
-            bias = None if bias_O is None else bias_O[begin : begin + len(part)].float()
-            out_TO[:, begin : begin + len(part)] = F.linear(wide_TI, widened, bias)
+            bias = None if bias_O is None else bias_O[begin:end].float()
+            out_TO[:, begin:end] = F.linear(x_float_TI, widened, bias)
         return out_TO
 
     def _tile(self, in_features: int) -> Tensor:

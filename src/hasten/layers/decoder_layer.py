@@ -1,19 +1,18 @@
-"""``Layer``: attention and feed-forward, each behind a norm and beside a residual."""
+"""``DecoderLayer``: attention and feed-forward, each with a norm before it and a residual around both."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hasten.layers.attention import Attention
-from hasten.layers.attention_context import AttentionContext, FillContext
+from hasten.layers.attention import Attention, AttentionContext, FillKvContext
 from hasten.layers.layer_context import LayerContext
 from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
 from hasten.layers.spec import LayerSpec, NormSpec
 
 
-class Layer(nn.Module):
-    """::
+class DecoderLayer(nn.Module):
+    """A pre-norm transformer layer::
 
     x ─┬─ attention_norm ─ attention ─+─┬─ mlp_norm ─ mlp ─+─ out
        └──────────────────────────────┘ └──────────────────┘
@@ -27,11 +26,11 @@ class Layer(nn.Module):
         self.mlp = Mlp(spec.mlp, hidden_size, layer_context)
 
     def forward(self, x_TE: Tensor, index: int, context: AttentionContext) -> Tensor:
-        """``index`` is the layer's place in the decoder, by which the context finds its keys and values."""
+        """Return the layer's output [T, E]. ``index`` is its place in the decoder, by which the context finds its KV."""
         x_TE = x_TE + self.attention(self.attention_norm(x_TE), index, context)
         out_TE: Tensor = x_TE + self.mlp(self.mlp_norm(x_TE))
         return out_TE
 
-    def fill(self, x_TE: Tensor, index: int, context: FillContext) -> None:
-        """Leaves the keys and values that ``forward`` would leave, and computes nothing else."""
-        self.attention.fill(self.attention_norm(x_TE), index, context)
+    def fill_kv(self, x_TE: Tensor, index: int, context: FillKvContext) -> None:
+        """Store the keys and values that ``forward`` would store, and compute nothing else."""
+        self.attention.fill_kv(self.attention_norm(x_TE), index, context)
