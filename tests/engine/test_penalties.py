@@ -41,8 +41,8 @@ def test_answers_are_those_of_counting_anew_through_forks_beams_preemption_and_f
 
 def fall_behind(patch: pytest.MonkeyPatch) -> None:
     """What a sequence gains later is not counted. One that is counted anew is not touched by it."""
-    whole = TokenHistory.follow
-    patch.setattr(TokenHistory, "follow", lambda self, token_ids: self if self._length else whole(self, token_ids))
+    whole = TokenHistory.update
+    patch.setattr(TokenHistory, "update", lambda self, token_ids: self if self._length else whole(self, token_ids))
 
 
 def fork_shares_the_history(patch: pytest.MonkeyPatch) -> None:
@@ -67,6 +67,6 @@ def test_a_history_counts_what_is_there_however_it_came() -> None:
     for num_prompt in (0, 3, 9):
         history = TokenHistory(num_prompt)
         for length in (0, 2, 3, 3, 8, 9):
-            history.follow(tokens[:length])
-            for found, part in ((history.whole, tokens[:length]), (history.answer, tokens[num_prompt:length])):
+            history.update(tokens[:length])
+            for found, part in ((history.all_tokens, tokens[:length]), (history.output_tokens, tokens[num_prompt:length])):
                 assert dict(zip(found.token_ids, found.counts, strict=True)) == {token: part.count(token) for token in part}

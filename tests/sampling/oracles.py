@@ -1,7 +1,8 @@
-"""The transformers processor of each setting, and a formula where transformers has none."""
+"""The transformers processor of each setting, or a formula where transformers has none; the noise in Python integers."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ VOCAB = 97
 
 @dataclass(frozen=True)
 class Oracle:
-    settings: Callable[[random.Random], dict[str, Any]]  # random ones
+    settings: Callable[[random.Random], dict[str, Any]]  # returns random settings
     edges: tuple[dict[str, Any], ...]
     processor: Callable[[SamplingRow], Any]
 
@@ -30,7 +31,7 @@ class Unchanged:
 
 
 class OpenAiPenalties:
-    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, with c counted over the answer."""
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, where c[j] counts token j in the output."""
 
     def __init__(self, row: SamplingRow) -> None:
         self.count = Counter(list(row.token_ids)[row.num_prompt_tokens :])
@@ -53,14 +54,14 @@ class Bias(hf.LogitsProcessor):
 
 
 def _min_tokens(row: SamplingRow):
-    ends = [*row.eos_token_ids, *row.params.stop_token_ids]
-    return hf.MinNewTokensLengthLogitsProcessor(row.num_prompt_tokens, row.params.min_tokens, ends)
+    masked = [*row.eos_token_ids, *row.params.stop_token_ids]
+    return hf.MinNewTokensLengthLogitsProcessor(row.num_prompt_tokens, row.params.min_tokens, masked)
 
 
 def _bad_words(row: SamplingRow):
     words = [list(word) for word in row.params.bad_words_ids]
     if all(word in ([i] for i in row.eos_token_ids) for word in words):
-        return Unchanged()  # transformers does not accept a list that its own filter empties
+        return Unchanged()  # transformers refuses a list that its own filter empties
     return hf.NoBadWordsLogitsProcessor(words, list(row.eos_token_ids))
 
 
@@ -69,12 +70,12 @@ def _allowed(row: SamplingRow):
     return hf.SuppressTokensLogitsProcessor([i for i in range(VOCAB) if i not in allowed])
 
 
-def _words(rng: random.Random) -> dict[str, Any]:
+def _bad_words_settings(rng: random.Random) -> dict[str, Any]:
     words = {tuple(rng.randrange(12) for _ in range(rng.choice((1, 2, 2, 3, 60)))) for _ in range(rng.randrange(1, 40))}
     return {"bad_words_ids": tuple(words)}
 
 
-def _ends(rng: random.Random) -> dict[str, Any]:
+def _min_tokens_settings(rng: random.Random) -> dict[str, Any]:
     return {"min_tokens": rng.randrange(1, 30), "stop_token_ids": tuple(rng.sample(range(VOCAB), rng.randrange(4)))}
 
 
@@ -84,8 +85,10 @@ ORACLES: dict[str, Oracle] = {
         ({"allowed_token_ids": (VOCAB - 1,)}, {"allowed_token_ids": tuple(range(VOCAB))}),
         _allowed,
     ),
-    "min_tokens": Oracle(_ends, ({"min_tokens": 1}, {"min_tokens": 10_000}), _min_tokens),
-    "bad_words": Oracle(_words, ({"bad_words_ids": ((EOS[0],),)}, {"bad_words_ids": ((VOCAB - 1,), (0, 1))}), _bad_words),
+    "min_tokens": Oracle(_min_tokens_settings, ({"min_tokens": 1}, {"min_tokens": 10_000}), _min_tokens),
+    "bad_words": Oracle(
+        _bad_words_settings, ({"bad_words_ids": ((EOS[0],),)}, {"bad_words_ids": ((VOCAB - 1,), (0, 1))}), _bad_words
+    ),
     "no_repeat_ngram": Oracle(
         lambda rng: {"no_repeat_ngram_size": rng.randrange(1, 5)},
         ({"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 1000}),
@@ -137,3 +140,23 @@ ORACLES: dict[str, Oracle] = {
         lambda row: hf.TypicalLogitsWarper(row.params.typical_p),
     ),
 }
+
+
+def noise_bits_formula(row: SamplingRow, token: int) -> int:
+    """Return the 52 bits of ``hasten.sampling.noise`` in Python integers, which share no code with it."""
+    z = _splitmix64(row.params.seed + 0x9E3779B97F4A7C15)
+    z = _splitmix64(z + (row.sequence_index + 1) * 0xC13FA9A902A6328F)
+    z = _splitmix64(z + (len(row.token_ids) + 1) * 0xD1B54A32D192ED03)
+    return _splitmix64(z + (token + 1) * 0x9E3779B97F4A7C15) >> 12
+
+
+def gumbel_noise_formula(row: SamplingRow, token: int) -> float:
+    return -math.log(-math.log((noise_bits_formula(row, token) + 0.5) / 2**52))
+
+
+def _splitmix64(z: int) -> int:
+    mask = (1 << 64) - 1
+    z &= mask
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    return z ^ (z >> 31)

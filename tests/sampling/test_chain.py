@@ -1,4 +1,4 @@
-"""The chain applies the documented order to batches of mixed settings, and a row's result depends on that row alone."""
+"""The chain applies processors in the documented order to mixed batches; a row's result depends on that row alone."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.chain import PROCESSORS, WARPERS, Chain, registered_name
 from hasten.sampling.row import SamplingRow
 
-PROCESS = [registered_name(processor) for processor in PROCESSORS]
-WARP = [registered_name(warper) for warper in WARPERS]
+PROCESSOR_NAMES = [registered_name(processor) for processor in PROCESSORS]
+WARPER_NAMES = [registered_name(warper) for warper in WARPERS]
 
 
-def mixed_row(rng: random.Random, share: float, names: Sequence[str] = PROCESS + WARP) -> SamplingRow:
-    """Each named setting is there with probability ``share``. What would leave too few tokens is kept mild."""
-    chosen: dict[str, Any] = {}
+def mixed_row(rng: random.Random, share: float, names: Sequence[str] = PROCESSOR_NAMES + WARPER_NAMES) -> SamplingRow:
+    """Return a row that has each named setting with probability ``share``, and enough allowed tokens for the others."""
+    row_settings: dict[str, Any] = {}
     for name in names:
         if rng.random() < share:
-            chosen |= ORACLES[name].settings(rng)
-    if "allowed_token_ids" in chosen:
-        chosen["allowed_token_ids"] = tuple(range(20, 80))
-    return make_row(rng, VOCAB, **chosen)
+            row_settings |= ORACLES[name].settings(rng)
+    if "allowed_token_ids" in row_settings:
+        row_settings["allowed_token_ids"] = tuple(range(20, 80))
+    return make_row(rng, VOCAB, **row_settings)
 
 
 def expected(logits_1V: Tensor, row: SamplingRow, order: list[str]) -> Tensor:
-    """The oracles of the row's settings, one after the other."""
-    used = {registered_name(p): p.applies(row.params) for p in PROCESSORS + WARPERS}
+    """Return the logits after the oracles of the row's settings, one after the other."""
+    applies = {registered_name(p): p.applies(row.params) for p in PROCESSORS + WARPERS}
     for name in order:
-        if used[name]:
+        if applies[name]:
             params = row.params
             if name == "presence_penalty":
                 params = params.replace(frequency_penalty=0.0)
@@ -52,10 +52,15 @@ def expected(logits_1V: Tensor, row: SamplingRow, order: list[str]) -> Tensor:
 def compare(chain: Chain) -> None:
     for seed in range(12):
         rng = random.Random(seed)
-        rows = [mixed_row(rng, share, names) for share, names in ((0.3, PROCESS + WARP), (0.7, PROCESS), (0.7, WARP)) * 5]
+        rows = [
+            mixed_row(rng, share, names)
+            for share, names in ((0.3, PROCESSOR_NAMES + WARPER_NAMES), (0.7, PROCESSOR_NAMES), (0.7, WARPER_NAMES)) * 5
+        ]
         logits_RV = make_logits("plain", len(rows), VOCAB, seed)
         ours_RV = chain.warp(chain.process(logits_RV, rows), rows)
-        assert_same(ours_RV, torch.cat([expected(logits_RV[i : i + 1], row, PROCESS + WARP) for i, row in enumerate(rows)]))
+        assert_same(
+            ours_RV, torch.cat([expected(logits_RV[i : i + 1], row, PROCESSOR_NAMES + WARPER_NAMES) for i, row in enumerate(rows)])
+        )
 
 
 def test_mixed_batches_equal_transformers_in_the_documented_order() -> None:
@@ -77,14 +82,14 @@ def test_another_order_is_caught(chain: Chain) -> None:
         compare(chain)
 
 
-def test_the_order_is_the_one_that_the_settings_document() -> None:
+def test_the_order_is_the_documented_one() -> None:
     documented = SamplingParams.__doc__ or ""
-    places = [re.search(rf"\b{name}", documented) for name in ("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram")]
-    places += [re.search(rf"\b{name}\b", documented) for name in ("logit_bias", "penalties", *WARP)]
-    starts = [place.start() for place in places if place]
-    assert len(starts) == len(places)
+    matches = [re.search(rf"\b{name}", documented) for name in ("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram")]
+    matches += [re.search(rf"\b{name}\b", documented) for name in ("logit_bias", "penalties", *WARPER_NAMES)]
+    starts = [match.start() for match in matches if match]
+    assert len(starts) == len(matches)
     assert starts == sorted(starts)
-    assert [*PROCESS[:5], *WARP] == [
+    assert [*PROCESSOR_NAMES[:5], *WARPER_NAMES] == [
         *("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram", "logit_bias"),
         *("temperature", "top_k", "top_p", "min_p", "typical_p"),
     ]
@@ -98,12 +103,12 @@ def test_a_row_is_bitwise_the_same_alone_and_anywhere_in_a_batch(seed: int, orde
     logits_RV = make_logits("plain", 8, VOCAB, seed)
     chain = Chain()
     batch_RV = chain.warp(chain.process(logits_RV[order], [rows[i] for i in order]), [rows[i] for i in order])
-    for place, i in enumerate(order):
+    for position, i in enumerate(order):
         alone_1V = chain.warp(chain.process(logits_RV[i : i + 1], [rows[i]]), [rows[i]])
-        assert torch.equal(batch_RV[place], alone_1V[0])
+        assert torch.equal(batch_RV[position], alone_1V[0])
 
 
-def test_the_callers_logits_are_left_alone() -> None:
+def test_the_logits_of_the_caller_are_unchanged() -> None:
     rng = random.Random(5)
     rows = [mixed_row(rng, 1.0), mixed_row(rng, 0.0), mixed_row(rng, 0.5)]
     logits_RV = make_logits("plain", 3, VOCAB)
@@ -114,23 +119,23 @@ def test_the_callers_logits_are_left_alone() -> None:
     assert torch.equal(logits_RV, before_RV)
 
 
-def test_rows_without_a_setting_are_not_handed_to_its_processor() -> None:
-    seen: list[int] = []
+def test_rows_without_a_setting_are_not_passed_to_its_processor() -> None:
+    batch_sizes: list[int] = []
 
-    class Counting:
+    class TopKPlusOne:
         def applies(self, params):
             return params.top_k is not None
 
         def __call__(self, logits_RV, rows):
-            seen.append(len(rows))
+            batch_sizes.append(len(rows))
             assert logits_RV.shape == (len(rows), VOCAB)
             return logits_RV + 1
 
     rng = random.Random(2)
     rows = [make_row(rng, VOCAB, top_k=k) for k in (None, 3, None, 4)]
     logits_RV = make_logits("plain", 4, VOCAB)
-    result_RV = Chain(processors=(Counting(),)).process(logits_RV, rows)
-    assert seen == [2]
+    result_RV = Chain(processors=(TopKPlusOne(),)).process(logits_RV, rows)
+    assert batch_sizes == [2]
     assert torch.equal(result_RV[[0, 2]], logits_RV[[0, 2]])
     assert torch.equal(result_RV[[1, 3]], logits_RV[[1, 3]] + 1)
-    assert Chain(processors=(Counting(),)).process(logits_RV[:1], rows[:1]).data_ptr() == logits_RV.data_ptr()
+    assert Chain(processors=(TopKPlusOne(),)).process(logits_RV[:1], rows[:1]).data_ptr() == logits_RV.data_ptr()

@@ -9,13 +9,13 @@ from hasten.sampling.check_token_ids import check_token_ids
 
 def test_known_ids_pass():
     check_token_ids(SamplingParams(), 10)
-    every: dict[str, Any] = {
+    every_field: dict[str, Any] = {
         "allowed_token_ids": (0, 9),
         "bad_words_ids": ((0, 9),),
         "logit_bias": {9: 1.0},
         "stop_token_ids": (9,),
     }
-    check_token_ids(SamplingParams(**every), 10)
+    check_token_ids(SamplingParams(**every_field), 10)
 
 
 def test_every_field_and_id_is_named_in_one_error():

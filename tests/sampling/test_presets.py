@@ -30,7 +30,7 @@ def test_the_presets_are_those_promised_and_valid():
         ("translation", "length_penalty", 0.6, 1.0),
     ],
 )
-def test_values_lie_where_the_field_puts_them(name, field, low, high):
+def test_values_lie_in_customary_ranges(name, field, low, high):
     assert low <= preset(name)[field] <= high
 
 
@@ -39,6 +39,6 @@ def test_an_unknown_name_offers_the_nearest():
         preset("creativ")
 
 
-def test_changing_what_was_handed_out_changes_no_preset():
+def test_changing_returned_settings_changes_no_preset():
     preset("balanced")["temperature"] = 5
     assert preset("balanced")["temperature"] == 0.7

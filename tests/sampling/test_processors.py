@@ -1,4 +1,4 @@
-"""Every processor gives the numbers of transformers' own, row by row, in batches where each row has another value."""
+"""Every processor gives the logits that transformers gives row by row, in batches where each row has its own settings."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_every_processor_file_is_in_the_chain_once_and_has_an_oracle() -> None:
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_default_settings_do_not_need_it(name: str) -> None:
+def test_no_processor_applies_to_default_settings(name: str) -> None:
     assert not REGISTERED[name].applies(make_row(random.Random(0), VOCAB).params)
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_a_row_without_any_token_left_stays_so(name: str) -> None:
+def test_a_fully_masked_row_stays_so(name: str) -> None:
     rng = random.Random(1)
     rows = [make_row(rng, VOCAB, **ORACLES[name].settings(rng)) for _ in range(3)]
     logits_RV = make_logits("plain", 3, VOCAB)
@@ -74,7 +74,7 @@ def test_the_smallest_temperatures_act_as_greedy(temperature: float) -> None:
     "settings",
     [{"logit_bias": {VOCAB: 100.0, VOCAB + 3: 50.0}}, {"bad_words_ids": ((VOCAB,), (VOCAB + 3,))}, {"stop_token_ids": (VOCAB,)}],
 )
-def test_ids_past_the_vocabulary_touch_no_row(settings: dict) -> None:
+def test_ids_past_the_vocabulary_change_no_row(settings: dict) -> None:
     rng = random.Random(3)
     rows = [make_row(rng, VOCAB, min_tokens=99, **settings)._replace(eos_token_ids=()) for _ in range(3)]
     logits_RV = make_logits("plain", 3, VOCAB)
@@ -83,7 +83,7 @@ def test_ids_past_the_vocabulary_touch_no_row(settings: dict) -> None:
             assert torch.equal(processor(logits_RV.clone(), rows), logits_RV)
 
 
-def test_a_prompt_token_past_the_vocabulary_touches_no_row() -> None:
+def test_a_prompt_token_past_the_vocabulary_changes_no_row() -> None:
     settings = {"repetition_penalty": 1.5, "presence_penalty": 1.0, "frequency_penalty": 1.0, "no_repeat_ngram_size": 1}
     row = make_row(random.Random(3), VOCAB, **settings)._replace(token_ids=[VOCAB, VOCAB + 1, 4], num_prompt_tokens=1)
     logits_RV = make_logits("plain", 2, VOCAB)
@@ -94,7 +94,7 @@ def test_a_prompt_token_past_the_vocabulary_touches_no_row() -> None:
 
 
 def altered(name: str, change):
-    """The processor, planted with a fault: it sees ``change(row)`` instead of the row."""
+    """Return the processor with a planted fault: it gets ``change(row)`` instead of the row."""
 
     class Faulty:
         def applies(self, params):
@@ -106,28 +106,28 @@ def altered(name: str, change):
     return Faulty()
 
 
-def setting(name: str, by) -> object:
+def change_setting(name: str, new_value) -> object:
     def change(row: SamplingRow) -> SamplingRow:
-        return row._replace(params=row.params.replace(**{name: by(getattr(row.params, name))}))
+        return row._replace(params=row.params.replace(**{name: new_value(getattr(row.params, name))}))
 
     return change
 
 
 FAULTS = {
-    "top-k one too many": ("top_k", setting("top_k", lambda k: k + 1)),
-    "top-k one too few": ("top_k", setting("top_k", lambda k: max(1, k - 1))),
-    "presence counted over the prompt": ("presence_penalty", lambda row: row._replace(num_prompt_tokens=0)),
-    "frequency counted over the prompt": ("frequency_penalty", lambda row: row._replace(num_prompt_tokens=0)),
-    "repetition over the answer only": (
+    "top-k one too many": ("top_k", change_setting("top_k", lambda k: k + 1)),
+    "top-k one too few": ("top_k", change_setting("top_k", lambda k: max(1, k - 1))),
+    "presence penalty counts the prompt": ("presence_penalty", lambda row: row._replace(num_prompt_tokens=0)),
+    "frequency penalty counts the prompt": ("frequency_penalty", lambda row: row._replace(num_prompt_tokens=0)),
+    "repetition penalty ignores the prompt": (
         "repetition_penalty",
-        lambda row: row._replace(token_ids=row.answer_token_ids, num_prompt_tokens=0),
+        lambda row: row._replace(token_ids=row.token_ids[row.num_prompt_tokens :], num_prompt_tokens=0),
     ),
-    "n-gram one too long": ("no_repeat_ngram", setting("no_repeat_ngram_size", lambda n: n + 1)),
-    "answer one token shorter": ("min_tokens", setting("min_tokens", lambda n: n - 1)),
-    "newest token unseen by bad words": ("bad_words", lambda row: row._replace(token_ids=row.token_ids[:-1])),
-    "first row's value for all": ("top_p", setting("top_p", lambda _: 0.5)),
-    "typical mass off": ("typical_p", setting("typical_p", lambda p: p * 0.9)),
-    "min-p off": ("min_p", setting("min_p", lambda p: p * 0.8)),
+    "n-gram one token too long": ("no_repeat_ngram", change_setting("no_repeat_ngram_size", lambda n: n + 1)),
+    "min-tokens one too few": ("min_tokens", change_setting("min_tokens", lambda n: n - 1)),
+    "bad words ignore the newest token": ("bad_words", lambda row: row._replace(token_ids=row.token_ids[:-1])),
+    "one top-p for all rows": ("top_p", change_setting("top_p", lambda _: 0.5)),
+    "typical-p a little off": ("typical_p", change_setting("typical_p", lambda p: p * 0.9)),
+    "min-p a little off": ("min_p", change_setting("min_p", lambda p: p * 0.8)),
 }
 
 

@@ -1,4 +1,4 @@
-"""The fast path of top-p keeps exactly the set that a sort of the whole vocabulary keeps, where rounding matters most too."""
+"""The fast path of top-p keeps exactly the tokens that a sort of the vocabulary keeps, also where rounding matters most."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.sampling.rows import make_row
 from torch import Tensor
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from hasten.sampling.processors import top_p as module
+from hasten.sampling.processors import top_p
 from hasten.sampling.processors.top_p import TopP
 
 VOCAB = 6000
@@ -36,21 +36,21 @@ def distributions() -> dict[str, Tensor]:
         "tied in groups": (normal_V * 3).round(),
         "two levels": torch.where(rank_V <= 64, 8.0, 0.0)[shuffled_V],
         "one token": torch.where(rank_V == 17, 60.0, 0.0),
-        "few left": few_V,
+        "few unmasked": few_V,
         "large": normal_V * 300 + 1e4,
     }
 
 
 def thresholds(logits_V: Tensor) -> list[float]:
-    """Ordinary values, and values whose 1 - top_p is exactly a sum that the sort arrives at, or the float32 next to it."""
+    """Return ordinary values of top_p, and values whose 1 - top_p is a sum that the sort reaches, or a float32 next to it."""
     sums_V = logits_V.sort().values.softmax(dim=0).cumsum(dim=0)
     exact = [float(sums_V[-i]) for i in (1, 2, 3, 5, 17, 60, 64, 65, 200, 255, 256, 257, 900, 4096)]
-    beside = [float(torch.nextafter(torch.tensor(s), torch.tensor(to))) for s in exact for to in (0.0, 2.0)]
-    return [0.1, 0.5, 0.9, 0.95, 0.99, 1 - 1e-7] + [1 - s for s in exact + beside if 0 < s < 1]
+    adjacent = [float(torch.nextafter(torch.tensor(s), torch.tensor(to))) for s in exact for to in (0.0, 2.0)]
+    return [0.1, 0.5, 0.9, 0.95, 0.99, 1 - 1e-7] + [1 - s for s in exact + adjacent if 0 < s < 1]
 
 
-def drifting(spread: float) -> tuple[Tensor, list[float]]:
-    """A long tail of nearly equal tokens, over which a float32 sum drifts, and values that cut just above it."""
+def drifting_logits(spread: float) -> tuple[Tensor, list[float]]:
+    """Return logits with a long tail of nearly equal tokens, over which a float32 sum drifts, and top_p that cut just above it."""
     generator = torch.Generator().manual_seed(0)
     rank_V = torch.arange(150_000, dtype=torch.float32)
     tail_V = spread * torch.rand(150_000, generator=generator)
@@ -59,8 +59,8 @@ def drifting(spread: float) -> tuple[Tensor, list[float]]:
     return logits_V, [1 - float(sums_V[-i]) for i in range(2, 60, 12)]
 
 
-def differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
-    """How many of the values keep another set than transformers does. All of them share one batch."""
+def num_differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
+    """Return how many values of top_p keep other tokens than transformers does; all of them share one batch."""
     rows = [make_row(random.Random(0), len(logits_V), top_p=p) for p in values]
     ours_RV = processor(logits_V.repeat(len(values), 1), rows)
     hf_RV = torch.cat([TopPLogitsWarper(p)(torch.tensor([[0]]), logits_V[None]) for p in values])
@@ -71,27 +71,27 @@ def differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
 @pytest.mark.parametrize("name", distributions())
 def test_the_kept_set_is_that_of_the_sort(name: str, candidates: tuple[int, ...]) -> None:
     logits_V = distributions()[name]
-    assert differing(TopP(candidates), logits_V, thresholds(logits_V)) == 0
+    assert num_differing(TopP(candidates), logits_V, thresholds(logits_V)) == 0
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.01])
 def test_the_kept_set_is_that_of_the_sort_where_float32_sums_drift(spread: float) -> None:
-    assert differing(TopP(), *drifting(spread)) == 0
+    assert num_differing(TopP(), *drifting_logits(spread)) == 0
 
 
 def test_without_its_error_bound_the_fast_path_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HALF_ULP", 0.0)
-    monkeypatch.setattr(module, "DOUBLE_ERROR", 0.0)
-    assert sum(differing(TopP(), logits_V, thresholds(logits_V)) for logits_V in distributions().values()) > 0
+    monkeypatch.setattr(top_p, "HALF_ULP", 0.0)
+    monkeypatch.setattr(top_p, "DOUBLE_ERROR", 0.0)
+    assert sum(num_differing(TopP(), logits_V, thresholds(logits_V)) for logits_V in distributions().values()) > 0
 
 
-@pytest.mark.parametrize("name", ["peaked", "zipf", "few left", "one token"])
+@pytest.mark.parametrize("name", ["peaked", "zipf", "few unmasked", "one token"])
 def test_ordinary_rows_are_not_sorted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Tensor:
-        raise AssertionError("sorted")
+    def fail(*_: object) -> Tensor:
+        raise AssertionError("the vocabulary was sorted")
 
-    monkeypatch.setattr(module, "by_sorting", refuse)
-    assert differing(TopP(), distributions()[name], [0.5, 0.8, 0.9]) == 0
+    monkeypatch.setattr(top_p, "top_p_by_sorting", fail)
+    assert num_differing(TopP(), distributions()[name], [0.5, 0.8, 0.9]) == 0
 
 
 @given(
@@ -99,7 +99,7 @@ def test_ordinary_rows_are_not_sorted(name: str, monkeypatch: pytest.MonkeyPatch
     st.lists(st.floats(1e-6, 1, exclude_max=True), min_size=3, max_size=3),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_row(logits, values) -> None:
+def test_any_row_equals_transformers(logits, values) -> None:
     logits_RV = torch.from_numpy(logits.copy())
     logits_RV[:, 0] = 0.0
     rows = [make_row(random.Random(0), 40, top_p=p) for p in values]

@@ -1,4 +1,4 @@
-"""From logits to tokens: one logits processor per file, the chain that orders them, and a sampler that keeps no state.
+"""Sampling of tokens from logits: logits processors and their order, token selectors and the sampler.
 
-It knows rows of logits and the settings of each row. It knows no model, no tokenizer, no cache and no schedule.
+The package knows rows of logits and the settings of each row. It knows no model, tokenizer, KV cache or schedule.
 """

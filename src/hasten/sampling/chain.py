@@ -1,4 +1,4 @@
-"""The documented order of the logits processors, and their application to rows of mixed settings.
+"""The documented order of the logits processors, and how they apply to rows with different settings.
 
 ::
 
@@ -9,14 +9,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.base import LogitsProcessor, Shortening
+from hasten.sampling.base import LogitsProcessor
+from hasten.sampling.params_cache import ParamsCache
 from hasten.sampling.processors.allowed_token_ids import AllowedTokenIds
 from hasten.sampling.processors.bad_words import BadWords
 from hasten.sampling.processors.frequency_penalty import FrequencyPenalty
@@ -31,7 +32,7 @@ from hasten.sampling.processors.top_k import TopK
 from hasten.sampling.processors.top_p import TopP
 from hasten.sampling.processors.typical_p import TypicalP
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.shortlist import Shortlist
+from hasten.sampling.row_tensors import select_rows
 
 PROCESSORS: tuple[LogitsProcessor, ...] = (
     AllowedTokenIds(),
@@ -47,88 +48,67 @@ WARPERS: tuple[LogitsProcessor, ...] = (Temperature(), TopK(), TopP(), MinP(), T
 
 
 def registered_name(processor: LogitsProcessor) -> str:
-    """The name of the file that defines it."""
+    """Return the name of the file that defines the processor."""
     return type(processor).__module__.rpartition(".")[2]
 
 
-# How many settings are remembered before all of them are forgotten.
-MOST_KNOWN = 4096
-
-
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What rows of the same settings need of a chain, in its order."""
+class ActiveProcessors:
+    """The processors and warpers of a chain that apply to one request, in the order of the chain."""
 
     processors: tuple[LogitsProcessor, ...]
     warpers: tuple[LogitsProcessor, ...]
-    shortening: tuple[Shortening, ...] | None  # the same warpers, if each of them can work on a short list
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
+    """Logits processors in order: processors act on every request, warpers on requests that sample."""
+
     processors: tuple[LogitsProcessor, ...] = PROCESSORS
     warpers: tuple[LogitsProcessor, ...] = WARPERS
-    # By identity: settings never change, and a request brings the same object in every step. Saves asking each processor again.
-    _known: dict[int, tuple[SamplingParams, Needs]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _active: ParamsCache[ActiveProcessors] = field(default_factory=ParamsCache, init=False, repr=False, compare=False)
 
-    def needs(self, params: SamplingParams) -> Needs:
-        known = self._known.get(id(params))
-        if known is not None:  # it holds the settings, so no others can have got their id
-            return known[1]
-        warpers = tuple(warper for warper in self.warpers if warper.applies(params))
-        shortening = tuple(warper for warper in warpers if isinstance(warper, Shortening))
-        needs = Needs(
-            tuple(processor for processor in self.processors if processor.applies(params)),
-            warpers,
-            shortening if len(shortening) == len(warpers) else None,
-        )
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-        self._known[id(params)] = (params, needs)
-        return needs
+    def active(self, params: SamplingParams) -> ActiveProcessors:
+        """Return what applies to rows with these settings."""
+        return self._active.get(params, self._find_active)
 
     def process(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Masks, bias and penalties [R, V]. Leaves the argument alone, and returns it if nothing applies."""
-        needing = _by_processor(self.needs(row.params).processors for row in rows)
-        return _apply(self.processors, needing, logits_RV, rows)
+        """Return the logits after masks, bias and penalties [R, V]: the argument if none applies, else a copy."""
+        return _apply(self.processors, (self.active(row.params).processors for row in rows), logits_RV, rows)
 
     def warp(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Temperature to typical-p [R, V]; no row may be greedy. Leaves the argument alone, and returns it if nothing applies."""
+        """Return the logits after temperature and truncations [R, V], as ``process`` does; no row is greedy."""
         assert not any(row.params.greedy for row in rows), "a greedy row is not warped"
-        needing = _by_processor(self.needs(row.params).warpers for row in rows)
-        return _apply(self.warpers, needing, logits_RV, rows)
+        return _apply(self.warpers, (self.active(row.params).warpers for row in rows), logits_RV, rows)
 
-    def shorten(self, listed: Shortlist, rows: Sequence[SamplingRow]) -> None:
-        """``warp`` on the likeliest tokens of each row; every row's settings must allow it (``Needs.shortening``)."""
-        needed = {id(warper): warper for row in rows for warper in self.needs(row.params).shortening or ()}
-        for warper in self.warpers:
-            if id(warper) in needed:
-                needed[id(warper)].shorten(listed, rows)
-
-
-def _by_processor(each: Iterable[Sequence[LogitsProcessor]]) -> dict[int, list[int]]:
-    """The rows that need a processor, by its id."""
-    needing: dict[int, list[int]] = {}
-    for i, processors in enumerate(each):
-        for processor in processors:
-            needing.setdefault(id(processor), []).append(i)
-    return needing
+    def _find_active(self, params: SamplingParams) -> ActiveProcessors:
+        return ActiveProcessors(
+            tuple(processor for processor in self.processors if processor.applies(params)),
+            tuple(warper for warper in self.warpers if warper.applies(params)),
+        )
 
 
 def _apply(
-    processors: Sequence[LogitsProcessor], needing: Mapping[int, list[int]], logits_RV: Tensor, rows: Sequence[SamplingRow]
+    processors: Sequence[LogitsProcessor],
+    active: Iterable[Sequence[LogitsProcessor]],
+    logits_RV: Tensor,
+    rows: Sequence[SamplingRow],
 ) -> Tensor:
+    """Apply each processor to the rows that need it. ``active`` has the processors of each row."""
+    rows_of: dict[int, list[int]] = {}  # by the id of the processor
+    for i, row_processors in enumerate(active):
+        for processor in row_processors:
+            rows_of.setdefault(id(processor), []).append(i)
     result_RV = logits_RV
     for processor in processors:
-        index = needing.get(id(processor))
+        index = rows_of.get(id(processor))
         if index is None:
             continue
         if result_RV is logits_RV:
             result_RV = logits_RV.clone()
+        processed_NV = processor(select_rows(result_RV, index), [rows[i] for i in index])
         if len(index) == len(rows):
-            result_RV = processor(result_RV, rows)
+            result_RV = processed_NV
         else:
-            index_N = torch.tensor(index, device=logits_RV.device)
-            subset_NV = processor(result_RV.index_select(0, index_N), [rows[i] for i in index])
-            result_RV.index_copy_(0, index_N, subset_NV)
+            result_RV.index_copy_(0, torch.tensor(index, device=logits_RV.device), processed_NV)
     return result_RV

@@ -1,4 +1,4 @@
-"""Token ids that a request names are checked against the vocabulary once, when it is admitted."""
+"""Checks the token ids in the settings of a request against the vocabulary."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hasten.core.sampling_params import SamplingParams
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Raises ``InvalidRequest`` that lists every field with ids the vocabulary does not have, and those ids."""
-    named: dict[str, Iterable[int]] = {
+    """Raise ``InvalidRequest`` with every field that has ids outside the vocabulary, and those ids."""
+    ids_by_field: dict[str, Iterable[int]] = {
         "allowed_token_ids": params.allowed_token_ids or (),
         "bad_words_ids": (i for word in params.bad_words_ids for i in word),
         "logit_bias": params.logit_bias,
         "stop_token_ids": params.stop_token_ids,
     }
-    unknown = {name: sorted({i for i in ids if not 0 <= i < vocab_size}) for name, ids in named.items()}
-    found = [f"{name} has {', '.join(map(str, ids))}" for name, ids in unknown.items() if ids]
-    if found:
+    unknown = {name: sorted({i for i in ids if not 0 <= i < vocab_size}) for name, ids in ids_by_field.items()}
+    problems = [f"{name} has {', '.join(map(str, ids))}" for name, ids in unknown.items() if ids]
+    if problems:
         raise InvalidRequest(
-            "sampling settings name tokens that the model's vocabulary does not have",
-            got="; ".join(found),
+            "sampling settings have token ids that the model's vocabulary does not have",
+            got="; ".join(problems),
             allowed=f"0 to {vocab_size - 1}",
             remedy="Use ids of this model's tokenizer",
         )

@@ -1,4 +1,4 @@
-"""Named starting points for the sampling settings, by what the answer is for."""
+"""Named sampling settings for common purposes."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "balanced": Preset(
             {"temperature": 0.7, "top_p": 0.9},
-            "Variety between answers, with each still close to what the model finds likely.",
+            "Outputs vary, and each stays close to what the model finds likely.",
         ),
         "deterministic": Preset(
             {"temperature": 0.2, "top_k": 20},
-            "Almost always the likeliest token, with enough chance left to leave a loop.",
+            "Almost always the most likely token, with enough randomness to leave a loop.",
         ),
         "qa": Preset(
             {"temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.05},
-            "Facts want the likely token; a light penalty stops restating the question.",
+            "Facts need the likely token; a light penalty stops the output from restating the question.",
         ),
         "code": Preset(
             {"temperature": 0.2, "top_p": 0.95, "repetition_penalty": 1.05},
-            "Code repeats names by right, so the penalty stays light and the temperature low.",
+            "Code has to repeat names, so the penalty stays light and the temperature low.",
         ),
         "poetry": Preset(
             {"temperature": 1.0, "top_p": 0.95, "presence_penalty": 0.3},
-            "Any word used once gives way a little to words not used yet.",
+            "A word that was used becomes slightly less likely than one that was not.",
         ),
         "long-chat": Preset(
             {"temperature": 0.7, "top_p": 0.9, "no_repeat_ngram_size": 4},
-            "Long answers fall into loops; no run of four tokens comes twice.",
+            "Long outputs fall into loops; no sequence of four tokens occurs twice.",
         ),
         "translation": Preset(
             {"temperature": 0.0, "beam_width": 4, "length_penalty": 0.8},
-            "One best answer by beam search, with long candidates favoured a little less than by their mean.",
+            "Beam search returns one best output; long candidates gain slightly less than with their mean log-probability.",
         ),
     }
 )
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, as fields of ``SamplingParams``. Raises ``InvalidOption`` for an unknown name."""
+    """Return a preset as fields of ``SamplingParams``; raises ``InvalidOption`` for an unknown name."""
     if name not in PRESETS:
         raise InvalidOption("unknown preset", got=repr(name), remedy=nearest(name, PRESETS))
     return dict(PRESETS[name].settings)

@@ -1,4 +1,4 @@
-"""What the sampler may know of one row of logits: a view, made anew for every step."""
+"""What the sampler knows of one row of logits, made anew for every step."""
 
 from __future__ import annotations
 
@@ -10,32 +10,28 @@ from hasten.sampling.history import TokenHistory
 
 
 class SamplingRow(NamedTuple):
-    """The sequence whose next token is wanted. A named tuple is made in a third of the time of a frozen dataclass.
+    """The settings and tokens of the sequence that one row of logits continues.
 
-    Nothing that matters is remembered from one step to the next, so preemption, forks and aborts cannot leave the sampler wrong:
-    a ``history`` belongs to one sequence and says no more than its tokens do.
+    The sampler keeps no state between steps, so preemption, forks and aborts cannot make it wrong. ``history`` only caches
+    what ``token_ids`` says. A named tuple takes a third of the time of a frozen dataclass to make.
     """
 
     params: SamplingParams
-    token_ids: Sequence[int]  # the prompt, then the answer so far
+    token_ids: Sequence[int]  # the prompt, then the output so far
     num_prompt_tokens: int
     eos_token_ids: tuple[int, ...]
-    sequence_index: int  # which answer of its request; part of the key of its noise
-    history: TokenHistory | None = None  # of ``token_ids``, where somebody keeps it
+    sequence_index: int  # index of the completion in its request; part of the noise key
+    history: TokenHistory | None = None  # of ``token_ids``, if the engine keeps one
 
     @property
     def position(self) -> int:
-        """The position of the token to be chosen."""
+        """Return the position of the token to be sampled."""
         return len(self.token_ids)
 
     @property
-    def num_answer_tokens(self) -> int:
+    def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
-    def occurrences(self) -> TokenHistory:
-        """Which tokens occur, up to date."""
-        return (self.history or TokenHistory(self.num_prompt_tokens)).follow(self.token_ids)
-
-    @property
-    def answer_token_ids(self) -> Sequence[int]:
-        return self.token_ids[self.num_prompt_tokens :]
+    def updated_history(self) -> TokenHistory:
+        """Return the counts of all tokens: ``history`` after an update, or a new count without one."""
+        return (self.history or TokenHistory(self.num_prompt_tokens)).update(self.token_ids)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.sampling.chi_square import LEAST, p_value
+from tests.sampling.chi_square import MIN_P_VALUE, p_value
 from tests.speculative.acceptance.table import Table, TableDrafter, TreeDrafter, by_formula, engine, request
 from torch import Tensor
 
@@ -101,20 +101,20 @@ def chains() -> TableDrafter:
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 def test_drafted_chains(rule: str) -> None:
-    assert judged(rule, chains()) > LEAST
+    assert judged(rule, chains()) > MIN_P_VALUE
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 def test_drafted_trees(rule: str) -> None:
-    assert judged(rule, TreeDrafter(VOCABULARY, 6), ANSWERS // 5) > LEAST
+    assert judged(rule, TreeDrafter(VOCABULARY, 6), ANSWERS // 5) > MIN_P_VALUE
 
 
 def test_noise_without_the_position_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token alone is as likely as it should be, three in a row are not."""
     monkeypatch.setattr(SamplingRow, "position", property(lambda self: 7))
-    assert judged("exact", chains(), 4000) < LEAST
+    assert judged("exact", chains(), 4000) < MIN_P_VALUE
 
 
 def test_verdicts_that_always_fall_the_same_way_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counter_rng, "noise_bits", lambda streams, tokens: torch.tensor(1 << 40))
-    assert judged("rejection", chains(), 4000) < LEAST
+    assert judged("rejection", chains(), 4000) < MIN_P_VALUE

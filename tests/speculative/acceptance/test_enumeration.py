@@ -27,7 +27,7 @@ class EnumeratingSampler(Sampler):
     __slots__ = ("branches",)
 
     def sample(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
-        if rows[0].num_answer_tokens == 0:
+        if rows[0].num_output_tokens == 0:
             return [SampledToken(FIRST)]
         if not rows[0].params.exact:  # only where no guess was made does the plain draw count: see ``outcomes``
             return [SampledToken(logits_RV.shape[1])] * len(rows)

@@ -1,1 +1,1 @@
-"""One logits processor per file. The file's name is the processor's name; ``hasten.sampling.chain`` gives the order."""
+"""One logits processor per file, named as its file; ``hasten.sampling.chain`` has their order."""

@@ -1,4 +1,4 @@
-"""Only the listed tokens may be chosen."""
+"""Masks every token that is not in the list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.token_pairs import TokenPairs
+from hasten.sampling.row_tensors import token_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class AllowedTokenIds:
         return params.allowed_token_ids is not None
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Pure."""
-        pairs = TokenPairs.of([row.params.allowed_token_ids or () for row in rows], logits_RV)
+        """Return a new tensor; the argument is unchanged."""
+        index = token_index([row.params.allowed_token_ids or () for row in rows], logits_RV)
         allowed_RV = torch.full_like(logits_RV, -torch.inf)
-        allowed_RV[pairs.row_N, pairs.token_N] = logits_RV[pairs.row_N, pairs.token_N]
+        allowed_RV[index] = logits_RV[index]
         return allowed_RV

@@ -1,4 +1,4 @@
-"""Subtracts a number per occurrence in the answer from the logit of every token (OpenAI; the prompt does not count)."""
+"""Subtracts the penalty from a token's logit for each occurrence in the output, as OpenAI does."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.column import column
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.token_pairs import TokenPairs
+from hasten.sampling.row_tensors import column, token_index_and_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +18,10 @@ class FrequencyPenalty:
         return params.frequency_penalty != 0
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Writes to its argument."""
-        answers = [row.occurrences().answer for row in rows]
-        token_ids, counts = [answer.token_ids for answer in answers], [answer.counts for answer in answers]
-        pairs, count_N = TokenPairs.counted(token_ids, counts, logits_RV)
-        penalty_N = column((row.params.frequency_penalty for row in rows), logits_RV)[pairs.row_N, 0]
-        logits_RV[pairs.row_N, pairs.token_N] -= penalty_N * count_N
+        """Write to the argument and return it."""
+        outputs = [row.updated_history().output_tokens for row in rows]
+        token_ids, counts = [output.token_ids for output in outputs], [output.counts for output in outputs]
+        index, count_N = token_index_and_values(token_ids, counts, logits_RV)
+        penalty_N = column((row.params.frequency_penalty for row in rows), logits_RV)[index[0], 0]
+        logits_RV[index] -= penalty_N * count_N
         return logits_RV

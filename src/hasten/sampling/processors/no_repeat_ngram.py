@@ -1,4 +1,7 @@
-"""No run of n tokens occurs twice, prompt included."""
+"""Masks tokens that would repeat an n-gram of the prompt or the output.
+
+Paulus et al., 2017, arXiv 1705.04304.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.token_pairs import TokenPairs
+from hasten.sampling.row_tensors import token_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +22,18 @@ class NoRepeatNgram:
         return params.no_repeat_ngram_size is not None
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Writes to its argument."""
-        return TokenPairs.of([_repeating(row) for row in rows], logits_RV).forbid(logits_RV)
+        """Write to the argument and return it."""
+        logits_RV[token_index([_repeating_tokens(row) for row in rows], logits_RV)] = -torch.inf
+        return logits_RV
 
 
-def _repeating(row: SamplingRow) -> list[int]:
-    """The tokens that would repeat a run: each follows an earlier occurrence of the last n - 1 tokens.
+def _repeating_tokens(row: SamplingRow) -> list[int]:
+    """Return the tokens that follow an earlier occurrence of the last n - 1 tokens.
 
     ::
 
         token_ids   a b c d e a b c     n = 4
-                    ^start      ^ the last n - 1 tokens; the token after the earlier occurrence, d, is forbidden
+                    ^start      ^ the last n - 1 tokens; d follows their earlier occurrence and is masked
     """
     size = row.params.no_repeat_ngram_size
     assert size is not None
@@ -41,5 +45,5 @@ def _repeating(row: SamplingRow) -> list[int]:
         if not len(start_N):
             break
         start_N = start_N[ids_T[start_N + size - 1 - back] == ids_T[-back]]
-    repeated: list[int] = ids_T[start_N + size - 1].tolist()
-    return repeated
+    tokens: list[int] = ids_T[start_N + size - 1].tolist()
+    return tokens

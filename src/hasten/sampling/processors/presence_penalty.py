@@ -1,4 +1,4 @@
-"""Subtracts a number from the logit of every token that the answer has, however often (OpenAI; the prompt does not count)."""
+"""Subtracts the penalty from the logit of every token that occurs in the output, as OpenAI does."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.column import column
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.token_pairs import TokenPairs
+from hasten.sampling.row_tensors import column, token_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +18,7 @@ class PresencePenalty:
         return params.presence_penalty != 0
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Writes to its argument."""
-        pairs = TokenPairs.of([row.occurrences().answer.token_ids for row in rows], logits_RV)
-        penalty_N = column((row.params.presence_penalty for row in rows), logits_RV)[pairs.row_N, 0]
-        logits_RV[pairs.row_N, pairs.token_N] -= penalty_N
+        """Write to the argument and return it."""
+        index = token_index([row.updated_history().output_tokens.token_ids for row in rows], logits_RV)
+        logits_RV[index] -= column((row.params.presence_penalty for row in rows), logits_RV)[index[0], 0]
         return logits_RV
