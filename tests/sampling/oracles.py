@@ -1,4 +1,4 @@
-"""The transformers processor of each setting, or a formula where transformers has none; the noise in Python integers."""
+"""Oracles: the transformers processor or a formula for each setting, and the noise in Python integers."""
 
 from __future__ import annotations
 

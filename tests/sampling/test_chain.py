@@ -1,4 +1,4 @@
-"""The chain applies processors in the documented order to mixed batches; a row's result depends on that row alone."""
+"""The chain applies processors in the documented order; a row's result depends on that row alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WARPER_NAMES = [registered_name(warper) for warper in WARPERS]
 
 
 def mixed_row(rng: random.Random, share: float, names: Sequence[str] = PROCESSOR_NAMES + WARPER_NAMES) -> SamplingRow:
-    """Return a row that has each named setting with probability ``share``, and enough allowed tokens for the others."""
+    """Return a row with each named setting at probability ``share``; enough tokens stay allowed."""
     row_settings: dict[str, Any] = {}
     for name in names:
         if rng.random() < share:

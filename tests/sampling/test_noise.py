@@ -1,4 +1,4 @@
-"""The noise is one independent Gumbel number per (seed, sequence, position, token), made of uniform bits."""
+"""The noise is one independent Gumbel number per (seed, sequence, position, token)."""
 
 from __future__ import annotations
 

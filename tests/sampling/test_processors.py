@@ -1,4 +1,4 @@
-"""Every processor gives the logits that transformers gives row by row, in batches where each row has its own settings."""
+"""Every processor gives the logits of transformers, in batches whose rows have different settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixed batches sample the tokens of brute force; log-probabilities are raw; an unusable row affects no other."""
+"""Mixed batches sample the tokens of brute force, and an unusable row affects no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PyTorch selector samples the tokens that transformers' warpers and the formula of the noise give."""
+"""The PyTorch selector samples the tokens of transformers' warpers and the noise formula."""
 
 from __future__ import annotations
 

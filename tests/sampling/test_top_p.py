@@ -1,4 +1,4 @@
-"""The fast path of top-p keeps exactly the tokens that a sort of the vocabulary keeps, also where rounding matters most."""
+"""The fast path of top-p keeps the tokens of the full sort, also where rounding matters most."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def distributions() -> dict[str, Tensor]:
 
 
 def thresholds(logits_V: Tensor) -> list[float]:
-    """Return ordinary values of top_p, and values whose 1 - top_p is a sum that the sort reaches, or a float32 next to it."""
+    """Return ordinary values of top_p, and values whose 1 - top_p is a sum of the sort or next to one."""
     sums_V = logits_V.sort().values.softmax(dim=0).cumsum(dim=0)
     exact = [float(sums_V[-i]) for i in (1, 2, 3, 5, 17, 60, 64, 65, 200, 255, 256, 257, 900, 4096)]
     adjacent = [float(torch.nextafter(torch.tensor(s), torch.tensor(to))) for s in exact for to in (0.0, 2.0)]
@@ -50,7 +50,7 @@ def thresholds(logits_V: Tensor) -> list[float]:
 
 
 def drifting_logits(spread: float) -> tuple[Tensor, list[float]]:
-    """Return logits with a long tail of nearly equal tokens, over which a float32 sum drifts, and top_p that cut just above it."""
+    """Return a long tail over which a float32 sum drifts, and values of top_p that cut just above it."""
     generator = torch.Generator().manual_seed(0)
     rank_V = torch.arange(150_000, dtype=torch.float32)
     tail_V = spread * torch.rand(150_000, generator=generator)
@@ -60,7 +60,7 @@ def drifting_logits(spread: float) -> tuple[Tensor, list[float]]:
 
 
 def num_differing(processor: TopP, logits_V: Tensor, values: list[float]) -> int:
-    """Return how many values of top_p keep other tokens than transformers does; all of them share one batch."""
+    """Return how many values of top_p keep other tokens than transformers; all share one batch."""
     rows = [make_row(random.Random(0), len(logits_V), top_p=p) for p in values]
     ours_RV = processor(logits_V.repeat(len(values), 1), rows)
     hf_RV = torch.cat([TopPLogitsWarper(p)(torch.tensor([[0]]), logits_V[None]) for p in values])
