@@ -1,6 +1,6 @@
-"""Tiny random checkpoints, made and saved by transformers: the oracle of every test that runs a model.
+"""Tiny random checkpoints, made and saved by transformers: the reference for every test that runs a model.
 
-Every parameter is redrawn, because an initialised model hides faults: its biases are 0 and its norm weights 1.
+All parameters are redrawn, because initial values hide faults: biases are 0 and norm weights 1.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 @dataclass(frozen=True, slots=True)
 class TinyModel:
-    family: str  # as in the names of transformers' classes
+    family: str  # as in the class names of transformers
     options: dict[str, Any] = field(default_factory=dict)
     max_shard_size: str = "1GB"
 
 
-def _rope(kind: str, **values: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1_000.0, **values}}
+def _rope(rope_type: str, **values: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1_000.0, **values}}
 
 
 _WINDOW = {"use_sliding_window": True, "sliding_window": 8}
-_MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+_MIXED_LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 TINY: dict[str, TinyModel] = {
     "llama-gqa": TinyModel("Llama"),
@@ -58,10 +58,12 @@ TINY: dict[str, TinyModel] = {
     "llama-sharded": TinyModel("Llama", {"tie_word_embeddings": True}, max_shard_size="60KB"),
     "qwen2-tied": TinyModel("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window-from-layer-1": TinyModel("Qwen2", {**_WINDOW, "max_window_layers": 1}),
-    "qwen2-mixed-window": TinyModel("Qwen2", {**_WINDOW, "num_hidden_layers": 4, "layer_types": _MIXED}),
+    "qwen2-mixed-window": TinyModel("Qwen2", {**_WINDOW, "num_hidden_layers": 4, "layer_types": _MIXED_LAYER_TYPES}),
     "qwen3-gqa": TinyModel("Qwen3", {"head_dim": 24}),
     "qwen3-tied-bias": TinyModel("Qwen3", {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True}),
-    "qwen3-mixed-window": TinyModel("Qwen3", {**_WINDOW, "head_dim": 16, "num_hidden_layers": 4, "layer_types": _MIXED}),
+    "qwen3-mixed-window": TinyModel(
+        "Qwen3", {**_WINDOW, "head_dim": 16, "num_hidden_layers": 4, "layer_types": _MIXED_LAYER_TYPES}
+    ),
     "mistral-window": TinyModel("Mistral", {"sliding_window": 7}),
     "mistral-full": TinyModel("Mistral", {"sliding_window": None, "head_dim": 8, "vocab_size": 131}),
     "gpt2": TinyModel("GPT2"),
@@ -74,7 +76,7 @@ TINY: dict[str, TinyModel] = {
 
 
 def tiny_checkpoint(name: str, folder: Path) -> Path:
-    """``folder/name``, made at the first call. The same weights in every run."""
+    """Return ``folder/name``, written at the first call. The weights are the same in every run."""
     path = folder / name
     if not path.exists():
         tiny_reference(name).save_pretrained(path, max_shard_size=TINY[name].max_shard_size)
@@ -82,7 +84,7 @@ def tiny_checkpoint(name: str, folder: Path) -> Path:
 
 
 def tiny_reference(name: str) -> PreTrainedModel:
-    """The model of transformers itself: float32, eager attention."""
+    """Return the model in transformers, with eager attention. float32"""
     tiny = TINY[name]
     sizes = GPT2_SIZES if tiny.family == "GPT2" else SIZES
     config = getattr(transformers, f"{tiny.family}Config")(**{**sizes, **IDS, **tiny.options}, attn_implementation="eager")
@@ -94,7 +96,7 @@ def tiny_reference(name: str) -> PreTrainedModel:
 
 
 def redraw(model: torch.nn.Module, seed: int) -> None:
-    """Matrices with standard deviation 0.25, biases with 0.5, norm weights uniform in [0.5, 1.5)."""
+    """Draw matrices with standard deviation 0.25, biases with 0.5 and norm weights uniformly in [0.5, 1.5)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -107,7 +109,7 @@ def redraw(model: torch.nn.Module, seed: int) -> None:
 
 
 def word_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
-    """Token i is the word ``wi``, whatever stands between words; ``w2`` ends a text."""
+    """Return a tokenizer whose token i is the word ``wi``, split at whitespace; ``w2`` is the end-of-sequence token."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(num_tokens)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w2")

@@ -1,4 +1,4 @@
-"""One guess of an EAGLE-3 head as the paper writes it, token by token and head by head, on checkpoint tensors: an oracle."""
+"""A reference EAGLE-3 head: the paper's formula on checkpoint tensors, token by token and head by head, in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOCAB_SIZE, HIDDEN_SIZE, NUM_HEADS, HEAD_DIM = 23, 32, 4, 6
 
 @dataclass(frozen=True)
 class Formula:
-    tensors: Mapping[str, Tensor]  # by the names of the checkpoint
+    tensors: Mapping[str, Tensor]  # by name in the checkpoint
     embedding_VE: Tensor
     num_kv_heads: int
     norm_before_residual: bool
@@ -42,12 +42,15 @@ class Formula:
     def fuse(self, states: Tensor) -> Tensor:
         return states.double() @ self.tensors["fc.weight"].T
 
-    def guess(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Hidden states of a whole sequence that begins at position 0, and the token after each -> the states of the guesses."""
+    def draft(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Return the hidden states of the draft tokens of a full sequence.
+
+        ``hidden[i]`` is the hidden state at position i, and ``ids[i]`` the token after it.
+        """
         layer = {name.removeprefix("layers.0."): tensor for name, tensor in self.tensors.items() if name.startswith("layers.0.")}
         normed = _rms(hidden) * layer["hidden_norm.weight"]
-        both = torch.cat((_rms(self.embedding_VE[ids]) * layer["input_layernorm.weight"], normed), dim=1)
-        q, k, v = ((both @ layer[f"self_attn.{name}_proj.weight"].T).unflatten(1, (-1, HEAD_DIM)) for name in "qkv")
+        attention_input = torch.cat((_rms(self.embedding_VE[ids]) * layer["input_layernorm.weight"], normed), dim=1)
+        q, k, v = ((attention_input @ layer[f"self_attn.{name}_proj.weight"].T).unflatten(1, (-1, HEAD_DIM)) for name in "qkv")
         attended = self._attend(_rotated(q), _rotated(k), v)
         hidden = (normed if self.norm_before_residual else hidden) + attended @ layer["self_attn.o_proj.weight"].T
         normed = _rms(hidden) * layer["post_attention_layernorm.weight"]
@@ -58,23 +61,23 @@ class Formula:
         return (_rms(hidden) * self.tensors["norm.weight"]) @ self.tensors["lm_head.weight"].T
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows = []
+        outputs = []
         for t in range(len(q)):
             heads = []
             first = 0 if self.window is None else max(0, t - self.window + 1)
             for h in range(NUM_HEADS):
-                shared = h * self.num_kv_heads // NUM_HEADS
-                scores = [float(q[t, h] @ k[s, shared]) / math.sqrt(HEAD_DIM) for s in range(first, t + 1)]
+                kv_head = h * self.num_kv_heads // NUM_HEADS
+                scores = [float(q[t, h] @ k[s, kv_head]) / math.sqrt(HEAD_DIM) for s in range(first, t + 1)]
                 powers = [math.exp(score - max(scores)) for score in scores]
-                heads.append(sum(p * v[first + i, shared] for i, p in enumerate(powers)) / sum(powers))
-            rows.append(torch.cat(heads))
-        return torch.stack(rows)
+                heads.append(sum(p * v[first + i, kv_head] for i, p in enumerate(powers)) / sum(powers))
+            outputs.append(torch.cat(heads))
+        return torch.stack(outputs)
 
 
 def random_head(
     *, num_kv_heads: int = 2, norm_before_residual: bool = False, window: int | None = None, seed: int = 0
 ) -> EagleHead:
-    """A small head with an embedding of its own and weights that hide nothing."""
+    """Return a small head with its own embedding. No weight has a value, such as 0 or 1, that would hide a fault."""
     rotary = RotarySpec(theta=THETA, dim=HEAD_DIM)
     attention = AttentionSpec(NUM_HEADS, num_kv_heads, HEAD_DIM, scale=HEAD_DIM**-0.5, window=window, rotary=rotary)
     spec = EagleSpec(
@@ -87,8 +90,8 @@ def random_head(
         norm=NormSpec("rms", EPS),
         norm_before_residual=norm_before_residual,
     )
-    build = LayerContext(TorchOps(), DenseFormatFactory(TorchOps(), torch.float32), torch.float32)
-    head = EagleHead(spec, Embedding(build.formats.table(VOCAB_SIZE, HIDDEN_SIZE)), build)
+    layer_context = LayerContext(TorchOps(), DenseFormatFactory(TorchOps(), torch.float32), torch.float32)
+    head = EagleHead(spec, Embedding(layer_context.formats.table(VOCAB_SIZE, HIDDEN_SIZE)), layer_context)
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():
         if parameter.ndim > 1:
@@ -103,7 +106,7 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _rotated(x: Tensor) -> Tensor:
-    """Dimension pairs (i, i + D/2) as complex numbers, turned by position · θ^(-2i/D)."""
+    """Rotate the dimension pairs (i, i + D/2), as complex numbers, by position · θ^(-2i/D)."""
     half = HEAD_DIM // 2
     angles = torch.arange(len(x)).double()[:, None] * THETA ** (-2 * torch.arange(half).double() / HEAD_DIM)
     turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)[:, None]

@@ -1,4 +1,4 @@
-"""Frequencies and angles equal those of transformers, bit for bit, from configurations old and new."""
+"""Frequencies and angles equal those of transformers bit for bit, for configurations in the old and the new format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hasten.core.errors import UnsupportedModel
-from hasten.layers.rotary import RotaryTables, inverse_frequencies
+from hasten.layers.rotary import RotaryTables
 from hasten.models.config import ConfigView
 from hasten.models.rope_config import longest_context, read_rotary
 
@@ -26,7 +26,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "dynamic": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
     "llama3": {"rope_type": "llama3", "rope_theta": 500_000.0, **LLAMA3},
     "llama3, narrow blend": {"rope_type": "llama3", "rope_theta": 10_000.0, **LLAMA3, "low_freq_factor": 2.0, "factor": 32.0},
-    "llama3, original left out": {
+    "llama3, without original context": {
         "rope_type": "llama3",
         "rope_theta": 1e6,
         "factor": 2.0,
@@ -65,8 +65,8 @@ def test_frequencies_equal_transformers(name: str) -> None:
         frequencies, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     else:
         frequencies, factor = ROPE_INIT_FUNCTIONS[table["rope_type"]](config)
-    assert torch.equal(inverse_frequencies(spec), frequencies)
-    assert (1.0 if spec.scaling is None else spec.scaling.attention_factor) == pytest.approx(factor, abs=0)
+    assert torch.equal(spec.inverse_frequencies(), frequencies)
+    assert spec.attention_factor == pytest.approx(factor, abs=0)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -81,32 +81,32 @@ def test_angles_equal_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("kind_key", ["rope_type", "type"])
-def test_older_configurations_mean_the_same(name: str, kind_key: str) -> None:
+def test_older_configurations_give_the_same_spec(name: str, kind_key: str) -> None:
     table = dict(TABLES[name])
     theta, kind = table.pop("rope_theta"), table.pop("rope_type")
     scaling = None if kind == "default" else {kind_key: kind, **table}
     assert _rotary({"rope_theta": theta, "rope_scaling": scaling}) == _rotary({"rope_parameters": TABLES[name]})
 
 
-def test_no_rotary_settings_mean_base_10000() -> None:
+def test_theta_is_10000_without_rotary_settings() -> None:
     assert _rotary({}) == _rotary({"rope_parameters": TABLES["default"]})
 
 
-def test_the_outer_original_context_wins() -> None:
-    """As in transformers, where some configurations name it beside the table."""
+def test_the_original_context_beside_the_table_wins() -> None:
+    """Some configurations name it there; transformers does the same."""
     inner = _rotary({"rope_parameters": {**TABLES["llama3"], "original_max_position_embeddings": 128}})
     outer = _rotary({"rope_parameters": TABLES["llama3"], "original_max_position_embeddings": 128})
     assert inner == outer != _rotary({"rope_parameters": TABLES["llama3"]})
 
 
-def test_yarn_reaches_its_stretched_context() -> None:
+def test_yarn_extends_the_context() -> None:
     values = {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}
     assert longest_context(ConfigView(values), _rotary(values), 4096) == 16_384
     assert longest_context(ConfigView({}), _rotary({}), 4096) == 4096
 
 
 @pytest.mark.parametrize(
-    "values, wanted",
+    "values, expected_parts",
     [
         ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, ["longrope", "default, linear, dynamic, yarn, llama3"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["factor=None"]),
@@ -118,7 +118,7 @@ def test_yarn_reaches_its_stretched_context() -> None:
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["rope_parameters", "one table for all layers"]),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(values: dict[str, Any], wanted: list[str]) -> None:
+def test_unsupported_values_are_refused_by_name(values: dict[str, Any], expected_parts: list[str]) -> None:
     view = ConfigView({"model_type": "llama", **values})
 
     def read() -> None:
@@ -127,4 +127,4 @@ def test_what_is_not_understood_is_refused_by_name(values: dict[str, Any], wante
 
     with pytest.raises(UnsupportedModel) as error:
         read()
-    assert all(part in str(error.value) for part in wanted)
+    assert all(part in str(error.value) for part in expected_parts)

@@ -1,4 +1,4 @@
-"""``embed``, ``run`` and ``head`` compose, taps see what passes, and gradients reach every parameter."""
+"""``embed``, ``run`` and ``head`` compose, hooks see the hidden states, and gradients reach every parameter."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def _context(decoder: Decoder, *lengths: int) -> DenseContext:
 def test_ranges_of_layers_compose(name: str, tiny: Callable[[str], Path]) -> None:
     decoder = _decoder(tiny, name)
     context = _context(decoder, len(IDS))
-    whole = decoder.run(decoder.embed(IDS), context.positions_T, context)
+    full = decoder.run(decoder.embed(IDS), context.positions_T, context)
     for middle in range(decoder.spec.num_layers + 1):
         first = decoder.run(decoder.embed(IDS), context.positions_T, context, 0, middle)
-        assert torch.equal(decoder.run(first, context.positions_T, context, middle), whole) or middle == 0
-    rest = decoder.run(decoder.embed(IDS), context.positions_T, context, 0, 1)
+        assert torch.equal(decoder.run(first, context.positions_T, context, middle), full) or middle == 0
+    hidden = decoder.run(decoder.embed(IDS), context.positions_T, context, 0, 1)
     for index in range(1, decoder.spec.num_layers):
-        rest = decoder.run(rest, context.positions_T, context, index, index + 1)
-    assert torch.equal(rest, whole)
+        hidden = decoder.run(hidden, context.positions_T, context, index, index + 1)
+    assert torch.equal(hidden, full)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_taps_see_the_state_after_their_layer(name: str, tiny: Callable[[str], Path]) -> None:
+def test_hooks_see_the_hidden_state_after_their_layer(name: str, tiny: Callable[[str], Path]) -> None:
     decoder = _decoder(tiny, name)
     context = _context(decoder, len(IDS))
     seen: dict[int, Tensor] = {}
     hooks = {index: lambda hidden, index=index: seen.update({index: hidden}) for index in (0, 2)}
-    whole = decoder.run(decoder.embed(IDS), context.positions_T, context, hooks=hooks)
+    full = decoder.run(decoder.embed(IDS), context.positions_T, context, hooks=hooks)
     assert set(seen) == {0, 2}
     assert torch.equal(seen[0], decoder.run(decoder.embed(IDS), context.positions_T, context, 0, 1))
-    assert torch.equal(decoder.run(seen[2], context.positions_T, context, 3), whole)
+    assert torch.equal(decoder.run(seen[2], context.positions_T, context, 3), full)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sequences_of_one_pass_do_not_see_each_other(name: str, tiny: Callable[[str], Path]) -> None:
+def test_sequences_in_one_pass_do_not_attend_to_each_other(name: str, tiny: Callable[[str], Path]) -> None:
     decoder = _decoder(tiny, name)
     prompts = [IDS[:7].tolist(), IDS[7:8].tolist(), IDS[2:].tolist()]
     alone = torch.cat([dense_logits(decoder, [prompt]) for prompt in prompts])
@@ -65,7 +65,7 @@ def test_sequences_of_one_pass_do_not_see_each_other(name: str, tiny: Callable[[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_token_does_not_see_what_follows_it(name: str, tiny: Callable[[str], Path]) -> None:
+def test_attention_is_causal(name: str, tiny: Callable[[str], Path]) -> None:
     decoder = _decoder(tiny, name)
     other = IDS.clone()
     other[8:] = (other[8:] + 1) % decoder.spec.vocab_size
@@ -76,17 +76,17 @@ def test_a_token_does_not_see_what_follows_it(name: str, tiny: Callable[[str], P
 
 @pytest.mark.parametrize("name", ["llama-mqa-bias", "qwen2-tied", "qwen2-mixed-window", "qwen3-gqa", "gpt2"])
 def test_gradients_equal_transformers(name: str, tiny: Callable[[str], Path]) -> None:
-    """Of the same loss, for every tensor of the checkpoint: training and calibration run through the serving modules."""
+    """The gradients of the same loss, for every tensor of the checkpoint: training runs through the serving modules."""
     model = load_decoder(tiny(name), ops=TorchOps())
     decoder = model.decoder.requires_grad_(True)
     cross_entropy(dense_logits(decoder, [IDS.tolist()])[:-1], IDS[1:]).backward()
-    theirs = tiny_reference(name).requires_grad_(True)
-    cross_entropy(theirs(IDS[None]).logits[0, :-1], IDS[1:]).backward()
+    reference = tiny_reference(name).requires_grad_(True)
+    cross_entropy(reference(IDS[None]).logits[0, :-1], IDS[1:]).backward()
     for source in find_family(model.config).weights(model.spec):
-        ours, expected = decoder.get_parameter(source.target).grad, theirs.get_parameter(source.name).grad
-        assert ours is not None
+        gradient, expected = decoder.get_parameter(source.target).grad, reference.get_parameter(source.name).grad
+        assert gradient is not None
         assert expected is not None
-        part = ours if source.rows is None else ours[slice(*source.rows)]
+        part = gradient[source.start : source.stop]
         assert expected.abs().max() > 0, source.name
         torch.testing.assert_close(
             part.T if source.transposed else part, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())

@@ -1,4 +1,4 @@
-"""Teacher-forced logits of every tiny shape equal transformers', and faults that are planted on purpose are seen."""
+"""Teacher-forced logits of every tiny model equal those of transformers, and planted faults are caught."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_logits_equal_transformers(name: str, tiny: Callable[[str], Path]) -> No
 
 
 def _with_attention(change: Callable[[AttentionSpec], AttentionSpec]) -> Callable[[Decoder], Decoder]:
-    """The same weights under a changed spec."""
+    """Return a function that builds the decoder again with a changed spec and the same weights."""
 
     def plant(decoder: Decoder) -> Decoder:
         spec = decoder.spec
@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[str, Callable[[Decoder], Decoder]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_seen(fault: str, tiny: Callable[[str], Path]) -> None:
+def test_planted_faults_are_caught(fault: str, tiny: Callable[[str], Path]) -> None:
     name, plant = FAULTS[fault]
     decoder = plant(load_decoder(tiny(name), ops=TorchOps()).decoder)
     assert differences(dense_logits(decoder, prompts(decoder.spec.vocab_size)), expected(name)) != []

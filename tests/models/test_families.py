@@ -1,4 +1,4 @@
-"""Configurations become the right specs: the defaults are transformers', and what is not computed is refused by name."""
+"""Configurations become the right specs: defaults are those of transformers, and unsupported values are refused by name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _spec(family: str, **values: Any) -> DecoderSpec:
 
 
 def _filled(family: str, **values: Any) -> DecoderSpec:
-    """From the same configuration with every default written out by transformers."""
+    """Return the spec of the same configuration after transformers has filled in all defaults."""
     config = getattr(transformers, f"{CLASSES[family]}Config")(**values).to_dict()
     return find_family(config).spec(config)
 
 
-def test_every_family_has_an_oracle() -> None:
+def test_every_family_is_compared_with_transformers() -> None:
     assert set(CLASSES) == set(family_names())
 
 
@@ -51,7 +51,7 @@ def test_missing_keys_have_the_defaults_of_transformers(family: str) -> None:
         ("gpt2", {"n_embd": 96, "n_head": 3}),
     ],
 )
-def test_partial_configurations_are_filled_as_transformers_does(family: str, values: dict[str, Any]) -> None:
+def test_partial_configurations_are_filled_as_in_transformers(family: str, values: dict[str, Any]) -> None:
     assert _spec(family, **values) == _filled(family, **values)
 
 
@@ -63,12 +63,12 @@ def test_windows_are_read_per_layer() -> None:
     assert windows(_spec("qwen2", num_hidden_layers=3, sliding_window=9)) == [None] * 3
     on = {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 9}
     assert windows(_spec("qwen2", **on, max_window_layers=2)) == [None, None, 9]
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    assert windows(_spec("qwen3", **on, layer_types=kinds)) == [9, None, 9]
+    layer_types = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert windows(_spec("qwen3", **on, layer_types=layer_types)) == [9, None, 9]
 
 
 @pytest.mark.parametrize(
-    "family, values, wanted",
+    "family, values, expected_parts",
     [
         ("llama", {"hidden_act": "relu"}, ["hidden_act='relu'", "silu"]),
         ("gpt2", {"activation_function": "silu"}, ["activation_function='silu'", "gelu_new"]),
@@ -91,7 +91,7 @@ def test_windows_are_read_per_layer() -> None:
         ("llama", {"tie_word_embeddings": 1, "num_hidden_layers": 2.0}, ["tie_word_embeddings=1", "num_hidden_layers=2.0"]),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(family: str, values: dict[str, Any], wanted: list[str]) -> None:
+def test_unsupported_values_are_refused_by_name(family: str, values: dict[str, Any], expected_parts: list[str]) -> None:
     with pytest.raises(UnsupportedModel) as error:
         _spec(family, **values)
-    assert all(part in str(error.value) for part in wanted), str(error.value)
+    assert all(part in str(error.value) for part in expected_parts), str(error.value)

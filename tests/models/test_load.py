@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder: dtypes, sharding, tying, names, and everything that does not fit."""
+"""Loading a checkpoint folder: dtypes, shards, tied embeddings, names, and tensors that do not fit."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def _fault(folder: Path) -> str:
 
 @pytest.fixture
 def edit(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of a tiny checkpoint whose tensors or configuration are changed."""
+    """Copy a tiny checkpoint and change its tensors or its configuration."""
 
     def edited(name: str, tensors: Callable[[dict[str, Tensor]], object] | None = None, **config: object) -> Path:
         folder = tmp_path / "edited"
         shutil.copytree(tiny(name), folder)
         if tensors is not None:
-            held = load_file(folder / "model.safetensors")
-            tensors(held)
-            save_file(held, folder / "model.safetensors", {"format": "pt"})
+            stored = load_file(folder / "model.safetensors")
+            tensors(stored)
+            save_file(stored, folder / "model.safetensors", {"format": "pt"})
         values = {**json.loads((folder / "config.json").read_text()), **config}
         (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value != "absent"}))
         return folder
@@ -54,21 +54,21 @@ def edit(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
     return edited
 
 
-def _rows(parameter: Tensor, source: WeightSource) -> Tensor:
-    part = parameter if source.rows is None else parameter[slice(*source.rows)]
-    return part.T if source.transposed else part
+def _stored(model: LoadedModel, source: WeightSource) -> Tensor:
+    rows = source.rows(model.decoder)
+    return rows.T if source.transposed else rows
 
 
 @pytest.mark.parametrize("name", ONE_PER_FAMILY)
-def test_the_weight_map_reads_backwards(name: str, tiny: Callable[[str], Path]) -> None:
-    """Every tensor of the file can be written again from the decoder, and no parameter row is left unfilled."""
+def test_the_weight_map_is_invertible(name: str, tiny: Callable[[str], Path]) -> None:
+    """Every tensor of the file can be read back from the decoder, and every parameter row is filled."""
     model = _load(tiny(name))
     sources = find_family(model.config).weights(model.spec)
     stored = load_file(tiny(name) / "model.safetensors")
     assert {source.name for source in sources} == set(stored)
-    assert all(torch.equal(_rows(model.decoder.get_parameter(s.target), s), stored[s.name]) for s in sources)
-    filled = sum(stored[source.name].numel() for source in sources)
-    assert filled == sum(parameter.numel() for parameter in model.decoder.parameters())
+    assert all(torch.equal(_stored(model, source), stored[source.name]) for source in sources)
+    num_filled = sum(stored[source.name].numel() for source in sources)
+    assert num_filled == sum(parameter.numel() for parameter in model.decoder.parameters())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_weights_are_converted_as_they_are_read(dtype: str, torch_dtype: torch.d
     converted, original = _load(tiny("qwen2-tied"), dtype), _load(tiny("qwen2-tied"))
     assert converted.dtype == torch_dtype
     pairs = zip(converted.decoder.parameters(), original.decoder.parameters(), strict=True)
-    assert all(torch.equal(ours, theirs.to(torch_dtype)) for ours, theirs in pairs)
+    assert all(torch.equal(parameter, exact.to(torch_dtype)) for parameter, exact in pairs)
     logits = dense_logits(converted.decoder, PROMPT)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, dense_logits(original.decoder, PROMPT), rtol=0.1, atol=0.25)
@@ -90,10 +90,10 @@ def test_weights_are_converted_as_they_are_read(dtype: str, torch_dtype: torch.d
         ({"dtype": "bfloat16"}, torch.bfloat16),
         ({"dtype": "absent", "torch_dtype": "float16"}, torch.float16),
         ({"dtype": "torch.bfloat16"}, torch.bfloat16),
-        ({"dtype": "absent"}, torch.float32),  # that of the file
+        ({"dtype": "absent"}, torch.float32),  # the dtype in the file
     ],
 )
-def test_auto_is_the_dtype_of_the_checkpoint(config: dict[str, str], expected: torch.dtype, edit: Callable[..., Path]) -> None:
+def test_auto_dtype_is_that_of_the_checkpoint(config: dict[str, str], expected: torch.dtype, edit: Callable[..., Path]) -> None:
     assert _load(edit("llama-gqa", **config)).dtype == expected
 
 
@@ -110,16 +110,16 @@ def test_sharded_equals_unsharded(tiny: Callable[[str], Path], tmp_path: Path) -
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     save_file(tensors, single / "model.safetensors")
     pairs = zip(_load(folder).decoder.parameters(), _load(single).decoder.parameters(), strict=True)
-    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert all(torch.equal(sharded, whole) for sharded, whole in pairs)
 
 
 @pytest.mark.parametrize("name", ["llama-mha-tied", "gpt2"])
-def test_a_tied_projection_shares_the_storage_of_the_embedding(name: str, tiny: Callable[[str], Path]) -> None:
+def test_a_tied_lm_head_shares_the_storage_of_the_embedding(name: str, tiny: Callable[[str], Path]) -> None:
     decoder = _load(tiny(name)).decoder
     assert decoder.get_parameter("lm_head.format.weight") is decoder.get_parameter("embedding.format.weight")
 
 
-def test_tied_checkpoints_may_hold_either_copy_or_both(tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:
+def test_tied_checkpoints_may_store_embedding_or_lm_head_or_both(tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:
     def only_head(tensors: dict[str, Tensor]) -> None:
         tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
 
@@ -133,22 +133,20 @@ def test_tied_checkpoints_may_hold_either_copy_or_both(tiny: Callable[[str], Pat
     assert torch.equal(dense_logits(model.decoder, PROMPT), expected)
 
 
-def test_a_different_head_is_not_tied_whatever_the_configuration_says(edit: Callable[..., Path]) -> None:
-    """As transformers does."""
+def test_a_different_lm_head_is_untied_whatever_the_configuration_says(edit: Callable[..., Path]) -> None:
+    """Transformers does the same."""
     from transformers import AutoModelForCausalLM
 
     folder = edit("qwen2-tied", lambda tensors: tensors.update({"lm_head.weight": -tensors["model.embed_tokens.weight"]}))
     model = _load(folder)
     assert not model.spec.tie_word_embeddings
     with torch.no_grad():
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor(PROMPT)).logits[0]
-    torch.testing.assert_close(dense_logits(model.decoder, PROMPT), theirs, rtol=1e-4, atol=1e-4)
+        expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor(PROMPT)).logits[0]
+    torch.testing.assert_close(dense_logits(model.decoder, PROMPT), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name, prefix", [("gpt2", "transformer."), ("llama-mha-tied", "model.")])
-def test_names_of_the_bare_model_are_understood(
-    name: str, prefix: str, tiny: Callable[[str], Path], edit: Callable[..., Path]
-) -> None:
+def test_checkpoints_of_the_bare_model_load(name: str, prefix: str, tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:
     def strip(tensors: dict[str, Tensor]) -> None:
         for key in list(tensors):
             tensors[key.removeprefix(prefix)] = tensors.pop(key)
@@ -157,7 +155,7 @@ def test_names_of_the_bare_model_are_understood(
     assert torch.equal(bare, dense_logits(_load(tiny(name)).decoder, PROMPT))
 
 
-def test_known_leftovers_are_ignored_by_their_own_family_only(edit: Callable[..., Path]) -> None:
+def test_obsolete_tensors_are_ignored_by_their_own_family_only(edit: Callable[..., Path]) -> None:
     mask, frequencies = "transformer.h.0.attn.bias", "model.layers.2.self_attn.rotary_emb.inv_freq"
     folder = edit("gpt2", lambda tensors: tensors.update({mask: torch.ones(1, 1, 8, 8, dtype=torch.bool)}))
     _load(folder)
@@ -168,7 +166,7 @@ def test_known_leftovers_are_ignored_by_their_own_family_only(edit: Callable[...
     assert frequencies in _fault(edit("gpt2", lambda tensors: tensors.update({frequencies: torch.ones(8)})))
 
 
-def test_every_tensor_that_does_not_fit_is_listed(edit: Callable[..., Path]) -> None:
+def test_all_mismatched_tensors_are_listed(edit: Callable[..., Path]) -> None:
     def spoil(tensors: dict[str, Tensor]) -> None:
         del tensors["model.layers.1.self_attn.k_proj.weight"]
         tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(95, 64)
@@ -184,19 +182,19 @@ def test_every_tensor_that_does_not_fit_is_listed(edit: Callable[..., Path]) -> 
     assert "layers.2" not in message
 
 
-def test_a_transposed_weight_is_mis_shaped(edit: Callable[..., Path]) -> None:
+def test_a_transposed_weight_is_refused(edit: Callable[..., Path]) -> None:
     name = "transformer.h.1.mlp.c_fc.weight"
     message = _fault(edit("gpt2", lambda tensors: tensors.update({name: tensors[name].T.contiguous()})))
     assert f"{name} is [256, 64], expected [64, 256]" in message
 
 
 def test_a_configuration_of_other_sizes_allocates_nothing(edit: Callable[..., Path]) -> None:
-    """A million rows per layer would not fit the memory of this machine."""
+    """Two billion rows per layer would not fit into memory."""
     message = _fault(edit("llama-gqa", intermediate_size=2_000_000_000))
     assert "model.layers.0.mlp.up_proj.weight is [96, 64], expected [2000000000, 64]" in message
 
 
-def test_an_unknown_architecture_names_the_known_ones(edit: Callable[..., Path]) -> None:
+def test_the_error_for_an_unknown_model_type_names_the_supported_ones(edit: Callable[..., Path]) -> None:
     folder = edit("llama-gqa", model_type="lama")
     with pytest.raises(UnsupportedModel) as error:
         _load(folder)
@@ -223,5 +221,5 @@ def test_a_loaded_decoder_is_ready_to_serve(tiny: Callable[[str], Path]) -> None
     assert dataclasses.is_dataclass(model)
 
 
-def test_every_family_has_tiny_shapes() -> None:
+def test_every_family_has_tiny_models() -> None:
     assert {tiny.family.lower() for tiny in TINY.values()} == set(family_names())

@@ -1,4 +1,4 @@
-"""What a layer is, as data: plain values that a family reads from a checkpoint's configuration."""
+"""The specs of layers, as plain values that a family reads from a checkpoint's configuration."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Literal
 from hasten.layers.rotary import RotarySpec
 from hasten.ops.base import AttentionMask
 
-NormKind = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    kind: NormKind
+    kind: Literal["rms", "layer"]
     eps: float
 
 

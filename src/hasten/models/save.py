@@ -1,4 +1,4 @@
-"""Writing a decoder as the checkpoint that its family reads: the weight map backwards."""
+"""``write_decoder``: save a decoder as a checkpoint of its family."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hasten.models.family import ModelFamily
 
 
 def write_decoder(folder: Path, decoder: Decoder, family: ModelFamily, config: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """A folder that transformers and hasten load. All matrices are dense."""
+    """Write a folder that transformers and hasten load. All weights are dense."""
     tensors: dict[str, Tensor] = {}
     for source in family.weights(decoder.spec):
         tensor = source.rows(decoder).detach()
-        # A copy: rows of one parameter share its memory, which the file format does not take.
+        # A copy, because rows of one parameter share memory and safetensors refuses shared memory.
         tensors[source.name] = (tensor.T if source.transposed else tensor).to(dtype, copy=True).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-    about = {name: value for name, value in config.items() if name != "torch_dtype"}
-    about["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    saved_config = {name: value for name, value in config.items() if name != "torch_dtype"}
+    saved_config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(saved_config, indent=2) + "\n", encoding="utf-8")

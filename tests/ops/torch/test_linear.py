@@ -1,4 +1,4 @@
-"""Widened products: what float32 arithmetic on the same 16-bit weights gives, for every shape of tile and rest."""
+"""``WideningLinear`` equals float32 arithmetic on the same 16-bit weights, for full and partial tiles."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from hasten.ops.torch.linear import WideningLinear
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "in_features", "out_features"), [(1, 64, 64), (3, 40, 1000), (17, 129, 131), (5, 8, 1)])
-@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
 def test_equals_float32_arithmetic_rounded_once(
-    dtype: torch.dtype, rows: int, in_features: int, out_features: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, rows: int, in_features: int, out_features: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PLAIN_ROWS", 0)
     monkeypatch.setattr(module, "TILE_BYTES", 100 * 4 * in_features)  # several tiles, the last one not full
     generator = torch.Generator().manual_seed(rows)
     x, weight = (torch.randn(n, in_features, generator=generator).to(dtype) for n in (rows, out_features))
-    bias = torch.randn(out_features, generator=generator).to(dtype) if biased else None
+    bias = torch.randn(out_features, generator=generator).to(dtype) if has_bias else None
     multiply = WideningLinear()
-    right = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     with torch.inference_mode():
-        found = multiply(x, weight, bias)
-        again = multiply(x, weight, bias)  # the scratch tile is used a second time
-    assert found.dtype == dtype and torch.equal(found, again)
-    assert torch.allclose(found.double(), right, rtol=torch.finfo(dtype).eps, atol=1e-4)
+        product = multiply(x, weight, bias)
+        again = multiply(x, weight, bias)  # reuses the scratch tile
+    assert product.dtype == dtype and torch.equal(product, again)
+    assert torch.allclose(product.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
 
 
-def test_float32_weights_and_gradients_take_the_plain_product() -> None:
+def test_float32_weights_and_gradients_use_the_plain_product() -> None:
     weight = torch.randn(8, 4, dtype=torch.bfloat16, requires_grad=True)
     x = torch.randn(2, 4, dtype=torch.bfloat16)
     multiply = WideningLinear()
     multiply(x, weight, None).sum().backward()
     assert weight.grad is not None and torch.equal(weight.grad, x.sum(0).expand(8, 4))
     with torch.inference_mode():
-        wide = torch.randn(8, 4)
-        assert torch.equal(multiply(x.float(), wide, None), F.linear(x.float(), wide))
+        float_weight = torch.randn(8, 4)
+        assert torch.equal(multiply(x.float(), float_weight, None), F.linear(x.float(), float_weight))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reference ops against formulas written out, and against transformers' modules where rounding is part of the promise."""
+"""The reference ops equal their formulas, and the modules of transformers where rounding is specified."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def _draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rms_norm_rounds_as_transformers(dtype: torch.dtype) -> None:
-    theirs = LlamaRMSNorm(48, eps=1e-3).to(dtype)
+def test_rms_norm_rounds_as_in_transformers(dtype: torch.dtype) -> None:
+    reference = LlamaRMSNorm(48, eps=1e-3).to(dtype)
     with torch.no_grad():
-        theirs.weight.copy_(_draw(48, seed=1))
+        reference.weight.copy_(_draw(48, seed=1))
     x = 3 * _draw(5, 4, 48, dtype=dtype)
-    ours = OPS.rms_norm(x, theirs.weight, 1e-3)
-    assert ours.dtype == dtype
+    normed = OPS.rms_norm(x, reference.weight, 1e-3)
+    assert normed.dtype == dtype
     if dtype == torch.float32:
-        torch.testing.assert_close(ours, theirs(x), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(normed, reference(x), rtol=1e-6, atol=1e-6)
     else:
-        assert torch.equal(ours, theirs(x))
+        assert torch.equal(normed, reference(x))
 
 
-def test_layer_norm_is_its_formula() -> None:
+def test_layer_norm_equals_its_formula() -> None:
     x, weight, bias = _draw(6, 32), _draw(32, seed=1), _draw(32, seed=2)
     centred = x.double() - x.double().mean(-1, keepdim=True)
     expected = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * weight + bias
@@ -42,18 +42,18 @@ def test_layer_norm_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotate_turns_pairs_by_the_angle(dtype: torch.dtype) -> None:
+def test_rotate_rotates_pairs_by_the_angle(dtype: torch.dtype) -> None:
     x = _draw(7, 3, 16, dtype=dtype)
     angles = 10 * _draw(7, 8, seed=1)
     table = torch.cat((angles, angles), -1)
-    turned = torch.complex(x[..., :8].float(), x[..., 8:].float()) * torch.polar(torch.ones(7, 1, 8), angles[:, None])
-    expected = torch.cat((turned.real, turned.imag), -1).to(dtype)
-    ours = OPS.rotate(x, table.cos(), table.sin())
-    assert ours.dtype == dtype
-    torch.testing.assert_close(ours, expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    rotated = torch.complex(x[..., :8].float(), x[..., 8:].float()) * torch.polar(torch.ones(7, 1, 8), angles[:, None])
+    expected = torch.cat((rotated.real, rotated.imag), -1).to(dtype)
+    actual = OPS.rotate(x, table.cos(), table.sin())
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
-def test_activations_are_their_formulas() -> None:
+def test_activations_equal_their_formulas() -> None:
     gate, up = _draw(5, 12).double(), _draw(5, 12, seed=1).double()
     silu = gate / (1 + (-gate).exp()) * up
     torch.testing.assert_close(OPS.silu_mul(torch.cat((gate, up), -1)), silu)
@@ -70,8 +70,8 @@ def test_linear_keeps_the_dtype() -> None:
     torch.testing.assert_close(out.float(), x.float() @ weight.float().T + bias.float(), rtol=1e-2, atol=1e-2)
 
 
-def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """One query and one head at a time, in float64."""
+def _reference_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """Attention one query and one head at a time, in float64."""
     out, group = torch.zeros_like(q, dtype=torch.float64), q.shape[1] // k.shape[1]
     for t in range(q.shape[0]):
         first = 0 if mask.window is None else max(0, t - mask.window + 1)
@@ -84,7 +84,7 @@ def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Ten
 @pytest.mark.parametrize("num_tokens", [1, 2, 13])
 @pytest.mark.parametrize("window", [None, 1, 4, 12, 13, 14])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_attend_dense_is_its_formula(num_tokens: int, window: int | None, num_kv_heads: int) -> None:
+def test_attend_dense_equals_its_formula(num_tokens: int, window: int | None, num_kv_heads: int) -> None:
     q, k = _draw(num_tokens, 4, 8), _draw(num_tokens, num_kv_heads, 8, seed=1)
     v, mask = _draw(num_tokens, num_kv_heads, 8, seed=2), AttentionMask(scale=0.7, window=window)
-    torch.testing.assert_close(OPS.attend_dense(q, k, v, mask).double(), _attend_by_hand(q, k, v, mask), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(OPS.attend_dense(q, k, v, mask).double(), _reference_attention(q, k, v, mask), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""``WeightFormat``: a weight matrix as data. WeightFormatFactory own their parameters; ``Linear`` owns the bias."""
+"""``WeightFormat``: one weight matrix as data. A format owns its parameters; ``Linear`` owns the bias."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class WeightFormat(Protocol):
-    """One matrix [O, I]. Implementations are ``nn.Module`` so that their tensors move, save and train with the model."""
+    """One matrix [O, I]. Implementations are ``nn.Module``, so that their tensors move, save and train with the model."""
 
     name: str
     out_features: int
@@ -16,32 +16,32 @@ class WeightFormat(Protocol):
     bits: float  # that a product reads for each weight
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
-        """Writes one checkpoint tensor into output rows ``rows`` of the parameter ``part``, converting its dtype.
+        """Write one checkpoint tensor into the output rows ``rows`` of the parameter ``part``, and convert its dtype.
 
-        ``source`` is a memory-mapped view that is only valid during the call; ``transposed`` says that it is stored [I, O].
+        ``source`` is a memory-mapped view that is only valid during the call. ``transposed``: it is stored as [I, O].
         """
         ...
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """x Wᵀ + b in the dtype of ``x``. [T, O]"""
+        """Return x Wᵀ + b in the dtype of ``x``. [T, O]"""
         ...
 
     def lookup(self, ids_T: Tensor) -> Tensor:
-        """Rows ``ids_T`` of the matrix: what an embedding is. [T, I]"""
+        """Return the rows ``ids_T`` of the matrix, as an embedding does. [T, I]"""
         ...
 
 
 class WeightFormatFactory(Protocol):
-    """Which format each kind of matrix gets when a decoder is built. Nothing is initialised."""
+    """Allocates the matrices of a decoder, each kind in its format, without initialising them."""
 
     def projection(self, in_features: int, out_features: int) -> WeightFormat:
-        """A matrix inside a layer."""
+        """Return a matrix inside a layer."""
         ...
 
     def lm_head(self, in_features: int, out_features: int) -> WeightFormat:
-        """The vocabulary projection, the token embedding, or both at once."""
+        """Return an lm_head, a token embedding, or one matrix for both."""
         ...
 
     def table(self, num_rows: int, size: int) -> WeightFormat:
-        """Rows that are only looked up, such as learned positions."""
+        """Return a matrix that is only looked up, such as learned positions."""
         ...

@@ -12,7 +12,7 @@ from hasten.ops.base import Ops
 
 
 class Dense(nn.Module):
-    """One parameter, ``weight`` [O, I]. Allocated, not initialised."""
+    """One parameter, ``weight`` [O, I], allocated but not initialised."""
 
     name = "dense"
 
@@ -37,7 +37,7 @@ class Dense(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class DenseFormatFactory:
-    """Everything dense, in one dtype."""
+    """All matrices dense, in one dtype."""
 
     ops: Ops
     dtype: torch.dtype
@@ -46,8 +46,7 @@ class DenseFormatFactory:
     def projection(self, in_features: int, out_features: int) -> Dense:
         return Dense(in_features, out_features, self.ops, self.dtype, self.device)
 
-    def lm_head(self, in_features: int, out_features: int) -> Dense:
-        return Dense(in_features, out_features, self.ops, self.dtype, self.device)
+    lm_head = projection
 
     def table(self, num_rows: int, size: int) -> Dense:
-        return Dense(size, num_rows, self.ops, self.dtype, self.device)
+        return self.projection(size, num_rows)

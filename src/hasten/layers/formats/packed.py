@@ -1,4 +1,4 @@
-"""``Packed``: the matrix in native memory, repacked for the kernels and perhaps quantised (round to nearest) while it is loaded."""
+"""``Packed``: the matrix in native memory, repacked for the kernels while it is loaded, and optionally quantised."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.matrix import Matrix, Weights
 
-BITS = {Dtype.FLOAT32: 32.0, Dtype.BFLOAT16: 12.0, Dtype.FLOAT16: 16.0, Dtype.INT8: 8.0, Dtype.INT4: 4.5}  # of a packed weight
+# Bits per packed weight.
+BITS = {Dtype.FLOAT32: 32.0, Dtype.BFLOAT16: 12.0, Dtype.FLOAT16: 16.0, Dtype.INT8: 8.0, Dtype.INT4: 4.5}
 
 
 class Packed(nn.Module):
-    """No parameters: nothing here trains. ``matrix`` is what native programs are recorded with."""
+    """It has no parameters, so it cannot be trained. Native programs read ``matrix``."""
 
     def __init__(self, matrix: Matrix) -> None:
         super().__init__()
@@ -36,10 +37,10 @@ class Packed(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class PackedFormatFactory:
-    """Matrices in ``weights``: in ``dtype``, or quantised.
+    """Matrices in ``weights``, in ``dtype`` or quantised (round to nearest).
 
-    int8: a scale per output feature. int4: in 4.5 bits a weight, vocabulary included. Both multiply with inputs quantised to int8
-    per row, or with float32 inputs ("weight-only").
+    int8 has a scale per output feature; int4 takes 4.5 bits per weight, lm_head included. Products quantise their input to int8 per
+    row, or keep it in float32 with the suffix "-weight-only".
     """
 
     weights: Weights
@@ -48,7 +49,7 @@ class PackedFormatFactory:
 
     def projection(self, in_features: int, out_features: int) -> Packed:
         if self.quantization is None:
-            return self._plain(in_features, out_features)
+            return self.table(out_features, in_features)
         bits, _, weight_only = self.quantization.partition("-")
         dtype = Dtype.INT8 if bits == "int8" else Dtype.INT4
         return Packed(Matrix(self.weights, out_features, in_features, dtype, int8_activations=not weight_only))
@@ -56,7 +57,5 @@ class PackedFormatFactory:
     lm_head = projection
 
     def table(self, num_rows: int, size: int) -> Packed:
-        return self._plain(size, num_rows)
-
-    def _plain(self, in_features: int, out_features: int) -> Packed:
-        return Packed(Matrix(self.weights, out_features, in_features, DTYPES[self.dtype]))
+        """Tables are never quantised."""
+        return Packed(Matrix(self.weights, num_rows, size, DTYPES[self.dtype]))
