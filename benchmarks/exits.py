@@ -32,11 +32,18 @@ from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
 from hasten.quality.documents import read_texts
 from hasten.text.tokenizer import TextTokenizer
-from hasten.training.early_exit.annotate import Annotations, annotate
-from hasten.training.early_exit.calibrate import quality
-from hasten.training.early_exit.risks import grid, isolated_risks, prompt_length, request_bounds, request_risks, token_risks
-from hasten.training.early_exit.tables import text_costs, token_costs
-from hasten.training.early_exit.thresholds import CERTAINTY, TOLERANCES, Costs, allowed_loss, chosen
+from hasten.training.early_exit.calibrate import exit_quality
+from hasten.training.early_exit.exit_statistics import ExitStatistics, exit_statistics
+from hasten.training.early_exit.risks import (
+    isolated_risks,
+    prompt_length,
+    request_bounds,
+    request_risks,
+    threshold_grid,
+    token_risks,
+)
+from hasten.training.early_exit.tables import prompt_table_cost, token_table_cost
+from hasten.training.early_exit.thresholds import CERTAINTY, TOLERANCES, Costs, allowed_loss, select_threshold
 from hasten.training.target_model import TargetModel
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
@@ -88,7 +95,7 @@ def recalibrated(costs: Costs, largest_L: Tensor, tolerance: float, draws: int) 
     for draw in range(draws):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(draw))
         ours, others = costs.of(order[: count // 2]), costs.of(order[count // 2 :])
-        place = chosen(ours.risk_LN, largest_L, tolerance)
+        place = select_threshold(ours.risk_LN, largest_L, tolerance)
         broken_half += bool(others.risk_LN[place].mean() > allowed)
         broken += bool(costs.risk_LN[place].mean() > allowed)
         layers.append(float(others.layers_LN[place].mean()))
@@ -125,16 +132,22 @@ def points(thresholds: tuple[float, ...], costs: Costs, nll: float) -> list[dict
 
 
 def rule_costs(
-    target: TargetModel, made: ExitsCheckpoint, others_NW: Tensor, listed: Annotations, found: Annotations, rule: str, steps: int
+    target: TargetModel,
+    made: ExitsCheckpoint,
+    others_NW: Tensor,
+    listed: ExitStatistics,
+    found: ExitStatistics,
+    rule: str,
+    steps: int,
 ) -> dict[str, Any]:
     """Thresholds by ``listed`` texts, and what they and the shipped ones cost on the others, which ``found`` is about."""
     spec = made.exits.spec
-    thresholds = grid(listed, rule, steps=steps)
+    thresholds = threshold_grid(listed, rule, steps=steps)
     shipped = tuple(each for each in made.calibrations if each.rule == rule)
     asked = tuple(each.threshold for each in shipped)
     if rule in REQUEST_CRITERIA:
-        costs = request_risks(found, spec.layers, spec.num_layers, rule, thresholds + asked)
-        largest_L = request_bounds(request_risks(listed, spec.layers, spec.num_layers, rule, thresholds))
+        costs = request_risks(found, spec, rule, thresholds + asked)
+        largest_L = request_bounds(request_risks(listed, spec, rule, thresholds))
     else:
         expected_L = isolated_risks(listed, rule, thresholds).mean(1)
         begin, end = (int((expected_L <= loss).long().cumprod(0).sum()) for loss in (CHEAPEST, DEAREST))
@@ -153,7 +166,7 @@ def rule_costs(
     }
 
 
-def oracle(found: Annotations, layers: tuple[int, ...], num_layers: int, tolerance: float) -> float:
+def oracle(found: ExitStatistics, layers: tuple[int, ...], num_layers: int, tolerance: float) -> float:
     """The fewest layers per token at which the mean KL is within what is allowed, if every token's KL at every exit were known."""
     kl_RD = torch.cat((found.kl_NDT, torch.zeros_like(found.kl_NDT[:, :1])), dim=1).transpose(1, 2).flatten(0, 1).double()
     depth_D = torch.tensor([*layers, num_layers], dtype=torch.float64)
@@ -170,7 +183,7 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
     target, made = load(options)
     texts_NW = windows(options, target)
     others_NW, spec = texts_NW[LISTED:], made.exits.spec
-    listed, found = annotate(target, made.exits, texts_NW[:LISTED]), annotate(target, made.exits, others_NW)
+    listed, found = exit_statistics(target, made.exits, texts_NW[:LISTED]), exit_statistics(target, made.exits, others_NW)
     nll = {"tokens": float(found.nll_NT[:, 1:].mean()), "answers": float(found.nll_NT[:, prompt_length(found) - 1 :].mean())}
     rules = {}
     for rule in options.rules:
@@ -184,16 +197,16 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
         show(rule, rules[rule], spec.num_layers)
     known = {}
     if made.token_layers is not None:
-        known["token_table"] = token_costs(target, made.exits, others_NW, made.token_layers)
+        known["token_table"] = token_table_cost(target, made.exits, others_NW, made.token_layers)
     if made.prompt_hash_table is not None:
-        known["prompt_hash"] = text_costs(target, made.exits, others_NW, found, made.prompt_hash_table)
+        known["prompt_hash"] = prompt_table_cost(target, made.exits, others_NW, found, made.prompt_hash_table)
     return {
         **provenance("exits", sys.argv),
         "options": {key: value for key, value in vars(options).items() if key not in ("out", "figure", "data")},
         "num_layers": spec.num_layers,
         "texts": len(others_NW),
         "perplexity": math.exp(nll["tokens"]),
-        "exits": quality(found, spec.layers),
+        "exits": exit_quality(found, spec.layers),
         "rules": rules,
         "tables": {name: {"loss": loss, "mean_layers": layers} for name, (loss, layers) in known.items()},
         "oracle": [{"tolerance": each, "mean_layers": oracle(found, spec.layers, spec.num_layers, each)} for each in TOLERANCES],

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from hasten.training.early_exit.annotate import Annotations
+from hasten.training.early_exit.exit_statistics import ExitStatistics
 from hasten.training.early_exit.thresholds import Costs, allowed_loss
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -51,7 +51,7 @@ def test_a_chooser_without_a_test_would_be_seen(exits: ModuleType, monkeypatch: 
     def looks(risk_LN: torch.Tensor, largest_L: torch.Tensor, tolerance: float) -> int:
         return int((risk_LN.mean(1) <= allowed).nonzero()[-1])
 
-    monkeypatch.setattr(exits, "chosen", looks)
+    monkeypatch.setattr(exits, "select_threshold", looks)
     found = exits.recalibrated(costs, torch.zeros(12), 0.01, 100)
     assert found["share_broken_on_all_texts"] > 0.2 and found["share_broken_on_other_half"] > 0.2
 
@@ -61,7 +61,7 @@ def test_the_oracle_is_the_best_of_all_choices(exits: ModuleType) -> None:
     kl_NDT = torch.rand(2, 2, 4, generator=draw).square() * 0.05
     kl_NDT[:, 1] = torch.minimum(kl_NDT[:, 0], kl_NDT[:, 1])
     nothing = torch.zeros(2, 4)
-    found = Annotations(nothing, kl_NDT, kl_NDT, kl_NDT > 1, {})
+    found = ExitStatistics(nothing, kl_NDT, kl_NDT, kl_NDT > 1, {})
     ours = exits.oracle(found, (2, 5), 8, 0.01)
     choices = torch.stack((kl_NDT[:, 0].flatten(), kl_NDT[:, 1].flatten(), torch.zeros(8)), dim=1).tolist()
     best = min(

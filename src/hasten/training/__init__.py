@@ -1,4 +1,5 @@
-"""The training loop beside a frozen model: text into batches, steps, held-out acceptance, early stop, resume after a kill.
+"""Training beside a frozen target model: draft heads, draft models and exit heads.
 
-It knows no head and no method: what is trained is a ``TrainingTask`` (``base.py``).
+``train.py`` runs one training. A recipe (``recipes.py``) holds its options, and ``build_task.py`` makes the ``TrainingTask`` of a
+recipe. The loop (``loop.py``) trains any task.
 """

@@ -1,10 +1,10 @@
-"""``TrainingTask``: what the loop trains. ``Recipe``: the options of one kind of it, and how it is made beside a frozen model."""
+"""``TrainingTask``: what the loop trains. ``CalibratedTask``: a task that also calibrates at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,55 +13,34 @@ if TYPE_CHECKING:
     from hasten.training.corpus import Batch, Corpus
     from hasten.training.draft_score import DraftScore
     from hasten.training.options import TrainOptions
-    from hasten.training.target_model import TargetModel
 
 
 class TrainingTask(Protocol):
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """What is trained, by name: float32, ``requires_grad``, the same objects at every call. Nothing else gets a gradient."""
+        """Return the trained parameters by name: float32, ``requires_grad``, the same objects at every call."""
         ...
 
     def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of a batch, a scalar with a graph behind it. A function of the parameters and the batch alone."""
+        """Return the mean loss of a batch, a scalar that depends on the parameters and the batch only."""
         ...
 
     def evaluate(self, batch: Batch) -> DraftScore:
-        """The same loss and what would have been accepted, on held-out text. Called under ``torch.no_grad``."""
+        """Return the loss and the acceptance on a validation batch. The caller disables gradients."""
         ...
 
     def save(self, folder: Path, score: DraftScore) -> None:
-        """Writes the checkpoint with the parameters as they are; ``score`` is theirs on held-out text."""
+        """Write the checkpoint of the current parameters. ``score`` is their validation score."""
         ...
 
 
 @runtime_checkable
-class Finisher(Protocol):
-    """A task that makes more of the text once its weights are settled: ``save`` follows."""
-
-    def finish(
-        self, corpus: Corpus, options: TrainOptions, callback: TrainingCallback, stop: Callable[[], bool]
+class CalibratedTask(Protocol):
+    def calibrate(
+        self, corpus: Corpus, options: TrainOptions, callback: TrainingCallback, should_stop: Callable[[], bool]
     ) -> Mapping[str, Any] | None:
-        """Plain data for ``training.json``. A function of the parameters and the arguments alone; a killed run does it again.
+        """Calibrate with the final parameters, before ``save``, and return entries for ``training.json``.
 
-        None if ``stop`` asked to stop.
+        The result depends on the parameters and the arguments only, so a resumed run repeats it. None if ``should_stop`` returned
+        True.
         """
-        ...
-
-
-class Recipe(Protocol):
-    """A frozen dataclass whose fields are plain data and are the options of ``hasten train NAME``.
-
-    Its file must be light to import (no torch): ``build`` imports what it needs. Raises ``InvalidOption`` for values out of range.
-    """
-
-    name: ClassVar[str]
-    weight_decay: ClassVar[float]
-
-    @property
-    def learning_rate(self) -> float:
-        """The default peak."""
-        ...
-
-    def build(self, target: TargetModel, corpus: Corpus, seed: int) -> TrainingTask:
-        """Initialised as a function of its arguments alone. Raises ``HastenError`` if it cannot be trained beside this model."""
         ...

@@ -1,10 +1,10 @@
-"""``TrainingCallback``: who is told how a training goes. ``Display``: lines on standard error, and a bar where someone looks."""
+"""``TrainingCallback``: progress reports of a training. ``ConsoleCallback`` prints them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from hasten.training.draft_score import DraftScore
 
@@ -13,53 +13,41 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-class TrainingCallback(Protocol):
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        ...
+class TrainingCallback:
+    """Every method does nothing; a subclass overrides what it reports."""
 
-    def moved(self, step: int, total: int, loss: float) -> None:
-        """``step`` updates of ``total`` are made; ``loss`` was that of the last batch."""
-        ...
+    def on_log(self, message: str) -> None:
+        """Report one line of text."""
 
-    def evaluated(self, step: int, total: int, loss: float, score: DraftScore) -> None:
-        """Held-out text was read; ``loss`` is the mean over the batches trained on since the last time."""
-        ...
+    def on_step_end(self, step: int, total_steps: int, loss: float) -> None:
+        """Report ``step`` finished updates. ``loss`` is that of the last batch."""
 
-
-class Silent:
-    def note(self, text: str) -> None:
-        pass
-
-    def moved(self, step: int, total: int, loss: float) -> None:
-        pass
-
-    def evaluated(self, step: int, total: int, loss: float, score: DraftScore) -> None:
-        pass
+    def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
+        """Report a validation score. ``loss`` is the mean training loss since the last evaluation."""
 
 
-class Display:
-    """Made by ``display``."""
+class ConsoleCallback(TrainingCallback):
+    """Prints lines and a progress bar to standard error."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console, self._bar = console, bar
-        self._task: TaskID | None = None
+        self._bar_task: TaskID | None = None
 
-    def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def on_log(self, message: str) -> None:
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def moved(self, step: int, total: int, loss: float) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task("training", total=total, completed=step, loss=loss)
-        self._bar.update(self._task, completed=step, loss=loss)
+    def on_step_end(self, step: int, total_steps: int, loss: float) -> None:
+        if self._bar_task is None:
+            self._bar_task = self._bar.add_task("training", total=total_steps, completed=step, loss=loss)
+        self._bar.update(self._bar_task, completed=step, loss=loss)
 
-    def evaluated(self, step: int, total: int, loss: float, score: DraftScore) -> None:
-        self.note(line(step, total, loss, score))
+    def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
+        self.on_log(evaluation_line(step, total_steps, loss, score))
 
 
 @contextmanager
-def display() -> Iterator[Display]:
-    """Bars only on a terminal, lines always."""
+def console_callback() -> Iterator[ConsoleCallback]:
+    """Yield a callback. Its progress bar needs a terminal and ends with the context."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -67,11 +55,11 @@ def display() -> Iterator[Display]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     loss = TextColumn("loss {task.fields[loss]:.3f}")
     with Progress(*columns, loss, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Display(console, bar)
+        yield ConsoleCallback(console, bar)
 
 
-def line(step: int, total: int, loss: float, score: DraftScore) -> str:
-    """``step 200 of 1000: loss 2.310, held out 2.451, accepted 41.2% 23.0% 12.1% (0.71 tokens)``; exits ``agreed 41.2% 62.5%``."""
-    depths = " ".join(f"{share:.1%}" for share in score.acceptance)
-    figures = f"agreed {depths}" if score.exits else f"accepted {depths} ({score.accepted_length:.2f} tokens)"
-    return f"step {step} of {total}: loss {loss:.3f}, held out {score.mean_loss:.3f}, {figures}"
+def evaluation_line(step: int, total_steps: int, loss: float, score: DraftScore) -> str:
+    """Return a line such as ``step 2 of 9: loss 2.310, validation 2.451, accepted 41.2% (0.41 tokens)``."""
+    shares = " ".join(f"{share:.1%}" for share in score.acceptance)
+    figures = f"agreed {shares}" if score.exit_layers else f"accepted {shares} ({score.accepted_length:.2f} tokens)"
+    return f"step {step} of {total_steps}: loss {loss:.3f}, validation {score.mean_loss:.3f}, {figures}"

@@ -1,9 +1,9 @@
-"""``Corpus``: documents as two streams of tokens, one to train on and one held out, and the batches that are cut from them.
+"""``Corpus``: a training stream and a validation stream of token ids, and the batches cut from them.
 
-It knows token ids only. Which documents are held out depends on their content; which window is read at a step, on the seed and the
-step: a run that is interrupted goes on with the very batches that it would have read.
+A document's content decides which stream it belongs to. The seed and the step decide which sequences a step reads, so a resumed
+run reads the same batches.
 
-Shape suffixes: N tokens of a stream · B windows · W tokens of a window.
+Shape suffixes: N tokens of a stream · B sequences · S tokens per sequence · V vocabulary · D draft vocabulary.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torch import Tensor
 
 from hasten.core.errors import InvalidOption
 
-PLACES = 256  # that held-out text comes from at least, if it has as many windows
-_GOLDEN = (5**0.5 - 1) / 2
+MIN_VALIDATION_SECTIONS = 256  # sections that the validation stream has at least, if the text is long enough
+DEFAULT_DRAFT_VOCAB = 32_000  # the usual size of an EAGLE-3 head's vocabulary
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    ids_BW: Tensor  # int64
-    seed: int  # of whatever is drawn at this step: the same when the step is repeated
+    ids_BS: Tensor  # int64
+    seed: int  # of the random numbers of this step; the same when the step is repeated
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -34,100 +35,116 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Corpus:
     train_N: Tensor  # int32
-    held_out_N: Tensor  # int32
+    validation_N: Tensor  # int32
 
     @classmethod
-    def split(cls, documents: Sequence[Sequence[int]], window: int, share: float, separator: int | None) -> Corpus:
-        """Holds out whole documents, those of the smallest hashes, until they are ``share`` of all tokens.
+    def split(cls, documents: Sequence[Sequence[int]], seq_len: int, fraction: float, separator: int | None) -> Corpus:
+        """Return a corpus whose validation stream holds ``fraction`` of all tokens.
 
-        A document that would be a large part of that is cut into windows first: passages of one long text are not alike, and few of
-        them say little of the rest. ``separator`` follows each document, if given. Raises ``InvalidOption`` if there would be no
-        window to train on, or less than two held out.
+        The documents of the smallest hashes are for validation. Long documents are cut into sections first, so that the validation
+        stream covers many passages of them. ``separator`` follows each document, if given. Raises ``InvalidOption`` for less than
+        one training and two validation sequences.
         """
         end = [] if separator is None else [separator]
         parts = [array("i", [*document, *end]) for document in documents if len(document)]
         total = sum(map(len, parts))
-        wanted = max(2 * window, int(total * share))
-        sections = sorted(_sections(parts, max(window, wanted // PLACES), window))
-        held_out, train = array("i"), array("i")
-        order: list[tuple[int, array[int]]] = []
-        last = b""
-        for key, place, section in sections:
-            if len(held_out) < wanted or key == last:
-                held_out.extend(section)
-                last = key
+        min_validation = max(2 * seq_len, int(total * fraction))
+        sections = sorted(_sections(parts, max(seq_len, min_validation // MIN_VALIDATION_SECTIONS), seq_len))
+        validation, train = array("i"), array("i")
+        train_sections: list[tuple[int, array[int]]] = []
+        last_digest = b""
+        for digest, position, section in sections:
+            # Copies of a section have the same hash and stay in the same stream.
+            if len(validation) < min_validation or digest == last_digest:
+                validation.extend(section)
+                last_digest = digest
             else:
-                order.append((place, section))
-        for _, section in sorted(order, key=lambda item: item[0]):
+                train_sections.append((position, section))
+        for _, section in sorted(train_sections):
             train.extend(section)
-        if len(train) < window or len(held_out) < 2 * window:
+        if len(train) < seq_len or len(validation) < 2 * seq_len:
             raise InvalidOption(
-                "the data is too short: a window to train on and two held out have to come out of it",
-                got=f"{total:,} tokens in {len(parts)} documents, {len({key for key, _, _ in sections})} different parts",
-                allowed=f"at least {3 * window:,} tokens for windows of {window}",
-                remedy="Give more text, or smaller windows with --seq-len",
+                "the data is too short for one training sequence and two validation sequences",
+                got=f"{total:,} tokens in {len(parts)} documents, {len({digest for digest, _, _ in sections})} distinct sections",
+                allowed=f"at least {3 * seq_len:,} tokens for sequences of {seq_len}",
+                remedy="Give more text, or shorter sequences with --seq-len",
             )
-        return cls(_stream(train), _stream(held_out))
+        return cls(*(torch.frombuffer(stream, dtype=torch.int32).clone() for stream in (train, validation)))
 
-    def batch(self, step: int, size: int, window: int, seed: int) -> Batch:
-        """What is read at ``step``: every epoch cuts the text at other places and reads its windows in another order."""
-        per_epoch = max(1, (len(self.train_N) - window) // window)
+    def batch(self, step: int, size: int, seq_len: int, seed: int) -> Batch:
+        """Return the ``size`` sequences of a step. Each epoch cuts the stream at other offsets and shuffles."""
+        per_epoch = max(1, (len(self.train_N) - seq_len) // seq_len)
         rows = range(step * size, (step + 1) * size)
         starts: list[int] = []
         for epoch in range(rows[0] // per_epoch, rows[-1] // per_epoch + 1):
-            generator = torch.Generator().manual_seed(_mixed(seed, "epoch", epoch))
-            shift = int(torch.randint(min(window, len(self.train_N) - window) + 1, (1,), generator=generator))
+            generator = torch.Generator().manual_seed(_derived_seed(seed, "epoch", epoch))
+            shift = int(torch.randint(min(seq_len, len(self.train_N) - seq_len) + 1, (1,), generator=generator))
             order = torch.randperm(per_epoch, generator=generator)
             begin, end = max(rows[0], epoch * per_epoch), min(rows[-1] + 1, (epoch + 1) * per_epoch)
-            starts += [shift + window * int(order[row % per_epoch]) for row in range(begin, end)]
-        ids_BW = torch.stack([self.train_N[start : start + window] for start in starts]).long()
-        return Batch(ids_BW, _mixed(seed, "step", step))
+            starts += [shift + seq_len * int(order[row % per_epoch]) for row in range(begin, end)]
+        ids_BS = torch.stack([self.train_N[start : start + seq_len] for start in starts]).long()
+        return Batch(ids_BS, _derived_seed(seed, "step", step))
 
-    def held_out(self, size: int, window: int, limit: int) -> Iterator[Batch]:
-        """At most ``limit`` windows, spread evenly over the held-out text; the same at every call.
+    def validation_batches(self, size: int, seq_len: int, limit: int) -> Iterator[Batch]:
+        """Yield at most ``limit`` sequences in batches, spread evenly over one half of the validation stream.
 
-        They choose weights, so half of the windows is never among them.
+        Every call yields the same batches. The other half is for ``calibration_sequences``.
         """
-        places = self._spread(window)
-        chosen = sorted(places[: len(places) - len(places) // 2][:limit])
-        windows = [self.held_out_N[index * window : (index + 1) * window] for index in chosen]
-        for first in range(0, len(windows), size):
-            yield Batch(torch.stack(windows[first : first + size]).long(), _mixed(0, "held out", first))
+        indices = self._spread_indices(seq_len)
+        chosen = sorted(indices[: len(indices) - len(indices) // 2][:limit])
+        sequences_BS = self._validation_sequences(chosen, seq_len)
+        for first, ids_BS in zip(range(0, len(chosen), size), torch.split(sequences_BS, size), strict=True):
+            yield Batch(ids_BS, _derived_seed(0, "held out", first))
 
-    def unread(self, window: int, count: int, seed: int) -> Tensor:
-        """``count`` windows that ``held_out`` never reads, in random order; fewer where there are no more. [B, W], int64"""
-        places = self._spread(window)
-        chosen = places[::-1][: min(count, len(places) // 2)]
-        generator = torch.Generator().manual_seed(_mixed(seed, "unread", 0))
+    def calibration_sequences(self, seq_len: int, limit: int, seed: int) -> Tensor:
+        """Return at most ``limit`` shuffled sequences that no validation batch has, [B, S] int64."""
+        indices = self._spread_indices(seq_len)
+        chosen = indices[::-1][: min(limit, len(indices) // 2)]
+        generator = torch.Generator().manual_seed(_derived_seed(seed, "unread", 0))
         order = torch.randperm(len(chosen), generator=generator).tolist()
-        return torch.stack([self.held_out_N[chosen[i] * window : (chosen[i] + 1) * window] for i in order]).long()
+        return self._validation_sequences([chosen[i] for i in order], seq_len)
 
-    def _spread(self, window: int) -> list[int]:
-        """Places of the windows of the held-out text; however many one takes from the start, they are spread evenly."""
-        return sorted(range(len(self.held_out_N) // window), key=lambda index: index * _GOLDEN % 1)
+    def _spread_indices(self, seq_len: int) -> list[int]:
+        """Return the indices of all validation sequences in an order whose every prefix is spread evenly."""
+        return sorted(range(len(self.validation_N) // seq_len), key=lambda index: index * _GOLDEN_RATIO % 1)
+
+    def _validation_sequences(self, indices: Sequence[int], seq_len: int) -> Tensor:
+        return torch.stack([self.validation_N[index * seq_len : (index + 1) * seq_len] for index in indices]).long()
 
 
-def _sections(parts: Sequence[array[int]], longest: int, window: int) -> Iterator[tuple[bytes, int, array[int]]]:
-    """(hash, place, tokens) of documents up to the longest, and of the windows of longer ones, the last with what is left over.
+def draft_token_ids(corpus: Corpus, draft_vocab: int | None, vocab_size: int) -> Tensor | None:
+    """Return the ``draft_vocab`` most frequent tokens, ascending [D]; None for the entire vocabulary.
 
-    Equal documents have equal hashes, so that no copy is trained on while the other is held out.
+    ``draft_vocab`` None: at most 32,000 tokens. A token outside them is never drafted (FR-Spec, Zhao et al., 2025, arXiv
+    2502.14856). Raises ``InvalidOption`` for a size out of range.
     """
-    place = 0
+    if draft_vocab is not None and not 1 <= draft_vocab <= vocab_size:
+        allowed = f"1 to {vocab_size:,}, the model's vocabulary"
+        raise InvalidOption("the draft vocabulary is out of range", got=f"{draft_vocab:,}", allowed=allowed)
+    count = draft_vocab or min(vocab_size, DEFAULT_DRAFT_VOCAB)
+    if count == vocab_size:
+        return None
+    frequencies_V = torch.bincount(corpus.train_N, minlength=vocab_size)
+    return frequencies_V.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _sections(parts: Sequence[array[int]], max_length: int, seq_len: int) -> Iterator[tuple[bytes, int, array[int]]]:
+    """Yield (hash, position, tokens) of each part, or of its sections if it is longer than ``max_length``.
+
+    A section has ``seq_len`` tokens, and the last one also the remaining tokens. Equal parts have equal hashes.
+    """
+    position = 0
     for part in parts:
         digest = hashlib.sha256(part.tobytes()).digest()
-        count = 1 if len(part) <= longest else len(part) // window
-        starts = [number * window for number in range(count)]
+        count = 1 if len(part) <= max_length else len(part) // seq_len
+        starts = [number * seq_len for number in range(count)]
         for start, end in zip(starts, [*starts[1:], len(part)], strict=True):
-            key = digest if count == 1 else hashlib.sha256(digest + start.to_bytes(8, "little")).digest()
-            yield key, place, part[start:end]
-            place += 1
+            section_digest = digest if count == 1 else hashlib.sha256(digest + start.to_bytes(8, "little")).digest()
+            yield section_digest, position, part[start:end]
+            position += 1
 
 
-def _stream(tokens: array[int]) -> Tensor:
-    return torch.frombuffer(tokens, dtype=torch.int32).clone()
-
-
-def _mixed(seed: int, use: str, number: int) -> int:
-    """63 bits out of a seed, apart for every use and number."""
+def _derived_seed(seed: int, use: str, number: int) -> int:
+    """Return 63 bits, independent for every use and number. Another ``use`` string changes all results."""
     digest = hashlib.sha256(f"{seed}/{use}/{number}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

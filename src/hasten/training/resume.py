@@ -1,14 +1,14 @@
-"""``ResumeFolder``: the state of a training on disk, so that a run that is killed at any moment goes on where it was.
+"""``ResumeFolder``: the training state on disk, so that a killed run continues from its last save.
 
 ::
 
-    OUT/.resume/settings.json              what was asked for: another run may not go on with it
-                corpus.safetensors         the tokens, as they were cut
-                step-00000120.safetensors  weights and moments
-                state.json                 names the file above and says the rest; replaced last, in one motion
-    OUT/.resume-done/                      all of it, on its way out after the result was written; of no meaning
+    OUT/.resume/settings.json              the run's settings; a run with other settings is refused
+                corpus.safetensors         the token streams
+                step-00000120.safetensors  parameters and optimizer moments
+                state.json                 names the file above and holds the rest of the state; written last, atomically
+    OUT/.resume-done/                      the same folder while it is deleted after the result is written; never read
 
-Nothing here is a pickle. It knows tensors and plain data, and neither the loop nor what is trained.
+No file is a pickle. This module knows tensors and plain data, but neither the loop nor the task.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from torch import Tensor
 
 from hasten.core.errors import CapacityError, CheckpointError, InvalidOption
 
-NAME, _DONE = ".resume", ".resume-done"
+_NAME, _DONE = ".resume", ".resume-done"
 _STATE, _SETTINGS = "state.json", "settings.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedState:
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
 
@@ -45,51 +45,53 @@ class ResumeFolder:
 
     @classmethod
     def open(cls, out: Path, settings: Mapping[str, Any]) -> ResumeFolder:
-        """The folder in ``out``. Nothing is written yet; what is left of a finished run's state is removed.
+        """Return the folder in ``out``. Writes nothing, and removes the state of a finished run.
 
-        Raises ``InvalidOption`` if it holds a run of other settings, names those, and if ``out`` holds anything else.
+        Raises ``InvalidOption`` if ``out`` holds a run with other settings (and names those) or anything else.
         """
-        found = cls(out / NAME, settings)
+        resume = cls(out / _NAME, settings)
         shutil.rmtree(out / _DONE, ignore_errors=True)
-        file = found.folder / _SETTINGS
+        file = resume.folder / _SETTINGS
         if file.is_file():
-            _check_settings(_read(file), json.loads(json.dumps(settings)), out)
-            return found
-        if out.is_file() or (out.is_dir() and any(entry.name != NAME for entry in out.iterdir())):
+            _check_settings(_read_json(file), json.loads(json.dumps(settings)), out)
+        elif out.is_file() or (out.is_dir() and any(entry.name != _NAME for entry in out.iterdir())):
             raise InvalidOption(
-                "the output folder holds something already", got=str(out), remedy="Give a new folder with --out, or empty this one"
+                "the output folder is not empty", got=str(out), remedy="Give a new folder with --out, or empty this one"
             )
-        return found
+        return resume
 
-    def save(self, step: int, saved: Saved) -> None:
-        """Atomic: whenever the process dies, this state or the one before it is there, whole. Raises like ``writing``."""
-        tensors = self.write(f"step-{step:08}", saved.tensors)
-        with _settled(self.folder / _STATE) as partial:
-            partial.write_bytes(json.dumps({"tensors": tensors.name, **saved.values}).encode())
+    def save(self, step: int, state: SavedState) -> None:
+        """Replace the saved state. Raises ``CapacityError``.
+
+        If the process dies, either this state or the last one is complete.
+        """
+        tensors = self.write(f"step-{step:08}", state.tensors)
+        with _atomic_write(self.folder / _STATE) as partial:
+            partial.write_bytes(json.dumps({"tensors": tensors.name, **state.values}).encode())
         for old in self.folder.glob("step-*.safetensors"):
             if old != tensors:
                 old.unlink()
 
-    def load(self) -> Saved | None:
-        """What was saved last. Raises ``CheckpointError`` if the files were damaged since."""
+    def load(self) -> SavedState | None:
+        """Return the last saved state. Raises ``CheckpointError`` for damaged files."""
         if not (self.folder / _STATE).is_file():
             return None
-        values = _read(self.folder / _STATE)
+        values = _read_json(self.folder / _STATE)
         tensors = self.read(Path(str(values.pop("tensors"))).stem)
         if tensors is None:
             raise _damaged(self.folder, "the file of the last step is missing")
-        return Saved(tensors, values)
+        return SavedState(tensors, values)
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
-        """Some tensors under a name of their own, atomically. Raises like ``writing``."""
-        self._begin()
+        """Write tensors under ``name`` atomically and return the file. Raises ``CapacityError``."""
+        self._write_settings()
         file = self.folder / f"{name}.safetensors"
-        with _settled(file) as partial:
+        with _atomic_write(file) as partial:
             save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
         return file
 
     def read(self, name: str) -> dict[str, Tensor] | None:
-        """None if nothing was written under this name."""
+        """Return the tensors written under ``name``, or None. Raises ``CheckpointError`` for a damaged file."""
         file = self.folder / f"{name}.safetensors"
         if not file.is_file():
             return None
@@ -98,7 +100,14 @@ class ResumeFolder:
         except SafetensorError as error:
             raise _damaged(self.folder, f"{file.name}: {error}") from None
 
-    def _begin(self) -> None:
+    def remove(self) -> None:
+        """Delete the folder."""
+        # Renamed first: a partly deleted state would be resumed and would overwrite the result.
+        done = self.folder.with_name(_DONE)
+        self.folder.replace(done)
+        shutil.rmtree(done, ignore_errors=True)
+
+    def _write_settings(self) -> None:
         file = self.folder / _SETTINGS
         if file.is_file():
             return
@@ -107,47 +116,31 @@ class ResumeFolder:
         except OSError as error:
             out = self.folder.parent
             raise InvalidOption(f"{out} cannot be written", got=error.strerror, remedy="Give another folder with --out") from None
-        with _settled(file) as partial:
+        with _atomic_write(file) as partial:
             partial.write_bytes(json.dumps(self.settings).encode())
-
-    def remove(self) -> None:
-        """In one motion: a state of which a part is gone would be gone on with, and the result written over."""
-        done = self.folder.with_name(_DONE)
-        self.folder.replace(done)
-        shutil.rmtree(done, ignore_errors=True)
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises ``CapacityError`` where ``folder`` takes no more, such as on a full disk."""
+def write_errors(folder: Path) -> Iterator[None]:
+    """Raise ``CapacityError`` in place of an error of the file system, such as a full disk."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise CapacityError(
             f"{folder} cannot be written",
             got=str(error),
-            remedy="Free space there; the same command then goes on from the last saved state",
+            remedy="Free space there; the same command then continues from the last saved state",
         ) from None
 
 
-def _check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any], out: Path) -> None:
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    if names:
-        differences = ", ".join(f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in names)
-        raise InvalidOption(
-            f"{out} holds an unfinished run of other settings",
-            got=differences,
-            remedy=f"Repeat the first command to go on with it, give another folder with --out, or remove {out / NAME}",
-        )
-
-
 @contextmanager
-def _settled(file: Path) -> Iterator[Path]:
-    """Where to write what is to be ``file``. It is on the disk before it gets its name, which must not outlive a power cut without
-    its content. Raises like ``writing``, and leaves nothing on a disk that is full.
+def _atomic_write(file: Path) -> Iterator[Path]:
+    """Yield a path to write to, then flush it to the disk and rename it to ``file``.
+
+    Raises ``CapacityError`` and then leaves no partial file.
     """
     partial = file.with_suffix(".partial")
-    with writing(file.parent):
+    with write_errors(file.parent):
         try:
             yield partial
             with partial.open("rb") as stream:
@@ -158,7 +151,18 @@ def _settled(file: Path) -> Iterator[Path]:
             raise
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _check_settings(saved: Mapping[str, Any], settings: Mapping[str, Any], out: Path) -> None:
+    names = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
+    if names:
+        differences = ", ".join(f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}" for name in names)
+        raise InvalidOption(
+            f"{out} holds an unfinished run with other settings",
+            got=differences,
+            remedy=f"Repeat the first command to continue it, give another folder with --out, or remove {out / _NAME}",
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -168,5 +172,5 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _damaged(folder: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"the saved state in {folder} is damaged", got=what, remedy="Remove that folder to begin anew")
+def _damaged(folder: Path, fault: str) -> CheckpointError:
+    return CheckpointError(f"the saved state in {folder} is damaged", got=fault, remedy="Remove that folder to start again")

@@ -22,8 +22,8 @@ from hasten.layers.linear import Linear
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
 from hasten.models.load import load_decoder
-from hasten.models.weights import Progress
 from hasten.models.spec import DecoderSpec
+from hasten.models.weights import Progress
 from hasten.ops.torch.backend import TorchOps
 from hasten.training.draft_score import topk_tokens
 
@@ -46,7 +46,7 @@ class TargetModel:
 
     @classmethod
     def load(cls, folder: Path, progress: Progress | None = None) -> TargetModel:
-        """Load a checkpoint folder. Raises ``CheckpointError``, and ``UnsupportedModel`` for quantised weights."""
+        """Load a checkpoint. Raises ``CheckpointError``, and ``UnsupportedModel`` for quantised weights."""
         trainable_spec(folder)
         ops = TorchOps()
         loaded = load_decoder(folder, dtype="float32", ops=ops, progress=progress)
@@ -69,7 +69,7 @@ class TargetModel:
 
     @torch.no_grad()
     def hidden_states(self, ids_BS: Tensor, aux_layer_indices: Collection[int] = ()) -> HiddenStates:
-        """Run every sequence from position 0 and keep the outputs of the layers ``aux_layer_indices`` (from 0)."""
+        """Run every sequence from position 0 and keep the outputs of ``aux_layer_indices`` (from 0)."""
         context = DenseContext(self.ops, self.decoder.rotary, [ids_BS.shape[1]] * len(ids_BS))
         aux_hidden_states: dict[int, Tensor] = {}
         hooks = {layer: _store_output(aux_hidden_states, layer) for layer in aux_layer_indices}
@@ -78,12 +78,12 @@ class TargetModel:
 
     @torch.no_grad()
     def normed(self, states: HiddenStates) -> Tensor:
-        """Return the input of the lm_head: the last hidden states after the final norm. [T, E]"""
+        """Return the input of the lm_head: the last hidden states after the final norm, [T, E]."""
         normed_TE: Tensor = self.decoder.norm(states.last_TE)
         return normed_TE
 
     def greedy_tokens(self, normed_XE: Tensor) -> Tensor:
-        """Return the most likely next token of each normed hidden state. [..., E] -> [...]"""
+        """Return the most likely next token of each normed hidden state, [..., E] -> [...]."""
         return topk_tokens(normed_XE.flatten(0, -2), self.lm_head_VE)[:, 0].view(normed_XE.shape[:-1])
 
 

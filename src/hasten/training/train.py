@@ -1,4 +1,4 @@
-"""``train``: a whole training, from a model's name and a file of text to a finished checkpoint."""
+"""``train``: one complete training, from a model's name and a text file to a finished checkpoint."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import InvalidOption
 from hasten.text.tokenizer import TextTokenizer
-from hasten.training.base import Finisher, Recipe
-from hasten.training.callback import Silent, TrainingCallback
+from hasten.training.base import CalibratedTask
+from hasten.training.build_task import build_task
+from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Corpus
-from hasten.training.documents import encode, generate
+from hasten.training.documents import encode_documents, generate_documents
 from hasten.training.draft_score import DraftScore
 from hasten.training.loop import TrainingLoop, TrainingState
 from hasten.training.options import TrainOptions
-from hasten.training.resume import ResumeFolder, writing
+from hasten.training.recipes import Recipe
+from hasten.training.resume import ResumeFolder, write_errors
 from hasten.training.target_model import TargetModel, trainable_spec
 
 REPORT = "training.json"
-_SAMPLE = 1 << 20  # bytes at either end of a weight file that tell it from another
-_PLACES = ("save_every", "threads")  # of no influence on what is computed
+_FINGERPRINT_BYTES = 1 << 20  # read at both ends of a weight file
+_NOT_IN_SETTINGS = ("save_every", "threads")  # options that do not change the result
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    score: DraftScore  # of the best weights, on held-out text
+class TrainingResult:
+    score: DraftScore  # of the best parameters, on validation text
     state: TrainingState
 
 
@@ -45,41 +47,41 @@ def train(
     options: TrainOptions | None = None,
     *,
     callback: TrainingCallback | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Outcome | None:
-    """Trains what ``recipe`` describes beside ``model`` and writes it to ``out``, with ``training.json`` about how it went.
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingResult | None:
+    """Train what ``recipe`` describes on the file ``data`` and write it to ``out``.
 
-    A run that was killed goes on where it was when the same call is made again. None if ``stop`` asked to stop: then the state is
-    saved likewise. Raises ``HastenError``; nothing is written before the data has been read.
+    ``training.json`` in ``out`` reports settings and scores. The same call resumes a killed run. None if ``should_stop`` returned
+    True; the state is saved then. Raises ``HastenError``, and writes nothing before the data is read.
     """
-    options, callback = options or TrainOptions(), callback or Silent()
+    quiet = callback is None
+    options, callback = options or TrainOptions(), callback or TrainingCallback()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    folder = resolve(model, quiet=isinstance(callback, Silent))
+    folder = resolve(model, quiet=quiet)
     settings = _settings(folder, data, recipe, options)
     resume = ResumeFolder.open(out, settings)
-    corpus = _corpus(model, folder, data, recipe, options, resume, callback, stop)
+    corpus = _load_corpus(model, folder, data, recipe, options, resume, callback, should_stop)
     if corpus is None:
         return None
-    callback.note(f"{len(corpus.train_N):,} tokens to train on, {len(corpus.held_out_N):,} held out")
-    target = TargetModel.load(folder)
-    task = recipe.build(target, corpus, options.seed)
-    fit = TrainingLoop(task, corpus, options, resume, callback, lr=settings["lr"], weight_decay=recipe.weight_decay)
-    score = fit.run(stop)
+    callback.on_log(f"{len(corpus.train_N):,} tokens for training, {len(corpus.validation_N):,} for validation")
+    task = build_task(recipe, TargetModel.load(folder), corpus, options.seed)
+    loop = TrainingLoop(task, corpus, options, resume, callback, lr=settings["lr"], weight_decay=recipe.weight_decay)
+    score = loop.run(should_stop)
     if score is None:
         return None
-    more = task.finish(corpus, options, callback, stop) if isinstance(task, Finisher) else {}
-    if more is None:
+    calibration = task.calibrate(corpus, options, callback, should_stop) if isinstance(task, CalibratedTask) else {}
+    if calibration is None:
         return None
-    report = {"model": model, **settings, "held_out_score": score.as_dict(), **more, "evaluations": fit.state.evaluations}
-    with writing(out):
+    scores = {"held_out_score": score.as_dict(), **calibration, "evaluations": loop.state.evaluations}
+    with write_errors(out):
         task.save(out, score)
-        (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (out / REPORT).write_text(json.dumps({"model": model, **settings, **scores}, indent=1) + "\n", encoding="utf-8")
     resume.remove()
-    return Outcome(score, fit.state)
+    return TrainingResult(score, loop.state)
 
 
-def _corpus(
+def _load_corpus(
     model: str,
     folder: Path,
     data: Path,
@@ -87,74 +89,68 @@ def _corpus(
     options: TrainOptions,
     resume: ResumeFolder,
     callback: TrainingCallback,
-    stop: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Corpus | None:
-    """The streams of tokens; those of a run that was cut off are read, not made again. None if ``stop`` asked to stop."""
-    found = resume.read("corpus")
-    if found is not None:
-        return Corpus(found["train"], found["held_out"])
+    """Return the token streams, from a resumed run if possible. None if ``should_stop`` returned True."""
+    saved = resume.read("corpus")
+    if saved is not None:
+        return Corpus(**saved)
     spec = trainable_spec(folder)
     if options.seq_len > spec.max_positions:
         raise InvalidOption(
-            "the window is longer than the model's context", got=f"{options.seq_len} tokens", allowed=f"up to {spec.max_positions}"
+            "seq_len exceeds the model's context", got=f"{options.seq_len} tokens", allowed=f"up to {spec.max_positions}"
         )
     tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     if tokenizer is None:
-        raise InvalidOption("this checkpoint has no tokenizer, so no text can be read for it", remedy="Copy one into its folder")
+        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy="Copy one into its folder")
     if options.self_distill is not None:
-        # To be refused now, not after hours of writing. Nothing of it is kept: the engine that writes needs the memory.
+        # Refuse a bad recipe before hours of generation. The task is dropped: the engine needs its memory.
         token = torch.zeros(1, dtype=torch.int32)
-        recipe.build(TargetModel.load(folder), Corpus(token, token), options.seed)
-    callback.note(f"reading {data}")
-    documents = encode(data, tokenizer)
+        build_task(recipe, TargetModel.load(folder), Corpus(token, token), options.seed)
+    callback.on_log(f"reading {data}")
+    documents = encode_documents(data, tokenizer)
     if options.self_distill is not None:
-        callback.note(f"writing {options.self_distill} texts of {options.seq_len} tokens to train on")
+        callback.on_log(f"generating {options.self_distill} documents of {options.seq_len} tokens to train on")
         engine: dict[str, Any] = {} if options.threads is None else {"threads": options.threads}
-        written = generate(model, documents, options.self_distill, options.seq_len, options.seed, resume, stop, **engine)
-        if written is None:
+        count, seq_len, seed = options.self_distill, options.seq_len, options.seed
+        generated = generate_documents(model, documents, count, seq_len, seed, resume, should_stop, **engine)
+        if generated is None:
             return None
-        documents = written
+        documents = generated
     corpus = Corpus.split(documents, options.seq_len, options.validation_fraction, tokenizer.eos_token_id)
-    resume.write("corpus", {"train": corpus.train_N, "held_out": corpus.held_out_N})
+    resume.write("corpus", {"train_N": corpus.train_N, "validation_N": corpus.validation_N})
     return corpus
 
 
 def _settings(folder: Path, data: Path, recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
-    """Whatever the result depends on, as plain data: a run goes on only if all of it is the same."""
-    asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in _PLACES}
-    fields: Any = recipe
-    chosen = dataclasses.asdict(fields)
-    asked["lr"] = options.lr or recipe.learning_rate
+    """Return everything that the result depends on, as plain data. A run resumes only with equal settings."""
     try:
         with data.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+            data_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InvalidOption(f"the file {data} cannot be read", got=error.strerror, remedy="Give a file of UTF-8 text") from None
-    return {
-        "kind": recipe.name,
-        **chosen,
-        **asked,
-        "data_sha256": content,
-        "model_sha256": _fingerprint(folder),
-        **({} if chosen.get("start") is None else {"start_sha256": _whole(resolve(chosen["start"], quiet=True))}),
-    }
+    settings = {"kind": recipe.name, **dataclasses.asdict(recipe), **dataclasses.asdict(options)}
+    settings |= {"lr": options.lr or recipe.learning_rate, "data_sha256": data_sha256, "model_sha256": _fingerprint(folder)}
+    if settings.get("init_from") is not None:
+        settings["init_from_sha256"] = _sha256(resolve(settings["init_from"], quiet=True))
+    return {name: value for name, value in settings.items() if name not in _NOT_IN_SETTINGS}
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the configuration, and of the size and the ends of every file of weights: enough to notice another model."""
+    """Return a hash of the configuration and of the size and both ends of every weight file."""
     checkpoint = Checkpoint.open(folder)
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     for file in sorted({entry.file for entry in checkpoint.tensors.values()}):
         size = file.stat().st_size
         with file.open("rb") as stream:
-            digest.update(f"{file.name} {size}".encode() + stream.read(_SAMPLE))
-            stream.seek(max(0, size - _SAMPLE))
+            digest.update(f"{file.name} {size}".encode() + stream.read(_FINGERPRINT_BYTES))
+            stream.seek(max(0, size - _FINGERPRINT_BYTES))
             digest.update(stream.read())
     return digest.hexdigest()
 
 
-def _whole(folder: Path) -> str:
-    """Of all that is read of a checkpoint that training begins with: a head that was trained again has the same sizes."""
+def _sha256(folder: Path) -> str:
+    """Return a hash of all files of a checkpoint, which tells heads of equal size and configuration apart."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         with file.open("rb") as stream:

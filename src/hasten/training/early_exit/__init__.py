@@ -1,5 +1,5 @@
-"""Leaving a frozen model early: exits that are trained, tables that are counted, thresholds that are calibrated.
+"""Early exit beside a frozen model: exit heads, exit tables and calibrated thresholds.
 
-``exits.py`` is the recipe and ``exits_trainee.py`` what is trained; ``leave.py`` runs a model that is left, over whole texts at a
-time; ``risks.py`` measures what that costs, ``calibrate.py`` decides on it, and ``tables.py`` knows layers beforehand.
+``task.py`` trains the exit heads. ``calibrate.py`` then measures confidence and loss (``exit_statistics.py``), the cost of exits
+(``risks.py``, ``run_with_exits.py``), and from it finds tables (``tables.py``) and thresholds (``thresholds.py``).
 """

@@ -1,9 +1,9 @@
-"""Training exits: each learns to say what the whole model says, and how likely it is to choose the same token.
+"""``EarlyExitTask``: training of exit heads on the full model's distribution.
 
-That is self-distillation (FastBERT, Liu et al., 2020) through a tuned lens (Belrose et al., 2023), with CALM's classifiers
-(Schuster et al., 2022).
+Each head has a tuned lens (Belrose et al., 2023, arXiv 2303.08112), trained by self-distillation (FastBERT, Liu et al., 2020). Its
+classifier (CALM, Schuster et al., 2022, arXiv 2207.07061) learns whether exit and full model agree.
 
-Shape suffixes: B windows · W tokens of a window · T = B·W tokens · E hidden size · D exits · V vocabulary · K guesses.
+Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · E hidden size · D exits · V vocabulary · K top tokens.
 """
 
 from __future__ import annotations
@@ -18,103 +18,110 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, write_exits
-from hasten.layers.exits import Exits, ExitsSpec
-from hasten.layers.formats.dense import DenseFormatFactory
-from hasten.layers.layer_context import LayerContext
+from hasten.core.errors import InvalidOption
+from hasten.layers.early_exit import ExitHeads, ExitHeadsSpec
 from hasten.training.callback import TrainingCallback
-from hasten.training.corpus import Batch, Corpus
-from hasten.training.count_accepted import count_accepted, likeliest
-from hasten.training.draft_score import DraftScore
-from hasten.training.draft_vocabulary import draft_ids
+from hasten.training.corpus import Batch, Corpus, draft_token_ids
+from hasten.training.draft_score import DraftScore, count_accepted, topk_tokens
 from hasten.training.early_exit.calibrate import calibrate
-from hasten.training.early_exit.recipe import EarlyExitRecipe as Recipe
-from hasten.training.lm_head_loss import Target, lm_head_loss, teacher
+from hasten.training.lm_head_loss import Labels, lm_head_loss, teacher_probs
 from hasten.training.options import TrainOptions
-from hasten.training.target_model import States, TargetModel
+from hasten.training.recipes import EarlyExitRecipe
+from hasten.training.target_model import HiddenStates, TargetModel
 
-JUDGED = 4  # one token in so many teaches the classifiers: they are small, and what they learn costs a product with the vocabulary
+DEFAULT_DEPTHS = (3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # default exits, relative to the number of layers
+CLASSIFIER_STRIDE = 4  # every 4th token trains the classifiers: they are small, and their labels cost an lm_head product
 
 
 class EarlyExitTask:
-    """Exits begin as the logit lens: a state is read as if it were the last one, and any agreement is as likely as not."""
+    """The exits start as the logit lens, which reads an early hidden state as if it were the last."""
 
-    def __init__(self, target: TargetModel, recipe: Recipe, corpus: Corpus) -> None:
+    def __init__(self, target: TargetModel, recipe: EarlyExitRecipe, corpus: Corpus, seed: int) -> None:
+        """Raise ``InvalidOption`` for exit layers that the target does not have."""
         self.target, self.recipe = target, recipe
-        spec = ExitsSpec(
-            layers=recipe.settled(target.spec.num_layers),
+        spec = ExitHeadsSpec(
+            layers=exit_layers(recipe.layers, target.spec.num_layers),
             num_layers=target.spec.num_layers,
             hidden_size=target.spec.hidden_size,
             vocab_size=target.spec.vocab_size,
         )
-        self.exits = Exits(spec, LayerContext(target.ops, DenseFormatFactory(target.ops, torch.float32), torch.float32))
+        self.exits = ExitHeads(spec, target.layer_context)
         with torch.no_grad():
             for parameter in self.exits.parameters():
                 parameter.zero_()
         self.exits.requires_grad_(True)
-        self._draft_ids = draft_ids(corpus, recipe.draft_vocab, spec.vocab_size)
-        self._made = ExitsCheckpoint(self.exits)
+        self.checkpoint = ExitsCheckpoint(self.exits, draft_ids=draft_token_ids(corpus, recipe.draft_vocab, spec.vocab_size))
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return dict(self.exits.named_parameters())
 
     def loss(self, batch: Batch) -> Tensor:
-        states = self._states(batch)
-        return self._loss(batch, states, self._readable(states))
+        return self._loss(*self._run(batch))
 
     def evaluate(self, batch: Batch) -> DraftScore:
-        """How often each exit's likeliest token is the model's, and at which of its ranks the model's is."""
-        states = self._states(batch)
-        normed_TDE = self._readable(states)
-        num_tokens, num_exits = normed_TDE.shape[:2]
-        guesses_TDK = likeliest(normed_TDE.flatten(0, 1), self.target.lm_head_VE).view(num_tokens, num_exits, -1)
-        wanted_T = self.target.choices(self.target.normed(states))
-        wanted_DT = wanted_T.expand(num_exits, -1)
-        return count_accepted(
-            guesses_TDK.transpose(0, 1), wanted_DT, float(self._loss(batch, states, normed_TDE)), self.exits.spec.layers
-        )
+        """Compare the top tokens of each exit with the full model's greedy token."""
+        states, normed_TE, exit_normed_TDE = self._run(batch)
+        num_tokens, num_exits = exit_normed_TDE.shape[:2]
+        exit_TDK = topk_tokens(exit_normed_TDE.flatten(0, 1), self.target.lm_head_VE).view(num_tokens, num_exits, -1)
+        target_DT = self.target.greedy_tokens(normed_TE).expand(num_exits, -1)
+        loss = float(self._loss(states, normed_TE, exit_normed_TDE))
+        return count_accepted(exit_TDK.transpose(0, 1), target_DT, loss, self.exits.spec.layers)
 
-    def save(self, folder: Path, score: DraftScore) -> None:
-        made = dataclasses.replace(self._made, agreements=score.acceptance or None, draft_ids=self._draft_ids)
-        write_exits(folder, made, dtype=self.target.dtype, base_model=self.target.folder.name)
-
-    def finish(
-        self, corpus: Corpus, options: TrainOptions, callback: TrainingCallback, stop: Callable[[], bool]
+    def calibrate(
+        self, corpus: Corpus, options: TrainOptions, callback: TrainingCallback, should_stop: Callable[[], bool]
     ) -> Mapping[str, Any] | None:
-        """Tables and thresholds, for the translators as they will be stored."""
+        """Find tables and thresholds for the tuned lenses rounded to the stored dtype."""
         with torch.no_grad():
             for layer in self.exits.spec.layers:
                 for parameter in self.exits.at(layer).translate.parameters():
                     parameter.copy_(parameter.to(self.target.dtype))
         if self.recipe.texts == 0:
             return {}
-        calibrated = calibrate(self.target, self.exits, corpus, self.recipe.texts, options, callback, stop)
+        calibrated = calibrate(self.target, self.exits, corpus, self.recipe.texts, options, callback, should_stop)
         if calibrated is None:
             return None
-        self._made, report = calibrated
+        checkpoint, report = calibrated
+        self.checkpoint = dataclasses.replace(checkpoint, draft_ids=self.checkpoint.draft_ids)
         return report
 
-    def _states(self, batch: Batch) -> States:
-        return self.target.states(batch.ids_BW, [layer - 1 for layer in self.exits.spec.layers])
+    def save(self, folder: Path, score: DraftScore) -> None:
+        checkpoint = dataclasses.replace(self.checkpoint, agreements=score.acceptance or None)
+        write_exits(folder, checkpoint, dtype=self.target.dtype, base_model=self.target.folder.name)
 
-    def _readable(self, states: States) -> Tensor:
-        """What the vocabulary projection reads of every token at every exit. [T, D, E]"""
-        tuned_lens = [self.exits.at(layer).tuned_lens(states.aux_hidden_states[layer - 1]) for layer in self.exits.spec.layers]
-        normed_TDE: Tensor = self.target.decoder.norm(torch.stack(tuned_lens, dim=1))
-        return normed_TDE
-
-    def _loss(self, batch: Batch, states: States, normed_TDE: Tensor) -> Tensor:
-        num_tokens, num_exits = normed_TDE.shape[:2]
-        words_VE, teacher_TE = self.target.lm_head_VE, self.target.normed(states)
-        target = Target(batch.ids_BW.flatten().repeat_interleave(num_exits), teacher(teacher_TE, words_VE, num_exits), hard=0.0)
-        divergence = lm_head_loss(normed_TDE.flatten(0, 1), words_VE, target) / num_tokens
-        return divergence + self._judgement(states, normed_TDE.detach(), teacher_TE)
-
-    def _judgement(self, states: States, normed_TDE: Tensor, teacher_TE: Tensor) -> Tensor:
-        """Binary cross entropy of the classifiers, summed over exits. They read states, so no translator learns from it."""
-        words_VE, some = self.target.lm_head_VE, slice(None, None, JUDGED)
-        with torch.no_grad():
-            said_TD = likeliest(normed_TDE[some].flatten(0, 1), words_VE)[:, 0].view(-1, normed_TDE.shape[1])
-            agrees_TD = said_TD == likeliest(teacher_TE[some], words_VE)[:, :1]
+    def _run(self, batch: Batch) -> tuple[HiddenStates, Tensor, Tensor]:
+        """Return hidden states, and the lm_head's inputs of the full model [T, E] and of every exit [T, D, E]."""
         layers = self.exits.spec.layers
+        states = self.target.hidden_states(batch.ids_BS, [layer - 1 for layer in layers])
+        lenses = [self.exits.at(layer).tuned_lens(states.aux_hidden_states[layer - 1]) for layer in layers]
+        return states, self.target.normed(states), self.target.decoder.norm(torch.stack(lenses, dim=1))
+
+    def _loss(self, states: HiddenStates, normed_TE: Tensor, exit_normed_TDE: Tensor) -> Tensor:
+        num_tokens, num_exits = exit_normed_TDE.shape[:2]
+        lm_head_VE = self.target.lm_head_VE
+        labels = Labels(teacher=teacher_probs(normed_TE, lm_head_VE, num_exits), hard_label_weight=0.0)
+        divergence = lm_head_loss(exit_normed_TDE.flatten(0, 1), lm_head_VE, labels) / num_tokens
+        return divergence + self._classifier_loss(states, normed_TE, exit_normed_TDE)
+
+    def _classifier_loss(self, states: HiddenStates, normed_TE: Tensor, exit_normed_TDE: Tensor) -> Tensor:
+        """Return the classifiers' cross entropy, summed over exits. The lenses get no gradient from it."""
+        layers, some = self.exits.spec.layers, slice(None, None, CLASSIFIER_STRIDE)
+        with torch.no_grad():
+            agrees_TD = self.target.greedy_tokens(exit_normed_TDE[some]) == self.target.greedy_tokens(normed_TE[some])[:, None]
         logits = [self.exits.at(layer).agreement_logit(states.aux_hidden_states[layer - 1][some]) for layer in layers]
         return F.binary_cross_entropy_with_logits(torch.stack(logits, dim=1), agrees_TD.float()) * len(layers)
+
+
+def exit_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
+    """Return the exit layers in rising order, by ``DEFAULT_DEPTHS`` for None. Raises ``InvalidOption``."""
+    if layers is None:
+        chosen = sorted({round(depth * num_layers) for depth in DEFAULT_DEPTHS} & set(range(1, num_layers)))
+    else:
+        chosen = sorted(layers)
+    if not chosen or chosen[-1] >= num_layers:
+        raise InvalidOption(
+            "an exit must come after the first layer and before the last",
+            got=f"exits after {', '.join(map(str, chosen)) or 'no'} layers",
+            allowed=f"1 to {num_layers - 1}, for this model of {num_layers} layers",
+            remedy="Choose others with --layers",
+        )
+    return tuple(chosen)

@@ -1,0 +1,29 @@
+"""``build_task``: the training task of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hasten.training.base import TrainingTask
+from hasten.training.corpus import Corpus
+from hasten.training.draft_model_task import DraftModelTask
+from hasten.training.eagle_task import EagleTask
+from hasten.training.early_exit.task import EarlyExitTask
+from hasten.training.medusa_task import MedusaTask
+from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe
+from hasten.training.target_model import TargetModel
+
+_TASKS: Mapping[type, Callable[..., TrainingTask]] = {
+    MedusaRecipe: MedusaTask,
+    EagleRecipe: EagleTask,
+    DraftModelRecipe: DraftModelTask,
+    EarlyExitRecipe: EarlyExitTask,
+}
+
+
+def build_task(recipe: Recipe, target: TargetModel, corpus: Corpus, seed: int) -> TrainingTask:
+    """Return a task whose initial parameters depend on the arguments only.
+
+    Raises ``HastenError`` if the recipe does not fit the model.
+    """
+    return _TASKS[type(recipe)](target, recipe, corpus, seed)

@@ -1,1 +1,0 @@
-"""Training a draft model: a small decoder of the target's family that learns the target's distribution."""

@@ -1,1 +1,0 @@
-"""Training an EAGLE-3 head on the hidden states of a frozen target."""

@@ -1,1 +1,0 @@
-"""Training Medusa heads on the last hidden state of a frozen target."""
