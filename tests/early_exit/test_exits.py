@@ -1,4 +1,4 @@
-"""Tokens that leave early, in batches, chunks and under preemption, against the slow way of ``slow_exits``."""
+"""Early exit in batches, in chunks and under preemption equals the reference of ``reference_exits``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.early_exit.reference_exits import Rule, SlowAnswer, SlowExits, TrainedExit
+from tests.early_exit.reference_exits import ReferenceExits, ReferenceOutput, Rule, TrainedExit
 from tests.tiny_models import tiny_reference
 
 from hasten import LLM, SamplingParams
 from hasten.core.errors import InvalidRequest
 
-# One with grouped heads, one with head norms, windows of 8 in every other layer, one with biases.
+# Grouped heads; head norms and windows of 8 in every other layer; biases.
 NAMES = ["llama-gqa", "qwen3-mixed-window", "llama-mqa-bias"]
 NUM_TOKENS = 24
 RULES = [
@@ -35,12 +35,12 @@ RULES = [
 
 def exits_of(name: str) -> dict[int, TrainedExit]:
     model = tiny_reference(name)
-    size, draw = model.config.hidden_size, torch.Generator().manual_seed(7)
+    size, generator = model.config.hidden_size, torch.Generator().manual_seed(7)
     return {
         layer: TrainedExit(
-            torch.randn(size, size, generator=draw) * 0.05,
-            torch.randn(size, generator=draw) * 0.3,
-            torch.randn(size, generator=draw) * 0.3,
+            torch.randn(size, size, generator=generator) * 0.05,
+            torch.randn(size, generator=generator) * 0.3,
+            torch.randn(size, generator=generator) * 0.3,
             0.1,
         )
         for layer in range(1, model.config.num_hidden_layers)
@@ -49,26 +49,26 @@ def exits_of(name: str) -> dict[int, TrainedExit]:
 
 def token_layers(name: str) -> tuple[int, ...]:
     config = tiny_reference(name).config
-    draw = random.Random(name)
-    return tuple(draw.randint(1, config.num_hidden_layers) for _ in range(config.vocab_size))
+    generator = random.Random(name)
+    return tuple(generator.randint(1, config.num_hidden_layers) for _ in range(config.vocab_size))
 
 
-def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = (), **more: Any) -> Path:
-    """As it is documented, and not by hasten's own writer."""
+def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = (), **config_changes: Any) -> Path:
+    """Write the exits as the format is documented, without hasten's own writer."""
     config = tiny_reference(name).config
     tensors: dict[str, torch.Tensor] = {"token_layers": torch.tensor(token_layers(name), dtype=torch.int32)}
     if draft_ids:
         tensors["draft_ids"] = torch.tensor(draft_ids, dtype=torch.int32)
-    for layer, exit_ in exits_of(name).items():
+    for layer, trained in exits_of(name).items():
         tensors |= {
-            f"exits.{layer}.translate.weight": exit_.matrix_EE.clone(),
-            f"exits.{layer}.translate.bias": exit_.bias_E.clone(),
-            f"exits.{layer}.classify.weight": exit_.vector_E.clone(),
-            f"exits.{layer}.classify.bias": torch.tensor([exit_.offset]),
+            f"exits.{layer}.translate.weight": trained.matrix_EE.clone(),
+            f"exits.{layer}.translate.bias": trained.bias_E.clone(),
+            f"exits.{layer}.classify.weight": trained.vector_E.clone(),
+            f"exits.{layer}.classify.bias": torch.tensor([trained.offset]),
         }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    written = {
+    written_config = {
         "model_type": "hasten_exits",
         "exit_layers": sorted(exits_of(name)),
         "num_hidden_layers": config.num_hidden_layers,
@@ -76,9 +76,9 @@ def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = (), **more:
         "vocab_size": config.vocab_size,
         "dtype": "float32",
         "calibrations": [],
-        **more,
+        **config_changes,
     }
-    (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(written_config), encoding="utf-8")
     return folder
 
 
@@ -86,19 +86,19 @@ def exits_folder(name: str, folder: Path, draft_ids: Sequence[int] = (), **more:
 def load(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LLM]:
     folder = tmp_path_factory.mktemp("exits")
 
-    def made(name: str, **options: Any) -> LLM:
+    def load_with_exits(name: str, **options: Any) -> LLM:
         settings = {"dtype": "float32", "threads": 1, "speculative_method": "off", "kv_cache_memory": "4MiB", "block_size": 4}
         return LLM(str(tiny(name)), exits=str(exits_folder(name, folder / name)), **{**settings, **options})
 
-    return made
+    return load_with_exits
 
 
 def prompts(name: str, count: int = 8) -> list[list[int]]:
-    draw = random.Random(name)
-    return [[draw.randrange(3, 96) for _ in range(draw.randint(3, 19))] for _ in range(count)]
+    generator = random.Random(name)
+    return [[generator.randrange(3, 96) for _ in range(generator.randint(3, 19))] for _ in range(count)]
 
 
-def asked(rule: Rule, **settings: Any) -> SamplingParams:
+def sampling_params(rule: Rule, **settings: Any) -> SamplingParams:
     by_rule: dict[str, Any] = {"exit_rule": rule.name, "exit_decay": rule.decay}
     if rule.name == "fixed":
         by_rule = {"exit_rule": "fixed", "exit_layer": rule.layer}
@@ -110,79 +110,79 @@ def asked(rule: Rule, **settings: Any) -> SamplingParams:
 
 
 @cache
-def slow(name: str, prompt: tuple[int, ...], rule: Rule) -> SlowAnswer:
+def reference(name: str, prompt: tuple[int, ...], rule: Rule) -> ReferenceOutput:
     rule = Rule(rule.name, rule.threshold, rule.decay, rule.layer, token_layers(name))
-    return SlowExits(tiny_reference(name), exits_of(name)).answer(list(prompt), NUM_TOKENS, rule)
+    return ReferenceExits(tiny_reference(name), exits_of(name)).generate(list(prompt), NUM_TOKENS, rule)
 
 
-def check(name: str, llm: LLM, mixed: list[tuple[list[int], Rule]]) -> list[int]:
-    """All requests in one batch; returns the depths of all tokens."""
-    ids = [{"prompt_token_ids": prompt} for prompt, _ in mixed]
-    outputs = llm.generate(ids, [asked(rule) for _, rule in mixed], use_tqdm=False)
-    depths: list[int] = []
-    for (prompt, rule), output in zip(mixed, outputs, strict=True):
-        wanted, answer = slow(name, tuple(prompt), rule), output.outputs[0]
-        assert wanted.closest > 1e-4, "a decision too close for float32: take another prompt"
-        assert list(answer.token_ids) == wanted.token_ids, rule
-        assert list(answer.exit_layers) == wanted.exit_layers, rule
+def check(name: str, llm: LLM, batch: list[tuple[list[int], Rule]]) -> list[int]:
+    """Check all requests as one batch, and return the exit layers of all tokens."""
+    ids = [{"prompt_token_ids": prompt} for prompt, _ in batch]
+    outputs = llm.generate(ids, [sampling_params(rule) for _, rule in batch], use_tqdm=False)
+    exit_layers: list[int] = []
+    for (prompt, rule), output in zip(batch, outputs, strict=True):
+        expected, completion = reference(name, tuple(prompt), rule), output.outputs[0]
+        assert expected.smallest_margin > 1e-4, "a decision is too close for float32: take another prompt"
+        assert list(completion.token_ids) == expected.token_ids, rule
+        assert list(completion.exit_layers) == expected.exit_layers, rule
         assert output.metrics.exit_rule == rule.name
-        assert output.metrics.mean_exit_layer == pytest.approx(sum(wanted.exit_layers) / NUM_TOKENS)
-        depths += wanted.exit_layers
+        assert output.metrics.mean_exit_layer == pytest.approx(sum(expected.exit_layers) / NUM_TOKENS)
+        exit_layers += expected.exit_layers
     llm.engine.scheduler.kv.check()
-    return depths
+    return exit_layers
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_with_mixed_exits_equals_the_slow_way(name: str, backend: str, load: Callable[..., LLM]) -> None:
-    """Eight requests at a time, a rule each, and then each rule for another of them."""
+def test_mixed_batches_equal_the_reference(name: str, backend: str, load: Callable[..., LLM]) -> None:
+    """Eight requests in a batch, one rule each; then the rules move on by one request."""
     llm = load(name, backend=backend)
     by_rule: dict[str, set[int]] = {}
     for turn in range(4):
-        mixed = list(zip(prompts(name), RULES[turn:] + RULES[:turn], strict=True))
-        depths = check(name, llm, mixed)
-        for i, (_, rule) in enumerate(mixed):
-            by_rule.setdefault(rule.name, set()).update(depths[i * NUM_TOKENS : (i + 1) * NUM_TOKENS])
-    assert all(len(found) > 1 for found in by_rule.values()), f"a rule decides nothing: {by_rule}"
+        batch = list(zip(prompts(name), RULES[turn:] + RULES[:turn], strict=True))
+        exit_layers = check(name, llm, batch)
+        for i, (_, rule) in enumerate(batch):
+            by_rule.setdefault(rule.name, set()).update(exit_layers[i * NUM_TOKENS : (i + 1) * NUM_TOKENS])
+    assert all(len(layers) > 1 for layers in by_rule.values()), f"a rule decides nothing: {by_rule}"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("name", NAMES)
-def test_chunks_preemption_and_the_prefix_cache_change_nothing(name: str, backend: str, load: Callable[..., LLM]) -> None:
-    """Too few blocks for all, chunks of 7 tokens; every prompt again without exits, and all of it a second time on a warm cache.
+def test_chunks_preemption_and_prefix_caching_change_nothing(name: str, backend: str, load: Callable[..., LLM]) -> None:
+    """Too few blocks for all requests, chunks of 7 tokens, each prompt with and without exits, all of it twice on one cache.
 
-    Blocks whose deeper layers were filled from an exit, or never, must not be found by requests that go all the way.
+    Blocks whose later layers were filled from an exit, or never, must not be found by requests without exits.
     """
     roomy = load(name, backend=backend).describe()
     memory = 30 * roomy["kv_bytes"] // roomy["kv_blocks"]
     llm = load(name, backend=backend, kv_cache_memory=memory, max_num_batched_tokens=7, max_num_seqs=7, max_model_len=48)
-    whole = Rule("none")
-    mixed = [pair for prompt, rule in zip(prompts(name), RULES, strict=True) for pair in ((prompt, rule), (prompt, whole))]
-    preempted = 0
+    no_exits = Rule("none")
+    batch = [pair for prompt, rule in zip(prompts(name), RULES, strict=True) for pair in ((prompt, rule), (prompt, no_exits))]
+    num_preemptions = 0
     for _ in range(2):
-        ids = [{"prompt_token_ids": prompt} for prompt, _ in mixed]
-        outputs = llm.generate(ids, [asked(rule) for _, rule in mixed], use_tqdm=False)
-        preempted += sum(output.metrics.num_preemptions for output in outputs)
-        for (prompt, rule), output in zip(mixed, outputs, strict=True):
-            wanted = slow(name, tuple(prompt), rule)
-            assert list(output.outputs[0].token_ids) == wanted.token_ids, rule
-            assert list(output.outputs[0].exit_layers) == ([] if rule is whole else wanted.exit_layers), rule
-    assert preempted > 0
+        ids = [{"prompt_token_ids": prompt} for prompt, _ in batch]
+        outputs = llm.generate(ids, [sampling_params(rule) for _, rule in batch], use_tqdm=False)
+        num_preemptions += sum(output.metrics.num_preemptions for output in outputs)
+        for (prompt, rule), output in zip(batch, outputs, strict=True):
+            expected = reference(name, tuple(prompt), rule)
+            assert list(output.outputs[0].token_ids) == expected.token_ids, rule
+            assert list(output.outputs[0].exit_layers) == ([] if rule is no_exits else expected.exit_layers), rule
+    assert num_preemptions > 0
     llm.engine.scheduler.kv.check()
 
 
-def test_several_answers_of_one_prompt_leave_each_on_its_own(load: Callable[..., LLM]) -> None:
-    """n answers fork after the first token; seeded, each equals itself asked alone."""
+def test_completions_of_one_prompt_exit_independently(load: Callable[..., LLM]) -> None:
+    """n completions fork after the first token; with a seed, other requests in the batch change none of them."""
     llm = load("llama-gqa")
-    params = asked(RULES[5], seed=3).replace(temperature=1.0, n=4)
+    params = sampling_params(RULES[5], seed=3).replace(temperature=1.0, n=4)
     prompt = {"prompt_token_ids": prompts("llama-gqa")[0]}
-    (together,) = llm.generate([prompt], params, use_tqdm=False)
-    beside = llm.generate([prompt] * 3, [params, asked(RULES[4]), params], use_tqdm=False)
-    assert beside[0].outputs == together.outputs == beside[2].outputs
-    assert len({answer.exit_layers for answer in together.outputs}) == 4
+    (alone,) = llm.generate([prompt], params, use_tqdm=False)
+    batched = llm.generate([prompt] * 3, [params, sampling_params(RULES[4]), params], use_tqdm=False)
+    assert batched[0].outputs == alone.outputs == batched[2].outputs
+    assert len({completion.exit_layers for completion in alone.outputs}) == 4
 
 
-def test_what_an_engine_cannot_do_is_refused_with_what_it_can(load: Callable[..., LLM], tiny: Callable[[str], Path]) -> None:
+def test_unsupported_exit_rules_are_refused_with_the_supported_ones(load: Callable[..., LLM], tiny: Callable[[str], Path]) -> None:
     llm = load("llama-gqa")
     prompt = {"prompt_token_ids": [5, 6, 7]}
     with pytest.raises(InvalidRequest, match=r"fewer layers.*exit_layer=4.*1 to 3"):
@@ -200,23 +200,23 @@ def test_what_an_engine_cannot_do_is_refused_with_what_it_can(load: Callable[...
 
 
 @pytest.mark.parametrize("rule", ["none", "fixed", "softmax", "saturation", "classifier", "entropy", "token_table", "prompt_hash"])
-def test_a_setting_that_the_rule_does_not_read_is_refused(rule: str) -> None:
-    """By the table of docs/how-to/early-exit.md."""
+def test_settings_that_the_rule_does_not_use_are_refused(rule: str) -> None:
+    """See the table of docs/how-to/early-exit.md."""
     settings: dict[str, Any] = {"exit_rule": rule, **({"exit_layer": 1} if rule == "fixed" else {})}
-    by_token = rule in ("softmax", "saturation", "classifier")
-    measured = by_token or rule == "entropy"
-    limit = {"exit_threshold": 0.5} if measured else {}
-    for more, allowed in (
+    per_token = rule in ("softmax", "saturation", "classifier")
+    measured = per_token or rule == "entropy"
+    threshold = {"exit_threshold": 0.5} if measured else {}
+    for changes, allowed in (
         ({"exit_tolerance": 0.02}, measured),
         ({"exit_threshold": 0.5}, measured),
-        ({**limit, "exit_decay": 2.0}, by_token),
-        ({**limit, "exit_decay": None}, by_token),
-        ({**limit, "exit_decay": 4.0}, True),
+        ({**threshold, "exit_decay": 2.0}, per_token),
+        ({**threshold, "exit_decay": None}, per_token),
+        ({**threshold, "exit_decay": 4.0}, True),
         ({"exit_decay": 2.0}, False),
     ):
         if allowed:
-            SamplingParams(**settings, **more)
+            SamplingParams(**settings, **changes)
             continue
-        name = list(more)[-1]
-        with pytest.raises(InvalidRequest, match=rf"{name}={more[name]}.* unless exit_rule measures| without exit_threshold"):
-            SamplingParams(**settings, **more)
+        name = list(changes)[-1]
+        with pytest.raises(InvalidRequest, match=rf"{name}={changes[name]}.* (unless exit_rule (is|tests)|without exit_threshold)"):
+            SamplingParams(**settings, **changes)

@@ -1,7 +1,7 @@
-"""Early exit: tokens that leave the model before its last layer. What a step is told of them, in plain data.
+"""Early exit: which layer a token leaves the model after, as plain data.
 
-Schuster et al., 2022 (CALM, arXiv 2207.07061): a token leaves after the first layer whose state says enough, and the layers that it
-does not reach get keys and values from that state. An *exit* after layer e has seen e layers, 0 < e < number of layers.
+CALM (Schuster et al., 2022, arXiv 2207.07061): a token exits after the first layer at which the model is confident enough. The layers
+that it skips get keys and values from that layer's hidden state. An exit layer e means that e layers run, with 0 < e < num_layers.
 """
 
 from __future__ import annotations
@@ -9,36 +9,56 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-TOKEN_CRITERIA = ("softmax", "saturation", "classifier")  # how sure a state is, asked of every token of the answer
-REQUEST_CRITERIA = ("entropy",)  # asked once, of the prompt's last token, for the whole request
-TABLES = ("token_table", "prompt_hash")  # made from data: they say the layer of each token, or of the request
-EXIT_RULES = ("none", "fixed", *TOKEN_CRITERIA, *REQUEST_CRITERIA, *TABLES)  # layer: the same one for all
-DECAY = 4.0  # of a threshold over the answer, where a request says nothing; calibrated thresholds hold for it alone
+TOKEN_CRITERIA = ("softmax", "saturation", "classifier")  # confidence measures that every output token is tested with
+REQUEST_CRITERIA = ("entropy",)  # confidence measures that the prompt's last token is tested with, once for the entire request
+TABLES = ("token_table", "prompt_hash")  # tables made from data: one exit layer per token id, or per prompt
+EXIT_RULES = ("none", "fixed", *TOKEN_CRITERIA, *REQUEST_CRITERIA, *TABLES)  # "fixed": one exit layer for all tokens
+DECAY = 4.0  # default of ``exit_decay``; calibrated thresholds hold for this value only
 
 
 @dataclass(frozen=True, slots=True)
 class ExitCriterion:
-    """The last token of a row leaves at the first exit where ``measure`` is above ``threshold``, or where a table says so."""
+    """The last token of a row exits at the first exit where its confidence is above ``threshold``."""
 
-    measure: str  # or "token_table"
+    measure: str  # a name in ``CONFIDENCE_MEASURES``, or "token_table": the table then gives the exit layer
     threshold: float
-    whole: bool = False  # all tokens of the row leave with it, and the sequence never goes deeper again
+    per_request: bool = False  # all tokens of the row exit with the last one, and so do all later tokens of the sequence
 
 
 @dataclass(frozen=True, slots=True)
 class ExitPlan:
-    """How far the tokens of a row go. What is known is obeyed, and the last token may leave earlier."""
+    """How many layers compute each token of a row."""
 
-    exit_layers: tuple[int | None, ...] = ()  # of each token, how many layers compute it; None: all. Empty: all compute all
-    test: ExitCriterion | None = None
-    # Whether the layers that a token does not reach get its keys and values, because later tokens of the sequence go there.
-    fill: bool = True
+    exit_layers: tuple[int | None, ...] = ()  # per token; None: all layers. Empty: all layers compute all tokens
+    criterion: ExitCriterion | None = None  # may let the last token exit before its entry of ``exit_layers``
+    fill_kv: bool = True  # whether skipped layers get keys and values: later tokens of the sequence attend there
 
 
-def decayed(threshold: float, decay: float | None, share: float) -> float:
-    """clip(0.9 λ + 0.1 exp(-decay · share)) to [0, 1], ``share`` of the answer being written (Schuster et al., 2022, §3.5).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitCalibration:
+    """A threshold of a confidence measure, with the conditions it was found under and its cost on the calibration texts.
 
-    Early tokens have to be surer, because all later ones build on them. None: λ for all. Nothing is surer than 1: no exit.
+    With probability ``certainty`` over the draw of the texts, exits at ``threshold`` raise perplexity by at most ``tolerance``
+    (Learn-then-Test, Angelopoulos et al., 2021, arXiv 2110.01052). The guarantee does not cover another decay, another kind of
+    text, or a model that was quantised after the calibration.
+    """
+
+    rule: str  # a name in ``CONFIDENCE_MEASURES``
+    tolerance: float  # accepted relative increase of perplexity
+    certainty: float
+    threshold: float
+    decay: float | None  # as ``decayed_threshold`` takes it
+    window: int  # tokens per text
+    num_texts: int
+    mean_layers: float  # layers that compute a token of these texts
+    mean_risk: float  # loss in nats per token on these texts
+
+
+def decayed_threshold(threshold: float, decay: float | None, share: float) -> float:
+    """Return clip(0.9 λ + 0.1 exp(-decay · share)) to [0, 1]; ``threshold`` is λ (Schuster et al., 2022, §3.5).
+
+    ``share`` is the part of ``max_tokens`` that is written. Early tokens need more confidence, as all later tokens build on them.
+    ``decay`` None returns λ. A threshold of 1 is never passed.
     """
     if decay is not None:
         threshold = 0.9 * threshold + 0.1 * math.exp(-decay * share)

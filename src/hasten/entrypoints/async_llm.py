@@ -1,4 +1,4 @@
-"""``AsyncLLM``: the engine in its own thread, answers as async iterators; leaving the loop cancels the request."""
+"""``AsyncLLM``: the engine in a thread of its own, outputs as async iterators. Leaving the loop cancels the request."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import Any
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
-from hasten.core.output import Delta, Rejection, RequestOutput
+from hasten.core.output import Delta, RequestOutput, RequestRejected
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.entrypoints.build_engine import build_engine
 from hasten.entrypoints.engine_client import EngineClient, EngineDied, Event
 from hasten.entrypoints.input_processor import Prompt
-from hasten.entrypoints.thread_client import ThreadClient
+from hasten.entrypoints.wiring.build_engine import build_engine
 
 
 class AsyncLLM:
-    """Any number of tasks of one event loop may use it at a time. ``options`` as for ``LLM``. Close it, or use ``async with``."""
+    """One model for any number of tasks of one event loop. ``options`` as for ``LLM``. Close it, or use ``async with``."""
 
     def __init__(self, model: str, **options: Any) -> None:
         self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
-        self._client: EngineClient = ThreadClient(self._loaded.engine)
+        self._client = EngineClient(self._loaded.engine)
         self._ids = itertools.count()
-        self._inboxes: dict[str, asyncio.Queue[Event]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inboxes: dict[str, asyncio.Queue[Event]] = {}  # per open request
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the first request
         self._died: EngineDied | None = None
 
     async def __aenter__(self) -> AsyncLLM:
@@ -44,9 +43,11 @@ class AsyncLLM:
         await asyncio.to_thread(self._client.close)
 
     def default_sampling_params(self) -> SamplingParams:
+        """See ``LLM.default_sampling_params``."""
         return self._loaded.input_processor.defaults
 
     def describe(self) -> dict[str, Any]:
+        """See ``LLM.describe``."""
         return dict(self._loaded.description)
 
     async def stream(
@@ -57,7 +58,7 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
     ) -> AsyncIterator[Delta]:
-        """Deltas as they come; the last one carries the whole output. Raises ``InvalidRequest``."""
+        """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
         request = self._loaded.input_processor.request(
             str(next(self._ids)), prompt, sampling_params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
         )
@@ -66,9 +67,9 @@ class AsyncLLM:
         try:
             while delta is None or delta.output is None:
                 event = await inbox.get()
-                if isinstance(event, Rejection):
-                    kind = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
-                    raise kind(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
+                if isinstance(event, RequestRejected):
+                    error = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
+                    raise error(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
                 if isinstance(event, EngineDied):
                     raise HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
                 delta = event
@@ -86,7 +87,7 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
     ) -> RequestOutput:
-        """The whole output of one prompt. Run several with ``asyncio.gather``; cancelling the task ends the request."""
+        """Return the output of one prompt. Run several with ``asyncio.gather``; cancelling the task ends the request."""
         async for delta in self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt):
             if delta.output is not None:
                 return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
@@ -100,13 +101,10 @@ class AsyncLLM:
         tools: Sequence[Any] | None = None,
         priority: int = 0,
         cache_salt: str = "",
-        **template: Any,
+        **template_kwargs: Any,
     ) -> AsyncIterator[Delta]:
-        """``stream`` of a conversation, rendered by the checkpoint's chat template."""
-        if self._loaded.tokenizer is None:
-            raise InvalidRequest("this checkpoint has no tokenizer, so it cannot chat", remedy="Use stream with token ids")
-        token_ids = self._loaded.tokenizer.chat(messages, tools=tools, **template)
-        prompt = {"prompt_token_ids": token_ids}
+        """``stream`` a conversation, rendered by the checkpoint's chat template."""
+        prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
         return self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)
 
     def _send(self, request: Request) -> asyncio.Queue[Event]:
@@ -124,9 +122,9 @@ class AsyncLLM:
         return inbox
 
     def _receive(self, events: list[Event]) -> None:
-        """Called in the engine's thread."""
+        """Pass events on to the event loop. The engine's thread calls it."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it everyone who waited
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and no task waits
             self._loop.call_soon_threadsafe(self._deliver, events)
 
     def _deliver(self, events: list[Event]) -> None:

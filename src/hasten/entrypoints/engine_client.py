@@ -1,38 +1,91 @@
-"""How a caller reaches an engine that runs elsewhere. All that crosses is plain data."""
+"""``EngineClient``: runs an engine in a thread of its own. Only plain data crosses between the caller and that thread."""
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from hasten.core.output import Delta, Rejection
+from hasten.core.errors import InvalidRequest
+from hasten.core.output import Delta, RequestRejected
 from hasten.core.request import Request
+from hasten.engine.engine import Engine
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDied:
-    """The engine's loop has ended and will answer nobody; ``error`` is empty after an orderly end."""
+    """The engine has ended and gives no more deltas. ``error`` is empty after ``EngineClient.close``."""
 
     error: str
 
 
-Event = Delta | Rejection | EngineDied
+Event = Delta | RequestRejected | EngineDied
 
 
-class EngineClient(Protocol):
+class EngineClient:
+    """Commands wait in a queue. The thread takes them between two steps, and sleeps while it has no request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()  # add, abort, close
+        self._thread: threading.Thread | None = None
+
     def start(self, on_events: Callable[[list[Event]], None]) -> None:
-        """``on_events`` is called from the transport's own thread, in order."""
-        ...
+        """Start the engine's thread, which calls ``on_events``, in order."""
+        self._thread = threading.Thread(target=self._run, args=(on_events,), name="hasten-engine", daemon=True)
+        self._thread.start()
 
     def add(self, request: Request) -> None:
-        """Answered by deltas, or by a ``Rejection``. Returns at once."""
-        ...
+        """Add a request, and return at once. Its deltas follow as events, or one ``RequestRejected``."""
+        self._commands.put(request)
 
     def abort(self, request_id: str) -> None:
-        """Ends the request before the next step; nothing happens if it has ended. Returns at once."""
-        ...
+        """End a request before the next step, and return at once. Does nothing if it has ended."""
+        self._commands.put(request_id)
 
     def close(self) -> None:
-        """Aborts everything and ends the engine. Idempotent."""
-        ...
+        """Abort all requests and end the engine. Idempotent."""
+        if self._thread is not None:
+            self._commands.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, on_events: Callable[[list[Event]], None]) -> None:
+        error = ""
+        try:
+            while (events := self._step()) is not None:
+                if events:
+                    on_events(events)
+        except BaseException as exception:  # a bug; the callers that wait get it as an event
+            log.exception("the engine died")
+            error = f"{type(exception).__name__}: {exception}"
+        on_events([EngineDied(error)])
+
+    def _step(self) -> list[Event] | None:
+        """Carry out the commands that have come, then run one step. None: the engine was closed."""
+        events: list[Event] = []
+        block, timeout = not self._engine.has_unfinished_requests, self._engine.idle_seconds()
+        while True:
+            try:
+                command = self._commands.get(block=block or timeout > 0, timeout=None if block else timeout)
+            except queue.Empty:
+                break
+            if command is None:
+                return None
+            events += self._engine.abort(command) if isinstance(command, str) else self._add(command)
+            block, timeout = False, 0.0
+        return [*events, *self._engine.step()]
+
+    def _add(self, request: Request) -> list[RequestRejected]:
+        try:
+            self._engine.add(request)
+        except InvalidRequest as error:
+            return [RequestRejected(request_id=request.request_id, kind=type(error).__name__, what=error.what, **error.fields())]
+        except Exception as error:  # a bug, but of this request alone
+            log.exception("a request could not be added")
+            return [RequestRejected(request_id=request.request_id, kind="InvalidRequest", what=f"{type(error).__name__}: {error}")]
+        return []

@@ -1,4 +1,4 @@
-"""``evaluate``: load a model twice, as it is meant to be and as it is meant to run, and compare the two on a text."""
+"""``evaluate``: load a model twice, as the exact reference and as it will run, and compare the two on a text."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from hasten.core.errors import InvalidOption
 from hasten.entrypoints.llm import LLM
 from hasten.entrypoints.progress import scoring_bar
 from hasten.models.family import find_family
-from hasten.quality.compare import PIECE, compare
+from hasten.quality.compare import CHUNK_SIZE, compare
 from hasten.quality.documents import HELD_OUT, read_texts, read_token_ids
 from hasten.quality.quality import Quality
 from hasten.quality.window import NUM_TOKENS, WINDOW, TokenText, Window, windows
 
-# What the reference shares with the candidate; all else of it is fixed.
-_SHARED = ("threads", "show_progress")
+_SHARED = ("threads", "show_progress")  # options of the candidate that the reference takes over
 _EXACT = {"dtype": "float32", "backend": "torch"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """``reference`` and ``candidate`` are what ``LLM.describe`` says of them."""
+    """``reference`` and ``candidate`` are the results of ``LLM.describe``."""
 
     quality: Quality
     reference: Mapping[str, Any]
     candidate: Mapping[str, Any]
-    text: str  # where it came from
-    window: int  # tokens read at most without a break
+    text: str  # its source
+    window: int  # most tokens that are read with one context
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -53,46 +52,55 @@ def evaluate(
     window: int | None = None,
     num_tokens: int = NUM_TOKENS,
 ) -> Evaluation:
-    """``model`` with ``options`` (fields of ``EngineOptions``) against ``reference``, by default itself, in float32 on PyTorch.
+    """Compare ``model`` with ``options`` (fields of ``EngineOptions``) to ``reference`` in float32 on PyTorch.
 
-    The text is a file (``read_texts``), a file of token ids (``read_token_ids``), or the one that ships with hasten. Raises
-    ``HastenError``: nothing is loaded before the file has been read and the window checked.
+    ``reference`` None is ``model`` itself. The text is a file (``read_texts``), a file of token ids (``read_token_ids``), or the
+    held-out text that ships with hasten. Raises ``HastenError``; text and window are checked before a model is loaded.
     """
     if text is not None and token_ids is not None:
-        raise InvalidOption("a text and token ids were given, and one of them can be scored", got=f"{text} and {token_ids}")
+        raise InvalidOption("text and token_ids exclude each other", got=f"{text} and {token_ids}", remedy="Give one of them")
     texts = None if token_ids is not None else read_texts(text or HELD_OUT)
     length = _window(window, model, reference, options)
-    one = {"max_model_len": length, "max_num_seqs": 1}  # one window at a time: the pools stay small
-    candidate = LLM(model, **{**one, **options})
-    length = min(length, candidate.describe()["max_model_len"])
-    encoded = _encode(candidate, texts) if texts is not None else _given(candidate, token_ids)
-    cut = windows(encoded, length, num_tokens)
+    one_window = {"max_model_len": length, "max_num_seqs": 1}  # keeps the KV caches small
+    candidate_llm = LLM(model, **{**one_window, **options})
+    length = min(length, candidate_llm.describe()["max_model_len"])
+    if token_ids is None:
+        encoded = _encode(candidate_llm, texts or [])
+    else:
+        encoded = [TokenText(ids) for ids in read_token_ids(token_ids, candidate_llm.describe()["vocab_size"])]
     shared = {name: options[name] for name in _SHARED if name in options}
     if reference is None and "revision" in options:
         shared["revision"] = options["revision"]
-    base = LLM(reference or model, **one, **shared, **_EXACT)
-    _check_alike(base, candidate, texts, encoded)
-    quality = _compare(base, candidate, cut, visible=bool(options.get("show_progress")))
-    source = str(token_ids or text or "the held-out text that ships with hasten")
-    return Evaluation(quality=quality, reference=base.describe(), candidate=candidate.describe(), text=source, window=length)
+    reference_llm = LLM(reference or model, **one_window, **shared, **_EXACT)
+    _check_same_tokens(reference_llm, candidate_llm, texts, encoded)
+    quality = _compare(
+        reference_llm, candidate_llm, windows(encoded, length, num_tokens), visible=bool(options.get("show_progress"))
+    )
+    return Evaluation(
+        quality=quality,
+        reference=reference_llm.describe(),
+        candidate=candidate_llm.describe(),
+        text=str(token_ids or text or "the held-out text that ships with hasten"),
+        window=length,
+    )
 
 
-def _compare(reference: LLM, candidate: LLM, cut: list[Window], *, visible: bool) -> Quality:
-    ours, theirs = reference.engine.scorer(), candidate.engine.scorer()
-    piece = min(PIECE, ours.max_step, theirs.max_step)
-    with scoring_bar(sum(window.num_tokens for window in cut), visible=visible) as progress:
-        return compare(ours, theirs, cut, piece=piece, progress=progress)
+def _compare(reference: LLM, candidate: LLM, all_windows: list[Window], *, visible: bool) -> Quality:
+    scorers = reference.engine.logits_scorer(), candidate.engine.logits_scorer()
+    chunk_size = min(CHUNK_SIZE, *(scorer.max_num_batched_tokens for scorer in scorers))
+    with scoring_bar(sum(window.num_tokens for window in all_windows), visible=visible) as progress:
+        return compare(*scorers, all_windows, chunk_size=chunk_size, progress=progress)
 
 
-def _window(asked: int | None, model: str, reference: str | None, options: Mapping[str, Any]) -> int:
-    """``asked`` or ``WINDOW``, within the contexts. Raises ``InvalidOption`` if more is asked than they have."""
+def _window(window: int | None, model: str, reference: str | None, options: Mapping[str, Any]) -> int:
+    """Return ``window``, or by default ``WINDOW`` within the contexts. Raises ``InvalidOption`` if it exceeds them."""
     quiet = not options.get("show_progress")
-    rooms = [_max_positions(resolve(model, options.get("revision"), quiet=quiet))]
-    rooms += [_max_positions(resolve(reference, quiet=quiet))] if reference is not None else []
-    rooms += [options["max_model_len"]] if isinstance(options.get("max_model_len"), int) else []
-    if asked is not None and not 1 <= asked <= min(rooms):
-        raise InvalidOption("the window is out of range", got=f"{asked} tokens", allowed=f"1 to {min(rooms)}, the context")
-    return min(asked or WINDOW, *rooms)
+    contexts = [_max_positions(resolve(model, options.get("revision"), quiet=quiet))]
+    contexts += [_max_positions(resolve(reference, quiet=quiet))] if reference is not None else []
+    contexts += [options["max_model_len"]] if isinstance(options.get("max_model_len"), int) else []
+    if window is not None and not 1 <= window <= min(contexts):
+        raise InvalidOption("the window is out of range", got=f"{window} tokens", allowed=f"1 to {min(contexts)}, the context")
+    return min(window or WINDOW, *contexts)
 
 
 def _max_positions(folder: Path) -> int:
@@ -105,21 +113,16 @@ def _encode(llm: LLM, texts: list[str]) -> list[TokenText]:
         raise InvalidOption(
             "this checkpoint has no tokenizer, so a text cannot be scored", remedy="Give a file of token ids with --token-ids"
         )
-    spans = [llm.tokenizer.spans(text) for text in texts]
+    spans = [llm.tokenizer.encode_with_offsets(text) for text in texts]
     return [TokenText(tuple(ids), tuple(ends)) for ids, ends in spans]
 
 
-def _given(llm: LLM, file: Path | None) -> list[TokenText]:
-    assert file is not None
-    return [TokenText(ids) for ids in read_token_ids(file, llm.describe()["vocab_size"])]
-
-
-def _check_alike(reference: LLM, candidate: LLM, texts: list[str] | None, encoded: list[TokenText]) -> None:
-    """Raises ``InvalidOption`` if the two do not speak of the same tokens: their logits could not be compared."""
+def _check_same_tokens(reference: LLM, candidate: LLM, texts: list[str] | None, encoded: list[TokenText]) -> None:
+    """Raise ``InvalidOption`` if a token id means different tokens to the two models, so that logits cannot be compared."""
     sizes = [llm.describe()["vocab_size"] for llm in (reference, candidate)]
     remedy = "Compare models that share a tokenizer"
     if sizes[0] != sizes[1]:
         raise InvalidOption("the two models have different vocabularies", got=f"{sizes[0]} and {sizes[1]} tokens", remedy=remedy)
-    same = texts is None or reference.describe()["folder"] == candidate.describe()["folder"]
-    if not same and (reference.tokenizer is None or _encode(reference, texts or []) != encoded):
+    same_tokenizer = texts is None or reference.describe()["folder"] == candidate.describe()["folder"]
+    if not same_tokenizer and (reference.tokenizer is None or _encode(reference, texts or []) != encoded):
         raise InvalidOption("the two models read the text as different tokens", remedy=remedy)

@@ -1,19 +1,19 @@
-"""From what a caller writes to a ``Request`` that the scheduler can run: tokenise, fill in what was left open, check all of it.
+"""``InputProcessor``: from a prompt and its settings to a ``Request``: tokenise, complete, check.
 
-Whatever is wrong with a prompt or its settings is found here, before the engine has heard of it.
+Every fault of a prompt or of its settings is raised here, before the request reaches the engine.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.entrypoints.early_exit_setup import EarlyExitSetup
+from hasten.entrypoints.exit_rules import ExitRules
 from hasten.sampling.check_token_ids import check_token_ids
 from hasten.text.tokenizer import TextTokenizer
 
@@ -29,8 +29,8 @@ class InputProcessor:
     eos_token_ids: tuple[int, ...]
     defaults: SamplingParams
     seeds: random.Random
-    takes_priority: bool  # whether the scheduler orders by priority
-    exits: EarlyExitSetup
+    takes_priority: bool  # whether the scheduler orders requests by priority
+    exit_rules: ExitRules
 
     def request(
         self,
@@ -42,8 +42,8 @@ class InputProcessor:
         priority: int = 0,
         cache_salt: str = "",
     ) -> Request:
-        """Raises ``InvalidRequest`` or ``PromptTooLong``."""
-        _check_order(priority, cache_salt)
+        """Return a complete request. Raises ``InvalidRequest`` or ``PromptTooLong``."""
+        _check_priority_and_salt(priority, cache_salt)
         if priority and not self.takes_priority:
             raise InvalidRequest(
                 "this engine does not order requests by priority",
@@ -53,7 +53,7 @@ class InputProcessor:
             )
         token_ids = self.encode(prompt)
         params = self._complete(params or self.defaults, len(token_ids))
-        params, exit_layer = self.exits.resolve(params, token_ids)
+        params, exit_layer = self.exit_rules.resolve(params, token_ids)
         check_token_ids(params, self.vocab_size)
         return Request(
             request_id=request_id,
@@ -66,27 +66,25 @@ class InputProcessor:
             cache_salt=cache_salt,
         )
 
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any]
+    ) -> Prompt:
+        """Return the prompt of a conversation, rendered by the checkpoint's chat template."""
+        if self.tokenizer is None:
+            raise InvalidRequest(
+                "this checkpoint has no tokenizer, so it cannot chat", remedy="Use generate or stream with token ids"
+            )
+        return {"prompt_token_ids": self.tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)}
+
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's token ids, checked against the vocabulary and the context."""
+        """Return the token ids of a prompt. Raises ``InvalidRequest`` if they do not fit the vocabulary or the context."""
         if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InvalidRequest(
-                    "this checkpoint has no tokenizer, so a prompt cannot be text",
-                    remedy='Pass {"prompt_token_ids": [...]}',
-                )
-            token_ids: Sequence[int] = self._text_ids(prompt)
+            token_ids = tuple(self.tokenizer_for(prompt, "prompt", "prompt_token_ids").encode(prompt))
         else:
-            token_ids = _given_ids(prompt)
+            token_ids = read_token_ids(prompt, "prompt", "prompt_token_ids")
         if not token_ids:
             raise InvalidRequest("the prompt is empty", allowed="at least one token")
-        wrong = [token for token in token_ids if not 0 <= token < self.vocab_size]
-        if wrong:
-            raise InvalidRequest(
-                f"{len(wrong)} prompt token ids are outside the vocabulary",
-                got=", ".join(map(str, wrong[:8])),
-                allowed=f"0 to {self.vocab_size - 1}",
-                remedy="Tokenise the prompt with this model's tokenizer",
-            )
+        self.check_vocabulary(token_ids, "prompt")
         if len(token_ids) >= self.max_model_len:
             raise PromptTooLong(
                 "the prompt leaves no room for an answer in the context",
@@ -94,19 +92,35 @@ class InputProcessor:
                 allowed=f"up to {self.max_model_len - 1}",
                 remedy="Shorten the prompt, or raise max_model_len",
             )
-        return tuple(token_ids)
+        return token_ids
 
-    def _text_ids(self, text: str, *, special: bool = True) -> list[int]:
-        assert self.tokenizer is not None
+    def tokenizer_for(self, text: str, name: str, key: str) -> TextTokenizer:
+        """Return the tokenizer. Raises ``InvalidRequest`` if there is none, or if the text cannot be encoded.
+
+        ``name`` is what the text is to the caller; ``key`` is where the caller may pass its token ids.
+        """
+        if self.tokenizer is None:
+            raise InvalidRequest(f"this checkpoint has no tokenizer, so a {name} cannot be text", remedy=f'Pass {{"{key}": [...]}}')
         if not _is_unicode(text):
             raise InvalidRequest("this is not Unicode text", got=repr(text)[:80], remedy="Half of a surrogate pair was cut off")
-        return self.tokenizer.encode(text, special=special)
+        return self.tokenizer
 
-    def _complete(self, params: SamplingParams, num_prompt: int) -> SamplingParams:
-        """Every open setting given its value: the length, the seed, bad words as token ids."""
+    def check_vocabulary(self, token_ids: Iterable[int], name: str) -> None:
+        """Raise ``InvalidRequest`` if token ids are outside the vocabulary. ``name`` is what the ids are to the caller."""
+        wrong = sorted({token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size})
+        if wrong:
+            raise InvalidRequest(
+                f"{len(wrong)} token ids of the {name} are outside the vocabulary",
+                got=format_first(wrong),
+                allowed=f"0 to {self.vocab_size - 1}",
+                remedy=f"Tokenise the {name} with this model's tokenizer",
+            )
+
+    def _complete(self, params: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
+        """Set the length and the seed if they are open, and turn bad words into token ids."""
         changes: dict[str, Any] = {}
         if params.max_tokens is None:
-            changes["max_tokens"] = max(self.max_model_len - num_prompt, params.min_tokens)
+            changes["max_tokens"] = max(self.max_model_len - num_prompt_tokens, params.min_tokens)
         if params.seed is None:
             changes["seed"] = self.seeds.getrandbits(63)
         if params.beam_width is not None and params.stop:
@@ -121,15 +135,35 @@ class InputProcessor:
                 "stop and bad_words need a tokenizer, which this checkpoint has not",
                 remedy="Use stop_token_ids and bad_words_ids",
             )
-        if params.bad_words and self.tokenizer is not None:
-            ids = [self._text_ids(text, special=False) for word in params.bad_words for text in (word, " " + word)]
-            changes["bad_words_ids"] = params.bad_words_ids + tuple(dict.fromkeys(tuple(i) for i in ids if i))
+        if params.bad_words:
+            # A word has other tokens after a space than at the start of a text.
+            texts = [text for word in params.bad_words for text in (word, " " + word)]
+            encoded = [
+                self.tokenizer_for(text, "bad word", "bad_words_ids").encode(text, add_special_tokens=False) for text in texts
+            ]
+            changes["bad_words_ids"] = params.bad_words_ids + tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))
             changes["bad_words"] = ()
         return params.replace(**changes) if changes else params
 
 
-def _check_order(priority: object, cache_salt: object) -> None:
-    """What the scheduler computes with must be what it takes it for, or every request would suffer."""
+def read_token_ids(value: object, name: str, key: str) -> tuple[int, ...]:
+    """Return the token ids of ``{key: [...]}``. Raises ``InvalidRequest`` for anything else."""
+    allowed = f'text or {{"{key}": [token ids]}}'
+    if not isinstance(value, Mapping) or set(value) != {key}:
+        raise InvalidRequest(f"this is not a {name}", got=repr(value)[:80], allowed=allowed)
+    token_ids = value[key]
+    if not isinstance(token_ids, Sequence) or isinstance(token_ids, str) or not all(type(i) is int for i in token_ids):
+        raise InvalidRequest(f"{key} are not whole numbers", got=repr(token_ids)[:80], allowed=allowed)
+    return tuple(token_ids)
+
+
+def format_first(values: Sequence[object]) -> str:
+    """Return the first eight values as a list in text."""
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+
+
+def _check_priority_and_salt(priority: object, cache_salt: object) -> None:
+    """Raise ``InvalidRequest`` for values that would break the scheduler for all requests."""
     if type(priority) is not int or abs(priority) > MAX_PRIORITY:
         raise InvalidRequest("priority is out of range", got=repr(priority)[:40], allowed=f"-{MAX_PRIORITY} to {MAX_PRIORITY}")
     if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
@@ -137,19 +171,9 @@ def _check_order(priority: object, cache_salt: object) -> None:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether the text can be encoded: JSON may carry halves of surrogate pairs, which cannot."""
+    """Return whether the text can be encoded. JSON may hold half of a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _given_ids(prompt: object) -> Sequence[int]:
-    allowed = 'text or {"prompt_token_ids": [token ids]}'
-    if not isinstance(prompt, Mapping) or set(prompt) != {"prompt_token_ids"}:
-        raise InvalidRequest("this is not a prompt", got=repr(prompt)[:80], allowed=allowed)
-    token_ids = prompt["prompt_token_ids"]
-    if not isinstance(token_ids, Sequence) or isinstance(token_ids, str) or not all(type(i) is int for i in token_ids):
-        raise InvalidRequest("prompt_token_ids are not whole numbers", got=repr(token_ids)[:80], allowed=allowed)
-    return token_ids

@@ -1,4 +1,4 @@
-"""``LLM``: load a model, generate, chat, stream, score. The whole engine runs in the caller's thread."""
+"""``LLM``: load a model, generate, chat, stream, score. The engine runs in the caller's thread."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import Any, Literal
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidRequest
-from hasten.core.output import Delta, RequestOutput
+from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.core.score_output import Choice, ScoreOutput
-from hasten.entrypoints.build_engine import build_engine
 from hasten.entrypoints.input_processor import Prompt
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
+from hasten.entrypoints.wiring.build_engine import build_engine
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class LLM:
-    """One model and its engine. Not to be shared between threads; ``AsyncLLM`` is for that.
+    """One model and its engine. It is not thread-safe; use ``AsyncLLM`` for concurrent callers.
 
     ``options`` are the fields of ``EngineOptions``. Raises ``HastenError`` if the model cannot be loaded or does not fit.
     """
@@ -32,26 +31,26 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
         self.engine = self._loaded.engine
-        self._scoring = Scoring(self._loaded.input_processor, self.engine.continuations())
+        self._scoring = Scoring(self._loaded.input_processor, self.engine.continuation_scorer())
         self._ids = itertools.count()
-        # What has come for each request that somebody here waits for: several streams may be open at a time.
+        # Deltas not yet consumed, per open request: several streams may be open at a time.
         self._inboxes: dict[str, deque[Delta]] = {}
 
     @property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer (``TextTokenizer``), or None."""
-        return self._loaded.tokenizer
+        return self._loaded.input_processor.tokenizer
 
     def default_sampling_params(self) -> SamplingParams:
-        """What is used where no settings are given: the checkpoint's ``generation_config.json``."""
+        """Return the settings of requests without any: the checkpoint's ``generation_config.json``."""
         return self._loaded.input_processor.defaults
 
     def describe(self) -> dict[str, Any]:
-        """What runs, with which kernels, in how much memory."""
+        """Return the model, its kernels and its memory."""
         return dict(self._loaded.description)
 
     def reset_prefix_cache(self) -> None:
-        """Forget every cached block that no running request holds."""
+        """Drop all cached KV blocks that no running request holds."""
         self.engine.scheduler.kv.clear_cached()
 
     def generate(
@@ -63,16 +62,16 @@ class LLM:
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
     ) -> list[RequestOutput]:
-        """One output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
+        """Return one output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
         listed: Sequence[Prompt] = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
-        each = _per_prompt(sampling_params, len(listed), "sampling_params")
-        ranks = _per_prompt(priorities, len(listed), "priorities")
+        all_params = _per_prompt(sampling_params, len(listed), "sampling_params")
+        all_priorities = _per_prompt(priorities, len(listed), "priorities")
         requests = [
-            self._request(prompt, params, priority=rank or 0, cache_salt=cache_salt)
-            for prompt, params, rank in zip(listed, each, ranks, strict=True)
+            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt)
+            for prompt, params, priority in zip(listed, all_params, all_priorities, strict=True)
         ]
         outputs = self._run(requests, use_tqdm)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
@@ -87,16 +86,16 @@ class LLM:
         use_tqdm: bool = True,
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
-        **template: Any,
+        **template_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Completion one conversation, or several. ``template`` goes to the checkpoint's chat template."""
-        several = messages and not isinstance(messages[0], Mapping)
-        conversations: Any = messages if several else [messages]
-        prompts = [self._chat_prompt(conversation, tools, template) for conversation in conversations]
+        """Return one output per conversation. ``template_kwargs`` go to the checkpoint's chat template."""
+        is_batch = messages and not isinstance(messages[0], Mapping)
+        conversations: Any = messages if is_batch else [messages]
+        prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = "") -> Iterator[Delta]:
-        """Deltas as they come; the last one carries the whole output. Closing the iterator ends the request."""
+        """Yield deltas as they come; the last one has the complete output. Closing the iterator ends the request."""
         return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt))
 
     def stream_chat(
@@ -106,10 +105,11 @@ class LLM:
         *,
         tools: Sequence[Any] | None = None,
         cache_salt: str = "",
-        **template: Any,
+        **template_kwargs: Any,
     ) -> Iterator[Delta]:
-        """``stream`` of a conversation, rendered by the checkpoint's chat template."""
-        return self.stream(self._chat_prompt(messages, tools, template), sampling_params, cache_salt=cache_salt)
+        """``stream`` a conversation, rendered by the checkpoint's chat template."""
+        prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
+        return self.stream(prompt, sampling_params, cache_salt=cache_salt)
 
     def score(
         self,
@@ -119,11 +119,12 @@ class LLM:
         *,
         cache_salt: str = "",
     ) -> list[ScoreOutput]:
-        """How likely the model finds each continuation after the prompt, in order. The prompt is computed once.
+        """Return the log-probabilities of each continuation after the prompt, in order. The prompt is computed once.
 
-        A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the settings only an exit rule
-        counts: none, layer, texts or entropy. May be called while streams are open. Raises ``InvalidRequest`` before anything runs,
-        and ``CapacityError`` if the KV pool has no room beside what runs.
+        A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the settings only those of early
+        exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open meanwhile.
+
+        Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """
         return self._scoring.score(prompt, continuations, sampling_params, cache_salt=cache_salt)
 
@@ -136,16 +137,11 @@ class LLM:
         normalize: Literal["mean", "sum"] = "mean",
         cache_salt: str = "",
     ) -> Choice:
-        """The likeliest of the choices after the prompt: by log-probability per token (``mean``) or as a whole (``sum``).
+        """Return the most likely choice after the prompt, by log-probability per token (``mean``) or in total (``sum``).
 
-        As ``score`` in all else.
+        Arguments and errors are those of ``score``.
         """
         return self._scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
-
-    def _chat_prompt(self, messages: Messages, tools: Sequence[Any] | None, template: Mapping[str, Any]) -> Prompt:
-        if self._loaded.tokenizer is None:
-            raise InvalidRequest("this checkpoint has no tokenizer, so it cannot chat", remedy="Use generate with token ids")
-        return {"prompt_token_ids": self._loaded.tokenizer.chat(messages, tools=tools, **template)}
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, cache_salt: str = "") -> Request:
         request = self._loaded.input_processor.request(
@@ -206,12 +202,12 @@ class LLM:
                 self._inboxes[delta.request_id].append(delta)
 
 
-def _per_prompt(values: Any, count: int, name: str) -> list[Any]:
-    """One value for each prompt from one value for all, or from a list that must be as long."""
+def _per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
+    """Return one value per prompt. ``values`` is one value for all of them, or a sequence of the same length."""
     if values is None or isinstance(values, SamplingParams):
-        return [values] * count
+        return [values] * num_prompts
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise InvalidRequest(f"{name} has the wrong type", got=type(values).__name__, allowed="one value, or one per prompt")
-    if len(values) != count:
-        raise InvalidRequest(f"{name} and prompts differ in number", got=len(values), allowed=f"{count}, one per prompt")
+    if len(values) != num_prompts:
+        raise InvalidRequest(f"{name} and prompts differ in number", got=len(values), allowed=f"{num_prompts}, one per prompt")
     return list(values)

@@ -1,68 +1,83 @@
-"""Progress bars on stderr, only where someone looks."""
+"""Progress bars on stderr, shown on terminals only, and the times of the phases of loading."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
-@contextmanager
-def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Yields a callback (bytes done, bytes in all) that moves a bar, or None if it is not to be seen."""
-    if not visible:
-        yield None
-        return
-    from tqdm.auto import tqdm
+class LoadTimer:
+    """The seconds of each phase of loading, in order."""
 
-    with tqdm(desc=f"loading {model}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
 
-        yield advance
+    def __str__(self) -> str:
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()):.1f} s ({phases})"
 
 
-def tell(text: str, *, visible: bool) -> None:
-    """One line, where a bar would be seen."""
+def print_status(text: str, *, visible: bool) -> None:
+    """Print one line to stderr if it is a terminal."""
     if visible and sys.stderr.isatty():
         sys.stderr.write(text + "\n")
 
 
 @contextmanager
-def scoring_bar(num_tokens: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a callback (tokens scored now)."""
+def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a callback (bytes loaded, bytes in total), or None if no bar is visible."""
     if not visible:
-        yield lambda tokens: None
+        yield None
         return
-    from tqdm.auto import tqdm
+    with _bar(desc=f"loading {model}", unit="B", unit_scale=True) as bar:
 
-    with tqdm(total=num_tokens, desc="comparing", unit=" tokens", leave=False, disable=None) as bar:
+        def update(num_loaded: int, total: int) -> None:
+            bar.total = total
+            bar.update(num_loaded - bar.n)
 
-        def advance(tokens: int) -> None:
-            bar.update(tokens)
+        yield update
 
-        yield advance
+
+@contextmanager
+def scoring_bar(num_tokens: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a callback (tokens scored since the last call)."""
+    if not visible:
+        yield lambda num_scored: None
+        return
+    with _bar(total=num_tokens, desc="comparing", unit=" tokens") as bar:
+        yield bar.update
 
 
 @contextmanager
 def generation_bar(num_requests: int, *, visible: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yields a callback (requests finished now, tokens made now)."""
+    """Yield a callback (requests finished and tokens generated since the last call)."""
     if not visible or num_requests < 2:
-        yield lambda finished, tokens: None
+        yield lambda num_finished, num_tokens: None
         return
-    from tqdm.auto import tqdm
+    with _bar(total=num_requests, desc="requests") as bar:
+        total_tokens = 0
 
-    with tqdm(total=num_requests, desc="requests", leave=False, disable=None) as bar:
-        made = 0
-
-        def advance(finished: int, tokens: int) -> None:
-            nonlocal made
-            made += tokens
-            bar.update(finished)
+        def update(num_finished: int, num_tokens: int) -> None:
+            nonlocal total_tokens
+            total_tokens += num_tokens
+            bar.update(num_finished)
             elapsed = bar.format_dict["elapsed"]
-            if finished and elapsed:
-                bar.set_postfix_str(f"{made / elapsed:.0f} tokens/s")
+            if num_finished and elapsed:
+                bar.set_postfix_str(f"{total_tokens / elapsed:.0f} tokens/s")
 
-        yield advance
+        yield update
+
+
+def _bar(**settings: Any) -> Any:
+    from tqdm.auto import tqdm  # here, because the import is slow
+
+    return tqdm(leave=False, disable=None, **settings)

@@ -1,1 +1,1 @@
-"""From a ``StepPlan`` to logits: the PyTorch and native runners, early exit and self-drafting on top of them, backends."""
+"""From a ``StepPlan`` to logits: PyTorch and native runners, early exit, self-drafting, EAGLE heads, and the backends."""

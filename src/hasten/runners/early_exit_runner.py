@@ -1,230 +1,209 @@
-"""``EarlyExitRunner``: a step in stages, where tokens may leave between them.
+"""``EarlyExitRunner``: runs a step range of layers by range, so that tokens can exit between the ranges.
 
-A step with rows that have exits is run from one depth at which something may leave to the next. Whoever has left gives keys and
-values to the layers that it does not reach (CALM, Schuster et al., 2022), before those who go on attend there::
+The ranges end at every layer where a token may exit. Exited tokens get keys and values in the layers that they skip, before the
+other tokens attend there (CALM, Schuster et al., 2022, arXiv 2207.07061)::
 
     layers   0          2          4          L
-    a        ───────────● leaves   ····keys···       read after 2 layers
-    b        ─────────────────────────────────●      read after all
-    c        ──────────────────────●                 of fixed depth: nothing of its sequence goes deeper, so nothing is filled
+    a        ───────────● exits    ····KV·····       logits from the hidden state after 2 layers
+    b        ─────────────────────────────────●      logits after all layers
+    c        ──────────────────────●                 fixed exit layer: no token of its sequence goes further, so no KV is filled
 
-Shape suffixes: T tokens · R rows whose logits are wanted · E hidden size · V vocabulary.
+Shape suffixes: T tokens · R rows of logits · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import compress, groupby
 
 import torch
 from torch import Tensor
 
-from hasten.core.early_exit import ExitCriterion
-from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan
-from hasten.early_exit import CONFIDENCE_MEASURES
-from hasten.early_exit.base import ConfidenceMeasure, Reading
-from hasten.layers.exits import Exits
-from hasten.runners.layerwise import LayerwiseRunner
+from hasten.core.early_exit import ExitPlan
+from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan, StepView
+from hasten.early_exit.confidence import CONFIDENCE_MEASURES, ExitInput
+from hasten.layers.early_exit import ExitHeads
+from hasten.runners.base import LayerwiseRunner
 from hasten.runners.single_thread import single_thread
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
-    """Consecutive tokens of a row that leave together."""
+class _TokenSpan:
+    """Consecutive tokens of a row that exit together."""
 
-    row: RowPlan  # they alone
-    limit: int | None  # where they leave at the latest; None: after the last layer
-    fill: bool
-    test: ExitCriterion | None = None  # whether they leave earlier, asked of the last of them
-    exit_layer: int = 0  # where they left
-    # After that: of all of them if the layers that follow are filled, else of those whose logits are wanted.
-    state_TE: Tensor | None = None
-    logits_RV: Tensor | None = None  # if whoever asked for the test has computed them
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.row.token_ids)
+    row: RowPlan  # of these tokens only
+    exit_layer: int  # layers that compute the tokens; a confidence measure may lower it
+    fill_kv: bool
+    measure: str | None = None  # tests the last token
+    threshold: float = 0.0
+    hidden_TE: Tensor = field(init=False)  # after the layers run so far; of the tokens that ``exit`` keeps
+    previous_hidden_1E: Tensor | None = None  # of the last token, one range of layers earlier
+    logits_RV: Tensor | None = None  # set if the confidence measure computed them
 
     @property
-    def wanted_RE(self) -> Tensor:
-        assert self.state_TE is not None
-        return self.state_TE[len(self.state_TE) - self.row.num_logits :]
+    def logits_hidden_RE(self) -> Tensor:
+        return self.hidden_TE[len(self.hidden_TE) - self.row.num_logits :]
+
+    def exit(self) -> None:
+        """Keep the hidden states that are read later. The next range of layers overwrites the runner's memory."""
+        self.hidden_TE = (self.hidden_TE if self.fill_kv else self.logits_hidden_RE).clone()
 
 
 class EarlyExitRunner:
-    """A ``Runner``. ``exits``: what was trained; None: tokens leave at given depths alone, and are read as if they had not.
+    """A ``Runner`` that carries out exit plans.
 
-    ``token_layers`` [V]: how many layers compute a token, by its id, for the rule "token_table".
+    ``exits`` are the trained exit heads. Without them, exit layers must be known in advance, and the model's own head reads the
+    hidden states there. ``token_layers`` [V] is the table of rule "token_table": token id -> exit layer.
     """
 
     def __init__(
-        self, runner: LayerwiseRunner, exits: Exits | None = None, token_layers: Sequence[int] = (), *, own_threads: bool = False
+        self,
+        runner: LayerwiseRunner,
+        exits: ExitHeads | None = None,
+        token_layers: Sequence[int] = (),
+        *,
+        run_all_layers: Callable[[StepPlan], RunnerOutput] | None = None,
+        has_own_thread_pool: bool = False,
     ) -> None:
-        """``own_threads``: stages run on threads that are not PyTorch's, which sleep meanwhile (see ``hasten.runners.single_thread``)."""
-        self._runner, self._exits, self._token_layers, self._own_threads = runner, exits, token_layers, own_threads
-        self._layers = () if exits is None else exits.spec.layers
+        """``run_all_layers`` runs the steps in which no token exits early; by default ``runner.run``.
+
+        ``has_own_thread_pool``: ``runner`` computes on threads that are not PyTorch's.
+        """
+        self._runner, self._exits, self._token_layers = runner, exits, token_layers
+        self._run_all_layers = run_all_layers or runner.run
+        self._has_own_thread_pool = has_own_thread_pool
+        self._exit_layers = () if exits is None else exits.spec.layers
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        asked = [row.exits for row in plan.rows if row.exits is not None]
-        if any(exits.exit_layers or exits.test for exits in asked):
-            with single_thread() if self._own_threads else nullcontext():
-                return self._run(plan)
-        output = self._runner.run(plan)
-        return dataclasses.replace(output, exit_layers=self._whole(plan), num_layers=self._runner.num_layers) if asked else output
+        exit_plans = [row.exit_plan for row in plan.rows if row.exit_plan is not None]
+        if any(exit_plan.exit_layers or exit_plan.criterion for exit_plan in exit_plans):
+            with single_thread() if self._has_own_thread_pool else nullcontext():
+                output, exit_layers = self._run_layerwise(plan)
+        else:
+            output, exit_layers = self._run_all_layers(plan), [self._runner.num_layers] * len(plan.sampled_sequence_ids)
+        if not exit_plans:
+            return output
+        has_exit_plan = [row.exit_plan is not None for row in plan.rows for _ in range(row.num_logits)]
+        reported = dict(compress(enumerate(exit_layers), has_exit_plan))
+        return dataclasses.replace(output, exit_layers=reported, num_layers=self._runner.num_layers)
 
     def move(self, moves: Sequence[SlotMove]) -> None:
         self._runner.move(moves)
 
     @torch.inference_mode()
-    def _run(self, plan: StepPlan) -> RunnerOutput:
+    def _run_layerwise(self, plan: StepPlan) -> tuple[RunnerOutput, list[int]]:
+        """Return the output, and the exit layer of each row of its logits."""
         runner = self._runner
         runner.copy(plan.copies)
-        parts = [part for row in plan.rows for part in self._parts(row)]
-        going, left = parts, list[_Part]()
+        spans = [span for row in plan.rows for span in self._spans(row)]
+        active, skipping = spans, list[_TokenSpan]()
         hidden_TE: Tensor | None = None
-        before: dict[_Part, Tensor] = {}  # the state of its last token at the stop before
-        aux_hidden_states: dict[int, Tensor] = {}
+        aux_hidden_states: dict[int, StepView] = {}
         first = 0
-        for last in self._stops(parts):
-            filling = [part for part in left if part.fill]
-            if filling:
-                runner.fill([part.row for part in filling], torch.cat([_state(part) for part in filling]), first, last)
-            if going:
-                hidden_TE = runner.layers([part.row for part in going], hidden_TE, first, last)
-                if last in self._layers and any(part.test for part in going):
-                    hidden_TE = hidden_TE.clone()  # a test may project states, and that takes the runner's memory
-                states = dict(zip(going, torch.split(hidden_TE, [part.num_tokens for part in going]), strict=True))
-                leaving = self._leaving(states, before, last)
-                for part in leaving:
-                    _leave(part, states[part], last)
+        for last in self._range_ends(spans):
+            if skipping:
+                runner.fill_kv([span.row for span in skipping], torch.cat([span.hidden_TE for span in skipping]), first, last)
+            if active:
+                hidden_TE = runner.layers([span.row for span in active], hidden_TE, first, last)
+                tested = [span for span in active if span.measure is not None] if last in self._exit_layers else []
+                if tested:
+                    hidden_TE = hidden_TE.clone()  # a confidence measure may call ``head``, which overwrites the runner's memory
+                for span, span_TE in zip(active, torch.split(hidden_TE, [len(s.row.token_ids) for s in active]), strict=True):
+                    span.hidden_TE = span_TE
                 if last - 1 in runner.aux_layer_indices:
-                    aux_hidden_states[last - 1] = _aux_hidden_state(parts, states)
-                if leaving:
-                    left += leaving
-                    going = [part for part in going if not part.exit_layer]
-                    hidden_TE = torch.cat([states[part] for part in going]) if going else None
-                before = {part: states[part][-1:].clone() for part in going if part.test is not None}
+                    aux_hidden_states[last - 1] = _aux_hidden_state(spans, last, hidden_TE.shape[1])
+                self._apply_criteria(tested, last)
+                exited = [span for span in active if span.exit_layer == last]
+                if exited:
+                    for span in exited:
+                        span.exit()
+                    skipping += [span for span in exited if span.fill_kv]
+                    active = [span for span in active if span.exit_layer > last]
+                    hidden_TE = torch.cat([span.hidden_TE for span in active]) if active else None
+                for span in active:
+                    if span.measure is not None:
+                        span.previous_hidden_1E = span.hidden_TE[-1:].clone()
             first = last
-        depths = [part.exit_layer for part in parts for _ in range(part.row.num_logits)]
-        return RunnerOutput(self._logits(parts), aux_hidden_states, _depths(plan, depths), runner.num_layers)
+        exit_layers = [span.exit_layer for span in spans for _ in range(span.row.num_logits)]
+        return RunnerOutput(self._logits(spans), aux_hidden_states), exit_layers
 
-    def _parts(self, row: RowPlan) -> Iterator[_Part]:
-        """Runs of tokens with the same known depth; the last token's own, if it may leave before."""
-        exits = row.exits
-        if exits is None or not (exits.exit_layers or exits.test):
-            yield _Part(row, None, fill=False)
-            return
-        depths = list(exits.exit_layers or (None,) * len(row.token_ids))
-        test = exits.test
-        if test is not None and test.measure == "token_table":
-            depths[-1], test = self._token_layers[row.token_ids[-1]], None
-        alone = len(depths) - 1 if test is not None and not test.whole else len(depths)
-        runs = [(depth, len(list(run))) for depth, run in groupby(depths[:alone])]
-        runs += [(None, 1)] if alone < len(depths) else []
+    def _spans(self, row: RowPlan) -> Iterator[_TokenSpan]:
+        """Split a row into tokens of equal exit layer. A last token that is tested alone is a span of its own."""
+        exit_plan, num_tokens, num_layers = row.exit_plan or ExitPlan(), len(row.token_ids), self._runner.num_layers
+        # (exit layer, whether the token is tested alone) per token
+        keys = [(layer or num_layers, False) for layer in exit_plan.exit_layers or (None,) * num_tokens]
+        criterion = exit_plan.criterion
+        if criterion is not None and criterion.measure == "token_table":
+            keys[-1], criterion = (self._token_layers[row.token_ids[-1]], False), None
+        elif criterion is not None and not criterion.per_request:
+            keys[-1] = (num_layers, True)
         begin = 0
-        for i, (depth, count) in enumerate(runs):
-            is_last = i == len(runs) - 1
-            assert is_last or row.num_logits <= len(depths) - begin - count, "logits are wanted of tokens of one depth"
+        for (exit_layer, _), group in groupby(keys):
+            end = begin + len(list(group))
+            is_last = end == num_tokens
+            assert is_last or row.num_logits <= num_tokens - end, "all tokens with logits have one exit layer"
             part = dataclasses.replace(
-                row,
-                start=row.start + begin,
-                token_ids=row.token_ids[begin : begin + count],
-                num_logits=row.num_logits if is_last else 0,
-                exits=None,
+                row, start=row.start + begin, token_ids=row.token_ids[begin:end], num_logits=row.num_logits if is_last else 0
             )
-            limit = None if depth == self._runner.num_layers else depth
-            yield _Part(part, limit, exits.fill, test if is_last else None)
-            begin += count
+            span = _TokenSpan(part, exit_layer, exit_plan.fill_kv and exit_layer < num_layers)
+            if is_last and criterion is not None:
+                span.measure, span.threshold, span.fill_kv = criterion.measure, criterion.threshold, exit_plan.fill_kv
+            yield span
+            begin = end
 
-    def _stops(self, parts: Sequence[_Part]) -> list[int]:
-        """The depths at which something may happen."""
-        stops = {self._runner.num_layers, *(part.limit for part in parts if part.limit is not None)}
-        stops |= {layer + 1 for layer in self._runner.aux_layer_indices}
-        tests = {part.test.measure for part in parts if part.test is not None}
-        if tests:
-            stops |= set(self._layers)
-        if any(CONFIDENCE_MEASURES[measure].looks_back for measure in tests):
-            stops |= {layer - 1 for layer in self._layers if layer > 1}
-        return sorted(stops)
+    def _range_ends(self, spans: Sequence[_TokenSpan]) -> list[int]:
+        """Return the layers, rising, after which a hidden state is read or a token may exit."""
+        ends = {self._runner.num_layers, *(span.exit_layer for span in spans)}
+        ends |= {layer + 1 for layer in self._runner.aux_layer_indices}
+        measures = {span.measure for span in spans if span.measure is not None}
+        if measures:
+            ends |= set(self._exit_layers)
+        if any(CONFIDENCE_MEASURES[measure].needs_previous_hidden for measure in measures):
+            ends |= {layer - 1 for layer in self._exit_layers if layer > 1}
+        return sorted(ends)
 
-    def _leaving(self, states: dict[_Part, Tensor], before: dict[_Part, Tensor], layer: int) -> list[_Part]:
-        if layer == self._runner.num_layers:
-            return list(states)
-        leaving = [part for part in states if part.limit == layer]
-        if layer in self._layers:
-            tested = [part for part in states if part.test is not None]
-            for name in sorted({part.test.measure for part in tested if part.test is not None}):
-                asked = [part for part in tested if part.test is not None and part.test.measure == name]
-                leaving += self._sure(CONFIDENCE_MEASURES[name], asked, states, before, layer)
-        return leaving
+    def _apply_criteria(self, spans: Sequence[_TokenSpan], layer: int) -> None:
+        """Set ``exit_layer`` of the spans whose last token is confident enough at the exit after ``layer`` layers."""
+        for name in sorted({span.measure for span in spans if span.measure is not None}):
+            measure = CONFIDENCE_MEASURES[name]
+            tested = [span for span in spans if span.measure == name]
+            previous_RE: Tensor | None = None
+            if measure.needs_previous_hidden:
+                previous = [span.previous_hidden_1E for span in tested if span.previous_hidden_1E is not None]
+                if not previous:  # the first layer has no layer before it
+                    continue
+                previous_RE = torch.cat(previous)
+            assert self._exits is not None
+            hidden_RE = torch.cat([span.hidden_TE[-1:] for span in tested])
+            exit_input = ExitInput(hidden_RE, previous_RE, self._exits.at(layer), self._runner.head)
+            for i, (span, confidence) in enumerate(zip(tested, measure.compute(exit_input).tolist(), strict=True)):
+                if confidence > span.threshold:
+                    span.exit_layer, span.logits_RV = layer, exit_input.computed_logits(i)
 
-    def _sure(
-        self, measure: ConfidenceMeasure, parts: list[_Part], states: dict[_Part, Tensor], before: dict[_Part, Tensor], layer: int
-    ) -> list[_Part]:
-        """Those whose last token's state is sure enough."""
-        assert self._exits is not None
-        if measure.looks_back:
-            parts = [part for part in parts if part in before]  # after the first layer there is nothing to look back at
-            if not parts:
-                return []
-        hidden_RE = torch.cat([states[part][-1:] for part in parts])
-        before_RE = torch.cat([before[part] for part in parts]) if measure.looks_back else None
-        reading = Reading(hidden_RE, before_RE, self._exits.at(layer), self._runner.head)
-        sure = []
-        for i, (part, certainty) in enumerate(zip(parts, measure(reading).tolist(), strict=True)):
-            assert part.test is not None
-            if certainty > part.test.threshold:
-                sure.append(part)
-                part.logits_RV = reading.computed(i)
-        return sure
-
-    def _logits(self, parts: Sequence[_Part]) -> Tensor:
-        """[R, V] in the order of the plan. The vocabulary is read once for all whose logits nobody has computed yet."""
-        wanted = [part for part in parts if part.row.num_logits]
-        if not wanted:
-            return torch.empty(0, 0)
-        open_parts = [part for part in wanted if part.logits_RV is None]
-        if open_parts:
-            # A projection may lend its memory out, but never twice at a time.
-            logits_RV = self._runner.head(torch.cat([self._read(part) for part in open_parts]))
-            if len(open_parts) == len(wanted):
+    def _logits(self, spans: Sequence[_TokenSpan]) -> Tensor:
+        """Return the logits in the order of the plan [R, V]. One ``head`` call covers all spans without logits."""
+        sampled = [span for span in spans if span.row.num_logits]
+        missing = [span for span in sampled if span.logits_RV is None]
+        if missing:
+            logits_RV = self._runner.head(torch.cat([self._head_input(span) for span in missing]))
+            if len(missing) == len(sampled):
                 return logits_RV
-            for part, own_RV in zip(open_parts, torch.split(logits_RV, [part.row.num_logits for part in open_parts]), strict=True):
-                part.logits_RV = own_RV
-        return torch.cat([part.logits_RV for part in wanted if part.logits_RV is not None])
+            for span, span_RV in zip(missing, torch.split(logits_RV, [s.row.num_logits for s in missing]), strict=True):
+                span.logits_RV = span_RV
+        return torch.cat([span.logits_RV for span in sampled if span.logits_RV is not None]) if sampled else torch.empty(0, 0)
 
-    def _read(self, part: _Part) -> Tensor:
-        """The states that the vocabulary projection reads, in the place of those after the last layer."""
-        if self._exits is None or part.exit_layer not in self._layers:
-            return part.wanted_RE
-        return self._exits.at(part.exit_layer).tuned_lens(part.wanted_RE)
-
-    def _whole(self, plan: StepPlan) -> dict[int, int]:
-        """Every row with exits went through all layers."""
-        return _depths(plan, [self._runner.num_layers] * len(plan.sampled_ids))
+    def _head_input(self, span: _TokenSpan) -> Tensor:
+        """Return the hidden states [R, E] that stand in for those after the last layer."""
+        if self._exits is None or span.exit_layer not in self._exit_layers:
+            return span.logits_hidden_RE
+        return self._exits.at(span.exit_layer).tuned_lens(span.logits_hidden_RE)
 
 
-def _leave(part: _Part, state_TE: Tensor, depth: int) -> None:
-    """The state is the runner's memory, which the next stage overwrites."""
-    part.exit_layer = depth
-    part.state_TE = (state_TE if part.fill else state_TE[part.num_tokens - part.row.num_logits :]).clone()
-
-
-def _state(part: _Part) -> Tensor:
-    assert part.state_TE is not None
-    return part.state_TE
-
-
-def _aux_hidden_state(parts: Sequence[_Part], states: dict[_Part, Tensor]) -> Tensor:
-    """The states of all tokens of the step; of those that have left, zeros: nobody drafts for them. [T, E], float32"""
-    width = next(iter(states.values())).shape[1]
-    return torch.cat([states[part].float() if part in states else torch.zeros(part.num_tokens, width) for part in parts])
-
-
-def _depths(plan: StepPlan, depths: Sequence[int]) -> dict[int, int]:
-    """Of the rows of the logits, those whose rows have exits."""
-    asked = [row.exits is not None for row in plan.rows for _ in range(row.num_logits)]
-    return {i: depth for i, (depth, exits) in enumerate(zip(depths, asked, strict=True)) if exits}
+def _aux_hidden_state(spans: Sequence[_TokenSpan], layer: int, hidden_size: int) -> StepView:
+    """Return the hidden states after ``layer`` layers of all tokens of the step [T, E], float32; zeros for exited tokens."""
+    # Sequences with an exit rule take no drafts, so no drafter reads the zeros.
+    states = [s.hidden_TE.float() if s.exit_layer >= layer else torch.zeros(len(s.row.token_ids), hidden_size) for s in spans]
+    return StepView(torch.cat(states))

@@ -1,38 +1,40 @@
-"""Runs a plan on the native program of a decoder: one call per step. It knows no request, no setting and no text."""
+"""``NativeRunner``: runs step plans on a compiled program, one native call per step.
+
+Shape suffixes: T tokens · R rows of logits · E hidden size · V vocabulary.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import time
 from array import array
 from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, logits_indices
-from hasten.kv.native_pool import NativeKvPool
+from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, StepView, logits_indices
+from hasten.kv.pool import NativeKvPool
 from hasten.models.compile_program import CompiledProgram
 from hasten.ops.cpu.library import StepArguments
 from hasten.ops.cpu.program import Program
 
 
 class NativeRunner:
-    """The ``LayerwiseRunner`` of a compiled decoder. ``native_seconds`` is the time spent in native steps so far."""
+    """The ``LayerwiseRunner`` of a compiled decoder; ``run_eagle`` runs the program of a compiled EAGLE head."""
 
     def __init__(self, program: Program, pool: NativeKvPool, compiled: CompiledProgram) -> None:
         self._program, self._pool = program, pool
-        self.num_layers = program.num_layers // 2
-        self._residual_TE, self._left_TE = program.view(compiled.residual), program.view(compiled.left)
-        # The program's own memory of them [most tokens of a step, E].
+        self.num_layers = program.num_layers // 2  # layers L to 2 L of a decoder's program fill KV
+        # The program's memory; each buffer has one row per token of the largest step.
+        self._hidden_TE, self._exit_hidden_TE = program.view(compiled.residual), program.view(compiled.exit_hidden)
         self._aux_hidden_states = {layer: program.view(buffer) for layer, buffer in compiled.aux_hidden_states.items()}
         self.aux_layer_indices = tuple(self._aux_hidden_states)
-        self.native_seconds = 0.0
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.copy(plan.copies)
         logits_RV = self._step(plan.rows, 0, self.num_layers, logits_indices(plan.rows))
-        return RunnerOutput(logits_RV, {layer: rows_ME[: plan.num_tokens] for layer, rows_ME in self._aux_hidden_states.items()})
+        num_tokens = plan.num_tokens
+        return RunnerOutput(logits_RV, {layer: StepView(buffer[:num_tokens]) for layer, buffer in self._aux_hidden_states.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
         self._pool.move(moves)
@@ -40,100 +42,89 @@ class NativeRunner:
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         self._pool.copy(copies)
 
-    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> Tensor:
+    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
         if hidden_TE is not None:
-            self._take(hidden_TE)
+            self._load_hidden(hidden_TE)
         self._step(rows, first, last)
-        return self._residual_TE[: sum(len(row.token_ids) for row in rows)]
+        return StepView(self._hidden_TE[: sum(len(row.token_ids) for row in rows)])
 
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
-        self._take(hidden_TE)
+        self._load_hidden(hidden_TE)
         return self._step(rows, first, self.num_layers, logits_indices(rows))
 
-    def go_on(self, rows: Sequence[RowPlan], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a program that reads states beside embeddings (an EAGLE head): its states [T, E] and logits [R, V]."""
-        self._left_TE[: len(hidden_TE)] = hidden_TE
-        logits_RV = self._step(rows, 0, self._program.num_layers, logits_indices(rows))
-        return self._residual_TE[: len(hidden_TE)], logits_RV
-
-    def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
-        self._left_TE[: len(hidden_TE)] = hidden_TE
+    def fill_kv(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
+        self._exit_hidden_TE[: len(hidden_TE)] = hidden_TE
         self._step(rows, self.num_layers + first, self.num_layers + last)
 
     def head(self, hidden_RE: Tensor) -> Tensor:
-        """Rows that have no place in the pool: the prologue and the head alone."""
-        self._take(hidden_RE)
-        end = 2 * self.num_layers
-        wanted = array("i", range(len(hidden_RE)))
-        step = StepArguments(
-            num_tokens=len(hidden_RE),
-            num_groups=len(self._pool.groups),
-            first_layer=end,
-            last_layer=end,
-            logits_tokens=_address(wanted),
-        )
-        return self._timed(step, len(wanted))
+        self._load_hidden(hidden_RE)
+        end, num_tokens = self._program.num_layers, len(hidden_RE)
+        return self._step((), end, end, range(num_tokens), num_tokens)  # no layer runs, so no token needs a KV slot
 
-    def _take(self, hidden_TE: Tensor) -> None:
-        """Whatever is not there already goes to where layers read it."""
-        there = self._residual_TE[: len(hidden_TE)]
-        if hidden_TE.data_ptr() != there.data_ptr():
-            there.copy_(hidden_TE)
+    def run_eagle(self, rows: Sequence[RowPlan], hidden_TE: Tensor) -> tuple[StepView, Tensor]:
+        """Run the layer of an EAGLE head; return its hidden states [T, E] and the logits of the rows [R, V]."""
+        self._exit_hidden_TE[: len(hidden_TE)] = hidden_TE
+        logits_RV = self._step(rows, 0, self._program.num_layers, logits_indices(rows))
+        return StepView(self._hidden_TE[: len(hidden_TE)]), logits_RV
 
-    def _step(self, rows: Sequence[RowPlan], first: int, last: int, wanted: Sequence[int] = ()) -> Tensor:
-        """Layers ``[first, last)`` of the program, and the logits of the tokens ``wanted``."""
-        token_ids, places, logits_tokens = array("i"), array("i"), array("i", wanted)
-        branches = False
+    def _load_hidden(self, hidden_TE: Tensor) -> None:
+        """Copy the hidden states to where the layers read them, unless they are there."""
+        target_TE = self._hidden_TE[: len(hidden_TE)]
+        if hidden_TE.data_ptr() != target_TE.data_ptr():
+            target_TE.copy_(hidden_TE)
+
+    def _step(
+        self,
+        rows: Sequence[RowPlan],
+        first: int,
+        last: int,
+        logits_tokens: Sequence[int] = (),
+        num_tokens: int | None = None,
+    ) -> Tensor:
+        """Run the program's layers ``[first, last)``; return the logits of ``logits_tokens``, which index the step's tokens."""
+        token_ids, bounds, logits = array("i"), array("i"), array("i", logits_tokens)
         for row in rows:
             begin = len(token_ids)
             token_ids.extend(row.token_ids)
-            places.extend((begin, len(token_ids), row.start))
-            if row.tree:
-                branches = True
-        tables, blocks = _tables(rows, len(self._pool.groups))
-        views = _views(rows) if branches else None
+            bounds.extend((begin, len(token_ids), row.start))
+        tables, blocks = _block_tables(rows, len(self._pool.groups))
+        bitmasks = _attention_bitmasks(rows) if any(row.tree for row in rows) else None
         step = StepArguments(
-            num_tokens=len(token_ids),
+            num_tokens=len(token_ids) if num_tokens is None else num_tokens,
             num_rows=len(rows),
             num_groups=len(self._pool.groups),
             first_layer=first,
             last_layer=last,
             token_ids=_address(token_ids),
-            rows=_address(places),
+            rows=_address(bounds),
             tables=_address(tables),
             blocks=_address(blocks),
-            logits_tokens=_address(logits_tokens),
-            tree=None if views is None else _address(views),
+            logits_tokens=_address(logits),
+            tree=None if bitmasks is None else _address(bitmasks),
         )
-        return self._timed(step, len(logits_tokens))
-
-    def _timed(self, step: StepArguments, num_logits: int) -> Tensor:
-        begin_time = time.perf_counter()
-        logits_RV = self._program.run(step, num_logits)
-        self.native_seconds += time.perf_counter() - begin_time
-        return logits_RV
+        return self._program.run(step, len(logits))
 
 
-def _tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array[int]]:
-    """Block tables end to end, and for each group and row where its table begins and which block of the sequence is its first."""
+def _block_tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array[int]]:
+    """Return (offset into ``blocks``, index of the first live block) of each row of each group, and the live ``blocks``."""
     tables, blocks = array("i"), array("i")
     for group in range(num_groups):
         for row in rows:
             table = row.block_tables[group]
-            # Blocks are dropped from the front only: those that fell out of the window.
+            # Only leading blocks are None: those that fell out of the window.
             first = table.count(None) if table and table[0] is None else 0
             tables.extend((len(blocks), first))
             blocks.extend(cast("tuple[int, ...]", table[first:]))
     return tables, blocks
 
 
-def _views(rows: Sequence[RowPlan]) -> array[int]:
-    """Of each token of the step: the tokens of its row that it sees, as bits; 0 in rows that do not branch."""
-    views = array("Q")
+def _attention_bitmasks(rows: Sequence[RowPlan]) -> array[int]:
+    """Return one word per token of the step: the tokens of its row that it attends to; 0 in rows without a tree."""
+    bitmasks = array("Q")
     for row in rows:
-        assert not row.tree or len(row.token_ids) <= 64, "a row that branches is one word wide"
-        views.extend(row.views if row.tree else [0] * len(row.token_ids))
-    return views
+        assert not row.tree or len(row.token_ids) <= 64, "a row with a tree has at most 64 tokens"
+        bitmasks.extend(row.attention_bitmasks if row.tree else [0] * len(row.token_ids))
+    return bitmasks
 
 
 def _address(values: array[int]) -> ctypes.c_void_p:

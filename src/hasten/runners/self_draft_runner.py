@@ -1,135 +1,119 @@
-"""``SelfDraftLayerwiseRunner``: the first layers of a model, run ahead of the others for guesses, in the model's own KV blocks.
+"""``LayerwiseSelfDraftRunner``: drafts with the model's first layers, and verifies from the hidden states that drafting left.
 
-Guessing leaves keys and values of these layers in the slots where the guesses will be verified, and their states here. The step
-that verifies goes on from the states; only tokens that have none, such as the last guess, begin at the embedding::
+Drafting writes keys and values of the first layers into the KV slots where the draft is verified, and keeps the hidden states.
+Verification runs the remaining layers on these states. Tokens without one, such as the last draft token, start at the embedding::
 
-    guessing     t a b        layers [0, e), one token after the other; each says the next
-    verifying    t a b        layers [e, L) of all of them together
+    drafting     t a b        layers [0, e), one token at a time; each token gives the next one
+    verifying    t a b        layers [e, L), all tokens in one step
                        c      layers [0, L)
 
-Shape suffixes: T tokens · R rows whose logits are wanted · E hidden size · V vocabulary.
+Shape suffixes: T tokens · R rows of logits · E hidden size · V vocabulary of the drafts.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan
+from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, StepPlan
 from hasten.kv.cache_manager import KvCacheManager
-from hasten.runners.layerwise import LayerwiseRunner
+from hasten.runners.base import LayerwiseRunner
 
 
-@dataclasses.dataclass(slots=True)
-class _Kept:
-    """What guessing has computed of one line, from slot ``start`` on."""
+@dataclass(slots=True)
+class _DraftedTokens:
+    """The hidden states that drafting computed for one sequence, from slot ``start`` on."""
 
     start: int
-    token_ids: list[int]
-    states: list[Tensor]  # [1, E] each
+    token_ids: list[int] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)  # [1, E] per token
 
-    def matches(self, row: RowPlan) -> int:
-        """The tokens of the row, from its first, whose states are here.
+    def matching(self, row: RowPlan) -> list[Tensor]:
+        """Return the hidden states of the longest prefix of the row that was drafted."""
+        # A row of one token may belong to a sequence that was preempted and has new blocks, without the drafted KV.
+        if row.start != self.start or row.tree or row.exit_plan or len(row.token_ids) < 2:
+            return []
+        hidden = []
+        for drafted, token_id, hidden_1E in zip(self.token_ids, row.token_ids, self.hidden, strict=False):
+            if drafted != token_id:
+                break
+            hidden.append(hidden_1E)
+        return hidden
 
-        A row of one token may be that of a line that was preempted and has come back to other blocks: nothing is taken for it.
-        """
-        if row.start != self.start or row.tree or row.exits or len(row.token_ids) < 2:
-            return 0
-        pairs = enumerate(zip(self.token_ids, row.token_ids, strict=False))
-        return next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(self.token_ids), len(row.token_ids)))
 
-
-class SelfDraftLayerwiseRunner:
-    """A ``LayerwiseRunner`` around another, and the ``SelfDraftRunner`` of a drafter."""
+class LayerwiseSelfDraftRunner:
+    """The ``SelfDraftRunner`` of a layerwise runner; ``run`` verifies its drafts."""
 
     def __init__(
         self,
         runner: LayerwiseRunner,
         kv: KvCacheManager,
-        read: Callable[[Tensor], Tensor],
-        depth: int,
+        draft_head: Callable[[Tensor], Tensor],
+        num_draft_layers: int,
         draft_ids: Tensor | None = None,
     ) -> None:
-        """``read``: states after ``depth`` layers [R, E] -> logits of the guesses [R, V], of the tokens ``draft_ids`` [V] where
-        these are given. ``kv`` is the model's.
+        """``kv`` is the model's. ``draft_head`` maps hidden states after ``num_draft_layers`` layers [R, E] to logits [R, V].
+
+        ``draft_ids`` [V] are the token ids of the logits; None: the model's vocabulary.
         """
-        self._runner, self._kv, self._read, self._depth, self._draft_ids = runner, kv, read, depth, draft_ids
-        self.num_layers, self.aux_layer_indices = runner.num_layers, runner.aux_layer_indices
-        self._kept: dict[int, _Kept] = {}
+        self._runner, self._kv, self._draft_head = runner, kv, draft_head
+        self._num_draft_layers, self._draft_ids = num_draft_layers, draft_ids
+        self._drafted: dict[int, _DraftedTokens] = {}
 
-    # ---------------------------------------------------------------- guessing
-
-    def begin(self) -> None:
-        self._kept.clear()
+    def begin_round(self) -> None:
+        self._drafted.clear()
 
     def token_ids(self, columns: Tensor) -> Tensor:
         return columns if self._draft_ids is None else self._draft_ids[columns]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:
-        """See ``SelfDraftRunner``. Where blocks are short there are no guesses: the lines will want them for tokens."""
+        """See ``SelfDraftRunner``. Drafts nothing where free blocks are short: the sequences need them for output tokens."""
         rows: list[RowPlan] = []
-        places: list[int] = []
+        indices: list[int] = []
         copies: list[BlockCopy] = []
-        for place, (sequence_id, position, token) in enumerate(tokens):
-            short = min(allocator.num_available for allocator in self._kv.allocators) <= len(tokens)
-            made = None if short else self._kv.reserve(sequence_id, position, position + 1)
-            if made is not None:
-                copies += made
-                places.append(place)
-                rows.append(RowPlan(sequence_id, position, (token,), self._kv.blocks(sequence_id), 1))
+        for i, (sequence_id, position, token) in enumerate(tokens):
+            is_short = min(allocator.num_available for allocator in self._kv.allocators) <= len(tokens)
+            reserved = None if is_short else self._kv.reserve(sequence_id, position, position + 1)
+            if reserved is not None:
+                copies += reserved
+                indices.append(i)
+                rows.append(RowPlan(sequence_id, position, (token,), self._kv.block_tables(sequence_id), 1))
         if not rows:
             return [], torch.empty(0, 0)
         self._runner.copy(copies)
-        state_RE = self._runner.layers(rows, None, 0, self._depth).clone()
+        hidden_RE = self._runner.layers(rows, None, 0, self._num_draft_layers).clone()
         for i, row in enumerate(rows):
-            kept = self._kept.setdefault(row.sequence_id, _Kept(row.start, [], []))
-            kept.token_ids.append(row.token_ids[0])
-            kept.states.append(state_RE[i : i + 1])
-        return places, self._read(state_RE)
-
-    # ---------------------------------------------------------------- verifying
+            drafted = self._drafted.setdefault(row.sequence_id, _DraftedTokens(row.start))
+            drafted.token_ids += row.token_ids
+            drafted.hidden.append(hidden_RE[i : i + 1])
+        return indices, self._draft_head(hidden_RE)
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        known = [kept.matches(row) if (kept := self._kept.get(row.sequence_id)) else 0 for row in plan.rows]
-        if not any(known) or self.aux_layer_indices:  # a tap of a lower layer has to see all tokens
+        """Run all layers, as ``LayerwiseRunner.run`` does; tokens with a drafted hidden state skip the first ones."""
+        drafted = [self._drafted[row.sequence_id].matching(row) if row.sequence_id in self._drafted else [] for row in plan.rows]
+        if not any(drafted) or self._runner.aux_layer_indices:  # auxiliary layers below the exit need all tokens
             return self._runner.run(plan)
         self._runner.copy(plan.copies)
-        rest = [_from(row, count) for row, count in zip(plan.rows, known, strict=True) if count < len(row.token_ids)]
-        parts: list[Tensor] = []
+        rest = [_without_first(row, len(states)) for row, states in zip(plan.rows, drafted, strict=True)]
+        rest = [row for row in rest if row.token_ids]
+        computed: Sequence[Tensor] = ()
         if rest:
-            below_TE = self._runner.layers(rest, None, 0, self._depth)
-            parts = list(torch.split(below_TE, [len(row.token_ids) for row in rest]))
-        states: list[Tensor] = []
-        for row, count in zip(plan.rows, known, strict=True):
-            states += self._kept[row.sequence_id].states[:count] if count else []
-            states += [parts.pop(0)] if count < len(row.token_ids) else []
-        return RunnerOutput(self._runner.finish(plan.rows, torch.cat(states), self._depth))
-
-    def move(self, moves: Sequence[SlotMove]) -> None:
-        self._runner.move(moves)
-
-    def copy(self, copies: Sequence[BlockCopy]) -> None:
-        self._runner.copy(copies)
-
-    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> Tensor:
-        return self._runner.layers(rows, hidden_TE, first, last)
-
-    def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
-        return self._runner.finish(rows, hidden_TE, first)
-
-    def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
-        self._runner.fill(rows, hidden_TE, first, last)
-
-    def head(self, hidden_RE: Tensor) -> Tensor:
-        return self._runner.head(hidden_RE)
+            hidden_TE = self._runner.layers(rest, None, 0, self._num_draft_layers)
+            computed = torch.split(hidden_TE, [len(row.token_ids) for row in rest])
+        remaining = iter(computed)
+        hidden: list[Tensor] = []
+        for row, states in zip(plan.rows, drafted, strict=True):
+            hidden += states
+            if len(states) < len(row.token_ids):
+                hidden.append(next(remaining))
+        return RunnerOutput(self._runner.finish(plan.rows, torch.cat(hidden), self._num_draft_layers))
 
 
-def _from(row: RowPlan, count: int) -> RowPlan:
-    """The row without its first ``count`` tokens."""
+def _without_first(row: RowPlan, count: int) -> RowPlan:
     if count == 0:
         return row
-    return dataclasses.replace(row, start=row.start + count, token_ids=row.token_ids[count:], num_logits=0)
+    return replace(row, start=row.start + count, token_ids=row.token_ids[count:], num_logits=0)

@@ -1,7 +1,7 @@
-"""A drafter beside native kernels: PyTorch's threads sleep while it guesses.
+"""Running PyTorch on one thread beside native kernels.
 
-What it computes with PyTorch is small, and waking threads that the kernels' own have just displaced costs more than it saves:
-4 to 12 ms now and then, against 0.1 ms for the work itself.
+The PyTorch operations of drafting and early exit take about 0.1 ms. Waking PyTorch's threads now and then takes 4 to 12 ms, because
+the kernels' own thread pool has displaced them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from hasten.speculative.drafters.base import Drafter, DraftRequest, TargetOutput
 
 
 class SingleThreadDrafter:
+    """A drafter that proposes with PyTorch on one thread."""
+
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
 
@@ -23,20 +25,20 @@ class SingleThreadDrafter:
     def aux_layer_indices(self) -> tuple[int, ...]:
         return self.drafter.aux_layer_indices
 
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> Sequence[Draft]:
+    def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> Sequence[Draft]:
         with single_thread():
-            return self.drafter.propose(lines, seen)
+            return self.drafter.propose(requests, output)
 
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """PyTorch computes on the calling thread alone; afterwards as before."""
-    before = torch.get_num_threads()
-    if before == 1:
+    """Limit PyTorch to the calling thread, and restore its number of threads afterwards."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
         yield
         return
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)

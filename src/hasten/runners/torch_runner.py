@@ -1,4 +1,4 @@
-"""Runs a plan on a decoder: integers in, logits out. It knows no request, no setting and no text."""
+"""``TorchRunner``: runs step plans on a decoder, in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, logits_indices
+from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, StepView, logits_indices
 from hasten.kv.pool import KvPool
 from hasten.models.decoder import Decoder
 from hasten.runners.paged_context import PagedContext
 
 
 class TorchRunner:
-    """The ``LayerwiseRunner`` of one decoder over one pool, eager torch. ``aux_layer_indices``: layers whose hidden states are wanted."""
+    """The ``LayerwiseRunner`` of one decoder over one KV pool."""
 
     def __init__(self, decoder: Decoder, pool: KvPool, aux_layer_indices: Sequence[int] = ()) -> None:
         self._decoder, self._pool, self.aux_layer_indices = decoder, pool, tuple(aux_layer_indices)
@@ -25,12 +25,12 @@ class TorchRunner:
     def run(self, plan: StepPlan) -> RunnerOutput:
         decoder = self._decoder
         self.copy(plan.copies)
-        ids_T, positions_T, context = self._context(plan.rows)
-        seen: dict[int, Tensor] = {}
-        hooks = {layer: partial(seen.__setitem__, layer) for layer in self.aux_layer_indices}
-        hidden_TE = decoder.run(decoder.embed(ids_T), positions_T, context, hooks=hooks)
+        ids_T, context = self._inputs(plan.rows)
+        found: dict[int, Tensor] = {}
+        hooks = {layer: partial(found.__setitem__, layer) for layer in self.aux_layer_indices}
+        hidden_TE = decoder.run(decoder.embed(ids_T), context.positions_T, context, hooks=hooks)
         logits_RV = decoder.head(hidden_TE[logits_indices(plan.rows)])
-        return RunnerOutput(logits_RV, {layer: hidden.float() for layer, hidden in seen.items()})
+        return RunnerOutput(logits_RV, {layer: StepView(hidden_TE.float()) for layer, hidden_TE in found.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
         self._pool.move(moves)
@@ -39,28 +39,23 @@ class TorchRunner:
         self._pool.copy(copies)
 
     @torch.inference_mode()
-    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> Tensor:
-        ids_T, positions_T, context = self._context(rows)
-        return self._decoder.run(self._decoder.embed(ids_T) if hidden_TE is None else hidden_TE, positions_T, context, first, last)
+    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
+        ids_T, context = self._inputs(rows)
+        hidden_TE = self._decoder.embed(ids_T) if hidden_TE is None else hidden_TE
+        return StepView(self._decoder.run(hidden_TE, context.positions_T, context, first, last))
 
     @torch.inference_mode()
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
         return self._decoder.head(self.layers(rows, hidden_TE, first, self.num_layers)[logits_indices(rows)])
 
     @torch.inference_mode()
-    def fill(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
-        self._decoder.fill(hidden_TE, self._context(rows)[2], first, last)
+    def fill_kv(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
+        self._decoder.fill_kv(hidden_TE, self._inputs(rows)[1], first, last)
 
     @torch.inference_mode()
     def head(self, hidden_RE: Tensor) -> Tensor:
         return self._decoder.head(hidden_RE)
 
-    def _context(self, rows: Sequence[RowPlan]) -> tuple[Tensor, Tensor, PagedContext]:
-        """Token ids, positions, and what attention sees of these rows."""
+    def _inputs(self, rows: Sequence[RowPlan]) -> tuple[Tensor, PagedContext]:
         ids_T = torch.tensor([token for row in rows for token in row.token_ids])
-        positions_T = torch.tensor([position for row in rows for position in row.positions])
-        return (
-            ids_T,
-            positions_T,
-            PagedContext(self._decoder.ops, self._pool, rows, positions_T, self._decoder.rotary.at(positions_T)),
-        )
+        return ids_T, PagedContext(self._decoder.ops, self._pool, rows, self._decoder.rotary)

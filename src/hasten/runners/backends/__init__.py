@@ -1,1 +1,1 @@
-"""What computes: the native kernels of this processor, or PyTorch. Chosen once, when a model is loaded."""
+"""The backends: native CPU kernels or PyTorch, chosen once when a model is loaded."""

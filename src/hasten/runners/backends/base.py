@@ -1,9 +1,9 @@
-"""``Backend``: how matrices are stored, how large the KV pool's blocks are, who runs the steps and who chooses the tokens."""
+"""``Backend``: weight formats, KV block size, runners and token selection of one kind of kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -12,66 +12,53 @@ from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.base import WeightFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
-from hasten.runners.layerwise import LayerwiseRunner
+from hasten.runners.base import KvCacheConfig, LayerwiseRunner
 from hasten.sampling.token_selector import TokenSelector
 from hasten.speculative.drafters.eagle import EagleRunner
 
 
 class Backend(Protocol):
-    @property
-    def ops(self) -> Ops:
-        """For what is computed outside of steps."""
-        ...
+    """A ``dtype`` here is the one that the checkpoint's weights are read in."""
+
+    ops: Ops  # for computations outside of steps
+    has_own_thread_pool: ClassVar[bool]  # whether steps run on threads that are not PyTorch's
 
     def formats(self, dtype: torch.dtype) -> WeightFormatFactory:
-        """The matrices of a decoder whose checkpoint is read as ``dtype``."""
+        """Return the weight formats of the target."""
         ...
 
     def draft_formats(self, dtype: torch.dtype) -> WeightFormatFactory:
-        """The matrices of a draft model or of heads, which may be coarser: no output depends on them."""
+        """Return the weight formats of draft models and draft heads. They may be coarser: no output depends on them."""
         ...
 
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
-        """Of one KV block of every group."""
+        """Return the bytes of one KV block in all groups together."""
         ...
 
-    def runner(
-        self,
-        decoder: Decoder,
-        groups: Sequence[KvGroup],
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        max_step: int,
-        aux_layer_indices: tuple[int, ...] = (),
+    def make_runner(
+        self, decoder: Decoder, kv: KvCacheConfig, max_num_batched_tokens: int, aux_layer_indices: tuple[int, ...] = ()
     ) -> LayerwiseRunner:
-        """Of a decoder that was loaded with these formats. ``max_step``: the most tokens of a step. ``aux_layer_indices``: the layers, from 0,
-        whose hidden states come with each output. Raises ``CapacityError``.
+        """Return a runner with a KV cache of its own; the decoder was loaded with this backend's formats.
+
+        ``aux_layer_indices``: the layers, from 0, whose hidden states each output holds. Raises ``CapacityError``.
         """
         ...
 
-    def eagle(
-        self, head: EagleHead, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
-    ) -> EagleRunner:
-        """Of an EAGLE head that was loaded with these formats, over a pool of its own. Raises ``CapacityError``."""
+    def make_eagle_runner(self, head: EagleHead, kv: KvCacheConfig, max_num_batched_tokens: int) -> EagleRunner:
+        """Return a runner with a KV cache of its own; the head was loaded with this backend's formats. Raises ``CapacityError``."""
         ...
 
     def batch_invariant(self, dtype: torch.dtype) -> bool:
-        """Whether a row's logits are the same bits in any batch, for a model of this dtype."""
+        """Return whether a row's logits have the same bits in any batch."""
         ...
 
-    @property
-    def own_threads(self) -> bool:
-        """Whether steps run on threads that are not PyTorch's."""
-        ...
-
-    def selector(self) -> TokenSelector:
-        """Who chooses tokens from the logits of these runners."""
+    def token_selector(self) -> TokenSelector:
+        """Return what selects tokens from the logits of these runners."""
         ...
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
-        """``kernels`` and why, ``threads``, ``quantization``, ``kv_cache_dtype``, ``parameters``, ``weight_bytes``; and ``draft_quantization``.
+        """Return ``kernels``, ``threads``, ``parameters``, ``weight_bytes``, the quantization and the dtype of the KV cache.
 
-        Where matrices are packed, also ``draft_weight_bytes``: what those take that only guess.
+        Native backends add ``draft_weight_bytes``, the memory of the weights that only draft.
         """
         ...

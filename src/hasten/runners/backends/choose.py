@@ -1,4 +1,4 @@
-"""Which backend, from the options and the machine."""
+"""``choose_backend``: the backend for these options on this machine."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from hasten.runners.backends.torch import TorchBackend
 
 
 def choose_backend(options: EngineOptions) -> Backend:
-    """The native kernels where they run, else PyTorch.
+    """Return the native backend where its kernels run, and the PyTorch backend elsewhere.
 
-    Raises ``InvalidOption`` if the options need native kernels (or name them) and there are none, with the reason.
+    Raises ``InvalidOption``, with the reason, if an option needs native kernels and there are none.
     """
-    native = "this run was asked for the torch backend" if options.backend == "torch" else find_cpu(options.threads)
-    if not isinstance(native, str):
-        int8_kv = options.kv_cache_dtype == "int8"
-        return NativeBackend(native, options.quantization, draft_quantization=options.resolved_draft_quantization, int8_kv=int8_kv)
-    needed = {
+    int8_kv = options.kv_cache_dtype == "int8"
+    cpu = "backend='torch' excludes them" if options.backend == "torch" else find_cpu(options.threads)
+    if not isinstance(cpu, str):
+        return NativeBackend(cpu, options.quantization, draft_quantization=options.resolved_draft_quantization, int8_kv=int8_kv)
+    needs_kernels = {
         "backend": options.backend == "cpu",
         "quantization": options.quantization is not None,
         "draft_quantization": options.draft_quantization != "auto",
-        "kv_cache_dtype": options.kv_cache_dtype == "int8",
+        "kv_cache_dtype": int8_kv,
     }
-    if any(needed.values()):
+    names = [name for name, needs in needs_kernels.items() if needs]
+    if names:
         raise InvalidOption(
-            f"{' and '.join(name for name, wanted in needed.items() if wanted)} need the native CPU kernels, and {native}",
-            got=", ".join(f"{name}={getattr(options, name)!r}" for name, wanted in needed.items() if wanted),
-            remedy="hasten doctor says which kernels there are",
+            f"{' and '.join(names)} need the native CPU kernels, and {cpu}",
+            got=", ".join(f"{name}={getattr(options, name)!r}" for name in names),
+            remedy="Run hasten doctor to see which kernels this machine has",
         )
     if options.threads is not None:
-        torch.set_num_threads(options.threads)  # PyTorch has one number for the whole process
+        torch.set_num_threads(options.threads)  # for the whole process: PyTorch has no other setting
     ops, reason = choose_ops("cpu")
-    return TorchBackend(ops, reason if options.backend == "torch" else f"{native}; {reason}")
+    return TorchBackend(ops, reason if options.backend == "torch" else f"{cpu}; {reason}")

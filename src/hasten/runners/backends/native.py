@@ -1,35 +1,38 @@
-"""The native CPU backend: matrices packed while they are loaded, and each step one call of a recorded program."""
+"""``NativeBackend``: CPU kernels on matrices that are packed while they load, and one native call per step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hasten.core.errors import CapacityError
 from hasten.kv.group import KvGroup
-from hasten.kv.native_pool import NativeKvPool, native_block_bytes
-from hasten.kv.pool import KvPool
+from hasten.kv.pool import NativeKvPool, native_block_bytes
 from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.packed import Packed, PackedFormatFactory
-from hasten.models.compile_program import CompiledProgram, compile_eagle_program, lower
+from hasten.models.compile_program import CompiledProgram, compile_eagle_program, compile_program
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
 from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
 from hasten.ops.cpu.matrix import Weights
 from hasten.ops.cpu.program import Program
 from hasten.ops.torch.backend import TorchOps
+from hasten.runners.base import KvCacheConfig
 from hasten.runners.eagle_runner import NativeEagleRunner, TorchEagleRunner
 from hasten.runners.native_runner import NativeRunner
 from hasten.sampling.native_token_selector import NativeTokenSelector
 
 
 class NativeBackend:
-    """``quantization``: the model, and ``draft_quantization`` what guesses for it. ``int8_kv``: keys and values in int8 with a scale per
-    token and head, else in the dtype of the model.
+    """``quantization`` is the target's, ``draft_quantization`` that of draft models and draft heads.
+
+    ``int8_kv``: keys and values in int8 with one scale per token and head; otherwise in the model's dtype.
     """
+
+    has_own_thread_pool: ClassVar[bool] = True
 
     def __init__(self, cpu: Cpu, quantization: str | None, *, draft_quantization: str | None, int8_kv: bool) -> None:
         self.cpu, self.quantization, self.draft_quantization, self._int8_kv = cpu, quantization, draft_quantization, int8_kv
@@ -45,57 +48,38 @@ class NativeBackend:
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
         return native_block_bytes(self.cpu, groups, block_size, self._kv_dtype(dtype))
 
-    def runner(
-        self,
-        decoder: Decoder,
-        groups: Sequence[KvGroup],
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        max_step: int,
-        aux_layer_indices: tuple[int, ...] = (),
+    def make_runner(
+        self, decoder: Decoder, kv: KvCacheConfig, max_num_batched_tokens: int, aux_layer_indices: tuple[int, ...] = ()
     ) -> NativeRunner:
-        return self._recorded(
-            partial(lower, decoder, aux_layer_indices=aux_layer_indices), groups, num_blocks, block_size, dtype, max_step
-        )
+        compile_decoder = partial(compile_program, decoder, aux_layer_indices=aux_layer_indices)
+        return self._compiled_runner(compile_decoder, kv, max_num_batched_tokens)
 
-    def eagle(
-        self, head: EagleHead, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
+    def make_eagle_runner(
+        self, head: EagleHead, kv: KvCacheConfig, max_num_batched_tokens: int
     ) -> NativeEagleRunner | TorchEagleRunner:
-        if head.spec.hidden_size % 16:  # halves of what attention reads would not begin at a vector
-            return TorchEagleRunner(head, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
-        runner = self._recorded(partial(compile_eagle_program, head), groups, num_blocks, block_size, dtype, max_step)
-        return NativeEagleRunner(head, runner, max_step)
+        if head.spec.hidden_size % 16:  # the second half of the attention's input would not start at a vector boundary
+            return TorchEagleRunner(head, kv.torch_pool())
+        runner = self._compiled_runner(partial(compile_eagle_program, head), kv, max_num_batched_tokens)
+        return NativeEagleRunner(head, runner, max_num_batched_tokens)
 
-    def _recorded(
-        self,
-        record: Callable[[Program], CompiledProgram],
-        groups: Sequence[KvGroup],
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        max_step: int,
+    def _compiled_runner(
+        self, compile_into: Callable[[Program], CompiledProgram], kv: KvCacheConfig, max_num_batched_tokens: int
     ) -> NativeRunner:
         try:
-            pool = NativeKvPool(self.cpu, groups, num_blocks, block_size, self._kv_dtype(dtype))
-            program = Program(self.cpu, pool.kv, max_step)
-            compiled = record(program)
-        except MemoryError as refused:
+            pool = NativeKvPool(self.cpu, kv.groups, kv.num_blocks, kv.block_size, self._kv_dtype(kv.dtype))
+            program = Program(self.cpu, pool.kv, max_num_batched_tokens)
+            return NativeRunner(program, pool, compile_into(program))
+        except MemoryError as error:
             raise CapacityError(
-                "the system refuses the memory of the KV cache or of a step",
-                got=str(refused),
-                remedy="Give less with kv_cache_memory or max_num_batched_tokens",
-            ) from refused
-        return NativeRunner(program, pool, compiled)
+                "the system refuses the memory for the KV cache or for a step",
+                got=str(error),
+                remedy="Lower kv_cache_memory or max_num_batched_tokens",
+            ) from error
 
     def batch_invariant(self, dtype: torch.dtype) -> bool:
         return dtype == torch.float32 if self.quantization is None else self.quantization in ("int8", "int4")
 
-    @property
-    def own_threads(self) -> bool:
-        return True
-
-    def selector(self) -> NativeTokenSelector:
+    def token_selector(self) -> NativeTokenSelector:
         return NativeTokenSelector(self.cpu)
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:

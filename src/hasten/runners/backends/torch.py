@@ -1,28 +1,29 @@
-"""The PyTorch backend: the reference, for every processor."""
+"""``TorchBackend``: PyTorch on any processor, the reference for the native kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hasten.kv.group import KvGroup
-from hasten.kv.pool import KvPool
 from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
+from hasten.runners.base import KvCacheConfig
 from hasten.runners.eagle_runner import TorchEagleRunner
 from hasten.runners.torch_runner import TorchRunner
 from hasten.sampling.token_selector import TorchTokenSelector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TorchBackend:
+    has_own_thread_pool: ClassVar[bool] = False
     ops: Ops
-    reason: str
+    reason: str  # for this choice of operations
 
     def formats(self, dtype: torch.dtype) -> DenseFormatFactory:
         return DenseFormatFactory(self.ops, dtype)
@@ -33,32 +34,18 @@ class TorchBackend:
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
         return sum(group.block_bytes(block_size, dtype.itemsize) for group in groups)
 
-    def runner(
-        self,
-        decoder: Decoder,
-        groups: Sequence[KvGroup],
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        max_step: int,
-        aux_layer_indices: tuple[int, ...] = (),
+    def make_runner(
+        self, decoder: Decoder, kv: KvCacheConfig, max_num_batched_tokens: int, aux_layer_indices: tuple[int, ...] = ()
     ) -> TorchRunner:
-        pool = KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu"))
-        return TorchRunner(decoder, pool, aux_layer_indices)
+        return TorchRunner(decoder, kv.torch_pool(), aux_layer_indices)
 
-    def eagle(
-        self, head: EagleHead, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: torch.dtype, max_step: int
-    ) -> TorchEagleRunner:
-        return TorchEagleRunner(head, KvPool(groups, num_blocks, block_size, dtype=dtype, device=torch.device("cpu")))
+    def make_eagle_runner(self, head: EagleHead, kv: KvCacheConfig, max_num_batched_tokens: int) -> TorchEagleRunner:
+        return TorchEagleRunner(head, kv.torch_pool())
 
     def batch_invariant(self, dtype: torch.dtype) -> bool:
-        return False  # its products depend on how many rows they have
+        return False  # PyTorch's matrix products depend on the number of rows
 
-    @property
-    def own_threads(self) -> bool:
-        return False
-
-    def selector(self) -> TorchTokenSelector:
+    def token_selector(self) -> TorchTokenSelector:
         return TorchTokenSelector()
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:

@@ -1,0 +1,155 @@
+"""``build_engine``: loads a model and builds its engine, in the order that the package's docstring explains."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hasten.checkpoints.hub import resolve
+from hasten.core.engine_options import EngineOptions
+from hasten.core.errors import CheckpointError, InvalidRequest
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.engine.engine import Engine
+from hasten.engine.kv_cache_sizing import KvCacheSizing, size_kv_cache
+from hasten.engine.kv_groups import kv_groups
+from hasten.entrypoints.exit_rules import ExitRules
+from hasten.entrypoints.input_processor import InputProcessor
+from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
+from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
+from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
+from hasten.kv.cache_manager import KvCacheManager
+from hasten.models.load import LoadedModel, load_decoder
+from hasten.runners.backends.base import Backend
+from hasten.runners.backends.choose import choose_backend
+from hasten.runners.base import KvCacheConfig
+from hasten.sampling.sampler import Sampler
+from hasten.scheduling.config import SchedulerConfig
+from hasten.scheduling.scheduler import Scheduler
+from hasten.speculative.cost_model import CostModel
+from hasten.text.detokenizer import Detokenizer
+from hasten.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    engine: Engine
+    input_processor: InputProcessor
+    description: Mapping[str, Any]  # the model, its kernels and its memory
+
+
+def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
+    """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
+    folder = resolve(model, options.revision, quiet=not options.show_progress)
+    timer = LoadTimer()
+    with timer.phase("kernels"):
+        backend = choose_backend(options)
+    with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
+        target = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
+        speculative = SpeculativeSetup.load(options, backend, target)
+        early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
+    with timer.phase("tokenizer"):
+        tokenizer = TextTokenizer.load(folder, target.spec.vocab_size)
+    groups = kv_groups(target.spec)
+    sizing = size_kv_cache(
+        groups,
+        block_bytes=backend.block_bytes(groups, options.block_size, target.dtype) + speculative.block_bytes,
+        max_positions=target.spec.max_positions,
+        **_fields(options, ("block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory")),
+    )
+    kv = KvCacheConfig(groups, sizing.num_blocks, options.block_size, target.dtype)
+    kv_manager = KvCacheManager(groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching)
+    with timer.phase("program"):
+        runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
+    with timer.phase("speculation"):
+        costs = speculative.measure_costs(kv, runner)
+        self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
+        drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
+    config_names = [field.name for field in dataclasses.fields(SchedulerConfig) if field.name != "max_model_len"]
+    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, config_names))
+    engine = Engine(
+        early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
+        Scheduler(config, kv_manager),
+        partial(_detokenizer, tokenizer),
+        Sampler(backend.token_selector()),
+        drafter,
+        costs=costs,
+    )
+    engine.stats.plain_step = None if costs is None else CostModel(costs.measured).seconds
+    input_processor = InputProcessor(
+        tokenizer=tokenizer,
+        vocab_size=target.spec.vocab_size,
+        max_model_len=sizing.max_model_len,
+        eos_token_ids=_eos_token_ids(target, tokenizer),
+        defaults=_default_sampling_params(target.generation_config, folder),
+        seeds=random.Random(options.seed),
+        takes_priority=options.scheduling_policy == "priority",
+        exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
+    )
+    print_status(f"loaded {model} in {timer}", visible=options.show_progress)
+    description = {
+        "model": model,
+        **_describe(target, backend, sizing, options),
+        **speculative.describe(),
+        "exits": options.exits,
+        "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
+    }
+    return LoadedEngine(engine, input_processor, description)
+
+
+def _fields(options: EngineOptions, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
+
+
+def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, options: EngineOptions) -> dict[str, Any]:
+    return {
+        "folder": str(target.folder),
+        "family": target.spec.model_type,
+        "vocab_size": target.spec.vocab_size,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        **backend.describe(target.decoder),
+        "max_model_len": sizing.max_model_len,
+        "kv_blocks": sizing.num_blocks,
+        "kv_tokens": sizing.num_blocks * options.block_size,
+        "kv_bytes": sizing.kv_bytes,
+        "batching": options.batching,
+        "prefix_caching": options.prefix_caching,
+    }
+
+
+def _detokenizer(tokenizer: TextTokenizer | None, request: Request) -> Detokenizer | None:
+    if tokenizer is None:
+        return None
+    return tokenizer.detokenizer(request.params.skip_special_tokens, request.prompt_token_ids)
+
+
+def _eos_token_ids(model: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
+    """Return every token id that a file of the checkpoint names as the end of a sequence."""
+    token_ids: list[int] = []
+    for value in (model.generation_config.get("eos_token_id"), model.config.get("eos_token_id")):
+        token_ids += value if isinstance(value, list) else [value] if value is not None else []
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        token_ids.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(token_ids))
+
+
+def _default_sampling_params(generation_config: Mapping[str, Any], folder: Path) -> SamplingParams:
+    """Return what ``generation_config.json`` recommends; greedy if it says ``do_sample: false``.
+
+    Raises ``CheckpointError`` for values that ``SamplingParams`` refuses.
+    """
+    names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
+    values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    # transformers writes 0 for "off" here.
+    values = {name: value for name, value in values.items() if not (name in ("top_k", "no_repeat_ngram_size") and value == 0)}
+    if generation_config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    try:
+        return SamplingParams.from_dict(values)
+    except InvalidRequest as error:
+        raise CheckpointError(f"generation_config.json in {folder} is wrong: {error.what}", remedy="Correct the file") from error

@@ -1,0 +1,148 @@
+"""``LoadedDrafter``: the weights of a draft model, Medusa heads or an EAGLE-3 head, ready to become a drafter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hasten.checkpoints.formats.draft_ids import read_draft_ids
+from hasten.checkpoints.formats.medusa import read_medusa
+from hasten.checkpoints.hub import resolve
+from hasten.core.engine_options import EngineOptions
+from hasten.core.errors import InvalidOption
+from hasten.engine.kv_groups import kv_groups
+from hasten.kv.cache_manager import KvCacheManager
+from hasten.kv.group import KvGroup
+from hasten.layers.eagle import LAYER_INDEX
+from hasten.layers.layer_context import LayerContext
+from hasten.models.eagle import load_eagle
+from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder
+from hasten.runners.backends.base import Backend
+from hasten.runners.base import KvCacheConfig
+from hasten.sampling.sampler import Sampler
+from hasten.speculative.cost_model import CostModel
+from hasten.speculative.draft_vocabulary import DraftVocabulary
+from hasten.speculative.drafters.base import ModelDrafter
+from hasten.speculative.drafters.draft_model import DraftModel
+from hasten.speculative.drafters.eagle import Eagle
+from hasten.speculative.drafters.medusa import Medusa
+
+MAX_EAGLE_TOKENS = 1024  # that an EAGLE head reads in one call
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDrafter:
+    """A drafter whose weights are loaded. ``build`` waits for the number of KV blocks, which depends on all loaded weights."""
+
+    name: str  # as in ``EngineOptions.speculative_method``
+    folder: Path
+    build: Callable[[int, CostModel], ModelDrafter]  # (KV blocks, costs of the steps that verify); raises ``CapacityError``
+    block_bytes: int = 0  # of one block of its own KV cache
+    aux_layer_indices: tuple[int, ...] = ()  # target layers, from 0, whose hidden states it reads
+
+
+def max_draft_tokens(options: EngineOptions) -> dict[str, int]:
+    """Return the drafters' ``num_tokens`` argument; empty leaves each drafter its own default."""
+    return {} if options.num_speculative_tokens is None else {"num_tokens": options.num_speculative_tokens}
+
+
+def load_draft_model(name: str, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
+    """Load the draft model in the folder or hub id ``name``.
+
+    Raises ``InvalidOption`` for another vocabulary than the target's, and ``CheckpointError`` for faulty files.
+    """
+    folder = resolve(name, None, quiet=not options.show_progress)
+    model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats)
+    remedy = "Take a smaller model of the same family, or train one: hasten train draft"
+    check_draft_vocabulary(model, name, target.spec.vocab_size, remedy)
+    draft_ids, vocabulary = read_draft_ids(folder, model.spec.vocab_size), None
+    if draft_ids is not None:  # the lm_head keeps only the rows of the draft vocabulary
+        layer_context = LayerContext(backend.ops, backend.draft_formats(model.dtype), model.dtype)
+        model.decoder.lm_head = model.decoder.lm_head.slice_rows(draft_ids, layer_context)
+        vocabulary = DraftVocabulary(draft_ids, model.spec.vocab_size)
+    groups, block_size, max_step = kv_groups(model.spec), options.block_size, options.max_num_batched_tokens
+
+    def build(num_blocks: int, costs: CostModel) -> DraftModel:
+        runner = backend.make_runner(model.decoder, KvCacheConfig(groups, num_blocks, block_size, model.dtype), max_step)
+        kv = KvCacheManager(groups, num_blocks, block_size, keep_cached=options.prefix_caching)
+        return DraftModel(
+            runner,
+            kv,
+            Sampler(backend.token_selector()),
+            costs=costs,
+            max_step=max_step,
+            max_positions=model.spec.max_positions,
+            vocabulary=vocabulary,
+            **max_draft_tokens(options),
+        )
+
+    return LoadedDrafter("draft_model", folder, build, backend.block_bytes(groups, block_size, model.dtype))
+
+
+def load_draft_heads(name: str, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
+    """Load the Medusa or EAGLE-3 heads in the folder or hub id ``name``.
+
+    Raises ``InvalidOption`` for heads that ``speculative_method`` excludes, and ``CheckpointError`` for heads of another model.
+    """
+    folder = resolve(name, None, quiet=not options.show_progress)
+    load = _load_eagle if _is_eagle(folder) else _load_medusa
+    heads = load(folder, options, backend, target)
+    if options.speculative_method not in ("auto", heads.name):
+        raise InvalidOption(
+            f"the draft heads in {name} are of another kind",
+            got=heads.name,
+            allowed=options.speculative_method,
+            remedy=f"Use speculative_method={heads.name!r}, or {options.speculative_method} heads",
+        )
+    return heads
+
+
+def _is_eagle(folder: Path) -> bool:
+    """Return False if config.json is unreadable: ``read_medusa`` then raises the error."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and ("speculators_model_type" in config or "draft_vocab_size" in config)
+
+
+def _load_medusa(folder: Path, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
+    spec, decoder = target.spec, target.decoder
+    layer_context = LayerContext(backend.ops, backend.draft_formats(target.dtype), target.dtype)
+    heads = read_medusa(folder, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size, layer_context=layer_context).heads
+    lm_head, layer = decoder.lm_head, spec.num_layers - 1
+    if heads.spec.lm_head == "model" and heads.token_map is not None:
+        lm_head = lm_head.slice_rows(heads.token_map, layer_context)
+
+    @torch.inference_mode()
+    def logits(hidden_RE: Tensor) -> Tensor:
+        logits_HRV: Tensor = heads(decoder.norm(hidden_RE.to(target.dtype)), lm_head)
+        return logits_HRV
+
+    def build(num_blocks: int, costs: CostModel) -> Medusa:
+        return Medusa(logits, heads.token_ids, costs=costs, layer=layer, **max_draft_tokens(options))
+
+    return LoadedDrafter("medusa", folder, build, aux_layer_indices=(layer,))
+
+
+def _load_eagle(folder: Path, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
+    head = load_eagle(folder, target.decoder, formats=backend.draft_formats(target.dtype)).head
+    attention, aux_layer_indices = head.spec.layer.attention, head.spec.aux_layer_indices
+    groups, block_size = (KvGroup((LAYER_INDEX,), attention.num_kv_heads, attention.head_dim),), options.block_size
+
+    def build(num_blocks: int, costs: CostModel) -> Eagle:
+        return Eagle(
+            backend.make_eagle_runner(head, KvCacheConfig(groups, num_blocks, block_size, target.dtype), MAX_EAGLE_TOKENS),
+            KvCacheManager(groups, num_blocks, block_size, keep_cached=False),
+            costs=costs,
+            aux_layer_indices=aux_layer_indices,
+            max_positions=target.spec.max_positions,
+            **max_draft_tokens(options),
+        )
+
+    return LoadedDrafter("eagle", folder, build, backend.block_bytes(groups, block_size, target.dtype), aux_layer_indices)

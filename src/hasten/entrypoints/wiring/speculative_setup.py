@@ -1,0 +1,93 @@
+"""``SpeculativeSetup``: from the options to a drafter, in two halves, before and after the KV cache is sized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.core.engine_options import MODEL_FREE, EngineOptions
+from hasten.core.plan import Runner
+from hasten.entrypoints.wiring.load_drafters import LoadedDrafter, load_draft_heads, load_draft_model, max_draft_tokens
+from hasten.models.load import LoadedModel
+from hasten.runners.backends.base import Backend
+from hasten.runners.base import KvCacheConfig
+from hasten.runners.self_draft_runner import LayerwiseSelfDraftRunner
+from hasten.runners.single_thread import SingleThreadDrafter
+from hasten.runners.step_timing import measure_step_seconds
+from hasten.speculative.cost_model import CostModel
+from hasten.speculative.drafters.base import Drafter, ModelDrafter
+from hasten.speculative.drafters.prompt_lookup import PromptLookup
+from hasten.speculative.drafters.self_speculation import SelfSpeculation
+from hasten.speculative.drafters.suffix import Suffix
+from hasten.speculative.policy import AutoDrafter
+
+_MODEL_FREE: Mapping[str, type[PromptLookup] | type[Suffix]] = {"prompt_lookup": PromptLookup, "suffix": Suffix}
+assert tuple(_MODEL_FREE) == MODEL_FREE
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculativeSetup:
+    """The loaded drafters of an engine. Self-speculation is not among them: it has no weights of its own."""
+
+    options: EngineOptions
+    backend: Backend
+    target: LoadedModel
+    loaded: tuple[LoadedDrafter, ...]
+
+    @classmethod
+    def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> SpeculativeSetup:
+        """Load the drafters that the options name. Raises ``InvalidOption`` and ``CheckpointError``."""
+        loaded = []
+        if options.draft_model is not None:
+            loaded.append(load_draft_model(options.draft_model, options, backend, target))
+        if options.draft_heads is not None:
+            loaded.append(load_draft_heads(options.draft_heads, options, backend, target))
+        return cls(options, backend, target, tuple(loaded))
+
+    @property
+    def enabled(self) -> bool:
+        """Speculation is on by default only on batch-invariant backends; elsewhere it is opt-in, as it may change roundings."""
+        options = self.options
+        opted_in = options.speculative_method != "auto" or bool(self.loaded) or options.self_draft_layers is not None
+        return options.speculative_method != "off" and (opted_in or self.backend.batch_invariant(self.target.dtype))
+
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of one block in all KV caches of the drafters."""
+        return sum(drafter.block_bytes for drafter in self.loaded)
+
+    @property
+    def aux_layer_indices(self) -> tuple[int, ...]:
+        """The target's layers, from 0, whose hidden states the drafters read."""
+        return tuple(layer for drafter in self.loaded for layer in drafter.aux_layer_indices)
+
+    def measure_costs(self, kv: KvCacheConfig, runner: Runner) -> CostModel | None:
+        """Return the costs of the target's steps, or None without speculation. ``kv`` is the target's; no request holds a block."""
+        return CostModel(measure_step_seconds(runner, kv, self.options.max_num_batched_tokens)) if self.enabled else None
+
+    def build_drafter(
+        self, num_blocks: int, costs: CostModel | None, self_draft_runner: LayerwiseSelfDraftRunner | None
+    ) -> Drafter | None:
+        """Return the drafter of the engine, or None without speculation. Raises ``CapacityError``."""
+        if costs is None:
+            return None
+        limit, method = max_draft_tokens(self.options), self.options.speculative_method
+        model_based: dict[str, ModelDrafter] = {loaded.name: loaded.build(num_blocks, costs) for loaded in self.loaded}
+        if self_draft_runner is not None:
+            model_based["self_speculation"] = SelfSpeculation(self_draft_runner, costs=costs, **limit)
+        drafter: Drafter
+        if method == "auto":
+            model_free = {name: kind(**limit) for name, kind in _MODEL_FREE.items()}
+            drafter = AutoDrafter(model_free, model_based, costs, num_tokens=self.options.num_speculative_tokens)
+        else:
+            drafter = _MODEL_FREE[method](**limit) if method in _MODEL_FREE else model_based[method]
+        return SingleThreadDrafter(drafter) if self.backend.has_own_thread_pool else drafter
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "speculative_method": self.options.speculative_method if self.enabled else "off",
+            "draft_model": next((str(loaded.folder) for loaded in self.loaded if loaded.name == "draft_model"), None),
+            "draft_heads": self.options.draft_heads,
+            "self_draft_layers": self.options.self_draft_layers,
+        }

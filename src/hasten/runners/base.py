@@ -1,0 +1,60 @@
+"""``LayerwiseRunner``: a ``Runner`` whose layers can also be run apart, and ``KvCacheConfig``: the KV cache it runs over.
+
+Shape suffixes: T tokens · R rows of logits · E hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hasten.core.plan import BlockCopy, RowPlan, Runner, StepView
+from hasten.kv.group import KvGroup
+from hasten.kv.pool import KvPool
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheConfig:
+    """The size of a KV cache."""
+
+    groups: Sequence[KvGroup]
+    num_blocks: int  # per group
+    block_size: int  # tokens
+    dtype: torch.dtype  # the model's; a backend may store keys and values in another one
+
+    def torch_pool(self) -> KvPool:
+        return KvPool(self.groups, self.num_blocks, self.block_size, dtype=self.dtype, device=torch.device("cpu"))
+
+
+class LayerwiseRunner(Runner, Protocol):
+    """Rows here may hold a part of the tokens of a plan's row. Only their tokens, positions and block tables are read."""
+
+    num_layers: int
+    aux_layer_indices: tuple[int, ...]  # the layers, from 0, whose hidden states each output of ``run`` holds
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Make the block copies of a step, before its first layers are run. ``run`` makes them itself."""
+        ...
+
+    def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
+        """Return the hidden states after layers ``[first, last)`` of the tokens of all rows. [T, E]
+
+        Writes keys and values. ``hidden_TE`` None starts from the embeddings. The result may be passed to the next call.
+        """
+        ...
+
+    def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
+        """Run all layers from ``first`` on; return the logits of each row's last ``num_logits`` tokens. [R, V], float32"""
+        ...
+
+    def fill_kv(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
+        """Write keys and values of layers ``[first, last)`` for tokens that have exited, from their last hidden states."""
+        ...
+
+    def head(self, hidden_RE: Tensor) -> Tensor:
+        """Return the final norm and lm_head of these hidden states. [R, V], float32"""
+        ...
