@@ -1,4 +1,4 @@
-"""Where the tokens of a text end in its bytes."""
+"""Byte offsets of the tokens of a text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hasten.checkpoints.hub import resolve
 from hasten.text.tokenizer import TextTokenizer
 
 
-def test_spans_end_where_the_decoded_prefix_ends() -> None:
+def test_offsets_are_the_lengths_of_decoded_prefixes() -> None:
     tokenizer = TextTokenizer.load(resolve("demo"), 8192)
     assert tokenizer is not None
     text = "def naïve(x):\n\treturn '你好 🙂'  # <|im_end|> done\n"
@@ -14,6 +14,6 @@ def test_spans_end_where_the_decoded_prefix_ends() -> None:
     assert ids == tokenizer.encode(text)
     assert ends == sorted(ends) and ends[-1] == len(text.encode())
     for count in range(1, len(ids) + 1):
-        prefix = tokenizer.decode(ids[1:count], skip_special_tokens=False)  # the first is the tokenizer's own
+        prefix = tokenizer.decode(ids[1:count], skip_special_tokens=False)  # without the token that the tokenizer adds
         if "\N{REPLACEMENT CHARACTER}" not in prefix:  # not in the middle of a character
             assert ends[count - 1] == len(prefix.encode())
