@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hasten.core.errors import HastenError, InvalidRequest
-from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput
+from hasten.core.output import Choice, CompletionOutput, Delta, RequestMetrics, RequestOutput, ScoreOutput
 from hasten.core.sampling_params import SamplingParams
-from hasten.core.score_output import Choice, ScoreOutput
 
 if TYPE_CHECKING:
     from hasten.entrypoints.async_llm import AsyncLLM

@@ -1,4 +1,4 @@
-"""What passes between caller and engine is plain data: it survives msgpack, so a process can be the next transport."""
+"""Values that cross the engine's boundary are plain data: they survive msgpack, so another process can receive them."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def test_values_cannot_be_changed(value: Any) -> None:
         setattr(value, name, None)
 
 
-def test_each_row_of_logits_has_its_sequence() -> None:
+def test_sampled_sequence_ids_names_the_sequence_of_each_row_of_logits() -> None:
     rows = [RowPlan(sequence_id, 0, (4, 5, 6), ((0,),), count) for sequence_id, count in ((7, 1), (3, 0), (5, 3))]
     assert StepPlan(tuple(rows)).sampled_sequence_ids == [7, 5, 5, 5]

@@ -1,4 +1,4 @@
-"""Blocks of requests whose tokens leave early: who may find them, and who waits for them."""
+"""The prefix cache and requests whose tokens exit early: which blocks are shared, and which requests wait for them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ PROMPT = tuple(range(1, 13))  # three blocks of four
 
 
 def make() -> Scheduler:
-    space = KvCacheManager([KvGroup((0,), 1, 4)], 64, 4)
-    return Scheduler(SchedulerConfig(max_num_seqs=4, max_model_len=64), space)
+    kv = KvCacheManager([KvGroup((0,), 1, 4)], 64, 4)
+    return Scheduler(SchedulerConfig(max_num_seqs=4, max_model_len=64), kv)
 
 
-def add(scheduler: Scheduler, name: str, rule: str = "none", prompt: tuple[int, ...] = PROMPT, depth: int | None = None) -> None:
-    settings = {"fixed": {"exit_layer": depth}, "none": {}}.get(rule, {"exit_threshold": 0.5})
+def add(scheduler: Scheduler, name: str, rule: str = "none", prompt: tuple[int, ...] = PROMPT, layer: int | None = None) -> None:
+    settings = {"fixed": {"exit_layer": layer}, "none": {}}.get(rule, {"exit_threshold": 0.5})
     params = SamplingParams(max_tokens=16, seed=0, exit_rule=rule, **settings)
-    scheduler.add(Request(request_id=name, prompt_token_ids=prompt, params=params, exit_layer=depth))
+    scheduler.add(Request(request_id=name, prompt_token_ids=prompt, params=params, exit_layer=layer))
 
 
-def step(scheduler: Scheduler, depths: dict[str, int] | None = None) -> dict[str, RowPlan]:
-    """Every sampled row gets token 9; ``depths``: of the requests whose last token leaves early."""
+def step(scheduler: Scheduler, exit_layers: dict[str, int] | None = None) -> dict[str, RowPlan]:
+    """Take a step in which every sampled sequence gets token 9. ``exit_layers``: of the last tokens that exit early, by request."""
     plan = scheduler.plan(0.0)
     rows = {scheduler.sequence(row.sequence_id).request.request_id: row for row in plan.rows}
-    left = {rows[name].sequence_id: depth for name, depth in (depths or {}).items()}
-    scheduler.commit(StepResult(tuple(Continuation(i, (9,)) for i in plan.sampled_sequence_ids), exit_layers=left))
+    early = {rows[name].sequence_id: layer for name, layer in (exit_layers or {}).items()}
+    scheduler.commit(StepResult(tuple(Continuation(i, (9,)) for i in plan.sampled_sequence_ids), exit_layers=early))
     scheduler.kv.check()
     return rows
 
@@ -41,39 +41,37 @@ def starts(rows: dict[str, RowPlan]) -> dict[str, int]:
 
 
 def preempt(scheduler: Scheduler, name: str) -> None:
-    entry = scheduler.find_request(name)
-    assert entry is not None
-    scheduler._preempt(entry)
+    scheduler._preempt(scheduler._requests[name])
 
 
-def test_nobody_waits_for_a_prefix_that_will_not_come() -> None:
-    """The second request waits for the blocks of the first, which leaves after layer 2 as a whole: it computes its own."""
+def test_no_request_waits_for_blocks_that_are_not_cached_in_the_end() -> None:
+    """The second request waits for the blocks of the first. That one exits after layer 2, so the second computes its own."""
     scheduler = make()
     add(scheduler, "early", "entropy")
-    add(scheduler, "whole")
+    add(scheduler, "full")
     assert starts(step(scheduler, {"early": 2})) == {"early": 0}
     rows = step(scheduler)
-    assert starts(rows) == {"early": 12, "whole": 0}
-    assert rows["early"].exit_plan == ExitPlan((2,), fill=False) and rows["whole"].exit_plan is None
+    assert starts(rows) == {"early": 12, "full": 0}
+    assert rows["early"].exit_plan == ExitPlan((2,), fill_kv=False) and rows["full"].exit_plan is None
 
 
-def test_blocks_up_to_the_first_token_that_left_early_are_for_all() -> None:
+def test_blocks_before_the_first_token_that_exited_early_are_shared() -> None:
     scheduler = make()
     add(scheduler, "early", "softmax")
     step(scheduler)
-    for depths in ({}, {}, {}, {"early": 2}, {}, {}, {}, {}):  # token 15, the last of the fourth block, leaves early
-        step(scheduler, depths)
-    add(scheduler, "whole", prompt=(*PROMPT, 9, 9, 9, 9, 9, 9, 9, 9, 9))
-    assert starts(step(scheduler))["whole"] == 12
+    for exit_layers in ({}, {}, {}, {"early": 2}, {}, {}, {}, {}):  # token 15, the last of the fourth block, exits early
+        step(scheduler, exit_layers)
+    add(scheduler, "full", prompt=(*PROMPT, 9, 9, 9, 9, 9, 9, 9, 9, 9))
+    assert starts(step(scheduler))["full"] == 12
 
 
-def test_a_request_that_comes_back_does_not_take_blocks_that_went_deeper_than_its_own_tokens() -> None:
-    """Its answer would depend on whether it was preempted."""
+def test_a_preempted_request_does_not_use_blocks_that_more_layers_computed() -> None:
+    """Else its output would depend on the preemption."""
     scheduler = make()
     add(scheduler, "early", "softmax")
-    for depths in ({}, {"early": 2}, {}, {}, {}, {}):
-        step(scheduler, depths)
-    add(scheduler, "whole", prompt=(*PROMPT, 9, 9, 9, 9, 9))
+    for exit_layers in ({}, {"early": 2}, {}, {}, {}, {}):
+        step(scheduler, exit_layers)
+    add(scheduler, "full", prompt=(*PROMPT, 9, 9, 9, 9, 9))
     step(scheduler)
     preempt(scheduler, "early")
     row = step(scheduler)["early"]
@@ -81,8 +79,8 @@ def test_a_request_that_comes_back_does_not_take_blocks_that_went_deeper_than_it
     assert row.exit_plan is not None and row.exit_plan.exit_layers[:2] == (2, None)
 
 
-def test_what_comes_back_shallow_is_not_taken_for_whole() -> None:
-    """The first block was computed by all layers, and is lost; the second time fewer layers compute it."""
+def test_tokens_that_fewer_layers_recompute_are_not_shared() -> None:
+    """All layers compute the first block, and it is evicted; after a preemption fewer layers compute it."""
     scheduler = make()
     scheduler.config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=8, max_model_len=64)
     add(scheduler, "early", "entropy")
@@ -92,16 +90,16 @@ def test_what_comes_back_shallow_is_not_taken_for_whole() -> None:
     scheduler.kv.clear_cached()
     assert starts(step(scheduler)) == {"early": 0}
     step(scheduler)
-    add(scheduler, "whole")
-    assert starts(step(scheduler))["whole"] == 0
+    add(scheduler, "full")
+    assert starts(step(scheduler))["full"] == 0
 
 
-def test_a_given_depth_shares_blocks_with_the_same_depth_alone() -> None:
+def test_requests_of_one_exit_layer_share_blocks_with_that_layer_alone() -> None:
     scheduler = make()
-    add(scheduler, "two", "fixed", depth=2)
+    add(scheduler, "two", "fixed", layer=2)
     step(scheduler)
-    for name, depth in (("again", 2), ("three", 3)):
-        add(scheduler, name, "fixed", depth=depth)
-    add(scheduler, "whole")
+    for name, layer in (("again", 2), ("three", 3)):
+        add(scheduler, name, "fixed", layer=layer)
+    add(scheduler, "full")
     rows = starts(step(scheduler))
-    assert rows["again"] == 8 and rows["three"] == 0 and rows["whole"] == 0
+    assert rows["again"] == 8 and rows["three"] == 0 and rows["full"] == 0

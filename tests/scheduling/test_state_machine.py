@@ -1,4 +1,4 @@
-"""Hypothesis chooses what happens and when; the engine must stay exact, leak nothing and let everyone finish (P6, P7, P8, P28)."""
+"""Hypothesis chooses the events: the engine stays exact, leaks no block and finishes every request (P6, P7, P8, P28)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .world import FEATURES, World
 
 
 class EngineMachine(RuleBasedStateMachine):
-    @initialize(seed=st.integers(0, 2**32), wanted=st.sets(st.sampled_from(FEATURES)))
-    def start(self, seed: int, wanted: set[str]) -> None:
-        self.world = World(seed, frozenset(wanted))
+    @initialize(seed=st.integers(0, 2**32), enabled=st.sets(st.sampled_from(FEATURES)))
+    def start(self, seed: int, enabled: set[str]) -> None:
+        self.world = World(seed, frozenset(enabled))
 
     @rule()
     def add(self) -> None:
@@ -38,12 +38,12 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def fail_an_allocation(self) -> None:
-        """The next reservation finds no block, whatever the pool has."""
+        """Make the next reservation find no block."""
         self.world.kv.fail_next = True
 
     @rule()
     def fail_a_step(self) -> None:
-        """The model raises: the requests of that step end with an error, the others must not notice."""
+        """Make the model raise: the requests of that step end with an error, and all others are unaffected."""
         self.world.runner.fail_next = True
         self.world.step()
         self.world.runner.fail_next = False
@@ -53,7 +53,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.world.drain()
 
     @invariant()
-    def blocks_reconcile(self) -> None:
+    def blocks_are_consistent(self) -> None:
         if hasattr(self, "world"):
             self.world.kv.check()
 

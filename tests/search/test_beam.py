@@ -1,11 +1,10 @@
-"""Beam search against transformers' own, against brute force, and with faults planted in it."""
+"""Beam search equals that of transformers and brute force, and the tests catch planted faults."""
 
 import dataclasses
 import inspect
 import itertools
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -24,8 +23,7 @@ from transformers import (
 )
 
 from hasten.search import beam as beam_module
-from hasten.search.base import Candidate, Hypothesis, Search
-from hasten.search.beam import BeamSearch
+from hasten.search.beam import BeamCandidate, BeamHypothesis, BeamSearch
 from hasten.search.candidates import best_candidates
 
 NUM_CASES = 168
@@ -44,14 +42,14 @@ class Case:
     max_new_tokens: int
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
-    ending_bias: float = 0.0  # added to the log-probability of each ending token, so that many lines end together
+    ending_bias: float = 0.0  # added to the log-probability of each ending token, so that many beams end together
 
-    def search(self, kind: Callable[..., Search] = BeamSearch) -> Search:
+    def search(self, kind: type[BeamSearch] = BeamSearch) -> BeamSearch:
         names = ("beam_width", "length_penalty", "early_stopping", "num_return_sequences", "eos_token_ids", "max_new_tokens")
         return kind(**{name: getattr(self, name) for name in names})
 
     def processors(self) -> LogitsProcessorList:
-        """After log-softmax, in the order of generate."""
+        """Return the processors that generate applies after log-softmax, in its order."""
         chain = LogitsProcessorList()
         if self.sequence_bias():
             chain.append(SequenceBiasLogitsProcessor(self.sequence_bias()))
@@ -67,7 +65,7 @@ class Case:
 
 @cache
 def tiny_llama(seed: int) -> LlamaForCausalLM:
-    """One layer, redrawn so that the next token is neither certain nor uniform."""
+    """Return a model of one layer whose next token is neither certain nor uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=(33, 48, 64)[seed % 3],
@@ -94,7 +92,7 @@ def logprobs(seed: int, ids: tuple[int, ...]) -> torch.Tensor:
 
 @cache
 def likely_tokens(seed: int) -> list[int]:
-    """The likeliest tokens first, over some prompts: as ending tokens they end many lines."""
+    """Return tokens by mean probability over some prompts, most likely first: as ending tokens they end many beams."""
     mean = sum(logprobs(seed, (1, token)).exp() for token in range(2, 32))
     assert isinstance(mean, torch.Tensor)
     return [int(token) for token in mean.argsort(descending=True)]
@@ -121,7 +119,7 @@ def case(number: int) -> Case:
 
 @cache
 def by_transformers(case: Case) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
-    """(new tokens, score) of each returned sequence."""
+    """Return the new tokens and the score of each returned sequence."""
     options = {
         "num_beams": case.beam_width,
         "num_return_sequences": case.num_return_sequences,
@@ -139,7 +137,7 @@ def by_transformers(case: Case) -> tuple[tuple[tuple[int, ...], ...], tuple[floa
         do_sample=False,
         return_dict_in_generate=True,
         output_scores=True,
-        # generate takes num_beams=1 for greedy search; this is the beam search that it calls otherwise.
+        # With num_beams=1 generate runs greedy search; this is the beam search that it runs otherwise.
         custom_generate=GenerationMixin._beam_search,
         **{name: value for name, value in options.items() if value is not None},
     )
@@ -148,19 +146,19 @@ def by_transformers(case: Case) -> tuple[tuple[tuple[int, ...], ...], tuple[floa
     return tuple(new), tuple(out.sequences_scores.tolist())
 
 
-def by_hasten(case: Case, kind: Callable[..., Search] = BeamSearch) -> tuple[Hypothesis, ...]:
-    """Runs the search as an engine does, with the model run densely for each live beam. It starts with one row."""
-    search, lines, processors = case.search(kind), [case.prompt], cast(Any, case.processors())
+def by_hasten(case: Case, kind: type[BeamSearch] = BeamSearch) -> tuple[BeamHypothesis, ...]:
+    """Run the search as the engine does; the model runs densely for each live beam. It starts with one row."""
+    search, beams, processors = case.search(kind), [case.prompt], cast(Any, case.processors())
     while not search.done:
-        assert len(lines[0]) < len(case.prompt) + case.max_new_tokens, "ran past max_new_tokens"
-        scores_BV = processors(torch.tensor(lines), torch.stack([logprobs(case.model, line) for line in lines]))
+        assert len(beams[0]) < len(case.prompt) + case.max_new_tokens, "ran past max_new_tokens"
+        scores_BV = processors(torch.tensor(beams), torch.stack([logprobs(case.model, beam) for beam in beams]))
         step = search.advance(best_candidates(scores_BV, search.beam_scores, search.num_candidates))
         assert step.done == search.done
-        lines = [(*lines[beam.parent], beam.token_id) for beam in step.beams]
+        beams = [(*beams[beam.parent], beam.token_id) for beam in step.beams]
     return search.best()
 
 
-def agrees(case: Case, kind: Callable[..., Search] = BeamSearch) -> bool:
+def agrees(case: Case, kind: type[BeamSearch] = BeamSearch) -> bool:
     sequences, scores = by_transformers(case)
     best = by_hasten(case, kind)
     return tuple(h.token_ids for h in best) == sequences and all(
@@ -185,27 +183,27 @@ def test_the_cases_reach_every_way_to_end():
 
 MUTANTS = {
     "length penalty one token longer": ("length = len(self.beam_token_ids[0]) + 1\n", "length = len(self.beam_token_ids[0]) + 2\n"),
-    "only width candidates": ("return max(2, 1 + len(self.eos_token_ids)) * self.beam_width", "return self.beam_width"),
+    "only beam_width candidates": ("return max(2, 1 + len(self.eos_token_ids)) * self.beam_width", "return self.beam_width"),
     "one ending token assumed": ("1 + len(self.eos_token_ids)", "2"),
-    "ending outside the best width": ("rank < self.beam_width", "True"),
-    "ending line lives on": ("token_id not in self.eos_token_ids:", "token_id >= 0:"),
+    "ending outside the best beam_width": ("rank < self.beam_width", "True"),
+    "an ended beam stays live": ("token_id not in self.eos_token_ids:", "token_id >= 0:"),
     "early_stopping=True ignored": ("self.early_stopping is True", "False"),
     '"never" taken for False': ('self.early_stopping == "never" and', "False and"),
     "False taken for never": ('self.early_stopping == "never" and', "True and"),
-    "stops when full": ("return self._penalised(self.beam_scores[0], reach) <= self.hypotheses[-1].score", "return True"),
+    "stops when full": ("self._penalised(live[0].score, final_length) <= self.hypotheses[-1].score", "True"),
     "compares with the best hypothesis": ("self.hypotheses[-1].score", "self.hypotheses[0].score"),
-    "no length penalty in the estimate": ("self._penalised(self.beam_scores[0], reach)", "self.beam_scores[0]"),
+    "no length penalty in the estimate": ("self._penalised(live[0].score, final_length)", "live[0].score"),
     "one token too few": ("length == self.max_new_tokens", "length == max(1, self.max_new_tokens - 1)"),
     "wrong parent": ("(*self.beam_token_ids[beam.parent], beam", "(*self.beam_token_ids[0], beam"),
 }
 
 
-def mutant(old: str, new: str) -> Callable[..., Search]:
+def mutant(old: str, new: str) -> type[BeamSearch]:
     source = inspect.getsource(beam_module)
-    assert source.count(old) == 1, f"the fault no longer fits the source: {old!r}"
+    assert source.count(old) == 1, f"the source no longer contains {old!r}"
     namespace = {"__name__": beam_module.__name__}
     exec(compile(source.replace(old, new), "mutant", "exec"), namespace)
-    return cast(Callable[..., Search], namespace["BeamSearch"])
+    return cast(type[BeamSearch], namespace["BeamSearch"])
 
 
 @pytest.mark.parametrize("fault", MUTANTS)
@@ -221,22 +219,22 @@ def test_a_planted_fault_is_caught(fault):
     assert any(wrong(case(number)) for number in range(NUM_CASES))
 
 
-def table_row(line: tuple[int, ...], vocabulary: int) -> list[float]:
-    """A model that is a table: the log-probabilities after a line of tokens."""
-    generator = torch.Generator().manual_seed(int("1" + "".join(map(str, line))))
-    return torch.randn(vocabulary, generator=generator).mul(2).log_softmax(-1).tolist()
+def table_row(tokens: tuple[int, ...], vocab_size: int) -> list[float]:
+    """Return the log-probabilities after these tokens, of a model that is a table."""
+    generator = torch.Generator().manual_seed(int("1" + "".join(map(str, tokens))))
+    return torch.randn(vocab_size, generator=generator).mul(2).log_softmax(-1).tolist()
 
 
 @pytest.mark.parametrize("length_penalty", (-1.0, 0.0, 1.0, 2.0))
 @pytest.mark.parametrize("early_stopping", EARLY)
-def test_as_wide_as_the_tree_it_is_an_exhaustive_search(length_penalty, early_stopping):
-    vocabulary, depth, eos = 3, 4, 2
+def test_search_as_wide_as_the_tree_is_exhaustive(length_penalty, early_stopping):
+    vocab_size, depth, eos = 3, 4, 2
     expected: dict[tuple[int, ...], float] = {}
-    for tokens in itertools.product(range(vocabulary), repeat=depth):
-        line = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
-        total = sum(table_row(line[:place], vocabulary)[token] for place, token in enumerate(line))
-        expected[line] = total / len(line) ** length_penalty
-    width = vocabulary**depth
+    for product in itertools.product(range(vocab_size), repeat=depth):
+        tokens = product[: product.index(eos) + 1] if eos in product else product
+        total = sum(table_row(tokens[:position], vocab_size)[token] for position, token in enumerate(tokens))
+        expected[tokens] = total / len(tokens) ** length_penalty
+    width = vocab_size**depth
     search = BeamSearch(
         beam_width=width,
         length_penalty=length_penalty,
@@ -246,10 +244,10 @@ def test_as_wide_as_the_tree_it_is_an_exhaustive_search(length_penalty, early_st
         max_new_tokens=depth,
     )
     while not search.done:
-        logprobs_BV = torch.tensor([table_row(line, vocabulary) for line in search.beam_token_ids])
+        logprobs_BV = torch.tensor([table_row(tokens, vocab_size) for tokens in search.beam_token_ids])
         search.advance(best_candidates(logprobs_BV, search.beam_scores, search.num_candidates))
     found = {h.token_ids: h.score for h in search.best()}
-    assert list(found) == sorted(expected, key=lambda line: -expected[line])
+    assert list(found) == sorted(expected, key=lambda tokens: -expected[tokens])
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -258,38 +256,42 @@ def small_search(**changes) -> BeamSearch:
     return BeamSearch(**{"eos_token_ids": (0,), **options, **changes})
 
 
-def test_the_step_names_who_lives_on_and_who_ended():
+def test_a_step_returns_live_beams_and_ended_candidates():
     search = small_search(beam_width=2, num_return_sequences=2)
     assert (search.num_candidates, search.beam_scores, search.beam_token_ids) == (4, (0.0,), ((),))
-    first = search.advance([Candidate(0, 5, -1.0), Candidate(0, 6, -2.0), Candidate(0, 0, -3.0), Candidate(0, 7, -4.0)])
-    assert first.beams == (Candidate(0, 5, -1.0), Candidate(0, 6, -2.0))
+    first = search.advance(
+        [BeamCandidate(0, 5, -1.0), BeamCandidate(0, 6, -2.0), BeamCandidate(0, 0, -3.0), BeamCandidate(0, 7, -4.0)]
+    )
+    assert first.beams == (BeamCandidate(0, 5, -1.0), BeamCandidate(0, 6, -2.0))
     assert first.ended == ()
-    second = search.advance([Candidate(1, 0, -2.1), Candidate(1, 8, -2.2), Candidate(1, 9, -2.3), Candidate(0, 0, -2.4)])
-    assert second.beams == (Candidate(1, 8, -2.2), Candidate(1, 9, -2.3))
-    assert second.ended == (Candidate(1, 0, -2.1),)
+    second = search.advance(
+        [BeamCandidate(1, 0, -2.1), BeamCandidate(1, 8, -2.2), BeamCandidate(1, 9, -2.3), BeamCandidate(0, 0, -2.4)]
+    )
+    assert second.beams == (BeamCandidate(1, 8, -2.2), BeamCandidate(1, 9, -2.3))
+    assert second.ended == (BeamCandidate(1, 0, -2.1),)
     assert search.beam_token_ids == ((6, 8), (6, 9))
-    # Not done yet: the live beams count too, so that an aborted request has its best lines so far.
+    # Live beams count before the search is done, so that an aborted request returns its best sequences.
     assert [h.token_ids for h in search.best()] == [(6, 0), (6, 8)]
     assert [h.finished for h in search.best()] == [True, False]
 
 
-def test_an_answer_of_no_tokens_before_the_first_step():
-    assert small_search().best() == (Hypothesis((), 0.0, False),)
+def test_before_the_first_step_the_answer_has_no_tokens():
+    assert small_search().best() == (BeamHypothesis((), 0.0, False),)
 
 
-def test_where_fewer_lines_are_possible_there_are_fewer_answers():
+def test_if_fewer_beams_are_possible_there_are_fewer_answers():
     search = small_search(max_new_tokens=2)
-    search.advance([Candidate(0, 4, -0.5)])
-    step = search.advance([Candidate(0, 0, -0.5)])
+    search.advance([BeamCandidate(0, 4, -0.5)])
+    step = search.advance([BeamCandidate(0, 0, -0.5)])
     assert step.done
-    assert search.best() == (Hypothesis((4, 0), -0.25, True),)
+    assert search.best() == (BeamHypothesis((4, 0), -0.25, True),)
 
 
-def test_where_all_tokens_are_forbidden_the_lines_end_as_they_are():
+def test_if_all_tokens_are_forbidden_the_live_beams_become_hypotheses():
     search = small_search()
-    search.advance([Candidate(0, 4, -1.0), Candidate(0, 5, -2.0)])
+    search.advance([BeamCandidate(0, 4, -1.0), BeamCandidate(0, 5, -2.0)])
     assert search.advance([]).done
-    assert search.best() == (Hypothesis((4,), -1.0, False), Hypothesis((5,), -2.0, False))
+    assert search.best() == (BeamHypothesis((4,), -1.0, False), BeamHypothesis((5,), -2.0, False))
 
 
 @pytest.mark.parametrize("length_penalty", (1e3, -1e3))
@@ -299,22 +301,22 @@ def test_extreme_length_penalties_do_not_overflow(length_penalty):
     )
     for _ in range(50):
         if not search.done:
-            search.advance([Candidate(0, 4, -1.0), Candidate(0, 0, -2.0)])
+            search.advance([BeamCandidate(0, 4, -1.0), BeamCandidate(0, 0, -2.0)])
     assert math.isfinite(search.best()[0].score)
 
 
-def test_a_search_takes_candidates_best_first_and_not_after_its_end():
+def test_advance_rejects_unsorted_candidates_and_calls_after_the_end():
     with pytest.raises(AssertionError, match="best first"):
-        small_search().advance([Candidate(0, 1, -2.0), Candidate(0, 2, -1.0)])
+        small_search().advance([BeamCandidate(0, 1, -2.0), BeamCandidate(0, 2, -1.0)])
     search = small_search(max_new_tokens=1)
-    search.advance([Candidate(0, 1, -2.0)])
+    search.advance([BeamCandidate(0, 1, -2.0)])
     with pytest.raises(AssertionError, match="done"):
-        search.advance([Candidate(0, 1, -2.0)])
+        search.advance([BeamCandidate(0, 1, -2.0)])
 
 
-def test_what_it_says_is_plain_data():
+def test_steps_hypotheses_and_state_are_plain_data():
     search = small_search()
-    step = search.advance([Candidate(0, 0, -1.0), Candidate(0, 1, -2.0)])
+    step = search.advance([BeamCandidate(0, 0, -1.0), BeamCandidate(0, 1, -2.0)])
     for value in (*step.beams, *step.ended, *search.best()):
         values = dataclasses.astuple(cast(Any, value))
         assert msgpack.unpackb(msgpack.packb(values), use_list=False) == values
@@ -324,20 +326,20 @@ def test_what_it_says_is_plain_data():
 @pytest.mark.parametrize("k", (1, 4, 7, 100))
 @pytest.mark.parametrize("levels", (2, 5, 1000))
 def test_best_candidates_equals_a_sort(k, levels):
-    """Few levels make many equal scores: the earlier beam, then the smaller token, comes first."""
+    """Few levels make many ties: the earlier beam, then the smaller token, comes first."""
     generator = torch.Generator().manual_seed(k * levels)
     table = torch.randint(-levels, 0, (3, 11), generator=generator).float()
     table[table == -levels] = -math.inf
     scores = (-1.0, -2.0, -1.0)
     every = [(-(scores[b] + float(table[b, t])), b, t) for b in range(3) for t in range(11) if table[b, t] > -math.inf]
-    expected = [Candidate(b, t, -negated) for negated, b, t in sorted(every)[:k]]
+    expected = [BeamCandidate(b, t, -negated) for negated, b, t in sorted(every)[:k]]
     assert best_candidates(table, scores, k) == expected
 
 
 def test_best_candidates_equals_topk_of_the_flattened_beams():
     table = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     scores = [-0.25, -1.0, -1.5, -7.0]
-    values, places = torch.topk((table + torch.tensor(scores)[:, None]).flatten(), 12)
+    values, indices = torch.topk((table + torch.tensor(scores)[:, None]).flatten(), 12)
     found = best_candidates(table, scores, 12)
-    assert [(c.parent * 50 + c.token_id) for c in found] == places.tolist()
+    assert [(c.parent * 50 + c.token_id) for c in found] == indices.tolist()
     assert [c.score for c in found] == values.tolist()

@@ -1,1 +1,1 @@
-"""The values everyone speaks. Nothing here imports torch, and nothing here knows a model."""
+"""Values that every room uses, and the errors. It imports no torch and knows no model."""

@@ -1,17 +1,17 @@
-"""Every error that hasten raises for its user. A bug in hasten itself shows as an ``AssertionError`` instead.
+"""Every error that hasten raises for its user. A bug in hasten itself raises ``AssertionError`` instead.
 
 ::
 
     HastenError
-    ├── InvalidRequest       a prompt, a sampling setting, a conversation: this request cannot run as it stands
-    │   └── PromptTooLong    prompt and answer do not fit the context or the KV pool
+    ├── InvalidRequest       a prompt, a sampling setting or a conversation that cannot run
+    │   └── PromptTooLong    prompt and output exceed the context or the KV pool
     ├── InvalidOption        an option of the engine, of a command or of a method
     ├── CheckpointError      a model folder that cannot be read, understood or trusted
     │   ├── ModelNotFound
     │   └── UnsupportedModel
-    └── CapacityError        the machine cannot hold what was asked
+    └── CapacityError        the machine lacks the memory
 
-A message is one sentence that says what is wrong, what was got, what is allowed and what to do about it.
+A message is one sentence: what is wrong, the value, the allowed values and the remedy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 
 class HastenError(Exception):
-    """Base of all errors meant for the user; ``str(error)`` is one clear sentence."""
+    """Base of all errors meant for the user; ``str(error)`` is one sentence."""
 
     def __init__(self, what: str, *, got: object = None, allowed: object = None, remedy: str | None = None) -> None:
         self.what, self.got, self.allowed, self.remedy = what, got, allowed, remedy
@@ -31,17 +31,17 @@ class HastenError(Exception):
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 
     def fields(self) -> dict[str, str | None]:
-        """The parts of the message after ``what`` as plain data, to make it again on the other side of a boundary."""
+        """Return the message's parts after ``what`` as plain data, so that another process can rebuild the error."""
         parts = {"got": self.got, "allowed": self.allowed, "remedy": self.remedy}
         return {name: None if part is None else str(part) for name, part in parts.items()}
 
 
 class InvalidRequest(HastenError):
-    """This request cannot run as it stands; other requests are not affected."""
+    """The request cannot run; other requests are not affected."""
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt, or the prompt with the tokens asked for, exceeds the context or the KV pool. Nothing was cut."""
+    """The prompt, or prompt plus ``max_tokens``, exceeds the context or the KV pool. hasten truncates no prompt."""
 
 
 class InvalidOption(HastenError):
@@ -57,15 +57,15 @@ class ModelNotFound(CheckpointError):
 
 
 class UnsupportedModel(CheckpointError):
-    """A sound checkpoint of a kind that hasten does not decode."""
+    """A valid checkpoint of a kind that hasten does not support."""
 
 
 class CapacityError(HastenError):
-    """The machine cannot hold what was asked; the message names both numbers."""
+    """The machine lacks the memory; the message names the needed and the available amount."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A remedy for an unknown name: the closest known one, or all of them."""
+    """Return the remedy for an unknown name: the closest choice, or all of them."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {close[0]!r}" if close else f"Choose one of {', '.join(known)}"

@@ -1,7 +1,8 @@
-"""What a caller gets back, whole or step by step. Plain data."""
+"""What a caller gets back: answers, streamed deltas, metrics and scores. Plain data."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from hasten.core.result import FinishReason, TokenLogprob, TokenOrigin
@@ -14,15 +15,14 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: tuple[int, ...]
-    cumulative_logprob: float | None = None  # of the tokens under the raw distribution, if logprobs were asked for
-    score: float | None = None  # of a beam: processed log-probability over length ** length_penalty
+    cumulative_logprob: float | None = None  # sum of ``logprobs``; None unless the request asked for log-probabilities
+    score: float | None = None  # beam search only: processed log-probability over length ** length_penalty
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None  # None while it runs
-    stop_reason: int | str | None = None  # the stop token or stop string that was met
-    # Of each token; empty for a beam. It tells what the answer cost, so two answers are equal whatever it is.
+    stop_reason: int | str | None = None  # the matched stop token or stop string
+    # One per token; empty for beam search. Answers compare equal whatever their origins, because origins depend on timing.
     origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
-    # Of each token, how many layers computed the state that it was read from. Empty: all of them, always.
-    exit_layers: tuple[int, ...] = ()
+    exit_layers: tuple[int, ...] = ()  # per token, the layers that computed its logits; empty without an exit rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +34,24 @@ class RequestMetrics:
     first_token: float | None = None
     finished: float | None = None
     num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     num_output_tokens: int = 0
     num_preemptions: int = 0
-    num_drafts: int = 0  # proposed and verified
-    num_drafted_tokens: int = 0  # in them
-    num_accepted_tokens: int = 0  # of these, the ones that became output
-    acceptance: str = "exact"  # the rule; "typical" is lossy: answers are not those of plain decoding
-    exit_rule: str = "none"  # any other is lossy
-    mean_exit_layer: float | None = None  # of the answers' tokens; None without an exit rule
+    num_drafts: int = 0  # verified drafts
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    acceptance: str = "exact"  # acceptance rule; "typical" is lossy: answers differ from plain decoding
+    exit_rule: str = "none"  # any other rule is lossy
+    mean_exit_layer: float | None = None  # over the output tokens; None without an exit rule
 
     @property
     def ttft(self) -> float | None:
-        """Time to first token, waiting included."""
+        """Time to first token, queueing included."""
         return None if self.first_token is None else self.first_token - self.arrival
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Output tokens after the first one per second, of all answers together."""
+        """Output tokens per second after the first token, over all answers."""
         if self.finished is None or self.first_token is None or self.finished <= self.first_token:
             return None
         return (self.num_output_tokens - 1) / (self.finished - self.first_token)
@@ -64,14 +64,14 @@ class RequestOutput:
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
     finished: bool
-    seed: int | None = None  # the seed that was used, so that any answer can be drawn again
+    seed: int | None = None  # the seed in use; with it the same answer can be sampled again
     error: str | None = None
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(arrival=0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What one step added to one answer."""
+    """The part of one answer that one step added."""
 
     request_id: str
     index: int
@@ -82,12 +82,12 @@ class Delta:
     stop_reason: int | str | None = None
     origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
     exit_layers: tuple[int, ...] = ()
-    output: RequestOutput | None = None  # the whole request, with the last delta only
+    output: RequestOutput | None = None  # the complete output; in the request's last delta only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRejected:
-    """The engine did not take a request; the parts of the ``InvalidRequest`` that says why."""
+    """The engine refused a request; the fields are those of the ``InvalidRequest``."""
 
     request_id: str
     kind: str  # the class, "InvalidRequest" or "PromptTooLong"
@@ -95,3 +95,34 @@ class RequestRejected:
     got: str | None = None
     allowed: str | None = None
     remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOutput:
+    """The log-probabilities of one continuation under the model's raw distribution. Sampling settings do not affect them."""
+
+    text: str | None  # the given text; None if token ids were given
+    token_ids: tuple[int, ...]  # never empty
+    logprobs: tuple[float, ...]  # natural logarithm, per token
+    exit_layer: int | None = None  # layers that computed prompt and continuation; None without an exit rule
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the continuation."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def mean(self) -> float:
+        """``total`` per token, which does not penalise long continuations."""
+        return self.total / len(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The most likely of some continuations, with the scores of all."""
+
+    index: int  # position among the given choices; the first of equally likely ones
+    text: str | None  # as in ``ScoreOutput``
+    probabilities: tuple[float, ...]  # softmax of the compared totals or means; they add up to 1
+    scores: tuple[ScoreOutput, ...]
+    exit_layer: int | None = None

@@ -1,14 +1,14 @@
-"""The contract between scheduler and runner: what to compute in one step, in integers.
+"""The contract between scheduler and runner: what one step computes, in integers.
 
-One row is one sequence's tokens ``[start, start + len(token_ids))``::
+One row computes tokens ``[start, start + len(token_ids))`` of one sequence::
 
     block_tables[group]   b0        b1        b2
     slots             |. . . .|. . . .|. . . .|
                       0       4       8   ^start     ^stop = start + len(token_ids)
                       └── computed before ─┘└ now ──┘
 
-There is no prefill and no decode: a row has one token or a thousand. Its last tokens may be guesses that branch (``tree``): they
-lie in consecutive slots as they come, but each stands at the position after its parent's, and sees its ancestors only::
+There is no prefill and no decode: a row has one token or a thousand. Its last tokens may be a draft tree (``tree``). Draft tokens
+lie in consecutive slots. The position of each is one after its parent's, and it attends to its ancestors only::
 
     token_ids   t  a  b  c    tree -1 -1 0     t ─┬─ a ── c
     positions   p p+1 p+1 p+2                     └─ b
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NewType, Protocol
 
 from hasten.core.early_exit import ExitPlan
 
@@ -30,44 +30,44 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class RowPlan:
     sequence_id: int
-    start: int  # tokens whose keys and values are already in the pool
-    token_ids: tuple[int, ...]  # to compute now
-    # Per KV group, the block of each run of ``block_size`` positions of [0, stop). None: fell out of the group's window.
+    start: int  # number of tokens whose keys and values are in the pool
+    token_ids: tuple[int, ...]  # tokens to compute in this step
+    # Per KV group, the block of each run of ``block_size`` positions of [0, stop). None: the block left the group's window.
     block_tables: tuple[tuple[int | None, ...], ...]
-    num_logits: int  # the logits after the row's last ``num_logits`` tokens are wanted
-    # Of the row's last ``len(tree)`` tokens: which of them each follows, -1 the token before them all. Empty: nothing branches.
+    num_logits: int  # logits are returned for the row's last ``num_logits`` tokens
+    # Parents of the row's last ``len(tree)`` tokens, as indices into ``tree``; -1 is the token before them. Empty: no branches.
     tree: tuple[int, ...] = ()
-    exit_plan: ExitPlan | None = None  # None: all layers compute all of its tokens
+    exit_plan: ExitPlan | None = None  # None: all layers compute all tokens
 
     @property
     def stop(self) -> int:
-        """Where its slots end."""
+        """The end of the row's slots."""
         return self.start + len(self.token_ids)
 
     @property
     def positions(self) -> Sequence[int]:
-        """Of each token."""
-        trunk = range(self.start, self.stop - len(self.tree))
+        """The position of each token."""
+        before_tree = range(self.start, self.stop - len(self.tree))
         if not self.tree:
-            return trunk
-        positions = [*trunk]
+            return before_tree
+        positions = [*before_tree]
         for parent in self.tree:
-            positions.append(positions[len(trunk) + parent] + 1)
+            positions.append(positions[len(before_tree) + parent] + 1)
         return positions
 
     @property
     def attention_bitmasks(self) -> list[int]:
-        """Which tokens of the row each token sees, itself included: bit j is token j. The row has at most 64 tokens."""
-        trunk = len(self.token_ids) - len(self.tree)
-        views = [(2 << i) - 1 for i in range(trunk)]
-        for i, parent in enumerate(self.tree, trunk):
-            views.append(views[trunk + parent] | 1 << i)
-        return views
+        """The tokens of the row that each token attends to, itself included; bit j is token j. The row has at most 64 tokens."""
+        tree_start = len(self.token_ids) - len(self.tree)
+        masks = [(2 << i) - 1 for i in range(tree_start)]
+        for i, parent in enumerate(self.tree, tree_start):
+            masks.append(masks[tree_start + parent] | 1 << i)
+        return masks
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """Copy-on-write: copy block ``source`` onto block ``target`` before the step, in every layer of ``group``."""
+    """Copy-on-write: copy block ``source`` to block ``target`` before the step, in every layer of ``group``."""
 
     group: int
     source: int
@@ -76,7 +76,7 @@ class BlockCopy:
 
 @dataclass(frozen=True, slots=True)
 class SlotMove:
-    """The keys and values of one token go to another slot, in every layer of ``group``."""
+    """Move the keys and values of one token to another slot, in every layer of ``group``."""
 
     group: int
     source: tuple[int, int]  # block, slot
@@ -86,7 +86,7 @@ class SlotMove:
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     rows: tuple[RowPlan, ...]
-    copies: tuple[BlockCopy, ...] = ()  # in this order, all before any row is computed
+    copies: tuple[BlockCopy, ...] = ()  # made in this order, before any row is computed
 
     @property
     def num_tokens(self) -> int:
@@ -94,61 +94,64 @@ class StepPlan:
 
     @property
     def decode_only(self) -> bool:
-        """Whether all that is computed is to be chosen from or verified: no part of a prompt."""
+        """Whether every computed token yields logits, so that the step computes no part of a prompt."""
         return all(row.num_logits == len(row.token_ids) for row in self.rows)
 
     @property
     def sampled_sequence_ids(self) -> list[int]:
-        """The sequence of each row of ``RunnerOutput.logits``, in order."""
+        """The sequence of each row of ``RunnerOutput.logits``."""
         return [row.sequence_id for row in self.rows for _ in range(row.num_logits)]
 
 
 def logits_indices(rows: Sequence[RowPlan]) -> list[int]:
-    """Of all tokens of these rows, end to end: the places of those after which logits are wanted."""
-    wanted: list[int] = []
+    """Return the indices of the tokens that yield logits, among all tokens of these rows."""
+    indices: list[int] = []
     end = 0
     for row in rows:
         end += len(row.token_ids)
-        wanted += range(end - row.num_logits, end)
-    return wanted
+        indices += range(end - row.num_logits, end)
+    return indices
 
 
 @dataclass(frozen=True, slots=True)
 class CommittedSpan:
-    """What came of one row: the sequence has tokens ``[start, start + len(tokens))`` computed by these tokens of the step."""
+    """The computed tokens ``[start, start + len(token_indices))`` that a step added to a sequence."""
 
     sequence_id: int
     start: int
-    token_indices: Sequence[int]  # those of the trunk, then those of the accepted path
+    token_indices: Sequence[int]  # indices into the step's tokens: the sequence's own tokens, then the accepted draft tokens
 
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a step has left in the pool."""
+    """What a step leaves in the KV pool."""
 
     rows: tuple[CommittedSpan, ...]
-    moves: tuple[SlotMove, ...]  # that bring accepted paths together
+    moves: tuple[SlotMove, ...]  # close the gaps in accepted paths
+
+
+# A tensor in the runner's own memory. The runner's next call overwrites it; clone it to keep it.
+StepView = NewType("StepView", "torch.Tensor")
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    # [token whose logits are wanted, vocabulary], float32, in the order of ``StepPlan.sampled_sequence_ids``.
-    logits: torch.Tensor
-    # Of each layer that the runner was made to tap: the hidden state after it, before the final norm, of all tokens of the step
-    # [T, E], float32. Valid until the next step.
-    aux_hidden_states: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    # Of the rows of ``logits`` that come from rows with ``exits``: how many layers computed them, of how many.
-    exit_layers: Mapping[int, int] = field(default_factory=dict)
-    num_layers: int | None = None  # None where there are no depths
+    """The result of one step. The next step overwrites its ``StepView`` tensors and no others."""
+
+    logits: torch.Tensor  # [R, V], float32, one row per entry of ``StepPlan.sampled_sequence_ids``
+    # Layer -> the hidden states after it, before the final norm, of all tokens of the step [T, E], float32.
+    aux_hidden_states: Mapping[int, StepView] = field(default_factory=dict)
+    exit_layers: Mapping[int, int] = field(default_factory=dict)  # row of ``logits`` -> layers run; rows with an exit plan only
+    num_layers: int | None = None  # of the model; None if no row has an exit plan
 
 
 class Runner(Protocol):
-    """Computes a plan. It knows tensors and the model; it knows no request, no setting and no text."""
+    """Computes step plans. It knows tensors and the model, but no request, no sampling settings and no text."""
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        """Writes keys and values of every row into the pool, and returns each row's last ``num_logits`` logits."""
+        """Write keys and values of every row into the KV cache; return the logits of each row's last ``num_logits`` tokens."""
         ...
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        """In this order, now: the accepted path of a tree comes to lie without gaps, before anybody may find its blocks."""
+        """Move keys and values, in this order and at once: it closes the gaps in accepted paths before blocks become shareable."""
         ...

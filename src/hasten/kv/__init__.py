@@ -1,1 +1,1 @@
-"""Where keys and values live: blocks as integers (allocator, prefix index, tables) and, apart from them, the tensors (pool)."""
+"""The KV cache: block allocator, block tables, prefix hashes and the memory behind the blocks."""

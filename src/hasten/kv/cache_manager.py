@@ -1,12 +1,12 @@
-"""Which sequence holds which blocks, over all KV groups: tables, prefix hits, copy-on-write, window release.
+"""``KvCacheManager``: the block tables of all sequences: prefix hits, copy-on-write, release of blocks outside the window.
 
-Plain integers: it knows no tensor and no schedule. A sequence is *open* from its first block to ``close``.
+It handles integers and knows neither tensors nor the schedule. A sequence is open while it has a block table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.allocator import BlockAllocator
@@ -16,93 +16,89 @@ from hasten.kv.prefix_hash import extend_hashes
 
 @dataclass(slots=True)
 class BlockTable:
-    """One sequence's blocks: ``groups[g][i]`` holds positions ``[i * block_size, (i + 1) * block_size)``; None fell out."""
+    """The blocks of one sequence: ``groups[g][i]`` holds positions ``[i * block_size, (i + 1) * block_size)`` in group g."""
 
     salt: str
-    groups: list[list[int | None]]
-    hashes: list[bytes] = field(default_factory=list)  # of every full block of the tokens seen so far
-    num_published: int = 0
-    num_released: list[int] = field(default_factory=list)  # per group: leading blocks that fell out of the window
-    frozen: tuple[tuple[int | None, ...], ...] | None = None  # ``groups`` as a plan takes them; None since they changed
+    groups: list[list[int | None]]  # None: the block left the group's window
+    hashes: list[bytes]  # of the leading full blocks
+    num_published: int
+    num_released: list[int]  # per group, leading blocks that left the window
+    frozen: tuple[tuple[int | None, ...], ...] | None = None  # copy of ``groups`` for step plans; None after a change
 
 
 class KvCacheManager:
     def __init__(self, groups: Sequence[KvGroup], num_blocks: int, block_size: int, *, keep_cached: bool = True) -> None:
-        """``num_blocks`` in every group. ``keep_cached``: keep computed blocks for later requests (the prefix cache)."""
+        """``num_blocks`` is per group. ``keep_cached``: keep computed blocks for later requests (the prefix cache)."""
         self.groups = tuple(groups)
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.allocators = tuple(BlockAllocator(num_blocks, keep_cached=keep_cached) for _ in groups)
         self._windowed = [(i, group, self.allocators[i]) for i, group in enumerate(self.groups) if group.window is not None]
         self._tables: dict[int, BlockTable] = {}
-        self._pending: dict[bytes, int] = {}  # hash of a block that an open sequence is about to compute -> that sequence
+        self._pending: dict[bytes, int] = {}  # block hash -> the open sequence that will compute the block
 
     def is_open(self, sequence_id: int) -> bool:
         return sequence_id in self._tables
 
-    def table(self, sequence_id: int) -> BlockTable:
-        return self._tables[sequence_id]
-
     def block_tables(self, sequence_id: int) -> tuple[tuple[int | None, ...], ...]:
-        """The block table of each group; the same object as long as it has not changed."""
+        """Return the sequence's block table of each group; the same object until the table changes."""
         table = self._tables[sequence_id]
         if table.frozen is None:
             table.frozen = tuple(tuple(blocks) for blocks in table.groups)
         return table.frozen
 
     def max_blocks(self, num_tokens: int, max_num_batched_tokens: int) -> int:
-        """The most blocks that a sequence of ``num_tokens`` holds in any one group."""
+        """Return the peak number of blocks of a sequence of ``num_tokens``, over all groups."""
         return max(group.max_blocks(num_tokens, self.block_size, max_num_batched_tokens) for group in self.groups)
 
     def block_hashes(self, salt: str, token_ids: Sequence[int]) -> list[bytes]:
-        """The hashes of the full blocks whose hit would still leave one token to compute."""
+        """Return the hashes of the full blocks that leave at least one token to compute."""
         hashes: list[bytes] = []
         extend_hashes(hashes, salt, token_ids[:-1], self.block_size)
         return hashes
 
     def match_prefix(self, hashes: Sequence[bytes]) -> int:
-        """The longest prefix, in blocks, of which every group still holds all that its next query can see."""
-        best = len(hashes)
+        """Return the longest cached prefix, in blocks: every group holds the blocks that the next token attends to."""
+        count = len(hashes)
         for group, allocator in zip(self.groups, self.allocators, strict=True):
             if group.window is None:
-                best = next((i for i in range(best) if allocator.find(hashes[i]) is None), best)
-        windowed = [(g, a) for g, a in zip(self.groups, self.allocators, strict=True) if g.window is not None]
-        while (lacking := max((self._last_lacking(g, a, hashes, best) for g, a in windowed), default=-1)) >= 0:
-            best = lacking  # every longer prefix needs that block, or one after it
-        return best
+                count = next((i for i in range(count) if allocator.find(hashes[i]) is None), count)
+        # A longer prefix needs the last missing block or a later one.
+        while (missing := max((self._last_missing(g, a, hashes, count) for _, g, a in self._windowed), default=-1)) >= 0:
+            count = missing
+        return count
 
-    def _last_lacking(self, group: KvGroup, allocator: BlockAllocator, hashes: Sequence[bytes], count: int) -> int:
-        """The last block that is gone of those which the query after ``count`` blocks sees; -1 if the group holds them all."""
+    def _last_missing(self, group: KvGroup, allocator: BlockAllocator, hashes: Sequence[bytes], count: int) -> int:
+        """Return the last missing block among those that the token after ``count`` blocks attends to, or -1."""
         first = group.first_live_block(count * self.block_size, self.block_size)
         return next((i for i in range(count - 1, first - 1, -1) if allocator.find(hashes[i]) is None), -1)
 
     def prefix_in_flight(self, hashes: Sequence[bytes]) -> bool:
-        """Whether an open sequence is about to compute the first block after the longest match."""
+        """Whether an open sequence will compute the first block after the longest cached prefix."""
         count = self.match_prefix(hashes)
         return count < len(hashes) and hashes[count] in self._pending
 
-    def fits(self, hashes: Sequence[bytes], num_tokens: int, max_num_batched_tokens: int, spare: int) -> bool:
-        """Whether a sequence of ``num_tokens`` with these block hashes could get its blocks now and leave ``spare`` of them."""
+    def fits(self, hashes: Sequence[bytes], num_tokens: int, max_num_batched_tokens: int, num_spare: int) -> bool:
+        """Whether a sequence of ``num_tokens`` with these block hashes can get its blocks and leave ``num_spare`` available."""
         count = self.match_prefix(hashes)
         for group, allocator in zip(self.groups, self.allocators, strict=True):
             first = group.first_live_block(count * self.block_size, self.block_size)
-            found = [allocator.find(block_hash) for block_hash in hashes[first:count]]
-            shared = sum(allocator.held(block) for block in found if block is not None)
-            total = -(-num_tokens // self.block_size) - first
-            needed = min(total, group.max_blocks(num_tokens, self.block_size, max_num_batched_tokens)) - shared
-            if needed + spare > allocator.num_available:
+            cached = [allocator.find(block_hash) for block_hash in hashes[first:count]]
+            num_shared = sum(allocator.is_held(block) for block in cached if block is not None)
+            num_blocks = -(-num_tokens // self.block_size) - first
+            needed = min(num_blocks, group.max_blocks(num_tokens, self.block_size, max_num_batched_tokens)) - num_shared
+            if needed + num_spare > allocator.num_available:
                 return False
         return True
 
     def open(self, sequence_id: int, salt: str, hashes: Sequence[bytes]) -> int:
-        """Start a sequence on the longest cached prefix; returns the tokens that need no computing.
+        """Start a block table with the longest cached prefix; return the prefix's tokens, which need no computing.
 
-        Its other full blocks are announced, so that later sequences with the same prefix can wait for them.
+        The remaining blocks of ``hashes`` become pending, so that later sequences with the same prefix can wait for them.
         """
         assert sequence_id not in self._tables
         count = self.match_prefix(hashes)
-        tables: list[list[int | None]] = []
-        released: list[int] = []
+        table = BlockTable(salt, [], list(hashes), count, [])
         for group, allocator in zip(self.groups, self.allocators, strict=True):
             first = group.first_live_block(count * self.block_size, self.block_size)
             blocks: list[int | None] = [None] * first
@@ -111,46 +107,47 @@ class KvCacheManager:
                 assert block is not None
                 allocator.hold(block)
                 blocks.append(block)
-            tables.append(blocks)
-            released.append(first)
-        table = BlockTable(salt, tables, list(hashes), count, released)
+            table.groups.append(blocks)
+            table.num_released.append(first)
         self._tables[sequence_id] = table
         for block_hash in hashes[count:]:
             self._pending.setdefault(block_hash, sequence_id)
         return count * self.block_size
 
     def reserve(self, sequence_id: int, start: int, stop: int) -> list[BlockCopy] | None:
-        """Make positions ``[start, stop)`` writable: new blocks, and a copy of a shared block that ``start`` falls into.
+        """Make positions ``[start, stop)`` writable: allocate blocks, and copy the shared block that contains ``start``.
 
-        None, and nothing changed, if a group has too few blocks.
+        Return None, and change nothing, if a group has too few blocks.
         """
         table = self._tables[sequence_id]
         first, last = start // self.block_size, -(-stop // self.block_size)
-        ready = True
+        is_ready = True
         for blocks, allocator in zip(table.groups, self.allocators, strict=True):
             own = blocks[first] if first < len(blocks) else None
-            needed = max(0, last - len(blocks)) + (own is not None and allocator.shared(own))
+            needed = max(0, last - len(blocks)) + (own is not None and allocator.is_shared(own))
             if needed:
-                ready = False
+                is_ready = False
                 if needed > allocator.num_available:
                     return None
         copies: list[BlockCopy] = []
-        if ready:  # most steps of a sequence that decodes
+        if is_ready:  # most decode steps need no block
             return copies
         table.frozen = None
         for index, (blocks, allocator) in enumerate(zip(table.groups, self.allocators, strict=True)):
             own = blocks[first] if first < len(blocks) else None
-            if own is not None and allocator.shared(own):
-                target = allocator.allocate()
+            if own is not None and allocator.is_shared(own):
+                blocks[first] = target = allocator.allocate()
                 allocator.release(own)
-                blocks[first] = target
                 copies.append(BlockCopy(index, own, target))
             while len(blocks) < last:
                 blocks.append(allocator.allocate(after=blocks[-1] if blocks else None))
         return copies
 
     def slot_moves(self, sequence_id: int, begin: int, path: Sequence[int]) -> list[SlotMove]:
-        """Slots ``begin + path[i]`` to ``begin + i``, in an order in which none is written before it is read. ``path`` rises."""
+        """Return the moves of slots ``begin + path[i]`` to ``begin + i``.
+
+        ``path`` ascends, so every slot is read before it is overwritten.
+        """
         size = self.block_size
         return [
             SlotMove(group, (_held(blocks, source // size), source % size), (_held(blocks, target // size), target % size))
@@ -160,20 +157,23 @@ class KvCacheManager:
         ]
 
     def commit(
-        self, sequence_id: int, token_ids: Sequence[int], num_computed: int, num_cacheable_tokens: int | None = None
+        self, sequence_id: int, token_ids: Sequence[int], num_computed_tokens: int, num_cacheable_tokens: int | None = None
     ) -> None:
-        """The first ``num_computed`` tokens are in their blocks: publish the full ones, let go of what the window left behind.
+        """Publish the full blocks of the first ``num_computed_tokens`` tokens; release the blocks that left the window.
 
-        Blocks with tokens from ``num_cacheable_tokens`` on are nobody else's: keys and values of some layers are not what they say.
+        Blocks with tokens from ``num_cacheable_tokens`` on are never published, because some layers lack their keys and values.
         """
         table = self._tables[sequence_id]
-        full = (num_computed if num_cacheable_tokens is None else min(num_computed, num_cacheable_tokens)) // self.block_size
-        if full > table.num_published:
-            self._publish(sequence_id, table, token_ids, full)
+        num_full = num_computed_tokens // self.block_size
         if num_cacheable_tokens is not None:
-            self._retract(sequence_id, table, max(table.num_published, num_cacheable_tokens // self.block_size))
+            num_cacheable = max(table.num_published, num_cacheable_tokens // self.block_size)
+            num_full = min(num_full, num_cacheable)
+            self._cancel_pending(sequence_id, table.hashes[num_cacheable:])
+            del table.hashes[num_cacheable:]
+        if num_full > table.num_published:
+            self._publish(sequence_id, table, token_ids, num_full)
         for index, group, allocator in self._windowed:
-            live = min(group.first_live_block(num_computed, self.block_size), len(table.groups[index]))
+            live = min(group.first_live_block(num_computed_tokens, self.block_size), len(table.groups[index]))
             for i in range(table.num_released[index], live):
                 block = table.groups[index][i]
                 table.groups[index][i] = table.frozen = None
@@ -181,51 +181,44 @@ class KvCacheManager:
                 if block is not None:
                     allocator.release(block)
 
-    def _publish(self, sequence_id: int, table: BlockTable, token_ids: Sequence[int], full: int) -> None:
-        """The first ``full`` blocks are computed: they can be found from now on, and nobody waits for them any more."""
-        if full > len(table.hashes):
-            extend_hashes(table.hashes, table.salt, token_ids[: full * self.block_size], self.block_size)
-        for i in range(table.num_published, full):
+    def _publish(self, sequence_id: int, table: BlockTable, token_ids: Sequence[int], num_full: int) -> None:
+        extend_hashes(table.hashes, table.salt, token_ids[: num_full * self.block_size], self.block_size)
+        for i in range(table.num_published, num_full):
             for blocks, allocator in zip(table.groups, self.allocators, strict=True):
                 block = blocks[i]
                 if block is not None:
                     allocator.publish(block, table.hashes[i])
-            self._settle(table.hashes[i], sequence_id)
-        table.num_published = full
+        self._cancel_pending(sequence_id, table.hashes[table.num_published : num_full])
+        table.num_published = num_full
 
-    def _retract(self, sequence_id: int, table: BlockTable, count: int) -> None:
-        """Blocks from ``count`` on will never be there for others: nobody is to wait for them."""
-        for block_hash in table.hashes[count:]:
-            self._settle(block_hash, sequence_id)
-        del table.hashes[count:]
+    def _cancel_pending(self, sequence_id: int, hashes: Sequence[bytes]) -> None:
+        for block_hash in hashes:
+            if self._pending.get(block_hash) == sequence_id:
+                del self._pending[block_hash]
 
     def fork(self, parent_id: int, child_id: int) -> None:
-        """The child shares every block of the parent until one of them writes."""
+        """Give the child a block table that shares every block of the parent; the first write to a block copies it."""
         parent = self._tables[parent_id]
         for blocks, allocator in zip(parent.groups, self.allocators, strict=True):
             for block in blocks:
                 if block is not None:
                     allocator.hold(block)
+        groups = [list(blocks) for blocks in parent.groups]
         self._tables[child_id] = BlockTable(
-            parent.salt,
-            [list(blocks) for blocks in parent.groups],
-            list(parent.hashes),
-            parent.num_published,
-            list(parent.num_released),
+            parent.salt, groups, list(parent.hashes), parent.num_published, list(parent.num_released)
         )
 
     def close(self, sequence_id: int) -> None:
-        """Release everything the sequence holds. Its last blocks become the first to be evicted."""
+        """Release all blocks of the sequence; its last blocks are evicted first."""
         table = self._tables.pop(sequence_id)
         for blocks, allocator in zip(table.groups, self.allocators, strict=True):
             for block in reversed(blocks):
                 if block is not None:
                     allocator.release(block)
-        for block_hash in table.hashes[table.num_published :]:
-            self._settle(block_hash, sequence_id)
+        self._cancel_pending(sequence_id, table.hashes[table.num_published :])
 
     def discard(self, sequence_id: int) -> None:
-        """``close``, and make sure that no later request finds these blocks."""
+        """Close the sequence and remove its blocks from the prefix cache."""
         for blocks, allocator in zip(self._tables[sequence_id].groups, self.allocators, strict=True):
             for block in blocks:
                 if block is not None:
@@ -233,27 +226,24 @@ class KvCacheManager:
         self.close(sequence_id)
 
     def clear_cached(self) -> None:
+        """Empty the prefix cache."""
         for allocator in self.allocators:
             allocator.clear_cached()
 
     def check(self) -> None:
-        """Assert that the blocks in the tables are exactly the held ones, with the right number of holders."""
+        """Assert that tables and allocators agree on the references of every block."""
         for index, allocator in enumerate(self.allocators):
             allocator.check()
-            holders: dict[int, int] = {}
+            references: dict[int, int] = {}
             for table in self._tables.values():
                 for block in table.groups[index]:
                     if block is not None:
-                        holders[block] = holders.get(block, 0) + 1
-            assert holders == allocator.references(), f"group {index}: tables and references differ"
-        assert all(self.is_open(owner) for owner in self._pending.values()), "a closed sequence is awaited"
-
-    def _settle(self, block_hash: bytes, sequence_id: int) -> None:
-        if self._pending.get(block_hash) == sequence_id:
-            del self._pending[block_hash]
+                        references[block] = references.get(block, 0) + 1
+            assert references == allocator.references(), f"group {index}: tables and references differ"
+        assert all(self.is_open(owner) for owner in self._pending.values()), "a closed sequence has pending blocks"
 
 
 def _held(blocks: Sequence[int | None], index: int) -> int:
     block = blocks[index]
-    assert block is not None, "a slot that was just computed has a block"
+    assert block is not None, "the slot of a computed token has no block"
     return block

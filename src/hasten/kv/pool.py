@@ -1,4 +1,4 @@
-"""The tensors behind the blocks: one pre-allocated pool of keys and values per KV group."""
+"""The memory behind the blocks: one preallocated pool of keys and values, as tensors or in native memory."""
 
 from __future__ import annotations
 
@@ -9,39 +9,67 @@ from torch import Tensor
 
 from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.group import KvGroup
+from hasten.ops.cpu.cpu import Cpu, Dtype
+from hasten.ops.cpu.kv import NativeKv, kv_block_bytes
 
 
 class KvPool:
-    """Memory is taken from the system as blocks are first written, never more than was asked for."""
+    """One tensor per KV group. The system provides its memory as blocks are first written."""
 
     def __init__(
         self, groups: Sequence[KvGroup], num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.groups, self.num_blocks, self.block_size = tuple(groups), num_blocks, block_size
-        # Per group [2 (keys, values), layer of the group, block, slot, kv_head, dim]. Not zeroed: that would touch every page,
-        # and no slot is read before it is written.
+        self.groups, self.block_size = tuple(groups), block_size
+        # [2 (keys, values), layer of the group, block, slot, kv_head, dim]. Zeroing would touch every memory page.
         self._tensors = [
             torch.empty(2, len(g.layers), num_blocks, block_size, g.num_kv_heads, g.head_dim, dtype=dtype, device=device)
             for g in groups
         ]
-        self._place = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
+        self._index = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
 
     def group_of(self, layer: int) -> int:
-        return self._place[layer][0]
+        return self._index[layer][0]
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each [block, slot, kv_head, dim]."""
-        group, index = self._place[layer]
+        """Return keys and values of one layer, each [block, slot, kv_head, dim]."""
+        group, index = self._index[layer]
         return self._tensors[group][0, index], self._tensors[group][1, index]
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
-        """In the order given: a block may be the source of one copy and the target of a later one."""
+        """Copy blocks in the given order: a block may be the source of one copy and the target of a later one."""
         for copy in copies:
             tensor = self._tensors[copy.group]
             tensor[:, :, copy.target] = tensor[:, :, copy.source]
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        """In the order given: a slot may be the source of one move and the target of a later one."""
+        """Move slots in the given order: a slot may be the source of one move and the target of a later one."""
         for move in moves:
             tensor, (block, slot), (to_block, to_slot) = self._tensors[move.group], move.source, move.target
             tensor[:, :, to_block, to_slot] = tensor[:, :, block, slot]
+
+
+class NativeKvPool:
+    """The pool of the native kernels; it has the layers in the decoder's order."""
+
+    def __init__(self, cpu: Cpu, groups: Sequence[KvGroup], num_blocks: int, block_size: int, dtype: Dtype) -> None:
+        """Raises ``MemoryError``."""
+        self.groups = tuple(groups)
+        self.kv = NativeKv(cpu, num_blocks, block_size)
+        layers = sorted((layer, g) for g, group in enumerate(groups) for layer in group.layers)
+        for _, g in layers:
+            self.kv.add_layer(g, dtype, groups[g].num_kv_heads, groups[g].head_dim)
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """See ``KvPool.copy``."""
+        for copy in copies:
+            self.kv.copy(copy.group, copy.source, copy.target)
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """See ``KvPool.move``."""
+        for move in moves:
+            self.kv.move(move.group, move.source, move.target)
+
+
+def native_block_bytes(cpu: Cpu, groups: Sequence[KvGroup], block_size: int, dtype: Dtype) -> int:
+    """Return the bytes of one block of every group: keys, values and scales of all layers."""
+    return sum(len(g.layers) * kv_block_bytes(cpu, dtype, g.num_kv_heads, g.head_dim, block_size) for g in groups)

@@ -1,4 +1,4 @@
-"""A plan in the making: rows by request, so that a request that gets preempted takes its rows and copies along."""
+"""``PlanBuilder``: a step plan under construction. It groups rows by request, so that a preemption can remove them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from hasten.scheduling.sequence import ScheduledRequest
 
 
 class PlanBuilder:
-    def __init__(self, budget: int) -> None:
-        self.budget = budget  # tokens that the step may still take
-        self._rows: dict[ScheduledRequest, list[RowPlan]] = {}
-        self._copies: dict[ScheduledRequest, list[BlockCopy]] = {}
+    def __init__(self, token_budget: int) -> None:
+        self.token_budget = token_budget  # tokens left in the step
+        self._rows: dict[ScheduledRequest, list[tuple[RowPlan, list[BlockCopy]]]] = {}
 
-    def add(self, entry: ScheduledRequest, row: RowPlan, copies: list[BlockCopy]) -> None:
-        self._rows.setdefault(entry, []).append(row)
-        self._copies.setdefault(entry, []).extend(copies)
-        self.budget -= len(row.token_ids)
+    def add(self, scheduled: ScheduledRequest, row: RowPlan, copies: list[BlockCopy]) -> None:
+        self._rows.setdefault(scheduled, []).append((row, copies))
+        self.token_budget -= len(row.token_ids)
 
-    def drop(self, entry: ScheduledRequest) -> None:
-        self.budget += sum(len(row.token_ids) for row in self._rows.pop(entry, ()))
-        self._copies.pop(entry, None)
+    def drop(self, scheduled: ScheduledRequest) -> None:
+        self.token_budget += sum(len(row.token_ids) for row, _ in self._rows.pop(scheduled, ()))
 
     def build(self) -> StepPlan:
-        rows = tuple(row for rows in self._rows.values() for row in rows)
-        return StepPlan(rows, tuple(copy for copies in self._copies.values() for copy in copies))
+        rows = [row for rows in self._rows.values() for row in rows]
+        return StepPlan(tuple(row for row, _ in rows), tuple(copy for _, copies in rows for copy in copies))

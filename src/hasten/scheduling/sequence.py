@@ -1,93 +1,94 @@
-"""What the scheduler knows of a request while it lives. Only the scheduler mutates these."""
+"""``ScheduledRequest`` and ``Sequence``: the state of a request in the scheduler. Only the scheduler mutates it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import RowPlan
 from hasten.core.request import Request
-
-if TYPE_CHECKING:
-    from hasten.sampling.history import TokenHistory
+from hasten.sampling.history import TokenHistory
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One line of tokens of a request; it needs computing as long as ``num_computed`` trails its tokens."""
+    """The tokens of one answer or beam of a request."""
 
     id: int
     scheduled_request: ScheduledRequest
-    index: int  # which answer of the request, or which beam
-    token_ids: list[int]  # the prompt, then the accepted tokens
-    num_computed: int = 0
-    draft: Draft = NO_DRAFT  # what may follow ``token_ids``: the next step verifies it, and it is gone after that
-    exit_layer: int | None = None  # how many layers compute every token of it; None: as many as each needs
-    early: dict[int, int] = field(default_factory=dict)  # of single tokens that left early: position -> layers
-    num_cacheable_tokens: int | None = None  # tokens before the first that left early: others may find their blocks. None: all
-    history: TokenHistory | None = None  # which tokens occur, for penalties; whoever samples keeps it. A fork starts its own
+    index: int  # index of the answer or beam in its request
+    token_ids: list[int]  # prompt, then accepted tokens
+    num_computed_tokens: int = 0
+    draft: Draft = NO_DRAFT  # the next step verifies it
+    block_hashes: list[bytes] | None = None  # of the blocks that it may share; None while it has blocks
+    exit_layer: int | None = None  # layers that compute every token; None: each token has its own exit layer
+    token_exit_layers: dict[int, int] = field(default_factory=dict)  # position -> exit layer, for tokens that exited early
+    num_cacheable_tokens: int | None = None  # the prefix cache may hold this many leading tokens; None: all
+    history: TokenHistory | None = field(init=False)  # token counts; None without penalties. A fork starts its own
+
+    def __post_init__(self) -> None:
+        self.history = TokenHistory(len(self.request.prompt_token_ids)) if self.request.params.has_penalties else None
 
     @property
     def request(self) -> Request:
         return self.scheduled_request.request
 
     @property
-    def num_remaining(self) -> int:
-        return len(self.token_ids) - self.num_computed
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
-    def exits(self, start: int, stop: int) -> ExitPlan | None:
-        """How far tokens [start, stop) go."""
+    def exit_plan(self, start: int, stop: int) -> ExitPlan | None:
+        """Return the exit plan of tokens [start, stop); None without an exit rule."""
         params = self.request.params
         if params.exit_rule == "none":
             return None
         if self.exit_layer is not None:
-            return ExitPlan((self.exit_layer,) * (stop - start), fill=False)
-        test = params.exit_criterion(self.num_output_tokens) if stop == len(self.token_ids) else None
-        known = tuple(self.early.get(position) for position in range(start, stop)) if self.early else ()
-        return ExitPlan(known if any(known) else (), test, fill=test is None or not test.whole)
+            return ExitPlan((self.exit_layer,) * (stop - start), fill_kv=False)
+        criterion = params.exit_criterion(self.num_output_tokens) if stop == len(self.token_ids) else None
+        exit_layers = tuple(self.token_exit_layers.get(position) for position in range(start, stop))
+        fill_kv = criterion is None or not criterion.per_request
+        return ExitPlan(exit_layers if any(exit_layers) else (), criterion, fill_kv)
 
-    def record_exits(self, row: RowPlan, depth: int | None) -> None:
-        """The row is computed. ``depth``: its last token had done with so many layers, by a test."""
+    def record_exit(self, row: RowPlan, exit_layer: int | None) -> None:
+        """Record a computed row. ``exit_layer``: the layer after which the row's last token exited by its criterion."""
         assert row.exit_plan is not None
-        if depth is not None:
-            assert row.exit_plan.test is not None
-            if row.exit_plan.test.whole:
-                self.exit_layer = depth
+        if exit_layer is not None:
+            assert row.exit_plan.criterion is not None
+            if row.exit_plan.criterion.per_request:
+                self.exit_layer = exit_layer
             else:
-                self.early[row.stop - 1] = depth
+                self.token_exit_layers[row.stop - 1] = exit_layer
         if self.exit_layer is not None and self.request.exit_layer is None:
-            # Also where it was preempted after that: what all layers had computed is computed by fewer the second time.
-            self._unsound(row.start)
-        elif depth is not None:
-            self._unsound(row.stop - 1)
+            # After a preemption, fewer layers compute the row than before: the prefix cache must not mix both.
+            self._limit_cacheable_tokens(row.start)
+        elif exit_layer is not None:
+            self._limit_cacheable_tokens(row.stop - 1)
 
-    def _unsound(self, position: int) -> None:
-        self.num_cacheable_tokens = position if self.num_cacheable_tokens is None else min(self.num_cacheable_tokens, position)
+    def _limit_cacheable_tokens(self, limit: int) -> None:
+        self.num_cacheable_tokens = limit if self.num_cacheable_tokens is None else min(self.num_cacheable_tokens, limit)
 
 
 @dataclass(slots=True, eq=False)
 class ScheduledRequest:
-    """One request in the scheduler: its live sequences and its history."""
+    """A request in the scheduler, with its unfinished sequences."""
 
     request: Request
-    order: int  # of arrival, breaks ties
-    salt: str
+    rank: tuple[float, int]
+    salt: str  # of its block hashes
     sequences: list[Sequence] = field(default_factory=list)
-    hashes: dict[int, list[bytes]] = field(default_factory=dict)  # while it waits: per sequence, for the prefix match
-    running: bool = False  # it waits otherwise
-    num_cached_tokens: int = 0  # of the prompt, when it was first scheduled
+    is_running: bool = False  # else it waits
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first scheduled
     num_preemptions: int = 0
     first_scheduled: float | None = None
 
     @property
     def uses_beam_search(self) -> bool:
-        """Beams advance together: a step samples all of them or none."""
+        """Whether its sequences are beams; a step samples all beams of a request or none."""
         return self.request.params.beam_width is not None
 
     @property
@@ -96,12 +97,12 @@ class ScheduledRequest:
 
     @property
     def max_sequences(self) -> int:
-        """Sequences it may come to have: all of them before the first token, then those that have not ended."""
+        """The most sequences it can have from now on."""
         if self.uses_beam_search or self.sequences[0].num_output_tokens == 0:
             return self.request.params.beam_width or self.request.params.n
         return len(self.sequences)
 
     @property
     def is_decoding(self) -> bool:
-        """Whether every sequence needs one token only."""
-        return {len(sequence.token_ids) - sequence.num_computed for sequence in self.sequences} == {1}
+        """Whether every sequence has exactly one token to compute."""
+        return all(sequence.num_uncomputed_tokens == 1 for sequence in self.sequences)

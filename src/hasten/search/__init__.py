@@ -1,6 +1,1 @@
-"""Searches: who forks and who dies. Integers and scores only."""
-
-from hasten.search.base import BeamStep, Candidate, Hypothesis, Search
-from hasten.search.beam import BeamSearch
-
-__all__ = ["BeamSearch", "BeamStep", "Candidate", "Hypothesis", "Search"]
+"""Beam search: which sequences of a request continue, fork and end. It knows scores, but no model and no KV cache."""

@@ -1,4 +1,4 @@
-"""The best continuations of all live beams of one request, from a tensor of log-probabilities.
+"""``best_candidates``: the best continuations of a request's live beams, from their log-probabilities.
 
 Shape suffixes: B live beams · V vocabulary.
 """
@@ -11,25 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hasten.search.base import Candidate
+from hasten.search.beam import BeamCandidate
 
 
-def best_candidates(logprobs_BV: Tensor, scores: Sequence[float], k: int) -> list[Candidate]:
-    """The ``k`` best (beam, token) pairs by ``scores[beam] + logprob``, best first; equal ones by beam, then by token id.
+def best_candidates(logprobs_BV: Tensor, beam_scores: Sequence[float], k: int) -> list[BeamCandidate]:
+    """Return the ``k`` best candidates by ``beam_scores[beam] + logprob``, best first; ties go by beam, then by token id.
 
-    ``logprobs_BV`` are log-probabilities after the logits processors, without NaN. A token at -inf is forbidden and no
-    candidate, so there may be fewer than ``k``. Sums are taken in float32, as transformers takes them.
+    ``logprobs_BV`` are processed log-probabilities without NaN. Forbidden tokens have -inf and yield no candidate, so the result may
+    be shorter. Sums are taken in float32, as in transformers.
     """
-    vocabulary = logprobs_BV.shape[1]
-    scores_B1 = torch.tensor(scores, dtype=torch.float32, device=logprobs_BV.device)[:, None]
+    vocab_size = logprobs_BV.shape[1]
+    scores_B1 = torch.tensor(beam_scores, dtype=torch.float32, device=logprobs_BV.device)[:, None]
     totals = (logprobs_BV.float() + scores_B1).flatten()
     k = min(k, totals.numel())
-    values, places = torch.topk(totals, min(k + 1, totals.numel()))
+    values, indices = torch.topk(totals, min(k + 1, totals.numel()))
     if len(values) > k and values[k] == values[k - 1]:
-        # topk cuts through equal values as it likes: take all that are better, and of the equal ones the first.
-        better = places[values > values[k]]
-        equal = (totals == values[k]).nonzero().flatten()[: k - len(better)]
-        places = torch.cat([better, equal])
-    pairs = sorted(zip((-totals[places]).tolist(), places.tolist(), strict=True))[:k]
-    allowed = ((place, -negated) for negated, place in pairs if negated < math.inf)
-    return [Candidate(place // vocabulary, place % vocabulary, score) for place, score in allowed]
+        # topk breaks ties arbitrarily: keep all greater values, then the first of the equal ones.
+        greater = indices[values > values[k]]
+        equal = (totals == values[k]).nonzero().flatten()[: k - len(greater)]
+        indices = torch.cat([greater, equal])
+    ranked = sorted(zip((-totals[indices]).tolist(), indices.tolist(), strict=True))[:k]
+    return [BeamCandidate(index // vocab_size, index % vocab_size, -negated) for negated, index in ranked if negated < math.inf]
