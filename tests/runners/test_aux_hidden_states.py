@@ -1,4 +1,4 @@
-"""Hidden states that a runner hands out beside the logits: those of transformers, layer by layer and row by row."""
+"""The auxiliary hidden states of a runner equal those of transformers, layer by layer and row by row."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PROMPTS = [[3, 77, 12, 50, 50, 8, 96, 1, 1, 64, 23], [5, 9, 2, 31, 7]]
 LAYERS = 3
 
 
-def steps(folder: Path, backend: str, aux_layer_indices: tuple[int, ...]) -> Steps:
-    chosen = choose_backend(EngineOptions(backend=backend, dtype="float32", threads=1))
-    return Steps(chosen, load_decoder(folder, dtype="float32", ops=chosen.ops, formats=chosen.formats), 4, aux_layer_indices)
+def make_steps(folder: Path, backend_name: str, aux_layer_indices: tuple[int, ...]) -> Steps:
+    backend = choose_backend(EngineOptions(backend=backend_name, dtype="float32", threads=1))
+    return Steps(backend, load_decoder(folder, dtype="float32", ops=backend.ops, formats=backend.formats), 4, aux_layer_indices)
 
 
-def states_of(reference: PreTrainedModel, prompt: list[int]) -> tuple[Tensor, ...]:
-    """Before the first layer, after each one; the last is behind the final norm. [T, E] each"""
+def hidden_states(reference: PreTrainedModel, prompt: list[int]) -> tuple[Tensor, ...]:
+    """Return the hidden states before the first layer and after each one, the last after the final norm. [T, E] each"""
     with torch.inference_mode():
-        found = reference(torch.tensor([prompt]), output_hidden_states=True).hidden_states
-    return tuple(state[0] for state in found)
+        states = reference(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+    return tuple(state[0] for state in states)
 
 
 def final_norm(reference: PreTrainedModel) -> torch.nn.Module:
@@ -38,40 +38,40 @@ def final_norm(reference: PreTrainedModel) -> torch.nn.Module:
     return norm
 
 
-def close(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
-def test_tapped_layers_equal_transformers(name: str, backend: str, tiny: Callable[[str], Path]) -> None:
-    """A prompt in two pieces beside another one; a tap of any other layer would show."""
+def test_hidden_states_equal_transformers(name: str, backend: str, tiny: Callable[[str], Path]) -> None:
+    """One prompt in two chunks, beside another prompt. The states of any other layer differ."""
     reference = tiny_reference(name)
-    made = steps(tiny(name), backend, tuple(range(LAYERS)))
+    steps = make_steps(tiny(name), backend, tuple(range(LAYERS)))
     first, second = PROMPTS
-    states = [states_of(reference, prompt) for prompt in PROMPTS]
-    plans = [[made.row(0, 0, first[:4], 0)], [made.row(1, 0, second, 1), made.row(0, 4, first[4:], 1)]]
-    parts = [[(0, 0, 4)], [(1, 0, len(second)), (0, 4, len(first))]]
-    for rows, pieces in zip(plans, parts, strict=True):
-        taps = made.runner.run(StepPlan(tuple(rows))).aux_hidden_states
-        assert set(taps) == set(range(LAYERS)) and all(tap.dtype == torch.float32 for tap in taps.values())
+    states = [hidden_states(reference, prompt) for prompt in PROMPTS]
+    plans = [[steps.row(0, 0, first[:4], 0)], [steps.row(1, 0, second, 1), steps.row(0, 4, first[4:], 1)]]
+    spans = [[(0, 0, 4)], [(1, 0, len(second)), (0, 4, len(first))]]  # (prompt, begin, end) of each row
+    for rows, parts in zip(plans, spans, strict=True):
+        found = steps.runner.run(StepPlan(tuple(rows))).aux_hidden_states
+        assert set(found) == set(range(LAYERS)) and all(state.dtype == torch.float32 for state in found.values())
 
-        def wanted(state: int, pieces: list[tuple[int, int, int]] = pieces) -> Tensor:
-            return torch.cat([states[prompt][state][begin:end] for prompt, begin, end in pieces])
+        def expected(index: int, parts: list[tuple[int, int, int]] = parts) -> Tensor:
+            return torch.cat([states[prompt][index][begin:end] for prompt, begin, end in parts])
 
         for layer in range(LAYERS - 1):
-            assert close(taps[layer], wanted(layer + 1))
-            assert not close(taps[layer], wanted(layer))
+            assert close(found[layer], expected(layer + 1))
+            assert not close(found[layer], expected(layer))
         with torch.inference_mode():
-            assert close(final_norm(reference)(taps[LAYERS - 1]), wanted(LAYERS))
+            assert close(final_norm(reference)(found[LAYERS - 1]), expected(LAYERS))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_only_what_was_asked_for_is_tapped(backend: str, tiny: Callable[[str], Path]) -> None:
+def test_only_requested_layers_are_returned(backend: str, tiny: Callable[[str], Path]) -> None:
     logits = []
-    for taps in ((), (1,)):
-        made = steps(tiny("llama-gqa"), backend, taps)
-        output = made.runner.run(StepPlan((made.row(0, 0, PROMPTS[0], 2),)))
-        assert tuple(output.aux_hidden_states) == taps
-        logits.append(output.logits.clone())
+    for layers in ((), (1,)):
+        steps = make_steps(tiny("llama-gqa"), backend, layers)
+        output = steps.runner.run(StepPlan((steps.row(0, 0, PROMPTS[0], 2),)))
+        assert tuple(output.aux_hidden_states) == layers
+        logits.append(output.logits)
     assert torch.equal(*logits)

@@ -24,11 +24,13 @@ class PagedContext:
         self._ops, self._pool = ops, pool
         self.positions_T = torch.tensor([position for row in rows for position in row.positions])
         self._cos_sin = rotary.at(self.positions_T)
-        begins = list(accumulate((len(row.token_ids) for row in rows), initial=0))
+        begins = list(accumulate((len(row.token_ids) for row in rows), initial=0))  # and the end
         trees = [_tree_mask(row) for row in rows]
-        groups = range(len(pool.groups))
-        self._slots_T = [_slots(rows, group, pool.block_size) for group in groups]
-        self._rows = [tuple(_row_view(*row, group) for row in zip(rows, begins, trees, strict=False)) for group in groups]
+        self._slots_T = [_slots(rows, group, pool.block_size) for group in range(len(pool.groups))]
+        self._rows = [
+            tuple(_row_view(row, group, begin, tree_tt) for row, begin, tree_tt in zip(rows, begins, trees, strict=False))
+            for group in range(len(pool.groups))
+        ]
 
     def attend(self, layer: int, qkv_TX: Tensor, spec: AttentionSpec, q_norm: Norm | None, k_norm: Norm | None) -> Tensor:
         q_THD, k_TKD, v_TKD = self._prepare(qkv_TX, spec, q_norm, k_norm)
@@ -57,7 +59,7 @@ def _tree_mask(row: RowPlan) -> Tensor | None:
     return torch.tensor([[bool(mask >> token & 1) for token in range(len(row.token_ids))] for mask in row.attention_bitmasks])
 
 
-def _row_view(row: RowPlan, begin: int, tree_tt: Tensor | None, group: int) -> RowView:
+def _row_view(row: RowPlan, group: int, begin: int, tree_tt: Tensor | None) -> RowView:
     table = row.block_tables[group]
     live = [block for block in table if block is not None]
     contiguous = live[-1] - live[0] == len(live) - 1 and all(b - a == 1 for a, b in pairwise(live))

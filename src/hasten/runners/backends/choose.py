@@ -37,5 +37,5 @@ def choose_backend(options: EngineOptions) -> Backend:
         )
     if options.threads is not None:
         torch.set_num_threads(options.threads)  # for the whole process: PyTorch has no other setting
-    ops, reason = choose_ops("cpu")
+    ops, reason = choose_ops()
     return TorchBackend(ops, reason if options.backend == "torch" else f"{cpu}; {reason}")
