@@ -1,4 +1,4 @@
-"""EAGLE-3 heads on disk: written and read back bit for bit, read in the layouts of others, and refused with the reason."""
+"""EAGLE-3 heads on disk: a round trip keeps every bit, other layouts are read, and invalid heads are refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hasten.checkpoints.formats.eagle3 import write_eagle3
-from hasten.checkpoints.formats.eagle3_config import Eagle3Config
+from hasten.checkpoints.formats.eagle3 import Eagle3Config, write_eagle3
 from hasten.core.errors import CheckpointError, HastenError, ModelNotFound
 from hasten.layers.eagle import EagleHead
 from hasten.models.decoder import Decoder
@@ -21,7 +20,7 @@ from hasten.models.eagle import default_aux_layers, eagle_tensors, load_eagle
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
 
-# The sizes of tests.tiny_models' "llama-gqa", for which the head is; its own feed-forward layer is of another.
+# Sizes of the target, "llama-gqa" of tests.tiny_models; the head's feed-forward layer has another size.
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 101, 64, 3
 LAYER = {
     "model_type": "llama",
@@ -41,7 +40,7 @@ CONFIG = Eagle3Config(
     draft_vocab_size=len(TARGET_IDS),
     aux_layers=(1, 2, 3),
     norm_before_residual=True,
-    num_guesses=4,
+    num_speculative_tokens=4,
     verifier="someone/a-model",
     architectures=("LlamaForCausalLM",),
     accuracies=((0.5, 0.25), (0.25, 0.125)),
@@ -49,7 +48,7 @@ CONFIG = Eagle3Config(
 
 
 def _tensors(draft_vocab_size: int = len(TARGET_IDS)) -> dict[str, Tensor]:
-    """A head's tensors by the names of speculators, in the shapes that its documentation gives."""
+    """Return random tensors of a head, with the names and shapes that speculators documents."""
     size, layer = HIDDEN_SIZE, "layers.0."
     shapes = {
         "fc.weight": (size, 3 * size),
@@ -79,13 +78,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+def _edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
-def _configure(folder: Path, **values: Any) -> None:
+def _edit_config(folder: Path, **values: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
@@ -96,14 +95,14 @@ def _message(folder: Path, target: Decoder, error: type[HastenError] = Checkpoin
     return str(caught.value)
 
 
-def _same(head: EagleHead) -> bool:
-    found, expected = eagle_tensors(head), _tensors()
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def _is_unchanged(head: EagleHead) -> bool:
+    tensors, expected = eagle_tensors(head), _tensors()
+    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-def test_what_is_written_is_read_back_bit_for_bit(folder: Path, target: Decoder, tmp_path: Path) -> None:
+def test_a_round_trip_keeps_every_bit(folder: Path, target: Decoder, tmp_path: Path) -> None:
     loaded = load_eagle(folder, target)
-    assert _same(loaded.head)
+    assert _is_unchanged(loaded.head)
     assert loaded.config == CONFIG
     assert torch.equal(loaded.head.target_ids, TARGET_IDS)
     assert loaded.head.spec.norm_before_residual
@@ -115,7 +114,7 @@ def test_what_is_written_is_read_back_bit_for_bit(folder: Path, target: Decoder,
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_the_files_are_in_the_layout_of_speculators(folder: Path) -> None:
+def test_the_files_have_the_layout_of_speculators(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     assert stored.keys() == {*_tensors(), "d2t", "t2d"}
     assert stored["d2t"].dtype == torch.int64
@@ -136,75 +135,77 @@ def test_the_files_are_in_the_layout_of_speculators(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_whole_vocabulary_needs_no_map(tmp_path: Path, target: Decoder) -> None:
+def test_a_full_draft_vocabulary_needs_no_mapping(tmp_path: Path, target: Decoder) -> None:
     config = Eagle3Config(layer=LAYER, draft_vocab_size=VOCAB_SIZE)
     write_eagle3(tmp_path, config, _tensors(VOCAB_SIZE), torch.arange(VOCAB_SIZE), VOCAB_SIZE)
     assert not {"d2t", "t2d"} & load_file(tmp_path / "model.safetensors").keys()
     assert load_eagle(tmp_path, target).head.target_ids.tolist() == list(range(VOCAB_SIZE))
 
 
-def test_the_papers_own_layout_is_read(folder: Path, target: Decoder) -> None:
-    """Its configuration is the layer's, ``midlayer`` the name, and which states are read is left out or in a table of its own."""
-    _edit(folder, lambda t: [t.__setitem__(n.replace("layers.0.", "midlayer."), t.pop(n)) for n in list(t) if "layers.0" in n])
+def test_the_layout_of_the_paper_is_read(folder: Path, target: Decoder) -> None:
+    """Tensors are named ``midlayer``, config.json is the layer's, and the auxiliary layers are absent or in ``eagle_config``."""
+    _edit_tensors(
+        folder, lambda t: [t.__setitem__(n.replace("layers.0.", "midlayer."), t.pop(n)) for n in list(t) if "layers.0" in n]
+    )
     flat = {**LAYER, "draft_vocab_size": len(TARGET_IDS), "architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(flat))
     head = load_eagle(folder, target).head
-    assert _same(head)
+    assert _is_unchanged(head)
     assert not head.spec.norm_before_residual
     assert head.spec.aux_layers == default_aux_layers(NUM_LAYERS)
-    _configure(folder, eagle_config={"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
+    _edit_config(folder, eagle_config={"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [1, 1, 2]})
     assert load_eagle(folder, target).head.spec.aux_layers == (1, 1, 2)
 
 
-def test_names_with_a_prefix_and_what_only_training_needs(folder: Path, target: Decoder) -> None:
+def test_a_prefix_and_tensors_that_only_training_needs_are_ignored(folder: Path, target: Decoder) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         for name in [name for name in tensors if name not in ("d2t", "t2d", "lm_head.weight")]:
             tensors[f"model.{name}"] = tensors.pop(name)
         tensors["verifier_norm.weight"] = torch.ones(HIDDEN_SIZE)
         tensors["verifier_lm_head.weight"] = torch.ones(len(TARGET_IDS), HIDDEN_SIZE)
 
-    _edit(folder, change)
-    assert _same(load_eagle(folder, target).head)
+    _edit_tensors(folder, change)
+    assert _is_unchanged(load_eagle(folder, target).head)
 
 
-def test_code_of_the_folder_is_not_asked_for(folder: Path, target: Decoder) -> None:
-    _configure(folder, auto_map={"": "config.Eagle3SpeculatorConfig"})
+def test_code_of_the_folder_is_ignored(folder: Path, target: Decoder) -> None:
+    _edit_config(folder, auto_map={"": "config.Eagle3SpeculatorConfig"})
     (folder / "config.py").write_text("raise SystemExit")
-    assert _same(load_eagle(folder, target).head)
+    assert _is_unchanged(load_eagle(folder, target).head)
 
 
-def test_an_embedding_of_its_own_is_used_and_a_copy_of_the_targets_is_not_kept(folder: Path, target: Decoder) -> None:
+def test_an_own_embedding_is_used_and_a_copy_of_the_targets_is_not(folder: Path, target: Decoder) -> None:
     rows = target.embed(torch.arange(VOCAB_SIZE))
-    _edit(folder, lambda tensors: tensors.update({"embed_tokens.weight": rows}))
+    _edit_tensors(folder, lambda tensors: tensors.update({"embed_tokens.weight": rows}))
     assert load_eagle(folder, target).head.embedding.format is target.embedding.format
     other = rows.clone()
     other[7, 3] += 1
-    _edit(folder, lambda tensors: tensors.update({"embed_tokens.weight": other}))
+    _edit_tensors(folder, lambda tensors: tensors.update({"embed_tokens.weight": other}))
     head = load_eagle(folder, target).head
     assert torch.equal(head.embedding(torch.arange(VOCAB_SIZE)), other)
     assert torch.equal(eagle_tensors(head, own_embedding=True)["embed_tokens.weight"], other)
 
 
-def test_t2d_alone_is_enough(folder: Path, target: Decoder) -> None:
-    _edit(folder, lambda tensors: tensors.pop("d2t"))
+def test_t2d_alone_defines_the_draft_vocabulary(folder: Path, target: Decoder) -> None:
+    _edit_tensors(folder, lambda tensors: tensors.pop("d2t"))
     assert torch.equal(load_eagle(folder, target).head.target_ids, TARGET_IDS)
 
 
 @pytest.mark.parametrize(
     "num_layers, layers", [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (7, (2, 3, 4)), (8, (2, 4, 5)), (32, (2, 16, 29))]
 )
-def test_states_are_taken_low_in_the_middle_and_high(num_layers: int, layers: tuple[int, ...]) -> None:
+def test_default_auxiliary_layers_are_low_middle_and_high(num_layers: int, layers: tuple[int, ...]) -> None:
     assert default_aux_layers(num_layers) == layers
 
 
-def test_every_wrong_tensor_is_named(folder: Path, target: Decoder) -> None:
+def test_every_tensor_that_does_not_fit_is_named(folder: Path, target: Decoder) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         del tensors["layers.0.hidden_norm.weight"]
         tensors["layers.0.self_attn.q_proj.weight"] = torch.zeros(64, HIDDEN_SIZE)
         tensors["layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
         tensors["norm.weight"] = tensors["norm.weight"].to(torch.int8)
 
-    _edit(folder, change)
+    _edit_tensors(folder, change)
     message = _message(folder, target)
     assert "4 faults" in message
     assert "layers.0.hidden_norm.weight [64] is missing" in message
@@ -214,14 +215,14 @@ def test_every_wrong_tensor_is_named(folder: Path, target: Decoder) -> None:
 
 
 def test_one_tensor_under_two_names_is_refused(folder: Path, target: Decoder) -> None:
-    _edit(folder, lambda tensors: tensors.update({"midlayer.hidden_norm.weight": torch.ones(HIDDEN_SIZE)}))
+    _edit_tensors(folder, lambda tensors: tensors.update({"midlayer.hidden_norm.weight": torch.ones(HIDDEN_SIZE)}))
     message = _message(folder, target)
     assert "layers.0.hidden_norm.weight" in message
     assert "midlayer.hidden_norm.weight" in message
 
 
 @pytest.mark.parametrize(
-    "values, wanted",
+    "values, expected",
     [
         ({"transformer_layer_config": {**LAYER, "hidden_size": 128}}, ("128", "64")),
         ({"target_hidden_size": 96}, ("96", "64")),
@@ -232,17 +233,17 @@ def test_one_tensor_under_two_names_is_refused(folder: Path, target: Decoder) ->
     ],
 )
 def test_a_head_of_another_model_is_refused_with_both_numbers(
-    values: dict[str, Any], wanted: tuple[str, ...], folder: Path, target: Decoder
+    values: dict[str, Any], expected: tuple[str, ...], folder: Path, target: Decoder
 ) -> None:
-    _configure(folder, **values)
+    _edit_config(folder, **values)
     message = _message(folder, target)
     assert "does not belong to this llama model" in message
-    for part in wanted:
+    for part in expected:
         assert part in message
 
 
 @pytest.mark.parametrize(
-    "values, wanted",
+    "values, expected",
     [
         ({"speculators_model_type": "dflash"}, "speculators_model_type='dflash' (allowed: 'eagle3')"),
         ({"norm_before_fc": True}, "norm_before_fc=True (allowed: off)"),
@@ -252,7 +253,10 @@ def test_a_head_of_another_model_is_refused_with_both_numbers(
         ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state=False"),
         ({"norm_before_residual": "yes"}, "norm_before_residual='yes'"),
         ({"head_accuracies": [0.5]}, "head_accuracies=[0.5]"),
-        ({"head_accuracies": [[0.5, 1.5]]}, "head_accuracies=[[0.5, 1.5]] (allowed: a list of rates from 0 to 1 per guess)"),
+        (
+            {"head_accuracies": [[0.5, 1.5]]},
+            "head_accuracies=[[0.5, 1.5]] (allowed: a list of rates from 0 to 1 per draft position)",
+        ),
         ({"head_accuracies": [[-0.1]]}, "head_accuracies=[[-0.1]]"),
         ({"head_accuracies": [[float("nan")]]}, "head_accuracies=[[nan]]"),
         ({"head_accuracies": [[True]]}, "head_accuracies=[[True]]"),
@@ -263,9 +267,11 @@ def test_a_head_of_another_model_is_refused_with_both_numbers(
         ({"transformer_layer_config": [1]}, "transformer_layer_config=[1]"),
     ],
 )
-def test_what_is_no_eagle3_head_of_one_layer_is_refused(values: dict[str, Any], wanted: str, folder: Path, target: Decoder) -> None:
-    _configure(folder, **values)
-    assert wanted in _message(folder, target)
+def test_a_configuration_of_another_kind_of_head_is_refused(
+    values: dict[str, Any], expected: str, folder: Path, target: Decoder
+) -> None:
+    _edit_config(folder, **values)
+    assert expected in _message(folder, target)
 
 
 def _absolute(tensors: dict[str, Tensor]) -> None:
@@ -277,9 +283,9 @@ def _shifted(tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, wanted",
+    "change, expected",
     [
-        (_absolute, "ids from 0 to 108, allowed from 0 to 100"),  # the target's ids themselves, not how far they are
+        (_absolute, "ids from 0 to 108, allowed from 0 to 100"),  # token ids instead of offsets
         (_shifted, "8 different tokens, expected 9"),
         (lambda t: t["d2t"].sub_(1), "ids from -1"),
         (lambda t: t["t2d"].logical_not_(), "other tokens by d2t than by t2d"),
@@ -289,20 +295,20 @@ def _shifted(tensors: dict[str, Tensor]) -> None:
     ],
 )
 def test_a_draft_vocabulary_that_does_not_map_is_refused(
-    change: Callable[[dict[str, Tensor]], object], wanted: str, folder: Path, target: Decoder
+    change: Callable[[dict[str, Tensor]], object], expected: str, folder: Path, target: Decoder
 ) -> None:
-    _edit(folder, change)
-    assert wanted in _message(folder, target)
+    _edit_tensors(folder, change)
+    assert expected in _message(folder, target)
 
 
 class _Trap:
-    """Unpickling this writes a file."""
+    """An object that writes a file when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
+        return (Path.touch, (self.file,))
 
 
 def test_a_pickle_is_refused_with_the_remedy_and_never_read(folder: Path, target: Decoder) -> None:
@@ -314,7 +320,7 @@ def test_a_pickle_is_refused_with_the_remedy_and_never_read(folder: Path, target
     assert not (folder / "ran").exists()
 
 
-def test_a_folder_that_holds_no_head(tmp_path: Path, target: Decoder) -> None:
+def test_a_folder_without_a_head_is_refused(tmp_path: Path, target: Decoder) -> None:
     assert "nowhere" in _message(tmp_path / "nowhere", target, ModelNotFound)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.as_json()))
     assert "no weights" in _message(tmp_path, target, ModelNotFound)

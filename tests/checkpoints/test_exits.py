@@ -1,4 +1,4 @@
-"""Exits keep every bit on the way to disk and back, and what does not fit is refused by name, with both numbers."""
+"""Early exits on disk: a round trip keeps every bit, and tensors or sizes that do not fit are named."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits, write_exits
+from hasten.core.early_exit import ExitCalibration
 from hasten.core.errors import CheckpointError
-from hasten.core.exit_calibration import Calibration
 from hasten.core.sampling_params import SamplingParams
-from hasten.layers.exits import Exits, ExitsSpec
+from hasten.layers.early_exit import ExitHeads, ExitHeadsSpec, PromptHashTable
 from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
-from hasten.layers.prompt_hash_table import PromptHashTable
 from hasten.ops.torch.backend import TorchOps
 
-SIZE, DEPTH, WORDS = 24, 6, 53
+HIDDEN_SIZE, NUM_LAYERS, VOCAB_SIZE = 24, 6, 53
 LAYERS = (2, 4, 5)
 CALIBRATIONS = (
-    Calibration(
+    ExitCalibration(
         rule="softmax",
         tolerance=0.01,
         certainty=0.95,
@@ -33,7 +32,7 @@ CALIBRATIONS = (
         mean_layers=5.25,
         mean_risk=0.0071,
     ),
-    Calibration(
+    ExitCalibration(
         rule="entropy",
         tolerance=0.02,
         certainty=0.95,
@@ -47,71 +46,77 @@ CALIBRATIONS = (
 )
 
 
-def build(dtype: torch.dtype = torch.float32) -> LayerContext:
+def context(dtype: torch.dtype = torch.float32) -> LayerContext:
     ops = TorchOps()
     return LayerContext(ops, DenseFormatFactory(ops, dtype), dtype)
 
 
-def made(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckpoint:
-    exits = Exits(ExitsSpec(layers=LAYERS, num_layers=DEPTH, hidden_size=SIZE, vocab_size=WORDS), build(dtype))
-    draw = torch.Generator().manual_seed(0)
+def random_exits(dtype: torch.dtype = torch.float32, tables: bool = True) -> ExitsCheckpoint:
+    exits = ExitHeads(
+        ExitHeadsSpec(layers=LAYERS, num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SIZE), context(dtype)
+    )
+    generator = torch.Generator().manual_seed(0)
     for parameter in exits.parameters():
-        parameter.normal_(generator=draw)
+        parameter.normal_(generator=generator)
     if not tables:
         return ExitsCheckpoint(exits)
-    places = torch.tensor([*LAYERS, DEPTH], dtype=torch.int32)
-    tokens = places[torch.randint(4, (WORDS,), generator=draw)]
-    texts = PromptHashTable(torch.randn(3, SIZE, generator=draw), places[torch.randint(4, (8,), generator=draw)])
-    return ExitsCheckpoint(exits, CALIBRATIONS, tokens, texts, (0.25, 0.5, 1.0), torch.tensor([0, 7, 8, 52]))
+    layers = torch.tensor([*LAYERS, NUM_LAYERS], dtype=torch.int32)
+    token_layers = layers[torch.randint(4, (VOCAB_SIZE,), generator=generator)]
+    prompt_hash_table = PromptHashTable(
+        torch.randn(3, HIDDEN_SIZE, generator=generator), layers[torch.randint(4, (8,), generator=generator)]
+    )
+    return ExitsCheckpoint(exits, CALIBRATIONS, token_layers, prompt_hash_table, (0.25, 0.5, 1.0), torch.tensor([0, 7, 8, 52]))
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32, **changes: int) -> ExitsCheckpoint:
     return read_exits(
-        folder, **{"hidden_size": SIZE, "num_layers": DEPTH, "vocab_size": WORDS, **changes}, layer_context=build(dtype)
+        folder,
+        **{"hidden_size": HIDDEN_SIZE, "num_layers": NUM_LAYERS, "vocab_size": VOCAB_SIZE, **changes},
+        layer_context=context(dtype),
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_round_trip_keeps_every_bit(tmp_path, dtype):
-    ours = made(dtype)
-    write_exits(tmp_path, ours, dtype=dtype, base_model="demo")
-    found = read(tmp_path, dtype)
-    assert found.exits.spec == ours.exits.spec and found.calibrations == CALIBRATIONS
-    theirs = dict(found.exits.named_parameters())
-    assert theirs.keys() == dict(ours.exits.named_parameters()).keys()
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.exits.named_parameters())
-    assert torch.equal(found.token_layers, ours.token_layers)
-    assert torch.equal(found.draft_ids, ours.draft_ids)
-    assert found.agreements == (0.25, 0.5, 1.0)
-    assert torch.equal(found.prompt_hash_table.planes_PE, ours.prompt_hash_table.planes_PE)
-    assert torch.equal(found.prompt_hash_table.layers, ours.prompt_hash_table.layers)
-    assert found.calibration("softmax", 0.01) == CALIBRATIONS[0]
-    assert found.calibration("softmax", 0.02) is None and found.calibration("saturation", 0.01) is None
+    written = random_exits(dtype)
+    write_exits(tmp_path, written, dtype=dtype, base_model="demo")
+    loaded = read(tmp_path, dtype)
+    assert loaded.exits.spec == written.exits.spec and loaded.calibrations == CALIBRATIONS
+    parameters = dict(loaded.exits.named_parameters())
+    assert parameters.keys() == dict(written.exits.named_parameters()).keys()
+    assert all(torch.equal(parameter, parameters[name]) for name, parameter in written.exits.named_parameters())
+    assert torch.equal(loaded.token_layers, written.token_layers)
+    assert torch.equal(loaded.draft_ids, written.draft_ids)
+    assert loaded.agreements == (0.25, 0.5, 1.0)
+    assert torch.equal(loaded.prompt_hash_table.planes_PE, written.prompt_hash_table.planes_PE)
+    assert torch.equal(loaded.prompt_hash_table.layers, written.prompt_hash_table.layers)
+    assert loaded.calibration("softmax", 0.01) == CALIBRATIONS[0]
+    assert loaded.calibration("softmax", 0.02) is None and loaded.calibration("saturation", 0.01) is None
 
 
 def test_tables_and_calibrations_may_be_left_out(tmp_path):
-    write_exits(tmp_path, made(tables=False), dtype=torch.float32)
-    found = read(tmp_path)
-    assert (found.calibrations, found.token_layers, found.prompt_hash_table) == ((), None, None)
+    write_exits(tmp_path, random_exits(tables=False), dtype=torch.float32)
+    loaded = read(tmp_path)
+    assert (loaded.calibrations, loaded.token_layers, loaded.prompt_hash_table) == ((), None, None)
 
 
-def test_names_and_kinds_are_the_documented_ones(tmp_path):
-    write_exits(tmp_path, made(), dtype=torch.bfloat16)
+def test_tensors_have_the_documented_names_and_dtypes(tmp_path):
+    write_exits(tmp_path, random_exits(), dtype=torch.bfloat16)
     stored = load_file(tmp_path / "model.safetensors")
     parts = {"translate.weight": torch.bfloat16, "translate.bias": torch.bfloat16}
     parts |= {"classify.weight": torch.float32, "classify.bias": torch.float32}
-    kinds = {f"exits.{layer}.{part}": kind for layer in LAYERS for part, kind in parts.items()}
-    kinds |= {"token_layers": torch.int32, "text_planes": torch.float32, "text_layers": torch.int32, "draft_ids": torch.int32}
-    assert {name: tensor.dtype for name, tensor in stored.items()} == kinds
+    dtypes = {f"exits.{layer}.{part}": dtype for layer in LAYERS for part, dtype in parts.items()}
+    dtypes |= {"token_layers": torch.int32, "text_planes": torch.float32, "text_layers": torch.int32, "draft_ids": torch.int32}
+    assert {name: tensor.dtype for name, tensor in stored.items()} == dtypes
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["exit_layers"], config["num_hidden_layers"]) == ("hasten_exits", [2, 4, 5], 6)
-    assert (config["hidden_size"], config["vocab_size"], config["dtype"]) == (SIZE, WORDS, "bfloat16")
+    assert (config["hidden_size"], config["vocab_size"], config["dtype"]) == (HIDDEN_SIZE, VOCAB_SIZE, "bfloat16")
 
 
-def test_an_exit_is_the_formula(tmp_path):
-    write_exits(tmp_path, made(), dtype=torch.float32)
+def test_an_exit_head_equals_its_formula(tmp_path):
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
     stored, exit_ = load_file(tmp_path / "model.safetensors"), read(tmp_path).exits.at(4)
-    x = torch.randn(7, SIZE, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(7, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(exit_.tuned_lens(x), x + x @ stored["exits.4.translate.weight"].T + stored["exits.4.translate.bias"])
     direction = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(
@@ -128,21 +133,21 @@ def refusal(folder: Path, **changes: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"hidden_size": 32}, ("another hidden size", "24", "32")),
-        ({"num_layers": 8}, ("another depth", "=6", "8, the model's")),
+        ({"num_layers": 8}, ("another number of layers", "=6", "8, the model's")),
         ({"vocab_size": 99}, ("another vocabulary", "53", "99")),
     ],
 )
-def test_exits_of_another_model_are_refused_with_both_numbers(tmp_path, changes, words):
-    write_exits(tmp_path, made(), dtype=torch.float32)
+def test_exits_of_another_model_are_refused_with_both_numbers(tmp_path, changes, expected):
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
     message = refusal(tmp_path, **changes)
-    assert [word for word in words if word not in message] == [] and "hasten train exits" in message
+    assert [part for part in expected if part not in message] == [] and "hasten train exits" in message
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (lambda stored: stored.pop("exits.4.translate.weight"), ["exits.4.translate.weight [24, 24] is missing"]),
         (
@@ -167,13 +172,13 @@ def test_exits_of_another_model_are_refused_with_both_numbers(tmp_path, changes,
         (lambda stored: stored["draft_ids"].copy_(torch.tensor([-1, 8, 9, 10])), ["draft_ids", "-1 to 10"]),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path, change, words):
-    write_exits(tmp_path, made(), dtype=torch.float32)
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, expected):
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     change(stored)
     save_file(stored, tmp_path / "model.safetensors")
     message = refusal(tmp_path)
-    assert [word for word in words if word not in message] == []
+    assert [part for part in expected if part not in message] == []
 
 
 @pytest.mark.parametrize("name", ["exits.pt", "pytorch_model.bin"])
@@ -185,7 +190,7 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "expected"),
     [
         ({"model_type": "medusa"}, "model_type='medusa'"),
         ({"hidden_size": None}, "hidden_size=None"),
@@ -203,16 +208,17 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
         ({"calibrations": [{"rule": "softmax"}]}, "exactly the fields"),
     ],
 )
-def test_a_wrong_configuration_is_refused(tmp_path, values, words):
-    write_exits(tmp_path, made(), dtype=torch.float32)
+def test_an_invalid_configuration_is_refused(tmp_path, values, expected):
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
     edit(tmp_path, **values)
-    assert words in refusal(tmp_path)
+    assert expected in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("rule", "sure"),
+        ("mean_risk", "0.1"),
         ("tolerance", 2),
         ("certainty", "95 %"),
         ("threshold", None),
@@ -222,7 +228,7 @@ def test_a_wrong_configuration_is_refused(tmp_path, values, words):
     ],
 )
 def test_a_calibration_out_of_range_is_refused(tmp_path, name, value):
-    write_exits(tmp_path, made(), dtype=torch.float32)
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
     config = json.loads((tmp_path / "config.json").read_text())
     config["calibrations"][1][name] = value
     edit(tmp_path, calibrations=config["calibrations"])
@@ -230,8 +236,8 @@ def test_a_calibration_out_of_range_is_refused(tmp_path, name, value):
 
 
 @pytest.mark.parametrize("decay", [2.0, None, -1, "4.0"])
-def test_thresholds_of_another_decay_than_that_of_requests_are_refused_with_both(tmp_path, decay):
-    write_exits(tmp_path, made(), dtype=torch.float32)
+def test_thresholds_calibrated_with_another_decay_are_refused_with_both_values(tmp_path, decay):
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
     config = json.loads((tmp_path / "config.json").read_text())
     config["calibrations"][0]["decay"] = decay
     edit(tmp_path, calibrations=config["calibrations"])

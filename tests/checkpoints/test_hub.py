@@ -1,4 +1,4 @@
-"""Model names without a network: shipped names, folders, and a Hugging Face cache laid out by hand."""
+"""``resolve`` and the cache without a network: shipped names, folders, and a hand-made Hugging Face cache."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache, and the hub out of reach. The hub client reads its settings once, so they are set where it keeps them."""
+    """Return an empty cache, with the hub offline. The client reads its settings once, so the test sets its constants."""
     from huggingface_hub import constants
 
     folder = tmp_path / "hub"
@@ -22,8 +22,8 @@ def cache(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def put(cache: Path, name: str, files: dict[str, str]) -> Path:
-    """A model as the hub client stores it: blobs, a snapshot of links to them, and the branch's commit."""
+def add_model(cache: Path, name: str, files: dict[str, str]) -> Path:
+    """Store a model as the hub client does (blobs, a snapshot of links to them, the branch's commit); return the snapshot."""
     repo = cache / f"models--{name.replace('/', '--')}"
     snapshot = repo / "snapshots" / COMMIT
     for folder in (repo / "blobs", snapshot, repo / "refs"):
@@ -35,27 +35,27 @@ def put(cache: Path, name: str, files: dict[str, str]) -> Path:
     return snapshot
 
 
-WHOLE = {"config.json": "{}", "model.safetensors": "x" * 100}
+COMPLETE = {"config.json": "{}", "model.safetensors": "x" * 100}
 
 
 def test_a_cached_model_needs_no_network(cache):
-    snapshot = put(cache, "someone/small-model", WHOLE)
+    snapshot = add_model(cache, "someone/small-model", COMPLETE)
     assert hub.resolve("someone/small-model", quiet=True) == snapshot
     assert hub.resolve("someone/small-model", COMMIT, quiet=True) == snapshot
 
 
-def test_a_folder_is_itself(tmp_path, cache):
+def test_a_folder_resolves_to_itself(tmp_path, cache):
     assert hub.resolve(str(tmp_path)) == tmp_path
 
 
-def test_a_shipped_name_wins_over_a_folder(tmp_path, cache, monkeypatch):
+def test_a_shipped_name_takes_precedence_over_a_folder(tmp_path, cache, monkeypatch):
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     assert hub.resolve("demo") == hub.SHIPPED["demo"]
     assert hub.resolve("./demo") == Path("demo")
 
 
-def test_the_shipped_models_are_whole():
+def test_the_shipped_models_are_complete():
     for name in hub.SHIPPED:
         folder = hub.resolve(name)
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
@@ -65,7 +65,7 @@ def test_the_shipped_models_are_whole():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "expected"),
     [
         ("someone/smal-model", ["'someone/smal-model'", "HF_HUB_OFFLINE", "Did you mean 'someone/small-model'"]),
         ("demos", ["'demos'", "Did you mean 'demo'"]),
@@ -74,15 +74,15 @@ def test_the_shipped_models_are_whole():
         ("not a name", ["no such model folder"]),
     ],
 )
-def test_an_unknown_name_offers_the_nearest(cache, name, words):
-    put(cache, "someone/small-model", WHOLE)
+def test_an_unknown_name_offers_the_nearest(cache, name, expected):
+    add_model(cache, "someone/small-model", COMPLETE)
     with pytest.raises(ModelNotFound) as caught:
         hub.resolve(name, quiet=True)
-    assert [word for word in words if word not in str(caught.value)] == []
+    assert [part for part in expected if part not in str(caught.value)] == []
     assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_folder_offers_its_neighbour(tmp_path, cache):
+def test_a_misspelt_folder_offers_its_sibling(tmp_path, cache):
     (tmp_path / "qwen-tiny").mkdir()
     (tmp_path / "qwen-tiny" / "config.json").write_text("{}")
     with pytest.raises(ModelNotFound, match=r"Did you mean .*qwen-tiny"):
@@ -95,27 +95,27 @@ def test_a_file_is_not_a_model(tmp_path, cache):
         hub.resolve(str(tmp_path / "model.safetensors"))
 
 
-def test_an_interrupted_download_is_not_served(cache):
-    """The hub client keeps the listing of a revision; a file of it is missing here."""
+def test_an_incomplete_download_is_refused(cache):
+    """The hub client stores the file list of a revision, and one of its files is missing."""
     from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 
-    put(cache, "someone/half", {"config.json": "{}"})
+    add_model(cache, "someone/half", {"config.json": "{}"})
     entry = TreeCacheEntry(size=100, blob_id="0", lfs_sha256=None, lfs_size=None, xet_hash=None)
     write_tree_cache(str(cache / "models--someone--half"), COMMIT, {"config.json": entry, "model.safetensors": entry})
-    with pytest.raises(CheckpointError, match=r"not whole.*hasten pull someone/half"):
+    with pytest.raises(CheckpointError, match=r"is incomplete.*hasten pull someone/half"):
         hub.resolve("someone/half", quiet=True)
 
 
-def test_pickles_are_never_asked_for(cache, monkeypatch):
+def test_pickles_are_never_downloaded(cache, monkeypatch):
     from huggingface_hub.utils import filter_repo_objects
 
-    asked = {}
+    requested = {}
 
     def download(name, **options):
-        asked.update(options)
-        return str(put(cache, name, WHOLE))
+        requested.update(options)
+        return str(add_model(cache, name, COMPLETE))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("hasten.checkpoints.hub.snapshot_download", download)
     hub.resolve("someone/new", quiet=True)
     listing = [
         "config.json",
@@ -126,7 +126,7 @@ def test_pickles_are_never_asked_for(cache, monkeypatch):
         "m.pkl",
     ]
     listing += ["tokenizer.json", "tokenizer.model", "merges.txt", "original/consolidated.safetensors", "code.py", "model.ckpt"]
-    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    patterns = {key: requested[key] for key in ("allow_patterns", "ignore_patterns")}
     assert set(filter_repo_objects(listing, **patterns)) == {
         "config.json",
         "model-00001-of-00002.safetensors",
@@ -138,22 +138,22 @@ def test_pickles_are_never_asked_for(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_a_quiet_download_shows_no_bar(cache, monkeypatch, quiet):
-    silenced = []
+def test_a_quiet_download_shows_no_progress_bar(cache, monkeypatch, quiet):
+    silent = []
 
     def download(name, *, tqdm_class, **options):
-        silenced.append(tqdm_class is not None and tqdm_class(total=3, disable=False).disable)
-        return str(put(cache, name, WHOLE))
+        silent.append(tqdm_class is not None and tqdm_class(total=3, disable=False).disable)
+        return str(add_model(cache, name, COMPLETE))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("hasten.checkpoints.hub.snapshot_download", download)
     hub.resolve("someone/new", quiet=quiet)
-    assert silenced == [quiet]
+    assert silent == [quiet]
 
 
-def test_listing_and_removing(cache):
-    put(cache, "b/two", WHOLE)
-    put(cache, "A/one", WHOLE)
-    put(cache, "c/pickled", {"config.json": "{}", "pytorch_model.bin": "x"})
+def test_models_are_listed_and_removed(cache):
+    add_model(cache, "b/two", COMPLETE)
+    add_model(cache, "A/one", COMPLETE)
+    add_model(cache, "c/pickled", {"config.json": "{}", "pytorch_model.bin": "x"})
     models = hub.cached_models()
     assert [(model.name, model.commit, model.size) for model in models] == [("A/one", COMMIT, 102), ("b/two", COMMIT, 102)]
     assert hub.remove("A/one") == 102
@@ -164,7 +164,7 @@ def test_listing_and_removing(cache):
         hub.remove("demo")
 
 
-def test_an_absent_cache_is_an_empty_one(cache):
+def test_a_missing_cache_is_empty(cache):
     cache.rmdir()
     assert hub.cached_models() == []
 

@@ -1,4 +1,4 @@
-"""Medusa heads keep every bit on the way to disk and back, and what does not fit is refused by name."""
+"""Medusa heads on disk: a round trip keeps every bit, and tensors that do not fit are named."""
 
 from __future__ import annotations
 
@@ -18,34 +18,40 @@ from hasten.layers.linear import Linear
 from hasten.layers.medusa import MedusaHeads, MedusaSpec
 from hasten.ops.torch.backend import TorchOps
 
-SIZE, WORDS, FEW = 24, 53, 20
+HIDDEN_SIZE, VOCAB_SIZE, TRUNCATED_SIZE = 24, 53, 20
 
 
-def build(dtype: torch.dtype = torch.float32) -> LayerContext:
+def context(dtype: torch.dtype = torch.float32) -> LayerContext:
     ops = TorchOps()
     return LayerContext(ops, DenseFormatFactory(ops, dtype), dtype)
 
 
 def heads(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> MedusaHeads:
-    values = {"num_heads": 3, "num_layers": 2, "hidden_size": SIZE, "vocab_size": WORDS, "truncated_vocab_size": WORDS}
-    found = MedusaHeads(MedusaSpec(**{**values, "bias": True, "lm_head": "own", **changes}), build(dtype))
+    values = {
+        "num_heads": 3,
+        "num_layers": 2,
+        "hidden_size": HIDDEN_SIZE,
+        "vocab_size": VOCAB_SIZE,
+        "truncated_vocab_size": VOCAB_SIZE,
+    }
+    result = MedusaHeads(MedusaSpec(**{**values, "bias": True, "lm_head": "own", **changes}), context(dtype))
     generator = torch.Generator().manual_seed(seed)
-    for parameter in found.parameters():
+    for parameter in result.parameters():
         parameter.normal_(generator=generator)
-    if found.token_map is not None:
-        found.token_map.copy_(torch.randperm(WORDS, generator=generator)[: len(found.token_map)])
-    return found
+    if result.token_map is not None:
+        result.token_map.copy_(torch.randperm(VOCAB_SIZE, generator=generator)[: len(result.token_map)])
+    return result
 
 
-def read(folder: Path, hidden_size: int = SIZE, vocab_size: int = WORDS, dtype: torch.dtype = torch.float32):
-    return read_medusa(folder, hidden_size=hidden_size, vocab_size=vocab_size, layer_context=build(dtype))
+def read(folder: Path, hidden_size: int = HIDDEN_SIZE, vocab_size: int = VOCAB_SIZE, dtype: torch.dtype = torch.float32):
+    return read_medusa(folder, hidden_size=hidden_size, vocab_size=vocab_size, layer_context=context(dtype))
 
 
-def model_projection() -> Linear:
-    made = build()
-    projection = Linear(made.formats.lm_head(SIZE, WORDS), bias=False, layer_context=made)
-    nn.init.normal_(projection.format.weight, generator=torch.Generator().manual_seed(7))
-    return projection
+def model_lm_head() -> Linear:
+    layer_context = context()
+    lm_head = Linear(layer_context.formats.lm_head(HIDDEN_SIZE, VOCAB_SIZE), bias=False, layer_context=layer_context)
+    nn.init.normal_(lm_head.format.weight, generator=torch.Generator().manual_seed(7))
+    return lm_head
 
 
 KINDS = {
@@ -53,28 +59,32 @@ KINDS = {
     "shared": {"lm_head": "shared"},
     "model": {"lm_head": "model"},
     "one layer without bias": {"num_layers": 1, "bias": False},
-    "fewer tokens": {"truncated_vocab_size": FEW},
-    "fewer of the model's tokens": {"truncated_vocab_size": FEW, "lm_head": "model"},
+    "truncated": {"truncated_vocab_size": TRUNCATED_SIZE},
+    "truncated lm_head of the model": {"truncated_vocab_size": TRUNCATED_SIZE, "lm_head": "model"},
 }
+
+
+def assert_equal_heads(loaded: MedusaHeads, written: MedusaHeads) -> None:
+    assert loaded.spec == written.spec
+    parameters = dict(loaded.named_parameters())
+    assert parameters.keys() == dict(written.named_parameters()).keys()
+    assert all(torch.equal(parameter, parameters[name]) for name, parameter in written.named_parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_round_trip_keeps_every_bit(tmp_path, kind, dtype):
-    ours = heads(dtype=dtype, **KINDS[kind])
+    written = heads(dtype=dtype, **KINDS[kind])
     accuracies = [[0.5, 0.25], [0.3, 0.1], [0.125, 0.0]]
-    write_medusa(tmp_path, ours, dtype=dtype, accuracies=accuracies, base_model="demo")
-    found = read(tmp_path, dtype=dtype)
-    assert found.heads.spec == ours.spec
-    assert found.accuracies == tuple(map(tuple, accuracies))
-    theirs = dict(found.heads.named_parameters())
-    assert theirs.keys() == dict(ours.named_parameters()).keys()
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.named_parameters())
-    assert (ours.token_map is None) == (found.heads.token_map is None)
-    assert ours.token_map is None or torch.equal(ours.token_map, found.heads.token_map)
+    write_medusa(tmp_path, written, dtype=dtype, accuracies=accuracies, base_model="demo")
+    loaded = read(tmp_path, dtype=dtype)
+    assert loaded.accuracies == tuple(map(tuple, accuracies))
+    assert_equal_heads(loaded.heads, written)
+    assert (written.token_map is None) == (loaded.heads.token_map is None)
+    assert written.token_map is None or torch.equal(written.token_map, loaded.heads.token_map)
 
 
-def test_the_names_are_those_of_vllm(tmp_path):
+def test_tensors_and_configuration_have_the_names_of_vllm(tmp_path):
     write_medusa(tmp_path, heads(num_layers=1), dtype=torch.float32)
     assert set(load_file(tmp_path / "model.safetensors")) == {
         name
@@ -83,23 +93,23 @@ def test_the_names_are_those_of_vllm(tmp_path):
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("medusa", ["MedusaModel"])
-    assert (config["num_heads"], config["num_hidden_layers"], config["hidden_size"]) == (3, 1, SIZE)
-    assert (config["vocab_size"], config["truncated_vocab_size"]) == (WORDS, WORDS)
+    assert (config["num_heads"], config["num_hidden_layers"], config["hidden_size"]) == (3, 1, HIDDEN_SIZE)
+    assert (config["vocab_size"], config["truncated_vocab_size"]) == (VOCAB_SIZE, VOCAB_SIZE)
     assert (config["medusa_fc_bias"], config["original_lm_head"]) == (True, False)
-    # vLLM takes any other key with "num" and "heads" or "layers" in it for one of its own.
+    # vLLM interprets any other key that contains "num" and "heads" or "layers".
     assert [name for name in config if "num" in name] == ["num_heads", "num_hidden_layers"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_the_formula(kind):
-    """x + silu(W x + b), layer by layer, then the projection that the kind asks for."""
-    found, projection = heads(**KINDS[kind]), model_projection()
-    spec, weights = found.spec, dict(found.named_parameters())
-    x = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(2))
-    given = projection
-    if spec.lm_head == "model" and found.token_map is not None:
-        given = projection.slice_rows(found.token_map, build())
-    logits = found(x, given)
+def test_logits_equal_the_formula(kind):
+    """x + silu(W x + b) in every layer, then the lm_head of the kind."""
+    medusa, full_lm_head = heads(**KINDS[kind]), model_lm_head()
+    spec, weights = medusa.spec, dict(medusa.named_parameters())
+    x = torch.randn(5, HIDDEN_SIZE, generator=torch.Generator().manual_seed(2))
+    lm_head = full_lm_head
+    if spec.lm_head == "model" and medusa.token_map is not None:
+        lm_head = full_lm_head.slice_rows(medusa.token_map, context())
+    logits = medusa(x, lm_head)
     assert logits.shape == (3, 5, spec.truncated_vocab_size)
     for head in range(3):
         state = x
@@ -110,49 +120,54 @@ def test_logits_are_the_formula(kind):
         matrix = {
             "own": lambda head=head: weights[f"lm_heads.{head}.format.weight"],
             "shared": lambda: weights["lm_heads.0.format.weight"],
-            "model": lambda: projection.format.weight[:] if found.token_map is None else projection.format.weight[found.token_map],
+            "model": lambda: (
+                full_lm_head.format.weight[:] if medusa.token_map is None else full_lm_head.format.weight[medusa.token_map]
+            ),
         }[spec.lm_head]()
         torch.testing.assert_close(logits[head], state @ matrix.T, atol=1e-4, rtol=1e-4)
-    places = torch.tensor([0, spec.truncated_vocab_size - 1])
-    assert found.token_ids(places).tolist() == (places if found.token_map is None else found.token_map[places]).tolist()
+    indices = torch.tensor([0, spec.truncated_vocab_size - 1])
+    assert medusa.token_ids(indices).tolist() == (indices if medusa.token_map is None else medusa.token_map[indices]).tolist()
 
 
 @pytest.mark.parametrize("prefix", ["", "medusa_head.", "medusa_heads."])
 @pytest.mark.parametrize("config", [{}, {"medusa_num_heads": 2, "medusa_num_layers": 2}], ids=["bare", "wrong number"])
 def test_the_original_layout_is_read(tmp_path, prefix, config):
-    """Its configurations name another number of heads than their files hold; the file is right."""
-    ours = heads()
+    """Configurations of the original code have another number of heads than the file, and the file is right."""
+    written = heads()
     tensors = {}
-    for name, parameter in ours.named_parameters():
-        words = name.replace(".format.", ".").split(".")
-        theirs = f"{words[1]}.{words[3]}.linear.{words[4]}" if words[0] == "blocks" else f"{words[1]}.2.weight"
-        tensors[prefix + theirs] = parameter.clone()
+    for name, parameter in written.named_parameters():
+        parts = name.replace(".format.", ".").split(".")
+        original = f"{parts[1]}.{parts[3]}.linear.{parts[4]}" if parts[0] == "blocks" else f"{parts[1]}.2.weight"
+        tensors[prefix + original] = parameter.clone()
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model", **config}))
-    found = read(tmp_path).heads
-    assert (found.spec.num_heads, found.spec.num_layers, found.spec.bias, found.spec.lm_head) == (3, 2, True, "own")
-    theirs = dict(found.named_parameters())
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.named_parameters())
+    loaded = read(tmp_path).heads
+    assert (loaded.spec.num_heads, loaded.spec.num_layers, loaded.spec.bias, loaded.spec.lm_head) == (3, 2, True, "own")
+    assert_equal_heads(loaded, written)
 
 
-def test_what_others_write_in_vllms_layout_is_read(tmp_path):
-    """A configuration that does not mention biases, the one projection under the name of the first head, and the whole projection
-    where the heads use a part.
-    """
-    ours = heads(lm_head="shared", truncated_vocab_size=FEW)
-    write_medusa(tmp_path, ours, dtype=torch.float32)
+def test_variants_of_vllms_layout_are_read(tmp_path):
+    """A configuration without biases, and the full shared lm_head of truncated heads under the first head's name."""
+    written = heads(lm_head="shared", truncated_vocab_size=TRUNCATED_SIZE)
+    write_medusa(tmp_path, written, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
-    whole = torch.randn(WORDS, SIZE)
-    whole[ours.token_map] = stored.pop("lm_head.weight")
-    save_file({**stored, "lm_heads.0.weight": whole}, tmp_path / "model.safetensors")
+    full = torch.randn(VOCAB_SIZE, HIDDEN_SIZE)
+    full[written.token_map] = stored.pop("lm_head.weight")
+    save_file({**stored, "lm_heads.0.weight": full}, tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("medusa_fc_bias", "hidden_size"):
         del config[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = read(tmp_path)
-    theirs = dict(found.heads.named_parameters())
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.named_parameters())
-    assert found.accuracies is None
+    loaded = read(tmp_path)
+    assert_equal_heads(loaded.heads, written)
+    assert loaded.accuracies is None
+
+
+def test_a_shared_lm_head_under_both_names_is_refused(tmp_path):
+    write_medusa(tmp_path, heads(lm_head="shared"), dtype=torch.float32)
+    stored = load_file(tmp_path / "model.safetensors")
+    save_file({**stored, "lm_heads.0.weight": stored["lm_head.weight"].clone()}, tmp_path / "model.safetensors")
+    assert "lm_head.weight [53, 24] is not expected" in refusal(tmp_path)
 
 
 def refusal(folder: Path, **options) -> str:
@@ -164,7 +179,7 @@ def refusal(folder: Path, **options) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (lambda stored: stored.pop("blocks.1.layers.0.weight"), ["blocks.1.layers.0.weight [24, 24] is missing"]),
         (lambda stored: stored.pop("blocks.2.layers.1.bias"), ["blocks.2.layers.1.bias [24] is missing"]),
@@ -182,16 +197,16 @@ def refusal(folder: Path, **options) -> str:
     ],
     ids=["missing", "bias missing", "unknown", "one head more", "shapes", "dtype", "map"],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path, change, words):
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, expected):
     write_medusa(tmp_path, heads(), dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     change(stored)
     save_file(stored, tmp_path / "model.safetensors")
     message = refusal(tmp_path)
-    assert [word for word in words if word not in message] == []
+    assert [part for part in expected if part not in message] == []
 
 
-def test_biases_that_the_configuration_denies_are_not_dropped(tmp_path):
+def test_biases_that_contradict_the_configuration_are_refused(tmp_path):
     write_medusa(tmp_path, heads(), dtype=torch.float32)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "medusa_fc_bias": False}))
@@ -201,18 +216,17 @@ def test_biases_that_the_configuration_denies_are_not_dropped(tmp_path):
 
 @pytest.mark.parametrize("original", [False, True], ids=["vllm", "original"])
 def test_heads_of_another_model_are_refused_with_both_numbers(tmp_path, original):
-    ours = heads(num_layers=1)
-    write_medusa(tmp_path, ours, dtype=torch.float32)
+    write_medusa(tmp_path, heads(num_layers=1), dtype=torch.float32)
     if original:
         stored = load_file(tmp_path / "model.safetensors")
-        names = {"blocks": lambda words: f"{words[1]}.0.linear.{words[4]}", "lm_heads": lambda words: f"{words[1]}.1.weight"}
+        names = {"blocks": lambda parts: f"{parts[1]}.0.linear.{parts[4]}", "lm_heads": lambda parts: f"{parts[1]}.1.weight"}
         renamed = {names[name.split(".")[0]](name.split(".")): tensor for name, tensor in stored.items()}
         save_file(renamed, tmp_path / "medusa_lm_head.safetensors")
         (tmp_path / "model.safetensors").unlink()
         (tmp_path / "config.json").write_text("{}")
-    for options, words in (({"hidden_size": 32}, ("hidden size", "24", "32")), ({"vocab_size": 99}, ("vocabulary", "53", "99"))):
+    for options, expected in (({"hidden_size": 32}, ("hidden size", "24", "32")), ({"vocab_size": 99}, ("vocabulary", "53", "99"))):
         message = refusal(tmp_path, **options)
-        assert [word for word in words if word not in message] == []
+        assert [part for part in expected if part not in message] == []
 
 
 @pytest.mark.parametrize("name", ["medusa_lm_head.pt", "pytorch_model.bin"])
@@ -224,7 +238,7 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "expected"),
     [
         ({"num_heads": 0}, "num_heads=0"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers='two'"),
@@ -234,16 +248,16 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
         ({"truncated_vocab_size": 90}, "truncated_vocab_size"),
     ],
 )
-def test_a_wrong_configuration_is_refused(tmp_path, values, words):
+def test_an_invalid_configuration_is_refused(tmp_path, values, expected):
     write_medusa(tmp_path, heads(), dtype=torch.float32)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **values}))
-    assert words in refusal(tmp_path)
+    assert expected in refusal(tmp_path)
 
 
-def test_a_map_to_tokens_that_do_not_exist_is_refused(tmp_path):
-    ours = heads(truncated_vocab_size=FEW)
-    ours.token_map[3] = WORDS
-    write_medusa(tmp_path, ours, dtype=torch.float32)
+def test_a_token_map_outside_the_vocabulary_is_refused(tmp_path):
+    written = heads(truncated_vocab_size=TRUNCATED_SIZE)
+    written.token_map[3] = VOCAB_SIZE
+    write_medusa(tmp_path, written, dtype=torch.float32)
     message = refusal(tmp_path)
     assert "token_map" in message and "53" in message and "0 to 52" in message

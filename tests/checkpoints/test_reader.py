@@ -1,4 +1,4 @@
-"""A damaged, incomplete or untrusted folder is refused with a sentence that names what is wrong with it."""
+"""``Checkpoint``: a damaged, incomplete or untrusted folder is refused with a message that names the fault."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hasten.checkpoints.check_vocabulary import check_vocabulary
-from hasten.checkpoints.reader import Checkpoint
+from hasten.checkpoints.reader import Checkpoint, check_tokenizer_size
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small sound checkpoint of its own, to be damaged."""
+    """Return a small valid checkpoint that the test may damage."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     save_file({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
     return tmp_path
@@ -35,7 +34,7 @@ def _message(folder: Path, kind: type[CheckpointError] = CheckpointError) -> str
     return message
 
 
-def test_a_sound_checkpoint_reads(folder: Path) -> None:
+def test_a_valid_checkpoint_is_read(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"top_k": 5}')
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.config == {"model_type": "llama"}
@@ -47,16 +46,16 @@ def test_a_sound_checkpoint_reads(folder: Path) -> None:
     assert torch.equal(checkpoint.read("a"), torch.arange(6.0).view(2, 3))
 
 
-def test_every_truncation_is_seen(folder: Path) -> None:
+def test_every_truncation_is_detected(folder: Path) -> None:
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
+    content = file.read_bytes()
+    for length in range(len(content)):
+        file.write_bytes(content[:length])
         message = _message(folder)
         assert "model.safetensors" in message
         assert f"{length:,}" in message
-    file.write_bytes(whole + b"\0")
-    assert f"{len(whole) + 1:,}" in _message(folder)
+    file.write_bytes(content + b"\0")
+    assert f"{len(content) + 1:,}" in _message(folder)
 
 
 def _write(file: Path, header: Any, data: bytes) -> None:
@@ -65,7 +64,7 @@ def _write(file: Path, header: Any, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "header, wanted",
+    "header, expected",
     [
         (b"{not json", "not JSON"),
         ([1, 2], "not a table"),
@@ -86,20 +85,20 @@ def _write(file: Path, header: Any, data: bytes) -> None:
         ),
     ],
 )
-def test_a_header_that_lies_is_refused(header: Any, wanted: str, folder: Path) -> None:
-    _write(folder / "model.safetensors", header, bytes(8 if wanted.startswith("overlap") and "v" not in header else 4))
-    assert wanted in _message(folder)
+def test_an_inconsistent_header_is_refused(header: Any, expected: str, folder: Path) -> None:
+    _write(folder / "model.safetensors", header, bytes(8 if expected.startswith("overlap") and "v" not in header else 4))
+    assert expected in _message(folder)
 
 
-def test_what_only_safetensors_refuses_is_refused_too(folder: Path) -> None:
+def test_a_file_that_only_safetensors_refuses_is_refused(folder: Path) -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     _write(folder / "model.safetensors", {"__metadata__": {"format": 3}, "w": entry}, bytes(4))
     checkpoint = Checkpoint.open(folder)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a sound"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a valid safetensors file"):
         checkpoint.read("w")
 
 
-def test_every_fault_is_listed(folder: Path) -> None:
+def test_every_faulty_tensor_is_listed(folder: Path) -> None:
     bad = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
     _write(folder / "model.safetensors", {"first": bad, "second": bad}, bytes(4))
     message = _message(folder)
@@ -125,7 +124,7 @@ def test_missing_and_broken_shards_are_listed_together(sharded: Path) -> None:
     assert files[1].name not in message
 
 
-def test_a_tensor_that_is_not_where_the_index_says_is_missed(sharded: Path) -> None:
+def test_a_tensor_that_its_indexed_file_lacks_is_named(sharded: Path) -> None:
     file = sorted(sharded.glob("*.safetensors"))[1]
     tensors = load_file(file)
     name = sorted(tensors)[0]
@@ -135,12 +134,12 @@ def test_a_tensor_that_is_not_where_the_index_says_is_missed(sharded: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "index, wanted",
+    "index, expected",
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "no rows_are_finite 'weight_map'"),
-        ('{"weight_map": {}}', "no rows_are_finite 'weight_map'"),
-        ('{"weight_map": {"a": 3}}', "no rows_are_finite 'weight_map'"),
+        ("[]", "is not a JSON object"),
+        ('{"weight_map": {}}', "no valid 'weight_map'"),
+        ('{"weight_map": {"a": 3}}', "no valid 'weight_map'"),
         (
             '{"weight_map": {"a": "../secret.safetensors"}}',
             "names files that are not safetensors files of its folder: got ../secret.safetensors",
@@ -148,24 +147,24 @@ def test_a_tensor_that_is_not_where_the_index_says_is_missed(sharded: Path) -> N
         ('{"weight_map": {"a": "model.bin"}}', "names files that are not safetensors files of its folder: got model.bin"),
     ],
 )
-def test_a_bad_index_is_refused(index: str, wanted: str, folder: Path) -> None:
+def test_an_invalid_index_is_refused(index: str, expected: str, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
-    assert wanted in _message(folder)
+    assert expected in _message(folder)
 
 
 class _Trap:
-    """Unpickling this writes a file."""
+    """An object that writes a file when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
+        return (Path.touch, (self.file,))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "last.ckpt"])
-def test_pickle_is_refused_and_never_read(name: str, folder: Path) -> None:
+def test_a_pickle_is_refused_and_never_read(name: str, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(_Trap(folder / "ran"), folder / name)
     message = _message(folder)
@@ -175,14 +174,14 @@ def test_pickle_is_refused_and_never_read(name: str, folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
-def test_remote_code_is_refused(folder: Path) -> None:
+def test_code_of_the_checkpoint_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "auto_map": {"AutoModel": "modeling.py"}}))
     message = _message(folder)
     assert "modeling.py" in message
     assert "never" in message
 
 
-def test_a_folder_that_is_no_model(folder: Path) -> None:
+def test_a_folder_without_a_model_is_refused(folder: Path) -> None:
     assert "nowhere" in _message(folder / "nowhere", ModelNotFound)
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
     assert "consolidated.safetensors" in _message(folder, ModelNotFound)
@@ -194,10 +193,10 @@ def test_a_folder_that_is_no_model(folder: Path) -> None:
     assert "config.json" in _message(folder, ModelNotFound)
 
 
-def test_a_tokenizer_must_fit_the_embedding() -> None:
-    check_vocabulary(100, 100)
-    check_vocabulary(100, 128)
+def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
+    check_tokenizer_size(100, 100)
+    check_tokenizer_size(100, 128)
     with pytest.raises(CheckpointError) as error:
-        check_vocabulary(32_064, 32_000)
+        check_tokenizer_size(32_064, 32_000)
     assert "32,064" in str(error.value)
     assert "32,000" in str(error.value)

@@ -38,7 +38,7 @@ def test_a_head_is_trained_and_loads_beside_its_model(hasten, command, model, tm
     assert spec.layer.mlp.intermediate_size == 32
     assert {*range(10, 17)} < {*loaded.head.target_ids.tolist()}
     report = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert len(loaded.config.accuracies) == len(report["held_out_score"]["acceptance"]) == loaded.config.num_guesses == 3
+    assert len(loaded.config.accuracies) == len(report["held_out_score"]["acceptance"]) == loaded.config.num_speculative_tokens == 3
     assert table[1][1] == f"{report['held_out_score']['acceptance'][0]:.1%}"
 
 

@@ -1,7 +1,7 @@
-"""Where a model name leads: a shipped model, a folder, or the Hugging Face cache and hub.
+"""Resolving a model name to a folder: a shipped model, a local folder, or a model of the Hugging Face cache and hub.
 
-It finds folders and knows nothing of what is in them. Only the standard cache is used, with its own settings (``HF_HOME``,
-``HF_HUB_CACHE``, ``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``). Pickled weights are never downloaded.
+The module does not read models. It uses only the standard cache with its own settings (``HF_HOME``, ``HF_HUB_CACHE``, ``HF_TOKEN``,
+``HF_ENDPOINT``, ``HF_HUB_OFFLINE``), and never downloads pickled weights.
 """
 
 from __future__ import annotations
@@ -12,24 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound, nearest
+from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir, snapshot_download
+from huggingface_hub.errors import (
+    CacheNotFound,
+    GatedRepoError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    from huggingface_hub import CachedRepoInfo
-    from tqdm.auto import tqdm
+from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound, nearest
 
 _DEMO = Path(__file__).parents[1] / "demo"
 SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft"}
-SHIPPED_HEADS = {f"demo-{name}": _DEMO / name for name in ("medusa", "eagle", "exits")}  # no models of their own
+SHIPPED_HEADS = {f"demo-{name}": _DEMO / name for name in ("medusa", "eagle", "exits")}  # not models by themselves
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-# Folders repeat the weights in other formats (onnx/, original/); so do Mistral's consolidated files.
-UNWANTED = ["*/*", "consolidated*.safetensors"]
+ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+# Subfolders (onnx/, original/) and Mistral's consolidated files repeat the weights in other formats.
+IGNORE_PATTERNS = ["*/*", "consolidated*.safetensors"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedModel:
+    """One model in the Hugging Face cache."""
+
     name: str
     commit: str  # of the newest revision in the cache
     size: int  # bytes on disk, all revisions
@@ -37,33 +46,49 @@ class CachedModel:
     path: Path
 
 
-def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> Path:
-    """The folder of a model; downloads it if need be, and resumes a download that was interrupted.
+if TYPE_CHECKING:
+    _ProgressBar = tqdm[Any]  # generic in its annotations only
+else:
+    _ProgressBar = tqdm
 
-    A shipped name wins over a folder of that name; write ``./demo`` for the folder. Raises ``ModelNotFound``, and
-    ``CheckpointError`` for a cached copy that is not whole and cannot be completed.
+
+class _SilentBar(_ProgressBar):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "disable": True})
+
+
+def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> Path:
+    """Return the folder of a model. Downloads it if necessary, and completes an interrupted download.
+
+    A shipped name takes precedence over a folder of that name; ``./demo`` is the folder. Raises ``ModelNotFound``, and
+    ``CheckpointError`` for an incomplete cached copy that cannot be completed.
     """
-    if name in SHIPPED or name in SHIPPED_HEADS:
-        return _shipped(name, revision)
+    shipped = (SHIPPED | SHIPPED_HEADS).get(name)
+    if shipped is not None:
+        if revision is not None:
+            raise InvalidOption(f"{name} ships inside hasten and has one revision", got=f"revision {revision!r}")
+        if not shipped.is_dir():
+            raise ModelNotFound(f"this installation of hasten lacks its model {name!r}", got=shipped, remedy="Install hasten again")
+        return shipped
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise InvalidOption("revision is for models of the hub, and this is a folder", got=f"{revision!r} with {name}")
+            raise InvalidOption("a revision needs a hub model, and this is a folder", got=f"revision {revision!r} of {name}")
         return folder
     if folder.is_file():
         raise ModelNotFound(f"{name} is a file, and a model is a folder", remedy=f"Give the folder: {folder.parent}")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ModelNotFound("there is no such model folder", got=repr(name), remedy=_remedy(name))
+        raise ModelNotFound("there is no such model folder", got=repr(name), remedy=_nearest_model(name))
     return _download(name, revision, quiet)
 
 
 def cached_models() -> list[CachedModel]:
-    """The models in the Hugging Face cache that have safetensors, by name. Reads the disk; needs no network."""
-    found = []
+    """Return the models in the Hugging Face cache that have safetensors files, by name. Needs no network."""
+    models = []
     for repo in _cached_repos():
         newest = max(repo.revisions, key=lambda revision: revision.last_modified)
         if any(file.file_name.endswith(".safetensors") for revision in repo.revisions for file in revision.files):
-            found.append(
+            models.append(
                 CachedModel(
                     name=repo.repo_id,
                     commit=newest.commit_hash,
@@ -72,58 +97,45 @@ def cached_models() -> list[CachedModel]:
                     path=newest.snapshot_path,
                 )
             )
-    return sorted(found, key=lambda model: model.name.lower())
+    return sorted(models, key=lambda model: model.name.lower())
 
 
 def remove(name: str) -> int:
-    """Removes every revision of a model from the cache; returns the bytes that this freed. Raises ``ModelNotFound``."""
+    """Remove every revision of a model from the cache and return the freed bytes. Raises ``ModelNotFound``."""
     if name in SHIPPED:
         raise InvalidOption(f"{name} ships inside hasten and is not in the cache", remedy="There is nothing to remove")
     repos = {repo.repo_id: repo for repo in _cached_repos()}
     if name not in repos:
         known = [*repos] or ["nothing: the cache is empty"]
         raise ModelNotFound("the cache has no such model", got=repr(name), remedy=nearest(name, known))
-    from huggingface_hub import scan_cache_dir
-
-    # A copy of a repository has the same commits, and the client finds revisions by commit alone: show it this one only.
-    alone = dataclasses.replace(scan_cache_dir(cache_folder()), repos=frozenset([repos[name]]))
-    strategy = alone.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
+    # The client finds revisions by commit alone, and a copy of a repository has the same commits: show it this one only.
+    cache = dataclasses.replace(scan_cache_dir(cache_folder()), repos=frozenset([repos[name]]))
+    strategy = cache.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
     strategy.execute()
     return strategy.expected_freed_size
 
 
 def offline() -> bool:
-    """Whether the hub is out of bounds (``HF_HUB_OFFLINE``)."""
-    from huggingface_hub import constants
-
+    """Whether ``HF_HUB_OFFLINE`` forbids access to the hub."""
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def cache_folder() -> Path:
-    from huggingface_hub import constants
-
     return Path(constants.HF_HUB_CACHE)
 
 
-def _shipped(name: str, revision: str | None) -> Path:
-    if revision is not None:
-        raise InvalidOption(f"{name} ships inside hasten and has one revision", got=f"revision {revision!r}")
-    folder = (SHIPPED | SHIPPED_HEADS)[name]
-    if not folder.is_dir():
-        raise ModelNotFound(f"this installation of hasten lacks its model {name!r}", got=str(folder), remedy="Install hasten again")
-    return folder
-
-
 def _download(name: str, revision: str | None, quiet: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, IncompleteSnapshotError, RevisionNotFoundError
-
-    bar = _silent_bar() if quiet else None
     try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=bar)
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=ALLOW_PATTERNS,
+            ignore_patterns=IGNORE_PATTERNS,
+            tqdm_class=_SilentBar if quiet else None,
+        )
     except IncompleteSnapshotError:
         raise CheckpointError(
-            f"the copy of {name} in the cache is not whole, and the hub cannot be reached",
+            f"the copy of {name} in the cache is incomplete, and the hub cannot be reached",
             remedy=f"Go online and run: hasten pull {name}",
         ) from None
     except GatedRepoError as error:
@@ -135,46 +147,27 @@ def _download(name: str, revision: str | None, quiet: bool) -> Path:
             f"{name} has no such revision", got=repr(revision), remedy="Leave --revision out for the newest"
         ) from error
     except Exception as error:
-        # The hub client lets its HTTP library's exceptions through; anything else is a fault of hasten.
+        # The hub client passes on exceptions of its HTTP library; any other exception is a bug in hasten.
         if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(("huggingface_hub", "http")):
             raise
-        raise _not_found(name, error) from error
+        raise ModelNotFound(_reason(error), got=repr(name), remedy=_nearest_model(name)) from error
     if not (Path(folder) / "config.json").is_file():
-        raise ModelNotFound(f"{name} has no config.json, so it is not a model", remedy=_remedy(name))
+        raise ModelNotFound(f"{name} has no config.json, so it is not a model", remedy=_nearest_model(name))
     return Path(folder)
 
 
-def _silent_bar() -> type[tqdm[Any]]:
-    if TYPE_CHECKING:
-        shown = tqdm[Any]  # generic in its annotations only
-    else:
-        from tqdm.auto import tqdm as shown
-
-    class SilentBar(shown):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return SilentBar
-
-
-def _not_found(name: str, error: Exception) -> ModelNotFound:
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-
+def _reason(error: Exception) -> str:
+    """Return why a model could not be downloaded."""
     if isinstance(error, RepositoryNotFoundError):
-        what = "the hub has no such public model, nor is there such a folder"
-    elif offline():
-        what = "there is no such folder, the cache does not have this model, and HF_HUB_OFFLINE keeps hasten off the hub"
-    elif isinstance(error, LocalEntryNotFoundError):
-        what = "there is no such folder, the cache does not have this model, and the hub cannot be reached"
-    else:
-        what = f"the hub refused ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
-    return ModelNotFound(what, got=repr(name), remedy=_remedy(name))
+        return "the hub has no such public model, and no such folder exists"
+    if offline():
+        return "no such folder exists, the cache does not have this model, and HF_HUB_OFFLINE forbids access to the hub"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "no such folder exists, the cache does not have this model, and the hub cannot be reached"
+    return f"the hub refused ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
 
 
 def _cached_repos() -> list[CachedRepoInfo]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
     try:
         repos = scan_cache_dir(cache_folder()).repos
     except CacheNotFound:
@@ -182,15 +175,11 @@ def _cached_repos() -> list[CachedRepoInfo]:
     return [repo for repo in repos if repo.repo_type == "model" and repo.revisions]
 
 
-def _remedy(name: str) -> str:
-    """The nearest model that is already here: shipped, in the cache, or a folder beside the one that was named."""
-    path = Path(name).expanduser()
-    beside = [str(path.parent / entry.name) for entry in _subfolders(path.parent) if (entry / "config.json").is_file()]
-    return nearest(name, [*SHIPPED, *SHIPPED_HEADS, *(model.name for model in cached_models()), *beside])
-
-
-def _subfolders(folder: Path) -> list[Path]:
+def _nearest_model(name: str) -> str:
+    """Return a remedy with the nearest model: shipped, in the cache, or a folder beside the one that was named."""
+    parent = Path(name).expanduser().parent
     try:
-        return [entry for entry in folder.iterdir() if entry.is_dir()]
+        siblings = [str(parent / entry.name) for entry in parent.iterdir() if (entry / "config.json").is_file()]
     except OSError:
-        return []
+        siblings = []
+    return nearest(name, [*SHIPPED, *SHIPPED_HEADS, *(model.name for model in cached_models()), *siblings])

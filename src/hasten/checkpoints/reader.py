@@ -1,8 +1,7 @@
-"""``Checkpoint``: a model folder on disk, checked when it is opened. It knows files and tensors and no architecture."""
+"""``Checkpoint``: a model folder on disk, checked when it is opened. It knows files and tensors, and no architecture."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,66 +10,88 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hasten.checkpoints.header import TensorEntry
-from hasten.checkpoints.shards import SINGLE, read_shards
+from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.shards import SINGLE, TensorEntry, read_shards
 from hasten.core.errors import CheckpointError, ModelNotFound
+
+FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
+
+ExpectedTensor = tuple[tuple[int, ...], tuple[str, ...]]  # shape, allowed dtypes
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
+    """The configuration and the tensor entries of a model folder. Tensors are read on demand."""
+
     folder: Path
     config: dict[str, Any]
-    generation_config: dict[str, Any]  # empty when the folder has none
-    tensors: Mapping[str, TensorEntry]  # by name; an entry may have another name in its file, if a format has several
+    generation_config: dict[str, Any]  # empty if the folder has none
+    tensors: Mapping[str, TensorEntry]  # by name; ``TensorEntry.name`` may differ where a format has several names
     _files: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
-        """Reads the configuration and every shard's header; no tensor yet. ``single``: the file of weights that are in one.
+        """Read the configuration and every shard's header. ``single`` is the name of an unsharded weights file.
 
-        Raises ``ModelNotFound`` for a folder that is not there or holds no model, and ``CheckpointError`` for one that is broken,
-        has only pickled weights, or wants to run its own code.
+        Raises ``ModelNotFound`` for a folder that is missing or holds no model. Raises ``CheckpointError`` for a broken model, pickled
+        weights, or a model that needs its own code.
         """
         if not folder.is_dir():
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
         if not (folder / "config.json").is_file():
             raise ModelNotFound(f"{folder} has no config.json, so it is not a model folder", remedy="Check the path")
-        config = read_table(folder / "config.json")
-        _refuse_code(folder, config)
+        config = read_json(folder / "config.json")
+        if config.get("auto_map"):
+            raise CheckpointError(
+                f"{folder} needs its own Python code ('auto_map' in config.json), which hasten never runs",
+                got=config["auto_map"],
+                remedy="Use a checkpoint of an architecture that transformers includes, or remove 'auto_map' if it is one",
+            )
         generation = folder / "generation_config.json"
-        return cls(folder, config, read_table(generation) if generation.is_file() else {}, read_shards(folder, single))
+        return cls(folder, config, read_json(generation) if generation.is_file() else {}, read_shards(folder, single))
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as a view of the memory-mapped file where safetensors gives one: copy it, and let it go.
+        """Return one tensor, as a view of the memory-mapped file where safetensors has one: copy it and release it.
 
         Raises ``CheckpointError`` for a file that safetensors does not accept.
         """
         entry = self.tensors[name]
-        file = entry.file
         try:
-            if file not in self._files:
-                self._files[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._files[file].get_tensor(entry.name)
+            if entry.file not in self._files:
+                self._files[entry.file] = safe_open(entry.file, framework="pt")
+            tensor: Tensor = self._files[entry.file].get_tensor(entry.name)
         except SafetensorError as error:
-            raise CheckpointError(f"{file} is not a sound safetensors file", got=error, remedy="Download it again") from None
+            raise CheckpointError(f"{entry.file} is not a valid safetensors file", got=error, remedy="Download it again") from None
         return tensor
 
+    def check_tensors(self, expected: Mapping[str, ExpectedTensor], contents: str) -> None:
+        """Raise ``CheckpointError`` listing the tensors that are missing, unexpected, or of another shape or dtype."""
+        faults = [f"{name} {list(shape)} is missing" for name, (shape, _) in expected.items() if name not in self.tensors]
+        for name, entry in self.tensors.items():
+            shape, dtypes = expected.get(name, (None, ()))
+            if shape is None:
+                faults.append(f"{entry.name} {list(entry.shape)} is not expected")
+            elif entry.shape != shape:
+                faults.append(f"{entry.name} is {list(entry.shape)}, expected {list(shape)}")
+            elif entry.dtype not in dtypes:
+                faults.append(f"{entry.name} is {entry.dtype}, expected {' or '.join(dtypes)}")
+        if faults:
+            raise CheckpointError(
+                f"the tensors of {self.folder} are not those of {contents} "
+                f"({len(faults)} fault{'s' if len(faults) > 1 else ''}): {'; '.join(faults)}",
+                remedy="Check that config.json belongs to these weights; if it does, download or train them again",
+            )
 
-def read_table(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises ``CheckpointError``."""
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON", got=error, remedy="Download the checkpoint again") from None
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{file} is not a JSON object", got=type(table).__name__, remedy="Download the checkpoint again")
-    return table
 
+def check_tokenizer_size(tokenizer_size: int, embedding_size: int) -> None:
+    """Raise ``CheckpointError`` if the tokenizer has ids without an embedding row.
 
-def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
-    if config.get("auto_map"):
+    ``tokenizer_size`` is its largest id plus one. A larger embedding is usual: its rows are padded to a round number.
+    """
+    if tokenizer_size > embedding_size:
         raise CheckpointError(
-            f"{folder} wants to run Python code of its own ('auto_map' in config.json), which hasten never does",
-            got=config["auto_map"],
-            remedy="Use a checkpoint of an architecture that transformers itself contains, or remove 'auto_map' if it is one",
+            "the tokenizer has more tokens than the model has embedding rows",
+            got=f"{tokenizer_size:,} tokens and {embedding_size:,} rows",
+            allowed=f"up to {embedding_size:,} tokens",
+            remedy="Use the tokenizer that came with this checkpoint",
         )

@@ -1,49 +1,86 @@
-"""Which safetensors files of a folder hold which tensors."""
+"""The safetensors files of a folder: their headers, the index, and what is wrong with them.
+
+::
+
+    [ 8 bytes: n, little-endian ][ n bytes: JSON {name: {dtype, shape, data_offsets [a, b)}} ][ data ]
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from hasten.checkpoints.header import BadHeader, TensorEntry, read_header
+from hasten.checkpoints.json_values import are_integers, are_strings, read_json
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_HEADER_BYTES = 100_000_000
+DTYPES_OF_SIZE = {
+    1: ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"),
+    2: ("U16", "I16", "F16", "BF16"),
+    4: ("U32", "I32", "F32"),
+    8: ("U64", "I64", "F64"),
+}
+ITEM_BYTES = {dtype: size for size, dtypes in DTYPES_OF_SIZE.items() for dtype in dtypes}
 
 
-def only_pickles(folder: Path, *readable: str) -> list[str]:
-    """The pickle files of a folder that has none of these files, by name; none where there is something to read, or no folder."""
-    if not folder.is_dir() or any((folder / name).is_file() for name in readable):
-        return []
-    return sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor in a safetensors file."""
+
+    name: str  # in the file
+    file: Path
+    dtype: str  # as safetensors writes it: "BF16"
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class HeaderError(Exception):
+    """The file is not a complete safetensors file; the message says why. ``read_shards`` collects these."""
+
+
+def refuse_pickles(folder: Path, *readable: str, remedy: str) -> None:
+    """Raise ``CheckpointError`` if the folder has pickle files and no file that matches a pattern in ``readable``."""
+    if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in readable):
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has only pickle files, which can run code when they are read, so hasten never reads them",
+            got=", ".join(pickles),
+            allowed=" or ".join(readable),
+            remedy=remedy,
+        )
 
 
 def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
-    """Every tensor of the checkpoint, by name.
+    """Return every tensor of the checkpoint, by name. ``single`` is the name of an unsharded weights file.
 
-    Raises ``CheckpointError`` that lists each missing or broken file and each tensor that the index promises and no file holds.
+    Raises ``CheckpointError`` that lists every missing or broken file and every tensor that its file lacks.
     """
-    placed = {} if (folder / single).is_file() else _read_index(folder)
-    names = sorted(set(placed.values())) or [single]
+    weight_map = {} if (folder / single).is_file() else _read_index(folder)
     faults, entries = [], {}
-    for name in names:
+    for name in sorted(set(weight_map.values())) or [single]:
         if not (folder / name).is_file():
             faults.append(f"{name} is missing")
             continue
         try:
-            found = read_header(folder / name)
-        except BadHeader as fault:
-            faults.append(str(fault))
+            header = read_header(folder / name)
+        except HeaderError as error:
+            faults.append(str(error))
             continue
-        entries.update({entry.name: entry for entry in found if placed.get(entry.name, name) == name})
-        held = {entry.name for entry in found}
+        entries.update({entry.name: entry for entry in header if weight_map.get(entry.name, name) == name})
+        present = {entry.name for entry in header}
         faults += [
-            f"{tensor} is not in {name}, where the index places it"
-            for tensor, at in placed.items()
-            if at == name and tensor not in held
+            f"{tensor} is not in {name}, which the index names for it"
+            for tensor, file in weight_map.items()
+            if file == name and tensor not in present
         ]
     if faults:
         raise CheckpointError(
@@ -53,42 +90,73 @@ def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
     return entries
 
 
+def read_header(file: Path) -> tuple[TensorEntry, ...]:
+    """Return the tensors of one file. Raises ``HeaderError`` with every fault."""
+    file_size = file.stat().st_size
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        if header_size > min(file_size - 8, MAX_HEADER_BYTES):
+            raise HeaderError(f"{file.name}: the header needs {header_size + 8:,} bytes and the file has {file_size:,}")
+        try:
+            header = json.loads(stream.read(header_size))
+        except (ValueError, RecursionError) as error:
+            raise HeaderError(f"{file.name}: the header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise HeaderError(f"{file.name}: the header is not a table of tensors")
+    header.pop("__metadata__", None)
+    faults = [f"{file.name}: {name}: {fault}" for name, value in header.items() if (fault := _find_fault(value)) is not None]
+    if faults:
+        raise HeaderError("; ".join(faults))
+    spans = [(0, 0), *sorted(tuple(value["data_offsets"]) for value in header.values())]
+    if any(stop != start for (_, stop), (start, _) in pairwise(spans)):
+        raise HeaderError(f"{file.name}: its tensors overlap or leave a gap")
+    needed = 8 + header_size + spans[-1][1]
+    if needed != file_size:
+        raise HeaderError(f"{file.name}: its tensors need {needed:,} bytes and the file has {file_size:,}")
+    return tuple(
+        TensorEntry(name, file, value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
+        for name, value in header.items()
+    )
+
+
+def _find_fault(value: object) -> str | None:
+    """Return what is wrong with the description of one tensor."""
+    if not isinstance(value, Mapping) or not {"dtype", "shape", "data_offsets"} <= value.keys():
+        return "its description is not complete"
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        return f"unknown dtype {dtype!r}"
+    if not are_integers(shape, 0) or not are_integers(offsets, 0) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return f"shape {shape} and offsets {offsets} do not describe a tensor"
+    needed = math.prod(shape) * ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != needed:
+        return f"shape {shape} of {dtype} needs {needed:,} bytes and {offsets[1] - offsets[0]:,} are stored"
+    return None
+
+
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, of a sharded checkpoint."""
+    """Return the file name of every tensor of a sharded checkpoint."""
     file = folder / INDEX
     if not file.is_file():
-        raise _no_weights(folder)
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON", got=error, remedy="Download the checkpoint again") from None
-    placed = index.get("weight_map") if isinstance(index, Mapping) else None
-    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
-        raise CheckpointError(
-            f"{file} has no rows_are_finite 'weight_map' from tensor names to files", remedy="Download the checkpoint again"
+        remedy = "Convert it with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        refuse_pickles(folder, "*.safetensors", remedy=remedy)
+        others = sorted(file.name for file in folder.iterdir() if file.suffix in (*PICKLES, ".safetensors", ".gguf"))
+        raise ModelNotFound(
+            f"{folder} has no weights",
+            got=", ".join(others) or "no weight file",
+            allowed=f"{SINGLE}, or shards with {INDEX}",
+            remedy="Check the path, or download the checkpoint again",
         )
-    outside = sorted({name for name in placed.values() if Path(name).name != name or not name.endswith(".safetensors")})
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not are_strings(list(weight_map.values())):
+        raise CheckpointError(
+            f"{file} has no valid 'weight_map' from tensor names to files", remedy="Download the checkpoint again"
+        )
+    outside = sorted({name for name in weight_map.values() if Path(name).name != name or not name.endswith(".safetensors")})
     if outside:
         raise CheckpointError(
             f"{file} names files that are not safetensors files of its folder",
             got=", ".join(outside),
             remedy="Convert the checkpoint with transformers' save_pretrained",
         )
-    return placed
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    others = sorted(file.name for file in folder.iterdir() if file.suffix in (*PICKLES, ".safetensors", ".gguf"))
-    if any(name.endswith(PICKLES) for name in others) and not any(name.endswith(".safetensors") for name in others):
-        return CheckpointError(
-            f"{folder} has its weights in pickle files only, and pickle can run code when it is read, so hasten never does",
-            got=", ".join(others),
-            allowed=f"{SINGLE}, or shards with {INDEX}",
-            remedy="Convert it with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
-        )
-    return ModelNotFound(
-        f"{folder} holds no weights",
-        got=", ".join(others) or "no weight file",
-        allowed=f"{SINGLE}, or shards with {INDEX}",
-        remedy="Check the path, or download the checkpoint again",
-    )
+    return weight_map

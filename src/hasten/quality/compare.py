@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from hasten.core.errors import InvalidOption
-from hasten.quality.base import Scorer
 from hasten.quality.divergence import Divergence, divergence
 from hasten.quality.quality import Quality, summarize
 from hasten.quality.window import Window
 
 # Positions whose logits are in memory at a time: 128 of a vocabulary of 151,936 take 78 MB per side.
 CHUNK_SIZE = 128
+
+
+class Scorer(Protocol):
+    """A model that scores given text (teacher forcing) instead of sampling."""
+
+    def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
+        """Yield the logits after each token in order, in chunks of ``chunk_size`` positions. Each [R, V], float32.
+
+        Closing the generator releases what the scorer holds for the text.
+        """
+        ...
 
 
 def compare(

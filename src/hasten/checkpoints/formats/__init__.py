@@ -1,1 +1,1 @@
-"""Checkpoints of what is not a whole model, in the layouts that other engines read and write. One format per file."""
+"""Checkpoints of draft heads, early exits and draft vocabularies. One format per file."""

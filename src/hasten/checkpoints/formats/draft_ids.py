@@ -1,7 +1,7 @@
-"""The tokens that a small model guesses from, in a file of its own beside the model's: ``draft_ids`` [D] int32, rising.
+"""The draft vocabulary of a draft model, in a file beside its weights: ``draft_ids`` [D] int32, rising.
 
-The model stays one that anybody loads; whoever knows the file reads a part of its vocabulary projection only (FR-Spec, Zhao et al.,
-2025, arXiv 2502.14856).
+The draft model stays loadable without the file. With it, only these rows of its lm_head are computed (FR-Spec, Zhao et al., 2025,
+arXiv 2502.14856).
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from torch import Tensor
 
 from hasten.core.errors import CheckpointError
 
-FILE, NAME = "draft_ids.safetensors", "draft_ids"
+DRAFT_IDS, DRAFT_IDS_FILE = "draft_ids", "draft_ids.safetensors"
 _REMEDY = "Train the draft model again, or remove the file"
 
 
 def read_draft_ids(folder: Path, vocab_size: int) -> Tensor | None:
-    """[D] int64; None where there is no such file. Raises ``CheckpointError`` for one that says something else."""
-    path = folder / FILE
+    """Return the draft vocabulary, [D] int64, or None without a file. Raises ``CheckpointError`` for an invalid file."""
+    path = folder / DRAFT_IDS_FILE
     if not path.is_file():
         return None
     try:
         tensors = load_file(path)
-    except SafetensorError as wrong:
-        raise CheckpointError(f"{path} cannot be read: {wrong}", remedy=_REMEDY) from wrong
-    if set(tensors) != {NAME}:
-        raise CheckpointError(f"{path} holds other tensors", got=", ".join(sorted(tensors)) or "none", allowed=NAME)
-    return checked_ids(tensors[NAME], vocab_size, path, remedy=_REMEDY)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", remedy=_REMEDY) from error
+    if set(tensors) != {DRAFT_IDS}:
+        raise CheckpointError(f"{path} has other tensors", got=", ".join(sorted(tensors)) or "none", allowed=DRAFT_IDS)
+    return check_draft_ids(tensors[DRAFT_IDS], vocab_size, path, remedy=_REMEDY)
 
 
 def write_draft_ids(folder: Path, ids: Tensor) -> None:
-    save_file({NAME: ids.to(torch.int32)}, folder / FILE, metadata={"format": "pt"})
+    save_file({DRAFT_IDS: ids.to(torch.int32)}, folder / DRAFT_IDS_FILE, metadata={"format": "pt"})
 
 
-def checked_ids(ids: Tensor, vocab_size: int, where: Path, *, remedy: str) -> Tensor:
-    """Whole numbers of the vocabulary, rising: int64. Raises ``CheckpointError``."""
-    sound = ids.dtype in (torch.int32, torch.int64) and ids.dim() == 1 and len(ids) > 0
-    if not sound or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size or bool((ids.diff() <= 0).any()):
+def check_draft_ids(ids: Tensor, vocab_size: int, path: Path, *, remedy: str) -> Tensor:
+    """Return the ids as int64. Raises ``CheckpointError`` unless they are rising token ids of the vocabulary."""
+    is_list = ids.dtype in (torch.int32, torch.int64) and ids.dim() == 1 and len(ids) > 0
+    if not is_list or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size or bool((ids.diff() <= 0).any()):
         raise CheckpointError(
-            f"draft_ids of {where} are no tokens to guess from",
-            got=f"{ids.dtype} {list(ids.shape)}" + (f", {int(ids.min())} to {int(ids.max())}" if sound else ""),
+            f"draft_ids of {path} are not a draft vocabulary",
+            got=f"{ids.dtype} {list(ids.shape)}" + (f", {int(ids.min())} to {int(ids.max())}" if is_list else ""),
             allowed=f"ids from 0 to {vocab_size - 1}, rising, each once",
             remedy=remedy,
         )

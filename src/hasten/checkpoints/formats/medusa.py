@@ -1,4 +1,4 @@
-"""Medusa heads on disk: vLLM's layout, read and written, and the original one, read.
+"""Medusa heads on disk (Cai et al., 2024, arXiv 2401.10774): vLLM's layout is read and written, the original one is read.
 
 ::
 
@@ -6,59 +6,64 @@
               original_lm_head: lm_head.weight (or lm_heads.0.weight) once for all heads, or nothing: the model's own
     original  {head}.{layer}.linear.weight|bias           {head}.{number of layers}.weight
 
-A tensor that no head needs is refused, not dropped: a bias left out by mistake is a drafter that is never right.
+An unexpected tensor is refused, not ignored: heads without their biases would load and never draft a right token.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from hasten.checkpoints.reader import Checkpoint
-from hasten.checkpoints.shards import INDEX, SINGLE, only_pickles
+from hasten.checkpoints.json_values import are_shares, is_integer
+from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
+from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, refuse_pickles
+from hasten.checkpoints.writer import write_checkpoint
 from hasten.core.errors import CheckpointError
 from hasten.layers.layer_context import LayerContext
 from hasten.layers.medusa import LmHead, MedusaHeads, MedusaSpec
 
 ORIGINAL = "medusa_lm_head.safetensors"
-READABLE = ("F32", "BF16", "F16", "F64")
-_SHARED = ("lm_head.weight", "lm_heads.0.weight")  # either name of one projection for all heads
 _PREFIXES = ("medusa_heads.", "medusa_head.")
-_LAYER = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
-_BLOCK = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
-_PROJECTION = re.compile(r"(\d+)\.(\d+)\.weight")
+_ORIGINAL_LAYER = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
+_ORIGINAL_LM_HEAD = re.compile(r"(\d+)\.(\d+)\.weight")
+_LAYER = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
 _CONVERT = (
-    "Convert it once, where you trust the file: import torch, safetensors.torch as s; "
-    "s.save_file({k: v.clone() for k, v in torch.load(FILE, weights_only=True).items()}, 'medusa_lm_head.safetensors')"
+    "Convert the file if you trust it: import torch, safetensors.torch as s; "
+    f"s.save_file({{k: v.clone() for k, v in torch.load(FILE, weights_only=True).items()}}, {ORIGINAL!r})"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class MedusaCheckpoint:
+    """Medusa heads, and the measured accuracy of their choices."""
+
     heads: MedusaHeads
-    accuracies: tuple[tuple[float, ...], ...] | None  # [head][rank] of a tree's choice; None: not measured
+    accuracies: tuple[tuple[float, ...], ...] | None  # [head][rank of a choice]; None: not measured
 
 
 def read_medusa(folder: Path, *, hidden_size: int, vocab_size: int, layer_context: LayerContext) -> MedusaCheckpoint:
-    """The heads of a folder, for a model of this hidden size and vocabulary.
+    """Return the heads of a folder, for a model of this hidden size and vocabulary.
 
     Raises ``CheckpointError`` for pickles, for heads of another model (with both numbers), and for tensors that are missing,
     unexpected, or of another shape (with all of them).
     """
-    checkpoint = Checkpoint.open(folder, single=_weights_file(folder))
-    names = _canonical_names(checkpoint)
-    spec = _spec(checkpoint, names, hidden_size, vocab_size)
-    _check_tensors(checkpoint, names, spec)
+    refuse_pickles(folder, SINGLE, INDEX, ORIGINAL, remedy=_CONVERT)
+    original = (folder / ORIGINAL).is_file() and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file()
+    checkpoint = Checkpoint.open(folder, single=ORIGINAL if original else SINGLE)
+    checkpoint = dataclasses.replace(checkpoint, tensors=_canonical_names(checkpoint))
+    _check_model_sizes(checkpoint, hidden_size, vocab_size)
+    spec = _read_spec(checkpoint, hidden_size, vocab_size)
+    contents = f"{spec.num_heads} Medusa heads of {spec.num_layers} layers"
+    checkpoint.check_tensors(_expected_tensors(checkpoint, spec), contents)
     heads = MedusaHeads(spec, layer_context)
-    _fill(heads, checkpoint, names)
-    return MedusaCheckpoint(heads.eval(), _accuracies(checkpoint, spec))
+    _load_tensors(heads, checkpoint)
+    return MedusaCheckpoint(heads.eval(), _read_accuracies(checkpoint, spec))
 
 
 def write_medusa(
@@ -69,13 +74,13 @@ def write_medusa(
     accuracies: Sequence[Sequence[float]] | None = None,
     base_model: str | None = None,
 ) -> None:
-    """vLLM's layout, with matrices and biases in ``dtype``. The heads are dense."""
+    """Write dense heads in vLLM's layout, with matrices and biases in ``dtype``."""
     spec = heads.spec
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_stored_name(name, spec): tensor.detach().to(dtype).contiguous() for name, tensor in heads.named_parameters()}
+    tensors = {name.replace(".format.", "."): parameter.to(dtype) for name, parameter in heads.named_parameters()}
+    if spec.lm_head == "shared":
+        tensors["lm_head.weight"] = tensors.pop("lm_heads.0.weight")
     if heads.token_map is not None:
         tensors["token_map"] = heads.token_map
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     config: dict[str, Any] = {
         "architectures": ["MedusaModel"],
         "model_type": "medusa",
@@ -89,105 +94,84 @@ def write_medusa(
         "dtype": str(dtype).removeprefix("torch."),
     }
     config |= {} if base_model is None else {"base_model_name_or_path": base_model}
-    config |= {} if accuracies is None else {"head_accuracies": [list(head) for head in accuracies]}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    config |= {} if accuracies is None else {"head_accuracies": [list(ranks) for ranks in accuracies]}
+    write_checkpoint(folder, tensors, config)
 
 
-def _stored_name(parameter: str, spec: MedusaSpec) -> str:
-    """From a parameter of ``MedusaHeads`` to vLLM's name for it."""
-    name = parameter.replace(".format.", ".")
-    return "lm_head.weight" if spec.lm_head == "shared" and name == "lm_heads.0.weight" else name
-
-
-def _weights_file(folder: Path) -> str:
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file() or not folder.is_dir():
-        return SINGLE
-    if (folder / ORIGINAL).is_file():
-        return ORIGINAL
-    pickles = only_pickles(folder)
-    if pickles:
-        raise CheckpointError(
-            f"{folder} has its heads in a pickle file, and pickle can run code when it is read, so hasten never does",
-            got=", ".join(pickles),
-            allowed=f"{SINGLE} or {ORIGINAL}",
-            remedy=_CONVERT,
-        )
-    return SINGLE
-
-
-def _canonical_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """vLLM's name of every tensor -> the name that it is stored under."""
-    bare = {name: name for name in checkpoint.tensors}
+def _canonical_names(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+    """Return the entries by vLLM's names; a shared lm_head is ``lm_heads.0.weight``."""
+    tensors = dict(checkpoint.tensors)
     for prefix in _PREFIXES:
-        if bare and all(name.startswith(prefix) for name in bare):
-            bare = {name.removeprefix(prefix): stored for name, stored in bare.items()}
-    if not any(_LAYER.fullmatch(name) for name in bare):
-        return bare
-    depth = 1 + max(int(found[2]) for name in bare if (found := _LAYER.fullmatch(name)))
-    names = {}
-    for name, stored in bare.items():
-        if found := _LAYER.fullmatch(name):
-            name = f"blocks.{found[1]}.layers.{found[2]}.{found[3]}"
-        elif (found := _PROJECTION.fullmatch(name)) and int(found[2]) == depth:
-            name = f"lm_heads.{found[1]}.weight"
-        names[name] = stored
-    return names
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): entry for name, entry in tensors.items()}
+    num_layers = 1 + max((int(match[2]) for name in tensors if (match := _ORIGINAL_LAYER.fullmatch(name))), default=-1)
+    canonical = {}
+    for name, entry in tensors.items():
+        if match := _ORIGINAL_LAYER.fullmatch(name):
+            name = f"blocks.{match[1]}.layers.{match[2]}.{match[3]}"
+        elif num_layers and (match := _ORIGINAL_LM_HEAD.fullmatch(name)) and int(match[2]) == num_layers:
+            name = f"lm_heads.{match[1]}.weight"
+        canonical[name] = entry
+    if checkpoint.config.get("original_lm_head") and "lm_heads.0.weight" not in canonical and "lm_head.weight" in canonical:
+        canonical["lm_heads.0.weight"] = canonical.pop("lm_head.weight")
+    return canonical
 
 
-def _spec(checkpoint: Checkpoint, names: Mapping[str, str], hidden_size: int, vocab_size: int) -> MedusaSpec:
-    """From config.json, and where that says nothing from the tensors."""
-    config = checkpoint.config
-    _check_model(checkpoint, names, hidden_size, vocab_size)
-    blocks = [found for name in names if (found := _BLOCK.fullmatch(name))]
-    held = {"num_heads": 1, "num_hidden_layers": 2}  # by the group of ``_BLOCK`` that counts them
-    counts = {key: 1 + max((int(block[group]) for block in blocks), default=-1) for key, group in held.items()}
-    if not any(".linear." in stored for stored in names.values()):
-        # The original's own configurations name other numbers than their files hold, and its code goes by the file.
-        counts = {key: _integer(checkpoint, key, count) for key, count in counts.items()}
-    lm_head: LmHead = "own"
-    if config.get("original_lm_head"):
-        lm_head = "shared" if any(name in names for name in _SHARED) else "model"
-    truncated = _integer(checkpoint, "truncated_vocab_size", vocab_size)
-    if truncated > vocab_size or min(counts.values()) < 1:
-        raise CheckpointError(
-            f"{checkpoint.folder} does not hold Medusa heads for {vocab_size:,} tokens",
-            got=f"truncated_vocab_size={truncated}, {counts}",
-            allowed=f"up to {vocab_size} tokens, and heads of at least one layer",
-        )
-    return MedusaSpec(
-        num_heads=counts["num_heads"],
-        num_layers=counts["num_hidden_layers"],
-        hidden_size=hidden_size,
-        vocab_size=vocab_size,
-        truncated_vocab_size=truncated,
-        bias=bool(config.get("medusa_fc_bias", any(name.endswith(".bias") for name in names))),
-        lm_head=lm_head,
-    )
-
-
-def _check_model(checkpoint: Checkpoint, names: Mapping[str, str], hidden_size: int, vocab_size: int) -> None:
-    """Whether the heads are for a model of these sizes, by what config.json says or else by the tensors."""
-    shapes = {name: checkpoint.tensors[stored].shape for name, stored in names.items()}
-    width = next((shape[-1] for name, shape in shapes.items() if _BLOCK.fullmatch(name) and shape), hidden_size)
-    rows = next((shape[0] for name, shape in shapes.items() if name.startswith("lm_head") and shape), vocab_size)
-    found = {
-        "hidden size": (_integer(checkpoint, "hidden_size", width), hidden_size),
-        "vocabulary": (_integer(checkpoint, "vocab_size", vocab_size if "token_map" in names else rows), vocab_size),
-    }
-    for what, (theirs, ours) in found.items():
-        if theirs != ours:
+def _check_model_sizes(checkpoint: Checkpoint, hidden_size: int, vocab_size: int) -> None:
+    """Raise ``CheckpointError`` if config.json, or else the tensors, belong to a model of other sizes."""
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if entry.shape}
+    stored_size = next((shape[-1] for name, shape in shapes.items() if _LAYER.fullmatch(name)), hidden_size)
+    stored_vocab = next((shape[0] for name, shape in shapes.items() if name.startswith("lm_head")), vocab_size)
+    if "token_map" in checkpoint.tensors:
+        stored_vocab = vocab_size
+    for what, head_size, model_size in (
+        ("hidden size", _read_size(checkpoint, "hidden_size", stored_size), hidden_size),
+        ("vocabulary", _read_size(checkpoint, "vocab_size", stored_vocab), vocab_size),
+    ):
+        if head_size != model_size:
             raise CheckpointError(
                 f"the Medusa heads in {checkpoint.folder} are for a model of another {what}",
-                got=f"{theirs:,}",
-                allowed=f"{ours:,}, the model's",
+                got=f"{head_size:,}",
+                allowed=f"{model_size:,}, the model's",
                 remedy="Use heads that were trained for this model, or train some: hasten train medusa",
             )
 
 
-def _integer(checkpoint: Checkpoint, name: str, default: int) -> int:
+def _read_spec(checkpoint: Checkpoint, hidden_size: int, vocab_size: int) -> MedusaSpec:
+    """Return the spec of config.json, completed from the tensors."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    layers = [match for name in tensors if (match := _LAYER.fullmatch(name))]
+    num_heads, num_layers = (1 + max((int(layer[group]) for layer in layers), default=-1) for group in (1, 2))
+    if not any(".linear." in entry.name for entry in tensors.values()):
+        # Configurations of the original layout have other counts than their files, and the original code follows the files.
+        num_heads = _read_size(checkpoint, "num_heads", num_heads)
+        num_layers = _read_size(checkpoint, "num_hidden_layers", num_layers)
+    lm_head: LmHead = "own"
+    if config.get("original_lm_head"):
+        lm_head = "shared" if "lm_heads.0.weight" in tensors else "model"
+    truncated_vocab_size = _read_size(checkpoint, "truncated_vocab_size", vocab_size)
+    if truncated_vocab_size > vocab_size or min(num_heads, num_layers) < 1:
+        raise CheckpointError(
+            f"{checkpoint.folder} does not hold Medusa heads for {vocab_size:,} tokens",
+            got=f"truncated_vocab_size={truncated_vocab_size}, {num_heads} heads of {num_layers} layers",
+            allowed=f"up to {vocab_size} tokens, and heads of at least one layer",
+        )
+    return MedusaSpec(
+        num_heads=num_heads,
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        vocab_size=vocab_size,
+        truncated_vocab_size=truncated_vocab_size,
+        bias=bool(config.get("medusa_fc_bias", any(name.endswith(".bias") for name in tensors))),
+        lm_head=lm_head,
+    )
+
+
+def _read_size(checkpoint: Checkpoint, name: str, default: int) -> int:
     value = checkpoint.config.get(name)
-    value = default if value is None else value
-    if type(value) is not int or value < 1:
+    if value is None:
+        value = default
+    if not is_integer(value):
         raise CheckpointError(
             f"config.json of {checkpoint.folder} does not describe Medusa heads",
             got=f"{name}={value!r}",
@@ -197,31 +181,7 @@ def _integer(checkpoint: Checkpoint, name: str, default: int) -> int:
     return value
 
 
-def _check_tensors(checkpoint: Checkpoint, names: Mapping[str, str], spec: MedusaSpec) -> None:
-    expected = _shapes(spec, names)
-    faults = [f"{name} {list(shape)} is missing" for name, shape in expected.items() if name not in names]
-    for name, stored in names.items():
-        entry = checkpoint.tensors[stored]
-        shapes = [expected[name]] if name in expected else []
-        if shapes and name.startswith("lm_head") and spec.truncated:
-            shapes.append((spec.vocab_size, spec.hidden_size))  # the whole projection, of which the heads use a part
-        kinds = ("I64", "I32") if name == "token_map" else READABLE
-        if not shapes:
-            faults.append(f"{stored} {list(entry.shape)} is not expected")
-        elif entry.shape not in shapes:
-            faults.append(f"{stored} is {list(entry.shape)}, expected {' or '.join(str(list(shape)) for shape in shapes)}")
-        elif entry.dtype not in kinds:
-            faults.append(f"{stored} is {entry.dtype}, expected {' or '.join(kinds)}")
-    if faults:
-        raise CheckpointError(
-            f"the tensors of {checkpoint.folder} are not those of {spec.num_heads} Medusa heads of {spec.num_layers} layers "
-            f"({len(faults)} fault{'s' if len(faults) > 1 else ''}): {'; '.join(faults)}",
-            remedy="Check that config.json belongs to these weights, and download them again if it does",
-        )
-
-
-def _shapes(spec: MedusaSpec, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Of every tensor, by vLLM's names."""
+def _expected_tensors(checkpoint: Checkpoint, spec: MedusaSpec) -> dict[str, ExpectedTensor]:
     size = spec.hidden_size
     shapes: dict[str, tuple[int, ...]] = {}
     for head in range(spec.num_heads):
@@ -229,19 +189,21 @@ def _shapes(spec: MedusaSpec, names: Mapping[str, str]) -> dict[str, tuple[int, 
             shapes[f"blocks.{head}.layers.{layer}.weight"] = (size, size)
             if spec.bias:
                 shapes[f"blocks.{head}.layers.{layer}.bias"] = (size,)
-    if spec.lm_head == "own":
-        shapes |= {f"lm_heads.{head}.weight": (spec.truncated_vocab_size, size) for head in range(spec.num_heads)}
-    if spec.lm_head == "shared":
-        shapes[next(name for name in _SHARED if name in names)] = (spec.truncated_vocab_size, size)
+    for head in range({"model": 0, "shared": 1, "own": spec.num_heads}[spec.lm_head]):
+        name, full_shape = f"lm_heads.{head}.weight", (spec.vocab_size, size)
+        # Truncated heads may store the full projection, of which they use the rows in token_map.
+        is_full = name in checkpoint.tensors and checkpoint.tensors[name].shape == full_shape
+        shapes[name] = full_shape if is_full else (spec.truncated_vocab_size, size)
+    expected: dict[str, ExpectedTensor] = {name: (shape, FLOAT_DTYPES) for name, shape in shapes.items()}
     if spec.truncated:
-        shapes["token_map"] = (spec.truncated_vocab_size,)
-    return shapes
+        expected["token_map"] = ((spec.truncated_vocab_size,), ("I64", "I32"))
+    return expected
 
 
-def _fill(heads: MedusaHeads, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+def _load_tensors(heads: MedusaHeads, checkpoint: Checkpoint) -> None:
     spec = heads.spec
     if heads.token_map is not None:
-        heads.token_map.copy_(checkpoint.read(names["token_map"]))
+        heads.token_map.copy_(checkpoint.read("token_map"))
         low, high = int(heads.token_map.min()), int(heads.token_map.max())
         if low < 0 or high >= spec.vocab_size:
             raise CheckpointError(
@@ -249,13 +211,13 @@ def _fill(heads: MedusaHeads, checkpoint: Checkpoint, names: Mapping[str, str]) 
                 got=f"{low} to {high}",
                 allowed=f"0 to {spec.vocab_size - 1}",
             )
-    for name, stored in names.items():
+    for name in checkpoint.tensors:
         if name == "token_map":
             continue
-        tensor = checkpoint.read(stored)
+        tensor = checkpoint.read(name)
         if name.startswith("lm_head") and len(tensor) > spec.truncated_vocab_size:
             tensor = tensor[heads.token_map]
-        path, _, part = name.replace("lm_head.weight", "lm_heads.0.weight").rpartition(".")
+        path, _, part = name.rpartition(".")
         linear: Any = heads.get_submodule(path)
         if part == "weight":
             linear.format.load("weight", tensor, slice(None), transposed=False)
@@ -263,15 +225,15 @@ def _fill(heads: MedusaHeads, checkpoint: Checkpoint, names: Mapping[str, str]) 
             linear.bias.copy_(tensor)
 
 
-def _accuracies(checkpoint: Checkpoint, spec: MedusaSpec) -> tuple[tuple[float, ...], ...] | None:
-    found = checkpoint.config.get("head_accuracies")
-    if found is None:
+def _read_accuracies(checkpoint: Checkpoint, spec: MedusaSpec) -> tuple[tuple[float, ...], ...] | None:
+    accuracies = checkpoint.config.get("head_accuracies")
+    if accuracies is None:
         return None
-    sound = isinstance(found, list) and len(found) == spec.num_heads and all(isinstance(head, list) and head for head in found)
-    if not sound or not all(isinstance(share, int | float) and 0 <= share <= 1 for head in found for share in head):
+    is_list = isinstance(accuracies, list) and len(accuracies) == spec.num_heads
+    if not is_list or not all(ranks and are_shares(ranks) for ranks in accuracies):
         raise CheckpointError(
             f"head_accuracies in config.json of {checkpoint.folder} are not accuracies",
-            allowed=f"{spec.num_heads} lists of shares from 0 to 1, the likeliest guess first",
+            allowed=f"{spec.num_heads} lists of shares from 0 to 1, the most likely choice first",
             remedy="Leave them out, or train the heads again",
         )
-    return tuple(tuple(float(share) for share in head) for head in found)
+    return tuple(tuple(float(share) for share in ranks) for ranks in accuracies)
