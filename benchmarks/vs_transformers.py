@@ -162,7 +162,7 @@ def kl_to_float32(folder: Path, bf16: PreTrainedModel, seed: int) -> dict[str, f
     """Mean over positions of KL(float32 ‖ engine), and the share of equal best tokens, on 4 random prompts of 48 tokens."""
     draw = random.Random(seed)
     prompts = [[draw.randrange(SHAPE["vocab_size"]) for _ in range(48)] for _ in range(4)]
-    ops, _ = choose_ops("cpu")
+    ops, _ = choose_ops()
     decoder = load_decoder(folder, dtype="bfloat16", ops=ops).decoder
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sums = {"hasten_kl": 0.0, "transformers_kl": 0.0, "hasten_top1": 0.0, "transformers_top1": 0.0}

@@ -28,7 +28,7 @@ def held_out_documents() -> list[dict[str, str]]:
 
 def test_sizes_and_shapes() -> None:
     assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file()) <= 40_000_000
-    ops, _ = choose_ops("cpu")
+    ops, _ = choose_ops()
     model, draft = (load_decoder(resolve(name), ops=ops) for name in ("demo", "demo-draft"))
     num_parameters, num_draft_parameters = (sum(p.numel() for p in loaded.decoder.parameters()) for loaded in (model, draft))
     assert 6e6 <= num_parameters <= 12e6 and 4 <= num_parameters / num_draft_parameters <= 8
@@ -41,7 +41,7 @@ def test_sizes_and_shapes() -> None:
 @pytest.mark.parametrize("name", ["demo", "demo-draft"])
 def test_held_out_bits_per_byte_match_the_card(name: str) -> None:
     """hasten's decoder recomputes them; the card was computed independently."""
-    llm, (ops, _) = LLM(name, kv_cache_memory="1MiB", max_model_len=64), choose_ops("cpu")
+    llm, (ops, _) = LLM(name, kv_cache_memory="1MiB", max_model_len=64), choose_ops()
     loaded = load_decoder(resolve(name), dtype="float32", ops=ops)
     nats = num_bytes = 0.0
     for document in held_out_documents()[::4]:

@@ -20,7 +20,7 @@ LENGTH, BLOCK_SIZE = 9, 4
 def _inputs(head: EagleHead, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Return random aux hidden states of a text, and the token after each."""
     generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(LENGTH, head.spec.fused_size, generator=generator)
+    states = torch.randn(LENGTH, head.fc.format.in_features, generator=generator)
     return states, torch.randint(VOCAB_SIZE, (LENGTH,), generator=generator)
 
 

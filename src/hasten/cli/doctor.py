@@ -30,7 +30,7 @@ def collect_report() -> dict[str, Any]:
     from hasten.ops.cpu.cpu import find_cpu
 
     machine = this_machine()
-    ops, reason = choose_ops("cpu")
+    ops, reason = choose_ops()
     native = find_cpu()
     if isinstance(native, str):
         kernels = {"backend": ops.name, "why": f"{native}; {reason}", "threads": torch.get_num_threads()}

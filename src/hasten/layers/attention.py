@@ -90,15 +90,10 @@ def prepare_qkv(
     ``qkv_TX`` is [q | k | v]. Results may be strided views of it or of one another.
     """
     heads = qkv_TX.view(qkv_TX.shape[0], -1, spec.head_dim)  # [T, H + K + K, D]
-    num_rotated = spec.num_heads + spec.num_kv_heads
-    v_TKD = heads[:, num_rotated:]
-    if q_norm is None or k_norm is None:
-        # One rotation for queries and keys together.
-        qk = heads[:, :num_rotated]
-        if cos_sin is not None:
-            qk = ops.rotate(qk, *cos_sin)
-        return qk[:, : spec.num_heads], qk[:, spec.num_heads :], v_TKD
-    q_THD, k_TKD = q_norm(heads[:, : spec.num_heads]), k_norm(heads[:, spec.num_heads : num_rotated])
+    num_heads, num_rotated = spec.num_heads, spec.num_heads + spec.num_kv_heads
+    qk = heads[:, :num_rotated]
+    if q_norm is not None and k_norm is not None:
+        qk = torch.cat((q_norm(qk[:, :num_heads]), k_norm(qk[:, num_heads:])), dim=1)
     if cos_sin is not None:
-        q_THD, k_TKD = ops.rotate(q_THD, *cos_sin), ops.rotate(k_TKD, *cos_sin)
-    return q_THD, k_TKD, v_TKD
+        qk = ops.rotate(qk, *cos_sin)
+    return qk[:, :num_heads], qk[:, num_heads:], heads[:, num_rotated:]

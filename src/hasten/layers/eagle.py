@@ -48,11 +48,6 @@ class EagleSpec:
         """The target's layers, from 0, whose outputs ``fc`` reads, in its order."""
         return tuple(layer - 1 for layer in self.aux_layers)
 
-    @property
-    def fused_size(self) -> int:
-        """Width of the concatenated aux hidden states."""
-        return self.target_size * len(self.aux_layers)
-
 
 class EagleLayer(nn.Module):
     """A decoder layer whose attention reads embedding and hidden state, and whose residual is the hidden state."""
@@ -89,7 +84,8 @@ class EagleHead(nn.Module):
         self.spec, self.ops, self.dtype, size = spec, layer_context.ops, layer_context.dtype, spec.hidden_size
         formats, rotary = layer_context.formats, spec.layer.attention.rotary
         self.embedding = embedding
-        self.fc = Linear(formats.projection(spec.fused_size, size), bias=False, layer_context=layer_context)
+        fused_size = spec.target_size * len(spec.aux_layers)
+        self.fc = Linear(formats.projection(fused_size, size), bias=False, layer_context=layer_context)
         self.layer = EagleLayer(spec, layer_context)
         self.norm = Norm(spec.norm, size, layer_context)
         self.lm_head = Linear(formats.lm_head(size, spec.draft_vocab_size), bias=False, layer_context=layer_context)

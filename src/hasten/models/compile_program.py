@@ -56,7 +56,9 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
         qkv = compiler.qkv(layer.attention, index, compiler.normalized(layer.attention_norm, residual, layer.attention.qkv))
         compiler.attention_and_mlp(layer, index, qkv, residual)
         if index in aux_layer_indices:
-            aux_hidden_states[index] = residual if index == num_layers - 1 else compiler.copy(residual, f"aux hidden state {index}")
+            aux_hidden_states[index] = residual if index == num_layers - 1 else program.rows(f"aux hidden state {index}", size)
+            if index < num_layers - 1:  # later layers add to the residual
+                program.copy(residual, aux_hidden_states[index])
     exit_hidden = program.rows("exit hidden", size)
     for index, layer in enumerate(layers):
         program.begin_layer()
@@ -79,7 +81,7 @@ def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:
     compiler.norm(layer.attention_norm, embedded, program.part(attention_input, 0, size))
     normed = program.part(attention_input, size, size)
     compiler.norm(layer.hidden_norm, hidden, normed)
-    program.norm(NormKind.NONE, normed if layer.norm_before_residual else hidden, None, None, 0.0, residual)
+    program.copy(normed if layer.norm_before_residual else hidden, residual)
     qkv = compiler.qkv(layer.attention, LAYER_INDEX, compiler.quantized(attention_input, layer.attention.qkv))
     compiler.attention_and_mlp(layer, LAYER_INDEX, qkv, residual)
     compiler.head(head.norm, head.lm_head, residual)
@@ -94,11 +96,6 @@ class _Compiler:
         self.rotary = {
             spec: program.rotary(frequencies, spec.attention_factor) for spec, frequencies in rotary.inverse_frequencies.items()
         }
-
-    def copy(self, x: Buffer, name: str) -> Buffer:
-        out = self.program.rows(name, x.width)
-        self.program.norm(NormKind.NONE, x, None, None, 0.0, out)
-        return out
 
     def norm(self, norm: Norm, x: Buffer, out: Buffer) -> None:
         self.program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
@@ -120,7 +117,7 @@ class _Compiler:
         if not matrix.int8_activations:
             return x
         out = self.program.quantized_rows(matrix)
-        self.program.quantize(x, out)
+        self.program.copy(x, out)
         return out
 
     def linear(self, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hasten.checkpoints.formats.eagle3 import open_eagle3, read_target_ids
-from hasten.checkpoints.formats.eagle3_config import Eagle3Config
+from hasten.checkpoints.formats.eagle3 import Eagle3Config, open_eagle3, read_target_ids
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError
 from hasten.layers.eagle import EagleHead, EagleSpec
@@ -122,9 +121,8 @@ def load_eagle(
 
 
 def _allocate(spec: EagleSpec, target: Decoder, layer_context: LayerContext, own_embedding: bool) -> EagleHead:
-    rows, size = spec.target_vocab_size, spec.hidden_size
-    embedding_format = layer_context.formats.table(rows, size) if own_embedding else target.embedding.format
-    return EagleHead(spec, Embedding(embedding_format), layer_context)
+    own_format = layer_context.formats.table(spec.target_vocab_size, spec.hidden_size) if own_embedding else None
+    return EagleHead(spec, Embedding(own_format or target.embedding.format), layer_context)
 
 
 def _is_target_embedding(checkpoint: Checkpoint, spec: EagleSpec, target: Decoder) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -90,14 +90,12 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, 
     done = 0
     for source in sources:
         path, _, part = source.target.rpartition(".")
-        rows = slice(source.start, source.stop)
         tensor = checkpoint.read(source.name)
-        owner: Any = module.get_submodule(path)
         if path.endswith(".format"):
-            weight_format: WeightFormat = owner
-            weight_format.load(part, tensor, rows, transposed=source.transposed)
+            weight_format = cast("WeightFormat", module.get_submodule(path))
+            weight_format.load(part, tensor, slice(source.start, source.stop), transposed=source.transposed)
         else:
-            owner.get_parameter(part)[rows].copy_(tensor)
+            source.rows(module).copy_(tensor)
         done += checkpoint.tensors[source.name].nbytes
         if progress is not None:
             progress(done, total)

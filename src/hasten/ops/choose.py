@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hasten.core.errors import InvalidOption, nearest
-
 if TYPE_CHECKING:
     from hasten.ops.base import Ops
 
-DEVICES = ("cpu",)
 
-
-def choose_ops(device: str) -> tuple[Ops, str]:
-    """Return the fastest backend for a device and the reason. Raises ``InvalidOption`` for a device without a backend."""
-    if device not in DEVICES:
-        raise InvalidOption("no backend computes on this device", got=repr(device), remedy=nearest(device, DEVICES))
+def choose_ops() -> tuple[Ops, str]:
+    """Return the fastest form of the torch backend for this processor, and the reason for it."""
     from hasten.ops.torch.backend import TorchOps
 
     reason = "the PyTorch reference; this version has no native kernels"

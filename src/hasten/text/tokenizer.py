@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hasten.checkpoints.check_vocabulary import check_vocabulary
+from hasten.checkpoints.reader import check_tokenizer_size
 from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
@@ -43,7 +43,7 @@ class TextTokenizer:
                 allowed="tokenizers that can be saved as tokenizer.json",
                 remedy="Convert it with transformers and save it beside the weights",
             )
-        check_vocabulary(len(tokenizer), vocab_size)
+        check_tokenizer_size(len(tokenizer), vocab_size)
         return cls(tokenizer)
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:

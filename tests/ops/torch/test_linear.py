@@ -55,5 +55,5 @@ def test_only_processors_without_bf16_arithmetic_widen(
     capabilities: dict[str, object], widens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    ops, reason = choose.choose_ops("cpu")
+    ops, reason = choose.choose_ops()
     assert isinstance(ops._linear, WideningLinear) == widens == ("float32" in reason)  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from torch import Tensor
 class WeightFormat(Protocol):
     """One matrix [O, I]. Implementations are ``nn.Module``, so that their tensors move, save and train with the model."""
 
-    name: str
     out_features: int
     in_features: int
     bits: float  # that a product reads for each weight

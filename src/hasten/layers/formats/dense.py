@@ -14,8 +14,6 @@ from hasten.ops.base import Ops
 class Dense(nn.Module):
     """One parameter, ``weight`` [O, I], allocated but not initialised."""
 
-    name = "dense"
-
     def __init__(
         self, in_features: int, out_features: int, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:

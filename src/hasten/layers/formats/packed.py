@@ -20,7 +20,6 @@ class Packed(nn.Module):
     def __init__(self, matrix: Matrix) -> None:
         super().__init__()
         self.matrix = matrix
-        self.name = matrix.dtype.name.lower()
         self.in_features, self.out_features = matrix.in_features, matrix.out_features
         self.bits = BITS[matrix.dtype]
 

@@ -123,8 +123,8 @@ class Program:
             self._handle, kind, x.index, x.width, self._vector(weight), self._vector(bias), eps, rows, quantized
         )
 
-    def quantize(self, x: Buffer, out: Buffer) -> None:
-        """out = x in int8."""
+    def copy(self, x: Buffer, out: Buffer) -> None:
+        """out = x, quantised when ``out`` is."""
         self.norm(NormKind.NONE, x, None, None, 0.0, out)
 
     def linear(

@@ -35,7 +35,9 @@ class WideningLinear:
         if len(x_TI) <= PLAIN_ROWS:
             return F.linear(x_TI, weight_OI, bias_O)
         out_features, in_features = weight_OI.shape
-        tile_JI = self._tile(in_features)
+        if in_features not in self._tiles:
+            self._tiles[in_features] = torch.empty(max(64, TILE_BYTES // 4 // in_features), in_features)
+        tile_JI = self._tiles[in_features]
         x_float_TI = x_TI.float()
         out_TO = torch.empty(len(x_TI), out_features, dtype=x_TI.dtype)
         for begin in range(0, out_features, len(tile_JI)):
@@ -45,9 +47,3 @@ class WideningLinear:
             bias = None if bias_O is None else bias_O[begin:end].float()
             out_TO[:, begin:end] = F.linear(x_float_TI, widened, bias)
         return out_TO
-
-    def _tile(self, in_features: int) -> Tensor:
-        if in_features not in self._tiles:
-            rows = max(64, TILE_BYTES // 4 // in_features)
-            self._tiles[in_features] = torch.empty(rows, in_features)
-        return self._tiles[in_features]
