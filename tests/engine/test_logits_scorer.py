@@ -1,4 +1,4 @@
-"""Scoring reads a given text by the path that serves: its logits are transformers', and the KV pool is part of them."""
+"""``LogitsScorer``: its logits equal those of transformers, and it reads keys and values from the KV pool."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SETTINGS = {"dtype": "float32", "block_size": 4, "kv_cache_memory": "1MiB", "max
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "qwen3-mixed-window", "gpt2"])
-@pytest.mark.parametrize("piece", [1, 7, 128])
+@pytest.mark.parametrize("chunk_size", [1, 7, 128])
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_logits_at_every_position_are_those_of_transformers(
-    tiny: Callable[[str], Path], name: str, piece: int, backend: str
+    tiny: Callable[[str], Path], name: str, chunk_size: int, backend: str
 ) -> None:
     llm = LLM(str(tiny(name)), **SETTINGS, backend=backend)
-    kv, parts = llm.engine.scheduler.kv, []
-    for part in llm.engine.scorer().logits(TEXT, piece):
-        parts.append(part)
+    kv, chunks = llm.engine.scheduler.kv, []
+    for chunk in llm.engine.logits_scorer().logits(TEXT, chunk_size):
+        chunks.append(chunk)
         for group, allocator in zip(kv.groups, kv.allocators, strict=True):
-            assert allocator.num_held <= group.max_blocks(len(TEXT), 4, piece)  # what a window has left behind is given back
-    assert [len(part) for part in parts] == [min(piece, 70 - start) for start in range(0, 70, piece)]
+            assert allocator.num_held <= group.max_blocks(len(TEXT), 4, chunk_size)  # blocks outside the window are released
+    assert [len(chunk) for chunk in chunks] == [min(chunk_size, 70 - start) for start in range(0, 70, chunk_size)]
     with torch.inference_mode():
         expected = tiny_reference(name)(torch.tensor([TEXT])).logits[0]
-    torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(chunks), expected, rtol=1e-4, atol=1e-4)
     assert all(allocator.num_held == 0 for allocator in kv.allocators)
 
 
-def test_what_the_pool_holds_is_what_is_measured(tiny: Callable[[str], Path]) -> None:
-    """A pool that loses precision between steps changes every later piece, and not the first."""
+def test_logits_depend_on_the_contents_of_the_pool(tiny: Callable[[str], Path]) -> None:
+    """A pool that loses precision between steps changes every chunk but the first."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS, backend="torch")
-    exact = list(llm.engine.scorer().logits(TEXT, 10))
+    exact = list(llm.engine.logits_scorer().logits(TEXT, 10))
     pool, run = llm.engine._runner._runner._pool, llm.engine._runner.run
 
     def lossy(plan: StepPlan) -> RunnerOutput:
@@ -49,29 +49,29 @@ def test_what_the_pool_holds_is_what_is_measured(tiny: Callable[[str], Path]) ->
         return output
 
     llm.engine._runner.run = lossy
-    differs = [not torch.equal(a, b) for a, b in zip(llm.engine.scorer().logits(TEXT, 10), exact, strict=True)]
+    differs = [not torch.equal(a, b) for a, b in zip(llm.engine.logits_scorer().logits(TEXT, 10), exact, strict=True)]
     assert differs == [False] + [True] * 6
 
 
-def test_requests_and_the_prefix_cache_do_not_notice(tiny: Callable[[str], Path]) -> None:
+def test_scoring_affects_neither_requests_nor_the_prefix_cache(tiny: Callable[[str], Path]) -> None:
     llm = LLM(str(tiny("mistral-window")), **SETTINGS)
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     prompt = {"prompt_token_ids": TEXT[:21]}
     expected = llm.generate(prompt, params)[0].outputs[0].token_ids
     running = llm.stream(prompt, params)
     tokens = next(running).token_ids
-    scoring = llm.engine.scorer().logits(TEXT, 16)
+    scoring = llm.engine.logits_scorer().logits(TEXT, 16)
     next(scoring)
     tokens += tuple(token for delta in running for token in delta.token_ids)
     scoring.close()
-    again = llm.generate({"prompt_token_ids": TEXT[:30]}, params)[0]  # begins as the text that was scored does
+    output = llm.generate({"prompt_token_ids": TEXT[:30]}, params)[0]  # a prefix of the scored text
     assert tokens == expected
-    assert again.metrics.num_cached_tokens == 20
+    assert output.metrics.num_cached_tokens == 20
     llm.engine.scheduler.kv.check()
 
 
-def test_a_text_that_does_not_fit_says_so_and_holds_nothing(tiny: Callable[[str], Path]) -> None:
+def test_a_text_that_does_not_fit_raises_an_error_and_holds_no_blocks(tiny: Callable[[str], Path]) -> None:
     llm = LLM(str(tiny("llama-gqa")), **{**SETTINGS, "kv_cache_memory": "48KiB", "max_model_len": 32, "backend": "torch"})
     with pytest.raises(CapacityError, match="70 tokens"):
-        list(llm.engine.scorer().logits(TEXT, 16))
+        list(llm.engine.logits_scorer().logits(TEXT, 16))
     assert llm.engine.scheduler.kv.allocators[0].num_held == 0

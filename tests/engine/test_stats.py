@@ -1,4 +1,4 @@
-"""What an engine counts of its steps."""
+"""``EngineStats`` counts steps and their time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hasten.core.result import Continuation, StepResult
 from hasten.engine.stats import EngineStats
 
 
-def test_speed_up_is_the_time_of_plain_steps_over_the_time_it_took() -> None:
-    """Two lines gain five tokens in 30 ms, where a plain step of two takes 20 ms: 50 ms were spared. Prompts are not decoding."""
+def test_speed_up_is_the_time_of_plain_steps_over_the_measured_time() -> None:
+    """Two sequences gain five tokens in 30 ms. A plain step of two takes 20 ms, so five take 50 ms. Prompts do not count."""
     stats = EngineStats(plain_step=lambda num_tokens: 0.01 * num_tokens)
     assert stats.speed_up is None
     decoding = StepPlan((RowPlan(0, 9, (1, 2, 3, 4), ((0,),), 4), RowPlan(1, 5, (7,), ((1,),), 1)))
-    gained = StepResult((Continuation(0, (2, 3, 4, 5)), Continuation(1, (6,))))
-    stats.count_time(decoding, gained, 0.03)
+    result = StepResult((Continuation(0, (2, 3, 4, 5)), Continuation(1, (6,))))
+    stats.count_time(decoding, result, 0.03)
     stats.count_time(StepPlan((RowPlan(2, 0, (1, 2, 3), ((2,),), 1),)), StepResult((Continuation(2, (4,)),)), 9.0)
     assert stats.speed_up == pytest.approx(0.05 / 0.03)

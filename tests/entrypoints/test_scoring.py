@@ -18,7 +18,7 @@ from tests.tiny_models import tiny_reference
 from hasten import LLM, HastenError, SamplingParams
 from hasten.core.errors import CapacityError
 from hasten.core.plan import RunnerOutput, StepPlan
-from hasten.engine import continuation_scorer as continuations_module
+from hasten.engine import scorers as scorers_module
 
 SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1, "block_size": 4, "kv_cache_memory": "4MiB", "max_model_len": 96}
 NAMES = ["llama-gqa", "qwen3-mixed-window"]
@@ -151,10 +151,10 @@ def test_continuations_are_finished_one_after_the_other(tiny: Callable[[str], Pa
 def test_memory_for_logits_is_bounded(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A large vocabulary means fewer tokens a step."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS)
-    monkeypatch.setattr(continuations_module, "MOST_LOGITS", 5 * 101 + 100)
+    monkeypatch.setattr(scorers_module, "MAX_LOGITS", 5 * 101 + 100)
     with watched(llm) as plans:
         check("llama-gqa", llm, PROMPT, ANSWERS)
-    assert max(len(plan.sampled_ids) for plan in plans) == 5
+    assert max(len(plan.sampled_sequence_ids) for plan in plans) == 5
 
 
 def test_scores_are_the_logprobs_that_generation_reports(tiny: Callable[[str], Path]) -> None:
@@ -203,7 +203,7 @@ def test_without_a_prefix_cache_nothing_is_left(tiny: Callable[[str], Path]) -> 
 def test_a_text_that_is_read_at_the_same_time_keeps_its_blocks(tiny: Callable[[str], Path]) -> None:
     """Both scorers number their sequences below zero."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS)
-    reading = llm.engine.scorer().logits(PROMPT, 5)
+    reading = llm.engine.logits_scorer().logits(PROMPT, 5)
     parts = [next(reading)]
     check("llama-gqa", llm, PROMPT, ANSWERS)
     parts += list(reading)
@@ -271,7 +271,7 @@ def test_numbers_that_are_none_are_an_error_and_enter_no_cache(poisoned: int, ti
         check("llama-gqa", llm, PROMPT, ANSWERS)
     del runner.run
     kv = llm.engine.scheduler.kv
-    assert kv.match(kv.hashes("tenant:", PROMPT)) == (0 if poisoned == 2 else 5)
+    assert kv.match_prefix(kv.block_hashes("tenant:", PROMPT)) == (0 if poisoned == 2 else 5)
     check("llama-gqa", llm, PROMPT, ANSWERS)
 
 

@@ -11,28 +11,28 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.early_exit.reference_exits import Rule, SlowAnswer, SlowExits
+from tests.early_exit.reference_exits import ReferenceExits, ReferenceOutput, Rule
 from tests.early_exit.test_exits import exits_folder, exits_of
 from tests.entrypoints import test_scoring
 from tests.entrypoints.test_scoring import ANSWERS, NAMES, PROMPT, SETTINGS, compare, given, ids
 from tests.tiny_models import tiny_reference
 
 from hasten import LLM, SamplingParams
-from hasten.engine.continuation_scorer import _Trunk
+from hasten.engine.scorers import _Prompt
 
 WHOLE = Rule("none")
 LAYER, ENTROPY = Rule("fixed", layer=1), Rule("entropy", 0.4)  # by this one some of the prompts leave, and some do not
 RULES = [LAYER, Rule("fixed", layer=2), Rule("fixed", layer=3), ENTROPY, Rule("prompt_hash")]
 
 
-class SlowScores(SlowExits):
+class SlowScores(ReferenceExits):
     @torch.inference_mode()
     def depth(self, prompt: list[int], rule: Rule) -> int:
         self._forget()
         if rule.name == "prompt_hash":
             return text_layer(self.model, prompt)
         if rule.name == "entropy":
-            found = SlowAnswer()
+            found = ReferenceOutput()
             depth = self._prompt_depth(prompt, rule, found)
             assert found.closest > 1e-4, "a decision too close for float32: take another prompt"
             return depth
@@ -44,7 +44,7 @@ class SlowScores(SlowExits):
         self._forget()
         logprobs = []
         for position, (token, after) in enumerate(zip([*prompt, *answer], [*prompt[1:], *answer, None], strict=True)):
-            _, logits_V = self._token(token, position, 0, 1, Rule("fixed", layer=depth), SlowAnswer())
+            _, logits_V = self._token(token, position, 0, 1, Rule("fixed", layer=depth), ReferenceOutput())
             if position >= len(prompt) - 1 and after is not None:
                 logprobs.append(float(logits_V.log_softmax(-1)[after]))
         return logprobs
@@ -185,7 +185,7 @@ def test_a_choice_says_where_its_request_left(load: Callable[..., LLM]) -> None:
         with test_scoring.watched(llm) as plans:
             choice = llm.choose({"prompt_token_ids": PROMPT}, given(ANSWERS[:3]), asked(rule))
         # Nothing goes deeper after it, so nothing is filled.
-        assert all(row.exits is not None and not row.exits.fill for plan in plans for row in plan.rows)
+        assert all(row.exit_plan is not None and not row.exit_plan.fill_kv for plan in plans for row in plan.rows)
         assert choice.exit_layer == slow_way("llama-gqa").depth(PROMPT, rule)
     assert llm.choose({"prompt_token_ids": PROMPT}, given(ANSWERS[:3])).exit_layer is None
 
@@ -198,8 +198,10 @@ def test_continuations_that_do_not_leave_with_their_prompt_are_caught(
     rule: Rule, load: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = next(p for p in exit_prompts("llama-gqa") if slow_way("llama-gqa").depth(p, rule) < 3)
-    exits = _Trunk.exits
-    monkeypatch.setattr(_Trunk, "exits", lambda trunk, count, *, last=False: exits(trunk, count, last=last) if last else None)
+    exit_plan = _Prompt.exit_plan
+    monkeypatch.setattr(
+        _Prompt, "exit_plan", lambda prompt, count, *, is_last=False: exit_plan(prompt, count, is_last=is_last) if is_last else None
+    )
     with pytest.raises(AssertionError):
         check("llama-gqa", load("llama-gqa"), prompt, ANSWERS, rule)
 

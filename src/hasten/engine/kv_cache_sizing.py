@@ -1,31 +1,44 @@
-"""Auto-fit: how many KV blocks there are, and how long a sequence may get, on this machine.
+"""The size of the KV cache: KV groups of a decoder, and the number of blocks and the context length that fit in memory.
 
-What was asked for and does not fit is reduced with a warning that names both numbers; what cannot run at all is refused.
+A requested size that does not fit is reduced with a warning that names both numbers. If nothing fits, an error is raised.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hasten.core.errors import CapacityError, InvalidOption
-from hasten.engine.memory import available_bytes, format_bytes, parse_bytes
 from hasten.kv.group import KvGroup
+from hasten.models.spec import DecoderSpec
 
-# Of the memory that is free after the weights are loaded; the rest is for activations and for everyone else.
+# Of the memory that is free after the weights are loaded. Activations and other processes need the rest.
 DEFAULT_SHARE = 0.5
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 class KvCacheWarning(UserWarning):
-    """Something that was asked for was reduced so that it fits; the message names both numbers."""
+    """A requested size was reduced so that it fits; the message names both numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvCacheSizing:
     num_blocks: int  # per group
     max_model_len: int  # tokens
-    kv_bytes: int  # of all groups together
+    kv_bytes: int  # of all groups
+
+
+def kv_groups(spec: DecoderSpec) -> tuple[KvGroup, ...]:
+    """Return the groups of layers with equal window, kv heads and head dim, in the order of their first layers."""
+    layers: dict[tuple[int | None, int, int], list[int]] = {}
+    for index, layer in enumerate(spec.layers):
+        attention = layer.attention
+        layers.setdefault((attention.window, attention.num_kv_heads, attention.head_dim), []).append(index)
+    return tuple(KvGroup(tuple(indices), heads, dim, window) for (window, heads, dim), indices in layers.items())
 
 
 def size_kv_cache(
@@ -39,10 +52,9 @@ def size_kv_cache(
     max_num_batched_tokens: int,
     kv_cache_memory: int | str | None,
 ) -> KvCacheSizing:
-    """Size the pool from the memory given (by default half of what is free, at most what ``max_num_seqs`` full contexts need).
+    """Return the largest KV cache for ``kv_cache_memory`` (None: half of the free memory).
 
-    ``block_bytes``: of one block in all groups together.
-
+    ``block_bytes`` is the size of one block in all groups. By default ``max_num_seqs`` full contexts bound the size.
     Raises ``InvalidOption`` for values out of range and ``CapacityError`` if not even one block fits.
     """
     if block_size < 1:
@@ -55,18 +67,18 @@ def size_kv_cache(
             remedy="Leave it out for the longest context that fits",
         )
     length = max_model_len or max_positions
-    full = max(group.max_blocks(length, block_size, max_num_batched_tokens) for group in groups)
+    blocks_per_context = max(group.max_blocks(length, block_size, max_num_batched_tokens) for group in groups)
     free = available_bytes()
     if kv_cache_memory is None:
-        num_blocks = min(full * max_num_seqs, int(free * DEFAULT_SHARE) // block_bytes)
+        num_blocks = min(blocks_per_context * max_num_seqs, int(free * DEFAULT_SHARE) // block_bytes)
         source = f"{DEFAULT_SHARE:.0%} of the {format_bytes(free)} that are free"
     else:
-        asked = parse_bytes(kv_cache_memory)
-        num_blocks = min(asked, free) // block_bytes
-        source = f"kv_cache_memory={format_bytes(asked)}"
-        if asked > free:
+        requested = parse_bytes(kv_cache_memory)
+        num_blocks = min(requested, free) // block_bytes
+        source = f"kv_cache_memory={format_bytes(requested)}"
+        if requested > free:
             warnings.warn(
-                f"kv_cache_memory={format_bytes(asked)} is more than the {format_bytes(free)} that are free: "
+                f"kv_cache_memory={format_bytes(requested)} is more than the {format_bytes(free)} that are free: "
                 f"the KV pool has {format_bytes(num_blocks * block_bytes)}",
                 KvCacheWarning,
                 stacklevel=3,
@@ -78,13 +90,44 @@ def size_kv_cache(
             allowed=f"at least {format_bytes(block_bytes)}, one block of {block_size} tokens",
             remedy="Free memory, give more of it with kv_cache_memory, or lower block_size",
         )
-    if num_blocks < full:
-        fits = num_blocks * block_size
+    if num_blocks < blocks_per_context:
+        fitting = num_blocks * block_size
         warnings.warn(
-            f"a context of {length} tokens needs {format_bytes(full * block_bytes)} of KV cache and {source} hold "
-            f"{format_bytes(num_blocks * block_bytes)}: max_model_len is reduced from {length} to {fits}",
+            f"a context of {length} tokens needs {format_bytes(blocks_per_context * block_bytes)} of KV cache and {source} hold "
+            f"{format_bytes(num_blocks * block_bytes)}: max_model_len is reduced from {length} to {fitting}",
             KvCacheWarning,
             stacklevel=3,
         )
-        length = fits
+        length = fitting
     return KvCacheSizing(num_blocks, length, num_blocks * block_bytes)
+
+
+def available_bytes() -> int:
+    """Return the memory that the system can give without swapping, within the limit of the process's control group."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        free = int(match.group(1)) * 1024 if match else free
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return free
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption``."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
+    if match is None or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
+        raise InvalidOption("this is not an amount of memory", got=repr(size), allowed="bytes, or a size such as '4GiB' or '500MB'")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def format_bytes(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

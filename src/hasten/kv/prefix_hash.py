@@ -1,7 +1,7 @@
 """The hash of a block: SHA-256 over its tokens, all tokens before them, and the cache salt.
 
-A collision would show one tenant's text to another, so the hash is cryptographic. The salt enters at the root: tenants never share a
-block, so none can observe the cache hits of another (CVE-2025-46570).
+A collision would show one tenant's text to another, so the hash is cryptographic. The salt enters at the root: tenants never share
+a block, so none can observe the cache hits of another (CVE-2025-46570).
 """
 
 from __future__ import annotations

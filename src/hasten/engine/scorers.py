@@ -1,0 +1,220 @@
+"""Scorers: logits and log-probabilities of given tokens, from the engine's runner and KV pool.
+
+So chunked prefill, block tables and the pool's dtype are part of what they measure. A scorer works between two steps of the engine
+and does not affect running requests. Shape suffixes: R rows with logits · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hasten.core.early_exit import ExitPlan
+from hasten.core.errors import CapacityError, HastenError
+from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
+from hasten.core.request import Request
+from hasten.kv.cache_manager import KvCacheManager
+from hasten.kv.prefix_hash import cache_salt
+from hasten.sampling.sampler import rows_are_finite
+
+# Logits in memory at a time, tokens times vocabulary: 128 MiB of float32, or 220 tokens of a vocabulary of 151,936.
+MAX_LOGITS = 1 << 25
+
+
+class _PoolScorer:
+    def __init__(self, runner: Runner, kv: KvCacheManager, max_num_batched_tokens: int) -> None:
+        self._runner, self._kv, self.max_num_batched_tokens = runner, kv, max_num_batched_tokens
+
+    def _new_sequence_id(self) -> int:
+        """Return an unused id; the scheduler's ids are not negative."""
+        return next(number for number in itertools.count(-1, -1) if not self._kv.is_open(number))
+
+    def _plan_row(
+        self, sequence_id: int, start: int, token_ids: Sequence[int], num_logits: int, exit_plan: ExitPlan | None = None
+    ) -> tuple[RowPlan, list[BlockCopy]] | None:
+        """Return a row and the block copies that it needs; None if the pool has too few blocks."""
+        copies = self._kv.reserve(sequence_id, start, start + len(token_ids))
+        if copies is None:
+            return None
+        tables = self._kv.block_tables(sequence_id)
+        return RowPlan(sequence_id, start, tuple(token_ids), tables, num_logits, exit_plan=exit_plan), copies
+
+    def _capacity_error(self, what: str, num_tokens: int, remedy: str = "Shorten it, wait for running requests") -> CapacityError:
+        return CapacityError(
+            f"{what} does not fit the KV pool",
+            got=f"{num_tokens} tokens",
+            allowed=f"{self._kv.num_blocks} blocks of {self._kv.block_size} tokens, less those of running requests",
+            remedy=f"{remedy}, or raise kv_cache_memory",
+        )
+
+
+class LogitsScorer(_PoolScorer):
+    """The ``Scorer`` of an engine. Its blocks never enter the prefix cache."""
+
+    def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
+        """See ``Scorer``; ``chunk_size`` is at most ``max_num_batched_tokens``.
+
+        Raises ``CapacityError`` if the KV pool is too small.
+        """
+        assert 1 <= chunk_size <= self.max_num_batched_tokens, (chunk_size, self.max_num_batched_tokens)
+        kv, sequence_id = self._kv, self._new_sequence_id()
+        kv.open(sequence_id, "", ())
+        try:
+            for start in range(0, len(token_ids), chunk_size):
+                chunk = token_ids[start : start + chunk_size]
+                planned = self._plan_row(sequence_id, start, chunk, len(chunk))
+                if planned is None:
+                    raise self._capacity_error("the text", len(token_ids), "Use a shorter window")
+                yield self._runner.run(StepPlan((planned[0],))).logits
+                kv.commit(sequence_id, token_ids, start + len(chunk))
+        finally:
+            kv.discard(sequence_id)
+
+
+@dataclass(slots=True, eq=False)
+class _Prompt:
+    sequence_id: int
+    request: Request
+    exit_layer: int | None  # layers that compute its last chunk and the continuations; None: not known yet, or no exit rule
+    num_cacheable_tokens: int  # the prefix cache may hold this many leading tokens
+
+    def exit_plan(self, num_tokens: int, *, is_last: bool = False) -> ExitPlan | None:
+        """Return the exit plan of a row. ``is_last``: it ends the prompt, so its last token is tested by the exit criterion."""
+        params = self.request.params
+        if params.exit_rule == "none":
+            return None
+        if self.exit_layer is not None:
+            return ExitPlan((self.exit_layer,) * num_tokens, fill_kv=False)
+        return ExitPlan(criterion=params.exit_criterion(0) if is_last else None, fill_kv=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Continuation:
+    token_ids: tuple[int, ...]
+    sequence_id: int | None = None  # None: it has no blocks yet
+    logprobs: list[float] = field(default_factory=list)  # of its leading tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """The prompt scores the first token, each computed token the next one, and the last token is not computed."""
+        return len(self.token_ids) - len(self.logprobs)
+
+
+class ContinuationScorer(_PoolScorer):
+    """Log-probabilities of token sequences after one prompt.
+
+    The prompt is computed once, and every continuation is a fork of it. A token's logits score the token after it. So the prompt
+    scores all first tokens, and no step computes a last token::
+
+        prompt  p p p P ──┬─ a a a (a)       P scores the first token of each
+                          ├─ (b)
+                          └─ c c (c)         a step computes as many as its token budget holds
+
+    An exit rule chooses one layer for prompt and continuations (FastBERT, Liu et al., 2020, arXiv 2004.02178).
+    """
+
+    def score(self, request: Request, continuations: Sequence[Sequence[int]]) -> tuple[list[tuple[float, ...]], int | None]:
+        """Return the log-probabilities of each continuation's tokens, and the exit layer (None without an exit rule).
+
+        The exit rule must choose one layer per request, and no continuation may be empty. Afterwards the prefix cache holds the
+        prompt's blocks only. Raises ``CapacityError`` if the KV pool is too small, and ``HastenError`` if logits are not finite.
+        """
+        prompt = _Prompt(self._new_sequence_id(), request, request.exit_layer, len(request.prompt_token_ids))
+        scored = [_Continuation(tuple(token_ids)) for token_ids in continuations]
+        try:
+            logprobs_V = self._prefill(prompt)
+            for continuation in scored:
+                continuation.logprobs.append(float(logprobs_V[continuation.token_ids[0]]))
+            self._score(prompt, scored, min(self.max_num_batched_tokens, max(1, MAX_LOGITS // len(logprobs_V))))
+        finally:
+            for sequence_id in [prompt.sequence_id, *(continuation.sequence_id for continuation in scored)]:
+                if sequence_id is not None and self._kv.is_open(sequence_id):
+                    self._kv.close(sequence_id)
+        return [tuple(continuation.logprobs) for continuation in scored], prompt.exit_layer
+
+    def _prefill(self, prompt: _Prompt) -> Tensor:
+        """Compute the prompt's tokens after its cached prefix; return the log-probabilities of the next token [V]."""
+        kv, request, sequence_id = self._kv, prompt.request, prompt.sequence_id
+        token_ids = request.prompt_token_ids
+        salt = cache_salt(request.cache_salt, request.exit_layer)  # requests that generate share these blocks
+        start = kv.open(sequence_id, salt, kv.block_hashes(salt, token_ids))
+        while True:
+            chunk = token_ids[start : start + self.max_num_batched_tokens]
+            stop = start + len(chunk)
+            is_last = stop == len(token_ids)
+            exit_plan = prompt.exit_plan(len(chunk), is_last=is_last)
+            planned = self._plan_row(sequence_id, start, chunk, int(is_last), exit_plan)
+            if planned is None:
+                raise self._capacity_error("the prompt", len(token_ids))
+            output = self._runner.run(StepPlan((planned[0],), tuple(planned[1])))
+            if is_last and not all(rows_are_finite(output.logits)):
+                kv.discard(sequence_id)  # NaN must not enter the prefix cache
+                raise _not_finite()
+            if is_last and exit_plan is not None and prompt.exit_layer is None:
+                prompt.exit_layer = output.exit_layers[0]
+                if prompt.exit_layer != output.num_layers:
+                    prompt.num_cacheable_tokens = start  # later layers have no keys and values of this chunk
+            kv.commit(sequence_id, token_ids, stop, prompt.num_cacheable_tokens)
+            if is_last:
+                return output.logits[0].log_softmax(dim=0)
+            start = stop
+
+    def _score(self, prompt: _Prompt, continuations: Sequence[_Continuation], token_budget: int) -> None:
+        """Score all tokens after the first ones, with at most ``token_budget`` tokens per step."""
+        waiting = deque(continuation for continuation in continuations if continuation.num_uncomputed_tokens)
+        while waiting:
+            rows: list[RowPlan] = []
+            copies: list[BlockCopy] = []
+            batch: list[_Continuation] = []
+            remaining = token_budget
+            while waiting and remaining:
+                planned = self._plan_continuation(prompt, waiting[0], remaining)
+                if planned is None:
+                    break  # it waits for the blocks of this batch
+                rows.append(planned[0])
+                copies += planned[1]
+                remaining -= len(planned[0].token_ids)
+                batch.append(waiting.popleft())
+            if not rows:
+                num_tokens = len(prompt.request.prompt_token_ids) + len(waiting[0].token_ids)
+                raise self._capacity_error("the prompt with one continuation", num_tokens)
+            self._run(prompt, batch, StepPlan(tuple(rows), tuple(copies)))
+            waiting.extendleft(c for c in batch if c.num_uncomputed_tokens)  # at most the last one, which the budget cut
+
+    def _plan_continuation(
+        self, prompt: _Prompt, continuation: _Continuation, max_tokens: int
+    ) -> tuple[RowPlan, list[BlockCopy]] | None:
+        if continuation.sequence_id is None:
+            continuation.sequence_id = self._new_sequence_id()
+            self._kv.fork(prompt.sequence_id, continuation.sequence_id)
+        begin, count = len(continuation.logprobs) - 1, min(max_tokens, continuation.num_uncomputed_tokens)
+        token_ids, start = continuation.token_ids[begin : begin + count], len(prompt.request.prompt_token_ids) + begin
+        return self._plan_row(continuation.sequence_id, start, token_ids, count, prompt.exit_plan(count))
+
+    def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
+        """Run one step with a row per continuation, and append the log-probabilities of the tokens after those of the row."""
+        logits_RV = self._runner.run(plan).logits
+        if not all(rows_are_finite(logits_RV)):
+            raise _not_finite()
+        targets: list[int] = []
+        for continuation, row in zip(batch, plan.rows, strict=True):
+            begin = len(continuation.logprobs)
+            targets += continuation.token_ids[begin : begin + len(row.token_ids)]
+        targets_R1 = torch.tensor(targets, device=logits_RV.device)[:, None]
+        logprobs = iter(logits_RV.log_softmax(dim=1).gather(1, targets_R1)[:, 0].tolist())
+        for continuation, row in zip(batch, plan.rows, strict=True):
+            continuation.logprobs += itertools.islice(logprobs, len(row.token_ids))
+            if continuation.num_uncomputed_tokens:
+                # Only the prompt's blocks are published: continuations would evict blocks of more use.
+                self._kv.commit(row.sequence_id, prompt.request.prompt_token_ids, row.stop, prompt.num_cacheable_tokens)
+            else:
+                self._kv.close(row.sequence_id)
+
+
+def _not_finite() -> HastenError:
+    return HastenError("the model's logits for these texts are not finite numbers (NaN or infinity)")
