@@ -15,6 +15,7 @@ from hasten.checkpoints.shards import SINGLE, TensorEntry, read_shards
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
+MAX_LISTED = 20  # faults that an error message lists; the rest is counted
 
 ExpectedTensor = tuple[tuple[int, ...], tuple[str, ...]]  # shape, allowed dtypes
 
@@ -33,8 +34,8 @@ class Checkpoint:
     def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
         """Read the configuration and every shard's header. ``single`` is the name of an unsharded weights file.
 
-        Raises ``ModelNotFound`` for a folder that is missing or holds no model. Raises ``CheckpointError`` for a broken model, pickled
-        weights, or a model that needs its own code.
+        Raises ``ModelNotFound`` for a folder that is missing or holds no model. Raises ``CheckpointError`` for a broken model,
+        pickled weights, or a model that needs its own code.
         """
         if not folder.is_dir():
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
@@ -76,9 +77,10 @@ class Checkpoint:
             elif entry.dtype not in dtypes:
                 faults.append(f"{entry.name} is {entry.dtype}, expected {' or '.join(dtypes)}")
         if faults:
+            more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
             raise CheckpointError(
                 f"the tensors of {self.folder} are not those of {contents} "
-                f"({len(faults)} fault{'s' if len(faults) > 1 else ''}): {'; '.join(faults)}",
+                f"({len(faults)} fault{'s' if len(faults) > 1 else ''}): {'; '.join(faults[:MAX_LISTED])}{more}",
                 remedy="Check that config.json belongs to these weights; if it does, download or train them again",
             )
 

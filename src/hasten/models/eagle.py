@@ -20,7 +20,7 @@ from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
 from hasten.models.llama_like import layer_weights
 from hasten.models.spec import DecoderSpec
-from hasten.models.weights import Progress, WeightMap, WeightSource, check_tensors, load_weights
+from hasten.models.weights import Progress, WeightMap, WeightSource, expected_tensors, load_weights
 
 EMBEDDING = "embed_tokens.weight"
 LAYER_TYPES = ("llama", "qwen3")
@@ -104,13 +104,9 @@ def load_eagle(
     own = EMBEDDING in checkpoint.tensors
     spec = eagle_spec(config, target.spec, folder, own_embedding=own)
     meta_context = LayerContext(target.ops, DenseFormatFactory(target.ops, target.dtype, "meta"), target.dtype, "meta")
-    check_tensors(
-        checkpoint,
-        eagle_weights(spec, own_embedding=own),
-        _allocate(spec, target, meta_context, own),
-        described_by="the EAGLE-3 head that its config.json describes",
-        ignored=("d2t", "t2d"),
-    )
+    expected = expected_tensors(eagle_weights(spec, own_embedding=own), _allocate(spec, target, meta_context, own))
+    ignored = {name: (entry.shape, (entry.dtype,)) for name, entry in checkpoint.tensors.items() if name in ("d2t", "t2d")}
+    checkpoint.check_tensors(ignored | expected, "the EAGLE-3 head that its config.json describes")
     own = own and not _is_target_embedding(checkpoint, spec, target)
     target_ids_D = read_target_ids(checkpoint, spec.draft_vocab_size, spec.target_vocab_size)
     layer_context = LayerContext(target.ops, formats or DenseFormatFactory(target.ops, target.dtype), target.dtype)

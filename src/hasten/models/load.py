@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from hasten.checkpoints.reader import Checkpoint
+from hasten.checkpoints.reader import Checkpoint, ExpectedTensor
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
 from hasten.layers.formats.base import WeightFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.spec import DecoderSpec
-from hasten.models.weights import STORED_DTYPES, Progress, WeightMap, check_tensors, load_weights
+from hasten.models.weights import Progress, WeightMap, expected_tensors, load_weights
 from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}  # as in safetensors: as in PyTorch
 LM_HEAD = "lm_head.weight"  # in the checkpoints of every family
 
 
@@ -60,9 +61,9 @@ def load_decoder(
     torch_dtype = DTYPES[_checkpoint_dtype(checkpoint) if dtype == "auto" else dtype]
     sources = _weight_map(checkpoint, family, spec)
     # The meta device allocates nothing, so a checkpoint of the wrong shape fails before it takes memory.
-    meta_decoder = Decoder(spec, ops, torch_dtype, "meta")
-    ignored = _ignored_names(checkpoint, family, spec)
-    check_tensors(checkpoint, sources, meta_decoder, described_by=f"its {spec.model_type} configuration", ignored=ignored)
+    expected = expected_tensors(sources, Decoder(spec, ops, torch_dtype, "meta"))
+    ignored = _ignored_tensors(checkpoint, family, spec)
+    checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its config.json describes")
     decoder = Decoder(spec, ops, torch_dtype, formats=None if formats is None else formats(torch_dtype))
     load_weights(decoder, checkpoint, sources, progress)
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, torch_dtype)
@@ -115,11 +116,14 @@ def _weight_map(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) 
     return tuple(sources)
 
 
-def _ignored_names(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> set[str]:
+def _ignored_tensors(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> dict[str, ExpectedTensor]:
     """Return the stored tensors that the family ignores, and ``lm_head`` if it is a copy of the embedding."""
     prefix = "" if _has_prefix(checkpoint, family) else family.prefix
-    ignored = {name for name in checkpoint.tensors if any(re.fullmatch(pattern, prefix + name) for pattern in family.ignored)}
-    return {*ignored, LM_HEAD} if spec.tie_word_embeddings else ignored
+    return {
+        name: (entry.shape, (entry.dtype,))
+        for name, entry in checkpoint.tensors.items()
+        if (name == LM_HEAD and spec.tie_word_embeddings) or any(re.fullmatch(pattern, prefix + name) for pattern in family.ignored)
+    }
 
 
 def _resolve_tied_embeddings(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> DecoderSpec:
