@@ -125,7 +125,7 @@ def test_a_checkpoint_without_a_tokenizer_scores_token_ids(hasten, tiny, tmp_pat
         (["--text", "."], "cannot be read"),
         (["--text", "empty.txt"], "empty.txt is empty"),
         (["--text", "photo.png"], "photo.png is not text"),
-        (["--text", "text.py", "--token-ids", "ids.txt"], "one of them can be scored"),
+        (["--text", "text.py", "--token-ids", "ids.txt"], "text and token_ids exclude each other"),
         (["--token-ids", "ids.txt"], "allowed: whole numbers from 0 to 8191"),
         (["--token-ids", "one.txt"], "too short"),
         (["--window", "5000"], "allowed: 1 to 4096"),

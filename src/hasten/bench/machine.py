@@ -69,8 +69,8 @@ def _core_limit(cgroup: Path) -> float | None:
 
 
 def _memory(meminfo: str) -> int:
-    kilobytes = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
-    return int(kilobytes.group(1)) * 1024 if kilobytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kilobytes = _number(_field(meminfo, "MemTotal").removesuffix("kB"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if kilobytes is None else kilobytes * 1024
 
 
 def _field(text: str, names: str) -> str:

@@ -61,7 +61,7 @@ def _run(llm: LLM, workload: Workload, repeat: int) -> Run:
     cached_tokens = 0
     for request in requests:
         engine.add(request)
-    while engine.unfinished:
+    while engine.has_unfinished_requests:
         deltas = engine.step()
         now = engine.clock()
         for delta in deltas:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hasten.bench.workload import Workload
 from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.print_table import print_table
@@ -40,8 +41,9 @@ def latency(
     engine: OptionValues,
 ) -> None:
     """Time one batch of equal requests, from arrival to the last token."""
-    sizes = {"num_prompts": batch_size, "input_len": input_len, "output_len": output_len, "shared_len": shared_len, "seed": seed}
-    _run_benchmark("latency", model_name(name, model), engine, sizes, repeats, warmup, json)
+    model = model_name(name, model)
+    workload = Workload(num_prompts=batch_size, input_len=input_len, output_len=output_len, shared_len=shared_len, seed=seed)
+    _run_benchmark("latency", model, engine, workload, repeats, warmup, json)
 
 
 @bench.command()
@@ -62,18 +64,15 @@ def throughput(
     engine: OptionValues,
 ) -> None:
     """Run many requests as fast as the engine can."""
-    sizes = {"num_prompts": num_prompts, "input_len": input_len, "output_len": output_len, "shared_len": shared_len, "seed": seed}
-    _run_benchmark("throughput", model_name(name, model), engine, sizes, repeats, warmup, json)
+    model = model_name(name, model)
+    workload = Workload(num_prompts=num_prompts, input_len=input_len, output_len=output_len, shared_len=shared_len, seed=seed)
+    _run_benchmark("throughput", model, engine, workload, repeats, warmup, json)
 
 
-def _run_benchmark(
-    kind: str, model: str, engine: OptionValues, sizes: dict[str, int], repeats: int, warmup: int, json: bool
-) -> None:
+def _run_benchmark(kind: str, model: str, engine: OptionValues, workload: Workload, repeats: int, warmup: int, json: bool) -> None:
     from hasten.bench.measure import measure
     from hasten.bench.report import make_report, summary_rows
-    from hasten.bench.workload import Workload
 
-    workload = Workload(**sizes)
     # Outputs of random prompts soon repeat themselves, so drafts would be accepted more often than on real text.
     llm = load_llm(model, {"speculative_method": "off", **engine})
 

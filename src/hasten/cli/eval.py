@@ -17,7 +17,6 @@ from hasten.quality.window import NUM_TOKENS, WINDOW
 
 if TYPE_CHECKING:
     from hasten.entrypoints.evaluation import Evaluation
-    from hasten.quality.quality import Quality
 
 
 @with_options(SCORING_ENGINE)
@@ -92,25 +91,17 @@ def _show(evaluation: Evaluation) -> None:
     plural = "" if quality.num_windows == 1 else "s"
     windows = f"{quality.num_windows:,} window{plural} of up to {evaluation.window:,}"
     print(f"{evaluation.text}: {quality.num_tokens:,} tokens in {windows}", file=sys.stderr)
-    print_table(("", "VALUE", "SPREAD"), _divergence_rows(quality))
-    print()
-    print_table(("", "REFERENCE", "CANDIDATE"), _perplexity_rows(quality))
-
-
-def _divergence_rows(quality: Quality) -> list[tuple[str, str, str]]:
-    """Return mean KL and top-1 agreement with their standard errors, which a single window does not have."""
-    kl_spread = [f"median {quality.kl_median:.3g}", f"p99 {quality.kl_p99:.3g}", f"max {quality.kl_max:.3g}"]
-    if quality.kl_standard_error is not None:
-        kl_spread.insert(0, f"± {quality.kl_standard_error:.2g}")
-    error = quality.top1_standard_error
-    return [
-        ("mean KL, nats", f"{quality.kl_mean:.3g}", ", ".join(kl_spread)),
-        ("top-1 agreement", f"{quality.top1_agreement:.2%}", "" if error is None else f"± {error * 100:.2g} points"),
+    # A single window has no standard error.
+    kl_error = "" if quality.kl_standard_error is None else f"± {quality.kl_standard_error:.2g}, "
+    kl_tail = f"median {quality.kl_median:.3g}, p99 {quality.kl_p99:.3g}, max {quality.kl_max:.3g}"
+    top1_error = "" if quality.top1_standard_error is None else f"± {quality.top1_standard_error * 100:.2g} points"
+    divergence = [
+        ("mean KL, nats", f"{quality.kl_mean:.3g}", kl_error + kl_tail),
+        ("top-1 agreement", f"{quality.top1_agreement:.2%}", top1_error),
     ]
-
-
-def _perplexity_rows(quality: Quality) -> list[tuple[str, str, str]]:
-    rows = [("perplexity", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}")]
+    print_table(("", "VALUE", "SPREAD"), divergence)
+    print()
+    likelihood = [("perplexity", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}")]
     if quality.reference_bits_per_byte is not None and quality.candidate_bits_per_byte is not None:
-        rows.append(("bits per byte", f"{quality.reference_bits_per_byte:.4f}", f"{quality.candidate_bits_per_byte:.4f}"))
-    return rows
+        likelihood.append(("bits per byte", f"{quality.reference_bits_per_byte:.4f}", f"{quality.candidate_bits_per_byte:.4f}"))
+    print_table(("", "REFERENCE", "CANDIDATE"), likelihood)

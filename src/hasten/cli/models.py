@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as encoder
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,9 @@ def ls(json: Json = False, debug: Debug = False) -> None:
 
     names = ("name", "source", "commit", "bytes", "modified", "path")
     models = [
-        (name, "shipped", None, _num_bytes(folder), None, str(folder)) for name, folder in hub.SHIPPED.items() if folder.is_dir()
+        (name, "shipped", None, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), None, str(folder))
+        for name, folder in hub.SHIPPED.items()
+        if folder.is_dir()
     ] + [
         (
             model.name,
@@ -60,7 +61,3 @@ def rm(name: ModelArgument = None, model: ModelOption = None, debug: Debug = Fal
 
     model = model_name(name, model)
     print(f"removed {model}, {megabytes(remove(model))} freed", file=sys.stderr)
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

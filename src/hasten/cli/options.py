@@ -89,27 +89,8 @@ def with_options(*groups: OptionGroup) -> Callable[[Callable[..., None]], Callab
 
 def option_type_of(hint: Any) -> OptionType:
     """Return how values of a field with the type ``hint`` are written."""
-    members = set(get_args(hint)) - {types.NoneType} if get_origin(hint) in (types.UnionType, Union) else {hint}
-    if Literal["never"] in members:
-        return OptionType("true|false|never", lambda text: text if text == "never" else _boolean(text))
-    scalars = {
-        bool: OptionType("true|false", _boolean, flag=True),
-        str: OptionType("TEXT", str),
-        float: OptionType("NUMBER", float),
-        int: OptionType("INTEGER", int),
-    }
-    for scalar, option_type in scalars.items():
-        if scalar in members:
-            return option_type
-    (member,) = members
-    if get_origin(member) in (dict, Mapping):
-        return OptionType("ID=VALUE", _id_and_value, dict)
-    (item, _) = get_args(member)
-    if item is str:
-        return OptionType("TEXT", str, tuple)
-    if item is int:
-        return OptionType("ID", int, tuple)
-    return OptionType("ID,ID,...", _ids, tuple)
+    members = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    return next(option_type for member, option_type in _OPTION_TYPES.items() if member in members)
 
 
 def _parameter(group: OptionGroup, name: str, text: str) -> inspect.Parameter:
@@ -146,3 +127,17 @@ def _id_and_value(text: str) -> tuple[int, float]:
 
 def _ids(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in text.split(","))
+
+
+# Type of a field -> how its values are written. The first type that a union contains decides.
+_OPTION_TYPES: dict[Any, OptionType] = {
+    Literal["never"]: OptionType("true|false|never", lambda text: text if text == "never" else _boolean(text)),
+    bool: OptionType("true|false", _boolean, flag=True),
+    str: OptionType("TEXT", str),
+    float: OptionType("NUMBER", float),
+    int: OptionType("INTEGER", int),
+    Mapping[int, float]: OptionType("ID=VALUE", _id_and_value, dict),
+    tuple[str, ...]: OptionType("TEXT", str, tuple),
+    tuple[int, ...]: OptionType("ID", int, tuple),
+    tuple[tuple[int, ...], ...]: OptionType("ID,ID,...", _ids, tuple),
+}

@@ -8,7 +8,7 @@
     d2t i64 [D]  offset: draft token d is the target's token d + d2t[d]     t2d bool [V]  whether a token is in the draft vocabulary
     embed_tokens.weight [V, E]          only if it differs from the target's
 
-The paper's own layout is read too: names begin with ``midlayer.``, and config.json is the layer's configuration with a few keys added.
+The paper's own layout is read too: names begin with ``midlayer.``, and config.json is the layer's configuration with more keys.
 A prefix ``model.`` is ignored. Code in the folder never runs, whatever config.json requests. ``hasten.models.eagle`` checks the
 shapes, because it knows the target.
 """
@@ -74,8 +74,8 @@ class Eagle3Config:
 def open_eagle3(folder: Path) -> tuple[Checkpoint, Eagle3Config]:
     """Return the checkpoint of a head, with its tensors under the names above, and its configuration.
 
-    Raises ``ModelNotFound`` for a folder without a head. Raises ``CheckpointError`` for a broken head, pickled weights, a tensor under
-    two names, or a configuration that is not of an EAGLE-3 head with one layer.
+    Raises ``ModelNotFound`` for a folder without a head. Raises ``CheckpointError`` for a broken head, pickled weights, a tensor
+    under two names, or a configuration that is not of an EAGLE-3 head with one layer.
     """
     if not (folder / "config.json").is_file():
         raise ModelNotFound(f"{folder} has no config.json, so it is not the folder of an EAGLE-3 head", remedy="Check the path")

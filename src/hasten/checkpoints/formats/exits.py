@@ -56,10 +56,8 @@ class ExitsCheckpoint:
 
     def calibration(self, rule: str, tolerance: float) -> ExitCalibration | None:
         """Return the calibration of this rule for exactly this tolerance."""
-        for calibration in self.calibrations:
-            if calibration.rule == rule and abs(calibration.tolerance - tolerance) < 1e-9:
-                return calibration
-        return None
+        matches = (found for found in self.calibrations if found.rule == rule and abs(found.tolerance - tolerance) < 1e-9)
+        return next(matches, None)
 
 
 def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: int, layer_context: LayerContext) -> ExitsCheckpoint:
