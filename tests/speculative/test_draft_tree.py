@@ -1,56 +1,76 @@
-"""What the text says of guessed trees, by brute force."""
+"""Which nodes of a tree the output judges, by brute force; how probabilities multiply; which draft the best nodes make."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable, Sequence
 
 import pytest
 
+from hasten.core.draft import Draft
+from hasten.speculative.acceptance_calibration import AcceptanceCalibration
 from hasten.speculative.draft_tree import DraftTree
-from hasten.speculative.trust import Trust
 
 
-class Told(Trust):
-    """What it was told."""
-
+class Recorder(AcceptanceCalibration):
     def __init__(self) -> None:
         super().__init__()
-        self.verdicts: list[tuple[object, float, bool]] = []
+        self.outcomes: list[tuple[object, bool]] = []
 
-    def note(self, kind: object, said: float, *, right: bool) -> None:
-        self.verdicts.append((kind, said, right))
+    def record(self, keys: Sequence[Hashable], *, accepted: bool) -> None:
+        self.outcomes.append((keys, accepted))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_text_judges_every_guess_that_it_comes_to(seed: int) -> None:
+def test_every_node_that_the_output_reaches_is_judged(seed: int) -> None:
     draw = random.Random(seed)
-    trust = Told()
-    tree, paths = DraftTree(trust), [()]
+    calibration = Recorder()
+    tree, paths = DraftTree(calibration), [()]
     for _ in range(draw.randint(0, 6)):
         parent = draw.randrange(-1, len(tree.nodes))
-        used = {tree.nodes[i].token_id for i in range(len(tree.nodes)) if tree.nodes[i].parent == parent}
+        used = {node.token_id for node in tree.nodes if node.parent == parent}
         tokens = draw.sample([token for token in range(6) if token not in used], 2)
-        tree.add(parent, [(token, draw.random()) for token in tokens], source=draw.choice("ab"))
+        tree.add_choices(parent, [(token, draw.random()) for token in tokens], source=draw.choice("ab"))
         paths += [(*paths[parent + 1], token) for token in tokens]
-    text = [draw.randrange(6) for _ in range(draw.randint(0, 4))]
-    tree.judge(text)
+    output = [draw.randrange(6) for _ in range(draw.randint(0, 4))]
+    tree.record_acceptance(output)
     reached = [
-        (node.kind, node.said, path[-1] == text[len(path) - 1])
+        (node.keys, path[-1] == output[len(path) - 1])
         for node, path in zip(tree.nodes, paths[1:], strict=True)
-        if len(path) <= len(text) and list(path[:-1]) == text[: len(path) - 1]
+        if len(path) <= len(output) and list(path[:-1]) == output[: len(path) - 1]
     ]
-    assert sorted(trust.verdicts, key=repr) == sorted(reached, key=repr)
+    assert sorted(calibration.outcomes, key=repr) == sorted(reached, key=repr)
 
 
-def test_first_choices_and_others_are_believed_apart() -> None:
-    trust = Trust()
-    for _ in range(50):
-        tree = DraftTree(trust)
-        tree.add(-1, [(1, 0.2), (2, 0.2)])
-        tree.judge([1])
-    tree = DraftTree(trust)
-    tree.add(-1, [(5, 0.2)])
-    tree.add(-1, [(6, 0.2)], rank=1)
-    tree.add(0, [(7, 0.2)])
-    first, other, after = (node.chance for node in tree.nodes)
-    assert first > 0.9 and other < 0.1 and after == pytest.approx(first * first)
+def test_first_choices_and_alternatives_are_calibrated_apart() -> None:
+    calibration = AcceptanceCalibration()
+    for _ in range(100):
+        tree = DraftTree(calibration)
+        tree.add_choices(-1, [(1, 0.2), (2, 0.2)])
+        tree.record_acceptance([1])
+    tree = DraftTree(calibration)
+    tree.add_choices(-1, [(5, 0.2), (6, 0.2)])
+    tree.add_choices(0, [(7, 0.2)])
+    first, alternative, child = (node.acceptance_prob for node in tree.nodes)
+    assert first > 0.9 and alternative < 0.1 and child == pytest.approx(first * first)
+
+
+def test_the_best_nodes_make_a_draft_with_probabilities_that_never_rise() -> None:
+    tree = DraftTree()
+    tree.add_choices(-1, [(7, 0.6), (9, 0.3)])
+    tree.add_choices(0, [(4, 0.9), (5, 0.1)])
+    draft = tree.draft(tree.top_nodes(3))
+    assert draft == Draft((7, 4, 9), (-1, 0, -1))
+    assert draft.acceptance_probs == pytest.approx((0.6, 0.54, 0.3))
+    assert draft.truncate(2).acceptance_probs == pytest.approx((0.6, 0.54))
+    assert draft.truncate(9, max_depth=1).acceptance_probs == pytest.approx((0.6, 0.3))
+
+
+def test_unlikely_nodes_leave_the_frontier_and_the_last_token_stays() -> None:
+    tree = DraftTree()
+    tree.prune_frontier(2.0)
+    assert tree.frontier == [-1] and tree.frontier_depth == 0
+    tree.frontier = list(tree.add_choices(-1, [(7, 0.6), (9, 0.3)]))
+    assert tree.frontier_depth == 1
+    tree.prune_frontier(0.5)
+    assert tree.frontier == [0]

@@ -1,6 +1,8 @@
-"""The engine's memory of one request: its answers, its beam search, its times. What the caller sees is made from it."""
+"""``RequestState``: the engine's state of one request: its completions, its beam search, its times and counts."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from hasten.core.output import Delta, RequestMetrics, RequestOutput
 from hasten.core.request import Request
@@ -11,12 +13,12 @@ from hasten.search.beam import BeamSearch
 
 
 class RequestState:
-    def __init__(self, request: Request, entry: ScheduledRequest, detokenizer: DetokenizerFactory) -> None:
-        self.request, self._entry = request, entry
-        params = request.params
-        self.answers = [Completion(request, index, detokenizer(request)) for index in range(params.n)]
-        self.search = beam_search(request) if params.beam_width is not None else None
-        # Of the lines that a search still knows, by their tokens; empty where nobody asked for log-probabilities.
+    def __init__(self, scheduled: ScheduledRequest, detokenizer: DetokenizerFactory) -> None:
+        self.request, self._scheduled = scheduled.request, scheduled
+        params = self.request.params
+        self.completions = [Completion(self.request, index, detokenizer(self.request)) for index in range(params.n)]
+        self.search = beam_search(self.request) if params.beam_width is not None else None
+        # By token ids, for live beams and held hypotheses; empty unless log-probabilities are wanted.
         self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}
         self._draft_outcomes: list[DraftOutcome] = []
         self.error: str | None = None
@@ -25,10 +27,10 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        return None not in [answer.finish for answer in self.answers]
+        return None not in [completion.finish for completion in self.completions]
 
     def record_time(self, now: float) -> None:
-        """A step that gave this request a token has ended."""
+        """Note the end of a step that gave this request a token."""
         if self._first_token is None:
             self._first_token = now
         if self.finished:
@@ -38,49 +40,48 @@ class RequestState:
         self._draft_outcomes.append(outcome)
 
     def end(self, reason: FinishReason, now: float, error: str | None = None) -> None:
-        """Whatever has not ended yet ends here."""
+        """End all completions that still run."""
         self.error, self._finished = error, now
-        for answer in self.answers:
-            if answer.finish is None:
-                answer.end(Finish(reason))
+        for completion in self.completions:
+            if completion.finish is None:
+                completion.end(Finish(reason))
 
-    def conclude_search(self) -> None:
-        """The beams are done: the best of them become the answers."""
+    def finish_beam_search(self) -> None:
+        """Turn the best hypotheses into completions. A tiny or masked vocabulary may yield fewer than ``n``."""
         assert self.search is not None
-        hypotheses = self.search.best(len(self.answers))
-        # A tiny vocabulary, or one that is nearly all forbidden, may hold fewer lines than were asked for.
-        self.answers = self.answers[: len(hypotheses)]
-        for answer, best in zip(self.answers, hypotheses, strict=True):
+        hypotheses = self.search.best(len(self.completions))
+        self.completions = self.completions[: len(hypotheses)]
+        for completion, best in zip(self.completions, hypotheses, strict=True):
             stop = next((token for token in best.token_ids[-1:] if token in self.request.params.stop_token_ids), None)
             finish = Finish(FinishReason.STOP, stop) if best.finished else Finish(FinishReason.LENGTH)
-            answer.fill(best.token_ids, finish, best.score, self.beam_logprobs.get(best.token_ids, ()))
+            completion.set_beam(best.token_ids, finish, best.score, self.beam_logprobs.get(best.token_ids, ()))
 
-    def deltas(self, answers: list[Completion]) -> list[Delta]:
-        """What is new in these answers; the last delta of the request carries the whole output."""
-        deltas = [answer.delta() for answer in answers if not answer.reported]
+    def deltas(self, completions: list[Completion]) -> list[Delta]:
+        """Return what is new in these completions. The last delta of the request carries its whole output."""
+        deltas = [completion.delta() for completion in completions if not completion.finish_sent]
         if deltas and self.finished:
-            deltas[-1] = _with_output(deltas[-1], self.output())
+            deltas[-1] = dataclasses.replace(deltas[-1], output=self.output())
         return deltas
 
     def output(self) -> RequestOutput:
-        layers = [layer for answer in self.answers for layer in answer.exit_layers]
+        layers = [layer for completion in self.completions for layer in completion.exit_layers]
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=None,
             prompt_token_ids=self.request.prompt_token_ids,
-            outputs=tuple(answer.output() for answer in self.answers),
+            outputs=tuple(completion.output() for completion in self.completions),
             finished=self.finished,
             seed=self.request.params.seed,
             error=self.error,
             metrics=RequestMetrics(
                 arrival=self.request.arrival,
-                first_scheduled=self._entry.first_scheduled,
+                first_scheduled=self._scheduled.first_scheduled,
                 first_token=self._first_token,
                 finished=self._finished,
                 num_prompt_tokens=len(self.request.prompt_token_ids),
-                num_cached_tokens=self._entry.num_cached_tokens,
-                num_output_tokens=sum(len(answer.token_ids) for answer in self.answers),
-                num_preemptions=self._entry.num_preemptions,
+                num_cached_tokens=self._scheduled.num_cached_tokens,
+                num_output_tokens=sum(len(completion.token_ids) for completion in self.completions),
+                num_preemptions=self._scheduled.num_preemptions,
                 num_drafts=len(self._draft_outcomes),
                 num_drafted_tokens=sum(outcome.num_drafted for outcome in self._draft_outcomes),
                 num_accepted_tokens=sum(outcome.num_accepted for outcome in self._draft_outcomes),
@@ -103,19 +104,4 @@ def beam_search(request: Request) -> BeamSearch:
         num_return_sequences=params.n,
         eos_token_ids=tuple(dict.fromkeys((*eos, *params.stop_token_ids))),
         max_new_tokens=params.max_tokens,
-    )
-
-
-def _with_output(delta: Delta, output: RequestOutput) -> Delta:
-    return Delta(
-        request_id=delta.request_id,
-        index=delta.index,
-        text=delta.text,
-        token_ids=delta.token_ids,
-        logprobs=delta.logprobs,
-        finish_reason=delta.finish_reason,
-        stop_reason=delta.stop_reason,
-        origins=delta.origins,
-        exit_layers=delta.exit_layers,
-        output=output,
     )

@@ -1,7 +1,6 @@
-"""A tree of guesses by somebody who says how likely each is. It grows while it is guessed; the likeliest nodes are verified.
+"""``DraftTree``: the draft of one sequence while it grows, with each node's probability to become output.
 
-Li et al., 2024 (EAGLE-2, arXiv 2406.16858): what a guesser says of its guesses tells how often they are accepted. How, shows while
-they are judged (``Trust``).
+Li et al., 2024 (EAGLE-2, arXiv 2406.16858): a drafter's probabilities tell which nodes are worth expanding and verifying.
 """
 
 from __future__ import annotations
@@ -11,72 +10,72 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hasten.core.draft import Draft
-from hasten.speculative.trust import Trust
+from hasten.speculative.acceptance_calibration import AcceptanceCalibration, log_odds_bin
 
-RANKS = 4  # choices of a place that are guessed
+RANKS = 4  # alternatives that are proposed for one position
 
 
 class Node(NamedTuple):
     token_id: int
-    parent: int  # its place among the nodes; -1: the line's last token
-    depth: int  # tokens after the line's last one, from 1
-    chance: float  # that it becomes output
-    kind: Hashable = None  # of guess, as ``Trust`` tells them apart
-    said: float = 0.0  # by the guesser: how likely it is where its parent is right
+    parent: int  # index of a node; -1: the sequence's last token
+    depth: int  # from 1
+    acceptance_prob: float  # of the node and all before it
+    keys: tuple[Hashable, ...]  # its kind for ``AcceptanceCalibration``; empty: its outcome teaches nothing
+
+
+ROOT = Node(-1, -1, 0, 1.0, ())  # the sequence's last token
 
 
 @dataclass(slots=True)
 class DraftTree:
-    trust: Trust = field(default_factory=Trust)
+    calibration: AcceptanceCalibration = field(default_factory=AcceptanceCalibration)
     nodes: list[Node] = field(default_factory=list)
-    tips: list[int] = field(default_factory=lambda: [-1])  # nodes of one depth that the guesser goes on from
+    frontier: list[int] = field(default_factory=lambda: [-1])  # nodes of one depth that the drafter expands next
 
     @property
-    def height(self) -> int:
-        """Of the tips: tokens between the line's last one and what comes after them."""
-        return self.depth(self.tips[0])
+    def frontier_depth(self) -> int:
+        return (self.nodes[self.frontier[0]] if self.frontier[0] >= 0 else ROOT).depth
 
-    def prune(self, least: float) -> None:
-        """Not to go on from what is less likely. The line's last token is no guess."""
-        self.tips = [tip for tip in self.tips if tip < 0 or self.nodes[tip].chance >= least]
+    def prune_frontier(self, min_probability: float) -> None:
+        """Stop expanding less likely nodes. The sequence's last token stays."""
+        self.frontier = [i for i in self.frontier if i < 0 or self.nodes[i].acceptance_prob >= min_probability]
 
-    def depth(self, node: int) -> int:
-        """Of a node; 0 for -1, the line's last token."""
-        return 0 if node < 0 else self.nodes[node].depth
+    def add(self, parent: int, token_id: int, keys: tuple[Hashable, ...], prior: float) -> int:
+        """Add one node and return its index. ``prior``: its acceptance probability where its keys have no outcomes yet."""
+        above = self.nodes[parent] if parent >= 0 else ROOT
+        probability = above.acceptance_prob * self.calibration.probability(keys, prior)
+        self.nodes.append(Node(token_id, parent, above.depth + 1, probability, keys))
+        return len(self.nodes) - 1
 
-    def add(self, parent: int, choices: Iterable[tuple[int, float]], source: Hashable = None, rank: int = 0) -> range:
-        """What may follow ``parent``: tokens, and how likely each is said to be there. Returns their places.
-
-        The first of them is the guesser's choice of this ``rank`` in that place, 0 its first one; ``source`` tells guesses apart
-        that are made, or meant, in different ways.
-        """
-        first, depth = len(self.nodes), self.depth(parent) + 1
-        before = 1.0 if parent < 0 else self.nodes[parent].chance
-        for place, (token_id, said) in enumerate(choices, start=rank):
-            kind = source, place > 0
-            self.nodes.append(Node(token_id, parent, depth, before * self.trust.chance(kind, said), kind, said))
+    def add_choices(self, parent: int, choices: Iterable[tuple[int, float]], source: Hashable = None) -> range:
+        """Add alternatives after ``parent`` with the drafter's probabilities, best first. ``source``: how they were made."""
+        first = len(self.nodes)
+        for rank, (token_id, draft_prob) in enumerate(choices):
+            keys = ((source, rank > 0, log_odds_bin(draft_prob)),) if draft_prob > 0.0 else ()
+            self.add(parent, token_id, keys, draft_prob)
         return range(first, len(self.nodes))
 
-    def judge(self, token_ids: Sequence[int]) -> None:
-        """The text went on with these: wherever it came to a guess, ``trust`` learns whether that was right."""
+    def record_acceptance(self, token_ids: Sequence[int]) -> None:
+        """Count the outcome of every node that the output reached. ``token_ids``: how the sequence went on."""
         path = -1
         for token_id in token_ids:
-            reached = [node for node, guess in enumerate(self.nodes) if guess.parent == path]
-            for node in reached:
-                guess = self.nodes[node]
-                self.trust.note(guess.kind, guess.said, right=guess.token_id == token_id)
-            right = [node for node in reached if self.nodes[node].token_id == token_id]
-            if not right:
+            accepted = None
+            for i, node in enumerate(self.nodes):
+                if node.parent == path:
+                    self.calibration.record(node.keys, accepted=node.token_id == token_id)
+                    accepted = i if node.token_id == token_id else accepted
+            if accepted is None:
                 return
-            path = right[0]
+            path = accepted
 
-    def likeliest(self, count: int) -> list[int]:
-        """So many nodes, the likeliest first; none is likelier than its parent. Not those that are nothing (0, NaN)."""
-        order = sorted((-node.chance, i) for i, node in enumerate(self.nodes) if node.chance > 0.0)
+    def top_nodes(self, count: int) -> list[int]:
+        """Return the most likely nodes, best first. A node never precedes its parent, and none has probability 0."""
+        order = sorted((-node.acceptance_prob, i) for i, node in enumerate(self.nodes) if node.acceptance_prob > 0.0)
         return [i for _, i in order[:count]]
 
     def draft(self, nodes: Sequence[int]) -> Draft:
-        """Of these, parents first."""
-        place = {-1: -1} | {node: i for i, node in enumerate(nodes)}
+        """Return these nodes as a draft. Parents come first."""
+        index = {-1: -1} | {node: i for i, node in enumerate(nodes)}
         kept = [self.nodes[node] for node in nodes]
-        return Draft(tuple(node.token_id for node in kept), tuple(place[node.parent] for node in kept))
+        probabilities = tuple(node.acceptance_prob for node in kept)
+        return Draft(tuple(n.token_id for n in kept), tuple(index[n.parent] for n in kept), acceptance_probs=probabilities)

@@ -1,212 +1,216 @@
-"""Which drafter, and how many guesses: what gives the most tokens a second by all that was measured so far.
+"""What to draft and what to verify: whatever gives the most tokens per second, by measured costs and calibrated probabilities.
 
-In a step of ``n`` tokens a guess is worth verifying as long as its chance of becoming output, over the time that it adds to the
-step, is more than what the step gives on average (Leviathan et al., 2022, section 3.4, with measured costs in the place of a
-ratio). Guesses of all lines compete for the same step, the likeliest first. Where none is worth its time, none is made: that is
-plain decoding.
-
-The text itself tells, a few tokens later, which guesses were right, whether or not anybody verified them. So what is believed of
-guesses does not depend on which of them were taken, and guesses from text, which cost nothing, are judged while none is taken.
-
-A drafter that costs time of its own is asked where its guesses should pay for it. What is believed of one that is not asked grows
-old, so it gets a small share of the time to show itself.
+A draft token is worth verifying while its acceptance probability, over the time that it adds to the step, exceeds the step's tokens
+per second (Leviathan et al., 2022, section 3.4, with measured costs). Where nothing pays, that is plain decoding.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from hasten.core.draft import NO_DRAFT, Draft
-from hasten.speculative.drafters.base import Drafter, DraftRequest, ModelDrafter, TargetOutput
-from hasten.speculative.outlook import Outlook, verdicts
-from hasten.speculative.pace import Pace
-from hasten.speculative.step_costs import StepCosts
+from hasten.speculative.acceptance_calibration import AcceptanceCalibration
+from hasten.speculative.cost_model import CostModel, DraftCostModel
+from hasten.speculative.draft_tree import DraftTree
+from hasten.speculative.drafters.base import Drafter, DraftRequest, E, ModelDrafter, TargetOutput
 
-FORESEEN = 256  # tokens: answers mostly end long before they must
-SHARE = 0.01  # of the time for drafters that do not seem to pay
-SHOWN = 2  # tokens that it is asked for then
-# By which guesses must seem to pay: what they cost is sure, and what they bring a belief. Lines whose guesses are right end first,
-# too, and what is left of a batch then takes nearly the time of a whole one.
+HORIZON = 256  # tokens: most answers end long before max_tokens
+PROBE_SHARE, PROBE_TOKENS = 0.01, 2  # share of the time for drafters that do not seem to pay, and what they draft then
+# Required gain over plain decoding: the cost is certain and the benefit an estimate, and sequences that gain most finish first.
 MARGIN = 1.1
-# Kinds of guesses from text. A guess is as long as the match was, and an answer that repeats itself does so once it is long.
-LENGTHS = (2, 4, 8)
-AGES = (8, 32)
-Kind = tuple[int, int]
-ANY: Kind = (0, 0)
-ASKED: Kind = (-1, 0)  # what comes of asking: a drafter may choose to offer less than it was asked for, or nothing
-
-
-class _Offer(NamedTuple):
-    """A guess for one line, and what is believed of it."""
-
-    draft: Draft = NO_DRAFT
-    chances: Sequence[float] = ()
-
-    @property
-    def gain(self) -> float:
-        return sum(self.chances)
-
-
-NO_OFFER = _Offer()
+PRIOR, TEXT_DECAY, TEXT_PRIOR_WEIGHT = 0.5, 0.97, 2.0  # calibration of drafts without probabilities of their own
+CURVE_UPDATE, TAIL_UPDATE = 0.1, 0.003  # how fast a drafter's new drafts, or the lack of long ones, replace what was expected
+LENGTH_BUCKETS, AGE_BUCKETS = (2, 4, 8), (8, 32)  # kinds of model-free drafts: by length and by output tokens so far
 
 
 @dataclass(slots=True)
-class _Round:
-    """What was proposed."""
+class TreeExpansion:
+    """Expands the trees of one drafter as far as further calls may pay, and selects the nodes to verify."""
 
-    lengths: dict[int, int] = field(default_factory=dict)  # line -> how long it was then
-    num_tokens: int = 0  # of the step that verifies it
-    ended: float = 0.0  # when
+    costs: CostModel  # of the steps that verify
+    draft_costs: DraftCostModel = field(default_factory=DraftCostModel)
+    calibration: AcceptanceCalibration = field(default_factory=AcceptanceCalibration)
+    _trees: dict[int, tuple[int, DraftTree]] = field(default_factory=dict)  # sequence id -> its length then, its tree
+
+    def record_acceptance(self, requests: Sequence[DraftRequest]) -> None:
+        """Count the outcomes of the last round's trees, and drop them all."""
+        trees, self._trees = self._trees, {}
+        for request in requests:
+            if request.sequence_id in trees:
+                length, tree = trees[request.sequence_id]
+                tree.record_acceptance(request.token_ids[length:])
+
+    def new_tree(self, request: DraftRequest) -> DraftTree:
+        tree = DraftTree(self.calibration)
+        self._trees[request.sequence_id] = len(request.token_ids), tree
+        return tree
+
+    def expand(self, expansions: Sequence[E], max_nodes: int, max_calls: int, advance: Callable[[list[E]], list[E] | None]) -> int:
+        """Call ``advance`` with the expansions that may pay, and return how often. ``max_nodes``: verified nodes of a tree.
+
+        ``advance`` calls the drafter, records its time and returns what may go on; None where no call was possible.
+        """
+        active, num_calls = list(expansions), 0
+        while active and num_calls < max_calls:
+            call = self.draft_costs.seconds(len(active)) or 0.0
+            trees = [expansion.tree for expansion in expansions]
+            least = min_expand_probability(trees, max_nodes, self.costs, num_calls * call, call / len(active))
+            for expansion in active:
+                expansion.tree.prune_frontier(least)
+            active = [e for e in active if e.tree.frontier and e.tree.frontier_depth < e.request.max_draft_tokens]
+            advanced = advance(active) if active else None
+            if advanced is None:
+                break
+            active, num_calls = advanced, num_calls + 1
+        self.draft_costs.record_round(len(expansions), max_calls, num_calls)
+        return num_calls
+
+    def drafts(self, requests: Sequence[DraftRequest], max_nodes: int, num_calls: int) -> list[Draft]:
+        """Return the selected nodes of each request's tree, after so many calls of the drafter."""
+        trees = {r.sequence_id: self._trees[r.sequence_id][1] for r in requests if r.sequence_id in self._trees}
+        draft_seconds = num_calls * (self.draft_costs.seconds(len(trees)) or 0.0)
+        drafts = dict(zip(trees, select_nodes([*trees.values()], max_nodes, self.costs, draft_seconds), strict=True))
+        return [drafts.get(request.sequence_id, NO_DRAFT) for request in requests]
 
 
-class Auto:
+def min_expand_probability(
+    trees: Sequence[DraftTree], max_nodes: int, costs: CostModel, draft_seconds: float, call: float
+) -> float:
+    """Return the least path probability at which a ``call`` to expand a node pays, if its child were always accepted."""
+    nodes = [tree.nodes[node].acceptance_prob for tree in trees for node in tree.top_nodes(max_nodes)]
+    count, rate = costs.best_count(len(trees), sorted(nodes, reverse=True), draft_seconds)
+    rows = len(trees) + count
+    return rate * (costs.seconds(rows + 1) - costs.seconds(rows) + call)
+
+
+def select_nodes(trees: Sequence[DraftTree], max_nodes: int, costs: CostModel, draft_seconds: float) -> list[Draft]:
+    """Return at most ``max_nodes`` nodes of each tree: those with which the next step gives the most tokens per second."""
+    drafts = [tree.draft(tree.top_nodes(max_nodes)) for tree in trees]
+    counts = costs.allocate([draft.acceptance_probs for draft in drafts], draft_seconds)
+    return [draft.truncate(count) for draft, count in zip(drafts, counts, strict=True)]
+
+
+class AutoDrafter:
+    """Chooses in every round between drafters, draft lengths and plain decoding.
+
+    Model-free drafters propose in every round at no cost, and the output judges their drafts whether or not they are verified. A
+    model drafter is asked where its drafts should pay for their time. The others get a small share of the time to show a change.
+    """
+
     def __init__(
         self,
-        free: Mapping[str, Drafter],
-        paced: Mapping[str, ModelDrafter],
-        costs: StepCosts,
+        model_free: Mapping[str, Drafter],
+        model_based: Mapping[str, ModelDrafter],
+        costs: CostModel,
         clock: Callable[[], float] = time.perf_counter,
         *,
         num_tokens: int | None = None,
     ) -> None:
-        """``free`` drafters are asked in every round: they read text and take next to no time. ``costs`` of the steps that verify:
-        somebody else keeps them up. ``num_tokens``: of a guess, at most; None: as many as pay.
-        """
-        self._free, self._paced, self._costs, self._clock = free, paced, costs, clock
-        self._outlooks: dict[tuple[str, Kind], Outlook] = {}
-        # (line, drafter, kind) -> what it guessed in the last round, behind how many tokens should have been guessed at least
-        self._guesses: dict[tuple[int, str, Kind], tuple[int, Draft]] = {}
-        self._last = _Round()
-        self._rates = Pace()  # seconds per token of a step, whoever guessed
-        self._allowance = dict.fromkeys(paced, 0.0)  # seconds
-        self._lengths = {name: _lengths(drafter, num_tokens) for name, drafter in paced.items()}
+        """``costs`` of the steps that verify, which the engine keeps up to date. ``num_tokens``: longest draft; None: what pays."""
+        self._model_free, self._model_based, self._costs, self._clock = model_free, model_based, costs, clock
+        calibration = AcceptanceCalibration(TEXT_DECAY, TEXT_PRIOR_WEIGHT)
+        self._scores = {name: TreeExpansion(costs, calibration=calibration) for name in (*model_free, *model_based)}
+        self._curves: dict[str, list[float]] = {name: [] for name in model_based}  # expected acceptance_probs of a draft
+        self._budgets = dict.fromkeys(model_based, 0.0)  # seconds for probes
+        lengths = {name: {min(n, num_tokens or n) for n in drafter.draft_lengths} for name, drafter in model_based.items()}
+        self._lengths = {name: sorted(own) for name, own in lengths.items()}
+        self._last_step_tokens, self._last_end = 0, 0.0
 
     @property
     def aux_layer_indices(self) -> tuple[int, ...]:
-        return tuple(
-            dict.fromkeys(tap for drafter in (*self._free.values(), *self._paced.values()) for tap in drafter.aux_layer_indices)
-        )
+        return tuple(dict.fromkeys(i for drafter in self._model_based.values() for i in drafter.aux_layer_indices))
 
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
-        self._learn(lines, seen)
-        best = [NO_OFFER] * len(lines)
-        for name, drafter in self._free.items():
-            best = _better(best, self._offers(name, lines, drafter.propose(lines, seen)))
-        for paced in self._paced.values():  # before it is asked what it would have to read
-            paced.watch(lines, seen)
-        asked, length, due = self._choose(best, lines)
-        if asked is not None:
-            best = _better(best, self._offers(asked, lines, self._ask(asked, length, lines, due)))
-        counts = self._costs.counts([offer.chances for offer in best], 0.0, MARGIN)
-        drafts = [offer.draft.cut(count) for offer, count in zip(best, counts, strict=True)]
-        lengths = {line.sequence_id: len(line.token_ids) for line in lines}
-        self._last = _Round(lengths, len(lines) + sum(counts), self._clock())
+    def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> list[Draft]:
+        if output.num_tokens == self._last_step_tokens > 0:  # else it was another step: a prompt, or drafts were cut
+            seconds = self._clock() - self._last_end
+            for name, budget in self._budgets.items():
+                self._budgets[name] = min(budget + PROBE_SHARE / len(self._budgets) * seconds, seconds)
+        for score in self._scores.values():
+            score.record_acceptance(requests)
+        drafts = [NO_DRAFT] * len(requests)
+        for name, drafter in self._model_free.items():
+            drafts = _better(drafts, self._scored(name, requests, drafter.propose(requests, output)))
+        for model in self._model_based.values():  # before its prefill cost is asked
+            model.observe(requests, output)
+        chosen, num_tokens, asked = self._choose(drafts, requests) if requests else (None, 0, requests)
+        if chosen is not None:
+            proposed = dict(
+                zip((r.sequence_id for r in asked), self._ask(chosen, num_tokens, asked, asked is not requests), strict=True)
+            )
+            drafts = _better(drafts, [proposed.get(request.sequence_id, NO_DRAFT) for request in requests])
+        counts = self._costs.allocate([draft.acceptance_probs for draft in drafts], 0.0, MARGIN)
+        self._last_step_tokens, self._last_end = len(requests) + sum(counts), self._clock()
+        return [draft.truncate(count) for draft, count in zip(drafts, counts, strict=True)]
+
+    def _scored(self, name: str, requests: Sequence[DraftRequest], drafts: Sequence[Draft]) -> list[Draft]:
+        """Cut drafts at max_tokens, and give them acceptance probabilities where the drafter has none."""
+        scored = []
+        for request, uncut in zip(requests, drafts, strict=True):
+            draft = uncut.truncate(len(uncut), request.max_draft_tokens)
+            if draft and not draft.acceptance_probs:
+                tree = self._scores[name].new_tree(request)
+                kind = bisect_left(LENGTH_BUCKETS, len(draft)), bisect_left(AGE_BUCKETS, request.num_output_tokens + 1)
+                key = (name, *kind) if name in self._model_free else name
+                for i, (token_id, parent) in enumerate(zip(draft.token_ids, draft.parents, strict=True)):
+                    tree.add(parent, token_id, ((key, "chain" if parent == i - 1 else "branch"), (key, i)), PRIOR)
+                draft = tree.draft(tree.top_nodes(len(draft)))
+            scored.append(draft)
+        return scored
+
+    def _ask(self, name: str, num_tokens: int, requests: Sequence[DraftRequest], is_probe: bool) -> list[Draft]:
+        drafter, curve, begin = self._model_based[name], self._curves[name], self._clock()
+        drafter.num_tokens = num_tokens
+        drafts = self._scored(name, requests, drafter.draft(requests))
+        for draft in drafts:
+            observed = [*draft.acceptance_probs, *[0.0] * num_tokens][:num_tokens]
+            old = [*curve, *observed[len(curve) :]]
+            curve[:num_tokens] = [old[i] + CURVE_UPDATE * (new - old[i]) for i, new in enumerate(observed)]
+            for i in range(num_tokens, len(curve)):  # what longer drafts were worth is forgotten slowly
+                curve[i] += TAIL_UPDATE * (curve[0] * curve[i - 1] - curve[i])
+        if is_probe:  # it pays for all that it had to read first
+            self._budgets[name] -= self._clock() - begin
         return drafts
 
-    def _ask(self, name: str, length: int, lines: Sequence[DraftRequest], due: bool) -> list[Draft]:
-        """A drafter's guesses of so many tokens. ``due``: it is to show itself, for which one line will do."""
-        drafter, begin = self._paced[name], self._clock()
-        drafter.num_tokens = length
-        asked = [min(lines, key=lambda line: drafter.backlog([line]))] if due else lines
-        drafts = dict(zip((line.sequence_id for line in asked), drafter.guess(asked), strict=True))
-        self._guesses |= {(line_id, name, ASKED): (length, draft) for line_id, draft in drafts.items()}
-        if due:  # all of it counts: it may have had a whole prompt to read first
-            self._allowance[name] -= self._clock() - begin
-        return [drafts.get(line.sequence_id, NO_DRAFT) for line in lines]
-
-    # ---------------------------------------------------------------- what is known
-
-    def _learn(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> None:
-        """How the last round's guesses fared, and what the step took."""
-        if seen.num_tokens == self._last.num_tokens > 0:  # else it was another step: a prompt came between, or guesses were cut
-            seconds = self._clock() - self._last.ended
-            for name, allowed in self._allowance.items():
-                self._allowance[name] = min(allowed + SHARE / len(self._paced) * seconds, seconds)
-            known = [line for line in lines if line.sequence_id in self._last.lengths]
-            gained = sum(len(line.token_ids) - self._last.lengths[line.sequence_id] for line in known)
-            if len(known) == len(self._last.lengths) == len(lines):
-                self._rates.note(len(lines), seconds / max(gained, 1))
-        texts = {line.sequence_id: line.token_ids for line in lines}
-        guesses, self._guesses = self._guesses, {}
-        for (line_id, name, kind), (length, draft) in guesses.items():
-            if line_id in texts:
-                missing = dict.fromkeys(range(len(draft), length), False)
-                found = verdicts(draft, texts[line_id][self._last.lengths[line_id] :])
-                self._outlook(name, kind).note(missing | found)
-
-    def _outlook(self, name: str, kind: Kind) -> Outlook:
-        return self._outlooks.setdefault((name, kind), Outlook())
-
-    def _offers(self, name: str, lines: Sequence[DraftRequest], drafts: Sequence[Draft]) -> list[_Offer]:
-        """Guesses beyond the end of an answer are left out."""
-        wanted = [draft.cut(len(draft), line.room) for line, draft in zip(lines, drafts, strict=True)]
-        return [self._offer(name, line, draft) if draft else NO_OFFER for line, draft in zip(lines, wanted, strict=True)]
-
-    def _offer(self, name: str, line: DraftRequest, draft: Draft) -> _Offer:
-        kind = _kind(line, draft) if name in self._free else ANY
-        self._guesses[line.sequence_id, name, kind] = 0, draft
-        return _Offer(draft, self._outlook(name, kind).chances(draft))
-
-    # ---------------------------------------------------------------- what is worth it
-
-    def _choose(self, offers: Sequence[_Offer], lines: Sequence[DraftRequest]) -> tuple[str | None, int, bool]:
-        """The drafter to ask, if any, and for how many tokens; and whether it is asked to show itself, not because it pays."""
-        num_lines = len(lines)
-        if num_lines == 0:
-            return None, 0, False
-        to_come = sum(min(FORESEEN, line.room + 1) for line in lines)  # as far as anybody can rely on it
-        free = sorted((chance for offer in offers for chance in offer.chances), reverse=True)
-        without = max(self._costs.best(num_lines, free, 0.0)[1], MARGIN * num_lines / self._costs.seconds(num_lines))
-        best = without
-        chosen: tuple[str | None, int] = (None, 0)
-        usual = self._rates.seconds(num_lines)
-        for name, drafter in self._paced.items():
-            rate, backlog = 0.0, drafter.backlog(lines)
+    def _choose(self, drafts: Sequence[Draft], requests: Sequence[DraftRequest]) -> tuple[str | None, int, Sequence[DraftRequest]]:
+        """Return the model drafter to ask beside these drafts, for how many tokens, and of which requests: all, or one as a probe."""
+        batch, remaining = len(requests), sum(min(HORIZON, request.max_draft_tokens + 1) for request in requests)
+        free = [draft.acceptance_probs for draft in drafts]
+        plain = max(self._rate(free, 0.0), MARGIN * batch / self._costs.seconds(batch))
+        best, chosen, num_tokens = plain, None, 0
+        for name, drafter in self._model_based.items():
+            rate, prefill = 0.0, drafter.prefill_seconds(requests)
             for length in self._lengths[name]:
-                shorter, cost = rate, drafter.cost(num_lines, length)
-                if cost is None:  # never asked yet
+                shorter, seconds = rate, drafter.round_seconds(batch, length)
+                if seconds is None:  # never asked
                     break
-                chances = self._outlook(name, ASKED).chances(drafter.shape(length))
-                gain = sum(chances)
-                all_chances = [chance for offer in offers for chance in (offer.chances if offer.gain > gain else chances)]
-                rate = self._costs.best(num_lines, sorted(all_chances, reverse=True), cost)[1]
+                own = self._expected(name, length)
+                rate = self._rate([max(own, probabilities, key=sum) for probabilities in free], seconds)
                 if rate < shorter:
-                    break  # still longer guesses are still less likely
-                if backlog and usual and MARGIN * (to_come / rate + backlog) > to_come * usual:
-                    continue  # once begun it would pay, but the text will soon be guessed for nothing again
-                if rate > best:
-                    best, chosen = rate, (name, length)
-        return self._due(num_lines, chosen, self._costs.seconds(num_lines) * (1 - without / best))
+                    break  # longer drafts are less likely still
+                if rate > best and (not prefill or MARGIN * (remaining / rate + prefill) < remaining / plain):
+                    best, chosen, num_tokens = rate, name, length
+        for name, budget in self._budgets.items():
+            if budget > 0 and name != chosen:
+                self._budgets[name] -= self._costs.seconds(batch) * (1 - plain / best)  # what a step without the choice loses
+                cheapest = min(requests, key=lambda request: self._model_based[name].prefill_seconds([request]))
+                return name, min(PROBE_TOKENS, self._lengths[name][-1]), [cheapest]
+        return chosen, num_tokens, requests
 
-    def _due(self, num_lines: int, chosen: tuple[str | None, int], lost: float) -> tuple[str | None, int, bool]:
-        """The choice; or, if its time has come, a drafter that is not chosen, or more of the one that is.
+    def _rate(self, probabilities: Sequence[Sequence[float]], draft_seconds: float) -> float:
+        merged = sorted((p for own in probabilities for p in own), reverse=True)
+        return self._costs.best_count(len(probabilities), merged, draft_seconds)[1]
 
-        ``lost``: seconds that a step without the choice costs.
-        """
-        for name, drafter in self._paced.items():
-            if self._allowance[name] <= 0:
-                continue
-            length = next((length for length in self._lengths[name] if length > chosen[1]), None)
-            if name != chosen[0]:
-                self._allowance[name] -= lost
-                return name, min(SHOWN, self._lengths[name][-1]), True
-            if length is not None:
-                self._allowance[name] -= (drafter.cost(num_lines, length) or 0.0) - (drafter.cost(num_lines, chosen[1]) or 0.0)
-                return name, length, False
-        return *chosen, False
+    def _expected(self, name: str, length: int) -> Sequence[float]:
+        """Return the acceptance probabilities that a draft of this length should have; unknown ones fall as the first does."""
+        curve = self._curves[name][:length]
+        first = curve[0] if curve else PRIOR
+        while len(curve) < length:
+            curve.append(first * (curve[-1] if curve else 1.0))
+        return curve
 
 
-def _better(offers: Sequence[_Offer], others: Sequence[_Offer]) -> list[_Offer]:
-    return [max(pair, key=lambda offer: offer.gain) for pair in zip(offers, others, strict=True)]
-
-
-def _kind(line: DraftRequest, draft: Draft) -> Kind:
-    return sum(len(draft) > size for size in LENGTHS), sum(line.num_answered >= age for age in AGES)
-
-
-def _lengths(drafter: ModelDrafter, most: int | None) -> tuple[int, ...]:
-    """What it may be asked for, short ones first."""
-    return drafter.lengths if most is None else tuple(dict.fromkeys(min(length, most) for length in drafter.lengths))
+def _better(drafts: Sequence[Draft], others: Sequence[Draft]) -> list[Draft]:
+    return [max(pair, key=lambda draft: sum(draft.acceptance_probs)) for pair in zip(drafts, others, strict=True)]

@@ -78,17 +78,17 @@ class TableDrafter:
     def __init__(self, table: Table, length: int, draws: Callable[[DraftRequest, Sequence[int], np.ndarray], int]) -> None:
         self.table, self.length, self.draws = table, length, draws
 
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
-        return [self._draft(line) if line.token_ids[-1] < self.table.vocabulary else NO_DRAFT for line in lines]
+    def propose(self, requests: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
+        return [self._draft(request) if request.token_ids[-1] < self.table.vocabulary else NO_DRAFT for request in requests]
 
-    def _draft(self, line: DraftRequest) -> Draft:
-        tokens, proposals = list(line.token_ids), []
+    def _draft(self, request: DraftRequest) -> Draft:
+        tokens, proposals = list(request.token_ids), []
         for _ in range(self.length):
             q_V = self.table.probabilities(tokens)
-            tokens.append(self.draws(line, tokens, q_V))
+            tokens.append(self.draws(request, tokens, q_V))
             proposals.append(torch.tensor(q_V))
-        judged = line.request.params.acceptance == "rejection"
-        return Draft.chain(tokens[len(line.token_ids) :], tuple(proposals) if judged else None)
+        judged = request.request.params.acceptance == "rejection"
+        return Draft.chain(tokens[len(request.token_ids) :], tuple(proposals) if judged else None)
 
 
 class TreeDrafter:
@@ -99,8 +99,8 @@ class TreeDrafter:
     def __init__(self, vocabulary: int, num_nodes: int) -> None:
         self.vocabulary, self.num_nodes = vocabulary, num_nodes
 
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
-        return [self._draft(list(line.token_ids)) for line in lines]
+    def propose(self, requests: Sequence[DraftRequest], seen: TargetOutput) -> list[Draft]:
+        return [self._draft(list(request.token_ids)) for request in requests]
 
     def _draft(self, text: list[int]) -> Draft:
         draw = random.Random(str(text[-3:]))

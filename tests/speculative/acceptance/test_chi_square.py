@@ -96,7 +96,7 @@ def chains() -> TableDrafter:
     near = Table(VOCABULARY, 21)
     near.logits_PV = near.logits_PV + Table(VOCABULARY, 22).logits_PV * 0.5
     draw = random.Random(8)
-    return TableDrafter(near, 3, lambda line, text, q_V: draw.choices(range(VOCABULARY), q_V.tolist())[0])
+    return TableDrafter(near, 3, lambda request, text, q_V: draw.choices(range(VOCABULARY), q_V.tolist())[0])
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])

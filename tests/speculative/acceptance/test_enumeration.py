@@ -13,7 +13,7 @@ import pytest
 from tests.speculative.acceptance.table import Branches, Table, TableDrafter, TreeDrafter, engine, request
 from torch import Tensor
 
-from hasten.engine import acceptor
+from hasten.engine import verification
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import SampledToken, Sampler
 from hasten.speculative.acceptance import rejection
@@ -22,14 +22,14 @@ FIRST = 1  # the answer's first token, which is not drafted
 
 
 class EnumeratingSampler(Sampler):
-    """Plain draws: where the path of accepted guesses may come to, every token in turn; elsewhere any."""
+    """Plain draws: where the path of accepted drafts may come to, every token in turn; elsewhere any."""
 
     __slots__ = ("branches",)
 
     def sample(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
         if rows[0].num_output_tokens == 0:
             return [SampledToken(FIRST)]
-        if not rows[0].params.exact:  # only where no guess was made does the plain draw count: see ``outcomes``
+        if not rows[0].params.exact:  # only where no draft was made does the plain draw count: see ``outcomes``
             return [SampledToken(logits_RV.shape[1])] * len(rows)
         tokens: list[SampledToken | None] = []
         path = list(rows[0].token_ids)
@@ -45,11 +45,11 @@ class EnumeratedChance:
     def __init__(self, branches: Branches) -> None:
         self.branches = branches
 
-    def accepts(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         probability = min(1.0, probability)
         return self.branches.select_rows([1 - probability, probability]) == 1
 
-    def draws(self, p_V: Tensor) -> int:
+    def sample(self, p_V: Tensor) -> int:
         return self.branches.select_rows(p_V.tolist())
 
 
@@ -62,7 +62,7 @@ def outcomes(rule: str, table: Table, drafter: Callable[[Branches], object]) -> 
     object.__setattr__(sampler, "branches", branches)
     found: dict[tuple[int, ...], float] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(acceptor, "CounterRng", lambda view: EnumeratedChance(branches))
+        patch.setattr(verification, "CounterRng", lambda view: EnumeratedChance(branches))
         for _ in branches:
             running = engine(table, drafter(branches), sampler)
             running.add(request(0, (0, 1), max_tokens=20, seed=1, acceptance=rule, ignore_eos=True))
@@ -98,7 +98,7 @@ def chains(length: int, vocabulary: int, tokens: int) -> Callable[[Branches], ob
     """Drawn from a distribution over the first ``tokens`` tokens."""
     other = Table(vocabulary, 99)
     other.logits_PV[:, :, tokens:] = -np.inf
-    return lambda branches: TableDrafter(other, length, lambda line, text, q_V: branches.select_rows(q_V.tolist()))
+    return lambda branches: TableDrafter(other, length, lambda request, text, q_V: branches.select_rows(q_V.tolist()))
 
 
 def trees(vocabulary: int, num_nodes: int) -> Callable[[Branches], object]:
@@ -109,7 +109,7 @@ def error(rule: str, vocabulary: int, length: int, drafter: Callable[[Branches],
     table = Table(vocabulary, 5)
     found = outcomes(rule, table, drafter)
     assert abs(sum(found.values()) - 1) < 1e-9
-    assert max(len(tokens) for tokens in found) > 1, "no guess was ever accepted"
+    assert max(len(tokens) for tokens in found) > 1, "no draft was ever accepted"
     return float(np.abs(spread(found, table, length + 1) - exact(table, length + 1)).max())
 
 
@@ -132,6 +132,6 @@ def test_typical_acceptance_does_not_and_so_the_test_can_tell() -> None:
 
 
 def test_resampling_from_p_in_place_of_what_is_left_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rejection, "_without", lambda p_V, token_id, proposal_V: p_V)
+    monkeypatch.setattr(rejection, "_residual", lambda p_V, token_id, draft_prob_V: p_V)
     assert error("rejection", 4, 2, chains(2, 4, 3)) > 0.01
     assert error("rejection", 3, 3, trees(3, 5)) > 0.01

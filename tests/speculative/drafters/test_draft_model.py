@@ -51,9 +51,9 @@ class Projected:
 
 
 class Bench:
-    """Lines that grow by what they take of a draft_ids, or by something else; some end and others begin.
+    """Sequences that take a part of each draft, or another token; some end and others begin.
 
-    ``sayable``: the tokens that can be guessed, in ascending order. ``min_probability``: how likely a greedy draft_ids is that is gone on from.
+    ``draft_ids``: the draft vocabulary, ascending. ``min_probability``: of a node that is expanded.
     """
 
     min_probability = 0.0
@@ -121,25 +121,25 @@ class Bench:
         assert not missing or max(missing) < 1e-9, "where rows cost nothing all are verified"
         return tuple(draft.token_ids[node] for node in path)
 
-    def expected(self, request: DraftRequest) -> tuple[tuple[int, ...], list[dict[int, float]]]:
-        """Up to the draft_ids after which a greedy chain is too doubtful; and of each place the likeliest tokens, and how likely."""
-        tokens, request = list(request.token_ids), request.request
-        probability = 1.0
-        others = []
+    def expected(self, draft_request: DraftRequest) -> tuple[tuple[int, ...], list[dict[int, float]]]:
+        """Return the chain up to where a greedy one ends, and per position the candidates with their path probabilities."""
+        tokens, request = list(draft_request.token_ids), draft_request.request
+        path_probability = 1.0
+        candidates = []
         for _ in range(DEPTH):
-            row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), request.output_index)
+            row = SamplingRow(request.params, tokens, len(request.prompt_token_ids), (), draft_request.output_index)
             allowed = torch.isin(torch.arange(VOCAB_SIZE), self.draft_ids)
             logits = self.alone.logits(tokens, request.cache_salt).where(allowed, -torch.inf)
             (sampled,) = Sampler().sample(logits, [row])
             tokens = [*tokens, sampled.token_id]
             share = logits[0].softmax(0)
-            likely = {*share.topk(RANKS).indices.tolist(), sampled.token_id}
-            others.append({token: probability * float(share[token]) for token in likely})
-            probability *= float(share[sampled.token_id]) if request.params.greedy else 1.0
-            if probability < self.min_probability:
+            top = {*share.topk(RANKS).indices.tolist(), sampled.token_id}
+            candidates.append({token: path_probability * float(share[token]) for token in top})
+            path_probability *= float(share[sampled.token_id]) if request.params.greedy else 1.0
+            if path_probability < self.min_probability:
                 break
-        self.cut += len(tokens) - len(request.token_ids) < DEPTH
-        return tuple(tokens[len(request.token_ids) :]), others
+        self.cut += len(tokens) - len(draft_request.token_ids) < DEPTH
+        return tuple(tokens[len(draft_request.token_ids) :]), candidates
 
     def run(self, rounds: int) -> Bench:
         for _ in range(rounds):

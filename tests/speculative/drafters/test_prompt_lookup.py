@@ -18,16 +18,16 @@ def by_definition(text: list[int], num_tokens: int, longest: int, shortest: int)
     for size in range(longest, shortest - 1, -1):
         for end in range(len(text) - 1, size - 1, -1):
             if text[end - size : end] == text[len(text) - size :]:
-                guess = list(text)
-                while len(guess) < len(text) + min(num_tokens, 2 * size):
-                    guess.append(guess[len(guess) - (len(text) - end)])
-                return tuple(guess[len(text) :])
+                draft = list(text)
+                while len(draft) < len(text) + min(num_tokens, 2 * size):
+                    draft.append(draft[len(draft) - (len(text) - end)])
+                return tuple(draft[len(text) :])
     return ()
 
 
 def test_guesses_are_those_of_the_definition_while_texts_grow() -> None:
     draw = random.Random(5)
-    drafter = PromptLookup(5, longest=4, shortest=2)
+    drafter = PromptLookup(5, max_match=4, min_match=2)
     texts: dict[int, list[int]] = {}
     guessed = 0
     for step in range(400):
@@ -35,18 +35,18 @@ def test_guesses_are_those_of_the_definition_while_texts_grow() -> None:
             texts[step] = [draw.randrange(4) for _ in range(draw.randint(1, 12))]
         elif draw.random() < 0.05:
             del texts[draw.choice(sorted(texts))]
-        lines = [DraftRequest(key, text, REQUEST, 0) for key, text in texts.items()]
-        guesses = drafter.propose(lines)
-        assert [guess.token_ids for guess in guesses] == [by_definition(text, 5, 4, 2) for text in texts.values()]
-        guessed += sum(map(bool, guesses))
+        requests = [DraftRequest(key, text, REQUEST, 0) for key, text in texts.items()]
+        drafts = drafter.propose(requests)
+        assert [draft.token_ids for draft in drafts] == [by_definition(text, 5, 4, 2) for text in texts.values()]
+        guessed += sum(map(bool, drafts))
         for text in texts.values():
             text += [draw.randrange(4) for _ in range(draw.choice((1, 1, 1, 6)))]
     assert guessed > 500
 
 
 def test_a_text_that_turns_in_circles_is_continued_in_circles() -> None:
-    line = DraftRequest(0, [9, 1, 2, 3, 1, 2, 3, 1, 2, 3], REQUEST, 0)
-    assert PromptLookup(7).propose([line]) == [Draft.chain((1, 2, 3, 1, 2, 3, 1))]
+    request = DraftRequest(0, [9, 1, 2, 3, 1, 2, 3, 1, 2, 3], REQUEST, 0)
+    assert PromptLookup(7).propose([request]) == [Draft.chain((1, 2, 3, 1, 2, 3, 1))]
 
 
 def test_nothing_is_guessed_without_an_earlier_occurrence() -> None:
@@ -60,4 +60,4 @@ def test_what_is_not_asked_for_is_forgotten() -> None:
     drafter = PromptLookup()
     drafter.propose([DraftRequest(0, [1, 2, 3], REQUEST, 0), DraftRequest(1, [1, 2, 3], REQUEST, 0)])
     drafter.propose([DraftRequest(1, [1, 2, 3, 4], REQUEST, 0)])
-    assert list(drafter._known) == [1]
+    assert list(drafter._indices) == [1]

@@ -1,6 +1,6 @@
-"""What a rule of acceptance is: given the model's distribution at a place and the guesses for it, it says the token.
+"""``AcceptanceRule``: chooses the next token, given the target's distribution at a position and the draft tokens for it.
 
-A guess is accepted if it is that token. A rule is asked once at every place that an accepted path comes to.
+A draft token is accepted if it is the chosen token. A rule is asked once for each position that the accepted path reaches.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 
-class Guess(NamedTuple):
+class DraftToken(NamedTuple):
     token_id: int
-    # The distribution that it was drawn from [V], with numbers that nothing else has used. None: it was not drawn.
-    proposal_V: Tensor | None = None
+    # The distribution [V] that it was sampled from, with random numbers that nothing else uses. None: it was not sampled.
+    draft_prob_V: Tensor | None = None
 
 
-class Chance(Protocol):
-    """The random numbers of one place. They do not depend on the guesses, nor on whatever the guesses were drawn with."""
+class Rng(Protocol):
+    """The random numbers of one position, independent of the draft tokens and of the numbers that these were sampled with."""
 
-    def accepts(self, probability: float) -> bool:
-        """True with this probability (or more than 1); asked again it answers independently."""
+    def bernoulli(self, probability: float) -> bool:
+        """Return True with this probability; each call is independent."""
         ...
 
-    def draws(self, p_V: Tensor) -> int:
-        """A token of this distribution. Asked once."""
+    def sample(self, p_V: Tensor) -> int:
+        """Return a token of this distribution. Called once."""
         ...
 
 
-class Acceptance(Protocol):
-    def choose(self, p_V: Tensor, guesses: Sequence[Guess], chance: Chance) -> int:
-        """``p_V``: what plain decoding draws from here, float64, of sum 1. There is at least one guess."""
+class AcceptanceRule(Protocol):
+    def choose(self, p_V: Tensor, draft_tokens: Sequence[DraftToken], rng: Rng) -> int:
+        """Return the next token. ``p_V``: what plain decoding samples from, float64, of sum 1. ``draft_tokens`` is not empty."""
         ...

@@ -1,4 +1,4 @@
-"""The chance of a place as a function of its key alone, as all noise here is (``hasten.sampling.noise``)."""
+"""``CounterRng``: the random numbers of a position as a function of its key, like all noise (``hasten.sampling.noise``)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from hasten.sampling.row import SamplingRow
 
 @dataclass(slots=True)
 class CounterRng:
-    """``row`` is the place. Tokens are drawn with the noise of plain decoding there, and verdicts with numbers beside it."""
+    """``row`` is the position. Tokens are sampled with its noise in plain decoding, accept decisions with other numbers."""
 
     row: SamplingRow
-    _num_asked: int = 0
+    _num_decisions: int = 0
 
-    def accepts(self, probability: float) -> bool:
-        self._num_asked += 1
+    def bernoulli(self, probability: float) -> bool:
+        self._num_decisions += 1
         key = (self.row.params.seed, self.row.sequence_index, self.row.position)
         stream = streams(*(torch.tensor([part], dtype=torch.int64) for part in key))
-        # Tokens count from 0, so no token has the number of a verdict.
-        bits = int(noise_bits(stream, torch.tensor([-1 - self._num_asked])))
+        # Token ids count from 0, so negative counters are free.
+        bits = int(noise_bits(stream, torch.tensor([-1 - self._num_decisions])))
         return (bits + 0.5) * 2.0**-52 < probability
 
-    def draws(self, p_V: Tensor) -> int:
+    def sample(self, p_V: Tensor) -> int:
         (token_id,) = gumbel_argmax(p_V.log()[None], [self.row])
         assert token_id is not None, "a distribution has a token"
         return token_id

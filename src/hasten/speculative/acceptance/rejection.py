@@ -1,8 +1,8 @@
-"""Speculative sampling by rejection (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
+"""Rejection sampling (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
 
-A guess drawn from q is accepted with probability p/q, and where it is not, what is left to draw from is (p - q)+. Further guesses
-for the same place are tried on what is left, one after the other (Miao et al., 2023, arXiv 2305.09781). Whatever q is, the token
-has the distribution p. It is lossless in distribution, not token by token: another drafter draws another answer from the same seed.
+A draft token sampled from q is accepted with probability p/q; after a rejection the residual distribution is (p - q)+. Further draft
+tokens of the position are tried on the residual (Miao et al., 2023, arXiv 2305.09781). The token has the distribution p whatever q is:
+lossless in distribution, not token by token, as another drafter samples another output from the same seed.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.speculative.acceptance.base import Chance, Guess
+from hasten.speculative.acceptance.base import DraftToken, Rng
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
     @classmethod
-    def of(cls, params: SamplingParams) -> Rejection:
+    def from_params(cls, params: SamplingParams) -> Rejection:
         return cls()
 
-    def choose(self, p_V: Tensor, guesses: Sequence[Guess], chance: Chance) -> int:
-        left_V = p_V
-        for token_id, proposal_V in guesses:
-            p = float(left_V[token_id])
-            q = 1.0 if proposal_V is None else float(proposal_V[token_id])
-            if p > 0 and chance.accepts(p / q if q > 0 else 1.0):
+    def choose(self, p_V: Tensor, draft_tokens: Sequence[DraftToken], rng: Rng) -> int:
+        residual_V = p_V
+        for token_id, draft_prob_V in draft_tokens:
+            p = float(residual_V[token_id])
+            q = 1.0 if draft_prob_V is None else float(draft_prob_V[token_id])
+            if p > 0 and rng.bernoulli(p / q if q > 0 else 1.0):
                 return token_id
-            left_V = _without(left_V, token_id, proposal_V)
-        return chance.draws(left_V)
+            residual_V = _residual(residual_V, token_id, draft_prob_V)
+        return rng.sample(residual_V)
 
 
-def _without(p_V: Tensor, token_id: int, proposal_V: Tensor | None) -> Tensor:
-    """(p - q)+, of sum 1."""
-    if proposal_V is None:
-        left_V = p_V.clone()
-        left_V[token_id] = 0.0
+def _residual(p_V: Tensor, token_id: int, draft_prob_V: Tensor | None) -> Tensor:
+    """Return (p - q)+, normalised."""
+    if draft_prob_V is None:
+        residual_V = p_V.clone()
+        residual_V[token_id] = 0.0
     else:
-        left_V = (p_V - proposal_V).clamp_(min=0.0)
-    total = float(left_V.sum())
-    # Where p and q are equal but for their rounding, a rejection is a rounding too, and nothing is left.
-    return left_V / total if total > 0 else p_V
+        residual_V = (p_V - draft_prob_V).clamp_(min=0.0)
+    total = float(residual_V.sum())
+    # Where p and q differ by rounding alone, a rejection is a rounding error too and nothing remains.
+    return residual_V / total if total > 0 else p_V

@@ -1,9 +1,7 @@
-"""Typical acceptance (Cai et al., 2024, Medusa, arXiv 2401.10774). It is lossy.
+"""Typical acceptance (Cai et al., 2024, Medusa, arXiv 2401.10774). It is lossy: outputs are likelier than plain samples.
 
-Answers are likelier than what plain sampling draws.
-
-A guess is accepted where its probability exceeds min(threshold, alpha · exp(-H)), H being the entropy of the distribution in nats:
-where the model is sure only its own token passes, where it is not many do. Of several the likeliest is taken.
+A draft token is accepted if its probability exceeds min(threshold, alpha · exp(-H)), where H is the entropy of the distribution in
+nats. A certain model accepts only its own token, an uncertain one many. Of several draft tokens the most likely one counts.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
-from hasten.speculative.acceptance.base import Chance, Guess
+from hasten.speculative.acceptance.base import DraftToken, Rng
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +23,12 @@ class Typical:
     alpha: float
 
     @classmethod
-    def of(cls, params: SamplingParams) -> Typical:
+    def from_params(cls, params: SamplingParams) -> Typical:
         return cls(params.posterior_threshold, params.posterior_alpha)
 
-    def choose(self, p_V: Tensor, guesses: Sequence[Guess], chance: Chance) -> int:
+    def choose(self, p_V: Tensor, draft_tokens: Sequence[DraftToken], rng: Rng) -> int:
         entropy = float(torch.special.entr(p_V).sum())
-        likeliest = max((guess.token_id for guess in guesses), key=lambda token_id: float(p_V[token_id]))
-        if float(p_V[likeliest]) > min(self.threshold, self.alpha * math.exp(-entropy)):
-            return likeliest
-        return chance.draws(p_V)
+        best = max((draft.token_id for draft in draft_tokens), key=lambda token_id: float(p_V[token_id]))
+        if float(p_V[best]) > min(self.threshold, self.alpha * math.exp(-entropy)):
+            return best
+        return rng.sample(p_V)

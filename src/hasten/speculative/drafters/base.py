@@ -1,61 +1,59 @@
-"""What a drafter is: it guesses the next tokens of a sequence, and the model verifies all of them in one step.
+"""``Drafter``: proposes the next tokens of sequences, and the model verifies all of them in one step.
 
-Leviathan et al., 2022 (arXiv 2211.17192). A guess is accepted as far as it equals the tokens that plain decoding would have drawn
-(each position has one sample, ``hasten.sampling.noise``), so a drafter can make output faster or slower but never other.
+Leviathan et al., 2022 (arXiv 2211.17192). A draft is accepted as far as it equals the tokens that plain decoding would sample (one
+sample per position, ``hasten.sampling.noise``), so a drafter changes the speed of decoding and never its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
 
 from hasten.core.draft import Draft
 from hasten.core.request import Request
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hasten.speculative.draft_tree import DraftTree
 
 
 class DraftRequest(NamedTuple):
-    """A sequence that wants a draft."""
+    """A sequence that may get a draft."""
 
-    sequence_id: int  # never used again for another one
-    token_ids: Sequence[int]  # the prompt, then the answer so far; it only ever grows
+    sequence_id: int  # never reused
+    token_ids: Sequence[int]  # prompt and output so far; it only grows
     request: Request
-    answer_index: int  # which answer of the request: part of the key of its noise
+    output_index: int  # which output of the request (n > 1): part of the key of its noise
 
     @property
-    def num_answered(self) -> int:
+    def num_output_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
-    def room(self) -> int:
-        """Tokens that may be guessed: the step that verifies them gives one in any case."""
-        most = self.request.params.max_tokens
-        assert most is not None, "the engine bounds every answer"
-        return max(0, most - self.num_answered - 1)
+    def max_draft_tokens(self) -> int:
+        """Draft tokens that the output has room for. The step that verifies them adds one token in any case."""
+        max_tokens = self.request.params.max_tokens
+        assert max_tokens is not None, "the engine bounds every output"
+        return max(0, max_tokens - self.num_output_tokens - 1)
 
 
 class ComputedSpan(NamedTuple):
-    """A line of which the last step has computed tokens ``[start, start + len(tokens))``, where it still lives."""
+    """Positions ``[start, start + len(rows))`` of a live sequence, which the last step has computed."""
 
-    line: DraftRequest
+    request: DraftRequest
     start: int
-    tokens: Sequence[int]  # their places in the step
+    rows: Sequence[int]  # their rows among the tokens of the step
 
 
 class TargetOutput(NamedTuple):
-    """What the model saw in the last step. A prompt may take several steps before it is among the lines that decode."""
+    """What the target model computed in the last step. A prompt may take several steps before its sequence gets drafts."""
 
     num_tokens: int = 0  # of the step
-    # For drafters with taps alone:
-    computed: Sequence[ComputedSpan] = ()
-    # Whether a line, by its sequence, still has what was computed of it: also one that the last step had no room for.
-    alive: Callable[[int], bool] = lambda sequence_id: True
-    aux_hidden_states: Mapping[int, Tensor] = MappingProxyType(
-        {}
-    )  # layer -> its hidden state of each token of the step [T, E], until the next
+    # The rest is for drafters with ``aux_layer_indices``.
+    spans: Sequence[ComputedSpan] = ()
+    is_alive: Callable[[int], bool] = lambda sequence_id: True  # whether a sequence still holds what was computed of it
+    aux_hidden_states: Mapping[int, Tensor] = MappingProxyType({})  # layer index -> [T, E], valid until the next step
 
 
 NO_TARGET_OUTPUT = TargetOutput()
@@ -66,50 +64,55 @@ class Drafter(Protocol):
 
     @property
     def aux_layer_indices(self) -> tuple[int, ...]:
-        """The layers of the model whose hidden states it reads."""
+        """Layers of the target, from 0, whose hidden states the drafter reads."""
         ...
 
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> Sequence[Draft]:
-        """A guess for each line, perhaps an empty one; ids of the target's vocabulary.
+    def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> Sequence[Draft]:
+        """Return one draft per request, in ids of the target's vocabulary; it may be empty.
 
-        Called after every step with all lines that decode. What the drafter remembers of others it may forget: a sequence that
-        comes back after preemption is a new one to it.
+        Called after every step with all decoding sequences. State of other sequences may be dropped: after preemption a sequence
+        counts as a new one.
         """
         ...
 
 
 class ModelDrafter(Drafter, Protocol):
-    """One whose guesses take time to make, so that somebody has to say when, how many and of which lines."""
+    """A drafter whose proposals take time, so that a policy decides when, for which requests and how long to draft."""
 
-    num_tokens: int  # of a guess, at most; may be set between rounds
+    num_tokens: int  # of a draft, at most; may be set between rounds
 
-    def watch(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> None:
-        """Called as ``propose`` is, whether or not any guess is wanted then."""
+    def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
+        """Take in the last step. Called like ``propose``, whether or not drafts are wanted."""
         ...
 
-    def guess(self, lines: Sequence[DraftRequest]) -> Sequence[Draft]:
-        """After ``watch``: a guess for each of these lines, which may be a part of those."""
+    def draft(self, requests: Sequence[DraftRequest]) -> Sequence[Draft]:
+        """Return one draft per request, after ``observe``; ``requests`` may be a part of those."""
         ...
 
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> Sequence[Draft]:
-        self.watch(lines, seen)
-        return self.guess(lines)
+    def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> Sequence[Draft]:
+        self.observe(requests, output)
+        return self.draft(requests)
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """What ``num_tokens`` may be, short ones first."""
+    def draft_lengths(self) -> tuple[int, ...]:
+        """Sensible values of ``num_tokens``, ascending."""
         ...
 
-    def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        """Seconds to guess so many tokens for as many lines; where it has done so for fewer lines only, at least that. None: it
-        has not guessed yet.
-        """
+    def round_seconds(self, batch_size: int, num_tokens: int) -> float | None:
+        """Return the expected seconds to draft so many tokens for a batch; None before the first draft."""
         ...
 
-    def backlog(self, lines: Sequence[DraftRequest]) -> float:
-        """Seconds that it needs beside that, once, to read what it has not read of these lines."""
+    def prefill_seconds(self, requests: Sequence[DraftRequest]) -> float:
+        """Return the seconds to read, once, what the drafter has not read of these sequences."""
         ...
 
-    def shape(self, num_tokens: int) -> Draft:
-        """What its guesses look like; the token ids mean nothing."""
-        ...
+
+@dataclass(slots=True, eq=False)
+class Expansion:
+    """One sequence and its tree while a drafter expands it."""
+
+    request: DraftRequest
+    tree: DraftTree
+
+
+E = TypeVar("E", bound=Expansion)

@@ -1,11 +1,11 @@
-"""What follows a place in a text."""
+"""The tokens that follow a position of a sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def continuation(token_ids: Sequence[int], begin: int, count: int) -> tuple[int, ...]:
-    """``count`` tokens from ``begin`` on; past the end of the text it copies itself, as text that turns in circles does."""
-    period = len(token_ids) - begin
-    return tuple(token_ids[begin + i % period] for i in range(count)) if period > 0 else ()
+def continuation(token_ids: Sequence[int], start: int, count: int) -> tuple[int, ...]:
+    """Return ``count`` tokens from ``start`` on. Past the end the copy repeats itself, as a text in a loop does."""
+    period = len(token_ids) - start
+    return tuple(token_ids[start + i % period] for i in range(count)) if period > 0 else ()

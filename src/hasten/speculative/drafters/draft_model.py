@@ -1,11 +1,11 @@
-"""Guesses with a smaller model of the same vocabulary (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, 2302.01318).
+"""Draft model: a smaller model of the same vocabulary drafts (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, 2302.01318).
 
-It goes on from its own likeliest token. What else a greedy line may choose in the same place is guessed beside it: that costs a row
-of the step that verifies it, and no call.
+Each call extends the draft by the model's own choice. For greedy requests the alternatives of the same position are drafted beside it:
+they cost rows of the verifying step and no call. The draft model samples with the noise of the target's positions, so both models
+sample the same token wherever they agree well enough, at any temperature (arXiv 2408.07978).
 
-It draws with the noise of the target's own positions, so wherever both models agree well enough they draw the same token, at any
-temperature (arXiv 2408.07978). Its keys and values lie in blocks of their own, which follow the lines: what a line has taken is
-computed, what it has rejected is written over. It knows no scheduler: where blocks or a step's tokens are short, it guesses less.
+Its keys and values lie in KV blocks of its own: accepted tokens stay, rejected ones are overwritten. Where blocks or the token budget
+of a step are short, it drafts less. Shape suffixes: R rows · D draft vocabulary · V vocabulary · K candidates.
 """
 
 from __future__ import annotations
@@ -20,84 +20,71 @@ from hasten.core.concat_view import ConcatView
 from hasten.core.draft import Draft
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.kv.cache_manager import KvCacheManager
+from hasten.kv.prefix_hash import cache_salt
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
-from hasten.sampling.select_rows import select_rows
-from hasten.speculative.candidates import candidates
-from hasten.speculative.draft_tree import RANKS, DraftTree
+from hasten.sampling.row_tensors import select_rows
+from hasten.speculative.candidates import top_candidates
+from hasten.speculative.cost_model import CostModel
+from hasten.speculative.draft_tree import RANKS
 from hasten.speculative.draft_vocabulary import DraftVocabulary
-from hasten.speculative.drafters.base import DraftRequest, ModelDrafter, TargetOutput
-from hasten.speculative.growth import Growth
-from hasten.speculative.step_costs import StepCosts
+from hasten.speculative.drafters.base import DraftRequest, Expansion, ModelDrafter, TargetOutput
+from hasten.speculative.policy import TreeExpansion
 
-UNKNOWN = 0.9  # is how likely a token is taken to be that was drawn, until some have been judged
-LONG = 32  # tokens: reading fewer says more about guessing than about reading
+SAMPLED_PRIOR = 0.9  # acceptance probability of a sampled draft token, until outcomes are known
+MIN_PREFILL = 32  # tokens: the time of shorter reads is that of a draft call
 
 
 @dataclass(slots=True)
 class DraftKvState:
-    """The tokens of one line whose keys and values the draft model has computed."""
+    """The tokens of one sequence whose keys and values the draft model has computed."""
 
     token_ids: list[int] = field(default_factory=list)
-    num_verified: int = 0  # of these: the ones that the line has taken
+    num_accepted: int = 0  # leading tokens that the sequence has
 
-    def follow(self, token_ids: Sequence[int]) -> None:
-        """Forget the guesses that the line went another way than."""
-        kept = self.num_verified
+    def truncate(self, token_ids: Sequence[int]) -> None:
+        """Drop the draft tokens that the sequence did not take."""
+        kept = self.num_accepted
         while kept < min(len(self.token_ids), len(token_ids)) and self.token_ids[kept] == token_ids[kept]:
             kept += 1
         del self.token_ids[kept:]
-        self.num_verified = kept
+        self.num_accepted = kept
 
 
 @dataclass(slots=True, eq=False)
-class _Guess:
-    """A line and what is guessed of it so far."""
-
-    line: DraftRequest
-    trail: DraftKvState
-    tree: DraftTree  # what is guessed, and what else is likely in its places
-    token_ids: list[int] = field(default_factory=list)
-    proposals: list[Tensor] = field(default_factory=list)  # what they were drawn from, where the line's rule asks
+class _Expansion(Expansion):
+    kv_state: DraftKvState
+    token_ids: list[int] = field(default_factory=list)  # the chain of the model's own choices
+    draft_probs: list[Tensor] = field(default_factory=list)  # what they were sampled from, for rejection sampling
 
     @property
-    def judged(self) -> bool:
-        """Whether the line's rule weighs a guess by the distribution that it was drawn from."""
-        params = self.line.request.params
+    def uses_rejection(self) -> bool:
+        """Whether acceptance weighs draft tokens by the distribution that they were sampled from."""
+        params = self.request.request.params
         return params.acceptance == "rejection" and not params.exact
 
     @property
     def num_tokens(self) -> int:
-        return len(self.line.token_ids) + len(self.token_ids)
+        return len(self.request.token_ids) + len(self.token_ids)
 
-    def missing(self, count: int) -> list[int]:
-        """The first ``count`` tokens that are not computed yet."""
-        start, length = len(self.trail.token_ids), len(self.line.token_ids)
+    def uncomputed(self, count: int) -> list[int]:
+        """Return the first ``count`` tokens without keys and values."""
+        start, length = len(self.kv_state.token_ids), len(self.request.token_ids)
         if start >= length:
             return self.token_ids[start - length :][:count]
-        return [*self.line.token_ids[start : start + count], *self.token_ids][:count]
+        return [*self.request.token_ids[start : start + count], *self.token_ids][:count]
 
-    def view(self) -> SamplingRow:
-        request = self.line.request
-        tokens = ConcatView(self.line.token_ids, self.token_ids)
-        # Where it is to be judged, a guess needs noise of its own: that of the position is what the verdict is drawn with.
-        index = -2 - self.line.answer_index if self.judged else self.line.answer_index
-        return SamplingRow(request.params, tokens, len(request.prompt_token_ids), request.eos_token_ids, index)
+    def sampling_row(self) -> SamplingRow:
+        request = self.request.request
+        token_ids = ConcatView(self.request.token_ids, self.token_ids)
+        # Rejection sampling uses the position's noise for its accept decisions, so the draft needs noise of its own.
+        index = -2 - self.request.output_index if self.uses_rejection else self.request.output_index
+        return SamplingRow(request.params, token_ids, len(request.prompt_token_ids), request.eos_token_ids, index)
 
-    def choose(self, choices: Sequence[tuple[int, float]]) -> None:
-        """The first of these, which are likely there; the others may be right as well."""
-        self._go_on(choices, "likely")
-
-    def draw(self, token_id: int) -> None:
-        """What the noise, a mask or a penalty has chosen, as it will for the model. Nobody says how likely that is."""
-        self._go_on([(token_id, UNKNOWN)], "drawn")
-
-    def _go_on(self, choices: Sequence[tuple[int, float]], source: str) -> None:
+    def extend(self, choices: Sequence[tuple[int, float]], source: str) -> None:
+        """Add the first choice to the chain, and the others beside it."""
         self.token_ids.append(choices[0][0])
-        self.tree.tips = [self.tree.add(self.tree.tips[0], choices, source)[0]]
-
-    def chain(self) -> Draft:
-        return Draft.chain(self.token_ids, tuple(self.proposals))
+        self.tree.frontier = [self.tree.add_choices(self.tree.frontier[0], choices, source)[0]]
 
 
 class DraftModel(ModelDrafter):
@@ -107,153 +94,149 @@ class DraftModel(ModelDrafter):
         kv: KvCacheManager,
         sampler: Sampler,
         *,
-        costs: StepCosts,
+        costs: CostModel,
         num_tokens: int = 8,
         max_depth: int = 5,
         max_step: int,
         max_positions: int,
-        words: DraftVocabulary | None = None,
+        vocabulary: DraftVocabulary | None = None,
     ) -> None:
-        """``costs`` of the steps that verify. ``max_depth``: of a guess, whose ``num_tokens`` may stand beside one another.
-        ``max_step``: the most tokens that one step of ``runner`` takes. Nothing past ``max_positions`` is computed.
+        """``costs`` of the steps that verify. ``num_tokens`` and ``max_depth`` bound a draft, ``max_step`` the tokens of one call.
 
-        ``words``: the tokens that the logits of ``runner`` are of, where these are not all.
+        Nothing past ``max_positions`` is computed. ``vocabulary``: the tokens of the model's logits; None: all of them.
         """
-        self._runner, self._kv, self._sampler, self._words = runner, kv, sampler, words
+        self._runner, self._kv, self._sampler, self._vocabulary = runner, kv, sampler, vocabulary
         self.num_tokens, self._max_depth = num_tokens, max_depth
         self._max_step, self._max_positions = max_step, max_positions
-        self._trails: dict[int, DraftKvState] = {}
-        self._growth = Growth(costs)
+        self._kv_states: dict[int, DraftKvState] = {}
+        self._expansion = TreeExpansion(costs)
 
     @property
     def aux_layer_indices(self) -> tuple[int, ...]:
         return ()
 
     @property
-    def lengths(self) -> tuple[int, ...]:
+    def draft_lengths(self) -> tuple[int, ...]:
         return (1, 2, 3, 4, 6, 8, 12)
 
-    def cost(self, num_lines: int, num_tokens: int) -> float | None:
-        return self._growth.pace.cost(num_lines, min(num_tokens, self._max_depth))
+    def round_seconds(self, batch_size: int, num_tokens: int) -> float | None:
+        return self._expansion.draft_costs.round_seconds(batch_size, min(num_tokens, self._max_depth))
 
-    def backlog(self, lines: Sequence[DraftRequest]) -> float:
-        return self._growth.pace.reading(self._num_unread(lines))
+    def prefill_seconds(self, requests: Sequence[DraftRequest]) -> float:
+        unread = 0
+        for request in requests:
+            state = self._kv_states.get(request.sequence_id)
+            # Every round begins with two: the last token, and an accepted draft token of the last call.
+            unread += max(0, len(request.token_ids) - (len(state.token_ids) if state else 0) - 2)
+        return self._expansion.draft_costs.prefill_seconds(unread)
 
-    def _num_unread(self, lines: Sequence[DraftRequest]) -> int:
-        """Tokens beyond the two that every round begins with: the last one, and a guess of its own that was right."""
-        read = [len(trail.token_ids) if (trail := self._trails.get(line.sequence_id)) else 0 for line in lines]
-        return sum(max(0, len(line.token_ids) - count - 2) for line, count in zip(lines, read, strict=True))
+    def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
+        alive = {request.sequence_id for request in requests}
+        for sequence_id in [known for known in self._kv_states if known not in alive]:
+            self._kv.close(sequence_id)
+            del self._kv_states[sequence_id]
 
-    def shape(self, num_tokens: int) -> Draft:
-        return Draft.chain(range(num_tokens))
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        self._expansion.record_acceptance(requests)
+        states = [(request, self._kv_state(request)) for request in requests if request.max_draft_tokens]
+        expansions = [_Expansion(r, self._expansion.new_tree(r), state) for r, state in states if state is not None]
+        num_calls = self._expansion.expand(expansions, self.num_tokens, min(self.num_tokens, self._max_depth), self._advance)
+        # Rejection sampling needs the whole chain: a token that is left out for its low probability would bias the output.
+        chains = {e.request.sequence_id: Draft.chain(e.token_ids, tuple(e.draft_probs)) for e in expansions if e.uses_rejection}
+        others = [request for request in requests if request.sequence_id not in chains]
+        selected = dict(
+            zip((r.sequence_id for r in others), self._expansion.drafts(others, self.num_tokens, num_calls), strict=True)
+        )
+        return [(chains | selected)[request.sequence_id] for request in requests]
 
-    def watch(self, lines: Sequence[DraftRequest], seen: TargetOutput) -> None:
-        alive = {line.sequence_id for line in lines}
-        for sequence_id in [known for known in self._trails if known not in alive]:
-            self._drop(sequence_id)
-
-    def guess(self, lines: Sequence[DraftRequest]) -> list[Draft]:
-        self._growth.judge(lines)
-        trails = [(line, self._follow(line)) for line in lines if line.room]
-        guesses = [_Guess(line, trail, self._growth.plant(line)) for line, trail in trails if trail is not None]
-        made = self._growth.grow(guesses, self.num_tokens, min(self.num_tokens, self._max_depth), self._advance)
-        judged = {guess.line.sequence_id: guess.chain() for guess in guesses if guess.judged}
-        return self._growth.drafts(lines, self.num_tokens, made, judged)
-
-    def _drop(self, sequence_id: int) -> None:
-        self._kv.close(sequence_id)
-        del self._trails[sequence_id]
-
-    def _follow(self, line: DraftRequest) -> DraftKvState | None:
-        """The line's trail, as far as it is right. None while another line is about to read what both begin with."""
-        trail = self._trails.get(line.sequence_id)
-        if trail is not None:
-            trail.follow(line.token_ids)
-            return trail
-        salt = f"tenant:{line.request.cache_salt}"
-        hashes = self._kv.hashes(salt, line.token_ids)
+    def _kv_state(self, request: DraftRequest) -> DraftKvState | None:
+        """Return the state of a sequence without rejected tokens; None while another one computes their common prefix."""
+        state = self._kv_states.get(request.sequence_id)
+        if state is not None:
+            state.truncate(request.token_ids)
+            return state
+        salt = cache_salt(request.request.cache_salt, None)
+        hashes = self._kv.block_hashes(salt, request.token_ids)
         if self._kv.prefix_in_flight(hashes):
             return None
-        cached = self._kv.open(line.sequence_id, salt, hashes)
-        trail = self._trails[line.sequence_id] = DraftKvState(list(line.token_ids[:cached]), cached)
-        return trail
+        num_cached = self._kv.open(request.sequence_id, salt, hashes)
+        state = self._kv_states[request.sequence_id] = DraftKvState(list(request.token_ids[:num_cached]), num_cached)
+        return state
 
-    def _advance(self, guesses: list[_Guess]) -> list[_Guess] | None:
-        """One step of the model. Returns the guesses that may go on; None where there was room for none."""
+    def _advance(self, expansions: list[_Expansion]) -> list[_Expansion] | None:
+        """Run one step of the model. Return the expansions that may go on; None if there was no room for any."""
         begin = time.perf_counter()
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
-        planned: list[_Guess] = []
+        planned: list[_Expansion] = []
         budget = self._max_step
-        for guess in guesses:
-            start, sequence_id = len(guess.trail.token_ids), guess.line.sequence_id
-            count = min(guess.num_tokens - start, budget)
-            if count == 0 or guess.num_tokens > self._max_positions:
+        for expansion in expansions:
+            start, sequence_id = len(expansion.kv_state.token_ids), expansion.request.sequence_id
+            count = min(expansion.num_tokens - start, budget)
+            if count == 0 or expansion.num_tokens > self._max_positions:
                 continue
-            made = self._kv.reserve(sequence_id, start, start + count)
-            if made is None:
+            reserved = self._kv.reserve(sequence_id, start, start + count)
+            if reserved is None:
                 continue
-            whole = start + count == guess.num_tokens
-            rows.append(RowPlan(sequence_id, start, tuple(guess.missing(count)), self._kv.blocks(sequence_id), int(whole)))
-            copies += made
-            planned.append(guess)
+            reads_all = start + count == expansion.num_tokens
+            token_ids = tuple(expansion.uncomputed(count))
+            rows.append(RowPlan(sequence_id, start, token_ids, self._kv.block_tables(sequence_id), int(reads_all)))
+            copies += reserved
+            planned.append(expansion)
             budget -= count
         if not rows:
             return None
         logits_RD = self._runner.run(StepPlan(tuple(rows), tuple(copies))).logits
-        for guess, row in zip(planned, rows, strict=True):
-            guess.trail.token_ids += row.token_ids
-            guess.trail.num_verified = min(len(guess.trail.token_ids), len(guess.line.token_ids))
-            self._kv.commit(row.sequence_id, guess.line.token_ids, guess.trail.num_verified)
-        drawing = [guess for guess, row in zip(planned, rows, strict=True) if row.num_logits]
-        ended = self._draw(drawing, logits_RD)
-        self._note(len(rows), self._max_step - budget, time.perf_counter() - begin)
-        return [guess for guess in planned if guess not in ended]
-
-    def _note(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """Where a call has read much beside what it guessed after, its time says what reading takes."""
-        if num_tokens > 2 * num_rows + LONG:
-            self._growth.pace.note_reading(num_tokens, seconds)
+        for expansion, row in zip(planned, rows, strict=True):
+            state = expansion.kv_state
+            state.token_ids += row.token_ids
+            state.num_accepted = min(len(state.token_ids), len(expansion.request.token_ids))
+            self._kv.commit(row.sequence_id, expansion.request.token_ids, state.num_accepted)
+        ended = self._extend([e for e, row in zip(planned, rows, strict=True) if row.num_logits], logits_RD)
+        num_tokens, seconds = self._max_step - budget, time.perf_counter() - begin
+        if num_tokens > 2 * len(rows) + MIN_PREFILL:
+            self._expansion.draft_costs.record_prefill(num_tokens, seconds)
         else:
-            self._growth.pace.note(num_rows, seconds)
+            self._expansion.draft_costs.record(len(rows), seconds)
+        return [expansion for expansion in planned if expansion not in ended]
 
-    def _draw(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> set[_Guess]:
-        """The next token of each. Returns those that have none."""
-        likely, drawn = self._likely(guesses, logits_RD), self._drawn(guesses, logits_RD)
+    def _extend(self, expansions: Sequence[_Expansion], logits_RD: Tensor) -> set[_Expansion]:
+        """Extend each draft by one token. Return those for which no token is allowed."""
+        candidates, sampled = self._candidates(expansions, logits_RD), self._sampled(expansions, logits_RD)
         ended = set()
-        for place, guess in enumerate(guesses):
-            choices = likely.get(place, [])
-            token_id = drawn[place] if place in drawn else choices[0][0]
+        for i, expansion in enumerate(expansions):
+            choices = candidates.get(i, [])
+            token_id = sampled[i] if i in sampled else choices[0][0]
             if token_id is None:
-                ended.add(guess)
+                ended.add(expansion)
             elif choices and choices[0][0] == token_id:
-                guess.choose(choices)
+                expansion.extend(choices, "greedy")
             else:
-                guess.draw(token_id)
+                expansion.extend([(token_id, SAMPLED_PRIOR)], "sampled")
         return ended
 
-    def _likely(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> dict[int, list[tuple[int, float]]]:
-        """What greedy lines may take, the likeliest first, and how likely it is."""
-        places = [place for place, guess in enumerate(guesses) if guess.line.request.params.greedy]
-        if not places:
+    def _candidates(self, expansions: Sequence[_Expansion], logits_RD: Tensor) -> dict[int, list[tuple[int, float]]]:
+        """Return what greedy requests may take, best first, with probabilities. Key: index of the expansion."""
+        index = [i for i, expansion in enumerate(expansions) if expansion.request.request.params.greedy]
+        if not index:
             return {}
-        ids = (lambda columns: columns) if self._words is None else self._words.token_ids
-        lines = [guesses[place].line for place in places]
-        tokens_RK, chances_RK = candidates(select_rows(logits_RD, places), lines, [0] * len(lines), ids, RANKS)
-        rows = zip(places, tokens_RK.tolist(), chances_RK.tolist(), strict=True)
-        return {place: list(zip(tokens, chances, strict=True)) for place, tokens, chances in rows}
+        to_token_ids = (lambda columns: columns) if self._vocabulary is None else self._vocabulary.token_ids
+        requests = [expansions[i].request for i in index]
+        tokens_RK, probs_RK = top_candidates(select_rows(logits_RD, index), requests, [0] * len(index), to_token_ids, RANKS)
+        rows = zip(index, tokens_RK.tolist(), probs_RK.tolist(), strict=True)
+        return {i: list(zip(tokens, probs, strict=True)) for i, tokens, probs in rows}
 
-    def _drawn(self, guesses: Sequence[_Guess], logits_RD: Tensor) -> dict[int, int | None]:
-        """The tokens of lines that take another than the likeliest: they sample, or masks, bias or penalties act on them."""
-        params = [guess.line.request.params for guess in guesses]
-        places = [place for place, mine in enumerate(params) if not mine.greedy or self._sampler.shapes(mine)]
-        if not places:
+    def _sampled(self, expansions: Sequence[_Expansion], logits_RD: Tensor) -> dict[int, int | None]:
+        """Return the tokens of requests that sample, or whose masks, bias or penalties change the logits."""
+        params = [expansion.request.request.params for expansion in expansions]
+        index = [i for i, own in enumerate(params) if not own.greedy or self._sampler.needs_processors(own)]
+        if not index:
             return {}
-        some_RD = select_rows(logits_RD, places)
-        logits_RV = some_RD if self._words is None else self._words.spread(some_RD)
-        views = [guesses[place].view() for place in places]
-        drawn = self._sampler.tokens(logits_RV, views)
-        for row, place in enumerate(places):
-            if guesses[place].judged and drawn[row] is not None:
-                guesses[place].proposals += self._sampler.probabilities(logits_RV[row : row + 1], views[row : row + 1])
-        return dict(zip(places, drawn, strict=True))
+        some_RD = select_rows(logits_RD, index)
+        logits_RV = some_RD if self._vocabulary is None else self._vocabulary.scatter(some_RD)
+        rows = [expansions[i].sampling_row() for i in index]
+        tokens = self._sampler.sample_token_ids(logits_RV, rows)
+        for row, i in enumerate(index):
+            if expansions[i].uses_rejection and tokens[row] is not None:
+                expansions[i].draft_probs += self._sampler.probabilities(logits_RV[row : row + 1], rows[row : row + 1])
+        return dict(zip(index, tokens, strict=True))

@@ -1,7 +1,7 @@
-"""Guesses that the text goes on as it, or another answer of late, did after the longest run of tokens that both have in common.
+"""Suffix decoding: proposes what followed the longest suffix of the sequence in itself or in recent outputs.
 
 SuffixDecoding (Oliaro et al., 2024, arXiv 2411.04975), with the first occurrence in place of the most frequent one. It pays where
-many requests are alike: agents, templates, retries. Tenants (``Request.cache_salt``) never see each other's text.
+requests are alike: agents, templates, retries. Tenants (``Request.cache_salt``) never see each other's text.
 """
 
 from __future__ import annotations
@@ -14,97 +14,90 @@ from hasten.speculative.drafters.base import NO_TARGET_OUTPUT, DraftRequest, Tar
 from hasten.speculative.drafters.continuation import continuation
 from hasten.speculative.drafters.suffix_automaton import SuffixAutomaton
 
-Ids = tuple[int, ...]
-
-# Runs longer than this are not looked for when a match has to be found anew.
-LONGEST = 64
+MAX_REMATCH = 64  # tokens of a suffix that is matched anew, when a pool has changed
+SEPARATOR = -1  # between two outputs of a pool: no match reaches over it
 
 
 @dataclass(slots=True)
 class _Match:
-    """The end of one line in one automaton."""
+    """The longest suffix of one sequence in one pool."""
 
     state: int = 0
     length: int = 0
-    num_seen: int = 0  # tokens of the line
-    automaton: SuffixAutomaton | None = None  # that ``state`` is of, as it was when its text had
-    version: int = -1  # this length
+    num_matched: int = 0  # tokens of the sequence
+    automaton: SuffixAutomaton | None = None  # to which ``state`` belongs, when it had
+    num_tokens: int = -1  # this many tokens
 
-    def follow(self, automaton: SuffixAutomaton, token_ids: Sequence[int]) -> None:
-        if self.automaton is not automaton or self.version != len(automaton.token_ids):
-            self.automaton, self.version = automaton, len(automaton.token_ids)
-            self.state, self.length, self.num_seen = 0, 0, max(0, len(token_ids) - LONGEST)
-        self.state, self.length = automaton.match(self.state, self.length, token_ids[self.num_seen :])
-        self.num_seen = len(token_ids)
+    def update(self, automaton: SuffixAutomaton, token_ids: Sequence[int]) -> None:
+        if self.automaton is not automaton or self.num_tokens != len(automaton.token_ids):
+            self.automaton, self.num_tokens = automaton, len(automaton.token_ids)
+            self.state, self.length, self.num_matched = 0, 0, max(0, len(token_ids) - MAX_REMATCH)
+        self.state, self.length = automaton.match(self.state, self.length, token_ids[self.num_matched :])
+        self.num_matched = len(token_ids)
 
 
 @dataclass(slots=True)
-class _Known:
-    """One line: its own text, and where its end is in its tenant's two pools of answers."""
-
-    line: DraftRequest
+class _SequenceState:
+    request: DraftRequest
     own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
-    matches: tuple[_Match, _Match] = field(default_factory=lambda: (_Match(), _Match()))
+    matches: tuple[_Match, _Match] = field(default_factory=lambda: (_Match(), _Match()))  # in the tenant's two pools
 
 
 @dataclass(slots=True)
 class _Pools:
-    """Answers of one tenant. When the newer pool is full it becomes the older one, and the older one is forgotten."""
+    """Outputs of one tenant. A full newer pool becomes the older one, and the older one is dropped."""
 
     newer: SuffixAutomaton = field(default_factory=SuffixAutomaton)
     older: SuffixAutomaton = field(default_factory=SuffixAutomaton)
 
-    def add(self, token_ids: Sequence[int], room: int) -> None:
-        if len(self.newer.token_ids) + len(token_ids) > room and self.newer.token_ids:
+    def add(self, token_ids: Sequence[int], max_tokens: int) -> None:
+        if len(self.newer.token_ids) + len(token_ids) > max_tokens and self.newer.token_ids:
             self.newer, self.older = SuffixAutomaton(), self.newer
-        self.newer.extend((*token_ids, END))
-
-
-END = -1  # between two answers: no run of tokens reaches over it
+        self.newer.extend((*token_ids, SEPARATOR))
 
 
 @dataclass(slots=True)
 class Suffix:
-    num_tokens: int = 12  # of a guess, at most
-    shortest: int = 2  # run of tokens that is believed
-    factor: float = 2.0  # tokens guessed per token of the run: the longer the past is alike, the further is the future
-    room: int = 50_000  # tokens of answers remembered per tenant, twice
-    max_tenants: int = 64  # the one that was idle the longest is forgotten first
-    _known: dict[int, _Known] = field(default_factory=dict, init=False)
+    num_tokens: int = 12  # of a draft, at most
+    min_match: int = 2  # tokens
+    tokens_per_match: float = 2.0  # draft tokens per matched token: longer matches predict further
+    pool_tokens: int = 50_000  # of a pool; a tenant has two
+    max_tenants: int = 64  # the least recently used one is dropped
+    _sequences: dict[int, _SequenceState] = field(default_factory=dict, init=False)
     _pools: dict[str, _Pools] = field(default_factory=dict, init=False)
-
-    def propose(self, lines: Sequence[DraftRequest], seen: TargetOutput = NO_TARGET_OUTPUT) -> list[Draft]:
-        before, self._known = self._known, {}
-        for line in lines:
-            known = before.pop(line.sequence_id) if line.sequence_id in before else _Known(line)
-            self._known[line.sequence_id] = known
-        for known in before.values():  # they have ended, or will be new when they come back
-            answer = known.line.token_ids[len(known.line.request.prompt_token_ids) :]
-            self._tenant(known.line.request.cache_salt).add(answer, self.room)
-        return [Draft.chain(self._guess(line, self._known[line.sequence_id])) for line in lines]
 
     @property
     def aux_layer_indices(self) -> tuple[int, ...]:
         return ()
 
-    def _tenant(self, salt: str) -> _Pools:
-        """Moves to the end of the order in which tenants are forgotten."""
-        pools = self._pools.pop(salt) if salt in self._pools else _Pools()
-        self._pools[salt] = pools
+    def propose(self, requests: Sequence[DraftRequest], output: TargetOutput = NO_TARGET_OUTPUT) -> list[Draft]:
+        before, self._sequences = self._sequences, {}
+        for request in requests:
+            known = before.pop(request.sequence_id, None)
+            self._sequences[request.sequence_id] = _SequenceState(request) if known is None else known
+        for ended in before.values():  # or preempted: such a sequence is new when it comes back
+            answer = ended.request.token_ids[len(ended.request.request.prompt_token_ids) :]
+            self._tenant_pools(ended.request.request.cache_salt).add(answer, self.pool_tokens)
+        return [Draft.chain(self._lookup(request, self._sequences[request.sequence_id])) for request in requests]
+
+    def _tenant_pools(self, cache_salt: str) -> _Pools:
+        """Return a tenant's pools, as the most recently used ones."""
+        pools = self._pools.pop(cache_salt) if cache_salt in self._pools else _Pools()
+        self._pools[cache_salt] = pools
         while len(self._pools) > self.max_tenants:
             del self._pools[next(iter(self._pools))]
         return pools
 
-    def _guess(self, line: DraftRequest, known: _Known) -> Ids:
-        known.own.extend(line.token_ids[len(known.own.token_ids) :])
-        length, begin = known.own.repeated()
-        text: Sequence[int] = known.own.token_ids
-        pools = self._tenant(line.request.cache_salt)
-        for automaton, match in zip((pools.newer, pools.older), known.matches, strict=True):
-            match.follow(automaton, line.token_ids)
+    def _lookup(self, request: DraftRequest, sequence: _SequenceState) -> tuple[int, ...]:
+        sequence.own.extend(request.token_ids[len(sequence.own.token_ids) :])
+        length, start = sequence.own.longest_repeated_suffix()
+        source: Sequence[int] = sequence.own.token_ids
+        pools = self._tenant_pools(request.request.cache_salt)
+        for automaton, match in zip((pools.newer, pools.older), sequence.matches, strict=True):
+            match.update(automaton, request.token_ids)
             if match.length > length:
-                length, begin, text = match.length, automaton.place(match.state), automaton.token_ids
-        if length < self.shortest:
+                length, start, source = match.length, automaton.first_end(match.state), automaton.token_ids
+        if length < self.min_match:
             return ()
-        guess = continuation(text, begin, min(self.num_tokens, int(length * self.factor)))
-        return guess[: guess.index(END)] if END in guess else guess
+        draft = continuation(source, start, min(self.num_tokens, int(length * self.tokens_per_match)))
+        return draft[: draft.index(SEPARATOR)] if SEPARATOR in draft else draft

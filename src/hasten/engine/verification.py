@@ -1,0 +1,84 @@
+"""Sampling and verification: accept the tokens of each draft along the one path that the target's samples follow.
+
+Every row of a draft is sampled, as plain decoding would sample its position. A draft token is accepted while it equals the sample
+before it, so a sequence without a draft is the same case with one row. Requests with lossy or distribution-level acceptance ask
+their rule instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from hasten.core.draft import Draft
+from hasten.core.result import DraftOutcome, TokenOrigin
+from hasten.engine.request_state import RequestState
+from hasten.engine.sampling_rows import NO_NODE, SampledRow, logits_of, sampling_row
+from hasten.engine.step_outcome import NO_TOKEN, NOT_FINITE, StepOutcome
+from hasten.sampling.row import SamplingRow
+from hasten.sampling.sampler import SampledToken, Sampler, rows_are_finite
+from hasten.speculative.acceptance import acceptance_rule
+from hasten.speculative.acceptance.base import DraftToken
+from hasten.speculative.acceptance.counter_rng import CounterRng
+
+
+def sample_and_verify(
+    sampler: Sampler, logits_RV: Tensor, rows: list[SampledRow], states: Mapping[str, RequestState], outcome: StepOutcome
+) -> None:
+    """Sample every row and accept the tokens on the path. ``rows`` of one sequence are adjacent, parents before children.
+
+    Mutates the completions, the states and ``outcome``. A row without a usable token fails its own request alone.
+    """
+    logits_RV = logits_of(logits_RV, rows)
+    views = [sampling_row(row.sequence, row.completion.index, row.node) for row in rows]
+    tokens = sampler.sample(logits_RV, views)
+    next_node: int | None = NO_NODE  # the node that the accepted path has reached; None: it has ended
+    for i, (row, sampled) in enumerate(zip(rows, tokens, strict=True)):
+        sequence, state = row.sequence, states[row.sequence.request.request_id]
+        next_node = NO_NODE if row.node == NO_NODE else next_node
+        if state.error is not None or row.node != next_node:
+            continue
+        if sampled is None:
+            finite = all(rows_are_finite(logits_RV[i : i + 1]))
+            sequences = sequence.scheduled_request.sequences
+            outcome.fail(state, sequences, NO_TOKEN if finite else NOT_FINITE, corrupted=not finite)
+            continue
+        draft = sequence.draft or None  # None is tested several times per row, and faster than an empty draft
+        token = sampled
+        if draft and not views[i].params.exact:
+            token = _apply_rule(sampler, logits_RV[i : i + 1], views[i], _children(draft, row.node), sampled)
+        child = draft.find_child(row.node, token.token_id) if draft else None
+        finish = row.completion.push(token.token_id, token.logprob, _origin(draft, row.node, child), row.exit_layer)
+        outcome.accept(sequence, row.completion, token.token_id, finish, drafted=row.node != NO_NODE)
+        next_node = child if finish is None else None
+        if draft and next_node is None:
+            num_accepted = len(outcome.continuations[-1].token_ids) - (child is None)
+            draft_outcome = DraftOutcome(len(draft), max(draft.depths), num_accepted)
+            outcome.draft_outcomes.append(draft_outcome)
+            state.record_draft(draft_outcome)
+
+
+def _apply_rule(
+    sampler: Sampler, logits_1V: Tensor, view: SamplingRow, draft_tokens: Sequence[DraftToken], sampled: SampledToken
+) -> SampledToken:
+    """Return the token that the request's acceptance rule chooses; the sample where nothing was drafted."""
+    if not draft_tokens:
+        return sampled
+    (p_V,) = sampler.probabilities(logits_1V, [view])
+    token_id = acceptance_rule(view.params).choose(p_V, draft_tokens, CounterRng(view))
+    return SampledToken(token_id, sampler.logprobs(logits_1V, [view], [token_id]).get(0))
+
+
+def _children(draft: Draft, node: int) -> list[DraftToken]:
+    children = [i for i, parent in enumerate(draft.parents) if parent == node]
+    return [DraftToken(draft.token_ids[i], draft.draft_probs[i] if draft.draft_probs else None) for i in children]
+
+
+def _origin(draft: Draft | None, node: int, child: int | None) -> TokenOrigin:
+    """Return the origin of the token after ``node``, which is the draft token ``child`` if that is not None."""
+    if not draft:
+        return TokenOrigin.STEP
+    if child is not None:
+        return TokenOrigin.DRAFT
+    return TokenOrigin.CORRECTION if node in draft.parents else TokenOrigin.BONUS

@@ -1,0 +1,364 @@
+"""``AutoDrafter`` in a simulated world of known costs and acceptance rates: close to plain decoding and to the best drafter.
+
+Time is counted, not measured: a step of n tokens takes what the world says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.speculative.cost_model import CostModel
+from hasten.speculative.drafters.base import NO_TARGET_OUTPUT, Drafter, DraftRequest, ModelDrafter, TargetOutput
+from hasten.speculative.policy import HORIZON, AutoDrafter
+
+REQUEST = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=100_000))
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def memory_bound(num_tokens: int) -> float:
+    """Draft tokens are nearly free up to eight: a large model on a small processor."""
+    return 0.020 + 0.0002 * num_tokens + 0.0018 * max(0, num_tokens - 8)
+
+
+def compute_bound(num_tokens: int) -> float:
+    return 0.002 + 0.003 * num_tokens
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def target_tokens(request: DraftRequest, count: int) -> list[int]:
+    """What the target samples next, with any drafter."""
+    return [7 * request.sequence_id + 3 * i for i in range(len(request.token_ids), len(request.token_ids) + count)]
+
+
+def random_draft(request: DraftRequest, count: int, rate: float, draw: random.Random) -> Draft:
+    """A chain in which each token after an accepted one is right with probability ``rate``."""
+    right = next((i for i in range(count) if draw.random() >= rate), count)
+    return Draft.chain([*target_tokens(request, right), *[-1] * (count - right)])
+
+
+def simulate(
+    drafter: Drafter | None, requests: Sequence[DraftRequest], costs: Callable[[int], float], clock: Clock, rounds: int
+) -> list[int]:
+    """Return the tokens of each step. Every request takes the accepted draft tokens and one token more."""
+    sizes = [0]
+    for _ in range(rounds):
+        drafts = drafter.propose(requests, TargetOutput(sizes[-1])) if drafter else [NO_DRAFT] * len(requests)
+        sizes.append(len(requests) + sum(map(len, drafts)))
+        clock.now += costs(sizes[-1])
+        for request, draft in zip(requests, drafts, strict=True):
+            accepted = draft.accepted_path(target_tokens(request, len(draft)))
+            request.token_ids.extend(target_tokens(request, 1 + len(accepted)))
+    return sizes[1:]
+
+
+@dataclass
+class TextDrafter:
+    """Drafts for a share of the requests, at no cost."""
+
+    available: float
+    length: int
+    rate: Callable[[DraftRequest], float]
+    draw: random.Random = field(default_factory=lambda: random.Random(1))
+    aux_layer_indices: tuple[int, ...] = ()
+
+    def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> list[Draft]:
+        return [self._draft(request) if self.draw.random() < self.available else NO_DRAFT for request in requests]
+
+    def _draft(self, request: DraftRequest) -> Draft:
+        return random_draft(request, self.length, self.rate(request), self.draw)
+
+
+@dataclass
+class PricedDrafter(ModelDrafter):
+    """Drafts for all requests, at a price per token."""
+
+    clock: Clock
+    seconds: float
+    rate: float = 0.0
+    num_tokens: int = 4
+    draw: random.Random = field(default_factory=lambda: random.Random(2))
+    aux_layer_indices: tuple[int, ...] = ()
+    batch_sizes: list[int] = field(default_factory=list)  # of the drafts so far
+    draft_lengths: tuple[int, ...] = (1, 2, 3, 4, 6)
+
+    def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None: ...
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        self.clock.now += self.seconds * self.num_tokens
+        self.batch_sizes.append(len(requests))
+        return [random_draft(request, self.num_tokens, self.rate, self.draw) for request in requests]
+
+    def round_seconds(self, batch_size: int, num_tokens: int) -> float | None:
+        return self.seconds * num_tokens if min(self.batch_sizes, default=99) <= batch_size else None
+
+    def prefill_seconds(self, requests: Sequence[DraftRequest]) -> float:
+        return 0.0
+
+
+Policy = Callable[[Clock, TextDrafter, PricedDrafter], Drafter | None]
+
+
+@dataclass
+class World:
+    costs: Callable[[int], float]
+    text_rate: float  # acceptance rate of text drafts, token by token
+    model_rate: float
+    available: float = 0.5
+    model_seconds: float = 0.002
+
+    def tokens_per_second(self, batch_size: int, policy: Policy, rounds: int = 300) -> float:
+        clock, requests = Clock(), [DraftRequest(i, [1], REQUEST, 0) for i in range(batch_size)]
+        text = TextDrafter(self.available, 8, lambda request: self.text_rate)
+        drafter = policy(clock, text, PricedDrafter(clock, self.model_seconds, self.model_rate))
+        simulate(drafter, requests, self.costs, clock, rounds)
+        return sum(len(request.token_ids) - 1 for request in requests) / clock.now
+
+    def auto(self, clock: Clock, text: TextDrafter, model: PricedDrafter) -> AutoDrafter:
+        return AutoDrafter({"text": text}, {"model": model}, cost_model(self.costs), clock)
+
+
+def cost_model(costs: Callable[[int], float]) -> CostModel:
+    return CostModel({size: costs(size) for size in SIZES})
+
+
+def model_of(length: int) -> Policy:
+    def policy(clock: Clock, text: TextDrafter, model: PricedDrafter) -> PricedDrafter:
+        model.num_tokens = length
+        return model
+
+    return policy
+
+
+FIXED: dict[str, Policy] = {
+    "off": lambda clock, text, model: None,
+    "text": lambda clock, text, model: text,
+    "model 2": model_of(2),
+    "model 4": model_of(4),
+    "model 6": model_of(6),
+}
+
+
+@pytest.mark.parametrize("costs", [memory_bound, compute_bound])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_it_is_as_good_as_the_best_and_never_worse_than_none(costs: Callable[[int], float], batch_size: int) -> None:
+    for text_rate, model_rate in itertools.product((0.05, 0.5, 0.9), repeat=2):
+        world = World(costs, text_rate, model_rate)
+        fixed = {name: world.tokens_per_second(batch_size, policy) for name, policy in FIXED.items()}
+        auto = world.tokens_per_second(batch_size, world.auto)
+        assert auto >= 0.97 * fixed["off"], (text_rate, model_rate, fixed, auto)
+        assert auto >= 0.92 * max(fixed.values()), (text_rate, model_rate, fixed, auto)
+
+
+@pytest.mark.parametrize(("rate", "pays"), [(0.05, False), (0.95, True)])
+def test_a_drafter_that_does_not_pay_is_probed_on_one_request(rate: float, pays: bool) -> None:
+    models: list[PricedDrafter] = []
+    world = World(memory_bound, 0.05, rate)
+
+    def policy(clock: Clock, text: TextDrafter, model: PricedDrafter) -> AutoDrafter:
+        models.append(model)
+        return world.auto(clock, text, model)
+
+    world.tokens_per_second(4, policy)
+    (model,) = models
+    assert model.batch_sizes[0] == 1  # nothing is known of it yet
+    if pays:
+        assert model.batch_sizes.count(4) > 100
+    else:
+        assert model.batch_sizes.count(4) < 5 and set(model.batch_sizes[8:]) == {1}
+
+
+def test_prefill_cost_is_asked_after_the_step_was_observed() -> None:
+    """Otherwise a prompt that the last step computed would count for nothing."""
+    events: list[str] = []
+
+    class Reader(PricedDrafter):
+        def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
+            events.append("observe")
+
+        def prefill_seconds(self, requests: Sequence[DraftRequest]) -> float:
+            events.append("prefill")
+            return 0.0
+
+    clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
+    auto = AutoDrafter({}, {"reader": Reader(clock, 0.001)}, CostModel({1: 0.02, 64: 0.03}), clock)
+    num_tokens = rounds = 0
+    while events.count("prefill") < 5:
+        events.append("round")
+        (draft,) = auto.propose([request], TargetOutput(num_tokens))
+        num_tokens, rounds = 1 + len(draft), rounds + 1
+        clock.now += 0.02
+        request.token_ids.extend([*draft.token_ids, 7])
+    assert [after for before, after in itertools.pairwise(events) if before == "round"] == ["observe"] * rounds
+
+
+def chosen(auto: AutoDrafter) -> tuple[str | None, int]:
+    """What it asks for, beside an empty draft of one request."""
+    name, num_tokens, _ = auto._choose([NO_DRAFT], [DraftRequest(0, [1], REQUEST, 0)])
+    return name, num_tokens
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.0, "model"), (0.5, "model"), (0.97, None), (1.1, None)])
+def test_a_prefill_must_pay_for_itself_by_a_margin(share: float, asked: str | None) -> None:
+    """``share``: of all the time that drafts seem to save, the part that the prefill takes."""
+    step, length = 0.02, 6
+    plain, seconds = HORIZON * step / 1.1, (step + length * 0.002) / (1 + length)
+
+    class Reader(PricedDrafter):
+        def prefill_seconds(self, requests: Sequence[DraftRequest]) -> float:
+            return share * (plain - HORIZON * seconds)
+
+    model = Reader(Clock(), 0.002, batch_sizes=[1])
+    auto = AutoDrafter({}, {"model": model}, CostModel({1: step, 64: step}), model.clock)
+    auto._curves["model"] = [1.0] * length
+    assert chosen(auto) == (asked, length if asked else 0)
+
+
+@pytest.mark.parametrize(("seconds", "verified"), [(1.3, 1), (1.4, 0)])
+def test_a_step_with_drafts_must_seem_to_bring_a_tenth_more(seconds: float, verified: int) -> None:
+    """One draft token, taken to be right half of the time: 1.5 tokens in so many seconds, against one in one."""
+    auto = AutoDrafter({"text": TextDrafter(1.0, 1, lambda request: 1.0)}, {}, CostModel({1: 1.0, 2: seconds}), Clock())
+    (draft,) = auto.propose([DraftRequest(0, [1], REQUEST, 0)], NO_TARGET_OUTPUT)
+    assert len(draft) == verified
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.08, ("model", 1)), (0.12, (None, 0))])
+def test_a_drafter_is_asked_only_where_its_cost_leaves_that_tenth(seconds: float, asked: tuple[str | None, int]) -> None:
+    """One draft token that is always right: 2 tokens in 1.7 and so many seconds, against one in one."""
+    model = PricedDrafter(Clock(), seconds, batch_sizes=[1], draft_lengths=(1,))
+    auto = AutoDrafter({}, {"model": model}, CostModel({1: 1.0, 2: 1.7}), model.clock)
+    auto._curves["model"] = [1.0]
+    assert chosen(auto) == asked
+
+
+def test_it_follows_a_text_that_becomes_predictable() -> None:
+    """After a long time of wrong drafts, in which none was verified."""
+    clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
+    text = TextDrafter(1.0, 8, lambda request: 0.97 if len(request.token_ids) > 1000 else 0.0)
+    auto = World(compute_bound, 0.0, 0.0).auto(clock, text, PricedDrafter(clock, 0.01))
+    sizes = simulate(auto, [request], compute_bound, clock, 1100)
+    assert sum(sizes[500:1000]) < 1.05 * 500
+    assert sum(sizes[-50:]) > 4 * 50
+
+
+def test_a_drafter_that_has_become_better_than_the_chosen_one_is_found() -> None:
+    """One has an acceptance rate of 0.7 all the time, the other of 0 and later of 1."""
+    clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
+    usual, late = PricedDrafter(clock, 0.001, rate=0.7), PricedDrafter(clock, 0.001, draw=random.Random(5))
+    auto = AutoDrafter({}, {"usual": usual, "late": late}, cost_model(memory_bound), clock)
+    simulate(auto, [request], memory_bound, clock, 1000)
+    before = len(late.batch_sizes)
+    assert before < 50 < len(usual.batch_sizes)
+    late.rate = 1.0
+    simulate(auto, [request], memory_bound, clock, 4000)
+    before = len(late.batch_sizes)
+    simulate(auto, [request], memory_bound, clock, 100)
+    assert len(late.batch_sizes) - before > 80, "it is the chosen one now"
+
+
+def test_longer_drafts_are_tried_again_when_a_drafter_becomes_better() -> None:
+    """At first only the first token is right, later all of them."""
+    clock, request, lengths = Clock(), DraftRequest(0, [1], REQUEST, 0), list[int]()
+
+    class Improving(PricedDrafter):
+        better = False
+
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            lengths.append(self.num_tokens)
+            self.batch_sizes.append(len(requests))
+            right = self.num_tokens if self.better else 1
+            drafts = [target_tokens(request, right) + [-1] * (self.num_tokens - right) for request in requests]
+            self.clock.now += self.seconds * self.num_tokens
+            return [Draft.chain(tokens) for tokens in drafts]
+
+    model = Improving(clock, 0.004)
+    auto = AutoDrafter({}, {"model": model}, cost_model(memory_bound), clock)
+    simulate(auto, [request], memory_bound, clock, 1000)
+    assert sum(lengths[-300:]) < 1.3 * 300
+    model.better = True
+    simulate(auto, [request], memory_bound, clock, 1000)
+    assert sum(lengths[-300:]) > 5 * 300
+
+
+@pytest.mark.parametrize(("limit", "longest"), [(1, 1), (3, 3), (5, 5), (None, 6)])
+def test_no_draft_is_longer_than_the_option_allows(limit: int | None, longest: int) -> None:
+    """The drafter is always right and costs next to nothing; 6 tokens are its longest draft."""
+    clock, lengths = Clock(), set[int]()
+
+    class Noted(PricedDrafter):
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            lengths.add(self.num_tokens)
+            return super().draft(requests)
+
+    auto = AutoDrafter({}, {"model": Noted(clock, 1e-6, rate=1.0)}, cost_model(memory_bound), clock, num_tokens=limit)
+    simulate(auto, [DraftRequest(0, [1], REQUEST, 0)], memory_bound, clock, 400)
+    assert max(lengths) == longest
+
+
+def test_a_drafter_that_mostly_drafts_nothing_is_judged_by_that_too() -> None:
+    """Its drafts are always right, but it has one in two rounds of five only, and each round takes a third of a step."""
+    clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
+    draw = random.Random(3)
+
+    class Choosy(PricedDrafter):
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            drafts = super().draft(requests)
+            return [draft if draw.random() < 0.4 else NO_DRAFT for draft in drafts]
+
+    choosy = Choosy(clock, 0.006, rate=1.0, draft_lengths=(1,))
+    auto = AutoDrafter({}, {"model": choosy}, cost_model(memory_bound), clock)
+    simulate(auto, [request], memory_bound, clock, 1000)
+    assert len(choosy.batch_sizes) < 150
+    assert len(request.token_ids) / clock.now > 0.97 / memory_bound(1)
+
+
+def test_nothing_is_drafted_beyond_max_tokens() -> None:
+    request = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=4))
+    auto = AutoDrafter({"text": TextDrafter(1.0, 8, lambda request: 1.0)}, {}, CostModel({1: 1.0, 64: 1.001}), Clock())
+    drafts = [auto.propose([DraftRequest(i, [1] * (1 + i), request, 0)], NO_TARGET_OUTPUT)[0] for i in range(4)]
+    assert [len(draft) for draft in drafts] == [3, 2, 1, 0]
+
+
+def test_the_end_of_an_output_tells_nothing_of_the_beginning_of_the_next() -> None:
+    clock = Clock()
+    text = TextDrafter(1.0, 8, lambda request: 0.97 if len(request.token_ids) > 32 else 0.0)
+    auto = World(compute_bound, 0.0, 0.0).auto(clock, text, PricedDrafter(clock, 0.01))
+    sizes = [simulate(auto, [DraftRequest(i, [1], REQUEST, 0)], compute_bound, clock, 100) for i in range(8)]
+    assert sum(sizes[-1][:30]) < 1.2 * 30 and sum(sizes[-1][-30:]) > 3 * 30
+
+
+def test_the_best_part_of_a_tree_is_kept() -> None:
+    class TreeDrafter(TextDrafter):
+        def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> list[Draft]:
+            return [Draft((1, 2, 3, 4), (-1, 0, -1, 1)) for _ in requests]
+
+    costs = CostModel({1: 1.0, 2: 1.001, 64: 64.0})
+    auto = AutoDrafter({"tree": TreeDrafter(1.0, 0, lambda request: 0.0)}, {}, costs, Clock())
+    (draft,) = auto.propose([DraftRequest(0, [1], REQUEST, 0)], NO_TARGET_OUTPUT)
+    assert draft == Draft((1,), (-1,))
+
+
+def test_a_drafters_own_probabilities_are_kept() -> None:
+    """A draft that carries acceptance probabilities is selected by them: here the second token is not worth its time."""
+
+    class Calibrated(TextDrafter):
+        def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> list[Draft]:
+            return [Draft((1, 2), (-1, 0), acceptance_probs=(0.9, 0.01)) for _ in requests]
+
+    costs = CostModel({1: 1.0, 3: 1.3})
+    auto = AutoDrafter({"text": Calibrated(1.0, 0, lambda request: 0.0)}, {}, costs, Clock())
+    assert auto.propose([DraftRequest(0, [1], REQUEST, 0)], NO_TARGET_OUTPUT) == [Draft.chain([1])]
