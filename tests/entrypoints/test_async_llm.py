@@ -1,4 +1,4 @@
-"""``AsyncLLM``: many tasks at a time, leaving a loop cancels, and whoever waits hears of every end."""
+"""``AsyncLLM``: many tasks at once, cancellation by leaving a loop, and an error for every task when the engine ends."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def run(folder: Path, body: Callable[[AsyncLLM], Awaitable[None]], **options: ob
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """The engine's thread does its part between two of our turns."""
+    """Wait for the engine's thread."""
     while not condition():
         await asyncio.sleep(0.001)
 
 
-def held(llm: AsyncLLM) -> int:
+def num_held_blocks(llm: AsyncLLM) -> int:
     return sum(allocator.num_held for allocator in llm._loaded.engine.scheduler.kv.allocators)
 
 
-def test_many_tasks_get_what_the_sync_engine_gives(tiny: Callable[[str], Path]) -> None:
+def test_many_tasks_get_the_outputs_of_the_synchronous_engine(tiny: Callable[[str], Path]) -> None:
     folder = tiny("llama-gqa")
     expected = [output.outputs for output in LLM(str(folder), **OPTIONS).generate(PROMPTS, GREEDY, use_tqdm=False)]
 
@@ -54,9 +54,9 @@ def test_break_cancels_and_frees_the_blocks(tiny: Callable[[str], Path]) -> None
         async for delta in llm.stream(PROMPTS[0], endless):
             assert delta.token_ids
             break
-        await until(lambda: held(llm) == 0 and not llm._loaded.engine.unfinished)
+        await until(lambda: num_held_blocks(llm) == 0 and not llm._loaded.engine.has_unfinished_requests)
         assert llm._inboxes == {}
-        # The request was ended long before its 120 tokens.
+        # The request ended long before its 120 tokens.
         assert llm._loaded.engine.stats.num_sampled_rows < 100
 
     run(tiny("llama-gqa"), body)
@@ -67,24 +67,24 @@ def test_a_cancelled_task_ends_its_request_and_no_other(tiny: Callable[[str], Pa
     expected = LLM(str(folder), **OPTIONS).generate(PROMPTS[1], GREEDY.replace(max_tokens=60))[0].outputs
 
     async def body(llm: AsyncLLM) -> None:
-        leaves = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
-        stays = asyncio.create_task(llm.generate(PROMPTS[1], GREEDY.replace(max_tokens=60)))
-        await until(lambda: held(llm) > 0)
-        leaves.cancel()
-        assert (await stays).outputs == expected
-        await until(lambda: held(llm) == 0)
+        cancelled = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
+        kept = asyncio.create_task(llm.generate(PROMPTS[1], GREEDY.replace(max_tokens=60)))
+        await until(lambda: num_held_blocks(llm) > 0)
+        cancelled.cancel()
+        assert (await kept).outputs == expected
+        await until(lambda: num_held_blocks(llm) == 0)
         with pytest.raises(asyncio.CancelledError):
-            await leaves
+            await cancelled
 
     run(folder, body)
 
 
-def test_wrong_requests_are_refused_on_either_side_of_the_boundary(tiny: Callable[[str], Path]) -> None:
+def test_invalid_requests_are_refused_before_and_in_the_engine(tiny: Callable[[str], Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
         with pytest.raises(InvalidRequest, match="the prompt is empty"):
             await llm.generate({"prompt_token_ids": []}, GREEDY)
         with pytest.raises(InvalidRequest, match=r"more sequences than may run at a time: got 9; allowed: up to max_num_seqs=6"):
-            await llm.generate(PROMPTS[0], SamplingParams(n=9, max_tokens=4))  # only the engine knows
+            await llm.generate(PROMPTS[0], SamplingParams(n=9, max_tokens=4))  # the engine checks this
         with pytest.raises(PromptTooLong, match="do not fit the context"):
             await llm.generate(PROMPTS[0], SamplingParams(max_tokens=126))
         assert (await llm.generate(PROMPTS[0], GREEDY)).finished
@@ -112,19 +112,19 @@ JUNK = [
 ]
 
 
-def test_no_field_of_no_request_kills_the_engine(tiny: Callable[[str], Path]) -> None:
-    """Every field of a request gets every kind of junk: it is refused or served, and a canary beside it stays exact."""
+def test_no_field_of_a_request_ends_the_engine(tiny: Callable[[str], Path]) -> None:
+    """Each field gets each kind of junk. The request is refused or served, and the next valid request is exact."""
     folder = tiny("llama-gqa")
     fields = [field.name for field in dataclasses.fields(SamplingParams)]
-    canary = LLM(str(folder), **OPTIONS).generate(PROMPTS[0], GREEDY)[0].outputs
+    expected = LLM(str(folder), **OPTIONS).generate(PROMPTS[0], GREEDY)[0].outputs
 
     async def attempt(llm: AsyncLLM, settings: dict[str, object], **named: object) -> str:
         try:
             params = SamplingParams.from_dict({"max_tokens": 2, **settings})
             prompt = named.pop("prompt", PROMPTS[1])
             return str((await llm.generate(prompt, params, **named)).error)
-        except InvalidRequest as refused:
-            return str(refused)
+        except InvalidRequest as error:
+            return str(error)
 
     async def body(llm: AsyncLLM) -> None:
         outcomes = []
@@ -133,49 +133,49 @@ def test_no_field_of_no_request_kills_the_engine(tiny: Callable[[str], Path]) ->
             outcomes += [await attempt(llm, {"beam_width": 3, name: junk}) for name in ("n", "early_stopping", "logprobs")]
             outcomes += [await attempt(llm, {}, **{name: junk}) for name in ("priority", "cache_salt", "prompt")]
             outcomes.append(await attempt(llm, {}, prompt={"prompt_token_ids": junk}))
-            assert (await llm.generate(PROMPTS[0], GREEDY)).outputs == canary
+            assert (await llm.generate(PROMPTS[0], GREEDY)).outputs == expected
         refused = [outcome for outcome in outcomes if outcome != "None"]
         assert len(refused) > 0.7 * len(outcomes)
-        assert held(llm) == 0
+        assert num_held_blocks(llm) == 0
 
     run(folder, body, scheduling_policy="priority")
 
 
-def test_priority_decides_who_waits(tiny: Callable[[str], Path]) -> None:
+def test_priority_orders_waiting_requests(tiny: Callable[[str], Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        done: list[str] = []
+        finished: list[str] = []
 
         async def one(name: str, priority: int) -> None:
             await llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=40), priority=priority)
-            done.append(name)
+            finished.append(name)
 
         first = asyncio.create_task(one("first", 0))
-        await until(lambda: held(llm) > 0)
+        await until(lambda: num_held_blocks(llm) > 0)
         low, high = asyncio.create_task(one("low", 5)), asyncio.create_task(one("high", -5))
         await asyncio.gather(first, low, high)
-        assert done == ["first", "high", "low"]
+        assert finished == ["first", "high", "low"]
 
     run(tiny("llama-gqa"), body, scheduling_policy="priority", max_num_seqs=1)
 
 
-def test_those_who_wait_hear_that_the_engine_died(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_tasks_get_an_error_when_the_engine_dies(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     async def body(llm: AsyncLLM) -> None:
         def broken() -> None:
             raise KeyError("a bug")
 
         llm._loaded.engine.step = broken  # type: ignore[assignment, method-assign]
-        for _ in range(2):  # who waits when it dies, and who comes after
+        for _ in range(2):  # a task that waits when the engine dies, and one that comes later
             with pytest.raises(HastenError, match="the engine has ended: got KeyError: 'a bug'"):
                 await llm.generate(PROMPTS[0], GREEDY)
 
     run(tiny("llama-gqa"), body)
 
 
-def test_close_ends_what_still_runs(tiny: Callable[[str], Path]) -> None:
+def test_close_ends_running_requests(tiny: Callable[[str], Path]) -> None:
     async def session() -> None:
         llm = AsyncLLM(str(tiny("llama-gqa")), **OPTIONS)
         task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
-        await until(lambda: held(llm) > 0)
+        await until(lambda: num_held_blocks(llm) > 0)
         await llm.close()
         with pytest.raises(HastenError, match="it was closed"):
             await task
