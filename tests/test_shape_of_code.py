@@ -1,6 +1,7 @@
 """The house style that a program can hold: sizes, names, and what never appears in the package."""
 
 import ast
+import graphlib
 import re
 import statistics
 from collections.abc import Iterator
@@ -51,6 +52,29 @@ def unsafe(text: str) -> list[str]:
     return found
 
 
+def imported_modules(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Return the modules of the package that each one imports anywhere: also in functions and under ``TYPE_CHECKING``."""
+    modules = {f"hasten/{name}".removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in texts}
+    graph: dict[str, set[str]] = {}
+    for module, name in modules.items():
+        nodes = list(ast.walk(ast.parse(texts[name])))
+        targets = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                targets |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        graph[module] = (targets & modules.keys()) - {module}
+    return graph
+
+
+def import_circle(texts: dict[str, str]) -> list[str]:
+    """Return modules that import one another in a circle; empty without one."""
+    try:
+        graphlib.TopologicalSorter(imported_modules(texts)).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def named(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
@@ -88,6 +112,11 @@ def test_nothing_can_run_code_from_a_file(texts):
     assert {name: found for name, text in texts.items() if (found := unsafe(text))} == {}
 
 
+def test_imports_have_no_circle(texts):
+    """Types count too: import-linter checks the layers, and this test checks the modules within a layer."""
+    assert import_circle(texts) == []
+
+
 def test_every_module_says_what_it_does(texts):
     assert [name for name, text in texts.items() if not ast.get_docstring(ast.parse(text))] == []
 
@@ -112,5 +141,9 @@ def test_the_rules_catch_what_they_are_for():
         "eval",
     ]
     assert UNFINISHED.search("# TODO: later")
+    type_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hasten.a import b\n"
+    circle = {"a/__init__.py": "", "a/b.py": "def f():\n    import hasten.c\n", "c.py": type_only}
+    assert set(import_circle(circle)) == {"hasten.a.b", "hasten.c"}
+    assert import_circle({**circle, "c.py": "from hasten.a import other"}) == []
     assert FORBIDDEN_CLASS.search("BaseCache")
     assert FORBIDDEN_CLASS.search("CacheManager")
