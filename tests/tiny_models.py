@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, made and saved by transformers: the reference for every test that runs a model.
+"""Tiny random checkpoints of transformers: the reference for every test that runs a model.
 
 All parameters are redrawn, because initial values hide faults: biases are 0 and norm weights 1.
 """
@@ -96,7 +96,7 @@ def tiny_reference(name: str) -> PreTrainedModel:
 
 
 def redraw(model: torch.nn.Module, seed: int) -> None:
-    """Draw matrices with standard deviation 0.25, biases with 0.5 and norm weights uniformly in [0.5, 1.5)."""
+    """Draw matrices with std 0.25, biases with std 0.5 and norm weights uniformly in [0.5, 1.5)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -109,7 +109,7 @@ def redraw(model: torch.nn.Module, seed: int) -> None:
 
 
 def word_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose token i is the word ``wi``, split at whitespace; ``w2`` is the end-of-sequence token."""
+    """Return a tokenizer whose token i is the word ``wi``; ``w2`` is the end-of-sequence token."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(num_tokens)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w2")

@@ -1,4 +1,4 @@
-"""A reference EAGLE-3 head: the paper's formula on checkpoint tensors, token by token and head by head, in float64."""
+"""A reference EAGLE-3 head: the paper's formula on checkpoint tensors, in float64."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Formula:
 def random_head(
     *, num_kv_heads: int = 2, norm_before_residual: bool = False, window: int | None = None, seed: int = 0
 ) -> EagleHead:
-    """Return a small head with its own embedding. No weight has a value, such as 0 or 1, that would hide a fault."""
+    """Return a small head with its own embedding and random weights."""
     rotary = RotarySpec(theta=THETA, dim=HEAD_DIM)
     attention = AttentionSpec(NUM_HEADS, num_kv_heads, HEAD_DIM, scale=HEAD_DIM**-0.5, window=window, rotary=rotary)
     spec = EagleSpec(

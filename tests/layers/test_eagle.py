@@ -1,4 +1,4 @@
-"""An EAGLE-3 head computes the paper's formula, on full sequences and token by token over the paged pool."""
+"""An EAGLE-3 head computes the paper's formula, on full sequences and over the paged pool."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_first_draft_tokens_equal_the_formula(num_kv_heads: int, window: int | N
 
 
 def test_the_formula_detects_wrong_heads() -> None:
-    """Negative control: another residual, the previous instead of the next token, and states in another order."""
+    """Negative control: another residual, the previous instead of the next token, reordered states."""
     head = random_head()
     states, ids = _inputs(head)
     formula = Formula.of(head)
@@ -59,7 +59,7 @@ def test_the_formula_detects_wrong_heads() -> None:
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_draft_tokens_over_the_pool_equal_the_formula_of_the_full_chain(window: int | None) -> None:
-    """A prompt in two chunks, then draft tokens one by one, each on the hidden state of the one before and in its own slot."""
+    """A prompt in two chunks, then draft tokens one by one, each on the hidden state before it."""
     head = random_head(norm_before_residual=True, window=window)
     states, ids = _inputs(head)
     num_prompt_tokens, formula = 6, Formula.of(head)

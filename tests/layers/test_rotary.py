@@ -1,4 +1,4 @@
-"""Frequencies and angles equal those of transformers bit for bit, for configurations in the old and the new format."""
+"""Frequencies and angles equal those of transformers bit for bit, for old and new configurations."""
 
 from __future__ import annotations
 

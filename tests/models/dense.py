@@ -21,7 +21,7 @@ def dense_logits(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
 
 
 def differences(actual: Tensor, expected: Tensor) -> list[str]:
-    """Describe log-probabilities that differ by more than the tolerance, and greedy ids that differ without a near tie."""
+    """Describe log-probabilities beyond the tolerance, and greedy ids that differ without a near tie."""
     actual, expected = actual.log_softmax(-1), expected.log_softmax(-1)
     off = (actual - expected).abs() > TOLERANCE * expected.abs().clamp(min=1.0)
     top = expected.topk(2).values

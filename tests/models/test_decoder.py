@@ -1,4 +1,4 @@
-"""``embed``, ``run`` and ``head`` compose, hooks see the hidden states, and gradients reach every parameter."""
+"""``embed``, ``run`` and ``head`` compose, hooks work, and gradients reach every parameter."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_attention_is_causal(name: str, tiny: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("name", ["llama-mqa-bias", "qwen2-tied", "qwen2-mixed-window", "qwen3-gqa", "gpt2"])
 def test_gradients_equal_transformers(name: str, tiny: Callable[[str], Path]) -> None:
-    """The gradients of the same loss, for every tensor of the checkpoint: training runs through the serving modules."""
+    """The gradients of the same loss agree for every tensor of the checkpoint."""
     model = load_decoder(tiny(name), ops=TorchOps())
     decoder = model.decoder.requires_grad_(True)
     cross_entropy(dense_logits(decoder, [IDS.tolist()])[:-1], IDS[1:]).backward()

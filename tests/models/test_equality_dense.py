@@ -1,4 +1,4 @@
-"""Teacher-forced logits of every tiny model equal those of transformers, and planted faults are caught."""
+"""Teacher-forced logits of all tiny models equal those of transformers; planted faults are caught."""
 
 from __future__ import annotations
 

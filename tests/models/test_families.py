@@ -1,4 +1,4 @@
-"""Configurations become the right specs: defaults are those of transformers, and unsupported values are refused by name."""
+"""Configurations become the right specs, and unsupported values are refused by name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Detokenized pieces joined equal the decoded text, with tokenizers trained here: byte-level, byte-fallback and WordPiece.
+"""Detokenized pieces joined equal the decoded text.
 
+The tokenizers are trained here: byte-level, byte-fallback, Metaspace and WordPiece.
 The byte-level tokenizer is tested twice: "byte-level" with ``WindowDetokenizer`` and "bytes" with ``ByteDetokenizer``.
 """
 
@@ -69,7 +70,10 @@ def trained(kind: str) -> Tokenizer:
 
 
 def sentencepiece(byte_fallback: bool, special: list[AddedToken]) -> Tokenizer:
-    """As in Llama 2 (the space is ``▁``, unknown characters are byte tokens), or with a Metaspace decoder and no byte tokens."""
+    """Return a tokenizer with byte fallback as in Llama 2, or with a Metaspace decoder.
+
+    In the former the space is ``▁`` and unknown characters are byte tokens.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=byte_fallback, fuse_unk=True))
     bytes_256 = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
     if byte_fallback:
@@ -122,7 +126,10 @@ def partial_tokens(kind: str) -> list[int]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, list[int], int, bool]:
-    """Draw (kind, tokens, number of prompt tokens, skip special tokens): texts, single tokens and ids without a token."""
+    """Draw (kind, tokens, number of prompt tokens, skip special tokens).
+
+    The tokens are texts, single tokens and ids without a token.
+    """
     kind = draw(st.sampled_from(KINDS))
     size = tokenizer_of(kind).get_vocab_size()
     text = st.one_of(st.sampled_from(SAMPLES), st.text(max_size=12)).map(lambda t: tokenizer_of(kind).encode(t).ids)

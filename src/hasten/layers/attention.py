@@ -1,4 +1,4 @@
-"""``Attention``: the q, k, v and output projections around the attention that an ``AttentionContext`` computes.
+"""``Attention``: the projections around the attention that an ``AttentionContext`` computes.
 
 The context finds the keys and values of the earlier tokens, so attention knows no KV cache. The engine's context reads the KV pool;
 ``DenseContext`` needs no cache.
@@ -23,7 +23,7 @@ from hasten.ops.base import Ops
 
 class AttentionContext(Protocol):
     def attend(self, layer: int, qkv_TX: Tensor, spec: AttentionSpec, q_norm: Norm | None, k_norm: Norm | None) -> Tensor:
-        """Return the attention output of layer ``layer`` for the tokens of the step, heads side by side. [T, H·D]
+        """Return the attention output of ``layer`` for the tokens of the step, heads concatenated. [T, H·D]
 
         Splits ``qkv_TX``, applies head norms and rotation, stores keys and values if the context has a cache, and attends.
         """
@@ -32,7 +32,7 @@ class AttentionContext(Protocol):
 
 class FillKvContext(Protocol):
     def fill_kv(self, layer: int, qkv_TX: Tensor, spec: AttentionSpec, q_norm: Norm | None, k_norm: Norm | None) -> None:
-        """Store the keys and values that ``attend`` would store, for tokens that exited before layer ``layer``."""
+        """Store the keys and values that ``attend`` would store, for tokens that exited before ``layer``."""
         ...
 
 
@@ -85,9 +85,10 @@ class Attention(nn.Module):
 def prepare_qkv(
     ops: Ops, qkv_TX: Tensor, spec: AttentionSpec, q_norm: Norm | None, k_norm: Norm | None, cos_sin: CosSin | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries [T, H, D], keys [T, K, D] and values [T, K, D] with the head norms and the rotation of ``spec`` applied.
+    """Return queries [T, H, D], keys [T, K, D] and values [T, K, D].
 
-    ``qkv_TX`` is [q | k | v]. Results may be strided views of it or of one another.
+    ``qkv_TX`` is [q | k | v]. Queries and keys are normalised and rotated as ``spec`` says. Results may be strided views of it
+    or of one another.
     """
     heads = qkv_TX.view(qkv_TX.shape[0], -1, spec.head_dim)  # [T, H + K + K, D]
     num_heads, num_rotated = spec.num_heads, spec.num_heads + spec.num_kv_heads

@@ -26,7 +26,7 @@ class DecoderLayer(nn.Module):
         self.mlp = Mlp(spec.mlp, hidden_size, layer_context)
 
     def forward(self, x_TE: Tensor, index: int, context: AttentionContext) -> Tensor:
-        """Return the layer's output [T, E]. ``index`` is its place in the decoder, by which the context finds its KV."""
+        """Return the layer's output [T, E]. The context finds its keys and values by ``index``."""
         x_TE = x_TE + self.attention(self.attention_norm(x_TE), index, context)
         out_TE: Tensor = x_TE + self.mlp(self.mlp_norm(x_TE))
         return out_TE

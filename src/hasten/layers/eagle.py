@@ -1,7 +1,7 @@
-"""``EagleHead``: one layer that drafts several tokens, one after the other, from the target's hidden states.
+"""``EagleHead``: one layer that drafts token after token from the target's hidden states.
 
 EAGLE-3 (Li et al., 2025, arXiv 2503.01840) in the layout of the ``speculators`` project. To draft the token at t + 2 it reads a
-hidden state h and e, the embedding of the known token at t + 1::
+hidden state h, and the embedding e of the known token at t + 1::
 
     e ── attention_norm ─┐                                             first draft token:  h = fc(three aux hidden states at t)
                          ├─ attention ─+─┬─ mlp_norm ─ mlp ─+─ out ─ norm ─ lm_head
@@ -50,7 +50,7 @@ class EagleSpec:
 
 
 class EagleLayer(nn.Module):
-    """A decoder layer whose attention reads embedding and hidden state, and whose residual is the hidden state."""
+    """A decoder layer that reads an embedding and a hidden state; its residual is the hidden state."""
 
     def __init__(self, spec: EagleSpec, layer_context: LayerContext) -> None:
         super().__init__()
@@ -71,10 +71,11 @@ class EagleLayer(nn.Module):
 
 
 class EagleHead(nn.Module):
-    """``fuse`` makes the first hidden state from aux hidden states; ``run`` and ``head`` then draft token after token.
+    """The EAGLE-3 draft head of a target.
 
-    Each later draft token reads what ``run`` returned for the one before. ``embedding`` may be the target's own.
-    ``target_ids[d]`` is the target's id of draft token d. Parameters are allocated but not initialised.
+    ``fuse`` makes the first hidden state from aux hidden states; ``run`` and ``head`` then draft token after token. Each later
+    draft token reads what ``run`` returned for the one before. ``embedding`` may be the target's own. ``target_ids[d]`` is the
+    target's id of draft token d. Parameters are allocated but not initialised.
     """
 
     target_ids: Tensor
@@ -93,7 +94,10 @@ class EagleHead(nn.Module):
         self.register_buffer("target_ids", torch.arange(spec.draft_vocab_size, device=layer_context.device))
 
     def fuse(self, states_TAE: Tensor) -> Tensor:
-        """Aux hidden states, concatenated in the order of ``spec.aux_layer_indices`` [T, A·E] -> hidden state [T, E]."""
+        """Return the first hidden state [T, E] from concatenated aux hidden states [T, A·E].
+
+        They are in the order of ``spec.aux_layer_indices``.
+        """
         hidden_TE: Tensor = self.fc(states_TAE.to(self.dtype))
         return hidden_TE
 

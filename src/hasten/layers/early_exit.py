@@ -1,4 +1,4 @@
-"""What early exit adds to a frozen model: ``ExitHeads``, one head per exit layer, and ``PromptHashTable``.
+"""What early exit adds to a frozen model: one ``ExitHead`` per exit layer, and ``PromptHashTable``.
 
 A tuned lens (Belrose et al., 2023, arXiv 2303.08112) maps the hidden state after an early layer to an estimate of the last layer's.
 The model's own final norm and ``lm_head`` then read it. A classifier estimates how likely the resulting top token is that of the
@@ -29,7 +29,7 @@ class ExitHeadsSpec:
 
 
 class ExitHead(nn.Module):
-    """Parameters are allocated but not initialised. The classifier is float32 whatever the dtype of the matrix."""
+    """Parameters are allocated but not initialised. The classifier is always float32."""
 
     def __init__(self, spec: ExitHeadsSpec, layer_context: LayerContext) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ExitHead(nn.Module):
         return out_RE
 
     def agreement_logit(self, hidden_RE: Tensor) -> Tensor:
-        """Return the logit of the probability that the full model agrees with this exit's top token. [R], float32
+        """Return how likely the full model agrees with this exit's top token, as a logit. [R], float32
 
         It depends on the direction of the state alone. The sum per row makes the result independent of the number of rows.
         """
@@ -69,8 +69,9 @@ class ExitHeads(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class PromptHashTable:
-    """The exit layer of every bucket of similar prompts, fixed before the model runs (HashEE, Sun et al., 2022).
+    """The exit layer of every bucket of similar prompts (HashEE, Sun et al., 2022).
 
+    The exit layer of a prompt is known before the model runs.
     Bit p of a prompt's bucket is the side of plane p on which its mean token embedding lies (Charikar, 2002).
     """
 

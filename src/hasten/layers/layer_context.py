@@ -13,7 +13,7 @@ from hasten.ops.base import Ops
 
 @dataclass(frozen=True, slots=True)
 class LayerContext:
-    """``dtype`` is the dtype of norms, biases and the hidden state; matrices have the dtype of their format."""
+    """``dtype`` is for norms, biases and the hidden state; matrices have the dtype of their format."""
 
     ops: Ops
     formats: WeightFormatFactory

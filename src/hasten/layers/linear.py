@@ -34,7 +34,7 @@ class Linear(nn.Module):
         self.bias = layer_context.vector(weight_format.out_features) if bias else None
 
     def slice_rows(self, ids_R: Tensor, layer_context: LayerContext) -> Linear:
-        """Return a new ``Linear`` with the output rows ``ids_R`` of this one, such as an ``lm_head`` of fewer tokens."""
+        """Return the output rows ``ids_R`` as a new ``Linear``, such as an ``lm_head`` of fewer tokens."""
         sliced_format = layer_context.formats.lm_head(self.format.in_features, len(ids_R))
         sliced = Linear(sliced_format, bias=self.bias is not None, layer_context=layer_context)
         for start in range(0, len(ids_R), SLICE_CHUNK):

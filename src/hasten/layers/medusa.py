@@ -1,4 +1,4 @@
-"""``MedusaHeads``: draft several next tokens from one hidden state (Cai et al., 2024, arXiv 2401.10774).
+"""``MedusaHeads``: draft several tokens from one hidden state (Cai et al., 2024, arXiv 2401.10774).
 
 Shape suffixes: R rows · E hidden size · H heads · V vocabulary of the heads.
 """
@@ -50,9 +50,10 @@ class ResidualBlock(nn.Module):
 
 
 class MedusaHeads(nn.Module):
-    """Head i drafts the token i + 2 places after the one whose state it reads; the model itself gives the token at place 1.
+    """Head i drafts the token i + 2 positions after the one whose hidden state it reads.
 
-    The heads read the state after the model's final norm. Parameters are allocated but not initialised.
+    The model itself gives the token at the next position. The heads read the state after the model's final norm. Parameters are
+    allocated but not initialised.
     """
 
     def __init__(self, spec: MedusaSpec, layer_context: LayerContext) -> None:

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, Su et al., 2021): its settings, its context extensions, and cos and sin for one step.
+"""Rotary position embedding (RoFormer, Su et al., 2021): settings, context extension, cos and sin.
 
 A scaling turns theta^(2i/D) into inverse frequencies. "dynamic" NTK scaling needs no class: it changes nothing up to
 ``max_position_embeddings``, and no context is longer.
@@ -18,7 +18,7 @@ CosSin = tuple[Tensor, Tensor]  # [T, D] each, float32; columns i and i + D/2 ar
 
 @dataclass(frozen=True, slots=True)
 class LinearScaling:
-    """Position interpolation: every position is divided by ``factor`` (Chen et al., 2023, arXiv 2306.15595)."""
+    """Position interpolation: positions are divided by ``factor`` (Chen et al., 2023, arXiv 2306.15595)."""
 
     factor: float
     attention_factor: float = 1.0
@@ -29,8 +29,9 @@ class LinearScaling:
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Long waves are stretched by ``factor``, short ones stay, those between are blended (Llama 3.1, arXiv 2407.21783).
+    """Long waves are stretched by ``factor``, short ones stay (Llama 3.1, arXiv 2407.21783).
 
+    Those between are blended.
     A long wave fits less than ``low_freq_factor`` times into the original context, a short one more than ``high_freq_factor``.
     """
 
@@ -52,7 +53,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN (Peng et al., 2023, arXiv 2309.00071): a linear ramp over the dimensions from unscaled to stretched waves.
+    """YaRN (Peng et al., 2023, arXiv 2309.00071): a linear ramp from unscaled to stretched waves.
 
     The ramp runs between the dimensions whose wave turns ``beta_fast`` and ``beta_slow`` times in the original context.
     """
@@ -85,7 +86,7 @@ RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
 def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
-    """0.1 ln(factor) + 1 (equation 22 of YaRN), or the ratio of two of them when a configuration has both ``mscale`` values."""
+    """Return 0.1 ln(factor) + 1 (equation 22 of YaRN), or the ratio of two such terms with ``mscale``."""
 
     def temperature(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
@@ -114,7 +115,7 @@ class RotarySpec:
 
 
 class RotaryTables:
-    """The inverse frequencies of a decoder's distinct rotary specs. Angles are float32 whatever the weights are."""
+    """The inverse frequencies of a decoder's distinct rotary specs. Angles are always float32."""
 
     def __init__(self, specs: Iterable[RotarySpec], device: torch.device | str = "cpu") -> None:
         self.inverse_frequencies = {spec: spec.inverse_frequencies(device) for spec in specs}  # [D/2] each, float32

@@ -1,8 +1,9 @@
 """Compile a decoder, or an EAGLE head, into a native program of fused instructions.
 
-A layer takes seven to ten instructions: norm and quantise · q, k and v · head norms, rotation and KV write · attention and its
-merge · (quantise) · output projection added to the residual · norm and quantise · gate, up and activation · (quantise) · down,
-added.
+A layer takes seven to ten instructions::
+
+    norm and quantise · q, k and v · head norms, rotation and KV write · attention and its merge · (quantise) · output, added
+    norm and quantise · gate, up and activation · (quantise) · down, added
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:
 
 
 class _Compiler:
-    """Records the parts of decoder layers into a program; to be made in its prologue, because it records the rotary tables."""
+    """Records parts of decoder layers into a program. Making one records the rotary tables."""
 
     def __init__(self, program: Program, rotary: RotaryTables) -> None:
         self.program = program

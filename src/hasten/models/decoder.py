@@ -1,4 +1,6 @@
-"""``Decoder``: the forward pass of all families. It knows no cache, request or batch, only concatenated tokens.
+"""``Decoder``: the forward pass of all families.
+
+It knows no cache, request or batch, only concatenated tokens.
 
 Shape suffixes: T tokens · R rows · E hidden size · V vocabulary.
 """
@@ -23,7 +25,7 @@ from hasten.ops.base import Ops
 
 
 class Decoder(nn.Module):
-    """``embed``, ``run`` and ``head`` compose: pipeline stages, early exits and soft prompts use parts of them.
+    """``embed``, ``run`` and ``head`` compose, so that an early exit can run a part of the layers.
 
     Parameters are allocated but not initialised, and do not require gradients until ``requires_grad_`` is called.
     """
@@ -36,7 +38,7 @@ class Decoder(nn.Module):
         device: torch.device | str = "cpu",
         formats: WeightFormatFactory | None = None,
     ) -> None:
-        """``dtype`` is the dtype of the hidden state. Without ``formats`` all matrices are dense in this dtype."""
+        """``dtype`` is that of the hidden state. Without ``formats`` all matrices are dense in this dtype."""
         super().__init__()
         self.spec, self.ops, self.dtype = spec, ops, dtype
         size = spec.hidden_size
@@ -79,7 +81,7 @@ class Decoder(nn.Module):
         return hidden_TE
 
     def fill_kv(self, hidden_TE: Tensor, context: FillKvContext, start: int, stop: int) -> None:
-        """Store keys and values of layers ``[start, stop)`` for tokens that exited early, all from their last hidden state."""
+        """Store keys and values of layers ``[start, stop)`` from the hidden states of exited tokens."""
         for index in range(start, stop):
             layer = self.layers[index]
             assert isinstance(layer, DecoderLayer)

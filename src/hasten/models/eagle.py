@@ -34,7 +34,10 @@ class LoadedEagle:
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
-    """Return a low, a middle and a high layer, counted from 1; from seven layers on, those of the paper's code."""
+    """Return a low, a middle and a high layer, counted from 1.
+
+    A target of seven layers or more has those of the paper's code.
+    """
     return (2, num_layers // 2, num_layers - 3) if num_layers >= 7 else (1, (num_layers + 1) // 2, num_layers)
 
 
@@ -95,10 +98,10 @@ def eagle_tensors(head: EagleHead, *, own_embedding: bool = False) -> dict[str, 
 def load_eagle(
     folder: Path, target: Decoder, *, formats: WeightFormatFactory | None = None, progress: Progress | None = None
 ) -> LoadedEagle:
-    """Load the head in ``folder``, in the dtype of ``target`` and with its embedding unless the head has another.
+    """Load the head in ``folder``, in the dtype of ``target``.
 
-    Without ``formats`` all matrices are dense. Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults
-    before it reads a large tensor.
+    The head has the target's embedding unless it brings another. Without ``formats`` all matrices are dense. Raises
+    ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults before it reads a large tensor.
     """
     checkpoint, config = open_eagle3(folder)
     own = EMBEDDING in checkpoint.tensors

@@ -25,7 +25,10 @@ class ModelFamily:
     ignored: tuple[str, ...] = ()  # patterns (full match) of tensors that old checkpoints hold and that hasten does not need
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
-        """Return the decoder that ``config.json`` describes. Raises ``UnsupportedModel`` with all unsupported values."""
+        """Return the decoder that ``config.json`` describes.
+
+        Raises ``UnsupportedModel`` with all unsupported values.
+        """
         view = ConfigView(config)
         spec = self.read_spec(view)
         view.check()
@@ -37,7 +40,7 @@ def family_names() -> tuple[str, ...]:
 
 
 def find_family(config: Mapping[str, Any]) -> ModelFamily:
-    """Return the family of the configuration's ``model_type``. Raises ``UnsupportedModel`` if there is none."""
+    """Return the family of the ``model_type``. Raises ``UnsupportedModel`` if there is none."""
     model_type, supported = config.get("model_type"), family_names()
     if model_type not in supported:
         suggestion = nearest(str(model_type), supported)

@@ -1,4 +1,4 @@
-"""What Llama, Mistral and the Qwen families share: the keys of their configurations and their weight names."""
+"""What Llama, Mistral and the Qwen families share: configuration keys and weight names."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def llama_like_spec(
     out_bias: bool = False,
     mlp_bias: bool = False,
 ) -> DecoderSpec:
-    """Read a configuration. Sizes are the family's defaults for missing keys; the other defaults are common to all families.
+    """Read the configuration of a Llama-like family.
 
+    The sizes are the family's defaults for missing keys; the other defaults are common to all families.
     ``num_kv_heads`` None: as many as query heads. ``head_dim`` None: the hidden size divided by the number of heads.
     """
     view.require_off(("quantization_config",))
@@ -81,7 +82,7 @@ def _read_heads(view: ConfigView, hidden_size: int, default_kv: int | None, defa
 
 
 def qwen_windows(view: ConfigView) -> list[int | None]:
-    """Return the sliding window of each layer, from ``layer_types`` or ``max_window_layers``; None is full attention."""
+    """Return the sliding window of each layer; None is full attention."""
     num_layers = view.integer("num_hidden_layers", 32)
     window = view.optional_integer("sliding_window", 4096) if view.flag("use_sliding_window", False) else None
     first_windowed = view.integer("max_window_layers", 28, low=0)
@@ -108,7 +109,7 @@ def llama_like_weights(spec: DecoderSpec) -> WeightMap:
 
 
 def layer_weights(source: str, target: str, layer: LayerSpec) -> list[WeightSource]:
-    """Return the weight map of one decoder layer. ``source`` and ``target`` are the layer's names in checkpoint and decoder."""
+    """Return the weights of the layer ``source`` of a checkpoint and ``target`` of the decoder."""
     attention, mlp = layer.attention, layer.mlp
     qkv = tuple(f"{source}.self_attn.{name}_proj" for name in "qkv")
     qkv_sizes = (attention.q_size, attention.kv_size, attention.kv_size)

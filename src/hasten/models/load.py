@@ -1,4 +1,4 @@
-"""``load_decoder``: from a checkpoint folder to a decoder that is ready to run. Weights are read straight into their parameters."""
+"""``load_decoder``: from a checkpoint folder to a decoder that is ready to run."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remed
 
 
 def _checkpoint_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype in the configuration, under its new or old key; without one, the dtype of the first stored matrix."""
+    """Return the dtype in the configuration, or that of the first stored matrix if there is none."""
     configured = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     if configured is None:
         stored = next((entry.dtype for entry in checkpoint.tensors.values() if entry.dtype in STORED_DTYPES), "F32")
@@ -127,7 +127,7 @@ def _ignored_tensors(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderS
 
 
 def _resolve_tied_embeddings(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> DecoderSpec:
-    """Untie ``lm_head`` if the checkpoint holds one that differs from the embedding, whatever the configuration says."""
+    """Untie ``lm_head`` if the checkpoint holds one that differs from the embedding."""
     if not spec.tie_word_embeddings:
         return spec
     untied = dataclasses.replace(spec, tie_word_embeddings=False)

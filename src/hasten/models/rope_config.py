@@ -1,4 +1,7 @@
-"""Read rotary settings from a configuration: the ``rope_parameters`` table, or the older ``rope_theta`` with ``rope_scaling``."""
+"""Read rotary settings from a configuration.
+
+They are in the ``rope_parameters`` table, or in the older ``rope_theta`` and ``rope_scaling``.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def read_rotary(view: ConfigView, head_dim: int, max_positions: int) -> RotarySp
 
 
 def longest_context(view: ConfigView, rotary: RotarySpec | None, max_positions: int) -> int:
-    """Return ``max_positions``, or the context after YaRN scaling where the configuration names the original context."""
+    """Return ``max_positions``, or the context after YaRN scaling if that is longer."""
     table = view.values.get("rope_scaling") or view.values.get("rope_parameters") or {}
     if rotary is not None and isinstance(rotary.scaling, YarnScaling) and table.get("original_max_position_embeddings"):
         return max(max_positions, int(rotary.scaling.factor * rotary.scaling.original_max_positions))

@@ -19,13 +19,13 @@ Progress = Callable[[int, int], None]  # (bytes read, total bytes)
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """Checkpoint tensor ``name`` fills rows ``[start, stop)`` of parameter ``target``; stored [in, out] when ``transposed``."""
+    """Checkpoint tensor ``name`` fills rows ``[start, stop)`` of parameter ``target``."""
 
     name: str
     target: str  # as in ``Decoder.named_parameters()``
     start: int = 0
     stop: int | None = None  # None: all rows from ``start``
-    transposed: bool = False
+    transposed: bool = False  # stored as [in, out]
 
     def rows(self, module: nn.Module) -> Tensor:
         """Return the rows of the parameter of ``module`` that this tensor fills, as a view."""

@@ -1,4 +1,4 @@
-"""``Ops``: the few numeric operations of a decoder, one signature each. The torch backend is their specification.
+"""``Ops``: the few numeric operations of a decoder. The torch backend is their specification.
 
 Shape suffixes: T tokens of the step (all rows concatenated) · H query heads · K key/value heads · D head dim · I in features ·
 O out features · F feed-forward · B blocks · S slots of a block · L layers of a group · R rows.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """The place of one row: tokens ``[begin, end)`` of the step are slots ``[start, start + end - begin)`` of the sequence."""
+    """One row: tokens ``[begin, end)`` of the step are slots ``[start, start + end - begin)``."""
 
     begin: int
     end: int
@@ -67,11 +67,14 @@ class Ops(Protocol):
         ...
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        """(x - mean) / sqrt(var + eps) · weight + bias over the last dimension (Ba et al., 2016), computed in float32."""
+        """(x - mean) / sqrt(var + eps) · weight + bias over the last dimension (Ba et al., 2016).
+
+        Computed in float32.
+        """
         ...
 
     def rotate(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        """Turn the pair (i, i + D/2) of each head by the angle of its position (rotary embedding, Su et al., 2021).
+        """Rotate the pair (i, i + D/2) of each head by the angle of its position (Su et al., 2021).
 
         ``cos_TD`` and ``sin_TD`` are float32 and repeat after D/2. Computed in float32, rounded once to the dtype of ``x_THD``.
         """
@@ -97,7 +100,7 @@ class Ops(Protocol):
         ...
 
     def attend_paged(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
-        """Write k and v into the pool at ``kv.slots_T``, then attend each row over its own positions so far. [T, H, D]
+        """Write k and v into the pool at ``kv.slots_T``, then attend each row over its positions. [T, H, D]
 
         Tokens of a draft tree see the slots before the row and their own paths.
         """

@@ -1,4 +1,4 @@
-"""``choose_ops``: choose the backend when a model is loaded, and say why; ``hasten doctor`` shows the reason."""
+"""``choose_ops``: the torch backend for this processor; ``hasten doctor`` shows the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def choose_ops() -> tuple[Ops, str]:
 
 
 def _has_bf16_arithmetic() -> bool:
-    """Whether PyTorch multiplies bf16 matrices without emulation; only x86 reports it, other processors count as capable."""
+    """Whether PyTorch multiplies bf16 matrices without emulation. Only x86 reports that it does not."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()

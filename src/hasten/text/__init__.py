@@ -1,1 +1,1 @@
-"""Text to tokens and back: the tokenizer with its chat template, incremental detokenizers, stop strings."""
+"""Text to tokens and back: tokenizer, chat template, incremental detokenizers, stop strings."""

@@ -29,7 +29,7 @@ _BYTES = _byte_decoder()
 
 
 class TokenBytes(dict[int, bytes]):
-    """The bytes of each token of a byte-level vocabulary, computed at first use and shared by all completions."""
+    """The bytes of each token of a byte-level vocabulary, computed at first use."""
 
     def __init__(self, tokenizer: BackendTokenizer, skip_special_tokens: bool) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""Incremental detokenization: the returned pieces joined are the decoded completion, and no piece breaks a character.
+"""Incremental detokenization: the pieces joined are the decoded text; none breaks a character.
 
 The text of a token depends on its neighbours, so each new token is decoded again together with a short window before it::
 
     tokens   . . . . . . [. . . . . . . . . . t]      t is the new token; the text before the window is final and forgotten
     text                 "emitted text|new  �"        a � at the end is held back: it may be the start of a character
 
-A byte token (``<0xE4>``, in vocabularies with byte fallback) emits nothing before its run of byte tokens ends, because a wrong
-byte at the end of the run turns the full run into �.
+A byte token (``<0xE4>``, in vocabularies with byte fallback) emits nothing before its run of byte tokens ends. A wrong byte
+at the end of the run would turn the full run into �.
 
 It knows neither requests nor stop strings.
 """
@@ -35,9 +35,10 @@ class BackendTokenizer(Protocol):
 
 
 class Detokenizer(Protocol):
-    """The text of one completion: ``decode(prompt + completion)`` without the part that it shares with ``decode(prompt)``.
+    """Decodes one completion, token by token.
 
-    A leading space of the completion stays. A character that begins in the prompt comes with the token that completes it.
+    Its text is ``decode(prompt + completion)`` without the part that it shares with ``decode(prompt)``. A leading space of the
+    completion stays. A character that begins in the prompt comes with the token that completes it.
     """
 
     def push(self, token_id: int) -> str:

@@ -1,4 +1,4 @@
-"""``TextTokenizer``: the checkpoint's tokenizer with encoding, decoding and chat template, on top of transformers."""
+"""``TextTokenizer``: the checkpoint's tokenizer and chat template, on top of transformers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,10 @@ class TextTokenizer:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
     ) -> list[int]:
-        """Return the token ids of the conversation, up to where the assistant's turn begins. Raises ``InvalidRequest``."""
+        """Return the token ids of the conversation, up to the start of the assistant's turn.
+
+        Raises ``InvalidRequest``.
+        """
         if not self._tokenizer.chat_template:
             raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
         try:

@@ -8,14 +8,17 @@ from torch import Tensor
 
 
 class WeightFormat(Protocol):
-    """One matrix [O, I]. Implementations are ``nn.Module``, so that their tensors move, save and train with the model."""
+    """One matrix [O, I].
+
+    Implementations are ``nn.Module``, so that their tensors move, save and train with the model.
+    """
 
     out_features: int
     in_features: int
     bits: float  # that a product reads for each weight
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
-        """Write one checkpoint tensor into the output rows ``rows`` of the parameter ``part``, and convert its dtype.
+        """Convert a checkpoint tensor and write it into the output rows ``rows`` of the parameter ``part``.
 
         ``source`` is a memory-mapped view that is only valid during the call. ``transposed``: it is stored as [I, O].
         """

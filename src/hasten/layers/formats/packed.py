@@ -1,4 +1,4 @@
-"""``Packed``: the matrix in native memory, repacked for the kernels while it is loaded, and optionally quantised."""
+"""``Packed``: the matrix in native memory, repacked for the kernels and optionally quantised."""
 
 from __future__ import annotations
 

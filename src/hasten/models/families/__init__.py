@@ -1,4 +1,5 @@
-"""One file per family, named after its ``model_type``: how its configuration becomes a ``DecoderSpec``, and its weight names.
+"""One file per family, named after its ``model_type``.
 
-A file holds ``FAMILY``, a ``hasten.models.family.ModelFamily``. Nothing else is edited to add one.
+A file says how a configuration becomes a ``DecoderSpec``, and has the weight names. It holds ``FAMILY``, a
+``hasten.models.family.ModelFamily``. No other file changes when a family is added.
 """

@@ -1,4 +1,7 @@
-"""GPT-2 (Radford et al., 2019): learned positions, layer norms with biases, plain feed-forward, matrices stored [in, out]."""
+"""GPT-2 (Radford et al., 2019): learned positions, layer norms with biases, plain feed-forward.
+
+Its matrices are stored as [in, out].
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _LINEARS = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out", "mlp
 
 
 def read_spec(view: ConfigView) -> DecoderSpec:
-    """``reorder_and_upcast_attn`` needs no support: it asks for float32 inside attention, which every backend has."""
+    # reorder_and_upcast_attn needs no support: it asks for float32 inside attention, which every backend has.
     view.require_off(("add_cross_attention", "quantization_config"))
     hidden_size, num_heads = view.integer("n_embd", 768), view.integer("n_head", 12)
     if hidden_size % num_heads:

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and the many models of the same architecture (Touvron et al., 2023; Llama team, 2024)."""
+"""Llama 2 and 3, and models of the same architecture (Touvron et al., 2023; Llama team, 2024)."""
 
 from __future__ import annotations
 

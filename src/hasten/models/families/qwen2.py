@@ -1,4 +1,7 @@
-"""Qwen2 and Qwen2.5 (Yang et al., 2024): Llama with biases on q, k and v, and optional sliding windows in some layers."""
+"""Qwen2 and Qwen2.5 (Yang et al., 2024): Llama with biases on q, k and v.
+
+Some layers may have sliding windows.
+"""
 
 from __future__ import annotations
 

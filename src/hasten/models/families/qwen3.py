@@ -1,4 +1,7 @@
-"""Qwen3 (Yang et al., 2025): Llama with a norm over each query and key head, and optional sliding windows in some layers."""
+"""Qwen3 (Yang et al., 2025): Llama with a norm over each query and key head.
+
+Some layers may have sliding windows.
+"""
 
 from __future__ import annotations
 

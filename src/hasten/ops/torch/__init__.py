@@ -1,1 +1,1 @@
-"""The reference backend: plain PyTorch, on any device. Its results are the specification of all other backends."""
+"""The reference backend in plain PyTorch. Its results are the specification of other backends."""

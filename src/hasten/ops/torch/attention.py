@@ -80,7 +80,7 @@ def _row_mask(row: RowView, window: int | None, num_keys: int, device: torch.dev
 
 
 def _causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Return whether query q sees key k, where the last query and the last key are the same token. [query, key]"""
+    """Return whether each query sees each key; the last query and the last key are one token. [t, n]"""
     query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     key = torch.arange(num_keys, device=device)[None]
     visible = key <= query

@@ -1,4 +1,4 @@
-"""``TorchOps``: all ops of ``hasten.ops.base.Ops`` in PyTorch, differentiable except for paged attention."""
+"""``TorchOps``: all ops of ``Ops`` in PyTorch, differentiable except for paged attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hasten.ops.torch.linear import WideningLinear
 
 
 class TorchOps:
-    """The reference backend. ``widen``: multiply 16-bit weights in float32, for processors without bf16 arithmetic."""
+    """``widen``: multiply 16-bit weights in float32, for processors without bf16 arithmetic."""
 
     name = "torch"
     attend_dense = staticmethod(attend_dense)
