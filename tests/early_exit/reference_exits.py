@@ -1,7 +1,8 @@
-"""Early exit token by token and layer by layer, with the modules of transformers: slow, and written from the papers alone.
+"""Early exit token by token and layer by layer, with the modules of transformers.
 
-It shares no code with the engine. A request is computed alone, its keys and values are lists, and a token that exits after layer e
-adds the keys and values of its last hidden state to the lists of all layers from e on (Schuster et al., 2022, §3).
+The reference is slow, written from the papers alone, and shares no code with the engine. It computes a request alone, with keys and
+values in lists. A token that exits after layer e adds keys and values of its last hidden state to the lists of layers from e on
+(Schuster et al., 2022, §3).
 """
 
 from __future__ import annotations

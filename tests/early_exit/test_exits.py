@@ -149,7 +149,7 @@ def test_mixed_batches_equal_the_reference(name: str, backend: str, load: Callab
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_preemption_and_prefix_caching_change_nothing(name: str, backend: str, load: Callable[..., LLM]) -> None:
-    """Too few blocks for all requests, chunks of 7 tokens, each prompt with and without exits, all of it twice on one cache.
+    """Few blocks, chunks of 7 tokens, each prompt with and without exits, and all of it twice.
 
     Blocks whose later layers were filled from an exit, or never, must not be found by requests without exits.
     """
@@ -172,7 +172,7 @@ def test_chunks_preemption_and_prefix_caching_change_nothing(name: str, backend:
 
 
 def test_completions_of_one_prompt_exit_independently(load: Callable[..., LLM]) -> None:
-    """n completions fork after the first token; with a seed, other requests in the batch change none of them."""
+    """n completions fork after the first token; other requests in the batch change none of them."""
     llm = load("llama-gqa")
     params = sampling_params(RULES[5], seed=3).replace(temperature=1.0, n=4)
     prompt = {"prompt_token_ids": prompts("llama-gqa")[0]}

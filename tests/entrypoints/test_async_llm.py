@@ -1,4 +1,4 @@
-"""``AsyncLLM``: many tasks at once, cancellation by leaving a loop, and an error for every task when the engine ends."""
+"""``AsyncLLM``: many tasks at once, cancellation, and an error for each task if the engine ends."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ JUNK = [
 
 
 def test_no_field_of_a_request_ends_the_engine(tiny: Callable[[str], Path]) -> None:
-    """Each field gets each kind of junk. The request is refused or served, and the next valid request is exact."""
+    """Junk in any field is refused or served, and the next valid request is exact."""
     folder = tiny("llama-gqa")
     fields = [field.name for field in dataclasses.fields(SamplingParams)]
     expected = LLM(str(folder), **OPTIONS).generate(PROMPTS[0], GREEDY)[0].outputs

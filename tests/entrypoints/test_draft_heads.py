@@ -109,7 +109,7 @@ def _randomise(tensors: dict[str, Tensor], scale: float) -> None:
 
 
 def hidden_states(decoder: Decoder, token_ids: Sequence[int], layers: Sequence[int]) -> list[Tensor]:
-    """Return the hidden states of one text after these layers. [T, E] each"""
+    """Return the hidden states of one text after these layers, [T, E] each."""
     context = DenseContext(decoder.ops, decoder.rotary, [len(token_ids)])
     states: dict[int, Tensor] = {}
     hooks = {layer: partial(states.__setitem__, layer) for layer in layers}

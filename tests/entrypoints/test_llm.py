@@ -1,4 +1,4 @@
-"""``LLM`` as its user sees it: streams, stop conditions, refused requests, and requests that fail beside others."""
+"""``LLM`` as its user sees it: streams, stop conditions, refused and failed requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores equal a full pass of transformers, whatever the chunks, the prefix cache and the size of the KV pool."""
+"""Scores equal a full pass of transformers, whatever the chunks, the prefix cache and the KV pool."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_scores_equal_one_pass_over_prompt_and_continuation(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_of_any_length_and_pools_of_any_size(name: str, tiny: Callable[[str], Path]) -> None:
-    """Lengths around block and window borders; a pool for all continuations at once, and a pool for one at a time."""
+    """Lengths around block and window borders; pools for all continuations and for one at a time."""
     roomy = LLM(str(tiny(name)), **SETTINGS)
     block = roomy.describe()["kv_bytes"] // roomy.describe()["kv_blocks"]
     tight = LLM(str(tiny(name)), **{**SETTINGS, "kv_cache_memory": 13 * block, "max_model_len": 48})
@@ -142,7 +142,7 @@ def test_blocks_outside_the_window_are_freed(num_prompt: int, tiny: Callable[[st
 
 
 def test_long_continuations_are_scored_one_after_the_other(tiny: Callable[[str], Path]) -> None:
-    """The pool holds one of them, and a step computes a part of it: they must not take each other's blocks."""
+    """The pool holds one of them, and they must not take each other's blocks."""
     roomy = LLM(str(tiny("llama-gqa")), **SETTINGS)
     block = roomy.describe()["kv_bytes"] // roomy.describe()["kv_blocks"]
     budget = {"max_num_batched_tokens": 7, "max_num_seqs": 4}

@@ -1,4 +1,4 @@
-"""Scores of requests with an exit rule: prompt and continuations exit after the same layer, as in ``reference_exits``."""
+"""Scores with an exit rule: prompt and continuations exit after one layer, as in the reference."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def exit_prompts(name: str) -> list[list[int]]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("budget", [5, 2048])
 def test_scores_equal_the_reference(name: str, budget: int, backend: str, load: Callable[..., LLM]) -> None:
-    """All rules and scores without exits in turn on one engine, twice, so that they share its prefix cache."""
+    """All rules in turn on one engine, twice, so that they share its prefix cache."""
     llm = load(name, backend=backend, max_num_batched_tokens=budget, max_num_seqs=5)
     continuations = CONTINUATIONS[:3] + CONTINUATIONS[4:7]
     exit_layers: dict[str, set[int | None]] = {}
@@ -130,7 +130,7 @@ def test_scores_equal_the_reference(name: str, budget: int, backend: str, load: 
 
 @pytest.mark.parametrize("budget", [5, 2048])
 def test_incomplete_blocks_are_not_shared(budget: int, load: Callable[..., LLM]) -> None:
-    """Entropy: others find blocks that all layers computed, not those of the exited row. Fixed: equal exit layers share blocks."""
+    """Entropy: other requests share full blocks only. Fixed: requests of one exit layer share blocks."""
     name = "llama-gqa"
     llm = load(name, max_num_batched_tokens=budget, max_num_seqs=5)
     rule = ENTROPY
@@ -156,7 +156,7 @@ def test_incomplete_blocks_are_not_shared(budget: int, load: Callable[..., LLM])
 @pytest.mark.parametrize("speculation", ["off", "self_speculation", "prompt_lookup"])
 @pytest.mark.parametrize("name", NAMES)
 def test_scoring_changes_no_stream(name: str, speculation: str, load: Callable[..., LLM]) -> None:
-    """Scores between the steps of two streams, also of their own prompts; the seeds of later requests stay the same."""
+    """Scores run between the steps of two streams; the seeds of later requests stay the same."""
     params = SamplingParams(temperature=1.0, seed=4, max_tokens=20, ignore_eos=True)
     alone = load(name, seed=9)
     expected = alone.generate([{"prompt_token_ids": p} for p in (PROMPT, CONTINUATIONS[3])], params, use_tqdm=False)

@@ -27,7 +27,7 @@ def make_steps(folder: Path, backend_name: str, aux_layer_indices: tuple[int, ..
 
 
 def hidden_states(reference: PreTrainedModel, prompt: list[int]) -> tuple[Tensor, ...]:
-    """Return the hidden states before the first layer and after each one, the last after the final norm. [T, E] each"""
+    """Return the hidden states [T, E] before the first layer and after each; the last one is normed."""
     with torch.inference_mode():
         states = reference(torch.tensor([prompt]), output_hidden_states=True).hidden_states
     return tuple(state[0] for state in states)

@@ -1,4 +1,4 @@
-"""Self-speculation: drafts equal the reference of early exit, and verification computes no layer twice."""
+"""Self-speculation: drafts equal the reference, and verification computes no layer twice."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_drafts_equal_the_first_layers(recorder: Recorder) -> None:
 
 @pytest.mark.parametrize("recorder", ["cpu", "torch"], indirect=True)
 def test_verification_computes_the_first_layers_of_the_last_draft_token_only(recorder: Recorder) -> None:
-    """The hidden states of all tokens before it come from drafting; the remaining layers compute all tokens."""
+    """Drafting has computed all tokens before it; the remaining layers compute all tokens."""
     num_layers = tiny_reference(NAME).config.num_hidden_layers
     pairs = zip(recorder.computed, recorder.computed[1:], strict=False)
     full = [(below, above) for below, above in pairs if above[1] == num_layers and max(above[2]) == 4]
@@ -108,7 +108,7 @@ class DraftVocabularyExits(ReferenceExits):
 @pytest.mark.usefixtures("always_expand")
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_drafts_come_from_the_draft_vocabulary(tiny: Callable[[str], Path], tmp_path: Path, backend: str) -> None:
-    """Drafts are the top tokens of the tuned lens among the draft vocabulary; the output is that of plain decoding."""
+    """Drafts are the tuned lens's top tokens of that vocabulary; the output is that of plain decoding."""
     exits = exits_folder(NAME, tmp_path / "exits", DRAFT_IDS)
     with free_steps():
         recorder = Recorder(LLM(str(tiny(NAME)), exits=str(exits), backend=backend, **SELF_DRAFTING, **SETTINGS))

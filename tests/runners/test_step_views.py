@@ -1,4 +1,4 @@
-"""A ``StepView`` holds until the runner's next call: the next call overwrites it, and leaves clones and logits alone."""
+"""The runner's next call overwrites a ``StepView``, but neither its clones nor the logits."""
 
 from __future__ import annotations
 

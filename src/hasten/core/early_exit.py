@@ -1,7 +1,7 @@
 """Early exit: which layer a token leaves the model after, as plain data.
 
-CALM (Schuster et al., 2022, arXiv 2207.07061): a token exits after the first layer at which the model is confident enough. The layers
-that it skips get keys and values from that layer's hidden state. An exit layer e means that e layers run, with 0 < e < num_layers.
+CALM (Schuster et al., 2022, arXiv 2207.07061): a token exits after the first layer at which the model is confident enough. The
+layers that it skips get keys and values from that layer's hidden state. Exit layer e means that e layers run, 0 < e < num_layers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ExitPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitCalibration:
-    """A threshold of a confidence measure, with the conditions it was found under and its cost on the calibration texts.
+    """A threshold of a confidence measure, its conditions, and its cost on the calibration texts.
 
     With probability ``certainty`` over the draw of the texts, exits at ``threshold`` raise perplexity by at most ``tolerance``
     (Learn-then-Test, Angelopoulos et al., 2021, arXiv 2110.01052). The guarantee does not cover another decay, another kind of
@@ -55,10 +55,10 @@ class ExitCalibration:
 
 
 def decayed_threshold(threshold: float, decay: float | None, share: float) -> float:
-    """Return clip(0.9 λ + 0.1 exp(-decay · share)) to [0, 1]; ``threshold`` is λ (Schuster et al., 2022, §3.5).
+    """Return 0.9 λ + 0.1 exp(-decay · share), clipped to [0, 1].
 
-    ``share`` is the part of ``max_tokens`` that is written. Early tokens need more confidence, as all later tokens build on them.
-    ``decay`` None returns λ. A threshold of 1 is never passed.
+    ``threshold`` is λ (Schuster et al., 2022, §3.5). ``share`` is the part of ``max_tokens`` that is written. Early tokens need
+    more confidence, as all later tokens build on them. ``decay`` None returns λ. A threshold of 1 is never passed.
     """
     if decay is not None:
         threshold = 0.9 * threshold + 0.1 * math.exp(-decay * share)

@@ -8,7 +8,7 @@ One row computes tokens ``[start, start + len(token_ids))`` of one sequence::
                       └── computed before ─┘└ now ──┘
 
 There is no prefill and no decode: a row has one token or a thousand. Its last tokens may be a draft tree (``tree``). Draft tokens
-lie in consecutive slots. The position of each is one after its parent's, and it attends to its ancestors only::
+have consecutive slots. The position of each is one after its parent's, and it attends to its ancestors only::
 
     token_ids   t  a  b  c    tree -1 -1 0     t ─┬─ a ── c
     positions   p p+1 p+1 p+2                     └─ b
@@ -57,7 +57,7 @@ class RowPlan:
 
     @property
     def attention_bitmasks(self) -> list[int]:
-        """The tokens of the row that each token attends to, itself included; bit j is token j. The row has at most 64 tokens."""
+        """For each token, the tokens of the row that it attends to: bit j is token j. At most 64 tokens."""
         tree_start = len(self.token_ids) - len(self.tree)
         masks = [(2 << i) - 1 for i in range(tree_start)]
         for i, parent in enumerate(self.tree, tree_start):
@@ -67,7 +67,7 @@ class RowPlan:
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """Copy-on-write: copy block ``source`` to block ``target`` before the step, in every layer of ``group``."""
+    """Copy-on-write: copy a block to another before the step, in every layer of ``group``."""
 
     group: int
     source: int

@@ -1,4 +1,4 @@
-"""Confidence measures: how sure the model is of the next token after an early layer, as a number from 0 to 1.
+"""Confidence measures: how sure the model is of the next token after an early layer, from 0 to 1.
 
 A token exits where the number is above the request's threshold. A row's number depends on that row alone, to the bit.
 Softmax, saturation and classifier: CALM (Schuster et al., 2022, arXiv 2207.07061). Entropy: FastBERT (Liu et al., 2020,

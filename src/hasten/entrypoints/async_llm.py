@@ -1,4 +1,4 @@
-"""``AsyncLLM``: the engine in a thread of its own, outputs as async iterators. Leaving the loop cancels the request."""
+"""``AsyncLLM``: the engine in a thread of its own, and outputs as async iterators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from hasten.entrypoints.wiring.build_engine import build_engine
 
 
 class AsyncLLM:
-    """One model for any number of tasks of one event loop. ``options`` as for ``LLM``. Close it, or use ``async with``."""
+    """One model for any number of tasks of one event loop.
+
+    ``options`` are those of ``LLM``. Close it, or use ``async with``. Leaving the loop over a stream cancels its request.
+    """
 
     def __init__(self, model: str, **options: Any) -> None:
         self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
@@ -87,7 +90,7 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
     ) -> RequestOutput:
-        """Return the output of one prompt. Run several with ``asyncio.gather``; cancelling the task ends the request."""
+        """Return the output of one prompt. Cancelling the task ends the request."""
         async for delta in self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt):
             if delta.output is not None:
                 return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)

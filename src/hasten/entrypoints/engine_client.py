@@ -1,4 +1,4 @@
-"""``EngineClient``: runs an engine in a thread of its own. Only plain data crosses between the caller and that thread."""
+"""``EngineClient``: runs an engine in a thread of its own. Only plain data crosses into that thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Event = Delta | RequestRejected | EngineDied
 
 
 class EngineClient:
-    """Commands wait in a queue. The thread takes them between two steps, and sleeps while it has no request."""
+    """Requests go to the engine through a queue, which its thread empties between two steps."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""``evaluate``: load a model twice, as the exact reference and as it will run, and compare the two on a text."""
+"""``evaluate``: compare a model as it will run with an exact reference, on a text."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ def evaluate(
     window: int | None = None,
     num_tokens: int = NUM_TOKENS,
 ) -> Evaluation:
-    """Compare ``model`` with ``options`` (fields of ``EngineOptions``) to ``reference`` in float32 on PyTorch.
+    """Compare ``model`` with ``options`` to ``reference`` in float32 on PyTorch.
 
-    ``reference`` None is ``model`` itself. The text is a file (``read_texts``), a file of token ids (``read_token_ids``), or the
-    held-out text that ships with hasten. Raises ``HastenError``; text and window are checked before a model is loaded.
+    ``options`` are fields of ``EngineOptions``. ``reference`` None is ``model`` itself. The text is a file (``read_texts``), a file
+    of token ids (``read_token_ids``), or the held-out text that ships with hasten. Raises ``HastenError``; text and window are
+    checked before a model is loaded.
     """
     if text is not None and token_ids is not None:
         raise InvalidOption("text and token_ids exclude each other", got=f"{text} and {token_ids}", remedy="Give one of them")
@@ -93,7 +94,7 @@ def _compare(reference: LLM, candidate: LLM, all_windows: list[Window], *, visib
 
 
 def _window(window: int | None, model: str, reference: str | None, options: Mapping[str, Any]) -> int:
-    """Return ``window``, or by default ``WINDOW`` within the contexts. Raises ``InvalidOption`` if it exceeds them."""
+    """Return ``window``, or by default ``WINDOW``, within the contexts. Raises ``InvalidOption``."""
     quiet = not options.get("show_progress")
     contexts = [_max_positions(resolve(model, options.get("revision"), quiet=quiet))]
     contexts += [_max_positions(resolve(reference, quiet=quiet))] if reference is not None else []
@@ -118,7 +119,7 @@ def _encode(llm: LLM, texts: list[str]) -> list[TokenText]:
 
 
 def _check_same_tokens(reference: LLM, candidate: LLM, texts: list[str] | None, encoded: list[TokenText]) -> None:
-    """Raise ``InvalidOption`` if a token id means different tokens to the two models, so that logits cannot be compared."""
+    """Raise ``InvalidOption`` if a token id means different tokens to the two models."""
     sizes = [llm.describe()["vocab_size"] for llm in (reference, candidate)]
     remedy = "Compare models that share a tokenizer"
     if sizes[0] != sizes[1]:

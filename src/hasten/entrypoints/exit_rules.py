@@ -1,4 +1,4 @@
-"""``ExitRules``: the exit rule of each request, checked and completed with the trained exits of the model."""
+"""``ExitRules``: checks and completes the exit rule of a request, by the model's trained exits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ExitRules:
     checkpoint: ExitsCheckpoint | None  # None: no exits were trained
 
     def resolve(self, params: SamplingParams, prompt: Sequence[int]) -> tuple[SamplingParams, int | None]:
-        """Return the params with the threshold that their rule needs, and the exit layer of all tokens if it is known now.
+        """Return the params with the threshold of their rule, and the exit layer if all tokens have one.
 
         Raises ``InvalidRequest`` for rules that these exits do not support.
         """

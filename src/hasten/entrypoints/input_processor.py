@@ -77,7 +77,7 @@ class InputProcessor:
         return {"prompt_token_ids": self.tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)}
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids of a prompt. Raises ``InvalidRequest`` if they do not fit the vocabulary or the context."""
+        """Return the token ids of a prompt. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         if isinstance(prompt, str):
             token_ids = tuple(self.tokenizer_for(prompt, "prompt", "prompt_token_ids").encode(prompt))
         else:
@@ -95,9 +95,9 @@ class InputProcessor:
         return token_ids
 
     def tokenizer_for(self, text: str, name: str, key: str) -> TextTokenizer:
-        """Return the tokenizer. Raises ``InvalidRequest`` if there is none, or if the text cannot be encoded.
+        """Return the tokenizer. Raises ``InvalidRequest`` if there is none, or if the text is invalid.
 
-        ``name`` is what the text is to the caller; ``key`` is where the caller may pass its token ids.
+        ``name`` is the caller's word for the text; ``key`` is where the caller may pass token ids instead.
         """
         if self.tokenizer is None:
             raise InvalidRequest(f"this checkpoint has no tokenizer, so a {name} cannot be text", remedy=f'Pass {{"{key}": [...]}}')
@@ -106,7 +106,7 @@ class InputProcessor:
         return self.tokenizer
 
     def check_vocabulary(self, token_ids: Iterable[int], name: str) -> None:
-        """Raise ``InvalidRequest`` if token ids are outside the vocabulary. ``name`` is what the ids are to the caller."""
+        """Raise ``InvalidRequest`` if token ids of ``name`` are outside the vocabulary."""
         wrong = sorted({token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size})
         if wrong:
             raise InvalidRequest(

@@ -95,7 +95,7 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = "") -> Iterator[Delta]:
-        """Yield deltas as they come; the last one has the complete output. Closing the iterator ends the request."""
+        """Yield deltas; the last one has the complete output. Closing the iterator ends the request."""
         return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt))
 
     def stream_chat(
@@ -119,10 +119,10 @@ class LLM:
         *,
         cache_salt: str = "",
     ) -> list[ScoreOutput]:
-        """Return the log-probabilities of each continuation after the prompt, in order. The prompt is computed once.
+        """Return the log-probabilities of each continuation after the prompt, in order.
 
-        A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the settings only those of early
-        exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open meanwhile.
+        The prompt is computed once. A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the
+        settings only those of early exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open meanwhile.
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """
@@ -137,9 +137,10 @@ class LLM:
         normalize: Literal["mean", "sum"] = "mean",
         cache_salt: str = "",
     ) -> Choice:
-        """Return the most likely choice after the prompt, by log-probability per token (``mean``) or in total (``sum``).
+        """Return the most likely choice after the prompt.
 
-        Arguments and errors are those of ``score``.
+        ``normalize``: by log-probability per token (``mean``) or in total (``sum``). Other arguments and errors are those of
+        ``score``.
         """
         return self._scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
 
@@ -203,7 +204,7 @@ class LLM:
 
 
 def _per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
-    """Return one value per prompt. ``values`` is one value for all of them, or a sequence of the same length."""
+    """Return one value per prompt, from one value for all of them or one for each."""
     if values is None or isinstance(values, SamplingParams):
         return [values] * num_prompts
     if not isinstance(values, Sequence) or isinstance(values, str):

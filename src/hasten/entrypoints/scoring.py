@@ -15,7 +15,7 @@ from hasten.core.errors import InvalidRequest, PromptTooLong, nearest
 from hasten.core.output import Choice, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.engine.continuation_scorer import ContinuationScorer
+from hasten.engine.scorers import ContinuationScorer
 from hasten.entrypoints.input_processor import InputProcessor, Prompt, format_first, read_token_ids
 
 Continuation = str | Mapping[str, Any]
@@ -100,7 +100,7 @@ class Scoring:
         return tuple(tokenizer.encode(continuation, add_special_tokens=False))
 
     def _check(self, request: Request, encoded: Sequence[tuple[int, ...]], name: str) -> None:
-        """Raise ``InvalidRequest`` for continuations that are empty, outside the vocabulary, or too long for the context."""
+        """Raise ``InvalidRequest`` for continuations that are empty, too long, or no token ids."""
         empty = [f"{name}[{i}]" for i, token_ids in enumerate(encoded) if not token_ids]
         if empty:
             raise InvalidRequest(f"{len(empty)} of the {name} are empty", got=format_first(empty), allowed="one token or more")

@@ -1,1 +1,1 @@
-"""From a ``StepPlan`` to logits: PyTorch and native runners, early exit, self-drafting, EAGLE heads, and the backends."""
+"""From a ``StepPlan`` to logits: runners of decoders and EAGLE heads, early exit, and the backends."""

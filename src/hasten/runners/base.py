@@ -1,4 +1,4 @@
-"""``LayerwiseRunner``: a ``Runner`` whose layers can also be run apart, and ``KvCacheConfig``: the KV cache it runs over.
+"""``LayerwiseRunner``: a ``Runner`` whose layers can be run apart; ``KvCacheConfig``: its KV cache.
 
 Shape suffixes: T tokens · R rows of logits · E hidden size · V vocabulary.
 """
@@ -31,7 +31,10 @@ class KvCacheConfig:
 
 
 class LayerwiseRunner(Runner, Protocol):
-    """Rows here may hold a part of the tokens of a plan's row. Only their tokens, positions and block tables are read."""
+    """A ``Runner`` whose layers can be run apart.
+
+    Rows here may hold a part of the tokens of a plan's row. Only their tokens, positions and block tables are read.
+    """
 
     num_layers: int
     aux_layer_indices: tuple[int, ...]  # the layers, from 0, whose hidden states each output of ``run`` holds
@@ -48,13 +51,13 @@ class LayerwiseRunner(Runner, Protocol):
         ...
 
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
-        """Run all layers from ``first`` on; return the logits of each row's last ``num_logits`` tokens. [R, V], float32"""
+        """Run all layers from ``first`` on; return the logits of the rows [R, V], float32."""
         ...
 
     def fill_kv(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
-        """Write keys and values of layers ``[first, last)`` for tokens that have exited, from their last hidden states."""
+        """Write keys and values of layers ``[first, last)`` for exited tokens, from their hidden states."""
         ...
 
     def head(self, hidden_RE: Tensor) -> Tensor:
-        """Return the final norm and lm_head of these hidden states. [R, V], float32"""
+        """Apply the final norm and the lm_head; return logits [R, V], float32."""
         ...

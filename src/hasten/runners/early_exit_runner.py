@@ -1,4 +1,4 @@
-"""``EarlyExitRunner``: runs a step range of layers by range, so that tokens can exit between the ranges.
+"""``EarlyExitRunner``: runs a step in ranges of layers, so that tokens can exit between them.
 
 The ranges end at every layer where a token may exit. Exited tokens get keys and values in the layers that they skip, before the
 other tokens attend there (CALM, Schuster et al., 2022, arXiv 2207.07061)::
@@ -166,7 +166,7 @@ class EarlyExitRunner:
         return sorted(ends)
 
     def _apply_criteria(self, spans: Sequence[_TokenSpan], layer: int) -> None:
-        """Set ``exit_layer`` of the spans whose last token is confident enough at the exit after ``layer`` layers."""
+        """Set ``exit_layer`` of the spans whose last token is confident enough after ``layer`` layers."""
         for name in sorted({span.measure for span in spans if span.measure is not None}):
             measure = CONFIDENCE_MEASURES[name]
             tested = [span for span in spans if span.measure == name]
@@ -184,7 +184,7 @@ class EarlyExitRunner:
                     span.exit_layer, span.logits_RV = layer, exit_input.computed_logits(i)
 
     def _logits(self, spans: Sequence[_TokenSpan]) -> Tensor:
-        """Return the logits in the order of the plan [R, V]. One ``head`` call covers all spans without logits."""
+        """Return the logits in the order of the plan [R, V]; one ``head`` call computes the missing ones."""
         sampled = [span for span in spans if span.row.num_logits]
         missing = [span for span in sampled if span.logits_RV is None]
         if missing:
@@ -203,7 +203,7 @@ class EarlyExitRunner:
 
 
 def _aux_hidden_state(spans: Sequence[_TokenSpan], layer: int, hidden_size: int) -> StepView:
-    """Return the hidden states after ``layer`` layers of all tokens of the step [T, E], float32; zeros for exited tokens."""
+    """Return the float32 hidden states of all tokens of the step [T, E]; zeros for exited tokens."""
     # Sequences with an exit rule take no drafts, so no drafter reads the zeros.
     states = [s.hidden_TE.float() if s.exit_layer >= layer else torch.zeros(len(s.row.token_ids), hidden_size) for s in spans]
     return StepView(torch.cat(states))

@@ -20,7 +20,7 @@ from hasten.ops.cpu.program import Program
 
 
 class NativeRunner:
-    """The ``LayerwiseRunner`` of a compiled decoder; ``run_eagle`` runs the program of a compiled EAGLE head."""
+    """The ``LayerwiseRunner`` of a compiled decoder; ``run_eagle`` is for a compiled EAGLE head."""
 
     def __init__(self, program: Program, pool: NativeKvPool, compiled: CompiledProgram) -> None:
         self._program, self._pool = program, pool
@@ -81,7 +81,7 @@ class NativeRunner:
         logits_tokens: Sequence[int] = (),
         num_tokens: int | None = None,
     ) -> Tensor:
-        """Run the program's layers ``[first, last)``; return the logits of ``logits_tokens``, which index the step's tokens."""
+        """Run the program's layers ``[first, last)``; return the logits of the tokens ``logits_tokens``."""
         token_ids, bounds, logits = array("i"), array("i"), array("i", logits_tokens)
         for row in rows:
             begin = len(token_ids)
@@ -106,7 +106,10 @@ class NativeRunner:
 
 
 def _block_tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array[int]]:
-    """Return (offset into ``blocks``, index of the first live block) of each row of each group, and the live ``blocks``."""
+    """Return the tables and the blocks of all rows of all groups.
+
+    A table is the offset of the row's first live block in ``blocks``, and that block's index in the sequence.
+    """
     tables, blocks = array("i"), array("i")
     for group in range(num_groups):
         for row in rows:
@@ -119,7 +122,7 @@ def _block_tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int],
 
 
 def _attention_bitmasks(rows: Sequence[RowPlan]) -> array[int]:
-    """Return one word per token of the step: the tokens of its row that it attends to; 0 in rows without a tree."""
+    """Return, per token, the tokens of its row that it attends to as bits; 0 in rows without a tree."""
     bitmasks = array("Q")
     for row in rows:
         assert not row.tree or len(row.token_ids) <= 64, "a row with a tree has at most 64 tokens"

@@ -52,7 +52,7 @@ class PagedContext:
 
 
 def _tree_mask(row: RowPlan) -> Tensor | None:
-    """Return which tokens of the row each of its tokens attends to [token, token], or None if the row has no tree."""
+    """Return which tokens each token of the row attends to [token, token]; None without a tree."""
     if not row.tree:
         return None
     assert len(row.token_ids) <= 64, "a row with a tree has at most 64 tokens"

@@ -1,4 +1,4 @@
-"""``LayerwiseSelfDraftRunner``: drafts with the model's first layers, and verifies from the hidden states that drafting left.
+"""``LayerwiseSelfDraftRunner``: the model's first layers draft, and verification continues from them.
 
 Drafting writes keys and values of the first layers into the KV slots where the draft is verified, and keeps the hidden states.
 Verification runs the remaining layers on these states. Tokens without one, such as the last draft token, start at the embedding::
@@ -55,9 +55,9 @@ class LayerwiseSelfDraftRunner:
         num_draft_layers: int,
         draft_ids: Tensor | None = None,
     ) -> None:
-        """``kv`` is the model's. ``draft_head`` maps hidden states after ``num_draft_layers`` layers [R, E] to logits [R, V].
+        """``draft_head`` maps hidden states of the draft layers [R, E] to logits [R, V].
 
-        ``draft_ids`` [V] are the token ids of the logits; None: the model's vocabulary.
+        ``kv`` is the model's. ``draft_ids`` [V] are the token ids of these logits; None: the model's vocabulary.
         """
         self._runner, self._kv, self._draft_head = runner, kv, draft_head
         self._num_draft_layers, self._draft_ids = num_draft_layers, draft_ids
@@ -71,7 +71,7 @@ class LayerwiseSelfDraftRunner:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:
-        """See ``SelfDraftRunner``. Drafts nothing where free blocks are short: the sequences need them for output tokens."""
+        """See ``SelfDraftRunner``. Drafts nothing if few blocks are free: output tokens need them."""
         rows: list[RowPlan] = []
         indices: list[int] = []
         copies: list[BlockCopy] = []
@@ -93,7 +93,7 @@ class LayerwiseSelfDraftRunner:
         return indices, self._draft_head(hidden_RE)
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        """Run all layers, as ``LayerwiseRunner.run`` does; tokens with a drafted hidden state skip the first ones."""
+        """Run all layers; tokens with a hidden state from drafting skip the draft layers."""
         drafted = [self._drafted[row.sequence_id].matching(row) if row.sequence_id in self._drafted else [] for row in plan.rows]
         if not any(drafted) or self._runner.aux_layer_indices:  # auxiliary layers below the exit need all tokens
             return self._runner.run(plan)

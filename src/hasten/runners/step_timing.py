@@ -9,7 +9,7 @@ from hasten.runners.base import KvCacheConfig
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # tokens per step
 REPEATS = 3  # the fastest one counts: other load on the machine can only slow a step down
-MAX_SECONDS = 1.0  # after that, sizes not yet measured are left out: a cost model extrapolates from the last two
+MAX_SECONDS = 1.0  # after that no further size is measured: a cost model extrapolates from the last two
 
 
 def measure_step_seconds(runner: Runner, kv: KvCacheConfig, max_num_batched_tokens: int) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""``build_engine``: loads a model and builds its engine, in the order that the package's docstring explains."""
+"""``build_engine``: loads a model and builds its engine, in the order of the package's docstring."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
-from hasten.engine.kv_cache_sizing import KvCacheSizing, size_kv_cache
-from hasten.engine.kv_groups import kv_groups
+from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
@@ -80,6 +79,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         drafter,
         costs=costs,
     )
+    # A copy of the measured costs: ``costs`` itself goes on learning from speculative steps.
     engine.stats.plain_step = None if costs is None else CostModel(costs.measured).seconds
     input_processor = InputProcessor(
         tokenizer=tokenizer,

@@ -32,9 +32,10 @@ class EarlyExitSetup:
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel, *, speculation: bool) -> EarlyExitSetup:
-        """Load the exits: exit heads quantised as the target is, the draft lm_head as drafters are. ``speculation``: it is enabled.
+        """Load the exits that the options name.
 
-        Raises ``CheckpointError`` for exits of another model, and ``InvalidOption`` if ``draft_quantization`` has no effect.
+        Exit heads are quantised as the target is, the draft lm_head as drafters are. ``speculation``: whether it is enabled. Raises
+        ``CheckpointError`` for exits of another model, and ``InvalidOption`` if ``draft_quantization`` has no effect.
         """
         self_drafting = speculation and options.allows_self_drafting
         if options.exits is None:
@@ -102,7 +103,7 @@ class EarlyExitSetup:
         return LayerwiseSelfDraftRunner(runner, kv, draft_head, num_layers, draft_ids)
 
     def _best_exit_layer(self) -> int:
-        """Return the exit that should draft fastest, by measured agreement and bits read; without agreement the middle one."""
+        """Return the exit that should draft fastest; the middle one if its agreement was not measured."""
         assert self.checkpoint is not None
         layers, agreement = self.checkpoint.exits.spec.layers, self.checkpoint.agreements
         if agreement is None:

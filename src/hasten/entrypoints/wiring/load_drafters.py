@@ -1,4 +1,4 @@
-"""``LoadedDrafter``: the weights of a draft model, Medusa heads or an EAGLE-3 head, ready to become a drafter."""
+"""``LoadedDrafter``: a draft model, Medusa heads or an EAGLE-3 head, loaded but not yet built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hasten.checkpoints.formats.medusa import read_medusa
 from hasten.checkpoints.hub import resolve
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
-from hasten.engine.kv_groups import kv_groups
+from hasten.engine.kv_cache_sizing import kv_groups
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
 from hasten.layers.eagle import LAYER_INDEX
@@ -37,7 +37,7 @@ MAX_EAGLE_TOKENS = 1024  # that an EAGLE head reads in one call
 
 @dataclass(frozen=True, slots=True)
 class LoadedDrafter:
-    """A drafter whose weights are loaded. ``build`` waits for the number of KV blocks, which depends on all loaded weights."""
+    """A drafter whose weights are loaded. ``build`` needs the number of KV blocks, which comes later."""
 
     name: str  # as in ``EngineOptions.speculative_method``
     folder: Path

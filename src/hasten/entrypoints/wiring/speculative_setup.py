@@ -1,4 +1,4 @@
-"""``SpeculativeSetup``: from the options to a drafter, in two halves, before and after the KV cache is sized."""
+"""``SpeculativeSetup``: from the options to a drafter, before and after the KV cache is sized."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class SpeculativeSetup:
 
     @property
     def enabled(self) -> bool:
-        """Speculation is on by default only on batch-invariant backends; elsewhere it is opt-in, as it may change roundings."""
+        """Whether to speculate: by default on batch-invariant backends only.
+
+        Elsewhere speculation is opt-in, because verification in larger batches may round differently.
+        """
         options = self.options
         opted_in = options.speculative_method != "auto" or bool(self.loaded) or options.self_draft_layers is not None
         return options.speculative_method != "off" and (opted_in or self.backend.batch_invariant(self.target.dtype))
@@ -63,7 +66,7 @@ class SpeculativeSetup:
         return tuple(layer for drafter in self.loaded for layer in drafter.aux_layer_indices)
 
     def measure_costs(self, kv: KvCacheConfig, runner: Runner) -> CostModel | None:
-        """Return the costs of the target's steps, or None without speculation. ``kv`` is the target's; no request holds a block."""
+        """Return the costs of the target's steps, or None without speculation. ``kv`` must be free."""
         return CostModel(measure_step_seconds(runner, kv, self.options.max_num_batched_tokens)) if self.enabled else None
 
     def build_drafter(

@@ -28,7 +28,7 @@ class Backend(Protocol):
         ...
 
     def draft_formats(self, dtype: torch.dtype) -> WeightFormatFactory:
-        """Return the weight formats of draft models and draft heads. They may be coarser: no output depends on them."""
+        """Return the weight formats of drafters. They may be coarser: no output depends on them."""
         ...
 
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
@@ -38,14 +38,14 @@ class Backend(Protocol):
     def make_runner(
         self, decoder: Decoder, kv: KvCacheConfig, max_num_batched_tokens: int, aux_layer_indices: tuple[int, ...] = ()
     ) -> LayerwiseRunner:
-        """Return a runner with a KV cache of its own; the decoder was loaded with this backend's formats.
+        """Return a runner with a KV cache of its own, of a decoder with this backend's formats.
 
         ``aux_layer_indices``: the layers, from 0, whose hidden states each output holds. Raises ``CapacityError``.
         """
         ...
 
     def make_eagle_runner(self, head: EagleHead, kv: KvCacheConfig, max_num_batched_tokens: int) -> EagleRunner:
-        """Return a runner with a KV cache of its own; the head was loaded with this backend's formats. Raises ``CapacityError``."""
+        """Return a runner with a KV cache of its own. Raises ``CapacityError``."""
         ...
 
     def batch_invariant(self, dtype: torch.dtype) -> bool:
@@ -57,8 +57,8 @@ class Backend(Protocol):
         ...
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
-        """Return ``kernels``, ``threads``, ``parameters``, ``weight_bytes``, the quantization and the dtype of the KV cache.
+        """Return ``kernels``, ``threads``, ``parameters``, ``weight_bytes`` and the dtypes.
 
-        Native backends add ``draft_weight_bytes``, the memory of the weights that only draft.
+        The native backend adds ``draft_weight_bytes``, the memory of the weights that only draft.
         """
         ...

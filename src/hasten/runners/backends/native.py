@@ -1,4 +1,4 @@
-"""``NativeBackend``: CPU kernels on matrices that are packed while they load, and one native call per step."""
+"""``NativeBackend``: native CPU kernels on packed matrices, one call per step."""
 
 from __future__ import annotations
 
