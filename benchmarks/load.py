@@ -34,7 +34,7 @@ def load(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    import hasten.entrypoints.build_engine  # noqa: F401
+    import hasten.entrypoints.wiring.build_engine  # noqa: F401
     from hasten import LLM
 
     most, done = [memory()], threading.Event()

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from hasten.entrypoints import speculative_setup
-from hasten.speculative.step_costs import StepCosts
+from hasten.entrypoints.wiring import speculative_setup
+from hasten.speculative.cost_model import CostModel
 
 
-class _Free(StepCosts):
+class _Free(CostModel):
     def __init__(self, measured: Mapping[int, float]) -> None:
         super().__init__({1: 1.0, 64: 1.0})
 
-    def note(self, num_tokens: int, seconds: float) -> None:
+    def record(self, num_tokens: int, seconds: float) -> None:
         """What they took in truth changes nothing."""
 
 
@@ -23,5 +23,5 @@ class _Free(StepCosts):
 def free_steps() -> Iterator[None]:
     """Around the making of an engine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculative_setup, "StepCosts", _Free)
+        patch.setattr(speculative_setup, "CostModel", _Free)
         yield

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.core.plan import RowPlan, SlotMove, StepPlan
-from hasten.engine.kv_groups import kv_groups
+from hasten.engine.kv_cache_sizing import kv_groups
 from hasten.models.load import LoadedModel
 from hasten.runners.backends.base import Backend
+from hasten.runners.base import KvCacheConfig
 
 NUM_SLOTS = 8192
 
@@ -42,7 +43,8 @@ class Steps:
     def __init__(self, backend: Backend, model: LoadedModel, block_size: int, aux_layer_indices: tuple[int, ...] = ()) -> None:
         self.groups, self.block_size = kv_groups(model.spec), block_size
         num_blocks = NUM_SLOTS // block_size
-        self.runner = backend.runner(model.decoder, self.groups, num_blocks, block_size, model.dtype, NUM_SLOTS, aux_layer_indices)
+        kv = KvCacheConfig(self.groups, num_blocks, block_size, model.dtype)
+        self.runner = backend.make_runner(model.decoder, kv, NUM_SLOTS, aux_layer_indices)
         draw = random.Random(block_size)
         self._free = [draw.sample(range(num_blocks), num_blocks) for _ in self.groups]
         self._tables: dict[int, list[list[int | None]]] = {}

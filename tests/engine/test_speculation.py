@@ -21,7 +21,7 @@ from hasten.checkpoints.hub import resolve
 from hasten.core.draft import Draft
 from hasten.core.errors import InvalidOption
 from hasten.core.result import TokenOrigin
-from hasten.entrypoints import speculative_setup
+from hasten.entrypoints.wiring import speculative_setup
 from hasten.quality.documents import read_texts
 from hasten.speculative.drafters import draft_model
 from hasten.speculative.drafters.base import DraftRequest, TargetOutput
