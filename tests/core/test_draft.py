@@ -1,4 +1,4 @@
-"""Draft trees: paths, depths, truncation and attention masks equal those of walks from parent to parent."""
+"""Draft trees: paths, depths, truncation and attention masks equal those of parent walks."""
 
 from __future__ import annotations
 

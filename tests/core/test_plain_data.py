@@ -1,4 +1,4 @@
-"""Values that cross the engine's boundary are plain data: they survive msgpack, so another process can receive them."""
+"""Values that cross the engine's boundary are plain data: they survive msgpack."""
 
 from __future__ import annotations
 

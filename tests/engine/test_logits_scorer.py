@@ -1,4 +1,4 @@
-"""``LogitsScorer``: its logits equal those of transformers, and it reads keys and values from the KV pool."""
+"""``LogitsScorer``: its logits equal those of transformers, over keys and values of the KV pool."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hasten.engine.stats import EngineStats
 
 
 def test_speed_up_is_the_time_of_plain_steps_over_the_measured_time() -> None:
-    """Two sequences gain five tokens in 30 ms. A plain step of two takes 20 ms, so five take 50 ms. Prompts do not count."""
+    """Two sequences gain five tokens in 30 ms; plain steps of two, 20 ms each, would take 50 ms."""
     stats = EngineStats(plain_step=lambda num_tokens: 0.01 * num_tokens)
     assert stats.speed_up is None
     decoding = StepPlan((RowPlan(0, 9, (1, 2, 3, 4), ((0,),), 4), RowPlan(1, 5, (7,), ((1,),), 1)))

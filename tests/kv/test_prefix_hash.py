@@ -34,7 +34,7 @@ def llm() -> LLM:
 
 
 def cached_tokens(llm: LLM, monkeypatch: pytest.MonkeyPatch, tenants: Sequence[str]) -> dict[str, list[int]]:
-    """Generate and score once per tenant; return the cached tokens of each ``KvCacheManager.open``, by calling module."""
+    """Generate and score per tenant; return the cached tokens of each ``open``, by calling module."""
     cached: dict[str, list[int]] = {caller: [] for caller in CALLERS}
     original = KvCacheManager.open
 
@@ -53,7 +53,10 @@ def cached_tokens(llm: LLM, monkeypatch: pytest.MonkeyPatch, tenants: Sequence[s
 
 
 def unique_salts(monkeypatch: pytest.MonkeyPatch, caller: str, tenant: str) -> None:
-    """Give every ``cache_salt`` call of ``caller`` its own salt. The patch fails if the module does not use the function."""
+    """Give every ``cache_salt`` call of ``caller`` its own salt.
+
+    The patch fails if the module does not use the function.
+    """
     numbers = itertools.count()
     monkeypatch.setattr(importlib.import_module(caller), "cache_salt", lambda *_: f"{tenant} {next(numbers)}")
 

@@ -1,6 +1,6 @@
 """A model whose tokens reveal every error in the KV blocks.
 
-Instead of keys and values, a slot of the pool holds a number that depends on all tokens up to its position and on the tenant. The
+A slot of the pool holds a number instead of keys and values. It depends on all tokens up to its position and on the tenant. The
 logits depend on every slot that the token attends to, read through the block table. So a stale block, a skipped copy, a lost salt
 or a wrong position yields a wrong token. ``ReferenceModel`` computes the same request without a pool, a batch or a scheduler.
 
@@ -35,12 +35,12 @@ WEIGHTS = _generator.integers(1, 1 << 62, size=4096, dtype=np.int64) | 1
 
 
 def slot_value(previous: int, token: int, tenant: str, exited: bool = False) -> int:
-    """Return the number of position p in a layer. ``previous``: that of p - 1. ``exited``: the token exited before the layer."""
+    """Return the number of a slot. ``previous``: the position before. ``exited``: before the layer."""
     return hash((previous, token, crc32(tenant.encode()), exited)) & MASK
 
 
 def logits_index(visible: Sequence[tuple[int, np.ndarray]]) -> int:
-    """Return the row of ``LOGITS`` for the visible slots: per group and layer, (first visible position, numbers from there on)."""
+    """Return the row of ``LOGITS``. ``visible``: per group and layer, the first position and the numbers."""
     with np.errstate(over="ignore"):
         sums = [int((values * WEIGHTS[first : first + len(values)]).sum()) for first, values in visible]
     return hash(tuple(sums)) % len(LOGITS)
@@ -140,7 +140,7 @@ def _exit_layers(row: RowPlan) -> list[int | None]:
 
 
 class ReferenceModel:
-    """The same model without a pool: one request and one token at a time. It caches its outputs by request id."""
+    """The same model without a pool: one token at a time. It caches its outputs by request id."""
 
     def __init__(self, groups: Sequence[KvGroup]) -> None:
         self.groups, self.sampler = groups, Sampler()
@@ -151,7 +151,7 @@ class ReferenceModel:
         return LOGITS[logits_index(self._visible(token_ids, tenant, set(), NUM_LAYERS))][None]
 
     def _visible(self, token_ids: Sequence[int], tenant: str, exited: set[int], num_layers: int) -> list[tuple[int, np.ndarray]]:
-        """Return the visible slots of the last token. ``exited``: positions of tokens that exited after the first layer."""
+        """Return the visible slots of the last token. ``exited``: positions of tokens that exited early."""
         layers: list[np.ndarray] = []
         for layer in range(num_layers):
             if layer and not exited:  # both layers hold the same numbers

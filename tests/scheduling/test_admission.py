@@ -26,7 +26,7 @@ def add(scheduler: Scheduler, name: str, prompt: list[int] | None = None, **fiel
 
 
 def step(scheduler: Scheduler, now: float = 0.0) -> dict[str, int]:
-    """Take a step in which every sampled sequence gets token 1; return the number of computed tokens per request."""
+    """Take a step in which every sampled sequence gets token 1; return computed tokens per request."""
     plan = scheduler.plan(now)
     rows = {scheduler.sequence(row.sequence_id).request.request_id: len(row.token_ids) for row in plan.rows}
     scheduler.commit(StepResult(tuple(Continuation(sequence_id, (1,)) for sequence_id in plan.sampled_sequence_ids)))
@@ -55,7 +55,7 @@ def test_static_batching_admits_no_request_before_all_have_ended() -> None:
 
 
 def test_a_static_batch_is_complete_although_the_token_budget_admits_it_in_parts() -> None:
-    """Requests of the batch may wait for a prefix that another one computes; a later request waits for all of them."""
+    """Requests of the batch may wait for a prefix of another; a later request waits for all of them."""
     scheduler = make(batching="static", max_num_batched_tokens=8)
     for name in "abc":
         add(scheduler, name, [*range(9), ord(name)])
@@ -148,7 +148,7 @@ def test_ended_sequences_no_longer_count_against_max_num_seqs() -> None:
 
 
 def test_the_capacity_check_counts_a_prompt_per_beam_if_beams_share_no_blocks() -> None:
-    """A window drops the shared prompt. Without a prefix cache, each preempted beam then computes its own prompt again."""
+    """A window drops the shared prompt, so without a prefix cache each preempted beam computes its own."""
     groups = [KvGroup((0,), 1, 4), KvGroup((1,), 1, 4, window=7)]
     beams = SamplingParams(beam_width=4, max_tokens=20, seed=0)
     request = Request(request_id="beams", prompt_token_ids=tuple(range(60)), params=beams)

@@ -1,4 +1,4 @@
-"""The prefix cache and requests whose tokens exit early: which blocks are shared, and which requests wait for them."""
+"""Early exit and the prefix cache: which blocks are shared, and which requests wait for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add(scheduler: Scheduler, name: str, rule: str = "none", prompt: tuple[int, 
 
 
 def step(scheduler: Scheduler, exit_layers: dict[str, int] | None = None) -> dict[str, RowPlan]:
-    """Take a step in which every sampled sequence gets token 9. ``exit_layers``: of the last tokens that exit early, by request."""
+    """Take a step in which every sampled sequence gets token 9. ``exit_layers``: early exits by request."""
     plan = scheduler.plan(0.0)
     rows = {scheduler.sequence(row.sequence_id).request.request_id: row for row in plan.rows}
     early = {rows[name].sequence_id: layer for name, layer in (exit_layers or {}).items()}
@@ -45,7 +45,7 @@ def preempt(scheduler: Scheduler, name: str) -> None:
 
 
 def test_no_request_waits_for_blocks_that_are_not_cached_in_the_end() -> None:
-    """The second request waits for the blocks of the first. That one exits after layer 2, so the second computes its own."""
+    """The second request waits for blocks of the first, which exits after layer 2, and computes its own."""
     scheduler = make()
     add(scheduler, "early", "entropy")
     add(scheduler, "full")

@@ -1,4 +1,4 @@
-"""Hypothesis chooses the events: the engine stays exact, leaks no block and finishes every request (P6, P7, P8, P28)."""
+"""Any events: the engine stays exact, leaks no block, finishes every request (P6, P7, P8, P28)."""
 
 from __future__ import annotations
 

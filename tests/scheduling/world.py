@@ -1,4 +1,4 @@
-"""An engine around the oracle model, driven by a seed: random settings and requests, and a check of every answer."""
+"""An engine around the oracle model: random settings and requests, and a check of every answer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WrongToken(AssertionError):
 
 
 class OracleDrafter:
-    """A ``Drafter`` that knows the answers and mixes wrong tokens into its drafts; some drafts are empty or too long."""
+    """A ``Drafter`` that knows the answers and adds wrong tokens; some drafts are empty or too long."""
 
     aux_layer_indices = ()
 
@@ -71,7 +71,7 @@ class OracleDrafter:
 
 
 def random_tree(draw: random.Random, right: Sequence[int], num_wrong: int) -> Draft:
-    """Return a tree of the chain ``right`` and ``num_wrong`` random tokens, each a child of a random node before it."""
+    """Return a tree of the chain ``right`` and of ``num_wrong`` random tokens at random nodes."""
     nodes: list[tuple[int, int]] = []  # (token, parent)
     chain_end = -1  # the last node of the chain so far
     remaining = list(right)
@@ -131,7 +131,7 @@ class World:
         self.kv.check()
 
     def add(self) -> bool:
-        """Add a random request. Return False if the engine refuses it, which it may do for large requests only."""
+        """Add a random request. Return False if the engine refuses it, because it is too large."""
         request = self._request()
         try:
             self.engine.add(request)
@@ -257,5 +257,5 @@ class World:
 
 
 def random_features(seed: int) -> frozenset[str]:
-    """Return more than half of the features, each drawn independently, so that every pair occurs often in 300 seeds."""
+    """Return about 60 % of the features, drawn independently: every pair occurs often in 300 seeds."""
     return frozenset(feature for feature in FEATURES if random.Random(f"3/{seed}/{feature}").random() < 0.6)

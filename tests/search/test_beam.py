@@ -92,7 +92,7 @@ def logprobs(seed: int, ids: tuple[int, ...]) -> torch.Tensor:
 
 @cache
 def likely_tokens(seed: int) -> list[int]:
-    """Return tokens by mean probability over some prompts, most likely first: as ending tokens they end many beams."""
+    """Return tokens by mean probability: the first ones end many beams as ending tokens."""
     mean = sum(logprobs(seed, (1, token)).exp() for token in range(2, 32))
     assert isinstance(mean, torch.Tensor)
     return [int(token) for token in mean.argsort(descending=True)]
@@ -147,7 +147,7 @@ def by_transformers(case: Case) -> tuple[tuple[tuple[int, ...], ...], tuple[floa
 
 
 def by_hasten(case: Case, kind: type[BeamSearch] = BeamSearch) -> tuple[BeamHypothesis, ...]:
-    """Run the search as the engine does; the model runs densely for each live beam. It starts with one row."""
+    """Run the search as the engine does; the model runs densely for each live beam."""
     search, beams, processors = case.search(kind), [case.prompt], cast(Any, case.processors())
     while not search.done:
         assert len(beams[0]) < len(case.prompt) + case.max_new_tokens, "ran past max_new_tokens"

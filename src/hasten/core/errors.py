@@ -1,4 +1,4 @@
-"""Every error that hasten raises for its user. A bug in hasten itself raises ``AssertionError`` instead.
+"""The errors that hasten raises for its user. A bug in hasten itself raises ``AssertionError``.
 
 ::
 
@@ -31,7 +31,7 @@ class HastenError(Exception):
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 
     def fields(self) -> dict[str, str | None]:
-        """Return the message's parts after ``what`` as plain data, so that another process can rebuild the error."""
+        """Return the message's parts after ``what`` as plain data; another process rebuilds the error."""
         parts = {"got": self.got, "allowed": self.allowed, "remedy": self.remedy}
         return {name: None if part is None else str(part) for name, part in parts.items()}
 
@@ -41,7 +41,7 @@ class InvalidRequest(HastenError):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt, or prompt plus ``max_tokens``, exceeds the context or the KV pool. hasten truncates no prompt."""
+    """The prompt, or prompt plus ``max_tokens``, exceeds the context or the KV pool."""
 
 
 class InvalidOption(HastenError):

@@ -15,7 +15,7 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: tuple[int, ...]
-    cumulative_logprob: float | None = None  # sum of ``logprobs``; None unless the request asked for log-probabilities
+    cumulative_logprob: float | None = None  # sum of ``logprobs``; None unless the request has ``logprobs``
     score: float | None = None  # beam search only: processed log-probability over length ** length_penalty
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None  # None while it runs
@@ -99,7 +99,7 @@ class RequestRejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOutput:
-    """The log-probabilities of one continuation under the model's raw distribution. Sampling settings do not affect them."""
+    """The log-probabilities of one continuation. Sampling settings do not affect them."""
 
     text: str | None  # the given text; None if token ids were given
     token_ids: tuple[int, ...]  # never empty

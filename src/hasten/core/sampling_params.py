@@ -203,7 +203,7 @@ class SamplingParams:
         return self.acceptance == "exact" or self.greedy
 
     def exit_criterion(self, num_output_tokens: int) -> ExitCriterion | None:
-        """Return the criterion for the token that precedes output token ``num_output_tokens``, or None without one.
+        """Return the exit criterion of the token before output token ``num_output_tokens``, or None.
 
         ``max_tokens`` is set, and so is ``exit_threshold`` if the exit rule needs one.
         """
@@ -225,7 +225,7 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
-        """Return the params for named values. Raises ``InvalidRequest`` that suggests the nearest name for an unknown one."""
+        """Return the params for named values. Raises ``InvalidRequest`` for an unknown name."""
         names = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in names:

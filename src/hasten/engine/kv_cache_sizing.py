@@ -1,4 +1,4 @@
-"""The size of the KV cache: KV groups of a decoder, and the number of blocks and the context length that fit in memory.
+"""The size of the KV cache: groups of layers, number of blocks, and context length that fits.
 
 A requested size that does not fit is reduced with a warning that names both numbers. If nothing fits, an error is raised.
 """
@@ -33,7 +33,7 @@ class KvCacheSizing:
 
 
 def kv_groups(spec: DecoderSpec) -> tuple[KvGroup, ...]:
-    """Return the groups of layers with equal window, kv heads and head dim, in the order of their first layers."""
+    """Group layers by window, kv heads and head dim, in the order of the groups' first layers."""
     layers: dict[tuple[int | None, int, int], list[int]] = {}
     for index, layer in enumerate(spec.layers):
         attention = layer.attention
@@ -103,7 +103,7 @@ def size_kv_cache(
 
 
 def available_bytes() -> int:
-    """Return the memory that the system can give without swapping, within the limit of the process's control group."""
+    """Return the memory that is available without swapping, within the control group's limit."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

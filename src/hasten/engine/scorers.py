@@ -84,7 +84,7 @@ class _Prompt:
     num_cacheable_tokens: int  # the prefix cache may hold this many leading tokens
 
     def exit_plan(self, num_tokens: int, *, is_last: bool = False) -> ExitPlan | None:
-        """Return the exit plan of a row. ``is_last``: it ends the prompt, so its last token is tested by the exit criterion."""
+        """Return the exit plan of a row. ``is_last``: the row ends the prompt, which the criterion tests."""
         params = self.request.params
         if params.exit_rule == "none":
             return None
@@ -101,7 +101,7 @@ class _Continuation:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """The prompt scores the first token, each computed token the next one, and the last token is not computed."""
+        """The prompt scores the first token and each computed token the next, so the last is not computed."""
         return len(self.token_ids) - len(self.logprobs)
 
 
@@ -119,10 +119,11 @@ class ContinuationScorer(_PoolScorer):
     """
 
     def score(self, request: Request, continuations: Sequence[Sequence[int]]) -> tuple[list[tuple[float, ...]], int | None]:
-        """Return the log-probabilities of each continuation's tokens, and the exit layer (None without an exit rule).
+        """Return the log-probabilities of each continuation's tokens, and the exit layer.
 
-        The exit rule must choose one layer per request, and no continuation may be empty. Afterwards the prefix cache holds the
-        prompt's blocks only. Raises ``CapacityError`` if the KV pool is too small, and ``HastenError`` if logits are not finite.
+        The exit layer is None without an exit rule, and a rule must choose one layer per request. No continuation may be empty.
+        Afterwards the prefix cache holds the prompt's blocks only. Raises ``CapacityError`` if the KV pool is too small, and
+        ``HastenError`` if logits are not finite.
         """
         prompt = _Prompt(self._new_sequence_id(), request, request.exit_layer, len(request.prompt_token_ids))
         scored = [_Continuation(tuple(token_ids)) for token_ids in continuations]
@@ -138,7 +139,7 @@ class ContinuationScorer(_PoolScorer):
         return [tuple(continuation.logprobs) for continuation in scored], prompt.exit_layer
 
     def _prefill(self, prompt: _Prompt) -> Tensor:
-        """Compute the prompt's tokens after its cached prefix; return the log-probabilities of the next token [V]."""
+        """Compute the prompt after its cached prefix; return the next token's log-probabilities [V]."""
         kv, request, sequence_id = self._kv, prompt.request, prompt.sequence_id
         token_ids = request.prompt_token_ids
         salt = cache_salt(request.cache_salt, request.exit_layer)  # requests that generate share these blocks
@@ -197,7 +198,7 @@ class ContinuationScorer(_PoolScorer):
         return self._plan_row(continuation.sequence_id, start, token_ids, count, prompt.exit_plan(count))
 
     def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
-        """Run one step with a row per continuation, and append the log-probabilities of the tokens after those of the row."""
+        """Run a step with a row per continuation; append the log-probabilities of the tokens it scores."""
         logits_RV = self._runner.run(plan).logits
         if not all(rows_are_finite(logits_RV)):
             raise _not_finite()

@@ -1,4 +1,4 @@
-"""``KvCacheManager``: the block tables of all sequences: prefix hits, copy-on-write, release of blocks outside the window.
+"""``KvCacheManager``: block tables, prefix hits, copy-on-write, and release outside the window.
 
 It handles integers and knows neither tensors nor the schedule. A sequence is open while it has a block table.
 """
@@ -16,7 +16,7 @@ from hasten.kv.prefix_hash import extend_hashes
 
 @dataclass(slots=True)
 class BlockTable:
-    """The blocks of one sequence: ``groups[g][i]`` holds positions ``[i * block_size, (i + 1) * block_size)`` in group g."""
+    """One sequence: ``groups[g][i]`` holds positions ``[i * block_size, (i + 1) * block_size)``."""
 
     salt: str
     groups: list[list[int | None]]  # None: the block left the group's window
@@ -28,7 +28,7 @@ class BlockTable:
 
 class KvCacheManager:
     def __init__(self, groups: Sequence[KvGroup], num_blocks: int, block_size: int, *, keep_cached: bool = True) -> None:
-        """``num_blocks`` is per group. ``keep_cached``: keep computed blocks for later requests (the prefix cache)."""
+        """``num_blocks`` is per group. ``keep_cached``: keep blocks for later requests (the prefix cache)."""
         self.groups = tuple(groups)
         self.block_size = block_size
         self.num_blocks = num_blocks
@@ -58,7 +58,10 @@ class KvCacheManager:
         return hashes
 
     def match_prefix(self, hashes: Sequence[bytes]) -> int:
-        """Return the longest cached prefix, in blocks: every group holds the blocks that the next token attends to."""
+        """Return the longest cached prefix, in blocks.
+
+        Every group has the blocks of it that the next token attends to.
+        """
         count = len(hashes)
         for group, allocator in zip(self.groups, self.allocators, strict=True):
             if group.window is None:
@@ -79,7 +82,7 @@ class KvCacheManager:
         return count < len(hashes) and hashes[count] in self._pending
 
     def fits(self, hashes: Sequence[bytes], num_tokens: int, max_num_batched_tokens: int, num_spare: int) -> bool:
-        """Whether a sequence of ``num_tokens`` with these block hashes can get its blocks and leave ``num_spare`` available."""
+        """Whether a sequence of ``num_tokens`` can get its blocks and leave ``num_spare`` available."""
         count = self.match_prefix(hashes)
         for group, allocator in zip(self.groups, self.allocators, strict=True):
             first = group.first_live_block(count * self.block_size, self.block_size)
@@ -92,7 +95,7 @@ class KvCacheManager:
         return True
 
     def open(self, sequence_id: int, salt: str, hashes: Sequence[bytes]) -> int:
-        """Start a block table with the longest cached prefix; return the prefix's tokens, which need no computing.
+        """Start a block table with the longest cached prefix; return the prefix's length in tokens.
 
         The remaining blocks of ``hashes`` become pending, so that later sequences with the same prefix can wait for them.
         """
@@ -115,7 +118,7 @@ class KvCacheManager:
         return count * self.block_size
 
     def reserve(self, sequence_id: int, start: int, stop: int) -> list[BlockCopy] | None:
-        """Make positions ``[start, stop)`` writable: allocate blocks, and copy the shared block that contains ``start``.
+        """Make positions ``[start, stop)`` writable; return the copies of shared blocks that this needs.
 
         Return None, and change nothing, if a group has too few blocks.
         """
@@ -159,7 +162,7 @@ class KvCacheManager:
     def commit(
         self, sequence_id: int, token_ids: Sequence[int], num_computed_tokens: int, num_cacheable_tokens: int | None = None
     ) -> None:
-        """Publish the full blocks of the first ``num_computed_tokens`` tokens; release the blocks that left the window.
+        """Publish the full blocks of the computed tokens; release the blocks that left the window.
 
         Blocks with tokens from ``num_cacheable_tokens`` on are never published, because some layers lack their keys and values.
         """
@@ -197,7 +200,7 @@ class KvCacheManager:
                 del self._pending[block_hash]
 
     def fork(self, parent_id: int, child_id: int) -> None:
-        """Give the child a block table that shares every block of the parent; the first write to a block copies it."""
+        """Give the child a table that shares all blocks of the parent. A write to one copies it first."""
         parent = self._tables[parent_id]
         for blocks, allocator in zip(parent.groups, self.allocators, strict=True):
             for block in blocks:

@@ -17,7 +17,7 @@ class KvGroup:
         return 2 * len(self.layers) * block_size * self.num_kv_heads * self.head_dim * element_bytes
 
     def max_blocks(self, num_tokens: int, block_size: int, max_num_batched_tokens: int) -> int:
-        """Return the peak number of blocks of a sequence of ``num_tokens``, at ``max_num_batched_tokens`` per step."""
+        """Return the peak number of blocks of a sequence, at ``max_num_batched_tokens`` per step."""
         num_blocks = -(-num_tokens // block_size)
         if self.window is None:
             return num_blocks

@@ -1,4 +1,4 @@
-"""The memory behind the blocks: one preallocated pool of keys and values, as tensors or in native memory."""
+"""The memory behind the blocks: a preallocated pool of keys and values, of tensors or native."""
 
 from __future__ import annotations
 

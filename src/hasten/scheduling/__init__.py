@@ -1,1 +1,1 @@
-"""The scheduler: which tokens the next step computes. Plain Python over integers; it knows neither torch nor models."""
+"""The scheduler: which tokens the next step computes. Plain Python over integers, without torch."""

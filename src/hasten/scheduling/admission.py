@@ -25,11 +25,11 @@ class Admission(Protocol):
     """A batching mode."""
 
     def admissible(self, waiting: Sequence[ScheduledRequest], num_running: int, now: float) -> Sequence[ScheduledRequest]:
-        """Return the waiting requests that may join in this step, in the same order. Called once per step, if any request waits."""
+        """Return the waiting requests that may join now, in order. Called once per step if requests wait."""
         ...
 
     def next_admission_time(self, waiting: Sequence[ScheduledRequest]) -> float:
-        """Return when an idle engine admits the first waiting request, if no other request arrives. Mutates nothing."""
+        """Return when an idle engine admits a request, if no other one arrives. Mutates nothing."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""``PlanBuilder``: a step plan under construction. It groups rows by request, so that a preemption can remove them."""
+"""``PlanBuilder``: rows of a step plan, grouped by request so that a preemption can remove them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Scheduler``: every request has tokens and a count of computed tokens, and each step raises that count.
+"""``Scheduler``: each step raises the number of computed tokens of its requests.
 
 ``plan`` decides what a step computes and ``commit`` records the result. Chunked prefill, prefix hits, preemption, forks and beams
 need no other mechanism. ``tests/scheduling`` checks it with a model that writes token ids into the KV blocks.
@@ -40,7 +40,7 @@ class Scheduler:
     # ---------------------------------------------------------------- adding and removing requests
 
     def add(self, request: Request) -> ScheduledRequest:
-        """Add a waiting request. Raises ``PromptTooLong`` if it can never run, so that it cannot block other requests."""
+        """Add a request to the waiting ones. Raises ``PromptTooLong`` if it can never run."""
         self.check_capacity(request)
         number = next(self._arrival_numbers)
         # Without a prefix cache, only the sequences of one request share blocks.
@@ -89,7 +89,7 @@ class Scheduler:
                 )
 
     def abort(self, request_id: str) -> bool:
-        """Remove a request and free its blocks, between two steps. Return False if the scheduler does not have it."""
+        """Remove a request and free its blocks. Return False if the scheduler does not have it."""
         scheduled = self._requests.get(request_id)
         if scheduled is None:
             return False
@@ -119,8 +119,9 @@ class Scheduler:
     # ---------------------------------------------------------------- one step
 
     def plan(self, now: float) -> StepPlan:
-        """Return what this step computes. Decoding requests go first, so that a long prompt does not delay them."""
+        """Return what this step computes."""
         builder = PlanBuilder(self.config.max_num_batched_tokens)
+        # Decoding requests go first, so that a long prompt does not delay them.
         for scheduled in sorted(self._running, key=lambda scheduled: not scheduled.is_decoding):
             if scheduled.is_running:  # an earlier request may have preempted it
                 self._schedule(scheduled, builder)
@@ -249,7 +250,7 @@ class Scheduler:
                 yield sequence, num_tokens
 
     def _open(self, sequence: Sequence) -> bool:
-        """Give the sequence its cached prefix. Return False if another sequence is computing the block after it."""
+        """Give the sequence its cached prefix. Return False if the block after it is in flight."""
         hashes = self._block_hashes(sequence)
         if self.kv.prefix_in_flight(hashes):
             return False
@@ -314,7 +315,7 @@ class Scheduler:
         return child
 
     def _preempt(self, scheduled: ScheduledRequest) -> None:
-        """Free the blocks of a running request. It computes its tokens again, except for those in the prefix cache."""
+        """Free the blocks of a running request, which computes its uncached tokens again."""
         for sequence in scheduled.sequences:
             if self.kv.is_open(sequence.id):
                 self.kv.close(sequence.id)

@@ -1,4 +1,4 @@
-"""``ScheduledRequest`` and ``Sequence``: the state of a request in the scheduler. Only the scheduler mutates it."""
+"""``ScheduledRequest`` and ``Sequence``: the scheduler's state, which no other room mutates."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Sequence:
         return ExitPlan(exit_layers if any(exit_layers) else (), criterion, fill_kv)
 
     def record_exit(self, row: RowPlan, exit_layer: int | None) -> None:
-        """Record a computed row. ``exit_layer``: the layer after which the row's last token exited by its criterion."""
+        """Record a computed row. ``exit_layer``: of its last token, if that exited by its criterion."""
         assert row.exit_plan is not None
         if exit_layer is not None:
             assert row.exit_plan.criterion is not None

@@ -1,6 +1,6 @@
-"""``BeamSearch``: keep the ``beam_width`` best continuations of a request at every step (Lowerre, 1976).
+"""``BeamSearch``: keep the ``beam_width`` best sequences at every step (Lowerre, 1976).
 
-The engine brings the best candidates over all live beams, and the search decides which of them continue::
+It knows no model and no KV cache. The engine brings the best candidates over all live beams, and the search chooses among them::
 
     live beams        candidates, best first            BeamStep
     0: a b      ──►   (0, c, -1.2) (1, eos, -1.3)  ──►  beams (0, c) (0, d)   0 keeps its keys and values, and d is a fork
@@ -41,7 +41,7 @@ class BeamCandidate:
 
 @dataclass(frozen=True, slots=True)
 class BeamStep:
-    """The result of one step. The first candidate of a parent keeps its keys and values, and each further one is a fork."""
+    """One step. The first candidate of a parent keeps its keys and values; each further one is a fork."""
 
     beams: tuple[BeamCandidate, ...]  # the new live beams, best first; empty when the search is done
     ended: tuple[BeamCandidate, ...]  # the new hypotheses, best first

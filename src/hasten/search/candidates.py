@@ -15,10 +15,10 @@ from hasten.search.beam import BeamCandidate
 
 
 def best_candidates(logprobs_BV: Tensor, beam_scores: Sequence[float], k: int) -> list[BeamCandidate]:
-    """Return the ``k`` best candidates by ``beam_scores[beam] + logprob``, best first; ties go by beam, then by token id.
+    """Return the ``k`` best candidates by ``beam_scores[beam] + logprob``, best first.
 
-    ``logprobs_BV`` are processed log-probabilities without NaN. Forbidden tokens have -inf and yield no candidate, so the result
-    may be shorter. Sums are taken in float32, as in transformers.
+    Ties go by beam, then by token id. ``logprobs_BV`` are processed log-probabilities without NaN. Forbidden tokens have -inf and
+    yield no candidate, so the result may be shorter. Sums are taken in float32, as in transformers.
     """
     vocab_size = logprobs_BV.shape[1]
     scores_B1 = torch.tensor(beam_scores, dtype=torch.float32, device=logprobs_BV.device)[:, None]
