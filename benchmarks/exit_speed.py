@@ -1,13 +1,13 @@
-"""What leaving early gains in wall time beside what it costs: calibrated rules and fixed layers, in turn, on the same prompts.
+"""The speed-up of early exit and its loss: calibrated rules and fixed exit layers, interleaved on the same prompts.
 
 ``python benchmarks/grow.py demo grown/wide --width 8 --layers 1 --vocabulary 75968`` makes a model of half a billion parameters
 whose layers all do something, and ``python benchmarks/grow_heads.py demo-exits grown/exits --grown grown/wide`` its exits.
 ``python benchmarks/exit_speed.py grown/wide grown/exits --out exit_speed.json``
 
-Requests write ``--tokens`` tokens after pieces of text that neither model nor exits have seen. In each turn all settings get the
-same prompts, one after the other, the first one another each time; the first turn is a warm-up. Quality is the mean loss on the
-held-out text that thresholds were calibrated on (nats per token, teacher-forced; ``benchmarks/exits.py`` has the curve on fresh
-text), and the share of written tokens that plain decoding writes too, up to the first that differs.
+Requests generate ``--tokens`` tokens after prompts that neither model nor exits were trained on. Every turn runs all settings
+on the same prompts, starting with another setting each time; the first turn is a warm-up. Quality is the mean loss on the
+held-out text of the calibration (nats per token, teacher-forced; ``benchmarks/exits.py`` has the curve on unseen text). The
+second measure of quality is the share of output tokens before the first that differs from plain decoding.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("exits")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.01, 0.05])
-    parser.add_argument("--layers", type=int, nargs="+", default=[7, 6], help="fixed ones")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--layers", type=int, nargs="+", default=[7, 6], help="fixed exit layers")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each output")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -47,33 +47,33 @@ def parse() -> argparse.Namespace:
 
 def settings(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     config = json.loads((Path(options.exits) / "config.json").read_text(encoding="utf-8"))
-    found: dict[str, dict[str, Any]] = {PLAIN: {}}
-    found |= {f"layer {layer}": {"exit_rule": "fixed", "exit_layer": layer} for layer in options.layers}
-    for known in config["calibrations"]:
-        if known["tolerance"] in options.tolerances:
-            name = f"{known['rule']} {known['tolerance']:.1%}"
-            found[name] = {"exit_rule": known["rule"], "exit_tolerance": known["tolerance"], "known": known}
-    return found | {rule: {"exit_rule": rule} for rule in ("token_table", "prompt_hash")}
+    result: dict[str, dict[str, Any]] = {PLAIN: {}}
+    result |= {f"layer {layer}": {"exit_rule": "fixed", "exit_layer": layer} for layer in options.layers}
+    for calibration in config["calibrations"]:
+        if calibration["tolerance"] in options.tolerances:
+            rule, tolerance = calibration["rule"], calibration["tolerance"]
+            result[f"{rule} {tolerance:.1%}"] = {"exit_rule": rule, "exit_tolerance": tolerance, "calibration": calibration}
+    return result | {rule: {"exit_rule": rule} for rule in ("token_table", "prompt_hash")}
 
 
 def prompts(llm: LLM, count: int, length: int, turn: int) -> list[dict[str, list[int]]]:
-    draw = random.Random(f"{turn}/{count}")
+    rng = random.Random(f"{turn}/{count}")
     with HELDOUT.open(encoding="utf-8") as lines:
         ids = [llm.tokenizer.encode(json.loads(line)["text"]) for line in lines]
     ids = [text for text in ids if len(text) > 2 * length]
-    made = []
+    result = []
     for _ in range(count):
-        text = draw.choice(ids)
-        begin = draw.randrange(len(text) - length)
-        made.append({"prompt_token_ids": text[begin : begin + length]})
-    return made
+        text = rng.choice(ids)
+        start = rng.randrange(len(text) - length)
+        result.append({"prompt_token_ids": text[start : start + length]})
+    return result
 
 
-def run(llm: LLM, asked: list[dict[str, list[int]]], tokens: int, exits: dict[str, Any]) -> dict[str, Any]:
+def run(llm: LLM, batch: list[dict[str, list[int]]], tokens: int, exits: dict[str, Any]) -> dict[str, Any]:
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, **exits)
-    begin = time.perf_counter()
-    outputs = llm.generate(asked, params, use_tqdm=False)
-    seconds = time.perf_counter() - begin - last_first_token(outputs)
+    start = time.perf_counter()
+    outputs = llm.generate(batch, params, use_tqdm=False)
+    seconds = time.perf_counter() - start - last_first_token(outputs)
     layers = [layer for output in outputs for layer in output.outputs[0].exit_layers]
     return {
         "tokens": [output.outputs[0].token_ids for output in outputs],
@@ -82,38 +82,39 @@ def run(llm: LLM, asked: list[dict[str, list[int]]], tokens: int, exits: dict[st
     }
 
 
-def same(ours: list[tuple[int, ...]], theirs: list[tuple[int, ...]]) -> float:
-    """The share of tokens before the first that differs."""
+def matching_share(outputs: list[tuple[int, ...]], references: list[tuple[int, ...]]) -> float:
+    """Return the share of tokens before the first that differs."""
     lengths = [
-        next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x)) for x, y in zip(ours, theirs, strict=True)
+        next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x))
+        for x, y in zip(outputs, references, strict=True)
     ]
-    return sum(lengths) / sum(map(len, theirs))
+    return sum(lengths) / sum(map(len, references))
 
 
 def measure(options: argparse.Namespace, llm: LLM, batch: int) -> list[dict[str, Any]]:
-    wanted = settings(options)
-    names, turns = list(wanted), []
+    rules = settings(options)
+    names, turns = list(rules), []
     for turn in range(-1, options.turns):
-        asked = prompts(llm, batch, options.prompt, turn)
+        batch_prompts = prompts(llm, batch, options.prompt, turn)
         first = turn % len(names)
-        found = {}
+        measured = {}
         for name in names[first:] + names[:first]:
             llm.reset_prefix_cache()
-            exits = {key: value for key, value in wanted[name].items() if key != "known"}
-            found[name] = run(llm, asked, options.tokens, exits)
+            exits = {key: value for key, value in rules[name].items() if key != "calibration"}
+            measured[name] = run(llm, batch_prompts, options.tokens, exits)
         for name in names:
-            found[name]["same"] = same(found[name]["tokens"], found[PLAIN]["tokens"])
+            measured[name]["same"] = matching_share(measured[name]["tokens"], measured[PLAIN]["tokens"])
         if turn >= 0:
-            turns.append(found)
-    return rows_of(options, batch, wanted, turns)
+            turns.append(measured)
+    return rows_of(options, batch, rules, turns)
 
 
 def rows_of(
-    options: argparse.Namespace, batch: int, wanted: dict[str, dict[str, Any]], turns: list[dict[str, Any]]
+    options: argparse.Namespace, batch: int, rules: dict[str, dict[str, Any]], turns: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     rows = []
-    for name in wanted:
-        known = wanted[name].get("known")
+    for name in rules:
+        calibration = rules[name].get("calibration")
         layers = [turn[name]["layers"] for turn in turns if turn[name]["layers"] is not None]
         steps = options.tokens - 1
         rows.append(
@@ -124,7 +125,7 @@ def rows_of(
                 "speed_up": spread([turn[PLAIN]["seconds"] / turn[name]["seconds"] for turn in turns]),
                 "mean_layers": sum(layers) / len(layers) if layers else None,
                 "same_as_plain": sum(turn[name]["same"] for turn in turns) / len(turns),
-                "calibrated": known,
+                "calibrated": calibration,
             }
         )
     return rows
@@ -149,9 +150,9 @@ def main() -> None:
     llm = LLM(options.model, exits=options.exits, quantization=options.quantization, speculative_method="off", **limits)
     rows: list[dict[str, Any]] = []
     for batch in options.batches:
-        mine = measure(options, llm, batch)
-        show(mine)
-        rows += mine
+        batch_rows = measure(options, llm, batch)
+        show(batch_rows)
+        rows += batch_rows
     result = {
         **provenance("exit_speed", sys.argv),
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items() if key != "out"},

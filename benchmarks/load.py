@@ -1,10 +1,10 @@
-"""What loading a model costs: seconds by phase and the most memory on the way, for each form of the weights.
+"""The cost of loading a model: seconds by phase and peak memory, for each quantization of the weights.
 
 ``python benchmarks/load.py --model qwen3-0.6b --out benchmarks/results/load-qwen3-0.6b.json``
 
-The checkpoint is read once before, so that it lies in the page cache; imports are not counted. Memory is RssAnon + RssShmem of a
-process of its own, looked at every 5 ms: pages of the checkpoint's file that the system keeps are not the process's. The KV pool's
-pages count when they are first written, not when they are reserved.
+The checkpoint is read once in advance, so that it is in the page cache; imports are not measured. Memory is RssAnon + RssShmem of a
+separate process, sampled every 5 ms, which excludes the page cache. KV cache pages count when they are first written, not when they
+are reserved.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 from engines import shapes
 from hasten.bench.provenance import provenance
 
-FORMS: dict[str, dict[str, Any]] = {"bf16": {}, "int8": {"quantization": "int8"}, "int4": {"quantization": "int4"}}
-ALLOWED_FACTOR, ALLOWED_MORE = 1.15, 500e6  # of the repacked weights, and bytes
+QUANTIZATIONS: dict[str, dict[str, Any]] = {"bf16": {}, "int8": {"quantization": "int8"}, "int4": {"quantization": "int4"}}
+LIMIT_FACTOR, LIMIT_BYTES = 1.15, 500e6  # peak memory may reach this multiple of the weights plus these bytes
 
 
 def memory() -> int:
@@ -30,22 +30,22 @@ def memory() -> int:
 
 
 def load(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
-    """Once, in this process."""
+    """Load the model once in this process and return the measurements."""
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
     import hasten.entrypoints.wiring.build_engine  # noqa: F401
     from hasten import LLM
 
-    most, done = [memory()], threading.Event()
+    peak, done = [memory()], threading.Event()
 
-    def watch() -> None:
+    def sample() -> None:
         while not done.wait(0.005):
-            most[0] = max(most[0], memory())
+            peak[0] = max(peak[0], memory())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    begin = time.perf_counter()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    start = time.perf_counter()
     llm = LLM(
         str(checkpoint),
         dtype="bfloat16",
@@ -53,31 +53,36 @@ def load(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
         kv_cache_memory="1GiB",
         threads=threads,
         speculative_method="off",
-        **FORMS[form],
+        **QUANTIZATIONS[form],
     )
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     done.set()
-    watcher.join()
-    about = llm.describe()
-    return {"seconds": seconds, "phases": about["load_seconds"], "weight_bytes": about["weight_bytes"], "peak_bytes": max(most)}
+    sampler.join()
+    description = llm.describe()
+    return {
+        "seconds": seconds,
+        "phases": description["load_seconds"],
+        "weight_bytes": description["weight_bytes"],
+        "peak_bytes": max(peak),
+    }
 
 
 def measure(checkpoint: Path, form: str, threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--checkpoint", str(checkpoint), "--form", form, "--threads", str(threads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "allowed_bytes": ALLOWED_FACTOR * found["weight_bytes"] + ALLOWED_MORE}
+    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    measurement: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return {**measurement, "allowed_bytes": LIMIT_FACTOR * measurement["weight_bytes"] + LIMIT_BYTES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=shapes.MODELS, default="qwen3-0.6b")
-    parser.add_argument("--work", type=Path, default=Path(".peers"), help="where the checkpoint is made")
+    parser.add_argument("--work", type=Path, default=Path(".peers"), help="folder of the generated checkpoint")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=QUANTIZATIONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.form:
         print(json.dumps(load(options.checkpoint, options.form, options.threads)))
@@ -86,7 +91,7 @@ def main() -> None:
     for file in checkpoint.iterdir():
         file.read_bytes()
     rows = []
-    for form in FORMS:
+    for form in QUANTIZATIONS:
         runs = [measure(checkpoint, form, options.threads) for _ in range(options.repeats)]
         rows.append({"form": form, "runs": runs})
         seconds, peak = sorted(run["seconds"] for run in runs), max(run["peak_bytes"] for run in runs)

@@ -1,17 +1,16 @@
-"""hasten beside its CPU peers: one checkpoint, the same token ids, the same number of threads, in turn A B A B, in one run.
+"""Compare hasten with other CPU engines: the same checkpoint, token ids and number of threads, interleaved in one run.
 
-``python benchmarks/peers.py --model qwen3-0.6b`` (or ``make peers``) installs each peer in its own virtual environment, makes the
-checkpoint (random weights of a published shape, or the shipped demo model), converts it for every peer, measures, and writes
-``benchmarks/results/peers-<model>.json``, a table beside it (``.md``) and the roofline (``.svg``).
+``python benchmarks/peers.py --model qwen3-0.6b`` (or ``make peers``) installs each engine in its own virtual environment, makes the
+checkpoint (random weights of a published shape, or the shipped demo model), converts it for every engine and measures. It writes
+``benchmarks/results/peers-<model>.json``, a table (``.md``) and the roofline (``.svg``).
 
-Every engine is a process of its own, run by its own Python, that stays alive through a phase. A phase is all engines of one kind
-of weights (bf16, int8, int4, and int8 with 8-bit keys and values): within it the engines take turns, A B C A B C. All phases at
-once would not fit in 24 GB. Between its turns a process is stopped by a signal, so it cannot disturb the others, and each waits
-for its threads as its makers chose. The first turn of every work is a warm-up. All engines decode greedily and past any
-end-of-sequence token. The machine's limits are measured before the first phase, between phases and after the last.
-OpenVINO keeps keys and values in 8 bits unless told otherwise; hasten is told to do so beside quantised weights, not beside bf16.
+Every engine is a process with its own Python that lives through one phase. A phase has all engines with one kind of weights: bf16,
+int8, int4, or int8 with an 8-bit KV cache. Its engines alternate, A B C A B C; all phases at once would not fit in 24 GB. A signal
+stops the process between its repeats, so it cannot disturb the others, and every engine keeps its own thread settings. The first
+repeat of every workload is a warm-up. All engines decode greedily and ignore end-of-sequence tokens. The machine's limits are
+measured before, between and after the phases. OpenVINO has an 8-bit KV cache by default; hasten has one with quantised weights.
 
-A peer that is missing voids the lines of the goal that it belongs to. Only onnxruntime-genai is let off: it is for where it works.
+A goal is void if one of its engines is missing. Only onnxruntime-genai is optional.
 """
 
 import argparse
@@ -26,11 +25,11 @@ from typing import Any
 
 from engines import environment, goals, shapes
 from engines.limits import Limits, ops_per_second
-from engines.picture import roofline
-from engines.roster import PHASES, ROSTER, Entrant, Phase
+from engines.registry import ENGINES, PHASES, EngineSpec, Phase
+from engines.roofline import draw_roofline
+from engines.rounds import EngineGroup, Run, add_agreement
 from engines.table import markdown
-from engines.turns import Convoy, Run, agreement
-from engines.works import Demand, Work, works
+from engines.workloads import Demand, Workload, workloads
 from hasten.bench.provenance import provenance, versions
 from hasten.bench.report import spread
 
@@ -42,83 +41,83 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=shapes.MODELS, default="qwen3-0.6b")
     parser.add_argument("--work", type=Path, default=Path(".peers"), help="where environments, checkpoints and logs are kept")
     parser.add_argument(
-        "--only", nargs="+", choices=[e.name for e in ROSTER], help="these engines; the lines of the others are void"
+        "--only", nargs="+", choices=[e.name for e in ENGINES], help="these engines; the goals of the others are void"
     )
-    parser.add_argument("--works", nargs="+", choices=list(works(10**6, False)), help="these works")
+    parser.add_argument("--works", nargs="+", choices=list(workloads(10**6, False)), help="these workloads")
     parser.add_argument("--weights", nargs="+", choices=list(shapes.BYTES), help="these weights")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each engine in each work, after its warm-up")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each engine in each workload, after its warm-up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="short works, to see whether all engines run; no result")
-    parser.add_argument("--out", type=Path, help="the JSON file; the table and the picture go beside it")
+    parser.add_argument("--quick", action="store_true", help="short workloads that only check whether all engines run")
+    parser.add_argument("--out", type=Path, help="the JSON file; the table and the roofline have the same name")
     options = parser.parse_args()
     if options.repeats < 1 or options.threads < 1:
-        parser.error("--repeats and --threads begin at 1")
+        parser.error("--repeats and --threads must be at least 1")
     return options
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def install(entrants: Sequence[Entrant], work: Path) -> dict[str, str]:
-    """Environment -> why it could not be installed."""
+def install(specs: Sequence[EngineSpec], folder: Path) -> dict[str, str]:
+    """Install the environments of the engines, and return those that failed with the reason."""
     failed = {}
-    for name in dict.fromkeys(entrant.environment for entrant in entrants if entrant.environment):
+    for name in dict.fromkeys(spec.environment for spec in specs if spec.environment):
         try:
-            environment.python_of(name, work)
+            environment.python_of(name, folder)
         except (subprocess.CalledProcessError, OSError) as error:
             failed[name] = f"it could not be installed: {error}"
-            tell(f"{name}: {failed[name]}")
+            log(f"{name}: {failed[name]}")
     return failed
 
 
-def run_phase(phase: Phase, run: Run, entrants: Sequence[Entrant], chosen: Sequence[Work]) -> Convoy:
-    here = [work for work in chosen if work.name in phase.works]
-    taking_part = [e for e in entrants if any(e.runs(phase.weights, phase.kv, work.name) for work in here)]
-    convoy = Convoy(run, phase)
+def run_phase(phase: Phase, run: Run, specs: Sequence[EngineSpec], selected: Sequence[Workload]) -> EngineGroup:
+    phase_workloads = [workload for workload in selected if workload.name in phase.workloads]
+    participants = [e for e in specs if any(e.runs(phase.weights, phase.kv, w.name) for w in phase_workloads)]
+    group = EngineGroup(run, phase)
     try:
-        if here:
-            convoy.load(taking_part, here)
-        for work in here:
-            convoy.compare(work)
+        if phase_workloads:
+            group.load(participants, phase_workloads)
+        for workload in phase_workloads:
+            group.compare(workload)
     finally:
-        convoy.end()
-    return convoy
+        group.end()
+    return group
 
 
 def measure(options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    entrants = [entrant for entrant in ROSTER if not options.only or entrant.name in options.only]
-    failed = install(entrants, run.folder)
+    specs = [spec for spec in ENGINES if not options.only or spec.name in options.only]
+    failed = install(specs, run.folder)
     missing = [
         {"engine": e.name, "weights": w, "kv": None, "work": None, "reason": failed[e.environment]}
-        for e in entrants
+        for e in specs
         if e.environment in failed
-        for w in e.works
+        for w in e.workloads
     ]
-    entrants = [entrant for entrant in entrants if entrant.environment not in failed]
-    named = works(run.costs.max_positions, options.quick)
-    chosen = [work for name, work in named.items() if not options.works or name in options.works]
+    specs = [spec for spec in specs if spec.environment not in failed]
+    named = workloads(run.costs.max_positions, options.quick)
+    selected = [workload for name, workload in named.items() if not options.works or name in options.works]
     limits, rows, loaded = Limits(run.folder, run.threads), [], {}
     for phase in PHASES:
         if options.weights and phase.weights not in options.weights:
             continue
         limits.measure()
-        convoy = run_phase(phase, run, entrants, chosen)
-        rows += convoy.rows
-        missing += convoy.missing
-        loaded[phase.weights + (" and 8-bit KV" if phase.kv else "")] = convoy.loaded
+        group = run_phase(phase, run, specs, selected)
+        rows += group.rows
+        missing += group.missing
+        loaded[phase.weights + (" and 8-bit KV" if phase.kv else "")] = group.loaded
     limits.measure()
-    found = limits.report()
-    agreement(rows)
+    limit = limits.report()
+    add_agreement(rows)
     for row in rows:
-        least = Demand(**row["demand"]).seconds(ops_per_second(found, row["weights"]), found["bytes_per_second"])
-        row["share_of_limit"] = least / spread(row["seconds"])["median"]
-    return {"limits": found, "rows": rows, "missing": missing, "engines": loaded}
+        minimum = Demand(**row["demand"]).seconds(ops_per_second(limit, row["weights"]), limit["bytes_per_second"])
+        row["share_of_limit"] = minimum / spread(row["seconds"])["median"]
+    return {"limits": limit, "rows": rows, "missing": missing, "engines": loaded}
 
 
 def peer_versions(engines: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The packages that matter, as each engine reported them."""
+    """Return the versions of the main packages, as the engines reported them."""
     names = {"llama_cpp_python", "openvino", "openvino-genai", "optimum-intel", "ctranslate2", "onnxruntime", "onnxruntime-genai"}
     return {k: v for phase in engines.values() for about in phase.values() for k, v in about.items() if k in names}
 
@@ -126,7 +125,7 @@ def peer_versions(engines: dict[str, dict[str, Any]]) -> dict[str, str]:
 def main() -> None:
     options = parse()
     folder = options.work.resolve()
-    begin = time.monotonic()
+    start = time.monotonic()
     checkpoint = shapes.checkpoint(options.model, folder, options.seed)
     run = Run(
         folder=folder,
@@ -136,7 +135,7 @@ def main() -> None:
         repeats=options.repeats,
         seed=options.seed,
         python=Path(sys.executable),
-        tell=tell,
+        log=log,
     )
     measured = measure(options, run)
     result = {
@@ -148,8 +147,8 @@ def main() -> None:
         "repeats": options.repeats,
         "seed": options.seed,
         "quick": options.quick,
-        "minutes": round((time.monotonic() - begin) / 60, 1),
-        "goals": goals.lines(measured["rows"]),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "goals": goals.results(measured["rows"]),
         **measured,
     }
     write(options.out or HERE / "results" / f"peers-{options.model}.json", result)
@@ -160,8 +159,8 @@ def write(file: Path, result: dict[str, Any]) -> None:
     file.write_text(json.dumps(result) + "\n", encoding="utf-8")
     table = markdown(result)
     file.with_suffix(".md").write_text(table, encoding="utf-8")
-    file.with_suffix(".svg").write_text(roofline(result), encoding="utf-8")
-    print(f"\n{table}\nwritten: {file} and beside it the table and the picture")
+    file.with_suffix(".svg").write_text(draw_roofline(result), encoding="utf-8")
+    print(f"\n{table}\nwritten: {file}, with the table and the roofline")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""hasten beside transformers' ``generate``: the same random checkpoint, the same prompts, one process, in turn A B A B.
+"""Compare hasten with ``generate`` of transformers: the same random checkpoint and prompts, alternating in one process.
 
 ``python benchmarks/vs_transformers.py --out benchmarks/results/vs_transformers.json``
 
-The checkpoint has the shape of Qwen3-0.6B, random weights and bf16. Both engines decode greedily and past any
-end-of-sequence token, so the work does not depend on what is said. The quality that goes with the speed is each engine's mean KL
-divergence from a float32 run of the same weights.
+The checkpoint has the shape of Qwen3-0.6B with random weights in bf16. Both engines decode greedily and ignore end-of-sequence
+tokens, so the work does not depend on the output. The quality of each engine is its mean KL divergence from a float32 run of
+the same weights.
 """
 
 import argparse
@@ -44,8 +44,8 @@ Ids = list[int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """Prompts, and how many tokens each is to get."""
+class Workload:
+    """Prompts, and the number of output tokens of each."""
 
     name: str
     name_zh: str
@@ -53,23 +53,23 @@ class Work:
     lengths: list[int]
 
 
-def works(seed: int) -> list[Work]:
-    draw = random.Random(seed)
+def workloads(seed: int) -> list[Workload]:
+    rng = random.Random(seed)
 
     def ids(count: int) -> Ids:
-        return [draw.randrange(1000, SHAPE["vocab_size"] - 1000) for _ in range(count)]
+        return [rng.randrange(1000, SHAPE["vocab_size"] - 1000) for _ in range(count)]
 
     shared = ids(1000)
-    lengths = [draw.randint(16, 256) for _ in range(64)]
+    lengths = [rng.randint(16, 256) for _ in range(64)]
     return [
-        Work("decode, batch 1 (32 in, 48 out)", "解码，批大小 1（输入 32，输出 48）", [ids(32)], [48]),
-        Work(
+        Workload("decode, batch 1 (32 in, 48 out)", "解码，批大小 1（输入 32，输出 48）", [ids(32)], [48]),
+        Workload(
             "64 requests, 16 to 256 tokens out, 16 at a time",
             "64 个请求，输出 16 至 256 个 token，同时运行 16 个",
-            [ids(draw.randint(16, 64)) for _ in lengths],
+            [ids(rng.randint(16, 64)) for _ in lengths],
             lengths,
         ),
-        Work(
+        Workload(
             "16 prompts at once, 1,000 tokens shared and 32 own, 16 out",
             "16 个并发提示，共享 1,000 个 token，各自 32 个，输出 16 个",
             [shared + ids(32) for _ in range(16)],
@@ -96,11 +96,11 @@ class Hasten:
         memory = {"block_size": BLOCK_SIZE, "kv_cache_memory": "1GiB", "max_model_len": 2048}
         self.llm = LLM(str(folder), dtype="bfloat16", max_num_seqs=16, speculative_method="off", **memory)
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, workload: Workload) -> dict[str, Any]:
         self.llm.reset_prefix_cache()
-        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in work.lengths]
-        outputs = self.llm.generate([{"prompt_token_ids": p} for p in work.prompts], params, use_tqdm=False)
-        assert [len(output.outputs[0].token_ids) for output in outputs] == work.lengths
+        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in workload.lengths]
+        outputs = self.llm.generate([{"prompt_token_ids": p} for p in workload.prompts], params, use_tqdm=False)
+        assert [len(output.outputs[0].token_ids) for output in outputs] == workload.lengths
         metrics = [output.metrics for output in outputs]
         return {
             "computed_prompt_tokens": sum(m.num_prompt_tokens - m.num_cached_tokens for m in metrics),
@@ -109,15 +109,15 @@ class Hasten:
 
 
 class Transformers:
-    """Static batches of 16 in arrival order, each until its longest answer is done: what ``generate`` offers."""
+    """``generate`` with static batches of 16 in arrival order, each until its longest output is complete."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     @torch.inference_mode()
-    def run(self, work: Work) -> dict[str, Any]:
-        for begin in range(0, len(work.prompts), 16):
-            prompts, length = work.prompts[begin : begin + 16], max(work.lengths[begin : begin + 16])
+    def run(self, workload: Workload) -> dict[str, Any]:
+        for begin in range(0, len(workload.prompts), 16):
+            prompts, length = workload.prompts[begin : begin + 16], max(workload.lengths[begin : begin + 16])
             width = max(map(len, prompts))
             ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -129,39 +129,39 @@ class Transformers:
 
 
 class ContinuousTransformers:
-    """transformers' own continuous batching, ``generate_batch``."""
+    """Continuous batching of transformers, ``generate_batch``."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, workload: Workload) -> dict[str, Any]:
         from transformers import GenerationConfig
 
-        # It takes one length for all requests; the longest would be unfair, so all get the mean.
-        mean = round(statistics.fmean(work.lengths))
+        # All requests share one length; the longest would be unfair, so it is the mean.
+        mean = round(statistics.fmean(workload.lengths))
         config = GenerationConfig(max_new_tokens=mean, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        out = self.model.generate_batch(inputs=work.prompts, generation_config=config, progress_bar=False)
-        assert len(out) == len(work.prompts), f"{len(out)} of {len(work.prompts)} answers"
+        out = self.model.generate_batch(inputs=workload.prompts, generation_config=config, progress_bar=False)
+        assert len(out) == len(workload.prompts), f"{len(out)} of {len(workload.prompts)} answers"
         return {"tokens_per_answer": mean}
 
 
-def timed(run: Callable[[Work], dict[str, Any]], work: Work) -> dict[str, Any]:
-    begin = time.perf_counter()
-    found = run(work)
-    return {"seconds": time.perf_counter() - begin, **found}
+def timed(run: Callable[[Workload], dict[str, Any]], workload: Workload) -> dict[str, Any]:
+    start = time.perf_counter()
+    result = run(workload)
+    return {"seconds": time.perf_counter() - start, **result}
 
 
-def decode_seconds(run: Callable[[Work], dict[str, Any]], work: Work) -> dict[str, Any]:
-    """Per token after the first: the time of the whole answer less that of an answer of one token."""
-    one = timed(run, dataclasses.replace(work, lengths=[1]))
-    whole = timed(run, work)
-    return {"seconds": (whole["seconds"] - one["seconds"]) / (work.lengths[0] - 1)}
+def decode_seconds(run: Callable[[Workload], dict[str, Any]], workload: Workload) -> dict[str, Any]:
+    """Return seconds per token after the first: the time of a full output minus that of one token."""
+    one = timed(run, dataclasses.replace(workload, lengths=[1]))
+    full = timed(run, workload)
+    return {"seconds": (full["seconds"] - one["seconds"]) / (workload.lengths[0] - 1)}
 
 
 def kl_to_float32(folder: Path, bf16: PreTrainedModel, seed: int) -> dict[str, float]:
-    """Mean over positions of KL(float32 ‖ engine), and the share of equal best tokens, on 4 random prompts of 48 tokens."""
-    draw = random.Random(seed)
-    prompts = [[draw.randrange(SHAPE["vocab_size"]) for _ in range(48)] for _ in range(4)]
+    """Return the mean KL(float32 ‖ engine) and the top-1 agreement, on 4 random prompts of 48 tokens."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(SHAPE["vocab_size"]) for _ in range(48)] for _ in range(4)]
     ops, _ = choose_ops()
     decoder = load_decoder(folder, dtype="bfloat16", ops=ops).decoder
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -169,16 +169,16 @@ def kl_to_float32(folder: Path, bf16: PreTrainedModel, seed: int) -> dict[str, f
     with torch.inference_mode():
         for prompt in prompts:
             ids = torch.tensor(prompt)
-            right = reference(ids[None]).logits[0].log_softmax(-1)
+            reference_logp = reference(ids[None]).logits[0].log_softmax(-1)
             context = DenseContext(ops, decoder.rotary, [len(prompt)])
             logits = {
                 "hasten": decoder.head(decoder.run(decoder.embed(ids), context.positions_T, context)),
                 "transformers": bf16(ids[None]).logits[0].float(),
             }
-            for name, found in logits.items():
-                divergence = (right.exp() * (right - found.log_softmax(-1))).sum(-1).mean()
+            for name, engine_logits in logits.items():
+                divergence = (reference_logp.exp() * (reference_logp - engine_logits.log_softmax(-1))).sum(-1).mean()
                 sums[f"{name}_kl"] += float(divergence) / len(prompts)
-                sums[f"{name}_top1"] += float((found.argmax(-1) == right.argmax(-1)).float().mean()) / len(prompts)
+                sums[f"{name}_top1"] += float((engine_logits.argmax(-1) == reference_logp.argmax(-1)).float().mean()) / len(prompts)
     return {name: float(f"{value:.3g}") for name, value in sums.items()}
 
 
@@ -187,40 +187,41 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "runs": runs}
 
 
-def compare(work: Work, ours: Hasten, theirs: Transformers, repeats: int) -> dict[str, Any]:
-    """One row: medians, in turn A B A B, hasten once more at the end so that a drift of the machine would show."""
-    single = len(work.prompts) == 1
+def compare(workload: Workload, hasten: Hasten, transformers: Transformers, repeats: int) -> dict[str, Any]:
+    """Return one row of medians. The engines alternate, and hasten runs once more at the end to reveal a drift of the machine."""
+    single = len(workload.prompts) == 1
     measure = decode_seconds if single else timed
-    a, b = [], []
+    hasten_runs, transformers_runs = [], []
     repeats = 5 * repeats if single else repeats
     for repeat in range(repeats):
-        a.append(measure(ours.run, work))
-        b.append(measure(theirs.run, work))
+        hasten_runs.append(measure(hasten.run, workload))
+        transformers_runs.append(measure(transformers.run, workload))
         if repeat == repeats - 1:
-            a.append(measure(ours.run, work))
+            hasten_runs.append(measure(hasten.run, workload))
         print(
-            f"{work.name}: {repeat + 1}/{repeats}: hasten {a[-1]['seconds']:.3f} s, transformers {b[-1]['seconds']:.3f} s",
+            f"{workload.name}: {repeat + 1}/{repeats}: hasten {hasten_runs[-1]['seconds']:.3f} s, "
+            f"transformers {transformers_runs[-1]['seconds']:.3f} s",
             flush=True,
         )
-    tokens = 1 if single else sum(work.lengths)
-    rate = [f"{tokens / statistics.median(r['seconds'] for r in runs):.1f} tokens/s" for runs in (a, b)]
+    tokens = 1 if single else sum(workload.lengths)
+    medians = [statistics.median(run["seconds"] for run in runs) for runs in (hasten_runs, transformers_runs)]
     return {
-        "work": work.name,
-        "work_zh": work.name_zh,
-        "hasten": rate[0],
-        "transformers": rate[1],
-        "ratio": statistics.median(r["seconds"] for r in b) / statistics.median(r["seconds"] for r in a),
-        "hasten_seconds": spread(a),
-        "transformers_seconds": spread(b),
+        "work": workload.name,
+        "work_zh": workload.name_zh,
+        "hasten": f"{tokens / medians[0]:.1f} tokens/s",
+        "transformers": f"{tokens / medians[1]:.1f} tokens/s",
+        "ratio": medians[1] / medians[0],
+        "hasten_seconds": spread(hasten_runs),
+        "transformers_seconds": spread(transformers_runs),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "vs_transformers.json")
-    parser.add_argument("--repeats", type=int, default=2, help="of each work; the short one is run five times as often")
+    parser.add_argument("--repeats", type=int, default=2, help="repeats of each workload; the short one runs five times as often")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, help="where the random checkpoint is, or is to be kept")
+    parser.add_argument("--checkpoint", type=Path, help="folder of the random checkpoint, which is made if it does not exist")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.checkpoint or Path(scratch)
@@ -230,11 +231,11 @@ def main() -> None:
         model.generation_config.eos_token_id = None
         quality = kl_to_float32(folder, model, options.seed)
         print(quality, flush=True)
-        ours, theirs = Hasten(folder), Transformers(model)
-        one, mixed, shared = works(options.seed)
-        warm = dataclasses.replace(mixed, prompts=mixed.prompts[:16], lengths=[2] * 16)
-        for engine in (ours, theirs):
-            engine.run(warm)
+        hasten, transformers = Hasten(folder), Transformers(model)
+        one, mixed, shared = workloads(options.seed)
+        warmup = dataclasses.replace(mixed, prompts=mixed.prompts[:16], lengths=[2] * 16)
+        for engine in (hasten, transformers):
+            engine.run(warmup)
         result = {
             **provenance("vs_transformers", sys.argv),
             "threads": torch.get_num_threads(),
@@ -243,12 +244,12 @@ def main() -> None:
             "seed": options.seed,
             "repeats": options.repeats,
             "quality": quality,
-            "rows": [compare(work, ours, theirs, options.repeats) for work in (one, mixed, shared)],
+            "rows": [compare(workload, hasten, transformers, options.repeats) for workload in (one, mixed, shared)],
         }
         write(options.out, result)
         try:
             result["generate_batch"] = timed(ContinuousTransformers(model).run, mixed)
-        except Exception as error:  # whether it runs on this machine at all is one of the findings
+        except Exception as error:  # the result records whether it runs on this machine
             result["generate_batch"] = {"failed": f"{type(error).__name__}: {error}"}
         print(result["generate_batch"], flush=True)
         write(options.out, result)

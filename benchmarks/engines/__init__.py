@@ -1,1 +1,1 @@
-"""hasten beside its CPU peers: who runs, what they run, in which order, and what the figures mean."""
+"""Comparing CPU engines: which engines run which workloads, in which order, and how the goals are computed."""

@@ -1,4 +1,4 @@
-"""The checkpoints: a shape with random weights and a stand-in tokenizer, made once; or the demo model as it is shipped."""
+"""The checkpoints: a published shape with random weights and a placeholder tokenizer, or the shipped demo model."""
 
 import json
 import shutil
@@ -43,18 +43,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 MODELS = (*SHAPES, "demo")
 DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
-# Bytes per weight that a step must read; int4 has a bf16 scale for each group of 128.
+# Bytes per weight that a step must read; int4 has a bf16 scale for every group of 128.
 BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 128}
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a model of this shape must read and compute at least."""
+    """The minimum that a model of this shape must read and compute."""
 
     layer_weights: int  # in the matrices of all layers
     head_weights: int
     kv_values: int  # per token of context, all layers, keys and values
-    attention_ops: int  # per pair of a query and a key it sees, all layers
+    attention_ops: int  # per pair of a query and a visible key, all layers
     vocab_size: int
     max_positions: int
 
@@ -73,18 +73,18 @@ class Costs:
         )
 
     def step_bytes(self, weights: str, context: int, kv: str | None) -> float:
-        """One step's weights, and the keys and values of ``context`` tokens in all its sequences."""
-        read = (self.layer_weights + self.head_weights) * BYTES[weights]
-        return read + context * self.kv_values * (1 if kv == "int8" else 2)
+        """Return the bytes of one step: the weights, and the KV cache of ``context`` tokens over all sequences."""
+        weight_bytes = (self.layer_weights + self.head_weights) * BYTES[weights]
+        return weight_bytes + context * self.kv_values * (1 if kv == "int8" else 2)
 
     def prefill_ops(self, tokens: int) -> float:
-        """Multiplications and additions; the head is computed for the last token only."""
+        """Return multiplications and additions; the lm_head is computed for the last token only."""
         return 2 * (tokens * self.layer_weights + self.head_weights) + self.attention_ops * tokens * (tokens + 1) / 2
 
 
-def checkpoint(model: str, work: Path, seed: int) -> Path:
-    """The folder of the checkpoint, made if it is not there yet."""
-    folder = work / model / "checkpoint"
+def checkpoint(model: str, work_folder: Path, seed: int) -> Path:
+    """Return the folder of the checkpoint, which is made if it does not exist."""
+    folder = work_folder / model / "checkpoint"
     if (folder / "tokenizer.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def checkpoint(model: str, work: Path, seed: int) -> Path:
             shutil.copy(file, folder)
     else:
         _random_weights(SHAPES[model], folder, seed)
-        _stand_in_tokenizer(SHAPES[model]["vocab_size"], folder)
+        _placeholder_tokenizer(SHAPES[model]["vocab_size"], folder)
     return folder
 
 
@@ -117,8 +117,8 @@ def _random_weights(shape: dict[str, Any], folder: Path, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-def _stand_in_tokenizer(vocab_size: int, folder: Path) -> None:
-    """Converters ask for one; nothing is ever turned into text. Its words are numbers."""
+def _placeholder_tokenizer(vocab_size: int, folder: Path) -> None:
+    """Write a tokenizer whose words are numbers: converters need one, and no text is decoded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -127,5 +127,5 @@ def _stand_in_tokenizer(vocab_size: int, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), words[-1])  # some converters insist on them
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), words[-1])  # some converters require them
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)

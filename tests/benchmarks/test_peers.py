@@ -1,4 +1,4 @@
-"""The comparison with other engines: what a ratio is of, and when there is none."""
+"""The comparison with other engines: how a goal's ratio is computed, and when it is void."""
 
 import importlib
 import sys
@@ -38,17 +38,17 @@ PEERS = {"torch.compile": 17.0, "llama.cpp": 20.0, "OpenVINO": 25.0, "OpenVINO G
 
 
 def decode_int8(goals, rows):
-    return next(line for line in goals.lines(rows) if line["goal"] == "decode, batch 1, int8")
+    return next(line for line in goals.results(rows) if line["goal"] == "decode, batch 1, int8")
 
 
 def complete():
-    """One slow turn each: a mean would give other ratios than the median. The other rows belong to other lines."""
+    """Return rows with one slow repeat each, so that means and medians differ, and rows of other goals."""
     rows = [row(engine, [rate, rate, rate / 4]) for engine, rate in PEERS.items()]
     others = [row("llama.cpp", [99.0] * 3, weights="int4"), row("llama.cpp", [99.0] * 3, work="decode-8")]
     return [*rows, *others, row("hasten", [50.0, 50.0, 5.0])]
 
 
-def test_a_ratio_is_of_medians_and_against_the_best_peer_with_the_same_weights(goals):
+def test_the_ratio_compares_medians_with_the_best_engine_of_the_same_weights(goals):
     line = decode_int8(goals, complete())
     assert "void" not in line
     assert line["peer"]["engine"] == "OpenVINO"
@@ -56,33 +56,33 @@ def test_a_ratio_is_of_medians_and_against_the_best_peer_with_the_same_weights(g
     assert line["met"]
 
 
-@pytest.mark.parametrize("gone", [*PEERS, "hasten"])
-def test_whoever_is_missing_voids_the_line_and_is_named(goals, gone):
-    line = decode_int8(goals, [r for r in complete() if (r["engine"], r["weights"], r["work"]) != (gone, "int8", "decode-1")])
+@pytest.mark.parametrize("missing", [*PEERS, "hasten"])
+def test_a_missing_engine_voids_the_goal_and_is_named(goals, missing):
+    line = decode_int8(goals, [r for r in complete() if (r["engine"], r["weights"], r["work"]) != (missing, "int8", "decode-1")])
     assert "ratio" not in line
-    assert len(line["void"]) == 1 and line["void"][0].startswith(gone)
+    assert len(line["void"]) == 1 and line["void"][0].startswith(missing)
 
 
-def test_too_few_turns_void_the_line(goals):
+def test_too_few_repeats_void_the_goal(goals):
     rows = complete()
     rows[0] = row("torch.compile", [17.0, 17.0])
-    assert decode_int8(goals, rows)["void"] == ["torch.compile int8 (2 of 3 turns)"]
+    assert decode_int8(goals, rows)["void"] == ["torch.compile int8 (2 of 3 repeats)"]
 
 
-def test_an_engine_that_is_only_for_where_it_works_is_not_missed_but_counts(goals):
+def test_an_optional_engine_may_be_missing_but_counts_if_present(goals):
     line = decode_int8(goals, [*complete(), row("onnxruntime-genai", [100.0] * 3)])
     assert (line["peer"]["engine"], line["ratio"], line["met"]) == ("onnxruntime-genai", 0.5, False)
 
 
-def test_the_least_that_a_token_needs(importable):
-    """Qwen3-0.6B: 440 million weights in the layers and 156 in the head, from its published shape."""
-    shapes, works = (importlib.import_module(f"engines.{name}") for name in ("shapes", "works"))
+def test_the_demand_of_a_token_follows_from_the_shape(importable):
+    """Qwen3-0.6B has 440 million weights in the layers and 156 million in the lm_head."""
+    shapes, workloads = (importlib.import_module(f"engines.{name}") for name in ("shapes", "workloads"))
     costs = shapes.Costs.of(shapes.SHAPES["qwen3-0.6b"])
     assert (costs.layer_weights, costs.head_weights) == (440_401_920, 155_582_464)
-    one = works.works(40_960, quick=False)["decode-1"]
-    need = one.demand(costs, "int8", None, seed=0)
+    one = workloads.workloads(40_960, quick=False)["decode-1"]
+    in_int8 = one.demand(costs, "int8", None, seed=0)
     weights, cache = 595_984_384, 28 * 2 * 8 * 128 * (32 + 24)  # keys and values of a byte
     in_bf16 = one.demand(costs, "bf16", None, seed=0)
     assert in_bf16.bytes / one.steps == 2 * (weights + cache)
-    assert need.bytes / one.steps == weights + cache
-    assert need.seconds(1e12, 33e9) == pytest.approx(one.steps * (weights + cache) / 33e9)
+    assert in_int8.bytes / one.steps == weights + cache
+    assert in_int8.seconds(1e12, 33e9) == pytest.approx(one.steps * (weights + cache) / 33e9)

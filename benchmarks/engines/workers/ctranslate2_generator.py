@@ -1,11 +1,11 @@
-"""CTranslate2's ``Generator`` with int8 weights and activations. Times come from its callback, one call per token."""
+"""CTranslate2's ``Generator`` with int8 weights and activations, timed by its callback, which runs once per token."""
 
 import time
 from typing import Any
 
 import ctranslate2
 
-from engines.workers.loop import Ids, Setup, Timed, work
+from engines.workers.worker import Ids, Setup, Timed, run_worker
 
 
 class CTranslate2:
@@ -28,20 +28,20 @@ class CTranslate2:
     def decode(self, prompts: list[Ids], tokens: int) -> Timed:
         times: dict[int, float] = {}
 
-        def note(result: Any) -> bool:
+        def record_time(result: Any) -> bool:
             times[result.step] = time.perf_counter()
             return False
 
-        results = self._generate(prompts, tokens + 1, note)
+        results = self._generate(prompts, tokens + 1, record_time)
         first = [result.sequences_ids[0][0] for result in results]
         assert {len(result.sequences_ids[0]) for result in results} == {tokens + 1}
         steps = sorted(times)
         return Timed(times[steps[-1]] - times[steps[0]], first)
 
     def prefill(self, prompt: Ids) -> Timed:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         results = self._generate([prompt], 1, None)
-        return Timed(time.perf_counter() - begin, [results[0].sequences_ids[0][0]])
+        return Timed(time.perf_counter() - start, [results[0].sequences_ids[0][0]])
 
     def _generate(self, prompts: list[Ids], tokens: int, callback: Any) -> Any:
         return self.generator.generate_batch(
@@ -57,4 +57,4 @@ class CTranslate2:
 
 
 if __name__ == "__main__":
-    work(CTranslate2())
+    run_worker(CTranslate2())

@@ -1,6 +1,6 @@
-"""A transformers checkpoint (Qwen3 or Llama, one safetensors file) as a GGUF file, without a vocabulary: token ids are all we use.
+"""Converting a transformers checkpoint (Qwen3 or Llama, one safetensors file) to a GGUF file without a vocabulary.
 
-Quantised files are pure: the head too, so that no file reads more bytes per token than its name says.
+The lm_head is quantised as well, so that a file has no more bytes per weight than its type says.
 """
 
 import json
@@ -22,32 +22,32 @@ ARCHITECTURES = {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA}
 
 
 def tensors(file: Path) -> dict[str, Any]:
-    """Name -> float32 array; the file holds bf16."""
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        begin = opened.tell()
+    """Return float32 arrays by name; the file has bf16."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        data_start = stream.tell()
     header.pop("__metadata__", None)
-    data = np.memmap(file, np.uint8, "r", offset=begin)
-    found = {}
-    for name, about in header.items():
-        assert about["dtype"] == "BF16", f"{name} is {about['dtype']}"
-        low, high = about["data_offsets"]
-        bits = data[low:high].view(np.uint16).astype(np.uint32) << 16
-        found[name] = bits.view(np.float32).reshape(about["shape"])
-    return found
+    data = np.memmap(file, np.uint8, "r", offset=data_start)
+    arrays = {}
+    for name, entry in header.items():
+        assert entry["dtype"] == "BF16", f"{name} is {entry['dtype']}"
+        start, stop = entry["data_offsets"]
+        bits = data[start:stop].view(np.uint16).astype(np.uint32) << 16
+        arrays[name] = bits.view(np.float32).reshape(entry["shape"])
+    return arrays
 
 
 def interleaved(weight: Any, heads: int) -> Any:
-    """Rows of each head from (halves, pairs) to (pairs, halves): llama.cpp rotates neighbours in this architecture."""
+    """Return the rows of each head reordered from halves to pairs: llama.cpp rotates neighbours in this architecture."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def llama3_factors(rope: dict[str, Any], head_dim: int) -> Any:
-    """What each frequency is divided by."""
+    """Return the divisor of each rotary frequency."""
     frequencies = rope["rope_theta"] ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    wavelengths = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    smooth = np.clip((wavelengths - low) / (high - low), 0, 1)
     return (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32)
 
 
@@ -81,7 +81,7 @@ def write(checkpoint: Path, file: Path, weights: str) -> None:
         if name == "lm_head.weight" and config["tie_word_embeddings"]:
             continue
         target = names.get_name(name, try_suffixes=(".weight",))
-        assert target is not None, f"no place for {name}"
+        assert target is not None, f"no GGUF name for {name}"
         if value.ndim == 1:
             writer.add_tensor(target, value)
             continue

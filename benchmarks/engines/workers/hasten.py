@@ -1,10 +1,10 @@
-"""hasten itself, through its public ``LLM``: one stream per sequence, so that a step of the engine is one token of each."""
+"""hasten through its public ``LLM``: one stream per sequence, so that an engine step generates one token of each."""
 
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from engines.workers.loop import Ids, Setup, Timed, work
+from engines.workers.worker import Ids, Setup, Timed, run_worker
 from hasten import LLM, Delta, SamplingParams
 
 
@@ -19,37 +19,37 @@ class Hasten:
         self.streams: list[Iterator[Delta]] = []
 
     def convert(self, setup: Setup) -> None:
-        """Weights are quantised while they load."""
+        """Do nothing: weights are quantised while they load."""
 
     def load(self, setup: Setup) -> dict[str, Any]:
-        quantised = {"quantization": setup.weights} if setup.weights != "bf16" else {}
-        # As OpenVINO does unasked, and in bf16 too: with quantised weights, keys and values are of 8 bits.
-        cache = {"kv_cache_dtype": "int8"} if setup.kv or quantised else {}
+        quantization = {"quantization": setup.weights} if setup.weights != "bf16" else {}
+        # An 8-bit KV cache with quantised weights, as OpenVINO has by default.
+        kv_cache = {"kv_cache_dtype": "int8"} if setup.kv or quantization else {}
         self.llm = LLM(
             str(setup.checkpoint),
             dtype="bfloat16",
             threads=setup.threads,
-            speculative_method="off",  # with random weights answers go in circles, and would be guessed too well
-            max_model_len=setup.room,
+            speculative_method="off",  # outputs of random weights repeat themselves, so drafts would be accepted too often
+            max_model_len=setup.max_len,
             max_num_seqs=setup.sequences,
             kv_cache_memory="1536MiB" if setup.sequences > 8 else "768MiB",
-            **quantised,
-            **cache,
+            **quantization,
+            **kv_cache,
         )
-        self.touch(setup.room)
+        self.touch(setup.max_len)
         return {"engine": {name: value for name, value in self.llm.describe().items() if isinstance(value, str | int | float)}}
 
-    def touch(self, room: int) -> None:
-        """Every KV block is written once before the clock runs, as in engines that clear theirs when they start."""
-        length = room - 2
+    def touch(self, max_len: int) -> None:
+        """Write every KV block once before the measurement, as engines do that clear their cache at the start."""
+        length = max_len - 2
         for i in range(-(-self.llm.describe()["kv_tokens"] // length)):
-            # Different prompts: the prefix cache keeps each until the pool is full, so each takes blocks of its own.
+            # Prompts differ, so the prefix cache keeps the blocks of each and every block is used.
             self.llm.generate({"prompt_token_ids": [i + 1] * length}, params(1), use_tqdm=False)
 
     def start(self, prompts: list[Ids], tokens: int) -> Ids:
-        self.streams.clear()  # a stream that nobody holds ends its request
+        self.streams.clear()  # a deleted stream ends its request
         self.llm.reset_prefix_cache()
-        # Each prompt is read when its stream is first asked; those asked earlier run ahead by the others' steps.
+        # A stream starts at its first next(), so earlier streams are ahead of later ones by some steps.
         self.streams = [self.llm.stream({"prompt_token_ids": ids}, params(tokens + 1 + len(prompts))) for ids in prompts]
         return self.step()
 
@@ -57,14 +57,14 @@ class Hasten:
         return [next(stream).token_ids[0] for stream in self.streams]
 
     def serve(self, prompts: list[Ids], lengths: list[int]) -> Timed:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         outputs = self.llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts], [params(length) for length in lengths], use_tqdm=False
         )
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         assert [len(output.outputs[0].token_ids) for output in outputs] == lengths
         return Timed(seconds, [output.outputs[0].token_ids[0] for output in outputs])
 
 
 if __name__ == "__main__":
-    work(Hasten())
+    run_worker(Hasten())

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level interface: bf16, Q8_0, Q4_0, and its q8_0 cache for the long context."""
+"""llama.cpp through the low-level interface of llama-cpp-python: bf16, Q8_0, Q4_0, and a q8_0 KV cache for the long context."""
 
 from importlib.metadata import version
 from typing import Any
@@ -7,7 +7,7 @@ import llama_cpp as lib
 import numpy as np
 
 from engines.workers.gguf_file import KINDS, write
-from engines.workers.loop import Ids, Setup, work
+from engines.workers.worker import Ids, Setup, run_worker
 
 CHUNK = 512  # tokens per physical batch, llama.cpp's default
 
@@ -24,7 +24,7 @@ class LlamaCpp:
         self.model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
         params = lib.llama_context_default_params()
         params.n_seq_max = 8
-        params.n_ctx = max(2048, setup.room)
+        params.n_ctx = max(2048, setup.max_len)
         params.n_batch = params.n_ubatch = CHUNK
         params.n_threads = params.n_threads_batch = setup.threads
         params.kv_unified = True
@@ -33,7 +33,7 @@ class LlamaCpp:
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:
-            raise RuntimeError("llama.cpp made no context")
+            raise RuntimeError("llama.cpp created no context")
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.batch = lib.llama_batch_init(CHUNK, 0, 1)
         return {
@@ -45,36 +45,36 @@ class LlamaCpp:
     def start(self, prompts: list[Ids], tokens: int) -> Ids:
         lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
         self.last = []
-        rows = [(token, place, number) for number, ids in enumerate(prompts) for place, token in enumerate(ids)]
-        ends = {(number, len(ids) - 1) for number, ids in enumerate(prompts)}
-        for begin in range(0, len(rows), CHUNK):
-            chunk = rows[begin : begin + CHUNK]
-            self.last += self._decode(chunk, [(number, place) in ends for _, place, number in chunk])
-        self.places = [len(ids) for ids in prompts]
+        rows = [(token, position, number) for number, ids in enumerate(prompts) for position, token in enumerate(ids)]
+        last_rows = {(number, len(ids) - 1) for number, ids in enumerate(prompts)}
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            self.last += self._decode(chunk, [(number, position) in last_rows for _, position, number in chunk])
+        self.positions = [len(ids) for ids in prompts]
         return self.last
 
     def step(self) -> Ids:
-        rows = [(token, place, number) for number, (token, place) in enumerate(zip(self.last, self.places, strict=True))]
+        rows = [(token, position, number) for number, (token, position) in enumerate(zip(self.last, self.positions, strict=True))]
         self.last = self._decode(rows, [True] * len(rows))
-        self.places = [place + 1 for place in self.places]
+        self.positions = [position + 1 for position in self.positions]
         return self.last
 
-    def _decode(self, rows: list[tuple[int, int, int]], wanted: list[bool]) -> Ids:
-        """The best next token of each wanted row of (token, place, sequence)."""
+    def _decode(self, rows: list[tuple[int, int, int]], needs_logits: list[bool]) -> Ids:
+        """Decode rows of (token, position, sequence) and return the most likely next token of those that need logits."""
         batch = self.batch
         batch.n_tokens = len(rows)
-        for i, (token, place, number) in enumerate(rows):
-            batch.token[i], batch.pos[i] = token, place
+        for i, (token, position, number) in enumerate(rows):
+            batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, number
-            batch.logits[i] = wanted[i]
+            batch.logits[i] = needs_logits[i]
         if lib.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode failed")
-        return [self._best(i) for i, is_wanted in enumerate(wanted) if is_wanted]
+        return [self._most_likely_token(i) for i, needed in enumerate(needs_logits) if needed]
 
-    def _best(self, row: int) -> int:
+    def _most_likely_token(self, row: int) -> int:
         logits = np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, row), (self.vocabulary,))
         return int(logits.argmax())
 
 
 if __name__ == "__main__":
-    work(LlamaCpp())
+    run_worker(LlamaCpp())

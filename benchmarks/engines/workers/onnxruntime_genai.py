@@ -1,4 +1,4 @@
-"""onnxruntime-genai on the model that its own builder makes from a local folder: int8 and int4, integer activations."""
+"""onnxruntime-genai with the model of its own builder: int8 and int4 with integer activations."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as genai
 
-from engines.workers.loop import Ids, Setup, work
+from engines.workers.worker import Ids, Setup, run_worker
 
 
 class OnnxRuntimeGenAi:
@@ -44,4 +44,4 @@ class OnnxRuntimeGenAi:
 
 
 if __name__ == "__main__":
-    work(OnnxRuntimeGenAi())
+    run_worker(OnnxRuntimeGenAi())

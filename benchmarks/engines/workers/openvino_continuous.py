@@ -1,4 +1,4 @@
-"""openvino-genai's continuous batching, step by step, on the same exported model."""
+"""Continuous batching of openvino-genai, step by step, with the model that optimum-intel exported."""
 
 import itertools
 import time
@@ -8,15 +8,15 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from engines.workers.loop import Ids, Setup, Timed, work
 from engines.workers.openvino_model import export, properties, versions
+from engines.workers.worker import Ids, Setup, Timed, run_worker
 
 
 def config(tokens: int) -> openvino_genai.GenerationConfig:
-    found = openvino_genai.GenerationConfig()
-    found.max_new_tokens = found.min_new_tokens = tokens
-    found.ignore_eos, found.do_sample = True, False
-    return found
+    generation = openvino_genai.GenerationConfig()
+    generation.max_new_tokens = generation.min_new_tokens = tokens
+    generation.ignore_eos, generation.do_sample = True, False
+    return generation
 
 
 class OpenVinoGenAi:
@@ -24,7 +24,7 @@ class OpenVinoGenAi:
 
     def __init__(self) -> None:
         self.handles: list[Any] = []
-        self.numbers = itertools.count()
+        self.request_ids = itertools.count()
 
     def convert(self, setup: Setup) -> None:
         export(setup)
@@ -39,22 +39,22 @@ class OpenVinoGenAi:
         return versions()
 
     def start(self, prompts: list[Ids], tokens: int) -> Ids:
-        self._forget()
+        self._cancel_all()
         self.handles = [self._add(ids, tokens + 1 + len(prompts)) for ids in prompts]
-        self.ahead: list[Ids] = [[] for _ in prompts]
+        self.unread: list[Ids] = [[] for _ in prompts]  # generated tokens that ``step`` has not returned
         return self.step()
 
     def step(self) -> Ids:
-        """One token of each; prompts may be read in different steps, then the early ones are ahead."""
-        while not all(self.ahead):
+        """Return one token of each sequence. Prompts may be computed in different steps, so some sequences are ahead."""
+        while not all(self.unread):
             self.pipe.step()
-            for handle, ids in zip(self.handles, self.ahead, strict=True):
+            for handle, ids in zip(self.handles, self.unread, strict=True):
                 if handle.can_read():
                     for output in handle.read().values():
                         ids += output.generated_ids
-        return [ids.pop(0) for ids in self.ahead]
+        return [ids.pop(0) for ids in self.unread]
 
-    def _forget(self) -> None:
+    def _cancel_all(self) -> None:
         for handle in self.handles:
             handle.cancel()
         while self.pipe.has_non_finished_requests():
@@ -62,18 +62,18 @@ class OpenVinoGenAi:
         self.handles = []
 
     def _add(self, ids: Ids, tokens: int) -> Any:
-        return self.pipe.add_request(next(self.numbers), openvino.Tensor(np.array([ids], np.int64)), config(tokens))
+        return self.pipe.add_request(next(self.request_ids), openvino.Tensor(np.array([ids], np.int64)), config(tokens))
 
     def serve(self, prompts: list[Ids], lengths: list[int]) -> Timed:
-        self._forget()
+        self._cancel_all()
         inputs = [openvino.Tensor(np.array([ids], np.int64)) for ids in prompts]
-        begin = time.perf_counter()
+        start = time.perf_counter()
         results = self.pipe.generate(inputs, [config(length) for length in lengths])
-        seconds = time.perf_counter() - begin
-        found = [list(result.m_generation_ids[0]) for result in results]
-        assert [len(ids) for ids in found] == lengths, [len(ids) for ids in found][:8]
-        return Timed(seconds, [ids[0] for ids in found])
+        seconds = time.perf_counter() - start
+        outputs = [list(result.m_generation_ids[0]) for result in results]
+        assert [len(ids) for ids in outputs] == lengths, [len(ids) for ids in outputs][:8]
+        return Timed(seconds, [ids[0] for ids in outputs])
 
 
 if __name__ == "__main__":
-    work(OpenVinoGenAi())
+    run_worker(OpenVinoGenAi())

@@ -1,10 +1,10 @@
-"""A checkpoint as OpenVINO's intermediate representation, exported by optimum-intel; both OpenVINO workers read it."""
+"""Export of a checkpoint to OpenVINO's intermediate representation by optimum-intel, for both OpenVINO workers."""
 
 import shutil
 from importlib.metadata import version
 from typing import Any
 
-from engines.workers.loop import Setup
+from engines.workers.worker import Setup
 
 GROUP = 128
 
@@ -15,13 +15,13 @@ def export(setup: Setup) -> None:
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
     from transformers import AutoTokenizer
 
-    quantisation = {
+    quantization = {
         "bf16": None,
         "int8": OVWeightQuantizationConfig(bits=8, sym=True),
         "int4": OVWeightQuantizationConfig(bits=4, sym=True, group_size=GROUP, ratio=1.0, all_layers=True),
     }[setup.weights]
-    more: dict[str, Any] = {"quantization_config": quantisation} if quantisation else {"load_in_8bit": False}
-    model = OVModelForCausalLM.from_pretrained(setup.checkpoint, export=True, compile=False, **more)
+    options: dict[str, Any] = {"quantization_config": quantization} if quantization else {"load_in_8bit": False}
+    model = OVModelForCausalLM.from_pretrained(setup.checkpoint, export=True, compile=False, **options)
     model.save_pretrained(setup.converted)
     tokenizer = AutoTokenizer.from_pretrained(setup.checkpoint)
     parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
@@ -32,10 +32,10 @@ def export(setup: Setup) -> None:
 
 
 def properties(setup: Setup) -> dict[str, Any]:
-    found: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads, "PERFORMANCE_HINT": "LATENCY"}
+    result: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads, "PERFORMANCE_HINT": "LATENCY"}
     if setup.kv == "int8":
-        found["KV_CACHE_PRECISION"] = "u8"
-    return found
+        result["KV_CACHE_PRECISION"] = "u8"
+    return result
 
 
 def versions() -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""OpenVINO on optimum-intel's export, driven through its inference request: less work per token than ``generate`` does."""
+"""OpenVINO with the model of optimum-intel, called through an inference request, which costs less per token than ``generate``."""
 
 from typing import Any
 
 import numpy as np
 import openvino
 
-from engines.workers.loop import Ids, Setup, work
 from engines.workers.openvino_model import export, properties, versions
+from engines.workers.worker import Ids, Setup, run_worker
 
 
 class OpenVino:
@@ -31,13 +31,13 @@ class OpenVino:
 
     def _run(self, ids_BT: Any) -> Ids:
         rows, new = ids_BT.shape
-        places = np.arange(self.length, self.length + new, dtype=np.int64)
+        positions = np.arange(self.length, self.length + new, dtype=np.int64)
         self.length += new
         self.request.infer(
             {
                 "input_ids": ids_BT,
                 "attention_mask": np.ones((rows, self.length), np.int64),
-                "position_ids": np.broadcast_to(places, (rows, new)).copy(),
+                "position_ids": np.broadcast_to(positions, (rows, new)).copy(),
                 "beam_idx": np.arange(rows, dtype=np.int32),
             },
             share_inputs=True,
@@ -48,4 +48,4 @@ class OpenVino:
 
 
 if __name__ == "__main__":
-    work(OpenVino())
+    run_worker(OpenVino())

@@ -1,6 +1,6 @@
-"""torch.compile over transformers' model: freezing, a static cache, one compiled step; bf16, int8 and ATen's int4 of groups of 128.
+"""torch.compile with a model of transformers: freezing, a static cache, one compiled step; bf16, int8 and ATen's int4.
 
-The prompt is read by the same model without compilation: compiling it for each length would take minutes and is not compared.
+Prompts are computed without compilation, which would take minutes for each length, and are not compared.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, StaticCache
 
-from engines.workers.loop import Ids, Setup, work
+from engines.workers.worker import Ids, Setup, run_worker
 
 GROUP = 128
 
@@ -84,7 +84,7 @@ class TorchCompile:
     @torch.no_grad()
     def start(self, prompts: list[Ids], tokens: int) -> Ids:
         ids = torch.tensor(prompts)
-        # One cache for all turns of a work, warm-up included: the step is compiled for its size and its address.
+        # All repeats of a workload share one cache, because the step is compiled for its size and address.
         size = (ids.shape[0], -(-(ids.shape[1] + tokens + 1) // 128) * 128)
         if size not in self.caches:
             self.caches[size] = StaticCache(self.model.config, max_cache_len=size[1])
@@ -103,4 +103,4 @@ class TorchCompile:
 
 
 if __name__ == "__main__":
-    work(TorchCompile())
+    run_worker(TorchCompile())

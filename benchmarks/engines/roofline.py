@@ -1,4 +1,4 @@
-"""The roofline as SVG: the machine's limits, and every engine in every work, by operations per byte of weights and caches."""
+"""The roofline model as SVG: the machine's limits, and every engine and workload by its operations per byte."""
 
 import math
 from html import escape
@@ -11,21 +11,21 @@ SHAPES = {"bf16": "circle", "int8": "square", "int4": "diamond"}
 
 
 class Axes:
-    """Logarithmic on both sides; from data to pixels."""
+    """Logarithmic axes that map data to pixels."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.x, self.y = (tuple(math.log10(v) for v in side) for side in (x, y))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        across = (math.log10(x) - self.x[0]) / (self.x[1] - self.x[0])
-        up = (math.log10(y) - self.y[0]) / (self.y[1] - self.y[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        fraction_x = (math.log10(x) - self.x[0]) / (self.x[1] - self.x[0])
+        fraction_y = (math.log10(y) - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + fraction_x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - fraction_y * (HEIGHT - TOP - BOTTOM)
 
     def decades(self, side: tuple[float, ...]) -> list[float]:
         return [10.0**n for n in range(math.ceil(side[0]), math.floor(side[1]) + 1)]
 
 
-def roofline(result: dict[str, Any]) -> str:
+def draw_roofline(result: dict[str, Any]) -> str:
     rows, limits = result["rows"], result["limits"]
     points = [_point(row) for row in rows]
     roofs = {"int8": limits["int8"], "bf16": limits["bf16"]}
@@ -34,37 +34,37 @@ def roofline(result: dict[str, Any]) -> str:
     axes = Axes((0.5, max([1000.0, *(x * 2 for x, _ in points)])), (low, high))
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     color = {engine: COLORS[i % len(COLORS)] for i, engine in enumerate(engines)}
-    drawn = [_grid(axes, result), *_roofs(axes, roofs, limits)]
+    elements = [_grid(axes, result), *_roofs(axes, roofs, limits)]
     for row, (x, y) in zip(rows, points, strict=True):
         title = f"{row['engine']} {row['weights']}, {row['words']}: {row['tokens_per_second']['median']:.1f} tokens/s"
-        drawn.append(_mark(row["weights"], *axes.at(x, y), color[row["engine"]], title))
-    drawn.append(_legend(color))
+        elements.append(_mark(row["weights"], *axes.at(x, y), color[row["engine"]], title))
+    elements.append(_legend(color))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">\n'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n' + "\n".join(drawn) + "\n</svg>\n"
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n' + "\n".join(elements) + "\n</svg>\n"
     )
 
 
 def _point(row: dict[str, Any]) -> tuple[float, float]:
-    """Operations per byte that the work needs, and operations per second that were reached (median turn)."""
-    need = row["demand"]
+    """Return the operations per byte of the workload, and the operations per second of the median repeat."""
+    demand = row["demand"]
     seconds = sorted(row["seconds"])[len(row["seconds"]) // 2]
-    return need["ops"] / need["bytes"], need["ops"] / seconds
+    return demand["ops"] / demand["bytes"], demand["ops"] / seconds
 
 
 def _roofs(axes: Axes, roofs: dict[str, float], limits: dict[str, Any]) -> list[str]:
-    drawn, left, right = [], 10 ** axes.x[0], 10 ** axes.x[1]
+    elements, left, right = [], 10 ** axes.x[0], 10 ** axes.x[1]
     speed = limits["bytes_per_second"]
     for name, ops in roofs.items():
         corner = ops / speed
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (axes.at(left, left * speed), axes.at(corner, ops), axes.at(right, ops)))
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="black" stroke-width="1.5"/>')
+        elements.append(f'<polyline points="{path}" fill="none" stroke="black" stroke-width="1.5"/>')
         x, y = axes.at(right, ops)
         label = f"{name} ({limits['units'][name]}): {ops / 1e12:.2f} T/s"
-        drawn.append(f'<text x="{x - 6:.1f}" y="{y - 6:.1f}" text-anchor="end">{escape(label)}</text>')
+        elements.append(f'<text x="{x - 6:.1f}" y="{y - 6:.1f}" text-anchor="end">{escape(label)}</text>')
     x, y = axes.at(left * 4, left * 4 * speed)
-    drawn.append(f'<text x="{x - 10:.1f}" y="{y - 6:.1f}" text-anchor="end">memory: {speed / 1e9:.1f} GB/s</text>')
-    return drawn
+    elements.append(f'<text x="{x - 10:.1f}" y="{y - 6:.1f}" text-anchor="end">memory: {speed / 1e9:.1f} GB/s</text>')
+    return elements
 
 
 def _grid(axes: Axes, result: dict[str, Any]) -> str:

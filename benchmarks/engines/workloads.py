@@ -1,4 +1,4 @@
-"""The works: which prompts, how many tokens, and what each work must read and compute at least."""
+"""The workloads: their prompts, their numbers of tokens, and the minimum that each must read and compute."""
 
 import random
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Ids = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The least that a turn of a work needs: operations (two per multiplication) and bytes from memory."""
+    """The minimum that one repeat needs: operations (two per multiply-add) and bytes read from memory."""
 
     ops: float
     bytes: float
@@ -20,39 +20,39 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """``steps`` tokens are generated after the first of each of ``batch`` prompts of ``context`` tokens; mixed draws its own."""
+class Workload:
+    """``batch`` prompts of ``context`` tokens, and ``steps`` tokens after each first one; mixed requests draw their lengths."""
 
     name: str
     kind: str  # prefill, decode, long or mixed
-    words: str
+    title: str
     context: int = 0
     batch: int = 1
     steps: int = 0
-    inputs: tuple[int, int] = (0, 0)  # of mixed: shortest and longest prompt
+    inputs: tuple[int, int] = (0, 0)  # mixed: shortest and longest prompt
     outputs: tuple[int, int] = (0, 0)
 
     @property
-    def room(self) -> int:
-        """Tokens of the longest sequence, without the turns of a long context."""
+    def max_len(self) -> int:
+        """Tokens of the longest sequence in one repeat."""
         return max(self.context + self.steps, self.inputs[1] + self.outputs[1])
 
-    def prompts(self, seed: int, turn: int, vocab_size: int) -> list[Ids]:
-        """Other tokens for every turn, the same for every engine; no prefix is seen twice. The lengths never change."""
-        draw = random.Random(f"{seed}/{self.name}/{turn}")
-        margin = min(1000, vocab_size // 8)  # past the special tokens
-        return [[draw.randrange(margin, vocab_size - margin) for _ in range(n)] for n in self.input_lengths(seed)]
+    def prompts(self, seed: int, repeat: int, vocab_size: int) -> list[Ids]:
+        """Return the prompts of one repeat: the same for every engine, with new tokens but equal lengths in every repeat."""
+        rng = random.Random(f"{seed}/{self.name}/{repeat}")
+        margin = min(1000, vocab_size // 8)  # skips the special tokens
+        return [[rng.randrange(margin, vocab_size - margin) for _ in range(n)] for n in self.input_lengths(seed)]
 
     def input_lengths(self, seed: int) -> list[int]:
-        draw = random.Random(f"{seed}/{self.name}/in")
-        return [draw.randint(*self.inputs) if self.kind == "mixed" else self.context for _ in range(self.batch)]
+        rng = random.Random(f"{seed}/{self.name}/in")
+        return [rng.randint(*self.inputs) if self.kind == "mixed" else self.context for _ in range(self.batch)]
 
     def output_lengths(self, seed: int) -> list[int]:
-        draw = random.Random(f"{seed}/{self.name}/out")
-        return [draw.randint(*self.outputs) for _ in range(self.batch)]
+        rng = random.Random(f"{seed}/{self.name}/out")
+        return [rng.randint(*self.outputs) for _ in range(self.batch)]
 
     def tokens(self, seed: int) -> int:
-        """That the rate counts: read ones of prefill, generated ones of all others."""
+        """Return the tokens that the rate counts: prompt tokens of prefill, generated tokens of other workloads."""
         if self.kind == "prefill":
             return self.context
         return sum(self.output_lengths(seed)) if self.kind == "mixed" else self.batch * self.steps
@@ -65,26 +65,26 @@ class Work:
         if self.kind == "prefill":
             return Demand(costs.prefill_ops(self.context), all_weights * BYTES[weights])
         if self.kind == "mixed":
-            # Every answer's keys and values are left out: how many are read at a time is the engine's choice.
+            # The KV cache of outputs is not counted, because the engine chooses how many sequences run together.
             inputs, outputs = self.input_lengths(seed), self.output_lengths(seed)
             ops = sum(costs.prefill_ops(n) for n in inputs) + 2.0 * all_weights * sum(outputs)
             return Demand(ops, max(outputs) * all_weights * BYTES[weights])
         context = self.batch * (self.context + self.steps / 2)
         ops = 2.0 * all_weights * self.batch + costs.attention_ops * context
-        # Engines of quantised weights mostly keep keys and values in 8 bits unasked.
+        # Most engines with quantised weights have an 8-bit KV cache by default.
         return Demand(self.steps * ops, self.steps * costs.step_bytes(weights, round(context), "int8" if weights != "bf16" else kv))
 
 
-def works(max_positions: int, quick: bool) -> dict[str, Work]:
-    """By name. ``quick`` is for a look whether all engines run; its figures are no result."""
+def workloads(max_positions: int, quick: bool) -> dict[str, Workload]:
+    """Return the workloads by name. ``quick`` shortens them, to check only that all engines run."""
     long = min(2048 if quick else 8192, max_positions - 512)
     prompt, steps = (128, 8) if quick else (512, 16)
-    listed = [
-        Work("prefill-512", "prefill", f"prefill, {prompt} tokens", context=prompt),
-        Work("decode-1", "decode", "decode, batch 1", context=32, steps=8 if quick else 48),
-        Work("decode-8", "decode", "decode, batch 8", context=32, batch=8, steps=steps),
-        Work("long", "long", f"decode, batch 1, after {long:,} tokens", context=long, steps=steps),
-        Work(
+    selected = [
+        Workload("prefill-512", "prefill", f"prefill, {prompt} tokens", context=prompt),
+        Workload("decode-1", "decode", "decode, batch 1", context=32, steps=8 if quick else 48),
+        Workload("decode-8", "decode", "decode, batch 8", context=32, batch=8, steps=steps),
+        Workload("long", "long", f"decode, batch 1, after {long:,} tokens", context=long, steps=steps),
+        Workload(
             "mixed",
             "mixed",
             f"{8 if quick else 64} mixed requests",
@@ -93,4 +93,4 @@ def works(max_positions: int, quick: bool) -> dict[str, Work]:
             outputs=(4, 16) if quick else (16, 128),
         ),
     ]
-    return {work.name: work for work in listed}
+    return {workload.name: workload for workload in selected}
