@@ -143,9 +143,10 @@ class Scheduler:
         for row in self._planned:
             sequence = self._sequences[row.sequence_id]
             token_ids: Tokens[int] = sequence.token_ids
-            draft_begin = len(row.token_ids) - len(sequence.draft)
+            num_draft_tokens = len(sequence.draft)
+            draft_begin = len(row.token_ids) - num_draft_tokens
             path: tuple[int, ...] = ()
-            if sequence.draft:  # the slots of rejected tokens are overwritten later
+            if num_draft_tokens:  # the slots of rejected tokens are overwritten later
                 draft_token_ids = accepted.get(sequence.id, ())
                 path, token_ids = sequence.draft.accepted_path(draft_token_ids), ConcatView(token_ids, draft_token_ids)
                 moves += self.kv.slot_moves(sequence.id, row.start + draft_begin, path)
@@ -212,9 +213,10 @@ class Scheduler:
         for sequence, num_new_tokens in self._tokens_to_compute(scheduled, builder):
             start, stop = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new_tokens
             draft = sequence.draft.truncate(builder.token_budget - num_new_tokens)
-            while (copies := self.kv.reserve(sequence.id, start, stop + len(draft))) is None:
-                if draft:
-                    draft = NO_DRAFT  # no request is preempted for a draft
+            num_draft_tokens = len(draft)
+            while (copies := self.kv.reserve(sequence.id, start, stop + num_draft_tokens)) is None:
+                if num_draft_tokens:
+                    draft, num_draft_tokens = NO_DRAFT, 0  # no request is preempted for a draft
                     continue
                 victim = self._running[-1]
                 builder.drop(victim)
@@ -227,8 +229,8 @@ class Scheduler:
                 start,
                 (*sequence.token_ids[start:stop], *draft.token_ids),
                 self.kv.block_tables(sequence.id),
-                num_logits=1 + len(draft) if stop == len(sequence.token_ids) else 0,
-                tree=draft.parents if draft and not draft.is_chain else (),
+                num_logits=1 + num_draft_tokens if stop == len(sequence.token_ids) else 0,
+                tree=draft.parents if num_draft_tokens and not draft.is_chain else (),
                 exit_plan=sequence.exit_plan(start, stop),
             )
             builder.add(scheduled, row, copies)

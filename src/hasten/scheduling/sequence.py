@@ -105,4 +105,4 @@ class ScheduledRequest:
     @property
     def is_decoding(self) -> bool:
         """Whether every sequence has exactly one token to compute."""
-        return all(sequence.num_uncomputed_tokens == 1 for sequence in self.sequences)
+        return {len(sequence.token_ids) - sequence.num_computed_tokens for sequence in self.sequences} == {1}
