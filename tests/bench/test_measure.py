@@ -1,11 +1,11 @@
-"""Times and counts of a run, on a real engine whose clock the test advances."""
+"""``Workload``, and the times and counts of ``measure`` on a real engine whose clock the test advances."""
 
 import pytest
 
 from hasten import LLM
-from hasten.bench.measure import measure
+from hasten.bench.measure import Workload, measure
 from hasten.bench.report import make_report
-from hasten.bench.workload import Workload
+from hasten.core.errors import InvalidOption
 
 
 @pytest.fixture
@@ -48,3 +48,24 @@ def test_a_shared_prefix_is_a_prefix_cache_hit(llm):
     """Four prompts share one block of 16 tokens, which is computed once."""
     (run,) = measure(llm, Workload(num_prompts=4, input_len=20, output_len=2, shared_len=16), repeats=1, warmup=0)
     assert run.cached_tokens == 3 * 16
+
+
+def test_prompts_have_the_given_lengths():
+    prompts = Workload(num_prompts=5, input_len=12, output_len=3, shared_len=4).prompts(50, 0)
+    assert [len(prompt) for prompt in prompts] == [12] * 5
+    assert len({prompt[:4] for prompt in prompts}) == 1
+    assert len({prompt[4:] for prompt in prompts}) == 5
+    assert all(0 <= token < 50 for prompt in prompts for token in prompt)
+
+
+def test_prompts_differ_between_runs_and_repeat_with_the_seed():
+    workload = Workload(num_prompts=2, input_len=8, output_len=1, shared_len=4, seed=3)
+    assert workload.prompts(1000, 0) == workload.prompts(1000, 0)
+    assert len({workload.prompts(1000, repeat)[0][:4] for repeat in range(3)}) == 3
+    assert Workload(num_prompts=2, input_len=8, output_len=1, seed=4).prompts(1000, 0) != workload.prompts(1000, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"num_prompts": 0}, {"input_len": 0}, {"output_len": -1}, {"shared_len": 8}, {"shared_len": -1}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(InvalidOption, match=f"{next(iter(wrong))}"):
+        Workload(**{"num_prompts": 1, "input_len": 8, "output_len": 1, **wrong})

@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hasten.bench.measure import Run
+from hasten.bench.measure import Run, Workload
 from hasten.bench.provenance import provenance
-from hasten.bench.workload import Workload
 
 PERCENTILES = (50, 90, 99)
 

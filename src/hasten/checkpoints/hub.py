@@ -109,19 +109,10 @@ def remove(name: str) -> int:
         known = [*repos] or ["nothing: the cache is empty"]
         raise ModelNotFound("the cache has no such model", got=repr(name), remedy=nearest(name, known))
     # The client finds revisions by commit alone, and a copy of a repository has the same commits: show it this one only.
-    cache = dataclasses.replace(scan_cache_dir(cache_folder()), repos=frozenset([repos[name]]))
+    cache = dataclasses.replace(scan_cache_dir(constants.HF_HUB_CACHE), repos=frozenset([repos[name]]))
     strategy = cache.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
     strategy.execute()
     return strategy.expected_freed_size
-
-
-def offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` forbids access to the hub."""
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def cache_folder() -> Path:
-    return Path(constants.HF_HUB_CACHE)
 
 
 def _download(name: str, revision: str | None, quiet: bool) -> Path:
@@ -160,7 +151,7 @@ def _reason(error: Exception) -> str:
     """Return why a model could not be downloaded."""
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such public model, and no such folder exists"
-    if offline():
+    if constants.HF_HUB_OFFLINE:
         return "no such folder exists, the cache does not have this model, and HF_HUB_OFFLINE forbids access to the hub"
     if isinstance(error, LocalEntryNotFoundError):
         return "no such folder exists, the cache does not have this model, and the hub cannot be reached"
@@ -169,7 +160,7 @@ def _reason(error: Exception) -> str:
 
 def _cached_repos() -> list[CachedRepoInfo]:
     try:
-        repos = scan_cache_dir(cache_folder()).repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     return [repo for repo in repos if repo.repo_type == "model" and repo.revisions]

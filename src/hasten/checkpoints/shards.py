@@ -1,4 +1,4 @@
-"""The safetensors files of a folder: their headers, the index, and what is wrong with them.
+"""The safetensors files of a folder: reading and checking their headers and index, and writing them.
 
 ::
 
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from hasten.checkpoints.json_values import are_integers, are_strings, read_json
 from hasten.core.errors import CheckpointError, ModelNotFound
@@ -88,6 +93,16 @@ def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
             remedy="Download the checkpoint again: a file is damaged or incomplete",
         )
     return entries
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, indent: int = 1) -> None:
+    """Write ``model.safetensors`` and ``config.json``, indented by ``indent``. A crash leaves the files that were there before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, table = folder / f"{SINGLE}.partial", folder / "config.json.partial"
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    table.write_text(json.dumps(config, indent=indent) + "\n", encoding="utf-8")
+    os.replace(weights, folder / SINGLE)
+    os.replace(table, folder / "config.json")
 
 
 def read_header(file: Path) -> tuple[TensorEntry, ...]:

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from hasten.bench.workload import Workload
+from hasten.bench.measure import Workload, measure
+from hasten.bench.report import make_report, summary_rows
 from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
 from hasten.cli.options import OptionValues, with_options
-from hasten.cli.print_table import print_table
+from hasten.cli.report import print_table
 
 bench = typer.Typer(help="Measure latency or throughput.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -70,9 +71,6 @@ def throughput(
 
 
 def _run_benchmark(kind: str, model: str, engine: OptionValues, workload: Workload, repeats: int, warmup: int, json: bool) -> None:
-    from hasten.bench.measure import measure
-    from hasten.bench.report import make_report, summary_rows
-
     # Outputs of random prompts soon repeat themselves, so drafts would be accepted more often than on real text.
     llm = load_llm(model, {"speculative_method": "off", **engine})
 

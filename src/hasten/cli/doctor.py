@@ -22,6 +22,7 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 def collect_report() -> dict[str, Any]:
     import torch
+    from huggingface_hub import constants
 
     from hasten.bench.machine import this_machine
     from hasten.bench.provenance import commit, versions
@@ -40,15 +41,18 @@ def collect_report() -> dict[str, Any]:
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "hardware": {**dataclasses.asdict(machine), "cores": machine.cores},
-        "cuda": [_cuda_device(torch.cuda.get_device_properties(index)) for index in range(num_devices)],
+        "cuda": [
+            {"name": device.name, "memory": device.total_memory, "capability": f"{device.major}.{device.minor}"}
+            for device in map(torch.cuda.get_device_properties, range(num_devices))
+        ],
         "kernels": {"device": "cpu", **kernels},
         "versions": {**versions(), "commit": commit()},
         "models": {
             "shipped": [name for name, folder in hub.SHIPPED.items() if folder.is_dir()],
-            "cache": str(hub.cache_folder()),
+            "cache": constants.HF_HUB_CACHE,
             "cached": len(cached),
             "cached_bytes": sum(model.size for model in cached),
-            "offline": hub.offline(),
+            "offline": bool(constants.HF_HUB_OFFLINE),
         },
     }
 
@@ -61,11 +65,6 @@ def _native_reason(cpu: Cpu) -> str:
         return f"kernels for {cpu.isa} (forced with {ISA_VARIABLE})"
     missing = ISAS[: ISAS.index(cpu.isa)]
     return f"kernels for {cpu.isa}" + (f"; this machine lacks {' and '.join(missing)}" if missing else "")
-
-
-def _cuda_device(properties: Any) -> dict[str, Any]:
-    capability = f"{properties.major}.{properties.minor}"
-    return {"name": properties.name, "memory": properties.total_memory, "capability": capability}
 
 
 def _report_lines(report: Mapping[str, Any]) -> list[str]:

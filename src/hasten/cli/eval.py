@@ -11,7 +11,7 @@ import typer
 
 from hasten.cli.engine_options import SCORING_ENGINE, Debug, ModelArgument, ModelOption, model_name
 from hasten.cli.options import OptionValues, with_options
-from hasten.cli.print_table import print_table
+from hasten.cli.report import print_table
 from hasten.core.errors import InvalidOption
 from hasten.quality.window import NUM_TOKENS, WINDOW
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hasten.cli.engine_options import Debug, Json, ModelArgument, ModelOption, model_name
-from hasten.cli.print_table import megabytes, print_table
+from hasten.cli.report import megabytes, print_table
 
 
 def ls(json: Json = False, debug: Debug = False) -> None:

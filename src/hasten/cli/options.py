@@ -44,9 +44,6 @@ class OptionGroup:
         """Return a group that lacks the fields ``names``."""
         return dataclasses.replace(self, help={name: text for name, text in self.help.items() if name not in names})
 
-    def parameters(self) -> list[inspect.Parameter]:
-        return [_parameter(self, name, text) for name, text in self.help.items()]
-
     def pop_values(self, values: dict[str, Any]) -> OptionValues:
         """Remove this group's options from ``values`` and return those that were passed. Raises ``InvalidOption``."""
         raw = {name: values.pop(name) for name in self.help}
@@ -73,7 +70,7 @@ def with_options(*groups: OptionGroup) -> Callable[[Callable[..., None]], Callab
         signature = inspect.signature(command, eval_str=True)
         group_names = {group.name for group in groups}
         own = [parameter for parameter in signature.parameters.values() if parameter.name not in group_names]
-        generated = [parameter for group in groups for parameter in group.parameters()]
+        generated = [_parameter(group, name, text) for group in groups for name, text in group.help.items()]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -125,10 +122,6 @@ def _id_and_value(text: str) -> tuple[int, float]:
     return int(token_id), float(value)
 
 
-def _ids(text: str) -> tuple[int, ...]:
-    return tuple(int(item) for item in text.split(","))
-
-
 # Type of a field -> how its values are written. The first type that a union contains decides.
 _OPTION_TYPES: dict[Any, OptionType] = {
     Literal["never"]: OptionType("true|false|never", lambda text: text if text == "never" else _boolean(text)),
@@ -139,5 +132,5 @@ _OPTION_TYPES: dict[Any, OptionType] = {
     Mapping[int, float]: OptionType("ID=VALUE", _id_and_value, dict),
     tuple[str, ...]: OptionType("TEXT", str, tuple),
     tuple[int, ...]: OptionType("ID", int, tuple),
-    tuple[tuple[int, ...], ...]: OptionType("ID,ID,...", _ids, tuple),
+    tuple[tuple[int, ...], ...]: OptionType("ID,ID,...", lambda text: tuple(int(item) for item in text.split(",")), tuple),
 }

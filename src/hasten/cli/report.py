@@ -1,9 +1,11 @@
-"""Finished requests as one line for people, or as one JSON object for programs."""
+"""Printing results: a summary line or a JSON object of finished requests, and aligned tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hasten.core.output import RequestMetrics, RequestOutput
@@ -58,3 +60,22 @@ def as_json(output: RequestOutput, model: str) -> str:
         "num_computed_prompt_tokens": metrics.num_prompt_tokens - metrics.num_cached_tokens,
     }
     return json.dumps(content, ensure_ascii=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print an aligned plain-text table. Rows are never truncated in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width, and the default of 80 columns would cut long names.
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    console.print(table, markup=False)
+
+
+def megabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

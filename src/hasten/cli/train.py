@@ -12,7 +12,7 @@ import typer
 from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, model_name
 from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, with_options
-from hasten.cli.print_table import print_table
+from hasten.cli.report import print_table
 from hasten.training.options import DEFAULT_STEPS, TrainOptions
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe
 

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from hasten.checkpoints.json_values import are_integers, are_shares, are_strings, is_integer, read_json
 from hasten.checkpoints.reader import Checkpoint
-from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, read_shards, refuse_pickles
-from hasten.checkpoints.writer import write_checkpoint
+from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, read_shards, refuse_pickles, write_checkpoint
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 # Copies of the target's weights that only training needs, and tensors that follow from the configuration.

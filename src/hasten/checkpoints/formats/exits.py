@@ -24,8 +24,7 @@ from torch import Tensor
 from hasten.checkpoints.formats.draft_ids import DRAFT_IDS, check_draft_ids
 from hasten.checkpoints.json_values import are_integers, are_shares, is_integer
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
-from hasten.checkpoints.shards import INDEX, SINGLE, refuse_pickles
-from hasten.checkpoints.writer import write_checkpoint
+from hasten.checkpoints.shards import INDEX, SINGLE, refuse_pickles, write_checkpoint
 from hasten.core.early_exit import DECAY, REQUEST_CRITERIA, TOKEN_CRITERIA, ExitCalibration
 from hasten.core.errors import CheckpointError
 from hasten.layers.early_exit import ExitHeads, ExitHeadsSpec, PromptHashTable
@@ -56,7 +55,7 @@ class ExitsCheckpoint:
 
     def calibration(self, rule: str, tolerance: float) -> ExitCalibration | None:
         """Return the calibration of this rule for exactly this tolerance."""
-        matches = (found for found in self.calibrations if found.rule == rule and abs(found.tolerance - tolerance) < 1e-9)
+        matches = (c for c in self.calibrations if c.rule == rule and abs(c.tolerance - tolerance) < 1e-9)
         return next(matches, None)
 
 

@@ -22,8 +22,7 @@ import torch
 
 from hasten.checkpoints.json_values import are_shares, is_integer
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
-from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, refuse_pickles
-from hasten.checkpoints.writer import write_checkpoint
+from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, refuse_pickles, write_checkpoint
 from hasten.core.errors import CheckpointError
 from hasten.layers.layer_context import LayerContext
 from hasten.layers.medusa import LmHead, MedusaHeads, MedusaSpec
