@@ -1,7 +1,7 @@
-"""The demo model's text: the CPython standard library's source and the CPython documentation's sources.
+"""The demo model's text: the sources of the CPython standard library and of the CPython documentation.
 
-Both are under the PSF licence. Held-out files are chosen by the SHA-256 of their names, so the split is the same on every
-machine and no held-out byte is ever trained on.
+Both are under the PSF licence. The SHA-256 of its name decides whether a file is held out. The split is therefore the same on every
+machine, and no held-out byte is ever trained on.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from pathlib import Path
 
 HELDOUT_BYTES_PER_KIND = 220_000
 HELDOUT_FILE_BYTES = range(1_500, 40_000)
-# Tables and generated copies: no language in them, or the same words as another file of the corpus.
-LEFT_OUT = ("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3/tests/data", "_sysconfigdata", "/cjkencodings")
+# Tables, and generated copies of other files of the corpus.
+EXCLUDED = ("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3/tests/data", "_sysconfigdata", "/cjkencodings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ def _read(root: Path, pattern: str, kind: str) -> list[Document]:
     documents, seen = [], set()
     for path in sorted(root.rglob(pattern)):
         name = f"{kind}/{path.relative_to(root).as_posix()}"
-        if path.is_dir() or any(part in name for part in LEFT_OUT):
+        if path.is_dir() or any(part in name for part in EXCLUDED):
             continue
         try:
             text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
         except UnicodeDecodeError:
-            continue  # files that test other encodings
+            continue  # a test file in another encoding
         digest = hashlib.sha256(text.encode()).digest()
         if 200 <= len(text) <= 1_000_000 and digest not in seen:
             seen.add(digest)
@@ -40,10 +40,10 @@ def _read(root: Path, pattern: str, kind: str) -> list[Document]:
 
 
 def load(docs: Path) -> tuple[list[Document], list[Document]]:
-    """The training documents and the held-out documents.
+    """Return the training documents and the held-out documents.
 
-    ``docs`` holds the documentation sources: ``Doc/`` of a CPython checkout, or the ``_sources`` folder that a
-    distribution's Python documentation package installs.
+    ``docs`` holds the documentation sources: ``Doc/`` of a CPython checkout, or the ``_sources`` folder of a distribution's Python
+    documentation package.
     """
     code = _read(Path(sysconfig.get_path("stdlib")), "*.py", "code")
     text = _read(docs, "*.rst*", "docs")
@@ -52,11 +52,11 @@ def load(docs: Path) -> tuple[list[Document], list[Document]]:
     train: list[Document] = []
     held_out: list[Document] = []
     for documents in (code, text):
-        room = HELDOUT_BYTES_PER_KIND
+        remaining = HELDOUT_BYTES_PER_KIND
         for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
             size = len(document.text.encode())
-            if size in HELDOUT_FILE_BYTES and size <= room:
-                room -= size
+            if size in HELDOUT_FILE_BYTES and size <= remaining:
+                remaining -= size
                 held_out.append(document)
             else:
                 train.append(document)

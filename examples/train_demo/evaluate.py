@@ -1,4 +1,4 @@
-"""Held-out bits per byte and next-token accuracy of a trained model: ``python evaluate.py MODEL --docs DIR``."""
+"""Held-out bits per byte and next-token accuracy: ``python evaluate.py MODEL --docs DIR``."""
 
 import argparse
 import json
@@ -15,20 +15,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 def bits_per_byte(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: list[corpus.Document]
 ) -> dict[str, dict[str, float]]:
-    """Per kind and in all. Each document is read from its start in chunks of one context; no chunk sees the one before."""
+    """Return the figures per kind of document and of all. Each chunk is read without the one before."""
     totals: dict[str, list[float]] = {}
     context = model.config.max_position_embeddings
     for document in documents:
         ids = torch.tensor(tokenizer(document.text, verbose=False)["input_ids"])
-        row = [0.0, 0.0, 0.0, float(len(document.text.encode()))]  # nats, hits, tokens, bytes
+        counts = [0.0, 0.0, 0.0, float(len(document.text.encode()))]  # nats, hits, tokens, bytes
         for start in range(0, len(ids) - 1, context):
             chunk = ids[start : start + context + 1].to(model.device)
             logits = model(chunk[None, :-1]).logits[0].float()
-            row[0] += F.cross_entropy(logits, chunk[1:], reduction="sum").item()
-            row[1] += (logits.argmax(-1) == chunk[1:]).sum().item()
-            row[2] += len(chunk) - 1
+            counts[0] += F.cross_entropy(logits, chunk[1:], reduction="sum").item()
+            counts[1] += (logits.argmax(-1) == chunk[1:]).sum().item()
+            counts[2] += len(chunk) - 1
         for key in (document.kind, "all"):
-            totals[key] = [a + b for a, b in zip(totals.get(key, [0.0] * 4), row, strict=True)]
+            totals[key] = [a + b for a, b in zip(totals.get(key, [0.0] * 4), counts, strict=True)]
     return {
         key: {
             "bits_per_byte": round(nats / math.log(2) / size, 4),

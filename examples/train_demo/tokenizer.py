@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of 8,192 tokens with the chat, think and tool tokens reserved, and a chat template."""
+"""A byte-level BPE tokenizer of 8,192 tokens, with chat, think and tool tokens and a chat template."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 8192
+VOCAB_SIZE = 8192
 END = "<|endoftext|>"
 SPECIAL = [
     END,
@@ -22,8 +22,8 @@ SPECIAL = [
     *(f"<|reserved_{i}|>" for i in range(6)),
 ]
 
-# A word keeps the one character before it (" word", ".name", "_part", "(self"); digits come one by one; a line break takes the
-# indentation of the next line along, which halves the tokens that Python spends on white space.
+# A word includes the character before it (" word", ".name", "_part", "(self"), and each digit is a token. A line break includes the
+# indentation of the next line, which halves the number of white-space tokens in Python.
 SPLIT = (
     r"'(?:s|t|re|ve|m|ll|d)"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -70,13 +70,13 @@ def train(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCAB_SIZE,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Every training document began after END, so a prompt does too.
+    # Every training document follows END, so a prompt does, too.
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, tokenizer.token_to_id(END))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,8 +1,8 @@
-"""Train the demo model, or its draft model: ``python train.py --docs DIR --out demo``, from nothing or ``--from`` a model.
+"""Train the demo model or its draft model: ``python train.py --docs DIR --out demo``.
 
-Matrices are trained by Muon (Jordan et al., 2024: momentum, orthogonalised by a Newton-Schulz iteration), the embedding and the
-norms by AdamW. The window grows from 512 tokens to the full 4,096, the learning rate falls linearly to zero. Everything is float32,
-so the recipe gives the same quality on a laptop without bf16 arithmetic; on a GPU it runs as it is.
+Muon trains the matrices (Jordan et al., 2024: momentum, orthogonalised by a Newton-Schulz iteration), AdamW the embedding and the
+norms. Sequences grow from 512 to 4,096 tokens, and the learning rate falls linearly to zero. Everything is float32, so a laptop
+without bf16 arithmetic gives the same quality. On a GPU the script runs without changes.
 """
 
 import argparse
@@ -26,32 +26,31 @@ SHAPES = {
     "demo": (256, 768, 8, 4, 2),
     "draft": (128, 384, 2, 2, 2),
 }
-# (share of the run, window): short windows are cheap and teach most; the last ones teach the far positions.
-WINDOWS = ((0.70, 512), (0.90, 1024), (1.00, CONTEXT))
+# (end as a share of the run, tokens per sequence). Short sequences are cheap; the last ones train the far positions.
+SEQ_LENS = ((0.70, 512), (0.90, 1024), (1.00, CONTEXT))
 
-# Where tokens leave early while the model learns to be left early (``--leave-early``), and how much that counts.
-EXITS = (2, 3, 4, 5, 6, 7)
-EXIT_WEIGHT = 1.0
+EXIT_LAYERS = (2, 3, 4, 5, 6, 7)  # trained with --early-exit
+EXIT_WEIGHT = 1.0  # of their loss
 
-DOCS_REPEAT = 2  # the documentation is the smaller half: it is read twice an epoch
+DOCS_REPEAT = 2  # the documentation, the smaller part of the text, is read twice per epoch
 
 
 class Progress:
-    """The share of the run that is done: by tokens or, where minutes are given, by the clock if that is further on."""
+    """The finished share of the run: by tokens, or by time if ``minutes`` are given and this is more."""
 
     def __init__(self, tokens: int, minutes: float | None) -> None:
-        self.tokens, self.minutes, self.done, self.started = tokens, minutes, 0, time.monotonic()
+        self.total_tokens, self.minutes, self.tokens, self.started = tokens, minutes, 0, time.monotonic()
 
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
     def share(self) -> float:
-        by_clock = self.seconds() / 60 / self.minutes if self.minutes else 0.0
-        return max(self.done / self.tokens, by_clock)
+        by_time = self.seconds() / 60 / self.minutes if self.minutes else 0.0
+        return max(self.tokens / self.total_tokens, by_time)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is replaced by its nearest semi-orthogonal matrix. Same-shaped matrices are updated in one batch."""
+    """Momentum whose updates are orthogonalised. Matrices of one shape are updated in one batch."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.02):
         shapes = sorted({tuple(p.shape) for p in parameters})
@@ -74,7 +73,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The quintic Newton-Schulz iteration towards UVᵀ of each matrix of ``x`` [matrix, row, column]."""
+    """Return UVᵀ of each matrix of ``x`` [matrix, row, column], by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
@@ -86,7 +85,7 @@ def orthogonalise(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def encode(documents: list[corpus.Document], tokenizer: bpe.PreTrainedTokenizerFast, seed: int) -> np.ndarray:
-    """All documents in a seeded order, each after its END token, as one stream of ids."""
+    """Return one stream of token ids: all documents in a seeded order, each after an END token."""
     documents = documents + [d for d in documents if d.kind == "docs"] * (DOCS_REPEAT - 1)
     order = np.random.default_rng(seed).permutation(len(documents))
     encoded = tokenizer._tokenizer.encode_batch([documents[i].text for i in order])
@@ -94,24 +93,23 @@ def encode(documents: list[corpus.Document], tokenizer: bpe.PreTrainedTokenizerF
 
 
 def batches(stream: np.ndarray, tokens_per_step: int, progress: Progress, seed: int) -> Iterator[torch.Tensor]:
-    """Rows of ids [row, token + 1] until the run is done, each epoch's windows in a new order and at a new offset."""
-    generator = np.random.default_rng(seed)
-    starts, width = np.array([], dtype=np.int64), 0
+    """Yield ids [sequence, token + 1] until the run ends. Each epoch has another order and other offsets."""
+    rng = np.random.default_rng(seed)
+    starts, seq_len = np.array([], dtype=np.int64), 0
     while (share := progress.share()) < 1:
-        window = next(window for limit, window in WINDOWS if share < limit)
-        rows = tokens_per_step // window
-        if window != width or len(starts) < rows:
-            width = window
-            starts = generator.permutation(np.arange(generator.integers(window), len(stream) - window - 1, window))
-        take, starts = starts[:rows], starts[rows:]
-        yield torch.from_numpy(np.stack([stream[s : s + window + 1] for s in take]).astype(np.int64))
-        progress.done += rows * window
+        last_seq_len, seq_len = seq_len, next(seq_len for end, seq_len in SEQ_LENS if share < end)
+        count = tokens_per_step // seq_len
+        if seq_len != last_seq_len or len(starts) < count:
+            starts = rng.permutation(np.arange(rng.integers(seq_len), len(stream) - seq_len - 1, seq_len))
+        batch, starts = starts[:count], starts[count:]
+        yield torch.from_numpy(np.stack([stream[start : start + seq_len + 1] for start in batch]).astype(np.int64))
+        progress.tokens += count * seq_len
 
 
-def build(shape: str) -> LlamaForCausalLM:
+def build_model(shape: str) -> LlamaForCausalLM:
     hidden, feed_forward, layers, heads, kv_heads = SHAPES[shape]
     config = LlamaConfig(
-        vocab_size=bpe.VOCABULARY,
+        vocab_size=bpe.VOCAB_SIZE,
         max_position_embeddings=CONTEXT,
         head_dim=64,
         tie_word_embeddings=True,
@@ -135,31 +133,31 @@ def build(shape: str) -> LlamaForCausalLM:
     return model
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
     return F.cross_entropy(model.lm_head(hidden).flatten(0, 1), ids[:, 1:].flatten())
 
 
-def loss_with_exits(model: LlamaForCausalLM, ids: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """The loss of the last layer, and of the layers before it as teachers' pupils (after Elhoushi et al., 2024, LayerSkip).
+def early_exit_loss(model: LlamaForCausalLM, ids: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Return the next-token loss plus a distillation loss of earlier layers.
 
-    ``order`` is a permutation of the tokens. Each token leaves at one of the layers of ``EXITS``, and what it says there, through
-    the model's own norm and vocabulary, is drawn towards what the last layer says. One more vocabulary product a token, whatever
-    the number of exits.
+    The method follows LayerSkip (Elhoushi et al., 2024). ``order`` is a permutation of the tokens. Each token exits after one of
+    ``EXIT_LAYERS``. The model's own norm and lm_head read its hidden state there, and the label is the last layer's distribution.
+    That costs one more lm_head product per token, whatever the number of exits.
     """
     hidden = model.model.embed_tokens(ids[:, :-1])
     positions = torch.arange(hidden.shape[1], device=ids.device)[None]
     rotary = model.model.rotary_emb(hidden, positions)
-    left = []
-    parts = order.chunk(len(EXITS))
-    for depth, layer in enumerate(model.model.layers, 1):
+    exit_hidden = []
+    parts = order.chunk(len(EXIT_LAYERS))
+    for num_layers, layer in enumerate(model.model.layers, 1):
         hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-        if depth in EXITS:
-            left.append(hidden.flatten(0, 1)[parts[EXITS.index(depth)]])
+        if num_layers in EXIT_LAYERS:
+            exit_hidden.append(hidden.flatten(0, 1)[parts[EXIT_LAYERS.index(num_layers)]])
     logits = model.lm_head(model.model.norm(hidden)).flatten(0, 1)
-    said = model.lm_head(model.model.norm(torch.cat(left)))
-    whole = logits.detach().softmax(-1)[order]
-    return F.cross_entropy(logits, ids[:, 1:].flatten()) + EXIT_WEIGHT * F.cross_entropy(said, whole)
+    exit_logits = model.lm_head(model.model.norm(torch.cat(exit_hidden)))
+    labels = logits.detach().softmax(-1)[order]
+    return F.cross_entropy(logits, ids[:, 1:].flatten()) + EXIT_WEIGHT * F.cross_entropy(exit_logits, labels)
 
 
 def main() -> None:
@@ -167,12 +165,12 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, required=True, help="folder of the CPython documentation's .rst sources")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
-    parser.add_argument("--from", type=Path, dest="start", help="go on from this folder's model and tokenizer")
-    parser.add_argument("--leave-early", action="store_true", help="also teach the layers before the last to speak")
-    parser.add_argument("--tokenizer", type=Path, help="reuse this folder's tokenizer (the draft model must)")
+    parser.add_argument("--init-from", type=Path, help="folder of the initial model and its tokenizer")
+    parser.add_argument("--early-exit", action="store_true", help="also train the earlier layers to predict the next token")
+    parser.add_argument("--tokenizer", type=Path, help="folder of an existing tokenizer; the draft model needs the demo model's")
     parser.add_argument("--tokens", type=int, default=16_000_000)
     parser.add_argument("--tokens-per-step", type=int, default=8192)
-    parser.add_argument("--minutes", type=float, help="scale the run to end after about this long")
+    parser.add_argument("--minutes", type=float, help="end the run after about this time")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.004)
     parser.add_argument("--seed", type=int, default=0)
@@ -182,30 +180,33 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, held_out = corpus.load(options.docs)
-    known = options.start or options.tokenizer
-    tokenizer = bpe.load(known) if known else bpe.train((d.text for d in train), CONTEXT)
+    tokenizer_folder = options.init_from or options.tokenizer
+    tokenizer = bpe.load(tokenizer_folder) if tokenizer_folder else bpe.train((d.text for d in train), CONTEXT)
     stream = encode(train, tokenizer, options.seed)
-    model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32) if options.start else build(options.shape)
+    if options.init_from:
+        model = LlamaForCausalLM.from_pretrained(options.init_from, dtype=torch.float32)
+    else:
+        model = build_model(options.shape)
     model = model.to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} training tokens", flush=True)
 
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
+    others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
     optimizers = [
         Muon(matrices, lr=options.lr),
-        torch.optim.AdamW(rest, lr=options.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=options.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     peak = [[g["lr"] for g in o.param_groups] for o in optimizers]
-    objective = loss_with_exits if options.leave_early else loss_of
+    objective = early_exit_loss if options.early_exit else next_token_loss
     loss_function = torch.compile(objective, dynamic=False) if options.compile else objective
     log, recent = [], []
     progress = Progress(options.tokens, options.minutes)
     for step, ids in enumerate(batches(stream, options.tokens_per_step, progress, options.seed), 1):
         ids = ids.to(device)
-        extra = (torch.randperm(ids[:, 1:].numel()).to(device),) if options.leave_early else ()
+        extra = (torch.randperm(ids[:, 1:].numel()).to(device),) if options.early_exit else ()
         loss = loss_function(model, ids, *extra)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
         scale = min(1.0, step / 40) * min(1.0, (1 - progress.share()) / 0.6)
         for optimizer, rates in zip(optimizers, peak, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -214,7 +215,7 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
         recent.append(loss.item())
         if step % 50 == 0:
-            mean, seconds, tokens = sum(recent) / len(recent), progress.seconds(), progress.done
+            mean, seconds, tokens = sum(recent) / len(recent), progress.seconds(), progress.tokens
             log.append({"step": step, "tokens": tokens, "loss": round(mean, 4), "seconds": round(seconds)})
             print(f"step {step:5d}  {tokens / 1e6:6.2f} M tokens  loss {mean:.4f}  {tokens / seconds:,.0f} tokens/s", flush=True)
             recent.clear()
@@ -222,10 +223,10 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     quality = bits_per_byte(model.float(), tokenizer, held_out)
-    told = options.start / "training.json" if options.start else None
-    before = json.loads(told.read_text()) if told and told.exists() else {}
+    earlier_report = options.init_from / "training.json" if options.init_from else None
+    before = json.loads(earlier_report.read_text()) if earlier_report and earlier_report.exists() else {}
     report = {
-        "tokens": before.get("tokens", 0) + progress.done,
+        "tokens": before.get("tokens", 0) + progress.tokens,
         "minutes": round(before.get("minutes", 0.0) + progress.seconds() / 60, 1),
         "quality": quality,
         "log": before.get("log", []) + log,

@@ -1,4 +1,4 @@
-"""``hasten train``: what it says on the way, what it leaves behind, and what it refuses."""
+"""``hasten train``: its progress lines, its result table, its files, and its refusals."""
 
 from __future__ import annotations
 
@@ -14,51 +14,53 @@ SHORT = ("--steps", "20", "--batch", "2", "--seq-len", "64")
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "rows"), [("medusa", ("--heads", "2"), 2), ("draft", ("--layers", "1", "--hidden", "32"), 4)]
+    ("kind", "options", "title", "rows"),
+    [("medusa", ("--heads", "2"), "HEAD", 2), ("draft", ("--layers", "1", "--hidden", "32"), "DRAFT TOKEN", 4)],
 )
-def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, text, tmp_path, kind, options, rows):
+def test_a_training_prints_progress_and_scores_and_writes_a_checkpoint(hasten, model, text, tmp_path, kind, options, title, rows):
     out = tmp_path / "out"
     ran = hasten("train", kind, model, "--data", text, "--out", str(out), *SHORT, *options)
     assert ran.code == 0, ran.err
     lines = [line for line in ran.err.splitlines() if line.startswith("step ")]
-    assert len(lines) == 20 and all("held out" in line and "accepted" in line for line in lines)
-    table = [line.split() for line in ran.out.splitlines()]
-    assert table[0][0] in ("HEAD", "DEPTH") and table[0][-2:] == ["TOP", "10"]
-    assert [row[0] for row in table[1:-1]] == [str(number) for number in range(1, rows + 1)]
+    assert len(lines) == 20 and all("validation" in line and "accepted" in line for line in lines)
+    titles, *table = [line.split() for line in ran.out.splitlines()]
+    assert titles == [*title.split(), "ACCEPTANCE", "TOP", "1", "TOP", "2", "TOP", "4", "TOP", "10"]
+    assert [row[0] for row in table[:-1]] == [str(number) for number in range(1, rows + 1)]
+    assert table[-1][1:] == ["draft", "tokens", "accepted", "per", "chain", "on", "average"]
     report = json.loads((out / "training.json").read_text())
-    assert table[1][1] == f"{report['held_out_score']['acceptance'][0]:.1%}"
+    assert table[0][1] == f"{report['held_out_score']['acceptance'][0]:.1%}"
     assert (report["kind"], report["steps"], report["model"]) == (kind, 20, model)
     assert {"config.json", "model.safetensors"} <= {entry.name for entry in out.iterdir()}
     assert not (out / ".resume").exists()
     again = hasten("train", kind, model, "--data", text, "--out", str(out), *SHORT, *options)
-    assert again.code == 2 and "holds something already" in again.err
+    assert again.code == 2 and "not an empty folder" in again.err
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(hasten, model, text, tmp_path, monkeypatch):
+def test_the_same_command_resumes_after_ctrl_c(hasten, model, text, tmp_path, monkeypatch):
     command = ("train", "medusa", model, "--data", text, "--out", str(tmp_path / "out"), *SHORT)
     with monkeypatch.context() as patch:
-        from hasten.training.callback import Display
+        from hasten.training.callback import ConsoleCallback
 
-        told = Display.evaluated
+        on_evaluate = ConsoleCallback.on_evaluate
 
-        def presses(self, step, *rest):
-            told(self, step, *rest)
+        def press_ctrl_c(self, step, *rest):
+            on_evaluate(self, step, *rest)
             if step == 7:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        patch.setattr(Display, "evaluated", presses)
+        patch.setattr(ConsoleCallback, "on_evaluate", press_ctrl_c)
         ran = hasten(*command)
     assert ran.code == 130 and "step 7 of 20" in ran.err and "step 8 of 20" not in ran.err
-    assert "the same command goes on" in ran.err and "Traceback" not in ran.err
+    assert "the same command resumes the training" in ran.err and "Traceback" not in ran.err
     other = hasten(*command, "--lr", "0.5")
     assert other.code == 2 and "lr was 0.001 and is 0.5" in other.err
     ran = hasten(*command)
-    assert ran.code == 0 and "going on after step 7 of 20" in ran.err
+    assert ran.code == 0 and "resuming after step 7 of 20" in ran.err
     assert [line.split()[1] for line in ran.err.splitlines() if line.startswith("step ")] == [str(n) for n in range(8, 21)]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--data", "nothing.txt"], "nothing.txt cannot be read"),
         (["--data", "empty.txt"], "empty.txt is empty"),
@@ -66,22 +68,22 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(hasten, model, text, tmp_path
         (["--data", "short.txt", "--seq-len", "1000"], "up to 256"),
         (["--data", "short.txt", "--seq-len", "8"], "seq_len=8 (allowed: from 32)"),
         (["--data", "text.txt", "--steps", "5", "--minutes", "1"], "not both"),
-        (["--data", "text.txt", "--steps", "0", "--batch", "0"], "2 of the options"),
+        (["--data", "text.txt", "--steps", "0", "--batch", "0"], "steps=0 (allowed: from 1); batch=0 (allowed: from 1)"),
         (["--data", "text.txt", "--lr", "fast"], "--lr has the wrong form"),
-        (["--data", "text.txt", "--heads", "99"], "1 to 16"),
+        (["--data", "text.txt", "--heads", "99"], "heads=99 (allowed: 1 to 16)"),
         (["--data", "text.txt", "--haeds", "2"], "Did you mean '--heads'"),
-        (["--data", "text.txt", "--out", "text.txt"], "holds something already"),
+        (["--data", "text.txt", "--out", "text.txt"], "not an empty folder"),
         (["--data", "text.txt", "--out", "no-tokenizer"], "no tokenizer"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(hasten, model, text, tiny, tmp_path, monkeypatch, arguments, words):
+def test_a_training_that_cannot_work_is_refused(hasten, model, text, tiny, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("w10 w11 w12")
-    chosen = str(tiny("qwen2-tied")) if "no-tokenizer" in arguments else model
-    ran = hasten("train", "medusa", chosen, "--seq-len", "64", "--out", "out", *arguments)
+    name = str(tiny("qwen2-tied")) if "no-tokenizer" in arguments else model
+    ran = hasten("train", "medusa", name, "--seq-len", "64", "--out", "out", *arguments)
     assert (ran.code, ran.out) == (2, "")
-    assert words in ran.err and ran.err.count("error: ") == 1
+    assert message in ran.err and ran.err.count("error: ") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -97,7 +99,7 @@ def test_quantised_weights_are_refused(hasten, model, text, tmp_path):
 
 
 def test_every_option_is_a_field_with_help():
-    """The table of sub-commands cannot fall behind the recipes."""
+    """``KINDS`` names every field of the recipes."""
     import dataclasses
 
     for kind in module.KINDS.values():

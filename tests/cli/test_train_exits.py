@@ -1,4 +1,4 @@
-"""``hasten train exits``: its table says nothing of chains, and its options reach the recipe."""
+"""``hasten train exits``: its table shows agreement, and its options reach the recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 SHORT = ("--steps", "20", "--batch", "2", "--seq-len", "64", "--texts", "8")
 
 
-def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, text, tmp_path):
+def test_a_training_prints_progress_and_scores_and_writes_a_checkpoint(hasten, model, text, tmp_path):
     out = tmp_path / "out"
     ran = hasten("train", "exits", model, "--data", text, "--out", str(out), *SHORT, "--layers", "2", "--layers", "1")
     assert ran.code == 0, ran.err
@@ -20,15 +20,15 @@ def test_a_training_tells_how_it_goes_and_leaves_a_checkpoint(hasten, model, tex
     report = json.loads((out / "training.json").read_text())
     assert table[1][1] == f"{report['held_out_score']['agreement'][0]:.1%}"
     assert (report["kind"], report["layers"]) == ("exits", [2, 1])
-    for word in ("table of tokens", "table of texts", "softmax:", "entropy:"):
-        assert word in ran.err
+    for rule in ("token_table:", "prompt_hash:", "softmax:", "entropy:"):
+        assert rule in ran.err
     assert {"config.json", "model.safetensors", "training.json"} == {entry.name for entry in out.iterdir()}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [(["--layers", "3"], "1 to 2"), (["--layers", "0"], "from 1"), (["--texts", "-1"], "from 0"), (["--layer", "1"], "--layers")],
 )
-def test_what_cannot_be_trained_is_refused(hasten, model, text, tmp_path, arguments, words):
+def test_a_training_that_cannot_work_is_refused(hasten, model, text, tmp_path, arguments, message):
     ran = hasten("train", "exits", model, "--data", text, "--out", str(tmp_path / "out"), *SHORT, *arguments)
-    assert ran.code == 2 and words in ran.err and ran.err.count("error: ") == 1
+    assert ran.code == 2 and message in ran.err and ran.err.count("error: ") == 1

@@ -1,4 +1,4 @@
-"""A tiny model with a tokenizer, and a text that repeats every seven words: whoever reads it right can guess all of it."""
+"""A tiny model with a word tokenizer, and a text of period seven in which every next word is predictable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 PERIOD = 7
-WORDS = [f"w{10 + place}" for place in range(PERIOD)]
+WORDS = [f"w{10 + position}" for position in range(PERIOD)]
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    """Return a ``should_stop`` that is False for this many calls."""
+    remaining = iter([False] * calls)
+    return lambda: next(remaining, True)
 
 
 @pytest.fixture(scope="session")
@@ -23,26 +29,26 @@ def model(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def fluent(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, when it has learned to go on with the text."""
+def fluent_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, trained to continue the periodic text."""
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("fluent") / "model"
     shutil.copytree(model, folder)
-    taught = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    ids = torch.tensor([[10 + (phase + place) % PERIOD for place in range(128)] for phase in range(PERIOD)])
-    optimizer = torch.optim.AdamW(taught.parameters(), lr=3e-3)
+    fluent = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.tensor([[10 + (phase + position) % PERIOD for position in range(128)] for phase in range(PERIOD)])
+    optimizer = torch.optim.AdamW(fluent.parameters(), lr=3e-3)
     for _ in range(40):
-        taught(ids, labels=ids).loss.backward()
+        fluent(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    taught.save_pretrained(folder)
+    fluent.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def periodic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def periodic_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("texts") / "periodic.txt"
     file.write_text("\n".join([" ".join(WORDS)] * 900), encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""The loss in blocks is PyTorch's own cross entropy and divergence, and so are its gradients."""
+"""The blockwise loss and its gradients equal PyTorch's cross entropy and KL divergence."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ import torch
 import torch.nn.functional as F
 
 from hasten.training import lm_head_loss as module
-from hasten.training.lm_head_loss import Target, lm_head_loss
+from hasten.training.lm_head_loss import Labels, lm_head_loss
 
-ROWS, SIZE, WORDS = 37, 12, 29
+ROWS, HIDDEN_SIZE, VOCAB_SIZE = 37, 12, 29
 
 
-@pytest.fixture(params=[1, 5 * WORDS, 1 << 20], ids=["a row at a time", "blocks of 5", "one block"])
+@pytest.fixture(params=[1, 5 * VOCAB_SIZE, 1 << 20], ids=["blocks of 1 row", "blocks of 5 rows", "one block"])
 def values(request, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", request.param)
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(ROWS, SIZE, generator=generator, dtype=torch.float64)
-    weight = torch.randn(WORDS, SIZE, generator=generator, dtype=torch.float64)
-    ids = torch.randint(WORDS, (ROWS,), generator=generator)
-    probs = torch.randn(ROWS, WORDS, generator=generator, dtype=torch.float64).mul(3).softmax(-1)
-    return hidden.requires_grad_(), weight.requires_grad_(), ids, probs
+    hidden = torch.randn(ROWS, HIDDEN_SIZE, generator=generator, dtype=torch.float64)
+    lm_head = torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=generator, dtype=torch.float64)
+    ids = torch.randint(VOCAB_SIZE, (ROWS,), generator=generator)
+    probs = torch.randn(ROWS, VOCAB_SIZE, generator=generator, dtype=torch.float64).mul(3).softmax(-1)
+    return hidden.requires_grad_(), lm_head.requires_grad_(), ids, probs
 
 
-def gradients(loss, *inputs):
+def loss_and_gradients(loss, *inputs):
     return (loss.detach(), *torch.autograd.grad(2.5 * loss, inputs))
 
 
-def test_a_token_alone_is_cross_entropy(values):
-    hidden, weight, ids, _ = values
-    ours = gradients(lm_head_loss(hidden, weight, Target(ids)), hidden, weight)
-    theirs = gradients(F.cross_entropy(hidden @ weight.T, ids, reduction="sum"), hidden, weight)
-    torch.testing.assert_close(ours, theirs)
+def test_hard_labels_alone_give_cross_entropy(values):
+    hidden, lm_head, ids, _ = values
+    actual = loss_and_gradients(lm_head_loss(hidden, lm_head, Labels(ids)), hidden, lm_head)
+    expected = loss_and_gradients(F.cross_entropy(hidden @ lm_head.T, ids, reduction="sum"), hidden, lm_head)
+    torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("hard", [0.0, 0.3])
-def test_a_teacher_is_a_divergence(values, hard):
-    hidden, weight, ids, probs = values
-    ours = gradients(lm_head_loss(hidden, weight, Target(ids, lambda a, b: probs[a:b].clone(), hard)), hidden, weight)
-    wanted = (1 - hard) * probs + hard * F.one_hot(ids, WORDS)
-    theirs = gradients(F.kl_div((hidden @ weight.T).log_softmax(-1), wanted, reduction="sum"), hidden, weight)
-    torch.testing.assert_close(ours, theirs)
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_teacher_gives_kl_divergence(values, weight):
+    hidden, lm_head, ids, probs = values
+    labels = Labels(ids if weight else None, lambda a, b: probs[a:b].clone(), weight)
+    actual = loss_and_gradients(lm_head_loss(hidden, lm_head, labels), hidden, lm_head)
+    mixed = (1 - weight) * probs + weight * F.one_hot(ids, VOCAB_SIZE)
+    kl = F.kl_div((hidden @ lm_head.T).log_softmax(-1), mixed, reduction="sum")
+    torch.testing.assert_close(actual, loss_and_gradients(kl, hidden, lm_head))
 
 
-def test_a_teacher_that_is_certain_gives_a_finite_loss(values):
-    hidden, weight, ids, _ = values
-    certain = F.one_hot(ids, WORDS).double()
-    loss = lm_head_loss(hidden, weight, Target(ids, lambda a, b: certain[a:b].clone(), 0.0))
-    torch.testing.assert_close(loss, F.cross_entropy(hidden @ weight.T, ids, reduction="sum"))
+def test_a_one_hot_teacher_gives_a_finite_loss(values):
+    hidden, lm_head, ids, _ = values
+    one_hot = F.one_hot(ids, VOCAB_SIZE).double()
+    loss = lm_head_loss(hidden, lm_head, Labels(ids, lambda a, b: one_hot[a:b].clone(), 0.0))
+    torch.testing.assert_close(loss, F.cross_entropy(hidden @ lm_head.T, ids, reduction="sum"))
 
 
-def test_a_frozen_projection_gets_no_gradient(values):
-    hidden, weight, ids, _ = values
-    lm_head_loss(hidden, weight.detach(), Target(ids)).backward()
-    assert hidden.grad is not None and weight.grad is None
+def test_a_frozen_lm_head_gets_no_gradient(values):
+    hidden, lm_head, ids, _ = values
+    lm_head_loss(hidden, lm_head.detach(), Labels(ids)).backward()
+    assert hidden.grad is not None and lm_head.grad is None
     with torch.no_grad():
-        assert not lm_head_loss(hidden, weight, Target(ids)).requires_grad
+        assert not lm_head_loss(hidden, lm_head, Labels(ids)).requires_grad
