@@ -1,5 +1,6 @@
 # make demo    a virtual environment, hasten, and the shipped demo model at work
-# make test    all tests
+# make test    all tests; suites that repeat by the hundred run a fixed part
+# make exhaustive  the whole of those suites, after saying what they cover
 # make native  the tests of the C++ kernels, with AddressSanitizer and UBSan
 # make check   exactly what CI runs
 # make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 20 minutes
@@ -12,7 +13,7 @@ NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/o
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test check native format lint types docs peers clean
+.PHONY: demo test exhaustive check native format lint types docs peers clean
 
 demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
@@ -23,6 +24,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	@$(PYTEST)
+
+exhaustive: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.exhaustive
+	@HASTEN_EXHAUSTIVE=1 $(PYTEST) $$($(BIN)/python -m tests.exhaustive --files)
 
 check: $(VENV)/installed-dev lint types native
 	@$(PYTEST)

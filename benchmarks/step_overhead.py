@@ -27,6 +27,7 @@ from hasten import LLM, SamplingParams
 from hasten.bench.provenance import provenance
 from hasten.core.engine_options import EngineOptions
 from hasten.core.plan import RunnerOutput, SlotMove, StepPlan
+from hasten.engine import engine as engine_module
 from hasten.engine.engine import Engine
 from hasten.runners.backends.choose import choose_backend
 from hasten.sampling.row import SamplingRow
@@ -99,20 +100,22 @@ def watch(owner: Any, name: str, part: str, times: Times) -> None:
     setattr(owner, name, timed)
 
 
-class WatchedSampler:
+class TimedSampler:
+    """A sampler whose method can be replaced: ``Sampler`` is frozen."""
+
     def __init__(self, sampler: Sampler) -> None:
         self.sample = sampler.sample
 
 
 def watch_parts(engine: Engine) -> Times:
-    """Private names of the engine: this benchmark is its stethoscope."""
+    """Time the parts of ``Engine.step``, through its private names."""
     times: Times = defaultdict(list)
-    engine._acceptor._sampler = WatchedSampler(engine._acceptor._sampler)  # type: ignore[assignment]  # a Sampler cannot be changed
+    engine._sampler = TimedSampler(engine._sampler)  # type: ignore[assignment]
     for owner, name, part in (
         (engine.scheduler, "plan", "plan"),
         (engine._runner, "run", "model"),
-        (engine._acceptor, "accept", "accept"),
-        (engine._acceptor._sampler, "sample", "sample"),
+        (engine_module, "accept", "accept"),
+        (engine._sampler, "sample", "sample"),
         (engine.scheduler, "commit", "commit"),
         (engine, "_report", "report"),
     ):
@@ -163,7 +166,7 @@ def measure_sampler(settings: dict[str, Any], num_rows: int, repeats: int) -> di
     logits_RV[:, 1000:1040] += torch.linspace(14, 4, 40)
     history = torch.randint(0, VOCAB, (1000,), generator=generator).tolist()
     rows = [SamplingRow(SamplingParams(seed=i, **settings), history, 200, (0,), 0) for i in range(num_rows)]
-    sampler, times = Sampler(choose_backend(EngineOptions()).selector()), []
+    sampler, times = Sampler(choose_backend(EngineOptions()).token_selector()), []
     for _ in range(repeats + 3):
         wall, cpu = time.perf_counter(), time.thread_time()
         with torch.inference_mode():

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from hasten import LLM, RequestOutput, SamplingParams
+from tests.exhaustive import repeats
 
-BATCHES, POOL, NEW_TOKENS = 306, 24, 10  # a ninth of the batches for each format and way to run
+BATCHES, POOL, NEW_TOKENS = repeats("batches"), 24, 10  # a ninth of the batches for each format and way to run
 # WeightFormatFactory whose rows are promised to be the same bits in any batch.
 FORMATS = [{"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4", "kv_cache_dtype": "int8"}]
 
@@ -79,7 +80,7 @@ def test_preempted_requests_give_the_same(alone: list[RequestOutput], weights: d
     for i, (prompt, params) in enumerate(pool):
         engine.add(input_processor.request(str(i), prompt, params, arrival=0.0))
     outputs = {}
-    while engine.unfinished:
+    while engine.has_unfinished_requests:
         if engine.scheduler.num_running and draw.random() < 0.6:
             engine.scheduler._preempt(draw.choice(engine.scheduler._running))
         outputs |= {int(delta.request_id): delta.output for delta in engine.step() if delta.output is not None}

@@ -26,11 +26,12 @@ from hasten.quality.documents import read_texts
 from hasten.speculative.drafters import draft_model
 from hasten.speculative.drafters.base import DraftRequest, TargetOutput
 from tests.engine.free_steps import free_steps
+from tests.exhaustive import repeats
 from tests.scheduling.world import random_tree
 from tests.tiny_models import SIZES
 
 HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
-NUM_PROMPTS, NEW_TOKENS = 500, 20
+NUM_PROMPTS, NEW_TOKENS = repeats("drafters"), 20
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 0.0, "repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2},

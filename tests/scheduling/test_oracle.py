@@ -7,9 +7,11 @@ from collections import Counter
 
 import pytest
 
+from ..exhaustive import SUITES, repeats
 from .world import FEATURES, World, random_features
 
-NUM_SEEDS, STEPS, PARTS = 300, 500, 12
+NUM_SEEDS, STEPS = repeats("scheduler"), 500
+PARTS = NUM_SEEDS // 24
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -18,11 +20,12 @@ def test_no_wrong_token_with_any_mix_of_features(part: int) -> None:
     worlds = [World(seed, random_features(seed)).run(STEPS) for seed in seeds]
     assert sum(world.wrong for world in worlds) == 0
     assert all(world.finished > 20 for world in worlds)
-    # The next test promises 60 seeds per pair; a twelfth of them must at least show every pair twice.
+    # The next test promises 60 seeds per pair; a part of 24 seeds must at least show every pair twice.
     pairs = Counter(pair for world in worlds for pair in itertools.combinations(sorted(world.seen), 2))
     assert all(pairs[pair] >= 2 for pair in itertools.combinations(sorted(FEATURES), 2)), pairs
 
 
 def test_every_pair_of_features_is_enabled_in_many_seeds() -> None:
-    enabled = Counter(pair for seed in range(NUM_SEEDS) for pair in itertools.combinations(sorted(random_features(seed)), 2))
+    seeds = range(SUITES["scheduler"].full)
+    enabled = Counter(pair for seed in seeds for pair in itertools.combinations(sorted(random_features(seed)), 2))
     assert all(enabled[pair] >= 60 for pair in itertools.combinations(sorted(FEATURES), 2))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.exhaustive import repeats
 from tests.sampling.chi_square import MIN_P_VALUE, p_value
 from tests.speculative.acceptance.table import Table, TableDrafter, TreeDrafter, by_formula, engine, request
 from torch import Tensor
@@ -22,7 +23,7 @@ from hasten.sampling.token_selector import TorchTokenSelector
 from hasten.speculative.acceptance import counter_rng
 
 VOCABULARY, PROMPT, LENGTH = 6, (3, 1), 4
-ANSWERS = 50_000  # of four tokens: 200,000 draws
+ANSWERS = repeats("acceptance")  # of four tokens
 SETTINGS = {
     "temperature": 0.9,
     "top_k": 5,
