@@ -1,4 +1,4 @@
-"""Speculative decoding in hasten and transformers: the same pair of models and prompts, each against its own plain decoding.
+"""Speculative decoding in hasten and transformers, each against its own plain decoding.
 
 ``python benchmarks/assisted.py grown/demo --draft-model grown/draft --out assisted.json``
 

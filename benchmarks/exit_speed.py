@@ -1,7 +1,7 @@
-"""The speed-up of early exit and its loss: calibrated rules and fixed exit layers, interleaved on the same prompts.
+"""The speed-up and the loss of early exit: calibrated rules and fixed exit layers.
 
 ``python benchmarks/grow.py demo grown/wide --width 8 --layers 1 --vocabulary 75968`` makes a model of half a billion parameters
-whose layers all do something, and ``python benchmarks/grow_heads.py demo-exits grown/exits --grown grown/wide`` its exits.
+without idle layers. ``python benchmarks/grow_heads.py demo-exits grown/exits --grown grown/wide`` makes its exits.
 ``python benchmarks/exit_speed.py grown/wide grown/exits --out exit_speed.json``
 
 Requests generate ``--tokens`` tokens after prompts that neither model nor exits were trained on. Every turn runs all settings

@@ -1,4 +1,4 @@
-"""The loss of early exit, and whether calibrated thresholds keep their guarantee, on text that neither model nor exits have seen.
+"""The loss of early exit on unseen text, and whether calibrated thresholds keep their guarantee.
 
 ``python benchmarks/exits.py demo demo-exits --calibration --out exits_calibration.json --figure exits_calibration.svg``
 
@@ -78,7 +78,7 @@ def load(options: argparse.Namespace) -> tuple[TargetModel, ExitsCheckpoint]:
 
 
 def windows(options: argparse.Namespace, target: TargetModel) -> Tensor:
-    """Return the texts as windows of token ids, in random order. [N, W]"""
+    """Return the texts as windows of token ids, in random order, [N, W]."""
     tokenizer = TextTokenizer.load(target.folder, target.spec.vocab_size)
     assert tokenizer is not None, f"{target.folder} has no tokenizer"
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -88,7 +88,10 @@ def windows(options: argparse.Namespace, target: TargetModel) -> Tensor:
 
 
 def recalibrated(costs: Costs, largest_L: Tensor, tolerance: float, draws: int) -> dict[str, Any]:
-    """Calibrate on random halves and test on the other halves and on all texts. ``largest_L``: loss on the candidate texts."""
+    """Calibrate on random halves and test on the other halves and on all texts.
+
+    ``largest_L``: loss on the candidate texts.
+    """
     count, allowed = costs.risk_LN.shape[1], allowed_loss(tolerance)
     broken_half = broken = 0
     layers, risks, chosen = [], [], []
@@ -140,7 +143,7 @@ def rule_costs(
     rule: str,
     steps: int,
 ) -> dict[str, Any]:
-    """Return candidate thresholds, and the costs of these and of the shipped thresholds on the other texts."""
+    """Return candidate thresholds, and the costs of these and the shipped thresholds on the other texts."""
     spec = checkpoint.exits.spec
     thresholds = threshold_grid(candidate_statistics, rule, steps=steps)
     shipped = tuple(calibration for calibration in checkpoint.calibrations if calibration.rule == rule)
@@ -167,7 +170,7 @@ def rule_costs(
 
 
 def oracle(statistics: ExitStatistics, layers: tuple[int, ...], num_layers: int, tolerance: float) -> float:
-    """Return the minimum layers per token within the tolerance, if the KL of every token at every exit were known."""
+    """Return the minimum layers per token within the tolerance, with the KL of every token known."""
     kl_RD = torch.cat((statistics.kl_NDT, torch.zeros_like(statistics.kl_NDT[:, :1])), dim=1).transpose(1, 2).flatten(0, 1).double()
     depth_D = torch.tensor([*layers, num_layers], dtype=torch.float64)
     low, high = 0.0, 1e6  # layers per nat

@@ -1,4 +1,7 @@
-"""Plot of layers per token against the loss of early exit, as SVG: perplexity left, KL divergence right, one line per rule."""
+"""An SVG plot of layers per token against the loss of early exit, with one line per rule.
+
+The left panel shows perplexity, the right panel KL divergence.
+"""
 
 from html import escape
 from typing import Any

@@ -1,8 +1,8 @@
-"""Compare hasten with other CPU engines: the same checkpoint, token ids and number of threads, interleaved in one run.
+"""Compare hasten with other CPU engines: the same checkpoint, token ids and number of threads.
 
-``python benchmarks/peers.py --model qwen3-0.6b`` (or ``make peers``) installs each engine in its own virtual environment, makes the
-checkpoint (random weights of a published shape, or the shipped demo model), converts it for every engine and measures. It writes
-``benchmarks/results/peers-<model>.json``, a table (``.md``) and the roofline (``.svg``).
+``python benchmarks/peers.py --model qwen3-0.6b`` (or ``make peers``) installs each engine in its own virtual environment. It
+makes the checkpoint (random weights of a published shape, or the shipped demo model), converts it for every engine and
+measures. It writes ``benchmarks/results/peers-<model>.json``, a table (``.md``) and the roofline (``.svg``).
 
 Every engine is a process with its own Python that lives through one phase. A phase has all engines with one kind of weights: bf16,
 int8, int4, or int8 with an 8-bit KV cache. Its engines alternate, A B C A B C; all phases at once would not fit in 24 GB. A signal

@@ -1,7 +1,7 @@
-"""The speed-up of speculative decoding on real text: every drafter, plain decoding and ``auto``, interleaved on the same prompts.
+"""The speed-up of speculative decoding on real text: every drafter, and ``auto``.
 
 ``python benchmarks/grow.py demo grown/demo && python benchmarks/grow.py demo-draft grown/draft``
-``python benchmarks/grow_heads.py demo-eagle grown/eagle --grown grown/demo`` and what other heads there are
+``python benchmarks/grow_heads.py demo-eagle grown/eagle --grown grown/demo``, and likewise other heads
 ``python benchmarks/speculation.py grown/demo --draft-model grown/draft --heads grown/eagle --out speculation.json``
 
 There are three workloads of text that the model was not trained on: code, documentation, and *repeat*. The prompt of *repeat* is a
@@ -90,7 +90,10 @@ def seconds_per_token(outputs: list[RequestOutput]) -> float:
 
 
 def run(llm: LLM, batch: list[list[int]], tokens: int, temperature: float) -> dict[str, Any]:
-    """Measure one batch. ``seconds`` starts at the last first token, since speculation cannot speed up the prefill."""
+    """Measure one batch.
+
+    ``seconds`` starts at the last first token, since speculation cannot speed up the prefill.
+    """
     params = [SamplingParams(temperature=temperature, seed=i, max_tokens=tokens, ignore_eos=True) for i in range(len(batch))]
     before, start = dataclasses.replace(llm.engine.stats), time.perf_counter()
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in batch], params, use_tqdm=False)

@@ -1,4 +1,4 @@
-"""Compare hasten with ``generate`` of transformers: the same random checkpoint and prompts, alternating in one process.
+"""Compare hasten with ``generate`` of transformers on the same random checkpoint and prompts.
 
 ``python benchmarks/vs_transformers.py --out benchmarks/results/vs_transformers.json``
 
@@ -188,7 +188,10 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(workload: Workload, hasten: Hasten, transformers: Transformers, repeats: int) -> dict[str, Any]:
-    """Return one row of medians. The engines alternate, and hasten runs once more at the end to reveal a drift of the machine."""
+    """Return one row of medians.
+
+    The engines alternate, and hasten runs once more at the end to reveal a drift of the machine.
+    """
     single = len(workload.prompts) == 1
     measure = decode_seconds if single else timed
     hasten_runs, transformers_runs = [], []

@@ -1,4 +1,4 @@
-"""``pip install .`` without a C++ compiler: hasten installs, reports the missing kernels, and computes with PyTorch."""
+"""``pip install .`` without a C++ compiler: hasten reports it and computes with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Comparing CPU engines: which engines run which workloads, in which order, and how the goals are computed."""
+"""Comparing CPU engines: the engines, their workloads, their order, and the goals."""

@@ -1,4 +1,4 @@
-"""A virtual environment per engine, installed from its pinned requirements and again after they change."""
+"""A virtual environment per engine, installed from pinned requirements and again after a change."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ GGML = {
 
 
 def build_settings() -> dict[str, str]:
-    """Return the environment variables that compile llama.cpp for this processor, with ggml's default threads."""
+    """Return the environment variables that compile llama.cpp for this processor."""
     features = set(Path("/proc/cpuinfo").read_text().split())
     flags = ["-DGGML_NATIVE=ON"]
     if "amx_tile" in features:
@@ -35,7 +35,10 @@ def build_settings() -> dict[str, str]:
 
 
 def python_of(name: str, work_folder: Path) -> Path:
-    """Return the environment's Python, installed if necessary. Raises ``CalledProcessError``; the log has the reason."""
+    """Return the environment's Python, installed if necessary.
+
+    Raises ``CalledProcessError``; the log has the reason.
+    """
     requirements = REQUIREMENTS / f"{name}.txt"
     folder = work_folder / "venvs" / name
     stamp, digest = folder / "installed", hashlib.sha256(requirements.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The result of each goal: the ratio of hasten to the best other engine, or void if an engine is missing."""
+"""The result of each goal: the ratio of hasten to the best other engine, or void."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,10 @@ MIN_REPEATS = 3
 
 
 def results(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return one result per goal: a ratio of medians, or ``void`` with the engines that are missing or had too few repeats."""
+    """Return one result per goal: a ratio of medians, or ``void`` with the reasons.
+
+    A goal is void if an engine is missing or had too few repeats.
+    """
     return [_result(goal, rows) for goal in GOALS]
 
 

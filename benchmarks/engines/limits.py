@@ -1,4 +1,4 @@
-"""The machine's memory bandwidth and arithmetic throughput, measured by a small C++ program compiled for it."""
+"""The machine's memory bandwidth and arithmetic throughput, measured by a small C++ program."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ class Limits:
         self.measured.append(json.loads(run.stdout))
 
     def report(self) -> dict[str, Any]:
-        """Return the maximum of each figure as its limit, and the median, which shows how idle the machine was."""
+        """Return the maximum of each figure as its limit, and the median to show how idle the machine was."""
         names = ("bytes_per_second", "fp32", "bf16", "int8")
         columns = {name: [float(measurement[name]) for measurement in self.measured] for name in names}
         return {
@@ -36,5 +36,8 @@ class Limits:
 
 
 def ops_per_second(limits: dict[str, Any], weights: str) -> float:
-    """Return the limit for these weights: int4 is computed in int8, bf16 in bf16 or, without such instructions, in fp32."""
+    """Return the limit for these weights.
+
+    int4 is computed in int8, and bf16 in bf16 or, without such instructions, in fp32.
+    """
     return float(limits["bf16"] if weights == "bf16" else limits["int8"])

@@ -36,7 +36,10 @@ class Worker:
         )
 
     def call(self, timeout: float = 1200, **command: Any) -> dict[str, Any]:
-        """Run a command and return its answer. Raises ``EngineError`` if the engine fails, dies or exceeds ``timeout`` seconds."""
+        """Run a command and return its answer.
+
+        Raises ``EngineError`` if the engine fails, dies or exceeds ``timeout`` seconds.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.send_signal(signal.SIGCONT)
         try:

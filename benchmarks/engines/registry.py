@@ -23,7 +23,10 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Engines with the same weights that are loaded together and alternate. One phase fits in 24 GB; all phases do not."""
+    """Engines with the same weights that are loaded together and alternate.
+
+    One phase fits in 24 GB; all phases do not.
+    """
 
     weights: str
     kv: str | None

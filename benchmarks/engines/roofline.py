@@ -1,4 +1,4 @@
-"""The roofline model as SVG: the machine's limits, and every engine and workload by its operations per byte."""
+"""The roofline model as SVG: the machine's limits, and every workload by its operations per byte."""
 
 import math
 from html import escape

@@ -53,7 +53,10 @@ class Run:
 
 
 class EngineGroup:
-    """The running engines of a phase. An engine that fails is removed from the phase, and its reason is recorded."""
+    """The running engines of a phase.
+
+    An engine that fails is removed from the phase, and its reason is recorded.
+    """
 
     def __init__(self, run: Run, phase: Phase) -> None:
         self.run, self.phase = run, phase
@@ -167,7 +170,10 @@ class EngineGroup:
 
 
 def add_agreement(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to each row how many first tokens equal those of transformers in bf16, as a check of model and prompts."""
+    """Add to each row how many first tokens equal those of transformers in bf16.
+
+    This checks that the engines run the same model on the same prompts.
+    """
     reference = {row["work"]: row["first_tokens"] for row in rows if row["engine"] == "transformers"}
     for row in rows:
         expected = [token for repeat in reference.get(row["work"], []) for token in repeat]

@@ -1,4 +1,4 @@
-"""The checkpoints: a published shape with random weights and a placeholder tokenizer, or the shipped demo model."""
+"""The checkpoints: a published shape with random weights, or the shipped demo model."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ class Costs:
         )
 
     def step_bytes(self, weights: str, context: int, kv: str | None) -> float:
-        """Return the bytes of one step: the weights, and the KV cache of ``context`` tokens over all sequences."""
+        """Return the bytes of one step: the weights, and the KV cache of ``context`` tokens in total."""
         weight_bytes = (self.layer_weights + self.head_weights) * BYTES[weights]
         return weight_bytes + context * self.kv_values * (1 if kv == "int8" else 2)
 

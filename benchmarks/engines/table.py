@@ -1,4 +1,4 @@
-"""The result in Markdown: the limits, the goals with their ratios, and every figure with its spread and share of the limit."""
+"""The result in Markdown: the limits, the goals with their ratios, and every figure."""
 
 from typing import Any
 

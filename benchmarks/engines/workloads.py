@@ -1,4 +1,4 @@
-"""The workloads: their prompts, their numbers of tokens, and the minimum that each must read and compute."""
+"""The workloads: their prompts and lengths, and the minimum that each must read and compute."""
 
 import random
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``batch`` prompts of ``context`` tokens, and ``steps`` tokens after each first one; mixed requests draw their lengths."""
+    """``batch`` prompts of ``context`` tokens, and ``steps`` tokens after each first one.
+
+    Mixed requests draw their lengths from ``inputs`` and ``outputs``.
+    """
 
     name: str
     kind: str  # prefill, decode, long or mixed
@@ -38,7 +41,10 @@ class Workload:
         return max(self.context + self.steps, self.inputs[1] + self.outputs[1])
 
     def prompts(self, seed: int, repeat: int, vocab_size: int) -> list[Ids]:
-        """Return the prompts of one repeat: the same for every engine, with new tokens but equal lengths in every repeat."""
+        """Return the prompts of one repeat, which are the same for every engine.
+
+        Tokens differ between repeats, and lengths do not.
+        """
         rng = random.Random(f"{seed}/{self.name}/{repeat}")
         margin = min(1000, vocab_size // 8)  # skips the special tokens
         return [[rng.randrange(margin, vocab_size - margin) for _ in range(n)] for n in self.input_lengths(seed)]
@@ -52,7 +58,7 @@ class Workload:
         return [rng.randint(*self.outputs) for _ in range(self.batch)]
 
     def tokens(self, seed: int) -> int:
-        """Return the tokens that the rate counts: prompt tokens of prefill, generated tokens of other workloads."""
+        """Return the tokens that the rate counts: those of the prompt for prefill, else generated tokens."""
         if self.kind == "prefill":
             return self.context
         return sum(self.output_lengths(seed)) if self.kind == "mixed" else self.batch * self.steps

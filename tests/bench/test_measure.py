@@ -1,4 +1,4 @@
-"""``Workload``, and the times and counts of ``measure`` on a real engine whose clock the test advances."""
+"""``Workload``, and the times and counts of ``measure`` on an engine whose clock the test advances."""
 
 import pytest
 

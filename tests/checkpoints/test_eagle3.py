@@ -1,4 +1,4 @@
-"""EAGLE-3 heads on disk: a round trip keeps every bit, other layouts are read, and invalid heads are refused."""
+"""EAGLE-3 heads on disk: bitwise round trips, other layouts, and the refusal of invalid heads."""
 
 from __future__ import annotations
 
@@ -143,7 +143,10 @@ def test_a_full_draft_vocabulary_needs_no_mapping(tmp_path: Path, target: Decode
 
 
 def test_the_layout_of_the_paper_is_read(folder: Path, target: Decoder) -> None:
-    """Tensors are named ``midlayer``, config.json is the layer's, and the auxiliary layers are absent or in ``eagle_config``."""
+    """Tensors are named ``midlayer``, and config.json is the layer's configuration with more keys.
+
+    The auxiliary layers are absent or in ``eagle_config``.
+    """
     _edit_tensors(
         folder, lambda t: [t.__setitem__(n.replace("layers.0.", "midlayer."), t.pop(n)) for n in list(t) if "layers.0" in n]
     )

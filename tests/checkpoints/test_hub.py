@@ -1,4 +1,4 @@
-"""``resolve`` and the cache without a network: shipped names, folders, and a hand-made Hugging Face cache."""
+"""``resolve`` and the cache without a network: shipped names, folders, and a hand-made cache."""
 
 from pathlib import Path
 
@@ -12,7 +12,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """Return an empty cache, with the hub offline. The client reads its settings once, so the test sets its constants."""
+    """Return an empty cache, with the hub offline.
+
+    The client reads its settings once, so the test sets its constants.
+    """
     from huggingface_hub import constants
 
     folder = tmp_path / "hub"
@@ -23,7 +26,10 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def add_model(cache: Path, name: str, files: dict[str, str]) -> Path:
-    """Store a model as the hub client does (blobs, a snapshot of links to them, the branch's commit); return the snapshot."""
+    """Store a model as the hub client does, and return the folder of its snapshot.
+
+    The client stores blobs, a snapshot of links to them, and the branch's commit.
+    """
     repo = cache / f"models--{name.replace('/', '--')}"
     snapshot = repo / "snapshots" / COMMIT
     for folder in (repo / "blobs", snapshot, repo / "refs"):

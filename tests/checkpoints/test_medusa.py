@@ -132,7 +132,7 @@ def test_logits_equal_the_formula(kind):
 @pytest.mark.parametrize("prefix", ["", "medusa_head.", "medusa_heads."])
 @pytest.mark.parametrize("config", [{}, {"medusa_num_heads": 2, "medusa_num_layers": 2}], ids=["bare", "wrong number"])
 def test_the_original_layout_is_read(tmp_path, prefix, config):
-    """Configurations of the original code have another number of heads than the file, and the file is right."""
+    """The file is right where the original code's configuration has another number of heads."""
     written = heads()
     tensors = {}
     for name, parameter in written.named_parameters():
@@ -147,7 +147,7 @@ def test_the_original_layout_is_read(tmp_path, prefix, config):
 
 
 def test_variants_of_vllms_layout_are_read(tmp_path):
-    """A configuration without biases, and the full shared lm_head of truncated heads under the first head's name."""
+    """No bias in the configuration, and a full shared lm_head under the name of the first head."""
     written = heads(lm_head="shared", truncated_vocab_size=TRUNCATED_SIZE)
     write_medusa(tmp_path, written, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""``Checkpoint``: a damaged, incomplete or untrusted folder is refused with a message that names the fault."""
+"""``Checkpoint``: a damaged, incomplete or untrusted folder is refused, and the fault is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hasten bench``: the printed numbers match the runs, and the JSON line contains everything to repeat it."""
+"""``hasten bench``: the printed numbers match the runs, and the JSON line has all settings."""
 
 import json
 

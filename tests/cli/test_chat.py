@@ -1,4 +1,4 @@
-"""``hasten chat`` through a pipe, where each line is a turn, and on a pseudo-terminal, where Ctrl-C stops an answer."""
+"""``hasten chat`` through a pipe, where each line is a turn, and on a pseudo-terminal with Ctrl-C."""
 
 import json
 import os
@@ -148,7 +148,10 @@ class Terminal:
         os.write(self.keyboard, text.encode())
 
     def type_until(self, key: str, text: str) -> None:
-        """Type ``key`` until ``text`` appears: a signal just before input() reads takes effect only with the next one."""
+        """Type ``key`` until ``text`` appears.
+
+        A signal just before input() reads takes effect only with the next one.
+        """
         for _ in range(29):
             self.type(key)
             try:

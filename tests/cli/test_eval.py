@@ -1,4 +1,4 @@
-"""``hasten eval``: its figures equal those of transformers, and text that cannot be scored is refused in one line."""
+"""``hasten eval``: its metrics equal those of transformers, and invalid text is refused in one line."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Options override the preset, the preset overrides the checkpoint, and each setting records its origin."""
+"""Options override the preset, it overrides the checkpoint, and each setting records its origin."""
 
 import pytest
 

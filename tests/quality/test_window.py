@@ -1,4 +1,4 @@
-"""``windows``: every token but the first of a text is predicted once, for texts and windows of any length."""
+"""``windows``: every token but the first of a text is predicted once, for windows of any length."""
 
 from __future__ import annotations
 

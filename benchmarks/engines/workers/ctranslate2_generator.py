@@ -1,4 +1,4 @@
-"""CTranslate2's ``Generator`` with int8 weights and activations, timed by its callback, which runs once per token."""
+"""CTranslate2's ``Generator`` with int8 weights and activations, timed by its callback per token."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Converting a transformers checkpoint (Qwen3 or Llama, one safetensors file) to a GGUF file without a vocabulary.
+"""Converting a transformers checkpoint (Qwen3 or Llama, one file) to GGUF without a vocabulary.
 
 The lm_head is quantised as well, so that a file has no more bytes per weight than its type says.
 """
@@ -38,7 +38,7 @@ def tensors(file: Path) -> dict[str, Any]:
 
 
 def interleaved(weight: Any, heads: int) -> Any:
-    """Return the rows of each head reordered from halves to pairs: llama.cpp rotates neighbours in this architecture."""
+    """Return the rows of each head reordered from halves to pairs, because llama.cpp rotates neighbours."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 

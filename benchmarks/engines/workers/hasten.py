@@ -1,4 +1,4 @@
-"""hasten through its public ``LLM``: one stream per sequence, so that an engine step generates one token of each."""
+"""hasten through its public ``LLM``: one stream per sequence, and one token of each per step."""
 
 import time
 from collections.abc import Iterator

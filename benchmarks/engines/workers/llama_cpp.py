@@ -1,4 +1,4 @@
-"""llama.cpp through the low-level interface of llama-cpp-python: bf16, Q8_0, Q4_0, and a q8_0 KV cache for the long context."""
+"""llama.cpp through llama-cpp-python: bf16, Q8_0, Q4_0, and a q8_0 KV cache for the long context."""
 
 from importlib.metadata import version
 from typing import Any
@@ -60,7 +60,7 @@ class LlamaCpp:
         return self.last
 
     def _decode(self, rows: list[tuple[int, int, int]], needs_logits: list[bool]) -> Ids:
-        """Decode rows of (token, position, sequence) and return the most likely next token of those that need logits."""
+        """Decode rows of (token, position, sequence) and return the top token of those that need logits."""
         batch = self.batch
         batch.n_tokens = len(rows)
         for i, (token, position, number) in enumerate(rows):

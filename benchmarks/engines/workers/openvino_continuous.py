@@ -45,7 +45,10 @@ class OpenVinoGenAi:
         return self.step()
 
     def step(self) -> Ids:
-        """Return one token of each sequence. Prompts may be computed in different steps, so some sequences are ahead."""
+        """Return one token of each sequence.
+
+        Prompts may be computed in different steps, so some sequences are ahead.
+        """
         while not all(self.unread):
             self.pipe.step()
             for handle, ids in zip(self.handles, self.unread, strict=True):

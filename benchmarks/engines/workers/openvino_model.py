@@ -1,4 +1,4 @@
-"""Export of a checkpoint to OpenVINO's intermediate representation by optimum-intel, for both OpenVINO workers."""
+"""Export of a checkpoint to OpenVINO by optimum-intel, for both OpenVINO workers."""
 
 import shutil
 from importlib.metadata import version

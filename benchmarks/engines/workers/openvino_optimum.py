@@ -1,4 +1,7 @@
-"""OpenVINO with the model of optimum-intel, called through an inference request, which costs less per token than ``generate``."""
+"""OpenVINO with the model of optimum-intel, called through an inference request.
+
+This costs less per token than ``generate``.
+"""
 
 from typing import Any
 

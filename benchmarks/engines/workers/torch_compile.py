@@ -1,6 +1,7 @@
-"""torch.compile with a model of transformers: freezing, a static cache, one compiled step; bf16, int8 and ATen's int4.
+"""torch.compile with a model of transformers: a static cache and one compiled step.
 
-Prompts are computed without compilation, which would take minutes for each length, and are not compared.
+Weights are frozen, in bf16, int8 or ATen's int4. Prompts are computed without compilation, which would take minutes for each
+length, and are not compared.
 """
 
 from typing import Any

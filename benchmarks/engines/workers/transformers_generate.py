@@ -55,7 +55,10 @@ class Transformers:
         return Timed(time.perf_counter() - start, first)
 
     def serve(self, prompts: list[Ids], lengths: list[int]) -> Timed:
-        """Measure continuous batching. All calls share one manager, so that only the warm-up allocates the cache."""
+        """Measure continuous batching.
+
+        All calls share one manager, so that only the warm-up allocates the cache.
+        """
         if self.manager is None:
             config = GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=-1, pad_token_id=0)
             # The default takes most of the memory for the KV cache; 128 x 200 tokens are enough for all requests.

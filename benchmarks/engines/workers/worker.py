@@ -1,7 +1,8 @@
-"""The worker program: it reads one JSON command per line and writes one JSON answer, using only the standard library.
+"""The worker program: it reads one JSON command per line and writes one JSON answer.
 
-An engine has ``start`` and ``step``, which ``StepTimer`` measures, or measures ``prefill`` and ``decode`` itself if its interface
-returns only complete outputs. ``serve`` is for engines with continuous batching. All decode greedily and ignore stop tokens.
+It uses only the standard library. An engine has ``start`` and ``step``, which ``StepTimer`` measures, or measures ``prefill`` and
+``decode`` itself if its interface returns only complete outputs. ``serve`` is for engines with continuous batching. All decode
+greedily and ignore stop tokens.
 """
 
 import dataclasses
@@ -32,7 +33,10 @@ class Setup:
 
 
 class Engine(Protocol):
-    """An engine. ``convert`` writes to ``setup.converted`` and may do nothing; ``load`` is called before all other methods."""
+    """An engine.
+
+    ``convert`` writes to ``setup.converted`` and may do nothing; ``load`` is called before all other methods.
+    """
 
     def convert(self, setup: Setup) -> None: ...
 
@@ -102,7 +106,10 @@ def run_command(engine: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_worker(engine: Engine) -> None:
-    """Answer commands until the input ends. Output of the engine goes to stderr, so that stdout has only answers."""
+    """Answer commands until the input ends.
+
+    Output of the engine goes to stderr, so that stdout has only answers.
+    """
     answers: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -46,7 +46,10 @@ class Machine:
 
 
 def this_machine(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
-    """Return this machine. ``proc`` and ``cgroup`` are kernel folders; without them the values come from Python alone."""
+    """Return this machine.
+
+    ``proc`` and ``cgroup`` are kernel folders; without them the values come from Python alone.
+    """
     cpuinfo = _read(proc / "cpuinfo")
     flags = set(_field(cpuinfo, "flags|Features").split())
     return Machine(

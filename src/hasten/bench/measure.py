@@ -39,14 +39,17 @@ class Workload:
             )
 
     def prompts(self, vocab_size: int, repeat: int) -> list[tuple[int, ...]]:
-        """Return the prompts of one run. They differ between runs, so that no run hits the prefix cache of an earlier one."""
+        """Return the prompts of one run.
+
+        They differ between runs, so that no run hits the prefix cache of an earlier one.
+        """
         rng = random.Random(f"{self.seed}/{repeat}")
         shared = rng.choices(range(vocab_size), k=self.shared_len)
         suffix_len = self.input_len - self.shared_len
         return [(*shared, *rng.choices(range(vocab_size), k=suffix_len)) for _ in range(self.num_prompts)]
 
     def requests(self, vocab_size: int, repeat: int, arrival: float) -> list[Request]:
-        """Return greedy requests that ignore end-of-sequence tokens: the length of an output must not depend on its text."""
+        """Return greedy requests that ignore end-of-sequence tokens, so that all outputs have equal lengths."""
         params = SamplingParams(temperature=0.0, max_tokens=self.output_len, ignore_eos=True, seed=self.seed)
         return [
             Request(request_id=f"bench-{repeat}-{number}", prompt_token_ids=prompt, params=params, arrival=arrival)
@@ -70,9 +73,10 @@ class Run:
 def measure(
     llm: LLM, workload: Workload, *, repeats: int, warmup: int = 1, progress: Callable[[int], None] = lambda num_runs: None
 ) -> list[Run]:
-    """Return ``repeats`` runs, after ``warmup`` discarded ones. ``progress`` receives the number of completed runs.
+    """Return ``repeats`` runs, after ``warmup`` discarded ones.
 
-    Raises ``InvalidOption`` for counts out of range and for requests longer than the context.
+    ``progress`` receives the number of completed runs. Raises ``InvalidOption`` for counts out of range and for requests longer
+    than the context.
     """
     if repeats < 1 or warmup < 0:
         raise InvalidOption(

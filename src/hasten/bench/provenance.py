@@ -1,4 +1,4 @@
-"""The header of every benchmark result: date, command, commit, hardware and software versions, so that it can be repeated."""
+"""The header of every benchmark result: date, command, commit, hardware and software versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_h
 
 
 def provenance(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the header. ``arguments`` is ``sys.argv`` of a script in benchmarks/, or None for any other benchmark."""
+    """Return the header.
+
+    ``arguments`` is ``sys.argv`` of a script in benchmarks/, or None for any other benchmark.
+    """
     command = {}
     if arguments is not None:
         command = {"command": " ".join(["python", f"benchmarks/{Path(arguments[0]).name}", *arguments[1:]])}

@@ -1,4 +1,4 @@
-"""A benchmark's result as plain data: medians over the runs with their spread, and everything needed to repeat it."""
+"""A benchmark's result as plain data: medians with their spread, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Return nearest-rank percentiles and the mean, or None for no values (outputs of one token have no gaps)."""
+    """Return nearest-rank percentiles and the mean, or None for no values."""
     if not values:
         return None
     ordered = sorted(values)

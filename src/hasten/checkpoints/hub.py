@@ -1,4 +1,4 @@
-"""Resolving a model name to a folder: a shipped model, a local folder, or a model of the Hugging Face cache and hub.
+"""Resolving a model name: a shipped model, a local folder, or a model of the Hugging Face hub.
 
 The module does not read models. It uses only the standard cache with its own settings (``HF_HOME``, ``HF_HUB_CACHE``, ``HF_TOKEN``,
 ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``), and never downloads pickled weights.
@@ -101,7 +101,10 @@ def cached_models() -> list[CachedModel]:
 
 
 def remove(name: str) -> int:
-    """Remove every revision of a model from the cache and return the freed bytes. Raises ``ModelNotFound``."""
+    """Remove every revision of a model from the cache and return the freed bytes.
+
+    Raises ``ModelNotFound``.
+    """
     if name in SHIPPED:
         raise InvalidOption(f"{name} ships inside hasten and is not in the cache", remedy="There is nothing to remove")
     repos = {repo.repo_id: repo for repo in _cached_repos()}
@@ -167,7 +170,7 @@ def _cached_repos() -> list[CachedRepoInfo]:
 
 
 def _nearest_model(name: str) -> str:
-    """Return a remedy with the nearest model: shipped, in the cache, or a folder beside the one that was named."""
+    """Return a remedy with the nearest model that is shipped, cached, or in a sibling folder."""
     parent = Path(name).expanduser().parent
     try:
         siblings = [str(parent / entry.name) for entry in parent.iterdir() if (entry / "config.json").is_file()]

@@ -1,4 +1,7 @@
-"""``Checkpoint``: a model folder on disk, checked when it is opened. It knows files and tensors, and no architecture."""
+"""``Checkpoint``: a model folder on disk, checked when it is opened.
+
+It knows files and tensors, and no architecture.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
-        """Read the configuration and every shard's header. ``single`` is the name of an unsharded weights file.
+        """Read the configuration and every shard's header.
 
-        Raises ``ModelNotFound`` for a folder that is missing or holds no model. Raises ``CheckpointError`` for a broken model,
-        pickled weights, or a model that needs its own code.
+        ``single`` is the name of an unsharded weights file. Raises ``ModelNotFound`` for a folder that is missing or holds no
+        model. Raises ``CheckpointError`` for a broken model, pickled weights, or a model that needs its own code.
         """
         if not folder.is_dir():
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
@@ -52,7 +55,7 @@ class Checkpoint:
         return cls(folder, config, read_json(generation) if generation.is_file() else {}, read_shards(folder, single))
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, as a view of the memory-mapped file where safetensors has one: copy it and release it.
+        """Return one tensor, as a view of the memory-mapped file where possible: copy it and release it.
 
         Raises ``CheckpointError`` for a file that safetensors does not accept.
         """
@@ -66,7 +69,7 @@ class Checkpoint:
         return tensor
 
     def check_tensors(self, expected: Mapping[str, ExpectedTensor], contents: str) -> None:
-        """Raise ``CheckpointError`` listing the tensors that are missing, unexpected, or of another shape or dtype."""
+        """Raise ``CheckpointError`` listing missing and unexpected tensors, and wrong shapes and dtypes."""
         faults = [f"{name} {list(shape)} is missing" for name, (shape, _) in expected.items() if name not in self.tensors]
         for name, entry in self.tensors.items():
             shape, dtypes = expected.get(name, (None, ()))

@@ -51,7 +51,7 @@ class HeaderError(Exception):
 
 
 def refuse_pickles(folder: Path, *readable: str, remedy: str) -> None:
-    """Raise ``CheckpointError`` if the folder has pickle files and no file that matches a pattern in ``readable``."""
+    """Raise ``CheckpointError`` for a folder of pickle files without a file of a ``readable`` pattern."""
     if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in readable):
         return
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
@@ -96,7 +96,10 @@ def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, indent: int = 1) -> None:
-    """Write ``model.safetensors`` and ``config.json``, indented by ``indent``. A crash leaves the files that were there before."""
+    """Write ``model.safetensors`` and ``config.json``, indented by ``indent``.
+
+    A crash leaves the files that were there before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights, table = folder / f"{SINGLE}.partial", folder / "config.json.partial"
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})

@@ -33,7 +33,10 @@ def chat(
     sampling: OptionValues,
     engine: OptionValues,
 ) -> None:
-    """Chat with a model; /help lists the commands. Without a terminal, each line of standard input is one turn."""
+    """Chat with a model; /help lists the commands.
+
+    Without a terminal, each line of standard input is one turn.
+    """
     model = model_name(name, model)
     session = Session(load_llm(model, engine), model, system=system, preset=preset, options=sampling)
     if sys.stdin.isatty():
@@ -62,7 +65,10 @@ def _read_line() -> str | None:
 
 
 def _run_turn(session: Session, line: str) -> bool:
-    """Run one command or answer one question, and return whether the session continues. Errors are printed."""
+    """Run one command or answer one question, and return whether the session continues.
+
+    Errors are printed.
+    """
     try:
         if not line.startswith("/"):
             _answer(session, line)

@@ -1,4 +1,4 @@
-"""``hasten doctor``: the hardware, the kernels that would run on it and the reason, the versions and the model cache."""
+"""``hasten doctor``: the hardware, the kernels that would run on it, the versions and the model cache."""
 
 from __future__ import annotations
 

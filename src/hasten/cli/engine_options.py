@@ -63,7 +63,10 @@ ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL
 
 
 def model_name(argument: str | None, option: str | None) -> str:
-    """Return the model given as an argument or with ``--model``. Raises ``InvalidOption`` for neither or both."""
+    """Return the model given as an argument or with ``--model``.
+
+    Raises ``InvalidOption`` for neither or both.
+    """
     if (argument is None) == (option is None):
         got = "no model" if argument is None else f"{argument} and --model {option}"
         raise InvalidOption("one model is needed", got=got, remedy="Name it once, for instance: demo")

@@ -1,4 +1,4 @@
-"""``hasten eval``: the quality loss of engine options, measured against the same checkpoint in float32."""
+"""``hasten eval``: the quality loss of engine options, against the same checkpoint in float32."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def evaluate(
     *,
     engine: OptionValues,
 ) -> None:
-    """Measure the quality loss of options such as --dtype: KL divergence, top-1 agreement and perplexity against float32."""
+    """Measure the quality loss of options such as --dtype against float32.
+
+    The metrics are KL divergence, top-1 agreement and perplexity.
+    """
     from hasten.bench.provenance import provenance
     from hasten.entrypoints.evaluation import evaluate as run
 

@@ -80,7 +80,10 @@ def generate(
 
 
 def _read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:
-    """Return the prompts in the order arguments, files, token ids. Raises ``InvalidOption`` for none or an unreadable file."""
+    """Return the prompts in the order arguments, files, token ids.
+
+    Raises ``InvalidOption`` for none or an unreadable file.
+    """
     if [*texts, *files].count("-") > 1:
         raise InvalidOption("standard input is one prompt and was named more than once", remedy="Write - once")
     prompts: list[Prompt] = [sys.stdin.read() if text == "-" else text for text in texts]

@@ -23,7 +23,10 @@ def until_interrupted(deltas: Iterator[Delta]) -> Iterator[Delta]:
 
 
 class Interrupt:
-    """A context that sets ``requested`` at the first Ctrl-C and raises ``KeyboardInterrupt`` at the second."""
+    """A context that sets ``requested`` at the first Ctrl-C.
+
+    The second Ctrl-C raises ``KeyboardInterrupt``.
+    """
 
     def __init__(self) -> None:
         self.requested = False

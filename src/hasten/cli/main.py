@@ -86,7 +86,7 @@ def _describe(error: Exception) -> tuple[int, str]:
 
 
 def _usage_message(error: typer.TyperException) -> str:
-    """Return the message of a command-line error, with the right or nearest spelling of an unknown option or command."""
+    """Return the message of a command-line error, with the right or nearest spelling of a wrong name."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     command = getattr(context, "command", None)

@@ -23,7 +23,10 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "
 
 @dataclass(frozen=True, slots=True)
 class OptionType:
-    """How a field's value is written. ``parse`` converts one text and raises ``KeyError`` or ``ValueError`` if it cannot."""
+    """How a field's value is written.
+
+    ``parse`` converts one text and raises ``KeyError`` or ``ValueError`` if it cannot.
+    """
 
     metavar: str
     parse: Callable[[str], Any]
@@ -33,7 +36,10 @@ class OptionType:
 
 @dataclass(frozen=True, slots=True)
 class OptionGroup:
-    """Some fields of a dataclass as options. A command receives them as ``OptionValues`` in its parameter ``name``."""
+    """Some fields of a dataclass as options.
+
+    A command receives them as ``OptionValues`` in its parameter ``name``.
+    """
 
     name: str
     title: str
@@ -45,7 +51,10 @@ class OptionGroup:
         return dataclasses.replace(self, help={name: text for name, text in self.help.items() if name not in names})
 
     def pop_values(self, values: dict[str, Any]) -> OptionValues:
-        """Remove this group's options from ``values`` and return those that were passed. Raises ``InvalidOption``."""
+        """Remove this group's options from ``values`` and return those that were passed.
+
+        Raises ``InvalidOption``.
+        """
         raw = {name: values.pop(name) for name in self.help}
         return {name: self.parse(name, value) for name, value in raw.items() if value is not None and value != []}
 

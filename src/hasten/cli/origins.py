@@ -1,4 +1,4 @@
-"""Tokens coloured by their origin (accepted draft, correction, bonus, plain step) or by their exit layer."""
+"""Tokens coloured by origin (accepted draft, correction, bonus, plain step) or by exit layer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TokenPainter:
         return self._pop(len(delta.text))
 
     def legend(self) -> str:
-        """Return ``34 accepted | 3 corrected | 12 bonus | 1 not drafted``, or the number of tokens per exit layer."""
+        """Return ``34 accepted | 3 corrected | 12 bonus | 1 not drafted``, or the tokens per exit layer."""
         rows = [(self._num_by_origin[origin], name, color) for origin, (name, color) in ORIGINS.items()]
         if self._num_by_layer:
             rows = [

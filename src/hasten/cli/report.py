@@ -12,7 +12,10 @@ from hasten.core.output import RequestMetrics, RequestOutput
 
 
 def request_summary(output: RequestOutput) -> str:
-    """Return ``prompt 12 tokens (8 cached, 4 computed) | output 96 tokens | TTFT 0.021 s | 140.1 tokens/s | finish: length``."""
+    """Return one line with the token counts, the TTFT, the rate and the finish reason.
+
+    ``prompt 12 tokens (8 cached, 4 computed) | output 96 tokens | TTFT 0.021 s | 140.1 tokens/s | finish: length``
+    """
     metrics = output.metrics
     computed = metrics.num_prompt_tokens - metrics.num_cached_tokens
     parts = [

@@ -68,7 +68,10 @@ class Settings:
 
 
 def merge_settings(checkpoint: SamplingParams, preset_name: str | None, options: OptionValues) -> Settings:
-    """Return the merged settings: options override the preset, which overrides the checkpoint's ``generation_config.json``."""
+    """Return the merged settings.
+
+    Options override the preset, which overrides the checkpoint's ``generation_config.json``.
+    """
     preset: Mapping[str, Any] = {}
     if preset_name is not None:
         from hasten.sampling.presets import preset as find_preset

@@ -1,4 +1,7 @@
-"""``Session``: the conversation and settings that ``hasten chat`` keeps between turns. It prints nothing."""
+"""``Session``: the conversation and settings that ``hasten chat`` keeps between turns.
+
+It prints nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ Message = dict[str, str]
 
 
 class Session:
-    """One conversation. ``history`` has the user's and the assistant's messages; the system message is separate."""
+    """One conversation.
+
+    ``history`` has the user's and the assistant's messages; the system message is separate.
+    """
 
     def __init__(self, llm: LLM, model: str, *, system: str | None, preset: str | None, options: OptionValues) -> None:
         self.llm, self.model, self.system = llm, model, system
@@ -28,7 +34,10 @@ class Session:
         self.settings = self._merge_settings(preset, options)
 
     def stream_answer(self, question: str) -> Iterator[Delta]:
-        """Append ``question`` to the history and stream the answer. ``pop_question`` undoes this if the answer fails."""
+        """Append ``question`` to the history and stream the answer.
+
+        ``pop_question`` undoes this if the answer fails.
+        """
         self.history.append({"role": "user", "content": question})
         system = [{"role": "system", "content": self.system}] if self.system else []
         return self.llm.stream_chat([*system, *self.history], self.settings.params)
@@ -37,7 +46,10 @@ class Session:
         self.history.append({"role": "assistant", "content": text})
 
     def pop_question(self) -> str:
-        """Remove the last question and its answer, and return the question. Raises ``InvalidRequest`` without one."""
+        """Remove the last question and its answer, and return the question.
+
+        Raises ``InvalidRequest`` without one.
+        """
         questions = [index for index, message in enumerate(self.history) if message["role"] == "user"]
         if not questions:
             raise InvalidRequest("there is no question yet", remedy="Ask something first")
@@ -46,7 +58,10 @@ class Session:
         return question
 
     def set(self, name: str, text: str) -> None:
-        """Change one setting or the preset; ``default`` resets it. Raises ``HastenError`` and then changes nothing."""
+        """Change one setting or the preset; ``default`` resets it.
+
+        Raises ``HastenError`` and then changes nothing.
+        """
         name = name.replace("-", "_")
         if name == "preset":
             preset = None if text == "default" else text
@@ -64,7 +79,10 @@ class Session:
         file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     def load(self, file: Path) -> None:
-        """Replace the conversation by a saved one. Raises ``InvalidRequest`` for any other file and then changes nothing."""
+        """Replace the conversation by a saved one.
+
+        Raises ``InvalidRequest`` for any other file and then changes nothing.
+        """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in content["messages"]]

@@ -1,4 +1,7 @@
-"""The slash commands of ``hasten chat``: each changes the session and returns what the chat loop prints or does next."""
+"""The slash commands of ``hasten chat``.
+
+Each changes the session and returns what the chat loop prints or does next.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ class CommandResult:
 
 
 def run_command(session: Session, line: str) -> CommandResult:
-    """Run one line that starts with a slash. Raises ``HastenError`` for an unknown command or a wrong argument."""
+    """Run one line that starts with a slash.
+
+    Raises ``HastenError`` for an unknown command or a wrong argument.
+    """
     name, _, argument = line.strip().partition(" ")
     if name not in COMMANDS:
         raise InvalidRequest("unknown command", got=repr(name), remedy=nearest(name, COMMANDS))

@@ -70,7 +70,7 @@ class EngineOptions:
         self._check_speculation()
 
     def _check_speculation(self) -> None:
-        """Raise ``InvalidOption`` if a drafter lacks its weights, or if weights are given that no drafter uses."""
+        """Raise ``InvalidOption`` if a drafter lacks its weights, or if no drafter uses some weights."""
         method = self.speculative_method
         for name, drafters in (("draft_model", ("draft_model",)), ("draft_heads", ("medusa", "eagle"))):
             value = getattr(self, name)
@@ -98,12 +98,12 @@ class EngineOptions:
 
     @property
     def allows_self_drafting(self) -> bool:
-        """Whether the first layers of the model may draft, provided exits or ``self_draft_layers`` choose them."""
+        """Whether the model's first layers may draft, if exits or ``self_draft_layers`` choose them."""
         return self.speculative_method in ("self_speculation", "auto")
 
     @property
     def resolved_draft_quantization(self) -> str | None:
-        """``draft_quantization`` as a value of ``quantization``: "auto" becomes four bits if the model is quantised.
+        """``draft_quantization`` as a value of ``quantization``; "auto" is four bits for a quantised model.
 
         Drafters are bound by memory bandwidth, and four bits lower their acceptance only a little.
         """
@@ -113,7 +113,10 @@ class EngineOptions:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EngineOptions:
-        """Return the options for named values. Raises ``InvalidOption`` for an unknown name, with the right one."""
+        """Return the options for named values.
+
+        Raises ``InvalidOption`` for an unknown name, with the right one.
+        """
         names = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in names:

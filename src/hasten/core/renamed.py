@@ -1,4 +1,7 @@
-"""Former spellings of options and exit rules. No alias exists: an old spelling is refused and its new one named."""
+"""Former spellings of options and exit rules.
+
+No alias exists: an old spelling is refused and its new one named.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ RENAMED_FLAGS = {
 
 
 def remedy_for_unknown(name: object, choices: Iterable[str], renamed: Mapping[str, str]) -> str:
-    """Return the remedy for an unknown name: its new spelling if ``choices`` has it, else the nearest choice."""
+    """Return the remedy for an unknown name: its new spelling if it is a choice, else the nearest choice."""
     known = list(choices)
     new_name = renamed.get(str(name))
     return f"It was renamed to {new_name}" if new_name in known else nearest(str(name), known)

@@ -1,4 +1,4 @@
-"""``compare``: the quality of a candidate against a reference on the same windows, computed chunk by chunk."""
+"""``compare``: the quality of a candidate against a reference on the same windows of text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Scorer(Protocol):
     """A model that scores given text (teacher forcing) instead of sampling."""
 
     def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
-        """Yield the logits after each token in order, in chunks of ``chunk_size`` positions. Each [R, V], float32.
+        """Yield the logits after each token in order, in chunks of ``chunk_size`` positions.
 
-        Closing the generator releases what the scorer holds for the text.
+        Each [R, V], float32. Closing the generator releases what the scorer holds for the text.
         """
         ...
 
@@ -37,9 +37,10 @@ def compare(
     chunk_size: int = CHUNK_SIZE,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Quality:
-    """Return how far ``candidate`` is from ``reference``. ``progress`` receives the number of further tokens compared.
+    """Return how far ``candidate`` is from ``reference``.
 
-    Raises ``InvalidOption`` without windows, and ``CheckpointError`` if the logits of a side are not finite.
+    ``progress`` receives the number of further tokens compared. Raises ``InvalidOption`` without windows, and ``CheckpointError``
+    if the logits of a side are not finite.
     """
     if not windows:
         raise InvalidOption("there is no text to compare on", allowed="at least one window")

@@ -1,7 +1,7 @@
-"""Per-position comparison of two models' logits: KL divergence, top-1 agreement and negative log-likelihood.
+"""Comparison of two models' logits: KL divergence, top-1 agreement and negative log-likelihood.
 
-All values are in float64 and in nats. KL(reference || candidate) = Σ p · (log p - log q), where p is the reference's distribution
-over the vocabulary and q the candidate's (Kullback & Leibler, 1951).
+All values are in float64 and in nats. KL(reference || candidate) = Σ p · (log p - log q) (Kullback & Leibler, 1951). Here p is the
+reference's distribution over the vocabulary, and q the candidate's.
 
 Shape suffixes: R positions · V vocabulary.
 """
@@ -35,7 +35,10 @@ class Divergence:
 
 
 def divergence(reference_RV: Tensor, candidate_RV: Tensor, targets_R: Tensor) -> Divergence:
-    """Return the comparison; ``targets_R[r]`` follows position r. Raises ``CheckpointError`` for logits that are not finite."""
+    """Return the comparison; ``targets_R[r]`` follows position r.
+
+    Raises ``CheckpointError`` for logits that are not finite.
+    """
     assert reference_RV.shape == candidate_RV.shape and targets_R.shape == reference_RV.shape[:1]
     for name, logits_RV in (("reference", reference_RV), ("candidate", candidate_RV)):
         if not torch.isfinite(logits_RV).all():

@@ -1,4 +1,4 @@
-"""Reading the texts for quality measurements: the held-out texts that ship with hasten, or a file of the user's."""
+"""Reading the texts for quality measurements: those that ship with hasten, or the user's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _TOKEN_ID = re.compile(r"[0-9]{1,12}")
 
 
 def read_texts(file: Path) -> list[str]:
-    """Return the texts of a file: a ``.jsonl`` file has one per line, under "text"; any other file is one UTF-8 text.
+    """Return the texts of a file.
 
-    Raises ``InvalidOption`` for a file that cannot be read, is not text or is empty.
+    A ``.jsonl`` file has one per line, under "text"; any other file is one UTF-8 text. Raises ``InvalidOption`` for a file that
+    cannot be read, is not text or is empty.
     """
     content = _read(file)
     if file.suffix.lower() != ".jsonl":
@@ -37,7 +38,10 @@ def read_texts(file: Path) -> list[str]:
 
 
 def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
-    """Return one text per line, written as token ids with spaces or commas between them. Raises ``InvalidOption``."""
+    """Return one text per line, written as token ids with spaces or commas between them.
+
+    Raises ``InvalidOption``.
+    """
     texts = []
     for number, line in enumerate(_read(file).splitlines(), 1):
         words = line.replace(",", " ").split()

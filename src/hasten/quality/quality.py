@@ -70,7 +70,7 @@ def summarize(windows: Sequence[Window], parts: Sequence[Divergence]) -> Quality
 
 
 def standard_error(clusters: Sequence[Tensor]) -> float | None:
-    """Return the standard error of the mean over clusters that are independent draws; None for fewer than two.
+    """Return the standard error of the mean over independent clusters; None for fewer than two.
 
     The ratio estimator of Cochran, 1977.
     """

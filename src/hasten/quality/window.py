@@ -1,4 +1,4 @@
-"""Cutting texts into windows that are scored independently: every token but a text's first is predicted exactly once.
+"""Cutting texts into independent windows: every token but a text's first is predicted once.
 
 ::
 
@@ -25,7 +25,10 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One text as token ids. ``ends[i]`` is the number of bytes that tokens ``[0, i]`` cover; None without a text."""
+    """One text as token ids.
+
+    ``ends[i]`` is the number of bytes that tokens ``[0, i]`` cover; None without a text.
+    """
 
     token_ids: tuple[int, ...]
     ends: tuple[int, ...] | None = None
@@ -49,9 +52,10 @@ class Window:
 
 
 def windows(texts: Sequence[TokenText], length: int, num_tokens: int | None = None) -> list[Window]:
-    """Return windows of ``length`` tokens, the last of a text shorter, with at most ``num_tokens`` predicted tokens in total.
+    """Return windows of ``length`` tokens with at most ``num_tokens`` predicted tokens in total.
 
-    The windows that are left out are spread evenly over the texts. Raises ``InvalidOption`` if no token can be predicted.
+    The last window of a text may be shorter. The windows that are left out are spread evenly over the texts. Raises
+    ``InvalidOption`` if no token can be predicted.
     """
     for name, value in (("the window", length), ("the number of tokens", num_tokens)):
         if value is not None and value < 1:

@@ -1,7 +1,7 @@
-"""The draft vocabulary of a draft model, in a file beside its weights: ``draft_ids`` [D] int32, rising.
+"""The draft vocabulary of a draft model, in a file beside its weights.
 
-The draft model stays loadable without the file. With it, only these rows of its lm_head are computed (FR-Spec, Zhao et al., 2025,
-arXiv 2502.14856).
+The file has one tensor, ``draft_ids`` [D] int32, rising. The draft model stays loadable without the file. With it, only these
+rows of its lm_head are computed (FR-Spec, Zhao et al., 2025, arXiv 2502.14856).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _REMEDY = "Train the draft model again, or remove the file"
 
 
 def read_draft_ids(folder: Path, vocab_size: int) -> Tensor | None:
-    """Return the draft vocabulary, [D] int64, or None without a file. Raises ``CheckpointError`` for an invalid file."""
+    """Return the draft vocabulary, [D] int64, or None without a file.
+
+    Raises ``CheckpointError`` for an invalid file.
+    """
     path = folder / DRAFT_IDS_FILE
     if not path.is_file():
         return None
@@ -38,7 +41,10 @@ def write_draft_ids(folder: Path, ids: Tensor) -> None:
 
 
 def check_draft_ids(ids: Tensor, vocab_size: int, path: Path, *, remedy: str) -> Tensor:
-    """Return the ids as int64. Raises ``CheckpointError`` unless they are rising token ids of the vocabulary."""
+    """Return the ids as int64.
+
+    Raises ``CheckpointError`` unless they are rising token ids of the vocabulary.
+    """
     is_list = ids.dtype in (torch.int32, torch.int64) and ids.dim() == 1 and len(ids) > 0
     if not is_list or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size or bool((ids.diff() <= 0).any()):
         raise CheckpointError(

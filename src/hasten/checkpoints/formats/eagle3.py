@@ -1,4 +1,6 @@
-"""EAGLE-3 heads on disk (Li et al., 2025, arXiv 2503.01840): the layout of the ``speculators`` project, which vLLM serves.
+"""EAGLE-3 heads on disk, in the layout of the ``speculators`` project, which vLLM serves.
+
+Li et al., 2025, arXiv 2503.01840.
 
 ::
 
@@ -98,7 +100,7 @@ def write_eagle3(folder: Path, config: Eagle3Config, tensors: Mapping[str, Tenso
 
 
 def read_target_ids(checkpoint: Checkpoint, draft_vocab_size: int, vocab_size: int) -> Tensor:
-    """Return the target's id of each draft token. [D], int64
+    """Return the target's id of each draft token, [D] int64.
 
     Raises ``CheckpointError`` if ``d2t`` and ``t2d`` do not map ``draft_vocab_size`` tokens into a vocabulary of ``vocab_size``.
     """
@@ -123,7 +125,10 @@ def read_target_ids(checkpoint: Checkpoint, draft_vocab_size: int, vocab_size: i
 
 
 def _read_config(folder: Path, values: Mapping[str, Any]) -> Eagle3Config:
-    """Return the configuration. Raises ``CheckpointError`` with every value that no EAGLE-3 head of one layer has."""
+    """Return the configuration.
+
+    Raises ``CheckpointError`` with every value that no EAGLE-3 head of one layer has.
+    """
     layer, eagle = values.get("transformer_layer_config") or values, _table(values.get("eagle_config"))
     speculators, accuracies = _table(values.get("speculators_config")), values.get("head_accuracies") or []
     verifier = _table(speculators.get("verifier"))

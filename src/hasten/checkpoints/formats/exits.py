@@ -62,8 +62,8 @@ class ExitsCheckpoint:
 def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: int, layer_context: LayerContext) -> ExitsCheckpoint:
     """Return the exits of a folder, for a model of these sizes.
 
-    Raises ``CheckpointError`` for pickles, for exits of another model (with both numbers), for tensors that are missing, unexpected
-    or of another shape (with all of them), and for exit layers that the model does not have.
+    Raises ``CheckpointError`` for pickles, for exits of another model (with both numbers), and for tensors that are missing,
+    unexpected or of another shape (with all of them). The same error reports exit layers that the model does not have.
     """
     remedy = (
         "Train them again (hasten train exits), or convert the file if you trust it: import torch, safetensors.torch as s; "
@@ -150,7 +150,10 @@ def _read_spec(checkpoint: Checkpoint, hidden_size: int, num_layers: int, vocab_
 
 
 def _expected_tensors(checkpoint: Checkpoint, spec: ExitHeadsSpec) -> dict[str, ExpectedTensor]:
-    """Return the tensors that must be there; those of variable length have the length that is stored, within its limits."""
+    """Return the tensors that must be there.
+
+    Tensors of variable length are expected with their stored length, if it is within the limits.
+    """
     size = spec.hidden_size
     shapes = {"translate.weight": (size, size), "translate.bias": (size,), "classify.weight": (size,), "classify.bias": (1,)}
     expected: dict[str, ExpectedTensor] = {
@@ -182,7 +185,10 @@ def _load_exit_heads(exits: ExitHeads, checkpoint: Checkpoint) -> None:
 
 
 def _read_exit_layers(checkpoint: Checkpoint, name: str, spec: ExitHeadsSpec) -> Tensor | None:
-    """Return a table of exit layers. Raises ``CheckpointError`` for a layer that is neither an exit nor the last layer."""
+    """Return a table of exit layers.
+
+    Raises ``CheckpointError`` for a layer that is neither an exit nor the last layer.
+    """
     if name not in checkpoint.tensors:
         return None
     table = checkpoint.read(name).clone()

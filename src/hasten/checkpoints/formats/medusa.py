@@ -1,4 +1,6 @@
-"""Medusa heads on disk (Cai et al., 2024, arXiv 2401.10774): vLLM's layout is read and written, the original one is read.
+"""Medusa heads on disk: vLLM's layout is read and written, the original one is read.
+
+Cai et al., 2024, arXiv 2401.10774.
 
 ::
 
