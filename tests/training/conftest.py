@@ -1,4 +1,4 @@
-"""A tiny model with a word tokenizer, and a text of period seven in which every next word is predictable."""
+"""A tiny model with a word tokenizer, and a periodic text whose next word is always predictable."""
 
 from __future__ import annotations
 

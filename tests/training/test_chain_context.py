@@ -31,7 +31,7 @@ def _all_chains(head: EagleHead, ids_BS: Tensor, hidden_TE: Tensor) -> Tensor:
 
 
 def _one_chain(formula: Formula, ids_S: Tensor, states_SE: Tensor, anchor: int) -> list[Tensor]:
-    """Return the hidden states of one chain's draft tokens. The layer reads the full sequence again for each of them."""
+    """Return the hidden states of one chain's draft tokens, each computed from the full sequence."""
     sequence, drafted = states_SE[: anchor + 1].double(), []
     while len(drafted) < STEPS and anchor + len(drafted) + 1 < SEQ_LEN:
         drafted.append(formula.draft(sequence, ids_S[1 : len(sequence) + 1])[-1])

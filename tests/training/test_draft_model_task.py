@@ -53,7 +53,7 @@ def test_the_draft_learns_the_targets_distribution(model, trained):
 
 
 def test_acceptance_compares_with_the_target_and_hard_labels_teach_the_text(model, periodic_text, tmp_path):
-    """The first draft learns only the text, which its target does not predict. The second learns from the first."""
+    """The first draft learns the text, which its target does not predict. The second learns the first."""
     options = TrainOptions(steps=100, batch=4, seq_len=64, lr=0.01)
     first = train(
         str(model), periodic_text, tmp_path / "first", DraftModelRecipe(layers=1, hidden=32, hard_label_weight=1.0), options

@@ -1,4 +1,4 @@
-"""An EAGLE-3 head learns its target's choices, draft token after draft token, and drafts the same when it is loaded."""
+"""An EAGLE-3 head learns its target's choices and drafts the same tokens when it is loaded."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_every_draft_token_of_a_periodic_text_is_accepted(fluent_target: TargetM
 
 
 def _reference_loss(task: EagleTask, ids_BS: Tensor) -> float:
-    """Return the mean of 0.8^j · KL from the target's distribution over the draft vocabulary, each draft token computed alone."""
+    """Return the mean of 0.8^j · KL over the draft vocabulary, each draft token computed alone."""
     head, decoder = task.head, task.target.decoder
     total, count = 0.0, 0
     for ids_S in ids_BS:
@@ -205,7 +205,7 @@ def test_the_score_counts_agreement_with_the_targets_greedy_token(tiny: Callable
 
 
 def test_planted_faults_of_the_loss_are_detected(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: the current token instead of the next one, and another weight of later draft tokens."""
+    """Negative control: the current token instead of the next, and another weight of draft tokens."""
     target = TargetModel.load(tiny("llama-gqa"))
     ids_BS = torch.randint(101, (1, 9), generator=torch.Generator().manual_seed(1))
     task = EagleTask(target, EagleRecipe(ttt_steps=STEPS), Corpus(ids_BS[0].int(), ids_BS[0].int()), 0)
@@ -249,7 +249,7 @@ def test_initial_weights_come_from_the_seed(tiny: Callable[[str], Path]) -> None
 
 
 def test_init_from_continues_the_training_of_a_head(fluent_target: TargetModel, corpus: Corpus, tmp_path: Path) -> None:
-    """Shape and draft vocabulary are those of the initial head, whatever the text. Its folder does not change."""
+    """Shape and draft vocabulary are those of the initial head. Its folder does not change."""
     recipe = EagleRecipe(ttt_steps=STEPS, draft_vocab=10, aux_layers=(1, 2, 2), norm_before_residual=False)
     first = EagleTask(fluent_target, recipe, corpus, 0)
     _train(first, corpus, steps=15)

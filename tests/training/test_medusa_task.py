@@ -1,4 +1,4 @@
-"""Medusa heads learn their distances beside a frozen model, and a killed training gives the same heads."""
+"""Medusa heads learn their distances beside a frozen model. A killed training gives the same heads."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_only_the_heads_get_gradients_and_the_model_does_not_change(model):
 
 
 def test_the_loss_is_that_of_the_paper(model):
-    """KL of each head from the model's distribution i + 1 tokens later, times 0.8^i. New heads equal the model."""
+    """KL of head i from the model's distribution i + 1 tokens later, times 0.8^i, for untrained heads."""
     target = TargetModel.load(model)
     task = build_task(MedusaRecipe(heads=3), target, None, 0)
     corpus = Corpus.split([torch.randint(3, 101, (2000,), generator=torch.Generator().manual_seed(0)).tolist()], 64, 0.1, None)
@@ -106,7 +106,7 @@ def test_the_loss_is_that_of_the_paper(model):
 
 
 def test_the_loss_is_over_the_draft_vocabulary(model):
-    """Both distributions are over the draft vocabulary. Positions where the model chooses another token weigh 0."""
+    """So is the teacher's distribution. Positions where the model chooses another token weigh 0."""
     target = TargetModel.load(model)
     corpus = Corpus.split([torch.randint(3, 101, (2000,), generator=torch.Generator().manual_seed(0)).tolist()], 64, 0.1, None)
     task = build_task(MedusaRecipe(heads=2, draft_vocab=40), target, corpus, 0)
@@ -141,7 +141,7 @@ def kl(target: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
 
 
 def test_acceptance_counts_chains_and_accuracy_counts_heads(model):
-    """Compared with a plain count. The text repeats tokens, so the model often predicts the same token again."""
+    """Compared with a plain count. The text repeats tokens, so that some draft tokens are right."""
     target = TargetModel.load(model)
     task = build_task(MedusaRecipe(heads=2), target, None, 0)
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

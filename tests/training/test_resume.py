@@ -112,7 +112,7 @@ def test_a_tensor_missing_from_the_state_would_be_detected(corpus, tmp_path, uni
 
 
 class DyingProcess:
-    """Patches functions so that the process dies, by ``KeyboardInterrupt``, before call ``survived + 1`` of any of them."""
+    """Patches functions to raise ``KeyboardInterrupt`` after ``survived`` calls of any of them."""
 
     def __init__(self, patch: pytest.MonkeyPatch, owner: object, names: tuple[str, ...], survived: int) -> None:
         self.remaining = survived
@@ -162,7 +162,7 @@ def test_a_death_inside_a_write_leaves_a_complete_state(tmp_path, monkeypatch):
 
 
 def test_a_death_during_removal_leaves_the_state_complete_or_absent(tmp_path, monkeypatch):
-    """The process dies before its n-th change of the folder, for every n. Then the same command runs again."""
+    """The process dies before its n-th change of the folder, for every n."""
     complete, absent = 0, 0
     for survived in range(10):
         out = tmp_path / str(survived)

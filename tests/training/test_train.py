@@ -1,4 +1,4 @@
-"""``train`` refuses what cannot work before it begins, and does not resume after a change of its inputs."""
+"""``train`` refuses bad recipes before it begins, and does not resume after a change of its inputs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_bad_recipe_is_refused_before_documents_are_generated(
 
 @pytest.mark.parametrize("kind", [EagleRecipe, DraftModelRecipe])
 def test_a_run_is_not_resumed_after_a_change_of_its_initial_weights(model, periodic_text, tmp_path, kind):
-    """The checkpoint keeps its name, configuration and sizes; one number in the middle of its weights changes."""
+    """One number in the middle of the weights changes; name, configuration and sizes do not."""
     initial, out = tmp_path / "initial", tmp_path / "out"
     first = EagleRecipe(ttt_steps=2) if kind is EagleRecipe else DraftModelRecipe(layers=1, hidden=32)
     assert train(str(model), periodic_text, initial, first, OPTIONS) is not None

@@ -1,4 +1,4 @@
-"""One pass with exits equals the token-by-token reference, where each token's own state gives its keys and values."""
+"""One pass with exits equals a token-by-token reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exit_layers(folder: Path) -> tuple[int, ...]:
 
 
 def mismatches(folder: Path, rule: Rule) -> list[str]:
-    """Return where layers or loss differ from the reference. Fails for a rule that does not decide anything."""
+    """Return where layers or loss differ from the reference. The rule must decide something."""
     target = TargetModel.load(folder)
     exits = random_exits(target, exit_layers(folder))
     expected = [reference_costs(folder, exits, ids_S.tolist(), rule) for ids_S in sequences()]

@@ -1,4 +1,4 @@
-"""Exit tables follow the statistics of training text; tokens and buckets without statistics have no early exit."""
+"""Exit tables follow the statistics of training text. Without statistics there is no early exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit heads learn the distribution of a frozen model and are saved with calibrated thresholds and tables."""
+"""Exit heads learn a frozen model's distribution and are saved with calibrated thresholds and tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trained(model, periodic_text, tmp_path_factory):
 
 
 def exit_logits(model: Path, out: Path, ids_BS: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
-    """Return the logits of every exit, of the model and of the classifiers, on hidden states from transformers."""
+    """Return the logits of exits, model and classifiers, on hidden states from transformers."""
     ops = TorchOps()
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     exits = read_exits(
@@ -222,7 +222,7 @@ def test_exits_that_the_model_does_not_have_are_refused(model):
 
 
 def test_validation_text_measures_costs_only(model, monkeypatch):
-    """Training text gives threshold grids, table statistics and the bounds of the test. Validation text gives costs."""
+    """Training text gives threshold grids, table statistics and the bounds of the test."""
     target = TargetModel.load(model)
     task = build_task(EarlyExitRecipe(layers=(1, 2), texts=8), target, None, 0)
     corpus = Corpus(torch.randint(3, 50, (2000,), dtype=torch.int32), torch.randint(50, 101, (2000,), dtype=torch.int32))

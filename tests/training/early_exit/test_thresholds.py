@@ -1,4 +1,4 @@
-"""The test is valid: it seldom rejects a true null hypothesis. It is also powerful: even losses need few sequences."""
+"""The test is valid and powerful: it seldom rejects a true null hypothesis, and few sequences suffice."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_p_value_does_not_depend_on_other_thresholds() -> None:
 
 
 def test_the_bound_does_not_hide_rare_large_losses() -> None:
-    """Three sequences of a hundred lose two nats. The mean is six times the allowed loss, and a low bound would hide it."""
+    """Three sequences of a hundred lose two nats, so the mean is six times the allowed loss."""
     losses = torch.zeros(200, 256, dtype=torch.float64)
     losses[torch.rand(200, 256, generator=torch.Generator().manual_seed(6)) < 0.03] = 2.0
     assert float((p(losses, largest=2.0) <= 0.05).double().mean()) == 0.0
@@ -146,7 +146,7 @@ def test_fixed_sequence_testing_selects_a_bad_threshold_at_most_as_often_as_stat
 
 @pytest.mark.parametrize("changes", [2, 4, 25])
 def test_the_guarantee_holds_for_one_long_document_that_changes(changes: int) -> None:
-    """A quarter of it is easy, in this many passages. The mean loss on all of it is not allowed, and the test detects that."""
+    """A quarter of it is easy, in ``changes`` passages. The mean loss on all of it is not allowed."""
     seq_len, num_sequences, trials = 32, 1600, 200
     wrong = 0
     for trial in range(trials):
@@ -162,7 +162,7 @@ def test_the_guarantee_holds_for_one_long_document_that_changes(changes: int) ->
 
 @pytest.mark.parametrize("bound", [request_bounds, lambda costs: costs.risk_LN.amax(1)])
 def test_requests_that_exit_as_a_unit_keep_the_guarantee(bound: Callable[[Costs], Tensor]) -> None:
-    """One sequence in 25 exits at the first threshold and loses thirty times the allowed loss. Few samples have such a one."""
+    """One sequence in 25 loses thirty times the allowed loss, so most samples have no such sequence."""
     generator = torch.Generator().manual_seed(7)
     thresholds = torch.tensor([NO_EXIT, 0.96, 0.9, 0.5, 0.0], dtype=torch.float64)[:, None]
 
