@@ -1,6 +1,6 @@
-"""A row whose tokens branch gives each of them what the path to it gives as a plain sequence on other blocks.
+"""The logits of a token tree equal those of its paths, each computed as a plain sequence on other blocks.
 
-On the native backend bit by bit, wherever it promises that rows do not depend on their batch; on PyTorch within the bounds below.
+Bit by bit on the native backend wherever it is batch-invariant; within the bounds below on PyTorch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from torch import Tensor
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.plan import RowPlan, SlotMove
-from hasten.kv.native_pool import NativeKvPool
-from hasten.kv.pool import KvPool
+from hasten.kv.pool import KvPool, NativeKvPool
 from hasten.models.load import load_decoder
 from hasten.runners import native_runner
 from hasten.runners.backends.choose import choose_backend
-from tests.engine.step_rows import Steps, Tree, random_tree
-from tests.engine.test_equality import runnable_here
+from tests.engine.paged_runner import PagedRunner, Tree, random_tree
+from tests.engine.test_equality import isas_of_this_cpu
 from tests.models.dense import differences
 
-# Model, block size, options. Keys and values are stored in every dtype; a split of 32 panels ends within the rows where blocks
-# are small, and the windows are 7 and 8 tokens.
+# Model, block size, options. KV caches of every dtype. Small blocks make a split of 32 panels end within a row's KV entries;
+# the windows are 7 and 8 tokens.
 NATIVE = [
     ("llama-gqa", 16, {"dtype": "float32"}),
     ("mistral-window", 1, {"dtype": "bfloat16", "quantization": "int4"}),
@@ -35,169 +34,174 @@ NATIVE = [
     ("gpt2", 48, {"dtype": "float32", "quantization": "int8", "kv_cache_dtype": "int8"}),
 ]
 TORCH = ["llama-gqa", "gpt2", "mistral-window", "qwen2-mixed-window", "qwen3-gqa"]
-Compare = Callable[[Tensor, Tensor], bool]
+Equal = Callable[[Tensor, Tensor], bool]
 
 
-def batch_invariant(ours: Tensor, theirs: Tensor) -> bool:
-    return torch.equal(ours, theirs)
+def bit_equal(actual: Tensor, expected: Tensor) -> bool:
+    return torch.equal(actual, expected)
 
 
-def same_model(ours: Tensor, theirs: Tensor) -> bool:
-    """The bound by which two models in float32 are called equal."""
-    return not differences(ours, theirs)
+def float32_equal(actual: Tensor, expected: Tensor) -> bool:
+    """Apply the bound by which two models in float32 are called equal."""
+    return not differences(actual, expected)
 
 
-def steps(folder: Path, block_size: int, **options: str) -> Steps:
+def make_runner(folder: Path, block_size: int, **options: str) -> PagedRunner:
     backend = choose_backend(EngineOptions(threads=2 if options["backend"] == "cpu" else 1, **options))
     model = load_decoder(folder, dtype=options["dtype"], ops=backend.ops, formats=backend.formats)
-    return Steps(backend, model, block_size)
+    return PagedRunner(backend, model, block_size)
 
 
-def some(draw: random.Random, low: int, high: int) -> list[int]:
+def random_tokens(draw: random.Random, low: int, high: int) -> list[int]:
     return [draw.randrange(97) for _ in range(draw.randint(low, high))]
 
 
-def expected(made: Steps, before: Sequence[int], tree: Tree) -> Tensor:
-    """The logits after each node, from plain sequences."""
+def path_logits(paged: PagedRunner, prefix: Sequence[int], tree: Tree) -> Tensor:
+    """Return the logits after each node, computed from plain sequences."""
     paths = [tree.path(leaf) for leaf in tree.leaves]
-    sequences = [[*before, *(tree.token_ids[node] for node in path)] for path in paths]
-    rows: dict[int, Tensor] = {}
-    for path, logits_RV in zip(paths, made.plain(*sequences), strict=True):
-        rows.update(zip(path, logits_RV[len(before) :], strict=True))
-    return torch.stack([rows[node] for node in range(len(tree.parents))])
+    sequences = [[*prefix, *(tree.token_ids[node] for node in path)] for path in paths]
+    node_logits: dict[int, Tensor] = {}
+    for path, logits_RV in zip(paths, paged.prompt_logits(*sequences), strict=True):
+        node_logits.update(zip(path, logits_RV[len(prefix) :], strict=True))
+    return torch.stack([node_logits[node] for node in range(len(tree.parents))])
 
 
-def wrong_rows(made: Steps, same: Compare, seed: int) -> list[str]:
-    """Of a step of several trees beside a long chunk of a prompt and single tokens: what is not as it is alone."""
-    made.clear()
+def failures_in_a_batch(paged: PagedRunner, equal: Equal, seed: int) -> list[str]:
+    """Run trees, a long prompt chunk and single tokens in one step; return the rows that differ from plain sequences."""
+    paged.clear()
     draw = random.Random(seed)
     kinds = ["tree", "tree", "wide tree", "chunk", "one", "one"]
     draw.shuffle(kinds)
-    prefixes = [some(draw, 1, 90) for _ in kinds]
-    made.run(*[made.row(i, 0, prefix, 0) for i, prefix in enumerate(prefixes)])
+    prefixes = [random_tokens(draw, 1, 90) for _ in kinds]
+    paged.run(*[paged.row(i, 0, prefix, 0) for i, prefix in enumerate(prefixes)])
     rows: list[RowPlan] = []
     trees: list[Tree] = []
     for i, (kind, prefix) in enumerate(zip(kinds, prefixes, strict=True)):
-        trunk = some(draw, 70, 100) if kind == "chunk" else some(draw, 1, 1 if kind == "one" else 3)
+        trunk = random_tokens(draw, 70, 100) if kind == "chunk" else random_tokens(draw, 1, 1 if kind == "one" else 3)
         size = {"tree": draw.randint(2, 12), "wide tree": 64 - len(trunk)}.get(kind, 0)
-        trees.append(random_tree(draw, some(draw, size, size)))
-        row = made.row(i, len(prefix), [*trunk, *trees[-1].token_ids], min(3, len(trunk)) + size, trees[-1].parents)
+        trees.append(random_tree(draw, random_tokens(draw, size, size)))
+        row = paged.row(i, len(prefix), [*trunk, *trees[-1].token_ids], min(3, len(trunk)) + size, trees[-1].parents)
         rows.append(row)
-    logits = made.run(*rows).split([row.num_logits for row in rows])
-    wrong = []
-    for kind, prefix, row, tree, ours in zip(kinds, prefixes, rows, trees, logits, strict=True):
+    logits = paged.run(*rows).split([row.num_logits for row in rows])
+    failures = []
+    for kind, prefix, row, tree, actual in zip(kinds, prefixes, rows, trees, logits, strict=True):
         size = len(tree.parents)
         trunk = row.token_ids[: len(row.token_ids) - size]
-        own = len(ours) - size
-        if not same(ours[:own], made.plain([*prefix, *trunk])[0][-own:]):
-            wrong.append(f"{kind}: before the tree")
-        if size and not same(ours[own:], expected(made, [*prefix, *trunk], tree)):
-            wrong.append(f"{kind}: in the tree")
-    return wrong
+        num_trunk_logits = len(actual) - size
+        expected_trunk = paged.prompt_logits([*prefix, *trunk])[0][-num_trunk_logits:]
+        if not equal(actual[:num_trunk_logits], expected_trunk):
+            failures.append(f"{kind}: before the tree")
+        if size and not equal(actual[num_trunk_logits:], path_logits(paged, [*prefix, *trunk], tree)):
+            failures.append(f"{kind}: in the tree")
+    return failures
 
 
-def wrong_turns(made: Steps, same: Compare, seed: int) -> list[int]:
-    """One sequence through several trees, of which a path is taken each time: the turns whose logits are wrong."""
-    made.clear()
+def failed_rounds(paged: PagedRunner, equal: Equal, seed: int) -> list[int]:
+    """Verify several trees on one sequence and keep a path of each; return the rounds with wrong logits."""
+    paged.clear()
     draw = random.Random(seed)
-    tokens = some(draw, 1, 40)
-    made.run(made.row(0, 0, tokens, 0))
-    wrong = []
-    for turn in range(6):
-        trunk, tree = some(draw, 1, 2), random_tree(draw, some(draw, 4, 20))
+    tokens = random_tokens(draw, 1, 40)
+    paged.run(paged.row(0, 0, tokens, 0))
+    failures = []
+    for round_index in range(6):
+        trunk, tree = random_tokens(draw, 1, 2), random_tree(draw, random_tokens(draw, 4, 20))
         start = len(tokens)
         tokens += trunk
-        row = made.row(0, start, [*trunk, *tree.token_ids], len(tree.parents), tree.parents)
-        if not same(made.run(row), expected(made, tokens, tree)):
-            wrong.append(turn)
+        row = paged.row(0, start, [*trunk, *tree.token_ids], len(tree.parents), tree.parents)
+        if not equal(paged.run(row), path_logits(paged, tokens, tree)):
+            failures.append(round_index)
         path = tree.path(draw.choice(tree.leaves))
-        path = path[: draw.randint(0 if turn % 3 == 2 else 1, len(path))]
-        made.runner.move(made.moves(0, len(tokens), path))
+        path = path[: draw.randint(0 if round_index % 3 == 2 else 1, len(path))]
+        paged.runner.move(paged.slot_moves(0, len(tokens), path))
         tokens += [tree.token_ids[node] for node in path]
-    return wrong
+    return failures
 
 
-@pytest.mark.parametrize("isa", runnable_here())
+@pytest.mark.parametrize("isa", isas_of_this_cpu())
 @pytest.mark.parametrize(("name", "block_size", "options"), NATIVE, ids=[f"{name}-{size}" for name, size, _ in NATIVE])
-def test_native_rows_have_the_bits_of_their_paths(
+def test_native_tree_logits_equal_path_logits_bit_by_bit(
     name: str, block_size: int, options: dict[str, str], isa: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HASTEN_CPU_ISA", isa)
-    made = steps(tiny(name), block_size, backend="cpu", **options)
+    paged = make_runner(tiny(name), block_size, backend="cpu", **options)
     for seed in range(3):
-        assert wrong_rows(made, batch_invariant, seed) == []
-        assert wrong_turns(made, batch_invariant, seed) == []
+        assert failures_in_a_batch(paged, bit_equal, seed) == []
+        assert failed_rounds(paged, bit_equal, seed) == []
 
 
 @pytest.mark.parametrize("block_size", [5, 16])
 @pytest.mark.parametrize("name", TORCH)
-def test_torch_rows_equal_their_paths(name: str, block_size: int, tiny: Callable[[str], Path]) -> None:
-    made = steps(tiny(name), block_size, backend="torch", dtype="float32")
+def test_torch_tree_logits_equal_path_logits(name: str, block_size: int, tiny: Callable[[str], Path]) -> None:
+    paged = make_runner(tiny(name), block_size, backend="torch", dtype="float32")
     for seed in range(2):
-        assert wrong_rows(made, same_model, seed) == []
-        assert wrong_turns(made, same_model, seed) == []
+        assert failures_in_a_batch(paged, float32_equal, seed) == []
+        assert failed_rounds(paged, float32_equal, seed) == []
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.1), ("float16", 0.0125)])
-def test_torch_rows_of_16_bits(dtype: str, bound: float, tiny: Callable[[str], Path]) -> None:
-    """Sums are taken in another order and rounded to 16 bits in every layer."""
+def test_torch_tree_logits_in_16_bits(dtype: str, bound: float, tiny: Callable[[str], Path]) -> None:
+    """The order of summation differs, and every layer rounds to 16 bits."""
 
-    def close(ours: Tensor, theirs: Tensor) -> bool:
-        return float((ours - theirs).abs().max()) <= bound * float(theirs.abs().max())
+    def close(actual: Tensor, expected: Tensor) -> bool:
+        return float((actual - expected).abs().max()) <= bound * float(expected.abs().max())
 
-    made = steps(tiny("qwen2-mixed-window"), 16, backend="torch", dtype=dtype)
-    assert wrong_rows(made, close, 0) == []
-    assert wrong_turns(made, close, 0) == []
-
-
-def see_an_aunt(patch: pytest.MonkeyPatch) -> None:
-    """The last token of each tree sees one token more that is not on its path."""
-    whole = RowPlan.attention_bitmasks.fget
-
-    def views(row: RowPlan) -> list[int]:
-        right: list[int] = whole(row)
-        strangers = [token for token in range(len(right) - 1) if not right[-1] >> token & 1]
-        return [*right[:-1], right[-1] | 1 << strangers[-1]] if strangers else right
-
-    patch.setattr(RowPlan, "attention_bitmasks", property(views))
+    paged = make_runner(tiny("qwen2-mixed-window"), 16, backend="torch", dtype=dtype)
+    assert failures_in_a_batch(paged, close, 0) == []
+    assert failed_rounds(paged, close, 0) == []
 
 
-def miss_a_parent(patch: pytest.MonkeyPatch) -> None:
-    whole = RowPlan.attention_bitmasks.fget
+def attend_outside_the_path(patch: pytest.MonkeyPatch) -> None:
+    """The last token of each tree attends to one token that is not on its path."""
+    original = RowPlan.attention_bitmasks.fget
 
-    def views(row: RowPlan) -> list[int]:
-        right: list[int] = whole(row)
+    def bitmasks(row: RowPlan) -> list[int]:
+        right: list[int] = original(row)
+        outside_path = [token for token in range(len(right) - 1) if not right[-1] >> token & 1]
+        return [*right[:-1], right[-1] | 1 << outside_path[-1]] if outside_path else right
+
+    patch.setattr(RowPlan, "attention_bitmasks", property(bitmasks))
+
+
+def mask_out_a_parent(patch: pytest.MonkeyPatch) -> None:
+    original = RowPlan.attention_bitmasks.fget
+
+    def bitmasks(row: RowPlan) -> list[int]:
+        right: list[int] = original(row)
         parent = len(right) - len(row.tree) + row.tree[-1]
         return [*right[:-1], right[-1] & ~(1 << parent)]
 
-    patch.setattr(RowPlan, "attention_bitmasks", property(views))
+    patch.setattr(RowPlan, "attention_bitmasks", property(bitmasks))
 
 
-def stand_in_line(patch: pytest.MonkeyPatch) -> None:
-    """Tokens stand at the positions of their slots."""
+def use_slots_as_positions(patch: pytest.MonkeyPatch) -> None:
+    """Each token gets the position of its slot, as in a chain."""
     patch.setattr(RowPlan, "positions", property(lambda row: range(row.start, row.stop)))
-    patch.setattr(native_runner, "_views", lambda rows: array("Q", [0] * sum(len(row.token_ids) for row in rows)))
+    patch.setattr(native_runner, "_attention_bitmasks", lambda rows: array("Q", [0] * sum(len(row.token_ids) for row in rows)))
 
 
-def stay(patch: pytest.MonkeyPatch) -> None:
-    """The last token of a path stays where it is."""
+def skip_the_last_move(patch: pytest.MonkeyPatch) -> None:
+    """The keys and values of a path's last token are not moved."""
     for pool in (KvPool, NativeKvPool):
-        patch.setattr(pool, "move", _without_last(pool.move))
+        patch.setattr(pool, "move", _without_last_move(pool.move))
 
 
-def _without_last(whole: Callable[..., None]) -> Callable[..., None]:
+def _without_last_move(original: Callable[..., None]) -> Callable[..., None]:
     def move(self: object, moves: Sequence[SlotMove]) -> None:
-        whole(self, moves[:-1])
+        original(self, moves[:-1])
 
     return move
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-@pytest.mark.parametrize("fault", [see_an_aunt, miss_a_parent, stand_in_line, stay], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault",
+    [attend_outside_the_path, mask_out_a_parent, use_slots_as_positions, skip_the_last_move],
+    ids=lambda fault: fault.__name__,
+)
 def test_planted_faults_are_caught(
     fault: Callable[[pytest.MonkeyPatch], None], backend: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = steps(tiny("llama-gqa"), 16, backend=backend, dtype="float32")
+    paged = make_runner(tiny("llama-gqa"), 16, backend=backend, dtype="float32")
     fault(monkeypatch)
-    assert wrong_turns(made, same_model, 0) != []
-    assert fault is stay or "wide tree: in the tree" in wrong_rows(made, same_model, 0)
+    assert failed_rounds(paged, float32_equal, 0) != []
+    assert fault is skip_the_last_move or "wide tree: in the tree" in failures_in_a_batch(paged, float32_equal, 0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.engine.free_steps import free_steps
+from tests.engine.constant_step_cost import constant_step_cost
 from torch import Tensor
 
 from hasten import LLM, HastenError, SamplingParams
@@ -158,7 +158,7 @@ class CheckedDrafter:
 
 def run(folder: Path, method: str, check: Callable[[DraftRequest, Draft], None], **options: Any) -> CheckedDrafter:
     common = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory": "64MiB", "num_speculative_tokens": 6}
-    with free_steps():
+    with constant_step_cost():
         llm = LLM("demo", speculative_method=method, draft_heads=str(folder), **{**common, **options})
     drafter = CheckedDrafter(llm.engine._drafter, check)
     llm.engine._drafter = drafter

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.step_rows import Steps
+from tests.engine.paged_runner import PagedRunner
 from tests.tiny_models import tiny_reference
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,9 +21,10 @@ PROMPTS = [[3, 77, 12, 50, 50, 8, 96, 1, 1, 64, 23], [5, 9, 2, 31, 7]]
 LAYERS = 3
 
 
-def make_steps(folder: Path, backend_name: str, aux_layer_indices: tuple[int, ...]) -> Steps:
+def make_runner(folder: Path, backend_name: str, aux_layer_indices: tuple[int, ...]) -> PagedRunner:
     backend = choose_backend(EngineOptions(backend=backend_name, dtype="float32", threads=1))
-    return Steps(backend, load_decoder(folder, dtype="float32", ops=backend.ops, formats=backend.formats), 4, aux_layer_indices)
+    model = load_decoder(folder, dtype="float32", ops=backend.ops, formats=backend.formats)
+    return PagedRunner(backend, model, 4, aux_layer_indices)
 
 
 def hidden_states(reference: PreTrainedModel, prompt: list[int]) -> tuple[Tensor, ...]:
@@ -47,13 +48,13 @@ def close(actual: Tensor, expected: Tensor) -> bool:
 def test_hidden_states_equal_transformers(name: str, backend: str, tiny: Callable[[str], Path]) -> None:
     """One prompt in two chunks, beside another prompt. The states of any other layer differ."""
     reference = tiny_reference(name)
-    steps = make_steps(tiny(name), backend, tuple(range(LAYERS)))
+    paged = make_runner(tiny(name), backend, tuple(range(LAYERS)))
     first, second = PROMPTS
     states = [hidden_states(reference, prompt) for prompt in PROMPTS]
-    plans = [[steps.row(0, 0, first[:4], 0)], [steps.row(1, 0, second, 1), steps.row(0, 4, first[4:], 1)]]
+    plans = [[paged.row(0, 0, first[:4], 0)], [paged.row(1, 0, second, 1), paged.row(0, 4, first[4:], 1)]]
     spans = [[(0, 0, 4)], [(1, 0, len(second)), (0, 4, len(first))]]  # (prompt, begin, end) of each row
     for rows, parts in zip(plans, spans, strict=True):
-        found = steps.runner.run(StepPlan(tuple(rows))).aux_hidden_states
+        found = paged.runner.run(StepPlan(tuple(rows))).aux_hidden_states
         assert set(found) == set(range(LAYERS)) and all(state.dtype == torch.float32 for state in found.values())
 
         def expected(index: int, parts: list[tuple[int, int, int]] = parts) -> Tensor:
@@ -70,8 +71,8 @@ def test_hidden_states_equal_transformers(name: str, backend: str, tiny: Callabl
 def test_only_requested_layers_are_returned(backend: str, tiny: Callable[[str], Path]) -> None:
     logits = []
     for layers in ((), (1,)):
-        steps = make_steps(tiny("llama-gqa"), backend, layers)
-        output = steps.runner.run(StepPlan((steps.row(0, 0, PROMPTS[0], 2),)))
+        paged = make_runner(tiny("llama-gqa"), backend, layers)
+        output = paged.runner.run(StepPlan((paged.row(0, 0, PROMPTS[0], 2),)))
         assert tuple(output.aux_hidden_states) == layers
         logits.append(output.logits)
     assert torch.equal(*logits)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.early_exit.reference_exits import ReferenceExits, Rule
 from tests.early_exit.test_exits import exits_folder, exits_of
-from tests.engine.free_steps import free_steps
+from tests.engine.constant_step_cost import constant_step_cost
 from tests.tiny_models import tiny_reference
 
 from hasten import LLM, SamplingParams
@@ -74,7 +74,7 @@ def always_expand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recorder(tiny: Callable[[str], Path], always_expand: None, request: pytest.FixtureRequest) -> Recorder:
-    with free_steps():
+    with constant_step_cost():
         recorder = Recorder(LLM(str(tiny(NAME)), backend=request.param, **SELF_DRAFTING, **SETTINGS))
     recorder.llm.generate(REQUESTS, GREEDY, use_tqdm=False)
     return recorder
@@ -110,7 +110,7 @@ class DraftVocabularyExits(ReferenceExits):
 def test_drafts_come_from_the_draft_vocabulary(tiny: Callable[[str], Path], tmp_path: Path, backend: str) -> None:
     """Drafts are the tuned lens's top tokens of that vocabulary; the output is that of plain decoding."""
     exits = exits_folder(NAME, tmp_path / "exits", DRAFT_IDS)
-    with free_steps():
+    with constant_step_cost():
         recorder = Recorder(LLM(str(tiny(NAME)), exits=str(exits), backend=backend, **SELF_DRAFTING, **SETTINGS))
     outputs = recorder.llm.generate(REQUESTS, GREEDY, use_tqdm=False)
     plain = LLM(str(tiny(NAME)), speculative_method="off", backend=backend, **SETTINGS).generate(REQUESTS, GREEDY, use_tqdm=False)
@@ -127,7 +127,7 @@ def test_the_exit_with_the_best_speed_up_drafts(
     """The measured agreements decide; without them half of the layers draft."""
     config = {} if agreements is None else {"agreements": agreements}
     exits = exits_folder(NAME, tmp_path / "exits", DRAFT_IDS, **config)
-    with free_steps():
+    with constant_step_cost():
         recorder = Recorder(LLM(str(tiny(NAME)), exits=str(exits), speculative_method="self_speculation", **SETTINGS))
     recorder.llm.generate(REQUESTS[0], GREEDY.replace(max_tokens=6), use_tqdm=False)
     assert {last for first, last, _ in recorder.computed if first == 0 and last < 4} == {num_draft_layers}

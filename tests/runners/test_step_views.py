@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.runners.test_aux_hidden_states import PROMPTS, make_steps
+from tests.runners.test_aux_hidden_states import PROMPTS, make_runner
 from torch import Tensor
 
 from hasten.checkpoints.hub import resolve
@@ -31,21 +31,21 @@ def check(view: Tensor, clone: Tensor, other: Tensor, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_aux_hidden_states_are_overwritten_and_logits_are_not(backend: str, tiny: Callable[[str], Path]) -> None:
-    steps = make_steps(tiny("llama-gqa"), backend, (1,))
+    paged = make_runner(tiny("llama-gqa"), backend, (1,))
     prompt, other_prompt = PROMPTS[1], [token + 1 for token in PROMPTS[1]]
-    first = steps.runner.run(StepPlan((steps.row(0, 0, prompt, 2),)))
+    first = paged.runner.run(StepPlan((paged.row(0, 0, prompt, 2),)))
     clone, logits = first.aux_hidden_states[1].clone(), first.logits.clone()
-    second = steps.runner.run(StepPlan((steps.row(1, 0, other_prompt, 2),)))
+    second = paged.runner.run(StepPlan((paged.row(1, 0, other_prompt, 2),)))
     check(first.aux_hidden_states[1], clone, second.aux_hidden_states[1], backend)
     assert torch.equal(first.logits, logits) and not torch.equal(second.logits, logits)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_hidden_states_of_layers_are_overwritten(backend: str, tiny: Callable[[str], Path]) -> None:
-    steps = make_steps(tiny("llama-gqa"), backend, ())
-    view = steps.runner.layers([steps.row(0, 0, PROMPTS[1], 0)], None, 0, 2)
+    paged = make_runner(tiny("llama-gqa"), backend, ())
+    view = paged.runner.layers([paged.row(0, 0, PROMPTS[1], 0)], None, 0, 2)
     clone = view.clone()
-    other = steps.runner.layers([steps.row(1, 0, [token + 1 for token in PROMPTS[1]], 0)], None, 0, 2)
+    other = paged.runner.layers([paged.row(1, 0, [token + 1 for token in PROMPTS[1]], 0)], None, 0, 2)
     check(view, clone, other, backend)
 
 

@@ -146,12 +146,12 @@ class RunnerOutput:
 
 
 class Runner(Protocol):
-    """Computes step plans. It knows tensors and the model, but no request, no sampling settings and no text."""
+    """Computes step plans. It knows the model, but no request, no sampling settings and no text."""
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        """Write keys and values of every row into the KV cache; return the logits of each row's last ``num_logits`` tokens."""
+        """Write keys and values of every row; return the logits of its last ``num_logits`` tokens."""
         ...
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        """Move keys and values, in this order and at once: it closes the gaps in accepted paths before blocks become shareable."""
+        """Move keys and values at once, in this order: accepted paths have no gaps in shared blocks."""
         ...

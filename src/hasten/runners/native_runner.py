@@ -6,6 +6,7 @@ Shape suffixes: T tokens · R rows of logits · E hidden size · V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import time
 from array import array
 from collections.abc import Sequence
 from typing import cast
@@ -29,6 +30,7 @@ class NativeRunner:
         self._hidden_TE, self._exit_hidden_TE = program.view(compiled.residual), program.view(compiled.exit_hidden)
         self._aux_hidden_states = {layer: program.view(buffer) for layer, buffer in compiled.aux_hidden_states.items()}
         self.aux_layer_indices = tuple(self._aux_hidden_states)
+        self.native_seconds = 0.0  # spent in native calls so far
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.copy(plan.copies)
@@ -91,18 +93,21 @@ class NativeRunner:
         bitmasks = _attention_bitmasks(rows) if any(row.tree for row in rows) else None
         step = StepArguments(
             num_tokens=len(token_ids) if num_tokens is None else num_tokens,
-            num_rows=len(rows),
+            num_sequences=len(rows),
             num_groups=len(self._pool.groups),
             first_layer=first,
             last_layer=last,
             token_ids=_address(token_ids),
-            rows=_address(bounds),
-            tables=_address(tables),
-            blocks=_address(blocks),
-            logits_tokens=_address(logits),
-            tree=None if bitmasks is None else _address(bitmasks),
+            sequences=_address(bounds),
+            block_tables=_address(tables),
+            block_ids=_address(blocks),
+            logits_indices=_address(logits),
+            tree_mask=None if bitmasks is None else _address(bitmasks),
         )
-        return self._program.run(step, len(logits))
+        begin = time.perf_counter()
+        logits_RV = self._program.run(step, len(logits))
+        self.native_seconds += time.perf_counter() - begin
+        return logits_RV
 
 
 def _block_tables(rows: Sequence[RowPlan], num_groups: int) -> tuple[array[int], array[int]]:
