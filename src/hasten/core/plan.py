@@ -153,5 +153,8 @@ class Runner(Protocol):
         ...
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        """Move keys and values at once, in this order: accepted paths have no gaps in shared blocks."""
+        """Move keys and values, in this order, before the call returns.
+
+        The blocks of an accepted path then have no gaps and may be shared.
+        """
         ...
