@@ -1,10 +1,10 @@
-// Attention of a model of Qwen3-0.6B's shape: bytes of keys and values streamed per second in decode, arithmetic rate in prefill,
-// beside what this machine reads and multiplies at most, measured in the same run.
+// Speed of attention with the shape of Qwen3-0.6B: bytes of keys and values per second in decode, operations per second in prefill.
+// The limits of this machine for reading and multiplying are measured in the same run.
 //
 //   attention [threads] [context] [prompt] [block size] [instruction set] [type] [sequences]
 //
-// context, prompt 0: leave that part out. sequences: that decode at the same time, each with that context.
-#pragma GCC diagnostic ignored "-Wuninitialized"  // in the compiler's own header
+// context 0 or prompt 0: skips that part. sequences: decoded together, each with that context.
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in the compiler's header
 #include <immintrin.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -29,18 +29,18 @@ using namespace hasten;
 namespace {
 
 constexpr int kHeads = 16, kKvHeads = 8, kDim = 128, kLayers = 28;
-int slots_of_block = 16;
+int block_size = 16;
 
-// Threads that wait for work by spinning, so that starting them is not what is measured.
-class Team {
+// Threads that spin for work, so that thread start is not measured.
+class ThreadTeam {
 public:
-    explicit Team(int threads) : size(threads) {
-        for (int i = 1; i < threads; ++i) members_.emplace_back([this, i] { follow(i); });
+    explicit ThreadTeam(int threads) : size(threads) {
+        for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { work_loop(i); });
     }
-    ~Team() {
+    ~ThreadTeam() {
         stop_ = true;
         ++round_;
-        for (std::thread& member : members_) member.join();
+        for (std::thread& thread : threads_) thread.join();
     }
     void run(const std::function<void(int)>& work) {
         work_ = &work;
@@ -52,9 +52,9 @@ public:
     const int size;
 
 private:
-    // On a busy machine a thread that spins would take the other's processor.
+    // On a busy machine a spinning thread would take the processor of another.
     static void wait(int spins) { spins < 2000 ? _mm_pause() : std::this_thread::yield(); }
-    void follow(int index) {
+    void work_loop(int index) {
         for (int seen = 0;;) {
             for (int spins = 0; round_ == seen; ++spins) wait(spins);
             seen = round_;
@@ -63,13 +63,13 @@ private:
             ++done_;
         }
     }
-    std::vector<std::thread> members_;
+    std::vector<std::thread> threads_;
     const std::function<void(int)>* work_ = nullptr;
     std::atomic<int> round_{0}, done_{0};
     std::atomic<bool> stop_{false};
 };
 
-uint8_t* huge(size_t bytes) {
+uint8_t* allocate_huge(size_t bytes) {
     constexpr size_t kPage = size_t{2} << 20;
     bytes = (bytes + kPage - 1) / kPage * kPage;
     void* memory = std::aligned_alloc(kPage, bytes);
@@ -78,7 +78,7 @@ uint8_t* huge(size_t bytes) {
     return static_cast<uint8_t*>(memory);
 }
 
-// The shortest of `repeats`: what others take of a shared machine is not what is measured.
+// The shortest of `repeats`, to exclude the load of other processes.
 double seconds(const std::function<void()>& work, int repeats) {
     std::vector<double> times;
     for (int i = 0; i < repeats; ++i) {
@@ -90,7 +90,7 @@ double seconds(const std::function<void()>& work, int repeats) {
     return times[0];
 }
 
-void attend(const Kernels& kernels, Team& team, AttentionTask task, std::vector<uint8_t*>& scratch) {
+void attend(const Kernels& kernels, ThreadTeam& team, AttentionTask task, std::vector<uint8_t*>& scratch) {
     std::atomic<int64_t> next{0};
     const int64_t items = task.plan->items, merges = task.plan->merges;
     team.run([&](int thread) {
@@ -99,13 +99,13 @@ void attend(const Kernels& kernels, Team& team, AttentionTask task, std::vector<
     if (merges == 0) return;
     next = 0;
     team.run([&](int) {
-        for (int64_t item; (item = next++) < merges;) kernels.merge(task, item);
+        for (int64_t item; (item = next++) < merges;) kernels.merge_splits(task, item);
     });
 }
 
-int blocks_of(int tokens) { return (tokens + slots_of_block - 1) / slots_of_block; }
+int blocks_of(int tokens) { return (tokens + block_size - 1) / block_size; }
 
-// The pool of all layers, with the blocks of all sequences in a random order.
+// The pool of all layers, with the blocks of all sequences in random order.
 struct Pool {
     std::vector<KvLayer> layers;
     std::vector<int32_t> blocks;
@@ -113,15 +113,16 @@ struct Pool {
 
     Pool(Dtype dtype, int num_layers, int sequences, int tokens) {
         const int count = sequences * blocks_of(tokens);
-        const size_t places = static_cast<size_t>(count * kKvHeads * slots_of_block);
+        const size_t num_slots = static_cast<size_t>(count * kKvHeads * block_size);
         const size_t size = dtype == Dtype::int8 ? 1 : dtype == Dtype::f32 ? 4 : 2;
         bytes = 2.0 * sequences * tokens * kKvHeads * (kDim * static_cast<double>(size) + (dtype == Dtype::int8 ? 4 : 0));
         for (int l = 0; l < num_layers; ++l) {
-            KvLayer kv{dtype,   kKvHeads, kDim, slots_of_block, huge(places * kDim * size), huge(places * kDim * size),
-                       nullptr, nullptr};
-            kv.key_scales = reinterpret_cast<float*>(huge(places * 4));
-            kv.value_scales = reinterpret_cast<float*>(huge(places * 4));
-            for (size_t i = 0; i < places; ++i) kv.key_scales[i] = kv.value_scales[i] = 0.01f;
+            KvLayer kv{
+                dtype,   kKvHeads, kDim, block_size, allocate_huge(num_slots * kDim * size), allocate_huge(num_slots * kDim * size),
+                nullptr, nullptr};
+            kv.key_scales = reinterpret_cast<float*>(allocate_huge(num_slots * 4));
+            kv.value_scales = reinterpret_cast<float*>(allocate_huge(num_slots * 4));
+            for (size_t i = 0; i < num_slots; ++i) kv.key_scales[i] = kv.value_scales[i] = 0.01f;
             layers.push_back(kv);
         }
         blocks.resize(static_cast<size_t>(count));
@@ -139,19 +140,19 @@ struct Pool {
     }
 };
 
-// Seconds, by the fastest layer, for one step of `tokens` tokens at the end of each sequence in all layers of the pool.
-double step_time(const Kernels& kernels, Team& team, Pool& pool, int sequences, int context, int tokens, int repeats) {
+// Seconds of the fastest layer, times the number of layers, for one step of `tokens` tokens at the end of each sequence.
+double step_time(const Kernels& kernels, ThreadTeam& team, Pool& pool, int sequences, int context, int tokens, int repeats) {
     const int stride = (kHeads + 2 * kKvHeads) * kDim, out_stride = kHeads * kDim;
     const size_t num_tokens = static_cast<size_t>(sequences) * static_cast<size_t>(tokens);
-    float* q = reinterpret_cast<float*>(huge(num_tokens * stride * 4));
-    float* out = reinterpret_cast<float*>(huge(num_tokens * out_stride * 4));
+    float* q = reinterpret_cast<float*>(allocate_huge(num_tokens * stride * 4));
+    float* out = reinterpret_cast<float*>(allocate_huge(num_tokens * out_stride * 4));
     for (size_t i = 0; i < num_tokens * stride; ++i) q[i] = static_cast<float>(i % 17) * 0.05f - 0.4f;
     std::vector<uint8_t*> scratch;
-    for (int i = 0; i < team.size; ++i) scratch.push_back(huge(kAttentionScratch));
-    std::vector<RowSpan> rows;
+    for (int i = 0; i < team.size; ++i) scratch.push_back(allocate_huge(kAttentionScratch));
+    std::vector<SequenceSpan> sequence_spans;
     for (int i = 0; i < sequences; ++i) {
         const int32_t* blocks = pool.blocks.data() + i * blocks_of(context);
-        rows.push_back({i * tokens, (i + 1) * tokens, context - tokens, 0, blocks, nullptr});
+        sequence_spans.push_back({i * tokens, (i + 1) * tokens, context - tokens, 0, blocks, nullptr});
     }
     AttentionTask task{};
     task.q = {q, stride};
@@ -159,14 +160,14 @@ double step_time(const Kernels& kernels, Team& team, Pool& pool, int sequences, 
     task.kv_heads = kKvHeads;
     task.head_dim = kDim;
     task.scale = 0.088f;
-    task.rows = rows.data();
-    task.num_rows = sequences;
+    task.sequences = sequence_spans.data();
+    task.num_sequences = sequences;
     task.out = {out, out_stride};
     task.num_threads = team.size;
     task.kv = &pool.layers[0];
-    std::vector<RowCut> cuts(rows.size());
+    std::vector<SequencePartition> partitions(sequence_spans.size());
     AttentionPlan plan{};
-    plan.cuts = cuts.data();
+    plan.partitions = partitions.data();
     kernels.plan_attention(task, plan);
     std::vector<float> partials(static_cast<size_t>(plan.partial_bytes) / 4 + 16);
     task.plan = &plan;
@@ -196,7 +197,7 @@ __attribute__((target("avx512f"))) float read_all(const uint8_t* memory, size_t 
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
 }
 
-__attribute__((target("avx512f"))) float multiply(int rounds) {
+__attribute__((target("avx512f"))) float multiply_all(int rounds) {
     __m512 acc[16];
     for (__m512& a : acc) a = _mm512_set1_ps(0.5f);
     __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
@@ -210,19 +211,19 @@ __attribute__((target("avx512f"))) float multiply(int rounds) {
 
 volatile float sink;
 
-double read_limit(Team& team) {
-    const size_t bytes = size_t{512} << 20;  // beyond every cache
+double measure_read_limit(ThreadTeam& team) {
+    const size_t bytes = size_t{512} << 20;  // more than every cache
     std::vector<uint8_t*> memory;
-    for (int i = 0; i < team.size; ++i) memory.push_back(huge(bytes));
+    for (int i = 0; i < team.size; ++i) memory.push_back(allocate_huge(bytes));
     const double time =
         seconds([&] { team.run([&](int t) { sink = read_all(memory[static_cast<size_t>(t)], bytes - 8192); }); }, 5);
     for (uint8_t* p : memory) std::free(p);
     return static_cast<double>(bytes) * team.size / time;
 }
 
-double multiply_limit(Team& team) {
+double measure_multiply_limit(ThreadTeam& team) {
     const int rounds = 20000;
-    const double time = seconds([&] { team.run([&](int) { sink = multiply(rounds); }); }, 40);
+    const double time = seconds([&] { team.run([&](int) { sink = multiply_all(rounds); }); }, 40);
     return 16.0 * 32.0 * rounds * team.size / time;
 }
 
@@ -232,17 +233,17 @@ int main(int argc, char** argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     const int threads = argc > 1 ? std::atoi(argv[1]) : 2, context = argc > 2 ? std::atoi(argv[2]) : 8192;
     const int prompt = argc > 3 ? std::atoi(argv[3]) : 512;
-    if (argc > 4) slots_of_block = std::atoi(argv[4]);
+    if (argc > 4) block_size = std::atoi(argv[4]);
     const int sequences = argc > 7 ? std::atoi(argv[7]) : 1;
-    Team team(threads);
+    ThreadTeam team(threads);
     const Dtype dtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8};
     const char* names[] = {"f32", "bf16", "f16", "int8"};
     std::vector<const Kernels*> tables{avx512_kernels(), avx2_kernels()};
-    if (syscall(SYS_arch_prctl, 0x1023L, 18L) == 0) tables.insert(tables.begin(), amx_kernels());  // asks for the tile registers
+    if (syscall(SYS_arch_prctl, 0x1023L, 18L) == 0) tables.insert(tables.begin(), amx_kernels());  // requests the tile registers
     const auto chosen = [&](int place, const char* name) { return argc <= place || std::strcmp(argv[place], name) == 0; };
     for (const Kernels* kernels : tables) {
         if (!chosen(5, kernels->name)) continue;
-        const double read = read_limit(team), rate = multiply_limit(team);
+        const double read = measure_read_limit(team), rate = measure_multiply_limit(team);
         std::printf("%s, %d threads: reads %.1f GB/s, multiplies %.0f GFLOP/s\n", kernels->name, threads, read * 1e-9, rate * 1e-9);
         for (int i = 0; i < 4 && context > 0; ++i) {
             if (!chosen(6, names[i])) continue;

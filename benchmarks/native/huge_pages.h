@@ -1,4 +1,4 @@
-// Memory of the benchmarks.
+// Memory allocation of the benchmarks.
 #pragma once
 
 #include <sys/mman.h>
@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstdlib>
 
-// In huge pages where they exist, each of its small pages written once.
-inline uint8_t* huge(int64_t bytes) {
+// Allocates huge pages where available and touches every small page.
+inline uint8_t* allocate_huge(int64_t bytes) {
     const int64_t page = int64_t{2} << 20;
     const size_t size = static_cast<size_t>((bytes + page - 1) / page * page + page);
     void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

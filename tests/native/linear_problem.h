@@ -1,7 +1,7 @@
-// Random matrix products with all of their operands, and the sums that the contract fixes.
+// Random matrix products with their operands, and the sums that kernels.h documents.
 #pragma once
 
-#include "packed.h"
+#include "packed_matrix.h"
 
 namespace check {
 
@@ -19,17 +19,18 @@ struct Case {
     int64_t out_stride() const { return round_up(width(), 16); }
 };
 
-struct Weighting {
+struct WeightFormat {
     Dtype dtype;
     bool quantized;
 };
-constexpr Weighting kWeightings[] = {{Dtype::f32, false}, {Dtype::bf16, false}, {Dtype::f16, false}, {Dtype::int8, false},
-                                     {Dtype::int8, true}, {Dtype::int4, false}, {Dtype::int4, true}, {Dtype::bf16_coded, false}};
+constexpr WeightFormat kWeightFormats[] = {
+    {Dtype::f32, false}, {Dtype::bf16, false}, {Dtype::f16, false}, {Dtype::int8, false},
+    {Dtype::int8, true}, {Dtype::int4, false}, {Dtype::int4, true}, {Dtype::bf16_compressed, false}};
 
-inline Case random_case(Random& random, Weighting weighting) {
+inline Case random_case(Random& random, WeightFormat format) {
     Case c{};
-    c.dtype = weighting.dtype;
-    c.quantized = weighting.quantized;
+    c.dtype = format.dtype;
+    c.quantized = format.quantized;
     c.gated = random.integer(0, 3) == 0;
     c.out = c.gated ? 32 * random.integer(1, 4) : random.integer(1, 150);
     c.in = random.integer(1, 300);
@@ -40,21 +41,21 @@ inline Case random_case(Random& random, Weighting weighting) {
     return c;
 }
 
-// All operands of a case.
+// The operands of a case.
 struct Operands {
     Case c;
-    Packed weights;
+    PackedMatrix weights;
     int64_t x_stride, q_stride;
     Buffer<float> x, scales, bias, out;
-    Buffer<uint16_t> narrow;
+    Buffer<uint16_t> x_bf16;
     Buffer<float> levels;  // [out][in]
-    Buffer<uint8_t> exceptional;
+    Buffer<uint8_t> outlier_mask;
     Buffer<int8_t> q;
     Buffer<int32_t> sums;
     Buffer<uint8_t> scratch;
 
-    Operands(const Case& of, Random& random)
-        : c(of),
+    Operands(const Case& linear_case, Random& random)
+        : c(linear_case),
           weights(c.dtype, c.out, c.in),
           x_stride(round_up(c.in, 16)),
           q_stride(round_up(c.in, 64)),
@@ -62,9 +63,9 @@ struct Operands {
           scales(c.rows),
           bias(weights.matrix.panels * 16),
           out(c.rows * c.out_stride()),
-          narrow(c.quantized ? 0 : c.rows * narrow_stride()),
+          x_bf16(c.quantized ? 0 : c.rows * bf16_stride()),
           levels(int64_t{c.out} * c.in),
-          exceptional(int64_t{c.out} * c.in),
+          outlier_mask(int64_t{c.out} * c.in),
           q(c.quantized ? c.rows * q_stride : 0),
           sums(c.rows),
           scratch(hasten::kLinearScratch) {
@@ -83,54 +84,54 @@ struct Operands {
         for (int o = 0; o < c.out; ++o) {
             for (int k = 0; k < c.in; ++k) {
                 levels[int64_t{o} * c.in + k] = weights.level(o, k);
-                exceptional[int64_t{o} * c.in + k] = c.dtype == Dtype::bf16_coded && weights.exception(o, k) != nullptr;
+                outlier_mask[int64_t{o} * c.in + k] = c.dtype == Dtype::bf16_compressed && weights.outlier(o, k) != nullptr;
             }
         }
     }
     float level(int o, int k) const { return levels[int64_t{o} * c.in + k]; }
-    bool is_exceptional(int o, int k) const { return exceptional[int64_t{o} * c.in + k] != 0; }
+    bool is_outlier(int o, int k) const { return outlier_mask[int64_t{o} * c.in + k] != 0; }
 
-    int64_t narrow_stride() const { return round_up(c.in, 32) + 32; }
+    int64_t bf16_stride() const { return round_up(c.in, 32) + 32; }
 
-    // Rows of zeros fill the last panel, columns of zeros the end of every row, as `pack` leaves them.
+    // Zero rows pad the last panel and zero columns pad every row, as after packing.
     void fill_weights(Random& random) {
         const hasten::Matrix& matrix = weights.matrix;
-        for (int64_t i = 0; i < weights.bases.count() / 4; ++i) set_base(i, random.integer(50, 57));
+        for (int64_t i = 0; i < weights.exponent_bases.count() / 4; ++i) set_exponent_base(i, random.integer(50, 57));
         for (int64_t o = 0; o < matrix.panels * 16; ++o) {
             for (int64_t k = 0; k < matrix.padded_in; ++k) set_weight(o, k, o < c.out && k < c.in, random);
         }
         for (int64_t i = 0; i < weights.scales.count(); ++i) weights.scales[i] = i < c.out ? random.uniform(0.001f, 0.02f) : 0.0f;
     }
 
-    void set_base(int64_t o, int base) {
+    void set_exponent_base(int64_t o, int base) {
         for (int i = 0; i < 4; ++i) {
-            weights.bases[Packed::base_at(o) + i / 2 * 8 + i % 2] = static_cast<uint8_t>(base);
+            weights.exponent_bases[PackedMatrix::exponent_base_index(o) + i / 2 * 8 + i % 2] = static_cast<uint8_t>(base);
         }
     }
 
-    // A number with a code, a zero (of either sign), a number too small for the lesser exponents, or an exception while there is
-    // room.
-    void set_coded(int64_t o, int64_t k, bool real, Random& random) {
-        const Packed::Place at = weights.place(o, k);
-        const int kind = real ? random.integer(0, 200) : 0, base = weights.bases[Packed::base_at(o)];
-        const auto lower = static_cast<uint8_t>(real ? random.integer(0, 255) : 0);
-        const int sign = real ? random.integer(0, 1) : 0;
-        int32_t& count = weights.num_exceptions[o / 16];
-        if (kind == 1 && count < Packed::kMostExceptions) {
-            const auto bits = static_cast<uint16_t>(sign << 15 | random.integer(base - 10, base + 8) << 8 | lower);
-            weights.exceptions[o / 16 * Packed::kMostExceptions + count++] = {static_cast<int32_t>(k),
-                                                                              static_cast<uint16_t>(o % 16), bits};
+    // A weight with a code, a zero of either sign, a weight too small for the exponent base, or an outlier while the list has room.
+    void set_bf16_compressed(int64_t o, int64_t k, bool in_matrix, Random& random) {
+        const PackedMatrix::CompressedPosition at = weights.compressed_position(o, k);
+        const int kind = in_matrix ? random.integer(0, 200) : 0,
+                  base = weights.exponent_bases[PackedMatrix::exponent_base_index(o)];
+        const auto low_byte = static_cast<uint8_t>(in_matrix ? random.integer(0, 255) : 0);
+        const int sign = in_matrix ? random.integer(0, 1) : 0;
+        int32_t& count = weights.num_outliers[o / 16];
+        if (kind == 1 && count < PackedMatrix::kMaxOutliers) {
+            const auto bits = static_cast<uint16_t>(sign << 15 | random.integer(base - 10, base + 8) << 8 | low_byte);
+            weights.outliers[o / 16 * PackedMatrix::kMaxOutliers + count++] = {static_cast<int32_t>(k),
+                                                                               static_cast<uint16_t>(o % 16), bits};
             return;
         }
-        weights.data[at.lower] = kind == 2 ? 0 : lower;
+        weights.data[at.low_byte] = kind == 2 ? 0 : low_byte;
         const int code = kind == 0 || kind == 2 ? 0 : random.integer(1, 7);
-        weights.data[at.four] = static_cast<uint8_t>(weights.data[at.four] | (sign * 8 + code) << at.shift);
+        weights.data[at.nibble_byte] = static_cast<uint8_t>(weights.data[at.nibble_byte] | (sign * 8 + code) << at.shift);
     }
 
-    void set_weight(int64_t o, int64_t k, bool real, Random& random) {
+    void set_weight(int64_t o, int64_t k, bool in_matrix, Random& random) {
         const hasten::Matrix& matrix = weights.matrix;
         uint8_t* panel = matrix.data + o / 16 * matrix.panel_bytes;
-        const float value = real ? random.normal() : 0.0f;
+        const float value = in_matrix ? random.normal() : 0.0f;
         const uint16_t half = matrix.dtype == Dtype::f16 ? to_f16(value) : to_bf16(value);
         switch (matrix.dtype) {
             case Dtype::f32:
@@ -142,16 +143,16 @@ struct Operands {
             case Dtype::bf16:
                 std::memcpy(panel + ((k / 2 * 16 + o % 16) * 2 + k % 2) * 2, &half, 2);
                 return;
-            case Dtype::bf16_coded:
-                return set_coded(o, k, real, random);
+            case Dtype::bf16_compressed:
+                return set_bf16_compressed(o, k, in_matrix, random);
             case Dtype::int8:
-                panel[(k / 4 * 16 + o % 16) * 4 + k % 4] = static_cast<uint8_t>(real ? random.integer(0, 255) : 128);
+                panel[(k / 4 * 16 + o % 16) * 4 + k % 4] = static_cast<uint8_t>(in_matrix ? random.integer(0, 255) : 128);
                 return;
             case Dtype::int4:
                 break;
         }
-        const Packed::Nibble at = weights.nibble(o, k);
-        const int nibble = real ? random.integer(0, 15) : 8;
+        const PackedMatrix::NibblePosition at = weights.nibble_position(o, k);
+        const int nibble = in_matrix ? random.integer(0, 15) : 8;
         if (k % 16 == 0) matrix.data[at.scale] = static_cast<uint8_t>(random.integer(-15, 15));
         matrix.data[at.byte] = static_cast<uint8_t>((matrix.data[at.byte] & 0xf0 >> at.shift) | nibble << at.shift);
     }
@@ -162,7 +163,7 @@ struct Operands {
             for (int k = 0; k < c.in; ++k) {
                 if (!c.quantized) {
                     x[r * x_stride + k] = random.normal();
-                    narrow[r * narrow_stride() + k] = to_bf16(x[r * x_stride + k]);
+                    x_bf16[r * bf16_stride() + k] = to_bf16(x[r * x_stride + k]);
                     continue;
                 }
                 const int8_t value = static_cast<int8_t>(random.integer(0, 9) == 0 ? 127 : random.integer(-127, 127));
@@ -180,7 +181,7 @@ struct Operands {
             t.quantized = {q.data(), q_stride, scales.data(), sums.data()};
         } else {
             t.x = {x.data(), x_stride};
-            if (hasten::is_bf16(c.dtype)) t.narrow = {narrow.data(), narrow_stride()};
+            if (hasten::is_bf16(c.dtype)) t.x_bf16 = {x_bf16.data(), bf16_stride()};
         }
         t.bias = c.bias ? bias.data() : nullptr;
         t.out = {to.data(), c.out_stride()};
@@ -192,21 +193,21 @@ struct Operands {
         return t;
     }
 
-    // Row r of the product with output feature o, by the operations that the contract fixes, one at a time.
+    // Row r of the product with output feature o, by the documented operations one at a time.
     float sum(int r, int o) const {
         const float scale = (c.quantized ? scales[r] : 1.0f) * weights.scale(o);
-        int64_t whole = 0;
-        float chain = 0.0f;
+        int64_t int_sum = 0;
+        float float_sum = 0.0f;
         for (int k = 0; k < c.in; ++k) {
             if (c.quantized)
-                whole += static_cast<int64_t>(level(o, k)) * q[r * q_stride + k];
-            else if (!is_exceptional(o, k))
-                chain = std::fmaf(level(o, k), x[r * x_stride + k], chain);
+                int_sum += static_cast<int64_t>(level(o, k)) * q[r * q_stride + k];
+            else if (!is_outlier(o, k))
+                float_sum = std::fmaf(level(o, k), x[r * x_stride + k], float_sum);
         }
-        for (int k = 0; k < c.in && c.dtype == Dtype::bf16_coded; ++k) {
-            if (is_exceptional(o, k)) chain = std::fmaf(level(o, k), x[r * x_stride + k], chain);
+        for (int k = 0; k < c.in && c.dtype == Dtype::bf16_compressed; ++k) {
+            if (is_outlier(o, k)) float_sum = std::fmaf(level(o, k), x[r * x_stride + k], float_sum);
         }
-        const float total = (c.quantized ? static_cast<float>(whole) : chain) * scale;
+        const float total = (c.quantized ? static_cast<float>(int_sum) : float_sum) * scale;
         return c.bias ? total + bias[o] : total;
     }
 };

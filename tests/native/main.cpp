@@ -1,7 +1,7 @@
-// Runs every registered test, or those whose names contain the first argument.
+// Runs all registered tests, or those whose names contain the first argument.
 #include <cpuid.h>
 
-#include "check.h"
+#include "test_harness.h"
 
 #if defined(__linux__) && !defined(HASTEN_EMULATE_AMX)
 #include <sys/syscall.h>
@@ -44,7 +44,7 @@ bool has_avx512() {
 #endif
 }
 
-// With the emulation any AVX-512 processor will do; else the processor must have tiles and the kernel must grant them.
+// The emulation of AMX needs AVX-512 only. Without it the processor must have tiles and the system must permit them.
 bool has_amx() {
 #ifdef HASTEN_EMULATE_AMX
     return has_avx512();

@@ -1,5 +1,5 @@
-// One token moves from slot to slot: exactly the bytes that kernels.h names, in every layer of its group and in no other.
-#include "check.h"
+// move_token moves exactly the bytes documented in kernels.h, in every layer of its group and in no other layer.
+#include "test_harness.h"
 #include "kv_pool.h"
 
 #include <vector>
@@ -15,81 +15,82 @@ struct Layer {
     int heads, dim;
 };
 
-int bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::int8 ? 1 : 2; }
-int pack_of(Dtype dtype) { return dtype == Dtype::int8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+int element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::int8 ? 1 : 2; }
+int key_pack(Dtype dtype) { return dtype == Dtype::int8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
 
-// The memory of one layer, and what it should hold.
-class Mirror {
+// The memory of one layer, and its expected contents.
+class ExpectedLayer {
 public:
-    Mirror(const KvLayer& layer, int blocks, Random& random) : layer_(layer) {
-        const int64_t lanes = int64_t{blocks} * layer.kv_heads * panels() * 16;
-        const int size = bytes_of(layer.dtype);
-        add(layer.keys, lanes * check::round_up(layer.head_dim, pack_of(layer.dtype)) * size, random);
-        add(layer.values, lanes * check::round_up(layer.head_dim, 16) * size, random);
+    ExpectedLayer(const KvLayer& layer, int blocks, Random& random) : layer_(layer) {
+        const int64_t num_slots = int64_t{blocks} * layer.kv_heads * panels() * 16;
+        const int size = element_bytes(layer.dtype);
+        add(layer.keys, num_slots * check::round_up(layer.head_dim, key_pack(layer.dtype)) * size, random);
+        add(layer.values, num_slots * check::round_up(layer.head_dim, 16) * size, random);
         if (layer.dtype != Dtype::int8) return;
-        add(layer.key_scales, lanes * 4, random);
-        add(layer.value_scales, lanes * 4, random);
+        add(layer.key_scales, num_slots * 4, random);
+        add(layer.value_scales, num_slots * 4, random);
     }
 
     void move(int from_block, int from_slot, int block, int slot) {
-        const int pack = pack_of(layer_.dtype), size = bytes_of(layer_.dtype);
+        const int pack = key_pack(layer_.dtype), size = element_bytes(layer_.dtype);
         const int64_t key_dim = check::round_up(layer_.head_dim, pack), value_dim = check::round_up(layer_.head_dim, 16);
         for (int head = 0; head < layer_.kv_heads; ++head) {
             const int64_t from = panel(from_block, head, from_slot), to = panel(block, head, slot);
             for (int64_t d = 0; d < key_dim; ++d) {
-                const auto place = [&](int64_t at, int l) { return at * key_dim * 16 + (d / pack * 16 + l) * pack + d % pack; };
-                take(0, place(from, from_slot % 16) * size, place(to, slot % 16) * size, size);
+                const auto offset = [&](int64_t at, int l) { return at * key_dim * 16 + (d / pack * 16 + l) * pack + d % pack; };
+                copy(0, offset(from, from_slot % 16) * size, offset(to, slot % 16) * size, size);
             }
             const int64_t row = from * 16 + from_slot % 16, to_row = to * 16 + slot % 16;
-            take(1, row * value_dim * size, to_row * value_dim * size, value_dim * size);
-            for (size_t scales = 2; scales < memory_.size(); ++scales) take(scales, row * 4, to_row * 4, 4);
+            copy(1, row * value_dim * size, to_row * value_dim * size, value_dim * size);
+            for (size_t scales = 2; scales < memory_.size(); ++scales) copy(scales, row * 4, to_row * 4, 4);
         }
     }
 
-    bool holds() const {
+    bool matches() const {
         for (size_t i = 0; i < memory_.size(); ++i) {
-            if (std::memcmp(memory_[i], wanted_[i].data(), wanted_[i].size()) != 0) return false;
+            if (std::memcmp(memory_[i], expected_[i].data(), expected_[i].size()) != 0) return false;
         }
         return true;
     }
 
 private:
-    int panels() const { return (layer_.slots + 15) / 16; }
+    int panels() const { return (layer_.block_size + 15) / 16; }
     int64_t panel(int block, int head, int slot) const { return (int64_t{block} * layer_.kv_heads + head) * panels() + slot / 16; }
     void add(void* memory, int64_t count, Random& random) {
-        wanted_.emplace_back();
-        for (int64_t i = 0; i < count; ++i) wanted_.back().push_back(static_cast<uint8_t>(random.bits()));
-        std::memcpy(memory, wanted_.back().data(), wanted_.back().size());
+        expected_.emplace_back();
+        for (int64_t i = 0; i < count; ++i) expected_.back().push_back(static_cast<uint8_t>(random.bits()));
+        std::memcpy(memory, expected_.back().data(), expected_.back().size());
         memory_.push_back(memory);
     }
-    void take(size_t i, int64_t from, int64_t to, int64_t count) {
-        std::memmove(wanted_[i].data() + to, wanted_[i].data() + from, static_cast<size_t>(count));
+    void copy(size_t i, int64_t from, int64_t to, int64_t count) {
+        std::memmove(expected_[i].data() + to, expected_[i].data() + from, static_cast<size_t>(count));
     }
 
     const KvLayer& layer_;
     std::vector<void*> memory_;
-    std::vector<std::vector<uint8_t>> wanted_;
+    std::vector<std::vector<uint8_t>> expected_;
 };
 
 }  // namespace
 
-TEST(tokens_move_between_slots) {
+TEST(kv_pool_moves_tokens_between_slots) {
     Random random(31);
     const Layer layers[] = {{0, Dtype::f32, 2, 6}, {1, Dtype::bf16, 1, 24}, {0, Dtype::int8, 3, 42},
                             {1, Dtype::f16, 2, 8}, {0, Dtype::bf16, 2, 64}, {1, Dtype::int8, 1, 16}};
-    for (int slots : {1, 5, 16, 48}) {
+    for (int block_size : {1, 5, 16, 48}) {
         constexpr int kBlocks = 4;
-        KvPool pool(kBlocks, slots);
+        KvPool pool(kBlocks, block_size);
         for (const Layer& layer : layers) CHECK(pool.add_layer(layer.group, layer.dtype, layer.heads, layer.dim) >= 0);
-        std::vector<Mirror> mirrors;
-        for (int i = 0; i < 6; ++i) mirrors.emplace_back(pool.layer(i), kBlocks, random);
+        std::vector<ExpectedLayer> expected;
+        for (int i = 0; i < 6; ++i) expected.emplace_back(pool.layer(i), kBlocks, random);
         for (int i = 0; i < 40; ++i) {
-            const int group = random.integer(0, 1), from = random.integer(0, kBlocks - 1), from_slot = random.integer(0, slots - 1);
-            const int to = random.integer(0, kBlocks - 1), slot = random.integer(0, slots - 1);
-            pool.move(group, {from, from_slot}, {to, slot});
-            for (size_t layer = 0; layer < mirrors.size(); ++layer) {
-                if (layers[layer].group == group) mirrors[layer].move(from, from_slot, to, slot);
-                CHECK(mirrors[layer].holds());
+            const int group = random.integer(0, 1), from = random.integer(0, kBlocks - 1),
+                      from_slot = random.integer(0, block_size - 1);
+            const int to = random.integer(0, kBlocks - 1), slot = random.integer(0, block_size - 1);
+            pool.move_token(group, {from, from_slot}, {to, slot});
+            for (size_t layer = 0; layer < expected.size(); ++layer) {
+                if (layers[layer].group == group) expected[layer].move(from, from_slot, to, slot);
+                CHECK(expected[layer].matches());
             }
         }
     }

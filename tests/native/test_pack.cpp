@@ -1,17 +1,17 @@
-// Packing: every source type and stride into every layout, against a scalar reading of the source.
-#include "packed.h"
+// Weight packing: every source type and stride into every layout, against a scalar reading of the source.
+#include "packed_matrix.h"
 
 using check::Buffer;
-using check::Packed;
+using check::PackedMatrix;
 using check::Random;
 using hasten::Dtype;
 
 namespace {
 
 constexpr Dtype kSources[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
-constexpr Dtype kTargets[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4, Dtype::bf16_coded};
+constexpr Dtype kTargets[] = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::int8, Dtype::int4, Dtype::bf16_compressed};
 
-// A checkpoint tensor [out, in], perhaps stored transposed or as part of wider rows.
+// A checkpoint tensor [out, in], perhaps stored transposed or as a slice of wider rows.
 struct Tensor {
     Dtype dtype;
     int out, in;
@@ -51,13 +51,13 @@ struct Tensor {
         return dtype == Dtype::f16 ? check::from_f16(half) : check::from_bf16(half);
     }
 
-    // Packs all rows in random ranges, in a random direction.
-    void pack(const hasten::Kernels& kernels, Packed& to, Random& random) const {
+    // Packs all rows in random ranges, forwards or backwards.
+    void pack(const hasten::Kernels& kernels, PackedMatrix& to, Random& random) const {
         std::memset(to.data.data(), 0x5a, to.data.bytes());
         std::memset(to.scales.data(), 0x5a, to.scales.bytes());
-        std::memset(to.bases.data(), 0x5a, to.bases.bytes());
-        std::memset(to.exceptions.data(), 0x5a, to.exceptions.bytes());
-        std::memset(to.num_exceptions.data(), 0, to.num_exceptions.bytes());
+        std::memset(to.exponent_bases.data(), 0x5a, to.exponent_bases.bytes());
+        std::memset(to.outliers.data(), 0x5a, to.outliers.bytes());
+        std::memset(to.num_outliers.data(), 0, to.num_outliers.bytes());
         const bool backwards = random.coin();
         for (int done = 0; done < out;) {
             const int rows = random.integer(1, out - done);
@@ -68,8 +68,8 @@ struct Tensor {
     }
 };
 
-// The weight of greatest magnitude, with its sign.
-float extreme(const Tensor& tensor, int o, int begin, int end) {
+// The weight of largest magnitude, with its sign.
+float extreme_weight(const Tensor& tensor, int o, int begin, int end) {
     float low = 0.0f, high = 0.0f;
     for (int k = begin; k < end && k < tensor.in; ++k) {
         low = std::fmin(low, tensor.get(o, k));
@@ -78,8 +78,8 @@ float extreme(const Tensor& tensor, int o, int begin, int end) {
     return high >= -low ? high : low;
 }
 
-// The padding holds zeros in every layout.
-void check_padding(const Packed& packed) {
+// Padding is zero in every layout.
+void check_padding(const PackedMatrix& packed) {
     const hasten::Matrix& matrix = packed.matrix;
     for (int64_t o = 0; o < matrix.panels * 16; ++o) {
         for (int64_t k = 0; k < matrix.padded_in; ++k) {
@@ -89,29 +89,29 @@ void check_padding(const Packed& packed) {
     for (int64_t o = matrix.out_features; o < matrix.panels * 16; ++o) CHECK(std::isfinite(packed.scale(o)));
 }
 
-void check_float(const Tensor& tensor, const Packed& packed) {
+void check_float(const Tensor& tensor, const PackedMatrix& packed) {
     for (int o = 0; o < tensor.out; ++o) {
         for (int k = 0; k < tensor.in; ++k) {
-            float want = tensor.get(o, k);
-            if (hasten::is_bf16(packed.matrix.dtype)) want = check::from_bf16(check::to_bf16(want));
-            if (packed.matrix.dtype == Dtype::f16) want = check::from_f16(check::to_f16(want));
-            CHECK_CLOSE(packed.level(o, k), want, 0.0);
+            float expected = tensor.get(o, k);
+            if (hasten::is_bf16(packed.matrix.dtype)) expected = check::from_bf16(check::to_bf16(expected));
+            if (packed.matrix.dtype == Dtype::f16) expected = check::from_f16(check::to_f16(expected));
+            CHECK_CLOSE(packed.level(o, k), expected, 0.0);
         }
     }
 }
 
-void check_int8(const Tensor& tensor, const Packed& packed) {
+void check_int8(const Tensor& tensor, const PackedMatrix& packed) {
     for (int o = 0; o < tensor.out; ++o) {
-        const double most = std::fabs(extreme(tensor, o, 0, tensor.in));
-        CHECK_CLOSE(packed.scale(o), most / 127.0, 1e-6, 0.0);
+        const double absmax = std::fabs(extreme_weight(tensor, o, 0, tensor.in));
+        CHECK_CLOSE(packed.scale(o), absmax / 127.0, 1e-6, 0.0);
         for (int k = 0; k < tensor.in; ++k) {
             CHECK(std::fabs(packed.level(o, k)) <= 127.0f);
-            CHECK_CLOSE(packed.level(o, k), most > 0.0 ? tensor.get(o, k) * 127.0 / most : 0.0, 0.50002);
+            CHECK_CLOSE(packed.level(o, k), absmax > 0.0 ? tensor.get(o, k) * 127.0 / absmax : 0.0, 0.50002);
         }
     }
 }
 
-// Squared error of a group, in units of its output's scale `unit`, with the nearest levels of one whole number.
+// Squared error of a group with the integer scale `scale` and nearest levels, in units of its output's scale `unit`.
 double group_error(const Tensor& tensor, int o, int begin, double unit, int scale) {
     double total = 0.0;
     for (int k = begin; k < begin + 16 && k < tensor.in; ++k) {
@@ -122,30 +122,31 @@ double group_error(const Tensor& tensor, int o, int begin, double unit, int scal
     return total;
 }
 
-// Every group has the best of all scales, but the group of the row's extreme, which is kept exactly.
-void check_int4(const Tensor& tensor, const Packed& packed) {
+// Every group has the best of all scales, except the group of the row's largest weight, which is kept exactly.
+void check_int4(const Tensor& tensor, const PackedMatrix& packed) {
     for (int o = 0; o < tensor.out; ++o) {
-        const double most = std::fabs(extreme(tensor, o, 0, tensor.in)), unit = most > 0.0 ? most / 120.0 : 1.0;
-        CHECK_CLOSE(packed.scale(o), most / 120.0, 1e-6, 0.0);
+        const double absmax = std::fabs(extreme_weight(tensor, o, 0, tensor.in)), unit = absmax > 0.0 ? absmax / 120.0 : 1.0;
+        CHECK_CLOSE(packed.scale(o), absmax / 120.0, 1e-6, 0.0);
         for (int begin = 0; begin < tensor.in; begin += 16) {
-            double error = 0.0, least = INFINITY;
+            double error = 0.0, min_error = INFINITY;
             bool exact = false;
             for (int k = begin; k < begin + 16 && k < tensor.in; ++k) {
                 const double off = tensor.get(o, k) / unit - packed.level(o, k);
                 error += off * off;
-                exact |= most > 0.0 && std::fabs(packed.level(o, k)) == 120.0f;
+                exact |= absmax > 0.0 && std::fabs(packed.level(o, k)) == 120.0f;
             }
             for (int scale = 1; scale <= 15; ++scale) {
-                least = std::fmin(least, group_error(tensor, o, begin, unit, scale));
-                least = std::fmin(least, group_error(tensor, o, begin, unit, -scale));
+                min_error = std::fmin(min_error, group_error(tensor, o, begin, unit, scale));
+                min_error = std::fmin(min_error, group_error(tensor, o, begin, unit, -scale));
             }
-            const bool edge = most > 0.0 && std::fabs(extreme(tensor, o, begin, begin + 16)) == static_cast<float>(most);
-            CHECK(edge ? exact : error <= least * 1.0001 + 1e-3);
+            const bool holds_extreme =
+                absmax > 0.0 && std::fabs(extreme_weight(tensor, o, begin, begin + 16)) == static_cast<float>(absmax);
+            CHECK(holds_extreme ? exact : error <= min_error * 1.0001 + 1e-3);
         }
     }
 }
 
-void check_packed(const Tensor& tensor, const Packed& packed) {
+void check_packed(const Tensor& tensor, const PackedMatrix& packed) {
     check_padding(packed);
     if (packed.matrix.dtype == Dtype::int8) return check_int8(tensor, packed);
     if (packed.matrix.dtype == Dtype::int4) return check_int4(tensor, packed);
@@ -160,7 +161,7 @@ TEST(pack_writes_the_documented_layout_from_every_source) {
         for (const Dtype target : kTargets) {
             for (int i = 0; i < 8; ++i) {
                 const Tensor tensor(source, random.integer(1, 70), random.integer(1, 600), random);
-                Packed packed(target, tensor.out, tensor.in);
+                PackedMatrix packed(target, tensor.out, tensor.in);
                 check::for_each_isa([&](const hasten::Kernels& kernels) {
                     tensor.pack(kernels, packed, random);
                     check_packed(tensor, packed);
@@ -174,18 +175,18 @@ TEST(pack_has_the_same_bits_on_every_instruction_set) {
     Random random(12);
     for (const Dtype target : kTargets) {
         const Tensor tensor(Dtype::f32, 37, 333, random);
-        Packed first(target, tensor.out, tensor.in), other(target, tensor.out, tensor.in);
+        PackedMatrix first(target, tensor.out, tensor.in), other(target, tensor.out, tensor.in);
         tensor.pack(*check::isa(0), first, random);
         check::for_each_isa([&](const hasten::Kernels& kernels) {
             tensor.pack(kernels, other, random);
             CHECK(first.data.same(other.data) && first.scales.same(other.scales));
-            CHECK(first.bases.same(other.bases) && first.num_exceptions.same(other.num_exceptions));
+            CHECK(first.exponent_bases.same(other.exponent_bases) && first.num_outliers.same(other.num_outliers));
         });
     }
 }
 
-// Rows of zeros, of values whose scale would be no normal number, and of weights that are on an int4 grid already.
-TEST(pack_of_rows_at_the_edges) {
+// Zero rows, values whose scale would be subnormal, and weights that are on an int4 grid already.
+TEST(pack_of_extreme_rows) {
     Random random(13);
     for (const Dtype target : kTargets) {
         Tensor tensor(Dtype::f32, 5, 200, random);
@@ -196,13 +197,13 @@ TEST(pack_of_rows_at_the_edges) {
             tensor.set(3, k, -0.5f * static_cast<float>(k % 16 - 8));
             tensor.set(4, k, k == 7 ? 3e38f : -1e37f);
         }
-        Packed packed(target, tensor.out, tensor.in);
+        PackedMatrix packed(target, tensor.out, tensor.in);
         check::for_each_isa([&](const hasten::Kernels& kernels) {
             tensor.pack(kernels, packed, random);
             for (int o = 0; o < tensor.out; ++o) {
                 for (int k = 0; k < tensor.in; ++k) {
                     const float restored = packed.level(o, k) * packed.scale(o);
-                    if (target == Dtype::f16) continue;  // 3e38 is beyond it
+                    if (target == Dtype::f16) continue;  // 3e38 exceeds its range
                     CHECK(std::isfinite(restored));
                     if (o < 2) CHECK_CLOSE(restored, tensor.get(o, k), 1e-30, 1.0);
                     if (target == Dtype::int4 && (o == 2 || o == 3)) CHECK_CLOSE(restored, tensor.get(o, k), 1e-6);
@@ -212,31 +213,31 @@ TEST(pack_of_rows_at_the_edges) {
     }
 }
 
-// Weights of every exponent, NaN and infinity among them, come back bit by bit wherever the lists of exceptions have room.
-TEST(coded_rows_are_read_back_bit_by_bit) {
+// Weights of every exponent, with NaN and infinity, are restored bit by bit unless an outlier list overflows.
+TEST(bf16_compression_is_lossless) {
     Random random(14);
-    int64_t read = 0;
+    int64_t num_read = 0;
     for (int i = 0; i < 40; ++i) {
         Tensor tensor(Dtype::bf16, random.integer(1, 70), random.integer(1, 300), random);
-        for (int o = random.integer(0, 40); o < tensor.out; o += 40) {  // an output of great exponents fills its panel's list
+        for (int o = random.integer(0, 40); o < tensor.out; o += 40) {  // an output of large exponents fills its panel's list
             const auto bits = static_cast<uint16_t>(random.integer(0, 0xffff));
             std::memcpy(tensor.at(o, random.integer(0, tensor.in - 1)), &bits, 2);
         }
-        Packed packed(Dtype::bf16_coded, tensor.out, tensor.in);
+        PackedMatrix packed(Dtype::bf16_compressed, tensor.out, tensor.in);
         const int64_t stride = check::round_up(tensor.in, 16);
         Buffer<float> row(stride);
         check::for_each_isa([&](const hasten::Kernels& kernels) {
             tensor.pack(kernels, packed, random);
             for (int32_t o = 0; o < tensor.out; ++o) {
-                if (packed.num_exceptions[o / 16] > Packed::kMostExceptions) continue;  // then the matrix is kept in another type
+                if (packed.num_outliers[o / 16] > PackedMatrix::kMaxOutliers) continue;  // then the matrix is stored as plain bf16
                 kernels.embed({&packed.matrix, &o, false, {row.data(), stride}, 0, 1});
-                read += tensor.in;
+                num_read += tensor.in;
                 for (int k = 0; k < tensor.in; ++k) {
-                    const float want = tensor.get(o, k);
-                    CHECK(std::memcmp(&row[k], &want, 4) == 0 || (std::isnan(want) && std::isnan(row[k])));
+                    const float expected = tensor.get(o, k);
+                    CHECK(std::memcmp(&row[k], &expected, 4) == 0 || (std::isnan(expected) && std::isnan(row[k])));
                 }
             }
         });
     }
-    CHECK(read > 50000);
+    CHECK(num_read > 50000);
 }

@@ -15,7 +15,7 @@ from tests.sampling.test_sampler import rows_of_every_kind, token_ids
 from tests.sampling.test_top_p import distributions, drifting_logits, thresholds
 from torch import Tensor
 
-from hasten.ops.cpu.cpu import Cpu, runnable
+from hasten.ops.cpu.cpu import Cpu, supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 from hasten.sampling import native_token_selector
 from hasten.sampling.native_token_selector import NativeTokenSelector
@@ -26,7 +26,7 @@ from hasten.sampling.token_selector import TorchTokenSelector
 
 def runnable_isas() -> list[str]:
     library = native_library()
-    return runnable(library) if isinstance(library, NativeLibrary) else ["no native library"]
+    return supported_isas(library) if isinstance(library, NativeLibrary) else ["no native library"]
 
 
 def make_selector(isa: str | None, threads: int) -> NativeTokenSelector:

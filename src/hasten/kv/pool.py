@@ -62,12 +62,12 @@ class NativeKvPool:
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """See ``KvPool.copy``."""
         for copy in copies:
-            self.kv.copy(copy.group, copy.source, copy.target)
+            self.kv.copy_block(copy.group, copy.source, copy.target)
 
     def move(self, moves: Sequence[SlotMove]) -> None:
         """See ``KvPool.move``."""
         for move in moves:
-            self.kv.move(move.group, move.source, move.target)
+            self.kv.move_token(move.group, move.source, move.target)
 
 
 def native_block_bytes(cpu: Cpu, groups: Sequence[KvGroup], block_size: int, dtype: Dtype) -> int:

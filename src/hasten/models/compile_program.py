@@ -2,7 +2,7 @@
 
 A layer takes seven to ten instructions::
 
-    norm and quantise · q, k and v · head norms, rotation and KV write · attention and its merge · (quantise) · output, added
+    norm and quantise · q, k and v · QK norm, RoPE and KV cache write · attention and its merge · (quantise) · output, added
     norm and quantise · gate, up and activation · (quantise) · down, added
 """
 
@@ -22,7 +22,7 @@ from hasten.layers.norm import Norm
 from hasten.layers.rotary import RotaryTables
 from hasten.models.decoder import Decoder
 from hasten.ops.cpu.matrix import Matrix
-from hasten.ops.cpu.program import Activation, AttentionShape, Buffer, HeadNorm, NormKind, Program
+from hasten.ops.cpu.program import Activation, AttentionParams, Buffer, NormKind, Program, QkNorm
 
 _NORMS = {"rms": NormKind.RMS, "layer": NormKind.LAYER}
 _ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU_TANH}
@@ -45,7 +45,7 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
     """
     num_layers, size = decoder.spec.num_layers, decoder.spec.hidden_size
     assert all(0 <= layer < num_layers for layer in aux_layer_indices), aux_layer_indices
-    residual = program.rows("residual", size)
+    residual = program.buffer("residual", size)
     program.embed(_matrix(decoder.embedding), residual)
     if decoder.positions is not None:
         program.embed(_matrix(decoder.positions), residual, by_position=True)
@@ -57,10 +57,10 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
         qkv = compiler.qkv(layer.attention, index, compiler.normalized(layer.attention_norm, residual, layer.attention.qkv))
         compiler.attention_and_mlp(layer, index, qkv, residual)
         if index in aux_layer_indices:
-            aux_hidden_states[index] = residual if index == num_layers - 1 else program.rows(f"aux hidden state {index}", size)
+            aux_hidden_states[index] = residual if index == num_layers - 1 else program.buffer(f"aux hidden state {index}", size)
             if index < num_layers - 1:  # later layers add to the residual
                 program.copy(residual, aux_hidden_states[index])
-    exit_hidden = program.rows("exit hidden", size)
+    exit_hidden = program.buffer("exit hidden", size)
     for index, layer in enumerate(layers):
         program.begin_layer()
         compiler.qkv(layer.attention, index, compiler.normalized(layer.attention_norm, exit_hidden, layer.attention.qkv))
@@ -74,13 +74,13 @@ def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:
     The program reads hidden states from ``CompiledProgram.exit_hidden``. The head's hidden size must be a multiple of 16.
     """
     layer, size = head.layer, head.spec.hidden_size
-    hidden, embedded, residual = (program.rows(name, size) for name in ("hidden state", "embedded", "residual"))
-    attention_input = program.rows("attention input", 2 * size)
+    hidden, embedded, residual = (program.buffer(name, size) for name in ("hidden state", "embedded", "residual"))
+    attention_input = program.buffer("attention input", 2 * size)
     program.embed(_matrix(head.embedding), embedded)
     compiler = _Compiler(program, head.rotary)
     program.begin_layer()
-    compiler.norm(layer.attention_norm, embedded, program.part(attention_input, 0, size))
-    normed = program.part(attention_input, size, size)
+    compiler.norm(layer.attention_norm, embedded, program.slice(attention_input, 0, size))
+    normed = program.slice(attention_input, size, size)
     compiler.norm(layer.hidden_norm, hidden, normed)
     program.copy(normed if layer.norm_before_residual else hidden, residual)
     qkv = compiler.qkv(layer.attention, LAYER_INDEX, compiler.quantized(attention_input, layer.attention.qkv))
@@ -95,7 +95,8 @@ class _Compiler:
     def __init__(self, program: Program, rotary: RotaryTables) -> None:
         self.program = program
         self.rotary = {
-            spec: program.rotary(frequencies, spec.attention_factor) for spec, frequencies in rotary.inverse_frequencies.items()
+            spec: program.rotary_table(frequencies, spec.attention_factor)
+            for spec, frequencies in rotary.inverse_frequencies.items()
         }
 
     def norm(self, norm: Norm, x: Buffer, out: Buffer) -> None:
@@ -104,7 +105,7 @@ class _Compiler:
     def input_buffer(self, reader: Linear, name: str) -> Buffer:
         """Return the buffer for the input of ``reader``, int8 if it takes int8."""
         matrix = _matrix(reader)
-        return self.program.quantized_rows(matrix) if matrix.int8_activations else self.program.rows(name, matrix.in_features)
+        return self.program.int8_buffer(matrix) if matrix.int8_activations else self.program.buffer(name, matrix.in_features)
 
     def normalized(self, norm: Norm, x: Buffer, reader: Linear) -> Buffer:
         """Return norm(x) as an input of ``reader``."""
@@ -117,7 +118,7 @@ class _Compiler:
         matrix = _matrix(reader)
         if not matrix.int8_activations:
             return x
-        out = self.program.quantized_rows(matrix)
+        out = self.program.int8_buffer(matrix)
         self.program.copy(x, out)
         return out
 
@@ -127,33 +128,33 @@ class _Compiler:
     def qkv(self, attention: Attention, index: int, x: Buffer) -> Buffer:
         """Store keys and values of layer ``index``; return the rows [q | k | v]."""
         spec, q_norm, k_norm = attention.spec, attention.q_norm, attention.k_norm
-        qkv = self.program.rows("qkv", spec.qkv_size)
+        qkv = self.program.buffer("qkv", spec.qkv_size)
         self.linear(attention.qkv, x, qkv)
-        head_norm = None
+        qk_norm = None
         if q_norm is not None and k_norm is not None:
             kind, eps = _NORMS[q_norm.spec.kind], q_norm.spec.eps
-            head_norm = HeadNorm(kind, eps, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
+            qk_norm = QkNorm(kind, eps, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
         rotary = None if spec.rotary is None else self.rotary[spec.rotary]
-        self.program.prepare(index, qkv, spec.num_heads, head_norm, rotary)
+        self.program.rope_and_cache(index, qkv, spec.num_heads, qk_norm, rotary)
         return qkv
 
     def attention_and_mlp(self, layer: DecoderLayer | EagleLayer, index: int, qkv: Buffer, residual: Buffer) -> None:
         """Add attention and feed-forward of the layer to the residual."""
         attention, spec = layer.attention, layer.attention.spec
-        attended = self.program.rows("attended", spec.q_size)
-        self.program.attend(index, qkv, AttentionShape(spec.num_heads, spec.scale, spec.window), attended)
+        attended = self.program.buffer("attended", spec.q_size)
+        self.program.attend(index, qkv, AttentionParams(spec.num_heads, spec.scale, spec.window), attended)
         self.linear(attention.out, self.quantized(attended, attention.out), residual, add=True)
         self.mlp(layer.mlp, self.normalized(layer.mlp_norm, residual, layer.mlp.up), residual)
 
     def mlp(self, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
         size, gated, activation = mlp.spec.intermediate_size, mlp.spec.gated, _ACTIVATIONS[mlp.spec.activation]
         if not gated or size % 16 == 0:
-            hidden = self.program.rows("hidden", size)
+            hidden = self.program.buffer("hidden", size)
             self.program.linear(_matrix(mlp.up), x, mlp.up.bias, hidden, gated=gated, activation=activation)
             hidden = self.quantized(hidden, mlp.down)
         else:
             # The fused instruction needs the rows of up to begin at a panel of 16.
-            up = self.program.rows("up", 2 * size)
+            up = self.program.buffer("up", 2 * size)
             self.linear(mlp.up, x, up)
             hidden = self.input_buffer(mlp.down, "hidden")
             self.program.activate(activation, up, hidden, gated=True)
@@ -161,7 +162,7 @@ class _Compiler:
 
     def head(self, norm: Norm, lm_head: Linear, residual: Buffer) -> None:
         self.program.begin_head()
-        gathered = self.program.rows("gathered", residual.width)
+        gathered = self.program.buffer("gathered", residual.width)
         self.program.gather(residual, gathered)
         self.program.linear(_matrix(lm_head), self.normalized(norm, gathered, lm_head), lm_head.bias, None)
 

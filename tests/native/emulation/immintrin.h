@@ -1,10 +1,10 @@
-// AVX-512 and AVX-VNNI in software, for tests on processors without them: SIMDe's intrinsics in the place of the compiler's, and
-// those that SIMDe 0.7 lacks. Found before the compiler's own header of this name.
+// AVX-512 and AVX-VNNI in software, to test kernels on processors without them: the intrinsics of SIMDe and those that SIMDe 0.7
+// lacks. The include path has this file before the compiler's header of the same name.
 #pragma once
 
-// The compiler's types and intrinsics up to AVX2 and no further: SIMDe's would be second ones of the same names.
+// The compiler's types and intrinsics up to AVX2. Those of SIMDe would collide with the later ones.
 #define _IMMINTRIN_H_INCLUDED
-// clang-format off: each needs those before it
+// clang-format off: each header needs the ones before it
 #include <x86gprintrin.h>
 #include <mmintrin.h>
 #include <xmmintrin.h>

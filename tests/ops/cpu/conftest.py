@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from hasten.ops.cpu.cpu import Cpu, runnable
+from hasten.ops.cpu.cpu import Cpu, supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cpu" in metafunc.fixturenames:
         library = native_library()
-        found = runnable(library) if isinstance(library, NativeLibrary) else ["no native library"]
+        found = supported_isas(library) if isinstance(library, NativeLibrary) else ["no native library"]
         metafunc.parametrize("cpu", found, indirect=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hasten import LLM, SamplingParams
 from hasten.core.errors import InvalidOption
-from hasten.ops.cpu.cpu import ISA_VARIABLE, find_cpu, runnable
+from hasten.ops.cpu.cpu import ISA_VARIABLE, find_cpu, supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -31,11 +31,11 @@ def test_where_there_is_a_compiler_there_are_native_kernels() -> None:
 def test_the_fastest_instruction_set_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ISA_VARIABLE, raising=False)
     cpu = find_cpu()
-    assert not isinstance(cpu, str) and cpu.isa == runnable(library())[0]
+    assert not isinstance(cpu, str) and cpu.isa == supported_isas(library())[0]
 
 
 def test_every_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = runnable(library())
+    found = supported_isas(library())
     assert "avx2" in found
     for isa in found:
         monkeypatch.setenv(ISA_VARIABLE, isa)
@@ -44,7 +44,7 @@ def test_every_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_instruction_set_that_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = [isa for isa in ("amx", "avx512", "avxvnni", "avx2") if isa not in runnable(library())]
+    missing = [isa for isa in ("amx", "avx512", "avxvnni", "avx2") if isa not in supported_isas(library())]
     for isa in missing:
         monkeypatch.setenv(ISA_VARIABLE, isa)
         with pytest.raises(InvalidOption, match=f"cannot run these kernels: got '{isa}'; allowed: .*avx2"):

@@ -1,4 +1,4 @@
-"""How many cores this process may use: by affinity, by the limit of its control group, and without counting hyperthreads twice."""
+"""The number of cores this process may use, by affinity and control group, hyperthreads counted once."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS where it is set, as in other numeric programs; else the available cores."""
-    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(named) if named.isdigit() and int(named) > 0 else available_cores()
+    """Return OMP_NUM_THREADS if it is set to a positive number, else the available cores."""
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(value) if value.isdigit() and int(value) > 0 else available_cores()
 
 
 def available_cores(topology: Path = TOPOLOGY, cgroup: Path = CGROUP) -> int:
-    """At least 1. Two hyperthreads of a core count once: they share the units that the kernels saturate."""
+    """Return the number of available cores, at least 1.
+
+    The hyperthreads of a core count once, since they share the units that the kernels saturate.
+    """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_siblings(cpu, topology) for cpu in cpus}
-    return max(1, min(len(cores), _quota(cgroup)))
+    cores = {_core_name(cpu, topology) for cpu in cpus}
+    return max(1, min(len(cores), _cpu_quota(cgroup)))
 
 
-def _siblings(cpu: int, topology: Path) -> str:
-    """Names the core that a logical CPU belongs to."""
+def _core_name(cpu: int, topology: Path) -> str:
+    """Return a name that is shared by the logical CPUs of one core."""
     file = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
     return file.read_text().strip() if file.exists() else str(cpu)
 
 
-def _quota(cgroup: Path) -> int:
-    """Whole CPUs that the control group gives (version 2: cpu.max, version 1: cpu.cfs_*); very many if it does not say."""
+def _cpu_quota(cgroup: Path) -> int:
+    """Return the CPUs of the control group, rounded down (version 2: cpu.max, version 1: cpu.cfs_*); 2**20 if unlimited."""
     unlimited = 1 << 20
-    new = cgroup / "cpu.max"
-    if new.exists():
-        quota, period = new.read_text().split()
+    version_2 = cgroup / "cpu.max"
+    if version_2.exists():
+        quota, period = version_2.read_text().split()
         return unlimited if quota == "max" else max(1, math.floor(int(quota) / int(period)))
-    old_quota, old_period = cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"
-    if old_quota.exists() and old_period.exists() and (quota_us := int(old_quota.read_text())) > 0:
-        return max(1, math.floor(quota_us / int(old_period.read_text())))
+    quota_file, period_file = cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"
+    if quota_file.exists() and period_file.exists() and (quota_us := int(quota_file.read_text())) > 0:
+        return max(1, math.floor(quota_us / int(period_file.read_text())))
     return unlimited

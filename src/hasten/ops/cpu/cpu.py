@@ -1,4 +1,4 @@
-"""``Cpu``: kernels of one instruction set and the threads that run them."""
+"""``Cpu``: the kernels of one instruction set and the threads that run them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hasten.core.errors import InvalidOption
 from hasten.ops.cpu.cores import default_threads
 from hasten.ops.cpu.library import NativeLibrary, native_library
 
-ISAS = ("amx", "avx512", "avxvnni", "avx2")  # the fastest first
+ISAS = ("amx", "avx512", "avxvnni", "avx2")  # fastest first
 ISA_VARIABLE = "HASTEN_CPU_ISA"
 
 
@@ -30,49 +30,47 @@ DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.fl
 
 
 class Cpu:
-    """Owns the threads: they spin for 50 µs when idle, then sleep. Freed with the last object that computes with it."""
+    """Owns the threads, which spin for a millisecond between steps and then sleep. Freed with its last user."""
 
     def __init__(self, library: NativeLibrary, isa: str | None, threads: int) -> None:
-        """Raises ``InvalidOption`` if this processor or system has no such instruction set."""
+        """Raises ``InvalidOption`` if this machine does not support the instruction set."""
         self.library, self.threads = library, threads
         handle = library.cpu_new(None if isa is None else isa.encode(), threads)
         if not handle:
             raise InvalidOption(
-                "this machine cannot run these kernels", got=repr(isa), allowed=", ".join(runnable(library)) or "none"
+                "this machine cannot run these kernels", got=repr(isa), allowed=", ".join(supported_isas(library)) or "none"
             )
         self.handle = handle
         self.isa: str = library.cpu_isa(handle).decode()
         weakref.finalize(self, library.cpu_free, handle)
 
 
-def runnable(library: NativeLibrary) -> list[str]:
-    """The instruction sets that have kernels and run here, the fastest first."""
-    found = []
+def supported_isas(library: NativeLibrary) -> list[str]:
+    """Return the instruction sets with kernels that this machine supports, fastest first."""
+    supported = []
     for isa in ISAS:
         if handle := library.cpu_new(isa.encode(), 1):
             library.cpu_free(handle)
-            found.append(isa)
-    return found
+            supported.append(isa)
+    return supported
 
 
 def find_cpu(threads: int | None = None) -> Cpu | str:
-    """The kernels for this machine, or one sentence that says why there are none.
+    """Return the kernels for this machine, or one sentence that says why there are none.
 
-    The environment variable HASTEN_CPU_ISA forces an instruction set, "none" forbids all. Raises ``InvalidOption`` if what it
-    names is unknown or does not run here, and for a number of threads below 1.
+    The environment variable HASTEN_CPU_ISA forces an instruction set; "none" disables the kernels. Raises ``InvalidOption`` if its
+    value is unknown or unsupported, or if ``threads`` is below 1.
     """
     if threads is not None and threads < 1:
         raise InvalidOption("threads is out of range", got=threads, allowed="a whole number from 1")
-    wanted = os.environ.get(ISA_VARIABLE) or None
-    if wanted == "none":
+    isa = os.environ.get(ISA_VARIABLE) or None
+    if isa == "none":
         return f"{ISA_VARIABLE}=none forbids native kernels"
-    if wanted is not None and wanted not in ISAS:
-        raise InvalidOption(
-            f"{ISA_VARIABLE} names an unknown instruction set", got=repr(wanted), allowed=f"{', '.join(ISAS)} or none"
-        )
+    if isa is not None and isa not in ISAS:
+        raise InvalidOption(f"{ISA_VARIABLE} names an unknown instruction set", got=repr(isa), allowed=f"{', '.join(ISAS)} or none")
     library = native_library()
     if isinstance(library, str):
         return library
-    if not runnable(library):
+    if not supported_isas(library):
         return "this processor has no AVX2, for which the native kernels are made"
-    return Cpu(library, wanted, threads or default_threads())
+    return Cpu(library, isa, threads or default_threads())

@@ -1,4 +1,4 @@
-"""The shared library ``_native``: found, loaded once, its functions typed. Knows no tensor and no model."""
+"""The shared library ``_native``: loaded once, with typed functions. It knows no tensors and no models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
-ABI = 5
-NONE, LOGITS = -1, -2  # buffers of a program: none, and the logits of the step
+ABI = 6
+NONE, LOGITS = -1, -2  # as buffers of a program: no buffer, and the logits of the step
 
 
 class StepArguments(Structure):
@@ -16,17 +16,17 @@ class StepArguments(Structure):
 
     _fields_ = (
         ("num_tokens", c_int32),
-        ("num_rows", c_int32),
+        ("num_sequences", c_int32),
         ("num_logits", c_int32),
         ("num_groups", c_int32),
         ("first_layer", c_int32),
         ("last_layer", c_int32),
         ("token_ids", c_void_p),
-        ("rows", c_void_p),
-        ("tables", c_void_p),
-        ("blocks", c_void_p),
-        ("logits_tokens", c_void_p),
-        ("tree", c_void_p),
+        ("sequences", c_void_p),
+        ("block_tables", c_void_p),
+        ("block_ids", c_void_p),
+        ("logits_indices", c_void_p),
+        ("tree_mask", c_void_p),
         ("logits", c_void_p),
         ("logits_stride", c_int64),
     )
@@ -49,42 +49,42 @@ _FUNCTIONS = {
     "kv_new": (_P, (_I, _I)),
     "kv_free": (None, (_P,)),
     "kv_add_layer": (_I, (_P, _I, _I, _I, _I)),
-    "kv_copy": (None, (_P, _I, _I, _I)),
-    "kv_move": (None, (_P, _I, _I, _I, _I, _I)),
+    "kv_copy_block": (None, (_P, _I, _I, _I)),
+    "kv_move_token": (None, (_P, _I, _I, _I, _I, _I)),
     "kv_block_bytes": (_L, (_I, _I, _I, _I)),
     "program_new": (_P, (_P, _P, _I)),
     "program_free": (None, (_P,)),
-    "program_rows": (_I, (_P, _I)),
-    "program_quantized_rows": (_I, (_P, _I)),
-    "program_part": (_I, (_P, _I, _I)),
-    "program_data": (_P, (_P, _I, POINTER(c_int64))),
+    "program_add_buffer": (_I, (_P, _I)),
+    "program_add_int8_buffer": (_I, (_P, _I)),
+    "program_add_slice": (_I, (_P, _I, _I)),
+    "program_buffer_data": (_P, (_P, _I, POINTER(c_int64))),
     "program_begin_layer": (None, (_P,)),
     "program_begin_head": (None, (_P,)),
     "program_embed": (None, (_P, _P, _I, _I)),
-    "program_rotary": (_I, (_P, _P, _I, _F)),
+    "program_rotary_table": (_I, (_P, _P, _I, _F)),
     "program_norm": (None, (_P, _I, _I, _I, _P, _P, _F, _I, _I)),
     "program_linear": (None, (_P, _P, _I, _I, _P, _I, _I, _I, _I)),
     "program_activate": (None, (_P, _I, _I, _I, _I, _I, _I)),
-    "program_prepare": (None, (_P, _I, _I, _I, _I, _P, _P, _P, _P, _F, _I)),
+    "program_rope_and_cache": (None, (_P, _I, _I, _I, _I, _P, _P, _P, _P, _F, _I)),
     "program_attend": (None, (_P, _I, _I, _I, _F, _F, _I, _P, _I)),
     "program_gather": (None, (_P, _I, _I, _I)),
     "program_run": (_I, (_P, POINTER(StepArguments))),
-    "draw": (_I, (_P, _P, _I, _L, _L, c_char_p, _P, _P, _P)),
+    "sample_tokens": (_I, (_P, _P, _I, _L, _L, c_char_p, _P, _P, _P)),
 }
 
 
 class NativeLibrary:
-    """The functions of hasten.h as attributes, without their prefix. Calls release the interpreter lock."""
+    """The functions of hasten.h as attributes without the prefix ``hasten_``. Calls release the GIL."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ``OSError`` if the file is missing, not for this machine, or of another version of the interface."""
+        """Load the library. Raises ``OSError`` if the file is missing, for another machine or of another ABI version."""
         self._library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(self._library, f"hasten_{name}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
-        if (found := self._library.hasten_abi()) != ABI:
-            raise OSError(f"{path} has version {found} of the native interface and hasten needs {ABI}; install hasten again")
+        if (version := self._library.hasten_abi()) != ABI:
+            raise OSError(f"{path} has version {version} of the native interface and hasten needs {ABI}; install hasten again")
 
     def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
         raise AttributeError(name)
@@ -92,7 +92,7 @@ class NativeLibrary:
 
 @cache
 def native_library() -> NativeLibrary | str:
-    """The library, or why there is none, in one sentence."""
+    """Return the library, or one sentence that says why it is missing."""
     path = Path(__file__).parent / "_native.so"
     if not path.exists():
         return "hasten was installed without native kernels (no C++ compiler, or not an x86-64 processor)"

@@ -11,7 +11,7 @@ from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
 
 
 class Weights:
-    """Owns the memory of a model's matrices, in huge pages where the system has them. Freed as a whole."""
+    """Memory of a model's matrices, in huge pages where the system has them. Freed at once."""
 
     def __init__(self, cpu: Cpu) -> None:
         self.cpu = cpu
@@ -20,16 +20,16 @@ class Weights:
 
     @property
     def num_bytes(self) -> int:
-        """Of all matrices so far."""
+        """Bytes of all matrices so far."""
         return int(self.cpu.library.weights_bytes(self.handle))
 
 
 class Matrix:
-    """One matrix [O, I] in the order in which the kernels read it; zero until packed. bfloat16 takes 12 bits a weight, losslessly.
+    """One weight matrix [O, I] in the layout of the kernels; zero until packed.
 
-    int8: a scale per output feature. int4: that scale, times a whole number from -15 to 15 for each 16 inputs of an output, times
-    the weights' four bits (-8 to 7). ``int8_activations`` (int8, int4): products quantise their input to int8, per row; else the
-    input stays float32 and the weights are widened.
+    bfloat16 is losslessly compressed to 12 bits per weight. int8 has a scale per output feature. int4 (-8 to 7) has the same
+    scale, times an integer from -15 to 15 for each 16 inputs of an output. ``int8_activations`` (int8, int4): products quantise
+    their input to int8 per row; else the input stays float32 and the weights are dequantised.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Matrix:
         self.dtype, self.int8_activations = dtype, int8_activations
         self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features)
         if not self.handle:
-            raise self._refused()
+            raise self._out_of_memory()
 
     def pack(self, source_OI: Tensor, row: int) -> None:
-        """Output features [row, row + len(source)) from float32, bfloat16 or float16 (or float64), quantised if need be.
+        """Pack output features [row, row + len(source)), each once, from a floating-point tensor; quantise where needed.
 
-        Each once. Raises ``MemoryError``.
+        Raises ``MemoryError``.
         """
         if source_OI.dtype not in DTYPES:
             source_OI = source_OI.float()
@@ -62,7 +62,7 @@ class Matrix:
             source_OI.shape,
             row,
         )
-        refused = self.cpu.library.matrix_pack(
+        out_of_memory = self.cpu.library.matrix_pack(
             self.cpu.handle,
             self.handle,
             source_OI.data_ptr(),
@@ -72,15 +72,15 @@ class Matrix:
             row,
             rows,
         )
-        if refused:
-            raise self._refused()
+        if out_of_memory:
+            raise self._out_of_memory()
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """x Wᵀ + b in float32. [T, O]. Raises ``MemoryError``."""
+        """Return x Wᵀ + b in float32, [T, O]. Raises ``MemoryError``."""
         x_TI = x_TI.float().contiguous()
         bias = None if bias_O is None else bias_O.float().contiguous()
         out_TO = torch.empty(len(x_TI), self.out_features)
-        refused = self.cpu.library.matrix_multiply(
+        out_of_memory = self.cpu.library.matrix_multiply(
             self.cpu.handle,
             self.handle,
             x_TI.data_ptr(),
@@ -89,17 +89,17 @@ class Matrix:
             self.int8_activations,
             out_TO.data_ptr(),
         )
-        if refused:
+        if out_of_memory:
             raise MemoryError("no memory for a matrix product")
         return out_TO
 
-    def _refused(self) -> MemoryError:
-        return MemoryError(f"no memory for {self.out_features} x {self.in_features} {self.dtype.name.lower()} weights")
-
     def lookup(self, ids_T: Tensor) -> Tensor:
-        """Rows ``ids_T`` in float32. [T, I]"""
+        """Return the rows ``ids_T`` in float32, [T, I]."""
         ids = ids_T.to(torch.int32).contiguous()
         assert bool(((ids >= 0) & (ids < self.out_features)).all())
         out_TI = torch.empty(len(ids), self.in_features)
         self.cpu.library.matrix_lookup(self.cpu.handle, self.handle, ids.data_ptr(), len(ids), out_TI.data_ptr())
         return out_TI
+
+    def _out_of_memory(self) -> MemoryError:
+        return MemoryError(f"no memory for {self.out_features} x {self.in_features} {self.dtype.name.lower()} weights")

@@ -1,7 +1,7 @@
 """``Program``: the step of one model, recorded once and run by one native call.
 
-Recording names buffers (rows of activations) by ``Buffer``; what an instruction reads and writes is in its docstring. All
-activations are float32, or int8 with a scale per row in front of a quantised matrix. T tokens · R rows whose logits are wanted.
+Instructions read and write buffers (rows of activations), as their docstrings say. Activations are float32, or int8 with a scale
+per row before a quantised matrix. T tokens · R rows of logits · V vocabulary
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ctypes
 import weakref
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from hasten.ops.cpu.cpu import Cpu
 from hasten.ops.cpu.kv import NativeKv
 from hasten.ops.cpu.library import LOGITS, NONE, StepArguments
-from hasten.ops.cpu.logits import LogitsMemory
+from hasten.ops.cpu.logits_buffer import LogitsBuffer
 from hasten.ops.cpu.matrix import Matrix
 
 
@@ -41,16 +40,21 @@ class Activation(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Rows of float32, or of int8 with a scale each."""
+    """Rows of float32, or of int8 with a scale per row."""
 
     index: int
     width: int
     quantized: bool = False
 
+    @property
+    def indices(self) -> tuple[int, int]:
+        """The index as a float32 buffer and as an int8 buffer, one of them ``NONE``."""
+        return (NONE, self.index) if self.quantized else (self.index, NONE)
+
 
 @dataclass(frozen=True, slots=True)
-class HeadNorm:
-    """Over single heads of queries and keys, before the rotation."""
+class QkNorm:
+    """Norm of each head of queries and keys before RoPE."""
 
     kind: NormKind
     eps: float
@@ -61,7 +65,7 @@ class HeadNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionShape:
+class AttentionParams:
     num_heads: int
     scale: float
     window: int | None = None
@@ -70,33 +74,32 @@ class AttentionShape:
 
 
 class Program:
-    """Recorded in order: prologue, ``begin_layer`` and a layer's instructions for each layer, ``begin_head`` and the head's."""
+    """Recorded in order: prologue, ``begin_layer`` and its instructions for each layer, ``begin_head`` and its instructions."""
 
     def __init__(self, cpu: Cpu, kv: NativeKv, max_tokens: int) -> None:
-        """``max_tokens``: the most tokens of a step. Raises ``MemoryError``."""
+        """Create an empty program for steps of up to ``max_tokens`` tokens."""
         self.cpu, self.kv, self.max_tokens = cpu, kv, max_tokens
         self._library = cpu.library
         self._handle = self._library.program_new(cpu.handle, kv.handle, max_tokens)
         weakref.finalize(self, self._library.program_free, self._handle)
-        self._kept: list[object] = []  # what recorded instructions point at
+        self._references: list[object] = []  # objects that recorded instructions point to
         self._buffers: dict[tuple[str, int, bool], Buffer] = {}
+        self._logits = LogitsBuffer()
         self.num_layers = 0
-        self._padded_vocabulary = 0
-        self._logits = LogitsMemory()
         self.vocab_size = 0
 
-    def rows(self, name: str, width: int) -> Buffer:
-        """The float32 buffer of this name; made when first asked for. Its padding is zero."""
+    def buffer(self, name: str, width: int) -> Buffer:
+        """Return the float32 buffer of this name, created on first use. Its padding is zero. Raises ``MemoryError``."""
         return self._buffer(name, width, quantized=False)
 
-    def part(self, buffer: Buffer, column: int, width: int) -> Buffer:
-        """Columns ``[column, column + width)`` of a float32 buffer, both multiples of 16: whoever writes there writes into it."""
+    def slice(self, buffer: Buffer, column: int, width: int) -> Buffer:
+        """Return columns ``[column, column + width)`` of a float32 buffer, which share its memory; multiples of 16."""
         assert not buffer.quantized and column + width <= buffer.width, (buffer, column, width)
         assert column % 16 == width % 16 == 0, (column, width)
-        return Buffer(self._library.program_part(self._handle, buffer.index, column), width)
+        return Buffer(self._library.program_add_slice(self._handle, buffer.index, column), width)
 
-    def quantized_rows(self, matrix: Matrix) -> Buffer:
-        """The int8 buffer that products with ``matrix`` read; shared by all matrices of the same width."""
+    def int8_buffer(self, matrix: Matrix) -> Buffer:
+        """Return the int8 input buffer of ``matrix``, shared by all matrices of its width. Raises ``MemoryError``."""
         return self._buffer("int8", matrix.in_features, quantized=True)
 
     def begin_layer(self) -> None:
@@ -107,24 +110,23 @@ class Program:
         self._library.program_begin_head(self._handle)
 
     def embed(self, matrix: Matrix, out: Buffer, *, by_position: bool = False) -> None:
-        """out = rows token_ids of the matrix; out += rows positions when ``by_position``. Runs in steps that begin at layer 0."""
-        self._kept.append(matrix)
+        """out = rows token_ids of the matrix; ``by_position``: out += rows positions. Runs in steps that begin at layer 0."""
+        self._references.append(matrix)
         self._library.program_embed(self._handle, matrix.handle, by_position, out.index)
 
-    def rotary(self, inverse_frequencies: Tensor, factor: float) -> int:
-        """cos and sin of the step's positions, for ``prepare``. Belongs in the prologue. Returns their index."""
+    def rotary_table(self, inverse_frequencies: Tensor, factor: float) -> int:
+        """Compute cos and sin of the positions for ``rope_and_cache``; return their index. Belongs in the prologue."""
         pointer = self._vector(inverse_frequencies)
-        return int(self._library.program_rotary(self._handle, pointer, len(inverse_frequencies), factor))
+        return int(self._library.program_rotary_table(self._handle, pointer, len(inverse_frequencies), factor))
 
     def norm(self, kind: NormKind, x: Buffer, weight: Tensor | None, bias: Tensor | None, eps: float, out: Buffer) -> None:
-        """out = norm(x), quantised when ``out`` is."""
-        rows, quantized = (NONE, out.index) if out.quantized else (out.index, NONE)
+        """out = norm(x), quantised if ``out`` is."""
         self._library.program_norm(
-            self._handle, kind, x.index, x.width, self._vector(weight), self._vector(bias), eps, rows, quantized
+            self._handle, kind, x.index, x.width, self._vector(weight), self._vector(bias), eps, *out.indices
         )
 
     def copy(self, x: Buffer, out: Buffer) -> None:
-        """out = x, quantised when ``out`` is."""
+        """out = x, quantised if ``out`` is."""
         self.norm(NormKind.NONE, x, None, None, 0.0, out)
 
     def linear(
@@ -138,73 +140,62 @@ class Program:
         gated: bool = False,
         activation: Activation = Activation.NONE,
     ) -> None:
-        """out = activation(x Wᵀ + b), out += ... when ``add``; without ``out``, the logits of the step.
+        """out = activation(x Wᵀ + b), out += ... if ``add``; ``out`` None: the logits of the step.
 
         ``gated``: out = activation(first half) · second half; halves must be multiples of 16.
         """
         assert x.quantized == matrix.int8_activations and x.width == matrix.in_features, (x, matrix)
-        self._kept.append(matrix)
+        self._references.append(matrix)
         if out is None:
             self.vocab_size = matrix.out_features
-            self._padded_vocabulary = -(-matrix.out_features // 16) * 16
-        rows, quantized = (NONE, x.index) if x.quantized else (x.index, NONE)
         target = LOGITS if out is None else out.index
-        self._library.program_linear(
-            self._handle, matrix.handle, rows, quantized, self._vector(bias), target, add, gated, activation
-        )
+        self._library.program_linear(self._handle, matrix.handle, *x.indices, self._vector(bias), target, add, gated, activation)
 
     def activate(self, activation: Activation, x: Buffer, out: Buffer, *, gated: bool) -> None:
-        """out = activation(x), or activation(first half of x) · second half; quantised when ``out`` is."""
-        rows, quantized = (NONE, out.index) if out.quantized else (out.index, NONE)
-        self._library.program_activate(self._handle, activation, gated, x.index, out.width, rows, quantized)
+        """out = activation(x), or activation(first half of x) · second half; quantised if ``out`` is."""
+        self._library.program_activate(self._handle, activation, gated, x.index, out.width, *out.indices)
 
-    def prepare(self, layer: int, qkv: Buffer, num_heads: int, norm: HeadNorm | None, rotary: int | None) -> None:
-        """Normalises and rotates queries in place, and writes keys and values of the step into layer ``layer`` of the pool."""
-        self._library.program_prepare(
-            self._handle,
-            layer,
-            qkv.index,
-            num_heads,
-            NormKind.NONE if norm is None else norm.kind,
-            None if norm is None else self._vector(norm.q_weight),
-            None if norm is None else self._vector(norm.q_bias),
-            None if norm is None else self._vector(norm.k_weight),
-            None if norm is None else self._vector(norm.k_bias),
-            0.0 if norm is None else norm.eps,
-            NONE if rotary is None else rotary,
-        )
+    def rope_and_cache(self, layer: int, qkv: Buffer, num_heads: int, norm: QkNorm | None, rotary_table: int | None) -> None:
+        """Normalise and rotate queries in place; write keys and values to layer ``layer`` of the KV cache."""
+        kind, eps = NormKind.NONE, 0.0
+        weights: list[int | None] = [None] * 4
+        if norm is not None:
+            kind, eps = norm.kind, norm.eps
+            weights = [self._vector(values) for values in (norm.q_weight, norm.q_bias, norm.k_weight, norm.k_bias)]
+        table = NONE if rotary_table is None else rotary_table
+        self._library.program_rope_and_cache(self._handle, layer, qkv.index, num_heads, kind, *weights, eps, table)
 
-    def attend(self, layer: int, qkv: Buffer, shape: AttentionShape, out: Buffer) -> None:
-        """out = attention of the queries in ``qkv`` over layer ``layer`` of the pool."""
+    def attend(self, layer: int, qkv: Buffer, params: AttentionParams, out: Buffer) -> None:
+        """out = attention of the queries in ``qkv`` over layer ``layer`` of the KV cache."""
         self._library.program_attend(
             self._handle,
             layer,
             qkv.index,
-            shape.num_heads,
-            shape.scale,
-            shape.soft_cap or 0.0,
-            shape.window or 0,
-            self._vector(shape.sinks),
+            params.num_heads,
+            params.scale,
+            params.soft_cap or 0.0,
+            params.window or 0,
+            self._vector(params.sinks),
             out.index,
         )
 
     def gather(self, x: Buffer, out: Buffer) -> None:
-        """out = the rows of x whose logits are wanted."""
+        """out = rows logits_indices of x."""
         self._library.program_gather(self._handle, x.index, x.width, out.index)
 
     def view(self, buffer: Buffer) -> Tensor:
-        """The float32 rows themselves, not a copy: [max_tokens, width]. Valid between steps and while the program lives."""
+        """Return the memory of a float32 buffer, [max_tokens, width]: valid between steps while the program lives."""
         assert not buffer.quantized, buffer
         stride = ctypes.c_int64()
-        address = self._library.program_data(self._handle, buffer.index, ctypes.byref(stride))
+        address = self._library.program_buffer_data(self._handle, buffer.index, ctypes.byref(stride))
         memory = (ctypes.c_float * (self.max_tokens * stride.value)).from_address(address)
         return torch.frombuffer(memory, dtype=torch.float32).view(self.max_tokens, stride.value)[:, : buffer.width]
 
     def run(self, step: StepArguments, num_logits: int) -> Tensor:
-        """One step; fills in where the logits go and returns them [R, V], float32. Raises ``MemoryError``."""
-        logits = self._logits.lend(num_logits, self._padded_vocabulary)
+        """Run one step, setting its logits fields; return the logits [R, V], float32. Raises ``MemoryError``."""
+        logits = self._logits.lend(num_logits, _round_up(self.vocab_size))
         step.num_logits = num_logits
-        step.logits, step.logits_stride = logits.data_ptr(), self._padded_vocabulary
+        step.logits, step.logits_stride = logits.data_ptr(), logits.shape[1]
         if self._library.program_run(self._handle, ctypes.byref(step)):
             raise MemoryError("no memory for this step")
         return logits[:, : self.vocab_size]
@@ -212,24 +203,23 @@ class Program:
     def _buffer(self, name: str, width: int, *, quantized: bool) -> Buffer:
         key = (name, width, quantized)
         if key not in self._buffers:
-            make = self._library.program_quantized_rows if quantized else self._library.program_rows
-            index = make(self._handle, width)
+            add = self._library.program_add_int8_buffer if quantized else self._library.program_add_buffer
+            index = add(self._handle, width)
             if index < 0:
                 raise MemoryError(f"no memory for {self.max_tokens} rows of {width} activations")
             self._buffers[key] = Buffer(index, width, quantized)
         return self._buffers[key]
 
     def _vector(self, values: Tensor | None) -> int | None:
-        """Address of a float32 copy, padded with zeros to whole vectors of 16, that lives as long as the program."""
+        """Return the address of a float32 copy with zero padding to a multiple of 16, which lives as long as the program."""
         if values is None:
             return None
-        padded = torch.zeros(-(-len(values) // 16) * 16)
+        padded = torch.zeros(_round_up(len(values)))
         padded[: len(values)] = values
-        self._kept.append(padded)
+        self._references.append(padded)
         return padded.data_ptr()
 
 
-def integers(*parts: list[int] | tuple[int, ...]) -> ctypes.Array[ctypes.c_int32]:
-    """An int32 array of the parts end to end."""
-    flat = list(chain.from_iterable(parts))
-    return (ctypes.c_int32 * len(flat))(*flat)
+def _round_up(size: int) -> int:
+    """Return the next multiple of 16."""
+    return -(-size // 16) * 16

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasten.ops.cpu.cpu import Cpu
 
-_SETTINGS = struct.Struct("=Qfffi")  # hasten_draw_settings of hasten.h
+_SETTINGS = struct.Struct("=Qfffi")  # hasten_sampling_params of hasten.h
 # Bounds that float32 holds. The kernel has narrower ones and leaves rows of other temperatures undecided.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e38
 
@@ -38,7 +38,7 @@ def sample_tokens(cpu: Cpu, logits_RV: Tensor, settings: bytes, keys: array[int]
     assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1 and logits_RV.device.type == "cpu"
     assert len(settings) == num_rows * _SETTINGS.size and len(keys) == 2 * num_rows
     token_ids, is_decided = array("i", bytes(4 * num_rows)), array("b", bytes(num_rows))
-    cpu.library.draw(
+    cpu.library.sample_tokens(
         cpu.handle,
         logits_RV.data_ptr(),
         num_rows,

@@ -9,53 +9,54 @@ namespace hasten {
 
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kPiece = size_t{64} << 20;
+constexpr size_t kHugePageBytes = size_t{2} << 20;
+constexpr size_t kChunkBytes = size_t{64} << 20;
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// A mapping that begins at a multiple of the huge page, or null.
+// Returns a mapping aligned to the huge page size, or null.
 unsigned char* map(size_t bytes) {
-    void* found = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (found == MAP_FAILED) return nullptr;
-    auto* begin = static_cast<unsigned char*>(found);
-    const size_t skip = round_up(reinterpret_cast<uintptr_t>(begin), kHugePage) - reinterpret_cast<uintptr_t>(begin);
-    if (skip > 0) munmap(begin, skip);
-    if (skip < kHugePage) munmap(begin + skip + bytes, kHugePage - skip);
+    void* address =
+        mmap(nullptr, bytes + kHugePageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (address == MAP_FAILED) return nullptr;
+    auto* begin = static_cast<unsigned char*>(address);
+    const size_t padding = round_up(reinterpret_cast<uintptr_t>(begin), kHugePageBytes) - reinterpret_cast<uintptr_t>(begin);
+    if (padding > 0) munmap(begin, padding);
+    if (padding < kHugePageBytes) munmap(begin + padding + bytes, kHugePageBytes - padding);
 #ifdef MADV_HUGEPAGE
-    madvise(begin + skip, bytes, MADV_HUGEPAGE);  // a wish: without huge pages everything still works
+    madvise(begin + padding, bytes, MADV_HUGEPAGE);  // a hint: the memory works without huge pages too
 #endif
-    return begin + skip;
+    return begin + padding;
 }
 
 }  // namespace
 
 Arena::~Arena() {
-    for (const Piece& piece : pieces_) munmap(piece.data, piece.size);
+    for (const Chunk& chunk : chunks_) munmap(chunk.data, chunk.size);
 }
 
-void* Arena::take(size_t bytes) {
-    const size_t wanted = round_up(bytes ? bytes : 1, 64);
+void* Arena::allocate(size_t bytes) {
+    const size_t aligned = round_up(bytes ? bytes : 1, 64);
     std::lock_guard<std::mutex> lock(mutex_);
-    if (pieces_.empty() || pieces_.back().size - pieces_.back().used < wanted) {
-        const size_t size = round_up(wanted > kPiece ? wanted : kPiece, kHugePage);
+    if (chunks_.empty() || chunks_.back().size - chunks_.back().used < aligned) {
+        const size_t size = round_up(aligned > kChunkBytes ? aligned : kChunkBytes, kHugePageBytes);
         unsigned char* data = map(size);
         if (data == nullptr) return nullptr;
-        pieces_.push_back({data, size, 0});
+        chunks_.push_back({data, size, 0});
     }
-    Piece& piece = pieces_.back();
-    void* taken = piece.data + piece.used;
-    piece.used += wanted;
-    taken_ += wanted;
-    return taken;
+    Chunk& chunk = chunks_.back();
+    void* result = chunk.data + chunk.used;
+    chunk.used += aligned;
+    allocated_ += aligned;
+    return result;
 }
 
-void Arena::forget(void* data, size_t bytes) {
+void Arena::release(void* data, size_t bytes) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), address = reinterpret_cast<uintptr_t>(data);
     const size_t begin = round_up(address, page), end = (address + bytes) / page * page;
     if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
     std::lock_guard<std::mutex> lock(mutex_);
-    taken_ -= round_up(bytes, 64);
+    allocated_ -= round_up(bytes, 64);
 }
 
 }  // namespace hasten

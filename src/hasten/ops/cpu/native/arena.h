@@ -1,4 +1,4 @@
-// Memory in large pieces, zeroed by the system as it is first touched and backed by huge pages where they exist.
+// Memory in large chunks, zeroed by the system on first touch and backed by huge pages where available.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace hasten {
 
-// Hands out 64-byte aligned memory and frees all of it at once.
+// Allocates 64-byte aligned memory and frees all of it at once.
 class Arena {
 public:
     Arena() = default;
@@ -15,21 +15,21 @@ public:
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
 
-    // Zeroed. Null when the system refuses.
-    void* take(size_t bytes);
-    // The memory of one `take` is not needed any more: its pages go back to the system.
-    void forget(void* data, size_t bytes);
-    size_t bytes() const { return taken_; }
+    // Returns zeroed memory, or null when out of memory.
+    void* allocate(size_t bytes);
+    // Returns the pages of one allocation to the system.
+    void release(void* data, size_t bytes);
+    size_t bytes() const { return allocated_; }
 
 private:
-    struct Piece {
+    struct Chunk {
         unsigned char* data;
         size_t size, used;
     };
 
     std::mutex mutex_;
-    std::vector<Piece> pieces_;
-    size_t taken_ = 0;
+    std::vector<Chunk> chunks_;
+    size_t allocated_ = 0;
 };
 
 }  // namespace hasten

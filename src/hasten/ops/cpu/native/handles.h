@@ -1,4 +1,4 @@
-// What the handles of the C interface stand for.
+// The objects behind the opaque handles of the C interface, and the parallel loop of calls outside programs.
 #pragma once
 
 #include <algorithm>
@@ -12,34 +12,34 @@
 
 namespace hasten {
 
-// What one product outside of programs needs. It is kept: mapping and touching new memory costs more than a small product.
-class EagerMemory {
+// Memory of one product outside programs. It is reused, since mapping and touching new memory costs more than a small product.
+class Workspace {
 public:
-    // Begins again with at least so many bytes, which are not zero. False when memory is refused.
-    bool begin(int64_t bytes) {
+    // Discards the contents and ensures `bytes` bytes, uninitialised. Returns false when out of memory.
+    bool reserve(int64_t bytes) {
         used_ = 0;
         if (bytes <= size_) return true;
         arena_ = std::make_unique<Arena>();
-        data_ = static_cast<unsigned char*>(arena_->take(static_cast<size_t>(bytes)));
+        data_ = static_cast<unsigned char*>(arena_->allocate(static_cast<size_t>(bytes)));
         size_ = data_ == nullptr ? 0 : bytes;
         return data_ != nullptr;
     }
-    // Gives back what only few products need.
-    void end() {
-        if (size_ <= kKept) return;
+    // Frees a workspace larger than kMaxRetainedBytes, which few products need.
+    void trim() {
+        if (size_ <= kMaxRetainedBytes) return;
         arena_.reset();
         size_ = 0;
     }
     template <class T>
-    T* take(int64_t count) {
-        T* found = reinterpret_cast<T*>(data_ + used_);
+    T* allocate(int64_t count) {
+        T* data = reinterpret_cast<T*>(data_ + used_);
         used_ += round_up(count * int64_t{sizeof(T)}, int64_t{64});
         assert(used_ <= size_);
-        return found;
+        return data;
     }
 
 private:
-    static constexpr int64_t kKept = int64_t{64} << 20;
+    static constexpr int64_t kMaxRetainedBytes = int64_t{64} << 20;
     std::unique_ptr<Arena> arena_;
     unsigned char* data_ = nullptr;
     int64_t size_ = 0, used_ = 0;
@@ -52,9 +52,9 @@ struct hasten_cpu {
     const hasten::Kernels& kernels;
     hasten::ThreadPool threads;
     hasten::Arena memory;
-    std::vector<void*> scratch;  // per thread, for the calls outside programs
-    std::mutex one_product;
-    hasten::EagerMemory eager;
+    std::vector<void*> scratch;  // per thread, for calls outside programs
+    std::mutex workspace_mutex;
+    hasten::Workspace workspace;
 };
 
 struct hasten_matrix {
@@ -73,12 +73,12 @@ struct hasten_kv {
 
 struct hasten_program {
     hasten::Program program;
-    std::mutex one_run;
+    std::mutex run_mutex;
 };
 
 // Runs body(item, thread) for items [0, count) on all threads of the cpu.
 template <class Body>
-void share(hasten_cpu* cpu, int64_t count, Body body) {
+void parallel_for(hasten_cpu* cpu, int64_t count, Body body) {
     struct Context {
         hasten_cpu* cpu;
         int64_t count;
@@ -86,8 +86,8 @@ void share(hasten_cpu* cpu, int64_t count, Body body) {
     } context{cpu, count, &body};
     cpu->threads.run(
         [](void* raw, int thread) {
-            auto* given = static_cast<Context*>(raw);
-            given->cpu->threads.share(given->count, [&](int64_t item) { (*given->body)(item, thread); }, [] {});
+            auto* task = static_cast<Context*>(raw);
+            task->cpu->threads.parallel_for(task->count, [&](int64_t item) { (*task->body)(item, thread); }, [] {});
         },
         &context);
 }

@@ -7,97 +7,99 @@ namespace hasten {
 
 namespace {
 
-constexpr int32_t kRowsEach = 16;
+constexpr int32_t kMaxRowsPerItem = 16;
 
 }  // namespace
 
-RowItems cut_rows(const Step& step, Extent extent) {
-    const int32_t rows = extent == Extent::tokens ? step.plan().num_tokens : step.plan().num_logits;
-    const int32_t share = (rows + 4 * step.threads() - 1) / (4 * step.threads());
-    return {rows, std::max(1, std::min(kRowsEach, share))};
+RowPartition partition_rows(const Step& step, RowScope scope) {
+    const int32_t rows = scope == RowScope::tokens ? step.arguments().num_tokens : step.arguments().num_logits;
+    const int32_t rows_per_share = (rows + 4 * step.threads() - 1) / (4 * step.threads());
+    return {rows, std::max(1, std::min(kMaxRowsPerItem, rows_per_share))};
 }
 
-void Norm::run(const Step& step, int64_t item, const Worker&) const {
-    const RowItems items = cut_rows(step, extent_);
+void Norm::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, scope_);
     NormTask task = task_;
     task.begin = items.begin(item);
     task.end = items.end(item);
     kernels_.norm(task);
 }
 
-void Narrow::run(const Step& step, int64_t item, const Worker&) const {
-    const RowItems items = cut_rows(step, extent_);
-    NarrowTask task = task_;
+void ConvertToBf16::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, scope_);
+    ConvertToBf16Task task = task_;
     task.begin = items.begin(item);
     task.end = items.end(item);
-    kernels_.narrow(task);
+    kernels_.convert_to_bf16(task);
 }
 
-void Activate::run(const Step& step, int64_t item, const Worker& worker) const {
-    const RowItems items = cut_rows(step, extent_);
+void Activate::run(const Step& step, int64_t item, void* scratch) const {
+    const RowPartition items = partition_rows(step, scope_);
     ActivateTask task = task_;
-    task.scratch = static_cast<float*>(worker.scratch);
+    task.scratch = static_cast<float*>(scratch);
     task.begin = items.begin(item);
     task.end = items.end(item);
     kernels_.activate(task);
 }
 
-LinearTask Linear::whole(const Step& step) const {
+LinearTask Linear::bound_task(const Step& step) const {
     LinearTask task = task_;
-    task.rows = extent_ == Extent::tokens ? step.plan().num_tokens : step.plan().num_logits;
-    if (task.out.data == nullptr) task.out = {step.plan().logits, step.plan().logits_stride};
+    task.rows = scope_ == RowScope::tokens ? step.arguments().num_tokens : step.arguments().num_logits;
+    if (task.out.data == nullptr) task.out = {step.arguments().logits, step.arguments().logits_stride};
     return task;
 }
 
-void Linear::run(const Step& step, int64_t item, const Worker& worker) const {
-    const LinearTask task = whole(step);
-    run_item(kernels_, task, cut(kernels_, task, step.threads()), item, worker.scratch);
+void Linear::run(const Step& step, int64_t item, void* scratch) const {
+    const LinearTask task = bound_task(step);
+    run_linear_item(kernels_, task, partition_linear(kernels_, task, step.threads()), item, scratch);
 }
 
-int64_t Embed::items(const Step& step) const { return step.plan().first_layer > 0 ? 0 : cut_rows(step, Extent::tokens).count(); }
+int64_t Embed::items(const Step& step) const {
+    return step.arguments().first_layer > 0 ? 0 : partition_rows(step, RowScope::tokens).count();
+}
 
-void Embed::run(const Step& step, int64_t item, const Worker&) const {
-    const RowItems items = cut_rows(step, Extent::tokens);
-    kernels_.embed({&matrix_, by_position_ ? step.positions() : step.plan().token_ids, by_position_, out_, items.begin(item),
+void Embed::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, RowScope::tokens);
+    kernels_.embed({&matrix_, by_position_ ? step.positions() : step.arguments().token_ids, by_position_, out_, items.begin(item),
                     items.end(item)});
 }
 
-void Rotary::run(const Step& step, int64_t item, const Worker&) const {
-    const RowItems items = cut_rows(step, Extent::tokens);
-    RotaryTask task = task_;
+void RotaryTable::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, RowScope::tokens);
+    RotaryTableTask task = task_;
     task.positions = step.positions();
     task.begin = items.begin(item);
     task.end = items.end(item);
-    kernels_.rotary(task);
+    kernels_.rotary_table(task);
 }
 
-void Prepare::run(const Step& step, int64_t item, const Worker&) const {
-    const RowItems items = cut_rows(step, Extent::tokens);
-    PrepareTask task = task_;
-    task.slots = step.slots(group_);
+void RopeAndCache::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, RowScope::tokens);
+    RopeAndCacheTask task = task_;
+    task.slot_mapping = step.slot_mapping(group_);
     task.begin = items.begin(item);
     task.end = items.end(item);
-    kernels_.prepare(task);
+    kernels_.rope_and_cache(task);
 }
 
-void Attend::run(const Step& step, int64_t item, const Worker& worker) const {
+void Attend::run(const Step& step, int64_t item, void* scratch) const {
     AttentionTask task = task_;
-    task.rows = step.spans(group_);
-    task.num_rows = step.plan().num_rows;
+    task.sequences = step.sequences(group_);
+    task.num_sequences = step.arguments().num_sequences;
     task.num_threads = step.threads();
-    task.plan = &cuts_.plan();
+    task.plan = &planner_.plan();
     task.partials = step.partials();
     if (merge_) {
-        kernels_.merge(task, item);
+        kernels_.merge_splits(task, item);
     } else {
-        kernels_.attend(task, item, worker.scratch);
+        kernels_.attend(task, item, scratch);
     }
 }
 
-void Gather::run(const Step& step, int64_t item, const Worker&) const {
-    const RowItems items = cut_rows(step, Extent::logits);
+void Gather::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, RowScope::logits);
     for (int32_t row = items.begin(item); row < items.end(item); ++row) {
-        std::memcpy(out_.data + row * out_.stride, x_.data + step.plan().logits_tokens[row] * x_.stride,
+        std::memcpy(out_.data + row * out_.stride, x_.data + step.arguments().logits_indices[row] * x_.stride,
                     static_cast<size_t>(width_) * sizeof(float));
     }
 }

@@ -1,13 +1,13 @@
-// The kernels for AVX2 with FMA and F16C.
+// The kernels for AVX2, FMA and F16C.
 #define HASTEN_ISA avx2
-#include "simd/words.h"
+#include "simd/dot_avx2.h"
 
-#include "kernels/table.h"
+#include "kernels/kernel_table.h"
 
 namespace hasten {
 
 const Kernels* avx2_kernels() {
-    static const Kernels table = avx2::make_table("avx2");
+    static const Kernels table = avx2::make_kernel_table("avx2");
     return &table;
 }
 

@@ -1,13 +1,13 @@
-// The kernels for AVX2 with FMA, F16C and AVX-VNNI.
+// The kernels for AVX2, FMA, F16C and AVX-VNNI.
 #define HASTEN_ISA avxvnni
 #include "simd/avx_vnni.h"
 
-#include "kernels/table.h"
+#include "kernels/kernel_table.h"
 
 namespace hasten {
 
 const Kernels* avxvnni_kernels() {
-    static const Kernels table = avxvnni::make_table("avxvnni");
+    static const Kernels table = avxvnni::make_kernel_table("avxvnni");
     return &table;
 }
 

@@ -1,6 +1,5 @@
 #include "kv_pool.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "matrix.h"
@@ -15,8 +14,8 @@ int64_t key_pack(Dtype dtype) { return dtype == Dtype::int8 ? 4 : dtype == Dtype
 
 }  // namespace
 
-KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32_t slots) {
-    const int64_t lanes = round_up(slots, kLanes);
+KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32_t block_size) {
+    const int64_t lanes = round_up(block_size, kLanes);
     const int64_t bytes = element_bytes(dtype);
     KvBlockSize size{};
     size.keys = kv_heads * lanes * round_up(head_dim, key_pack(dtype)) * bytes;
@@ -26,19 +25,19 @@ KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32
 }
 
 int32_t KvPool::add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t head_dim) {
-    const KvBlockSize size = kv_block_size(dtype, kv_heads, head_dim, slots_);
-    const auto take = [&](int64_t bytes) { return arena_.take(static_cast<size_t>(bytes * num_blocks_)); };
+    const KvBlockSize size = kv_block_size(dtype, kv_heads, head_dim, block_size_);
+    const auto allocate = [&](int64_t bytes) { return arena_.allocate(static_cast<size_t>(bytes * num_blocks_)); };
     KvLayer layer{};
     layer.dtype = dtype;
     layer.kv_heads = kv_heads;
     layer.head_dim = head_dim;
-    layer.slots = slots_;
-    layer.keys = static_cast<uint8_t*>(take(size.keys));
-    layer.values = static_cast<uint8_t*>(take(size.values));
+    layer.block_size = block_size_;
+    layer.keys = static_cast<uint8_t*>(allocate(size.keys));
+    layer.values = static_cast<uint8_t*>(allocate(size.values));
     if (layer.keys == nullptr || layer.values == nullptr) return -1;
     if (size.scales > 0) {
-        layer.key_scales = static_cast<float*>(take(size.scales));
-        layer.value_scales = static_cast<float*>(take(size.scales));
+        layer.key_scales = static_cast<float*>(allocate(size.scales));
+        layer.value_scales = static_cast<float*>(allocate(size.scales));
         if (layer.key_scales == nullptr || layer.value_scales == nullptr) return -1;
     }
     layers_.push_back(layer);
@@ -46,14 +45,14 @@ int32_t KvPool::add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t 
     return static_cast<int32_t>(layers_.size()) - 1;
 }
 
-void KvPool::copy(int32_t group, int32_t source, int32_t target) {
+void KvPool::copy_block(int32_t group, int32_t source, int32_t target) {
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (groups_[i] != group) continue;
         const KvLayer& layer = layers_[i];
-        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, slots_);
+        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, block_size_);
         const auto move = [&](void* base, int64_t bytes) {
-            auto* bytes_of = static_cast<uint8_t*>(base);
-            if (bytes > 0) std::memmove(bytes_of + target * bytes, bytes_of + source * bytes, static_cast<size_t>(bytes));
+            auto* data = static_cast<uint8_t*>(base);
+            if (bytes > 0) std::memmove(data + target * bytes, data + source * bytes, static_cast<size_t>(bytes));
         };
         move(layer.keys, size.keys);
         move(layer.values, size.values);
@@ -62,25 +61,25 @@ void KvPool::copy(int32_t group, int32_t source, int32_t target) {
     }
 }
 
-void KvPool::move(int32_t group, KvSlot source, KvSlot target) {
-    const int64_t panels = (slots_ + kLanes - 1) / kLanes;
+void KvPool::move_token(int32_t group, KvSlot source, KvSlot target) {
+    const int64_t panels = (block_size_ + kLanes - 1) / kLanes;
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (groups_[i] != group) continue;
         const KvLayer& layer = layers_[i];
-        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, slots_);
-        // Of a head's 16 slots: `lines` runs in which the slots lie side by side, `bytes` for each.
-        const auto move = [&](void* base, int64_t block_bytes, int64_t lines) {
+        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, block_size_);
+        // A panel of one head holds `runs` runs of 16 slots, `bytes` for each slot.
+        const auto move = [&](void* base, int64_t block_bytes, int64_t runs) {
             if (block_bytes == 0) return;
-            const int64_t panel_bytes = block_bytes / (layer.kv_heads * panels), bytes = panel_bytes / (lines * kLanes);
-            const auto place = [&](KvSlot at, int64_t head) {
-                const int64_t panel = (int64_t{at.block} * layer.kv_heads + head) * panels + at.slot / kLanes;
-                return static_cast<uint8_t*>(base) + panel * panel_bytes + at.slot % kLanes * bytes;
+            const int64_t panel_bytes = block_bytes / (layer.kv_heads * panels), bytes = panel_bytes / (runs * kLanes);
+            const auto address = [&](KvSlot location, int64_t head) {
+                const int64_t panel = (int64_t{location.block} * layer.kv_heads + head) * panels + location.slot / kLanes;
+                return static_cast<uint8_t*>(base) + panel * panel_bytes + location.slot % kLanes * bytes;
             };
             for (int64_t head = 0; head < layer.kv_heads; ++head) {
-                const uint8_t* from = place(source, head);
-                uint8_t* to = place(target, head);
-                for (int64_t line = 0; line < lines; ++line) {
-                    const int64_t offset = line * kLanes * bytes;
+                const uint8_t* from = address(source, head);
+                uint8_t* to = address(target, head);
+                for (int64_t run = 0; run < runs; ++run) {
+                    const int64_t offset = run * kLanes * bytes;
                     std::memmove(to + offset, from + offset, static_cast<size_t>(bytes));
                 }
             }
@@ -91,12 +90,6 @@ void KvPool::move(int32_t group, KvSlot source, KvSlot target) {
         move(layer.key_scales, size.scales, 1);
         move(layer.value_scales, size.scales, 1);
     }
-}
-
-int32_t KvPool::num_groups() const {
-    int32_t most = -1;
-    for (const int32_t group : groups_) most = std::max(most, group);
-    return most + 1;
 }
 
 }  // namespace hasten

@@ -1,4 +1,4 @@
-// Packed matrices: their sizes, their memory, and the cutting of their products into items for the threads.
+// Packed matrices: geometry, memory, and the work partition of their products.
 #pragma once
 
 #include "arena.h"
@@ -8,37 +8,40 @@ namespace hasten {
 
 int64_t round_up(int64_t value, int64_t unit);
 
-// Bytes from one row of activations to the next: whole 64-byte lines, an odd number of them, as rows that are multiples of a page
-// apart would all compete for the same few lines of the first-level cache.
+// Bytes between rows of activations: an odd number of 64-byte cache lines. Rows a multiple of a page apart would compete for the
+// same sets of the first-level cache.
 int64_t row_bytes(int64_t width_bytes);
 
-// Elements from one row of bf16 activations to the next.
-int64_t narrow_stride(int64_t width);
+// Elements between rows of bf16 activations.
+int64_t bf16_stride(int64_t width);
 
-// Geometry and memory of a matrix. False when memory is refused.
-bool make_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, Matrix& matrix);
+// Sets the geometry of a matrix and allocates its memory. Returns false when out of memory.
+bool allocate_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, Matrix& matrix);
 
-// Whether a list of exceptions of these rows' panels was too short.
-bool exceptions_lost(const Matrix& matrix, int32_t row, int32_t rows);
+// Returns whether an outlier list of the panels of these rows overflowed.
+bool outliers_overflow(const Matrix& matrix, int32_t row, int32_t rows);
 
-// How one product is shared: each item is a run of panels for a run of rows. The first runs of panels may be longer.
-struct LinearItems {
+// Work partition of one product: an item is a run of panels times a run of rows. The first num_large_items runs of panels are
+// longer.
+struct LinearPartition {
     int32_t panels, rows;  // of the whole product (gated: panels of one half)
-    int32_t panels_each, rows_each;
-    int32_t num_large, panels_large;
+    int32_t panels_per_item, rows_per_item;
+    int32_t num_large_items, large_item_panels;
 
-    int32_t begin(int32_t across) const {
-        const int32_t large = across < num_large ? across : num_large;
-        const int32_t panel = large * panels_large + (across - large) * panels_each;
+    int32_t panel_begin(int32_t item) const {
+        const int32_t num_large = item < num_large_items ? item : num_large_items;
+        const int32_t panel = num_large * large_item_panels + (item - num_large) * panels_per_item;
         return panel < panels ? panel : panels;
     }
-    int32_t across() const { return num_large + (panels - num_large * panels_large + panels_each - 1) / panels_each; }
-    int32_t down() const { return (rows + rows_each - 1) / rows_each; }
-    int64_t count() const { return int64_t{across()} * down(); }
+    int32_t panel_items() const {
+        return num_large_items + (panels - num_large_items * large_item_panels + panels_per_item - 1) / panels_per_item;
+    }
+    int32_t row_items() const { return (rows + rows_per_item - 1) / rows_per_item; }
+    int64_t count() const { return int64_t{panel_items()} * row_items(); }
 };
-LinearItems cut(const Kernels& kernels, const LinearTask& task, int threads);
+LinearPartition partition_linear(const Kernels& kernels, const LinearTask& task, int threads);
 
-// Runs one item of `whole` (whose panel range is ignored).
-void run_item(const Kernels& kernels, const LinearTask& whole, const LinearItems& items, int64_t item, void* scratch);
+// Runs one item of `full`, whose panel range is ignored.
+void run_linear_item(const Kernels& kernels, const LinearTask& full, const LinearPartition& partition, int64_t item, void* scratch);
 
 }  // namespace hasten

@@ -1,4 +1,4 @@
-// The recorded step of a model: a list of instructions, the buffers between them, and the loop that runs them on all threads.
+// The recorded step of a model: instructions, the buffers between them, and the loop that runs them on all threads.
 #pragma once
 
 #include <memory>
@@ -14,30 +14,30 @@ class Program {
 public:
     Program(const Kernels& kernels, ThreadPool& threads, const KvPool& kv, int32_t max_tokens);
 
-    // Buffers of max_tokens rows; their padding is zero and stays so, as each has one width. -1 when memory is refused.
-    int32_t add_rows(int32_t width);
-    int32_t add_part(int32_t buffer, int32_t column);  // shares the buffer's memory
-    int32_t add_quantized_rows(int32_t width);
-    int32_t add_rotary(int32_t half);
-    NarrowRows narrow_rows(int32_t width);  // one buffer for each width; null when memory is refused
-    bool narrows() const { return !narrow_.empty(); }
+    // Adds a buffer of max_tokens rows of one width. Its padding stays zero. Returns -1 when out of memory.
+    int32_t add_buffer(int32_t width);
+    int32_t add_slice(int32_t buffer, int32_t column);  // shares the buffer's memory
+    int32_t add_int8_buffer(int32_t width);
+    int32_t add_rotary_table(int32_t half);
+    Bf16Rows bf16_rows(int32_t width);  // one buffer for each width; null when out of memory
+    bool has_bf16_rows() const { return !bf16_rows_.empty(); }
     Rows rows(int32_t buffer) const;                     // {null, 0} for a negative index
-    QuantizedRows quantized_rows(int32_t buffer) const;  // the same
-    float* rotary(int32_t index) const { return index < 0 ? nullptr : rotary_[static_cast<size_t>(index)]; }
+    QuantizedRows quantized_rows(int32_t buffer) const;  // {} for a negative index
+    float* rotary_table(int32_t index) const { return index < 0 ? nullptr : rotary_tables_[static_cast<size_t>(index)]; }
 
-    // The cuts of all layers that are cut as this one.
-    const AttentionCuts& cuts_for(int32_t group, const AttentionTask& task);
+    // The planner that is shared by all layers with the work partition of this one.
+    const AttentionPlanner& planner_for(int32_t group, const AttentionTask& task);
 
     void add(std::unique_ptr<Instruction> instruction) { instructions_.push_back(std::move(instruction)); }
     void begin_layer();
     void begin_head();
-    Extent extent() const { return head_ < 0 ? Extent::tokens : Extent::logits; }
+    RowScope scope() const { return head_begin_ < 0 ? RowScope::tokens : RowScope::logits; }
 
     const Kernels& kernels() const { return kernels_; }
     const KvPool& kv() const { return kv_; }
 
-    // False when memory is refused.
-    bool run(const hasten_step& plan);
+    // Returns false when out of memory.
+    bool run(const hasten_step& arguments);
 
 private:
     struct Range {
@@ -45,7 +45,7 @@ private:
     };
 
     void run_range(Range range, int thread);
-    bool prepare_memory();
+    bool plan_attention();
 
     const Kernels& kernels_;
     ThreadPool& threads_;
@@ -54,17 +54,17 @@ private:
     Arena arena_;
     std::vector<Rows> rows_;
     std::vector<QuantizedRows> quantized_;
-    std::vector<float*> rotary_;
-    std::vector<NarrowRows> narrow_;
-    std::vector<std::unique_ptr<AttentionCuts>> cuts_;
+    std::vector<float*> rotary_tables_;
+    std::vector<Bf16Rows> bf16_rows_;
+    std::vector<std::unique_ptr<AttentionPlanner>> planners_;
     std::vector<std::unique_ptr<Instruction>> instructions_;
-    std::vector<size_t> layers_;  // the first instruction of each
-    int64_t head_ = -1;           // the first instruction of the head
+    std::vector<size_t> layer_begins_;  // the first instruction of each layer
+    int64_t head_begin_ = -1;           // the first instruction of the head
     Step step_;
     std::vector<void*> scratch_;  // per thread
     std::vector<Range> ranges_;   // of this step
-    std::unique_ptr<Arena> partials_;
-    void* partials_data_ = nullptr;
+    std::unique_ptr<Arena> partials_arena_;
+    void* partials_ = nullptr;
     int64_t partials_size_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// One step as the instructions see it: the caller's integers, and what is derived from them once per step.
+// The inputs of one step, and the positions, spans and slots derived from them.
 #pragma once
 
 #include <vector>
@@ -12,23 +12,23 @@ class Step {
 public:
     explicit Step(const KvPool& pool) : pool_(pool) {}
 
-    void begin(const hasten_step& plan, int threads);
+    void begin(const hasten_step& arguments, int threads);
 
-    const hasten_step& plan() const { return *plan_; }
+    const hasten_step& arguments() const { return *arguments_; }
     int threads() const { return threads_; }
-    const int32_t* positions() const { return positions_.data(); }                                   // [num_tokens]
-    const RowSpan* spans(int32_t group) const { return spans_[static_cast<size_t>(group)].data(); }  // [num_rows]
-    const int64_t* slots(int32_t group) const { return slots_[static_cast<size_t>(group)].data(); }  // [num_tokens]
+    const int32_t* positions() const { return positions_.data(); }                                                // [num_tokens]
+    const SequenceSpan* sequences(int32_t group) const { return sequences_[static_cast<size_t>(group)].data(); }  // [num_sequences]
+    const int64_t* slot_mapping(int32_t group) const { return slot_mappings_[static_cast<size_t>(group)].data(); }  // [num_tokens]
     void* partials() const { return partials_; }
     void set_partials(void* memory) { partials_ = memory; }
 
 private:
     const KvPool& pool_;
-    const hasten_step* plan_ = nullptr;
+    const hasten_step* arguments_ = nullptr;
     int threads_ = 1;
     std::vector<int32_t> positions_;
-    std::vector<std::vector<RowSpan>> spans_;
-    std::vector<std::vector<int64_t>> slots_;
+    std::vector<std::vector<SequenceSpan>> sequences_;
+    std::vector<std::vector<int64_t>> slot_mappings_;
     void* partials_ = nullptr;
 };
 

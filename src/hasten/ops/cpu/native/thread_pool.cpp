@@ -13,7 +13,7 @@ namespace hasten {
 
 namespace {
 
-void relax() {
+void cpu_pause() {
 #if defined(__x86_64__)
     _mm_pause();
 #else
@@ -23,26 +23,26 @@ void relax() {
 
 }  // namespace
 
-void Signal::advance() {
+void EventCount::advance() {
     value_.fetch_add(1);
-    // Sequentially consistent on both sides: either we see the sleeper, or it sees the new value.
+    // Sequential consistency on both sides: either this thread sees the sleeper, or the sleeper sees the new value.
     if (sleepers_.load() == 0) return;
     {
         std::lock_guard<std::mutex> lock(mutex_);
     }
-    moved_.notify_all();
+    changed_.notify_all();
 }
 
-void Signal::wait_beyond(uint32_t seen) {
-    const auto patience = std::chrono::steady_clock::now() + spin_;
-    for (int turn = 1; value() == seen; ++turn) {
-        relax();
-        if (turn % 64 == 0 && std::chrono::steady_clock::now() >= patience) break;
+void EventCount::wait_while(uint32_t observed) {
+    const auto deadline = std::chrono::steady_clock::now() + spin_;
+    for (int spins = 1; value() == observed; ++spins) {
+        cpu_pause();
+        if (spins % 64 == 0 && std::chrono::steady_clock::now() >= deadline) break;
     }
-    if (value() != seen) return;
+    if (value() != observed) return;
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_.fetch_add(1);
-    moved_.wait(lock, [&] { return value_.load() != seen; });
+    changed_.wait(lock, [&] { return value_.load() != observed; });
     sleepers_.fetch_sub(1);
 }
 
@@ -50,35 +50,35 @@ struct ThreadPool::State {
     explicit State(pid_t process) : process(process) {}
 
     const pid_t process;
-    Signal work{kIdleSpin}, arrived{kBarrierSpin};
-    std::atomic<int> missing{0};  // threads that have not reached the barrier
-    // Two counters in turn: while one hands out items, nobody touches the other, and the last to arrive resets it.
-    std::atomic<int64_t> next[2] = {{0}, {0}};
+    EventCount work{kIdleSpin}, arrived{kBarrierSpin};
+    std::atomic<int> pending{0};  // threads that have not reached the barrier
+    // Two alternating counters: while one hands out items the other is idle, and the last thread to arrive resets it.
+    std::atomic<int64_t> next_item[2] = {{0}, {0}};
     Job job = nullptr;
     void* context = nullptr;
-    bool ending = false;
-    std::vector<std::thread> helpers;
+    bool stopping = false;
+    std::vector<std::thread> workers;
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads), state_(nullptr) { start(); }
 
 ThreadPool::~ThreadPool() {
-    if (state_->process != getpid()) return;  // the helpers are our parent's
-    state_->ending = true;
+    if (state_->process != getpid()) return;  // the workers belong to the parent process
+    state_->stopping = true;
     state_->work.advance();
-    for (std::thread& helper : state_->helpers) helper.join();
+    for (std::thread& worker : state_->workers) worker.join();
     delete state_;
 }
 
 void ThreadPool::start() {
     State* state = new State(getpid());
-    state->missing = threads_;
+    state->pending = threads_;
     state_ = state;
     for (int thread = 1; thread < threads_; ++thread) {
-        state->helpers.emplace_back([state, thread, this] {
-            for (uint32_t seen = 0;; ++seen) {
-                state->work.wait_beyond(seen);
-                if (state->ending) return;
+        state->workers.emplace_back([state, thread, this] {
+            for (uint32_t observed = 0;; ++observed) {
+                state->work.wait_while(observed);
+                if (state->stopping) return;
                 state->job(state->context, thread);
                 barrier([] {});
             }
@@ -87,7 +87,7 @@ void ThreadPool::start() {
 }
 
 void ThreadPool::run(Job job, void* context) {
-    std::lock_guard<std::mutex> lock(one_run_);
+    std::lock_guard<std::mutex> lock(run_mutex_);
     if (state_->process != getpid()) start();
     state_->job = job;
     state_->context = context;
@@ -98,16 +98,16 @@ void ThreadPool::run(Job job, void* context) {
 
 uint32_t ThreadPool::current_phase() const { return state_->arrived.value(); }
 
-bool ThreadPool::arrive() { return state_->missing.fetch_sub(1) == 1; }
+bool ThreadPool::arrive() { return state_->pending.fetch_sub(1) == 1; }
 
-void ThreadPool::open(uint32_t phase) {
-    state_->missing.store(threads_);
-    state_->next[(phase + 1) % 2].store(0);
+void ThreadPool::release(uint32_t phase) {
+    state_->pending.store(threads_);
+    state_->next_item[(phase + 1) % 2].store(0);
     state_->arrived.advance();
 }
 
-void ThreadPool::wait_beyond(uint32_t phase) { state_->arrived.wait_beyond(phase); }
+void ThreadPool::wait_while(uint32_t phase) { state_->arrived.wait_while(phase); }
 
-std::atomic<int64_t>& ThreadPool::next_item() { return state_->next[state_->arrived.value() % 2]; }
+std::atomic<int64_t>& ThreadPool::next_item() { return state_->next_item[state_->arrived.value() % 2]; }
 
 }  // namespace hasten

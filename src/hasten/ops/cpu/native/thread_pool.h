@@ -1,6 +1,6 @@
-// A persistent pool: the caller and its helpers run the same job together, with barriers inside.
+// A persistent thread pool: the caller and its workers run one job together, with barriers inside the job.
 //
-// Whoever waits spins for a while and then sleeps. After a fork the child starts helpers of its own.
+// A waiting thread spins for a while and then sleeps. After a fork the child process starts its own workers.
 #pragma once
 
 #include <atomic>
@@ -11,26 +11,25 @@
 
 namespace hasten {
 
-// Inside a job the others are about to arrive, or have lost their core to somebody who needs ours as well. Between jobs helpers
-// wait for as long as choosing tokens takes: on a virtual machine a processor that has slept may take longer to wake than a job
-// runs.
+// Inside a job the other threads arrive soon, unless they have lost their core to another process. Between jobs workers spin for as
+// long as sampling takes, since waking a virtual CPU may take longer than a job.
 constexpr std::chrono::microseconds kBarrierSpin{50}, kIdleSpin{1000};
 
-// A counter that threads wait on until it moves.
-class Signal {
+// An event count: a counter whose changes threads can wait for.
+class EventCount {
 public:
-    explicit Signal(std::chrono::microseconds spin) : spin_(spin) {}
+    explicit EventCount(std::chrono::microseconds spin) : spin_(spin) {}
 
     uint32_t value() const { return value_.load(std::memory_order_acquire); }
     void advance();
-    void wait_beyond(uint32_t seen);  // until value() != seen
+    void wait_while(uint32_t observed);  // returns when value() != observed
 
 private:
-    const std::chrono::microseconds spin_;  // before it sleeps
+    const std::chrono::microseconds spin_;  // spins for this long before sleeping
     std::atomic<uint32_t> value_{0};
     std::atomic<int> sleepers_{0};
     std::mutex mutex_;
-    std::condition_variable moved_;
+    std::condition_variable changed_;
 };
 
 class ThreadPool {
@@ -44,31 +43,32 @@ public:
 
     int threads() const { return threads_; }
 
-    // job(context, 0 .. threads - 1), thread 0 being the caller; returns when all have ended. One run at a time: others queue.
+    // Runs job(context, thread) for all threads, of which thread 0 is the caller. Returns when all have finished. Concurrent runs
+    // queue.
     void run(Job job, void* context);
 
-    // Inside a job, reached by every thread: nobody passes before all have arrived and the last to arrive has run `alone`.
-    template <class Alone>
-    void barrier(Alone alone) {
+    // A barrier inside a job, for every thread. The last thread to arrive runs `completion` before any thread continues.
+    template <class Completion>
+    void barrier(Completion completion) {
         const uint32_t phase = current_phase();
         if (arrive()) {
-            alone();
-            open(phase);
+            completion();
+            release(phase);
         } else {
-            wait_beyond(phase);
+            wait_while(phase);
         }
     }
 
-    // Inside a job, by every thread: calls body(item) for each item in [0, items) once, on whichever thread is free; after all
-    // of them, alone() once, on one thread; then all go on.
-    template <class Body, class Alone>
-    void share(int64_t items, Body body, Alone alone) {
+    // A parallel loop inside a job, called by every thread. Runs body(item) once for each item in [0, items), scheduled
+    // dynamically. Ends with a barrier in which one thread runs completion().
+    template <class Body, class Completion>
+    void parallel_for(int64_t items, Body body, Completion completion) {
         std::atomic<int64_t>& next = next_item();
         for (int64_t item = next.fetch_add(1, std::memory_order_relaxed); item < items;
              item = next.fetch_add(1, std::memory_order_relaxed)) {
             body(item);
         }
-        barrier(alone);
+        barrier(completion);
     }
 
 private:
@@ -76,14 +76,14 @@ private:
 
     void start();
     uint32_t current_phase() const;
-    bool arrive();  // true for the last
-    void open(uint32_t phase);
-    void wait_beyond(uint32_t phase);
+    bool arrive();  // true for the last thread
+    void release(uint32_t phase);
+    void wait_while(uint32_t phase);
     std::atomic<int64_t>& next_item();
 
     const int threads_;
-    State* state_;  // replaced, and the old one left alone, in a forked child: its locks may be held by threads that are gone
-    std::mutex one_run_;
+    State* state_;  // a forked child replaces it and leaks the old one, whose locks may be held by threads that no longer exist
+    std::mutex run_mutex_;
 };
 
 }  // namespace hasten

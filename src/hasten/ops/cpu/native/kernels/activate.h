@@ -1,4 +1,4 @@
-// The activation of the feed-forward layers, gated or not, written as floats, as int8, or as both.
+// Activation of the feed-forward layers, gated or not, with float output, int8 output or both.
 #pragma once
 
 #include "quantize.h"
@@ -14,12 +14,12 @@ inline void activate_rows(const ActivateTask& task, const Function& function) {
         if (task.gated) {
             const auto value = [=](int64_t i) {
                 const int n = width - i < 16 ? static_cast<int>(width - i) : 16;
-                return function(load_first(x + i, n)) * load_first(up + i, n);
+                return function(load_partial(x + i, n)) * load_partial(up + i, n);
             };
-            write_row(value, width, task.out, task.quantized, t, task.scratch);
+            store_row(value, width, task.out, task.quantized, t, task.scratch);
         } else {
-            const auto value = [=](int64_t i) { return inside(function(load(x + i)), i, width); };
-            write_row(value, width, task.out, task.quantized, t, task.scratch);
+            const auto value = [=](int64_t i) { return mask_tail(function(load(x + i)), i, width); };
+            store_row(value, width, task.out, task.quantized, t, task.scratch);
         }
     }
 }
@@ -27,13 +27,13 @@ inline void activate_rows(const ActivateTask& task, const Function& function) {
 inline void activate(const ActivateTask& task) {
     switch (task.activation) {
         case Activation::none:
-            return activate_rows(task, [](F16 x) { return x; });
+            return activate_rows(task, [](F32x16 x) { return x; });
         case Activation::silu:
-            return activate_rows(task, [](F16 x) { return silu(x); });
+            return activate_rows(task, [](F32x16 x) { return silu(x); });
         case Activation::gelu:
-            return activate_rows(task, [](F16 x) { return gelu(x); });
+            return activate_rows(task, [](F32x16 x) { return gelu(x); });
         case Activation::gelu_tanh:
-            return activate_rows(task, [](F16 x) { return gelu_tanh(x); });
+            return activate_rows(task, [](F32x16 x) { return gelu_tanh(x); });
     }
 }
 

@@ -1,48 +1,48 @@
-// Rows of a packed matrix, read back as floats: token and position embeddings.
+// Embedding lookup: rows of a packed matrix, dequantised to float.
 #pragma once
 
-#include "coded.h"
-#include "nibbles.h"
+#include "bf16_compressed.h"
+#include "int4_block.h"
 
 namespace hasten::HASTEN_ISA {
 
-// The 16 weights of output `lane` of a panel whose inputs start at i, as floats in `out`. Inputs past the padding are left out.
-inline void unpack_plain(const Matrix& matrix, const uint8_t* panel, int lane, int32_t i, float* out) {
-    const int32_t stop = matrix.in_features - i < 16 ? matrix.in_features - i : 16;
+// Reads 16 weights of output `lane` of a panel from input i on into `out`. Inputs past in_features are skipped.
+inline void read_float(const Matrix& matrix, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const int32_t count = matrix.in_features - i < 16 ? matrix.in_features - i : 16;
     if (matrix.dtype == Dtype::f32) {
         const float* data = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(i) * kLanes + lane;
-        for (int32_t j = 0; j < stop; ++j) out[j] = data[j * kLanes];
+        for (int32_t j = 0; j < count; ++j) out[j] = data[j * kLanes];
     } else if (matrix.dtype == Dtype::f16) {
         const uint16_t* data = reinterpret_cast<const uint16_t*>(panel) + static_cast<int64_t>(i) * kLanes + lane;
         alignas(64) uint16_t halves[16] = {};
-        for (int32_t j = 0; j < stop; ++j) halves[j] = data[j * kLanes];
+        for (int32_t j = 0; j < count; ++j) halves[j] = data[j * kLanes];
         store(out, load_f16(halves));
     } else {
         const uint16_t* data = reinterpret_cast<const uint16_t*>(panel) + static_cast<int64_t>(i) * kLanes + 2 * lane;
-        for (int32_t j = 0; j < stop; ++j) out[j] = float_of_bf16(data[j / 2 * 2 * kLanes + j % 2]);
+        for (int32_t j = 0; j < count; ++j) out[j] = bf16_to_float(data[j / 2 * 2 * kLanes + j % 2]);
     }
 }
 
-inline void unpack_int8(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
+inline void read_int8(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
     const float scale = matrix.scales[panel_index * kLanes + lane];
     const uint8_t* data = panel + static_cast<int64_t>(i) * kLanes + 4 * lane;
     for (int j = 0; j < 16; ++j) out[j] = scale * static_cast<float>(data[j / 4 * 4 * kLanes + j % 4] - 128);
 }
 
-inline void unpack_int4(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
+inline void read_int4(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
     const float scale = matrix.scales[panel_index * kLanes + lane];
-    for (int j = 0; j < 16; ++j) out[j] = scale * static_cast<float>(weight_of(panel, lane, i + j));
+    for (int j = 0; j < 16; ++j) out[j] = scale * static_cast<float>(int4_weight(panel, lane, i + j));
 }
 
-inline void unpack_coded(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
-    const int base = matrix.bases[panel_index * 64 + unit_byte(lane, 0)];
-    const uint8_t* unit = panel + i / kUnitInputs * kUnitBytes;
+inline void read_bf16_compressed(const Matrix& matrix, int64_t panel_index, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const int base = matrix.exponent_bases[panel_index * 64 + block_byte(lane, 0)];
+    const uint8_t* block = panel + i / kBf16BlockInputs * kBf16BlockBytes;
     for (int j = 0; j < 16; ++j) {
-        out[j] = float_of_bf16(decode_one(unit + j / kUnitInputs * kUnitBytes, lane, j % kUnitInputs, base));
+        out[j] = bf16_to_float(decompress_weight(block + j / kBf16BlockInputs * kBf16BlockBytes, lane, j % kBf16BlockInputs, base));
     }
-    for (const Exception& exception : Exceptions(matrix, static_cast<int32_t>(panel_index))) {
-        const int32_t j = exception.input - i;
-        if (exception.lane == lane && j >= 0 && j < 16) out[j] = float_of_bf16(exception.bits);
+    for (const Outlier& outlier : PanelOutliers(matrix, static_cast<int32_t>(panel_index))) {
+        const int32_t j = outlier.input - i;
+        if (outlier.lane == lane && j >= 0 && j < 16) out[j] = bf16_to_float(outlier.bits);
     }
 }
 
@@ -56,15 +56,15 @@ inline void embed_row(const EmbedTask& task, int64_t t) {
     int32_t i = 0;
     for (; i < matrix.in_features; i += 16) {
         if (matrix.dtype == Dtype::int8)
-            unpack_int8(matrix, panel_index, panel, lane, i, values);
+            read_int8(matrix, panel_index, panel, lane, i, values);
         else if (matrix.dtype == Dtype::int4)
-            unpack_int4(matrix, panel_index, panel, lane, i, values);
-        else if (matrix.dtype == Dtype::bf16_coded)
-            unpack_coded(matrix, panel_index, panel, lane, i, values);
+            read_int4(matrix, panel_index, panel, lane, i, values);
+        else if (matrix.dtype == Dtype::bf16_compressed)
+            read_bf16_compressed(matrix, panel_index, panel, lane, i, values);
         else
-            unpack_plain(matrix, panel, lane, i, values);
-        F16 row = load(values);
-        if (matrix.in_features - i < 16) row = first(matrix.in_features - i, row, zero());
+            read_float(matrix, panel, lane, i, values);
+        F32x16 row = load(values);
+        if (matrix.in_features - i < 16) row = blend_first(matrix.in_features - i, row, zero());
         store(out + i, task.add ? load(out + i) + row : row);
     }
     for (; i < task.out.stride; i += 16) store(out + i, zero());

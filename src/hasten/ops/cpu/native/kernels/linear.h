@@ -1,4 +1,4 @@
-// Products of activations with a packed matrix: the form by weight type, activations and rows.
+// Matrix products: selects the form by weight type, activation type and number of rows.
 #pragma once
 
 #include "linear_float.h"
@@ -14,8 +14,8 @@ inline void linear(const LinearTask& task) {
             return linear_float<WeightsF32>(task);
         case Dtype::bf16:
             return linear_float<WeightsBf16>(task);
-        case Dtype::bf16_coded:
-            return linear_coded(task);
+        case Dtype::bf16_compressed:
+            return linear_bf16_compressed(task);
         case Dtype::f16:
             return linear_float<WeightsF16>(task);
         case Dtype::int8:

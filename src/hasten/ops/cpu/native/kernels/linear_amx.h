@@ -1,56 +1,56 @@
-// Products of many rows in AMX tiles; few rows, and the types that tiles do not multiply, take the forms of linear.h.
+// Products of many rows in AMX tiles. Few rows, and types without tile instructions, use the forms of linear.h.
 //
-// int8 and int4 with int8 activations give the bits of linear.h: the integer sums are exact. With bf16 weights the tiles round
-// the activations to bf16 and sum in another order, so a row of a batch above kVectorRows differs from the same row below it.
+// With int8 activations the integer sums are exact and have the bits of linear.h. With bf16 weights the tiles round activations to
+// bf16 and sum in another order. So a row in a batch of more than kMaxVectorRows differs from the same row in a smaller batch.
 //
-// The caller has asked the system for the tile registers (arch_prctl ARCH_REQ_XCOMP_PERM); the tiles are configured and
-// released inside each call.
+// The process must have permission to use the tile registers (isa_dispatch.cpp). Each call configures and releases the tiles.
 #pragma once
 
 #include <type_traits>
 
 #include "linear.h"
-#include "tiles.h"
+#include "amx_microkernel.h"
 
 namespace hasten::HASTEN_ISA {
 
-// Panels that stay in the second-level cache while all rows pass by, and the next as many that are on their way to it.
-constexpr int64_t kGangBytes = 128 << 10;
-constexpr int kMaxGang = 8;          // sets
-constexpr int32_t kAskedBlocks = 4;  // of rows: with more of them the hardware asks in time, and software only gets in its way
-constexpr int64_t kStretch = 1024;   // bytes of 32 rows that stay in the first-level cache while the panels of a gang pass by
+// Panels of a group stay in the second-level cache for all rows, beside the panels of the next group that are being prefetched.
+constexpr int64_t kGroupBytes = 128 << 10;
+constexpr int kMaxGroupSets = 8;
+// With more row blocks the hardware prefetcher is in time, and software prefetch only disturbs it.
+constexpr int32_t kMaxPrefetchedBlocks = 4;
+constexpr int64_t kDepthBlockBytes = 1024;  // bytes of 32 rows that stay in the first-level cache for all panels of a group
 
-// Rows of int8 weights up to which tiles are not faster; of other weights these are kVectorRows.
-constexpr int32_t kInt8Rows = 4;
+// Maximum rows of int8 weights for which vectors are as fast as tiles. For other weights it is kMaxVectorRows.
+constexpr int32_t kMaxInt8VectorRows = 4;
 
-// Sets of two panels that are worked on together, and where their weights lie as tiles want them.
-struct Gang {
-    PanelSet sets[kMaxGang] = {};
-    const uint8_t* weights[kMaxGang][2];
+// Sets of two panels that are multiplied together, and the addresses of their weights in tile layout.
+struct PanelGroup {
+    PanelSet sets[kMaxGroupSets] = {};
+    const uint8_t* weights[kMaxGroupSets][2];
     int count = 0;
-    int64_t ahead = 0;  // bytes from each panel to its successor in the next gang
+    int64_t next_bytes = 0;  // from each panel to the same panel of the next group
 };
 
-// Calls body(gang) for runs of sets, `set_bytes` each as tiles want them.
+// Calls body(group) for runs of sets of set_bytes bytes each in tile layout.
 template <class Body>
-[[gnu::always_inline]] inline void for_each_gang(const LinearTask& task, int64_t set_bytes, Body body) {
-    const int64_t fit = kGangBytes / set_bytes;
-    const int most = fit < 1 ? 1 : fit > kMaxGang ? kMaxGang : static_cast<int>(fit);
-    Gang gang;
-    const auto hand_out = [&] {
-        if (gang.count == 0) return;
-        gang.ahead = gang.count * gang.sets[0].next_bytes;
-        body(gang);
-        gang.count = 0;
+[[gnu::always_inline]] inline void for_each_panel_group(const LinearTask& task, int64_t set_bytes, Body body) {
+    const int64_t fit = kGroupBytes / set_bytes;
+    const int max_sets = fit < 1 ? 1 : fit > kMaxGroupSets ? kMaxGroupSets : static_cast<int>(fit);
+    PanelGroup group;
+    const auto flush = [&] {
+        if (group.count == 0) return;
+        group.next_bytes = group.count * group.sets[0].next_bytes;
+        body(group);
+        group.count = 0;
     };
-    for_each_set(task, 2, [&](const PanelSet& set) {
-        if (gang.count == most || gang.sets[0].count != set.count) hand_out();
-        gang.sets[gang.count++] = set;
+    for_each_panel_set(task, 2, [&](const PanelSet& set) {
+        if (group.count == max_sets || group.sets[0].count != set.count) flush();
+        group.sets[group.count++] = set;
     });
-    hand_out();
+    flush();
 }
 
-// The sums [size][count][16] of rows [row, row + size) by a set of panels.
+// Sums [size][count][16] of rows [row, row + size) and a panel set.
 template <class Sum>
 struct SetSums {
     PanelSet set{};
@@ -58,175 +58,188 @@ struct SetSums {
     const Sum* sums = nullptr;
 };
 
-// What is done beside each step of the tiles of a set: memory is asked for the weights of its successor and for the lines that its
-// own outputs will be written to, and the sums of its predecessor are finished, a few rows at a time. All at once would leave the
-// tiles waiting: lines come from the third cache at best, and there are buffers for a few of them only.
-template <class Ask, class Sum>
-class BesideTiles {
+// Software pipeline of a panel set: the work interleaved with its tile instructions. Each step prefetches weights of the next set
+// and output lines of this set, and applies the epilogue to a few rows of the previous set. Done at once it would stall the tiles:
+// cache misses are limited by the line fill buffers.
+template <class Prefetch, class Sum>
+class InterleavedWork {
 public:
-    BesideTiles(const LinearTask& task, int64_t steps, Ask ask, const SetSums<Sum>& before, const SetSums<Sum>& now)
-        : task_(task), ask_(ask), before_(before), now_(now), asked_(each(now, steps)), finished_(each(before, steps)) {
-        if (finished_ < kFinishedTogether) finished_ = kFinishedTogether;
-        prefetch_scales(task, now.set);
+    InterleavedWork(const LinearTask& task, int64_t steps, Prefetch prefetch, const SetSums<Sum>& previous,
+                    const SetSums<Sum>& current)
+        : task_(task),
+          prefetch_(prefetch),
+          previous_(previous),
+          current_(current),
+          prefetch_rows_(rows_per_step(current, steps)),
+          epilogue_rows_(rows_per_step(previous, steps)) {
+        if (epilogue_rows_ < kMinEpilogueRows) epilogue_rows_ = kMinEpilogueRows;
+        prefetch_scales(task, current.set);
     }
 
     template <int Panels>
-    [[gnu::always_inline]] void at(const uint8_t* const (&weights)[2], int64_t step, int64_t line) const {
-        ask_.template at<Panels>(weights, step, line);
-        for_some(now_, asked_, step,
-                 [&](int32_t first, int32_t rows) { prefetch_outputs(task_, now_.set, now_.row + first, rows); });
-        for_some(before_, finished_, step, [&](int32_t first, int32_t rows) {
-            finish(task_, before_.set, before_.row + first, rows, before_.sums + first * before_.set.count * kLanes);
+    [[gnu::always_inline]] void step(const uint8_t* const (&weights)[2], int64_t step, int64_t offset) const {
+        prefetch_.template step<Panels>(weights, step, offset);
+        for_step_rows(current_, prefetch_rows_, step,
+                      [&](int32_t first, int32_t rows) { prefetch_outputs(task_, current_.set, current_.row + first, rows); });
+        for_step_rows(previous_, epilogue_rows_, step, [&](int32_t first, int32_t rows) {
+            apply_epilogue(task_, previous_.set, previous_.row + first, rows,
+                           previous_.sums + first * previous_.set.count * kLanes);
         });
     }
 
 private:
-    static constexpr int32_t kFinishedTogether = 4;  // rows: each time costs a little
+    static constexpr int32_t kMinEpilogueRows = 4;  // each call has some overhead
 
-    static int32_t each(const SetSums<Sum>& of, int64_t steps) { return static_cast<int32_t>((of.size + steps - 1) / steps); }
+    static int32_t rows_per_step(const SetSums<Sum>& of, int64_t steps) {
+        return static_cast<int32_t>((of.size + steps - 1) / steps);
+    }
 
-    // body(first, rows) for the rows of step `step`, `each` in every step until there are no more.
+    // Calls body(first, rows) for the rows of this step.
     template <class Body>
-    [[gnu::always_inline]] static void for_some(const SetSums<Sum>& of, int32_t each, int64_t step, Body body) {
-        const int64_t first = step * each, left = of.size - first;
-        if (left > 0) body(static_cast<int32_t>(first), static_cast<int32_t>(left < each ? left : each));
+    [[gnu::always_inline]] static void for_step_rows(const SetSums<Sum>& of, int32_t rows_per_step, int64_t step, Body body) {
+        const int64_t first = step * rows_per_step, remaining = of.size - first;
+        if (remaining > 0)
+            body(static_cast<int32_t>(first), static_cast<int32_t>(remaining < rows_per_step ? remaining : rows_per_step));
     }
 
     const LinearTask& task_;
-    const Ask ask_;
-    const SetSums<Sum>&before_, &now_;
-    int32_t asked_, finished_;
+    const Prefetch prefetch_;
+    const SetSums<Sum>&previous_, &current_;
+    int32_t prefetch_rows_, epilogue_rows_;
 };
 
-// Where the sums of a gang's sets are made, and the last ones made, which are not finished yet.
+// Buffers for the sums of a group's sets, and the last sums, whose epilogue is pending.
 template <class Sum>
-struct GangSums {
-    alignas(64) Sum sums[kMaxGang][kAmxBlock * 2 * kLanes];
-    SetSums<Sum> before;
+struct GroupSums {
+    alignas(64) Sum sums[kMaxGroupSets][kAmxBlockRows * 2 * kLanes];
+    SetSums<Sum> previous;
 
-    // Two small buffers in turn, if no sums have to wait for the next stretch.
-    Sum* place(int set, bool waits) { return sums[waits ? set : before.sums == sums[0] ? 1 : 0]; }
+    // Two small buffers alternate, unless the sums must wait for the next depth block.
+    Sum* buffer_for(int set, bool keep_all) { return sums[keep_all ? set : previous.sums == sums[0] ? 1 : 0]; }
 };
 
-// Rows [row, row + size) of `x` by the panels of a gang. start: what their sums begin with.
+// Multiplies rows [row, row + size) of `x` with the panels of a group. start: initial values of the sums.
 template <bool Bf16, class Sum>
-inline void multiply_gang(const LinearTask& task, const Gang& gang, const uint8_t* x, int64_t stride, int64_t row_bytes,
-                          int32_t row, int32_t size, TileAhead soon, TileStart start, GangSums<Sum>& of) {
-    for (int64_t at = 0; at < row_bytes; at += kStretch) {
-        const bool last = row_bytes - at <= kStretch;
-        const int64_t bytes = last ? row_bytes - at : kStretch;
-        for (int i = 0; i < gang.count; ++i) {
-            const PanelSet& set = gang.sets[i];
-            const uint8_t* weights[2] = {gang.weights[i][0] + at * kLanes, gang.weights[i][1] + at * kLanes};
-            Sum* to = of.place(i, row_bytes > kStretch);
-            const SetSums<Sum> now = last ? SetSums<Sum>{set, row, size, to} : SetSums<Sum>{};
-            multiply_tiles<Bf16>(size, set.count, x + at, stride, weights, bytes / 64, 64,
-                                 BesideTiles<TileAhead, Sum>(task, bytes / 64, soon, of.before, now),
-                                 at == 0 ? start : TileStart{to, set.count * int64_t{64}, 64}, to);
-            of.before = now;
+inline void multiply_group(const LinearTask& task, const PanelGroup& group, const uint8_t* x, int64_t stride, int64_t row_bytes,
+                           int32_t row, int32_t size, TilePrefetch prefetch, InitialSums start, GroupSums<Sum>& of) {
+    for (int64_t at = 0; at < row_bytes; at += kDepthBlockBytes) {
+        const bool last = row_bytes - at <= kDepthBlockBytes;
+        const int64_t bytes = last ? row_bytes - at : kDepthBlockBytes;
+        for (int i = 0; i < group.count; ++i) {
+            const PanelSet& set = group.sets[i];
+            const uint8_t* weights[2] = {group.weights[i][0] + at * kLanes, group.weights[i][1] + at * kLanes};
+            Sum* to = of.buffer_for(i, row_bytes > kDepthBlockBytes);
+            const SetSums<Sum> current = last ? SetSums<Sum>{set, row, size, to} : SetSums<Sum>{};
+            tile_microkernel<Bf16>(size, set.count, x + at, stride, weights, bytes / 64, 64,
+                                   InterleavedWork<TilePrefetch, Sum>(task, bytes / 64, prefetch, of.previous, current),
+                                   at == 0 ? start : InitialSums{to, set.count * int64_t{64}, 64}, to);
+            of.previous = current;
         }
     }
 }
 
-// Asks for weights that are read as a stream.
-struct StreamAhead {
-    Ahead ahead;
+// Prefetch of weights that are streamed from memory.
+struct StreamPrefetch {
+    Prefetcher prefetcher;
 
     template <int Panels>
-    [[gnu::always_inline]] void at(const uint8_t* const (&weights)[2], int64_t step, int64_t /*line*/) const {
-        ahead.fetch<true, 64 * kLanes, 2>(weights, step);
+    [[gnu::always_inline]] void step(const uint8_t* const (&weights)[2], int64_t step, int64_t /*offset*/) const {
+        prefetcher.issue<true, 64 * kLanes, 2>(weights, step);
     }
 };
 
-// A product in tiles of a single block of rows, which waits for its weights in memory and reads them as a stream.
+// A product in tiles with a single block of rows, which streams its weights from memory.
 template <bool Bf16>
-inline void stream_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, TileStart start) {
+inline void stream_with_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, InitialSums start) {
     using Sum = std::conditional_t<Bf16, float, int32_t>;
-    alignas(64) Sum sums[2][kAmxBlock * 2 * kLanes];
-    SetSums<Sum> before;
+    alignas(64) Sum sums[2][kAmxBlockRows * 2 * kLanes];
+    SetSums<Sum> previous;
     const int64_t steps = row_bytes / 64;
-    configure_tiles(task.rows, 64);
-    for_each_set(task, 2, [&](const PanelSet& set) {
+    configure_gemm_tiles(task.rows, 64);
+    for_each_panel_set(task, 2, [&](const PanelSet& set) {
         const uint8_t* weights[2] = {set.data(*task.matrix, 0), set.data(*task.matrix, set.count - 1)};
-        Sum* to = sums[before.sums == sums[0] ? 1 : 0];
-        const SetSums<Sum> now{set, 0, task.rows, to};
-        const StreamAhead ask{Ahead(steps, 64 * kLanes, set.next_bytes)};
-        multiply_tiles<Bf16>(task.rows, set.count, x, stride, weights, steps, 64,
-                             BesideTiles<StreamAhead, Sum>(task, steps, ask, before, now), start, to);
-        before = now;
+        Sum* to = sums[previous.sums == sums[0] ? 1 : 0];
+        const SetSums<Sum> current{set, 0, task.rows, to};
+        const StreamPrefetch prefetch{Prefetcher(steps, 64 * kLanes, set.next_bytes)};
+        tile_microkernel<Bf16>(task.rows, set.count, x, stride, weights, steps, 64,
+                               InterleavedWork<StreamPrefetch, Sum>(task, steps, prefetch, previous, current), start, to);
+        previous = current;
     });
-    finish(task, before.set, 0, before.size, before.sums);
+    apply_epilogue(task, previous.set, 0, previous.size, previous.sums);
 }
 
-// A product in tiles: rows of `x` (`stride` bytes apart, row_bytes of each, a multiple of 64) by all panels of the task, whose
-// weights place(gang) has put where the gang says. asks: weights come from memory meanwhile. start(row, size, out): what the sums
-// of a block of rows begin with, or null.
-template <bool Bf16, class Place, class Start>
-inline void tiles_of_rows(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, bool asks, Place place,
-                          Start start) {
-    const int32_t blocks = (task.rows + kAmxBlock - 1) / kAmxBlock;
-    const int lines = !asks || blocks > kAskedBlocks ? 0 : (16 + blocks - 1) / blocks;
-    GangSums<std::conditional_t<Bf16, float, int32_t>> sums;
-    for_each_gang(task, 2 * row_bytes * kLanes, [&](Gang& gang) {
-        place(gang);
-        for_each_tile_block(task.rows, kAmxBlock, 64, [&](int32_t row, int32_t size) {
-            alignas(64) int32_t first[kAmxBlock * kLanes];
-            const int asked = row / kAmxBlock * lines, left = asked < 16 ? 16 - asked : 0;
-            multiply_gang<Bf16>(task, gang, static_cast<const uint8_t*>(x) + row * stride, stride, row_bytes, row, size,
-                                {gang.ahead, asked, lines < left ? lines : left}, {start(row, size, first), 64, 0}, sums);
+// A product in tiles: rows of `x` (`stride` bytes apart, row_bytes each, a multiple of 64) with all panels of the task.
+// locate(group) sets the addresses of the weights. prefetch_weights: the weights come from memory. start(row, size, out): returns
+// initial sums of a row block, or null.
+template <bool Bf16, class Locate, class Start>
+inline void multiply_with_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, bool prefetch_weights,
+                                Locate locate, Start start) {
+    const int32_t blocks = (task.rows + kAmxBlockRows - 1) / kAmxBlockRows;
+    const int prefetch_lines = !prefetch_weights || blocks > kMaxPrefetchedBlocks ? 0 : (16 + blocks - 1) / blocks;
+    GroupSums<std::conditional_t<Bf16, float, int32_t>> sums;
+    for_each_panel_group(task, 2 * row_bytes * kLanes, [&](PanelGroup& group) {
+        locate(group);
+        for_each_amx_row_block(task.rows, kAmxBlockRows, 64, [&](int32_t row, int32_t size) {
+            alignas(64) int32_t first[kAmxBlockRows * kLanes];
+            const int prefetched = row / kAmxBlockRows * prefetch_lines, remaining = prefetched < 16 ? 16 - prefetched : 0;
+            multiply_group<Bf16>(task, group, static_cast<const uint8_t*>(x) + row * stride, stride, row_bytes, row, size,
+                                 {group.next_bytes, prefetched, prefetch_lines < remaining ? prefetch_lines : remaining},
+                                 {start(row, size, first), 64, 0}, sums);
         });
     });
-    finish(task, sums.before.set, sums.before.row, sums.before.size, sums.before.sums);
+    apply_epilogue(task, sums.previous.set, sums.previous.row, sums.previous.size, sums.previous.sums);
 }
 
-// Weights that lie in the matrix as tiles want them.
-inline auto in_place(const Matrix& matrix) {
-    return [&matrix](Gang& gang) {
-        for (int i = 0; i < gang.count; ++i) {
-            gang.weights[i][0] = gang.sets[i].data(matrix, 0);
-            gang.weights[i][1] = gang.sets[i].data(matrix, gang.sets[i].count - 1);
+// Locates weights that the matrix stores in tile layout.
+inline auto packed_weights(const Matrix& matrix) {
+    return [&matrix](PanelGroup& group) {
+        for (int i = 0; i < group.count; ++i) {
+            group.weights[i][0] = group.sets[i].data(matrix, 0);
+            group.weights[i][1] = group.sets[i].data(matrix, group.sets[i].count - 1);
         }
     };
 }
 
-// Weights of the gang's panels, decode(panel, ahead, out)d into scratch, `bytes` each.
-template <class Decode>
-inline auto decoded(const LinearTask& task, int64_t bytes, Decode decode) {
-    return [&task, bytes, decode](Gang& gang) {
+// Converts the weights of a group to tile layout in scratch with dequantize(panel, next_bytes, out), `bytes` per panel.
+template <class Dequantize>
+inline auto dequantized_weights(const LinearTask& task, int64_t bytes, Dequantize dequantize) {
+    return [&task, bytes, dequantize](PanelGroup& group) {
         uint8_t* to = static_cast<uint8_t*>(task.scratch);
-        for (int i = 0; i < gang.count; ++i) {
-            for (int p = 0; p < gang.sets[i].count; ++p, to += bytes) {
-                decode(gang.sets[i].panels[p], gang.ahead, to);
-                gang.weights[i][p] = to;
+        for (int i = 0; i < group.count; ++i) {
+            for (int p = 0; p < group.sets[i].count; ++p, to += bytes) {
+                dequantize(group.sets[i].panels[p], group.next_bytes, to);
+                group.weights[i][p] = to;
             }
-            if (gang.sets[i].count == 1) gang.weights[i][1] = gang.weights[i][0];
+            if (group.sets[i].count == 1) group.weights[i][1] = group.weights[i][0];
         }
     };
 }
 
-// int8, and int4 as the int8 it stands for.
-inline void tiles_int8(const LinearTask& task) {
+// int8 weights, and int4 weights converted to int8.
+inline void linear_int8_amx(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const QuantizedRows& q = task.quantized;
     const auto zero_points = [&](int32_t row, int32_t size, int32_t* out) {
-        for (int32_t r = 0; r < size; ++r) istore(out + r * kLanes, ibroadcast(zero_point_of(q, row + r)));
+        for (int32_t r = 0; r < size; ++r) store_i32(out + r * kLanes, broadcast_i32(zero_point_correction(q, row + r)));
         return out;
     };
     if (matrix.dtype == Dtype::int4) {
-        const auto decode = [&matrix](int32_t panel, int64_t ahead, uint8_t* out) { decode_int4_panel(matrix, panel, ahead, out); };
-        return tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, false,
-                                    decoded(task, decoded_int4_bytes(matrix), decode), zero_points);
+        const auto dequantize = [&matrix](int32_t panel, int64_t next_bytes, uint8_t* out) {
+            int4_panel_to_int8(matrix, panel, next_bytes, out);
+        };
+        return multiply_with_tiles<false>(task, q.data, q.stride, matrix.padded_in, false,
+                                          dequantized_weights(task, int8_panel_bytes(matrix), dequantize), zero_points);
     }
-    if (task.rows <= kAmxBlock) {
-        alignas(64) int32_t first[kAmxBlock * kLanes];
-        const TileStart start{zero_points(0, task.rows, first), 64, 0};
-        return stream_tiles<false>(task, q.data, q.stride, matrix.padded_in, start);
+    if (task.rows <= kAmxBlockRows) {
+        alignas(64) int32_t first[kAmxBlockRows * kLanes];
+        const InitialSums start{zero_points(0, task.rows, first), 64, 0};
+        return stream_with_tiles<false>(task, q.data, q.stride, matrix.padded_in, start);
     }
-    tiles_of_rows<false>(task, q.data, q.stride, matrix.padded_in, true, in_place(matrix), zero_points);
+    multiply_with_tiles<false>(task, q.data, q.stride, matrix.padded_in, true, packed_weights(matrix), zero_points);
 }
 
-// `in_features` floats as bf16, then zeros up to `padded`.
-inline void narrow_row(const float* x, int64_t in_features, int64_t padded, uint16_t* out) {
+// Rounds in_features floats to bf16, with zeros up to `padded`.
+inline void row_to_bf16(const float* x, int64_t in_features, int64_t padded, uint16_t* out) {
     int64_t k = 0;
     for (; k < in_features; k += kLanes) {
 #ifdef __AVX512BF16__
@@ -239,37 +252,38 @@ inline void narrow_row(const float* x, int64_t in_features, int64_t padded, uint
     for (; k < padded; k += kLanes) store_bf16(out + k, zero());
 }
 
-inline void narrow(const NarrowTask& task) {
+inline void convert_to_bf16(const ConvertToBf16Task& task) {
     const int64_t padded = (task.width + 31) / 32 * 32;
     for (int64_t t = task.begin; t < task.end; ++t) {
-        narrow_row(task.x.data + t * task.x.stride, task.width, padded, task.out.data + t * task.out.stride);
+        row_to_bf16(task.x.data + t * task.x.stride, task.width, padded, task.out.data + t * task.out.stride);
     }
 }
 
-inline void tiles_bf16(const LinearTask& task) {
+inline void linear_bf16_amx(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const auto from_zero = [](int32_t, int32_t, int32_t*) { return nullptr; };
-    const int64_t stride = task.narrow.stride * 2, row_bytes = int64_t{matrix.padded_in} * 2;
-    const auto decode = [&matrix](int32_t panel, int64_t ahead, uint8_t* out) {
-        decode_lines(matrix, panel, ahead, out);
-        place_exceptions(matrix, panel, out);
+    const int64_t stride = task.x_bf16.stride * 2, row_bytes = int64_t{matrix.padded_in} * 2;
+    const auto dequantize = [&matrix](int32_t panel, int64_t next_bytes, uint8_t* out) {
+        decompress_panel(matrix, panel, next_bytes, out);
+        scatter_outliers(matrix, panel, out);
     };
-    if (matrix.dtype == Dtype::bf16_coded)
-        tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, false, decoded(task, decoded_bytes(matrix), decode),
-                            from_zero);
-    else if (task.rows <= kAmxBlock)
-        stream_tiles<true>(task, task.narrow.data, stride, row_bytes, {});
+    if (matrix.dtype == Dtype::bf16_compressed)
+        multiply_with_tiles<true>(task, task.x_bf16.data, stride, row_bytes, false,
+                                  dequantized_weights(task, bf16_panel_bytes(matrix), dequantize), from_zero);
+    else if (task.rows <= kAmxBlockRows)
+        stream_with_tiles<true>(task, task.x_bf16.data, stride, row_bytes, {});
     else
-        tiles_of_rows<true>(task, task.narrow.data, stride, row_bytes, true, in_place(matrix), from_zero);
+        multiply_with_tiles<true>(task, task.x_bf16.data, stride, row_bytes, true, packed_weights(matrix), from_zero);
 }
 
-inline void linear_tiles(const LinearTask& task) {
+inline void linear_amx(const LinearTask& task) {
     const Matrix& matrix = *task.matrix;
     const bool quantized = task.quantized.data != nullptr;
-    const bool coded = matrix.dtype == Dtype::bf16_coded && decodes(matrix);
-    const bool bf16 = task.narrow.data != nullptr && (matrix.dtype == Dtype::bf16 || coded);
-    if (task.rows <= (matrix.dtype == Dtype::int8 ? kInt8Rows : kVectorRows) || !(bf16 || quantized)) return linear(task);
-    bf16 ? tiles_bf16(task) : tiles_int8(task);
+    const bool compressed = matrix.dtype == Dtype::bf16_compressed && bf16_panels_fit_scratch(matrix);
+    const bool bf16 = task.x_bf16.data != nullptr && (matrix.dtype == Dtype::bf16 || compressed);
+    if (task.rows <= (matrix.dtype == Dtype::int8 ? kMaxInt8VectorRows : kMaxVectorRows) || !(bf16 || quantized))
+        return linear(task);
+    bf16 ? linear_bf16_amx(task) : linear_int8_amx(task);
     _tile_release();
 }
 

@@ -1,76 +1,78 @@
-// Dynamic quantisation of one row to int8: the last stage of the norm and activation kernels.
+// Dynamic quantisation of a row to int8, the last stage of the norm and activation kernels.
 #pragma once
 
-#include "../simd/math.h"
+#include "../simd/vector_math.h"
 
 namespace hasten::HASTEN_ISA {
 
-// What quantisation must know of a row before it can start: max|x|, and NaN if any x is a NaN or infinite.
-struct RowRange {
-    F16 largest_of = zero();
-    F16 poison = zero();
+// The range of a row: max|x|, or NaN if any x is NaN or infinite.
+struct AbsMaxRange {
+    F32x16 absmax_lanes = zero();
+    F32x16 nan_lanes = zero();
 
-    void add(F16 x) {
-        largest_of = max(largest_of, abs(x));
-        poison = fma(x, zero(), poison);
+    void add(F32x16 x) {
+        absmax_lanes = max(absmax_lanes, abs(x));
+        nan_lanes = fma(x, zero(), nan_lanes);
     }
-    float absmax() const { return largest(largest_of) + sum(poison); }
+    float absmax() const { return reduce_max(absmax_lanes) + reduce_add(nan_lanes); }
 };
 
-// Rows below this are taken for zero: 127 / absmax must not overflow.
-constexpr float kSmallestRange = 1e-30f;
+// Rows with a smaller maximum are quantised to zero, since 127 / absmax would overflow.
+constexpr float kMinAbsMax = 1e-30f;
 
 struct QuantScale {
     float scale, inverse;
     explicit QuantScale(float absmax) : scale(absmax / 127.0f), inverse(127.0f / absmax) {
-        if (absmax <= kSmallestRange) scale = inverse = 0.0f;
+        if (absmax <= kMinAbsMax) scale = inverse = 0.0f;
     }
 };
 
-// The sum of row t, by which products take off the zero point of their weights. Sums of four products with ones are exact.
-inline void sum_row(const QuantizedRows& rows, int64_t t) {
+// Stores the sum of row t, for the zero-point correction of products. Sums of four products with ones are exact.
+inline void store_row_sum(const QuantizedRows& rows, int64_t t) {
     const int8_t* data = rows.data + t * rows.stride;
-    const I16 ones = ibroadcast(0x01010101);
-    I16 acc = izero();
-    for (int64_t i = 0; i < rows.stride; i += 64) acc = dot4(acc, ones, iload(data + i));
-    rows.sums[t] = sum(acc);
+    const I32x16 ones = broadcast_i32(0x01010101);
+    I32x16 acc = zero_i32();
+    for (int64_t i = 0; i < rows.stride; i += 64) acc = dot4(acc, ones, load_i32(data + i));
+    rows.sums[t] = reduce_add(acc);
 }
 
-// Row t of `rows` = round(value / scale), ties to even, scale = absmax / 127; zeros from the width on. value(i): columns i to
-// i + 15, zeros past the width. A row that holds a NaN or an infinity gets the scale NaN.
+// Row t of `rows` = round(value / scale), ties to even, scale = absmax / 127, with zeros from the width on. value(i): columns i to
+// i + 15, zeros past the width. A row with a NaN or an infinity gets the scale NaN.
 template <class Value>
 inline void quantize_row(const Value& value, int32_t width, float absmax, const QuantizedRows& rows, int64_t t) {
     const QuantScale quant(absmax);
-    const F16 inverse = broadcast(quant.inverse);
+    const F32x16 inverse = broadcast(quant.inverse);
     int8_t* data = rows.data + t * rows.stride;
     int64_t i = 0;
     for (; i < width; i += 16) store_s8(data + i, value(i) * inverse);
     for (; i < rows.stride; i += 16) store_s8(data + i, zero());
     rows.scales[t] = quant.scale;
-    if (rows.sums != nullptr) sum_row(rows, t);
+    if (rows.sums != nullptr) store_row_sum(rows, t);
 }
 
-// Writes value(i) of row t to `out` and quantised to `rows`, whichever is set. `kept` is where the row lies between the two
-// passes; if null, values are computed twice.
+// Writes value(i) of row t to `out` and, quantised, to `rows`, each if its data is set. `staging` keeps the row between the two
+// passes; null: values are computed twice.
 template <class Value>
-inline void write_row(const Value& value, int32_t width, const Rows& out, const QuantizedRows& rows, int64_t t, float* kept) {
+inline void store_row(const Value& value, int32_t width, const Rows& out, const QuantizedRows& rows, int64_t t, float* staging) {
     if (out.data != nullptr) {
-        kept = out.data + t * out.stride;
-        const int64_t end = out.part ? width : out.stride;
-        for (int64_t i = (width + 15) / 16 * 16; i < end; i += 16) store(kept + i, zero());
+        staging = out.data + t * out.stride;
+        const int64_t end = out.is_slice ? width : out.stride;
+        for (int64_t i = (width + 15) / 16 * 16; i < end; i += 16) store(staging + i, zero());
     }
-    RowRange range;
+    AbsMaxRange range;
     for (int64_t i = 0; i < width; i += 16) {
-        const F16 y = value(i);
-        if (kept != nullptr) store(kept + i, y);
+        const F32x16 y = value(i);
+        if (staging != nullptr) store(staging + i, y);
         range.add(y);
     }
     if (rows.data == nullptr) return;
-    if (kept == nullptr) return quantize_row(value, width, range.absmax(), rows, t);
-    quantize_row([kept](int64_t i) { return load(kept + i); }, width, range.absmax(), rows, t);
+    if (staging == nullptr) return quantize_row(value, width, range.absmax(), rows, t);
+    quantize_row([staging](int64_t i) { return load(staging + i); }, width, range.absmax(), rows, t);
 }
 
-// Columns i to i + 15 of x, zeros from the width on.
-inline F16 inside(F16 x, int64_t i, int32_t width) { return width - i < 16 ? first(static_cast<int>(width - i), x, zero()) : x; }
+// Columns i to i + 15 of x, with zeros from the width on.
+inline F32x16 mask_tail(F32x16 x, int64_t i, int32_t width) {
+    return width - i < 16 ? blend_first(static_cast<int>(width - i), x, zero()) : x;
+}
 
 }  // namespace hasten::HASTEN_ISA

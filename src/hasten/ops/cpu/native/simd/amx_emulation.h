@@ -1,6 +1,5 @@
-// The AMX instructions that linear_amx.h and attention_amx.h use, in plain C++ as the Software Developer's Manual defines them, so
-// that tile kernels run and are tested on processors without tiles. Replaces the intrinsics by macros: include it after
-// immintrin.h.
+// The AMX instructions of linear_amx.h and attention_amx.h in plain C++, as defined by the Software Developer's Manual, to test
+// tile kernels on processors without AMX. Macros replace the intrinsics, so include this after immintrin.h.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +43,7 @@ inline void save(const Tile& tile, void* base, int64_t stride) {
     }
 }
 
-// An instruction whose operands do not fit each other faults.
+// An instruction whose operand shapes do not match faults.
 inline void check_shapes(const Tile& c, const Tile& a, const Tile& b) {
     if (c.rows == 0 || a.rows != c.rows || b.row_bytes != c.row_bytes || a.row_bytes != 4 * b.rows) __builtin_trap();
 }
@@ -66,7 +65,7 @@ inline void dot_bytes(Tile& c, const Tile& a, const Tile& b) {
     }
 }
 
-// Subnormal numbers count as zeros, on the way in and on the way out.
+// Subnormal inputs and outputs are flushed to zero.
 inline float flush(float value) { return __builtin_fabsf(value) < 0x1p-126f ? __builtin_copysignf(0.0f, value) : value; }
 
 inline float bf16_at(const uint8_t* p) {
@@ -78,7 +77,8 @@ inline float bf16_at(const uint8_t* p) {
     return flush(value);
 }
 
-// c += a * b in bf16: even and odd inputs are two chains of fused multiply-adds from zero, added to each other, then to c.
+// c += a * b in bf16: even and odd inputs form two chains of fused multiply-adds from zero, which are added to each other and then
+// to c.
 inline void dot_bf16(Tile& c, const Tile& a, const Tile& b) {
     check_shapes(c, a, b);
     for (int m = 0; m < c.rows; ++m) {

@@ -1,4 +1,4 @@
-// Products of integers with AVX2 and AVX-VNNI: those of avx512.h, in halves.
+// Integer dot products with AVX2 and AVX-VNNI: those of avx512.h in two halves.
 #pragma once
 
 #include "avx2.h"
@@ -6,21 +6,21 @@
 namespace hasten::HASTEN_ISA {
 
 // acc + the four products of each lane: unsigned bytes of u times signed bytes of s. Exact.
-inline I16 dot4(I16 acc, I16 u, I16 s) {
+inline I32x16 dot4(I32x16 acc, I32x16 u, I32x16 s) {
     return {_mm256_dpbusd_avx_epi32(acc.lo, u.lo, s.lo), _mm256_dpbusd_avx_epi32(acc.hi, u.hi, s.hi)};
 }
 
-// Scales of sums of bytes.h, and what to add up with them.
-inline I16 load_nibble_scales(const int8_t* p) {  // in the low half of each lane, beside zeros
+// Group scales for the sums of dot_vnni.h, and their products.
+inline I32x16 load_group_scales(const int8_t* p) {  // in the low half of each lane, zero in the high half
     const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return ibroadcast(0xffff) & I16{_mm256_cvtepi8_epi32(in), _mm256_cvtepi8_epi32(_mm_srli_si128(in, 8))};
+    return broadcast_i32(0xffff) & I32x16{_mm256_cvtepi8_epi32(in), _mm256_cvtepi8_epi32(_mm_srli_si128(in, 8))};
 }
-inline I16 add_scaled(I16 acc, I16 sums, I16 scales) {
+inline I32x16 add_scaled_sums(I32x16 acc, I32x16 sums, I32x16 scales) {
     return {_mm256_dpwssd_avx_epi32(acc.lo, sums.lo, scales.lo), _mm256_dpwssd_avx_epi32(acc.hi, sums.hi, scales.hi)};
 }
 
-// 64 weights of bytes.h.
-inline void store_weights(uint8_t* out, const I16* n) {
+// Stores 64 weights in the layout of dot_vnni.h.
+inline void store_weights(uint8_t* out, const I32x16* n) {
     const __m256i low_byte = _mm256_set1_epi16(0xff);
     for (int i = 0; i < 4; i += 2, out += 32) {
         const __m256i a = _mm256_permute4x64_epi64(_mm256_packus_epi32(n[i].lo, n[i].hi), 0xd8);
@@ -34,4 +34,4 @@ inline void store_weights(uint8_t* out, const I16* n) {
 
 }  // namespace hasten::HASTEN_ISA
 
-#include "bytes.h"
+#include "dot_vnni.h"

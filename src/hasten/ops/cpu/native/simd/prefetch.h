@@ -1,7 +1,6 @@
-// Asking for memory before it is needed.
+// Software prefetch.
 //
-// As assembly, which the compiler must keep: GCC takes a function that does nothing but __builtin_prefetch for one without effect,
-// and leaves out the calls of it.
+// Inline assembly, since GCC takes a function with only __builtin_prefetch for one without effect and drops its calls.
 #pragma once
 
 namespace hasten::HASTEN_ISA {
@@ -9,12 +8,12 @@ namespace hasten::HASTEN_ISA {
 // Into the first-level cache.
 [[gnu::always_inline]] inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" ::"m"(*static_cast<const char*>(p))); }
 
-// Into the second-level cache, which can wait for more lines at once.
+// Into the second-level cache, which supports more outstanding misses.
 [[gnu::always_inline]] inline void prefetch_far(const void* p) {
     asm volatile("prefetcht1 %0" ::"m"(*static_cast<const char*>(p)));
 }
 
-// Into the first-level cache, to be written. Processors that do not know it do nothing.
+// Into the first-level cache for writing. Processors without prefetchw ignore it.
 [[gnu::always_inline]] inline void prefetch_to_write(const void* p) {
     asm volatile("prefetchw %0" ::"m"(*static_cast<const char*>(p)));
 }

@@ -1,4 +1,4 @@
-// Products of integers with AVX2 alone: bytes are widened to 16 bits, since the sum of two products of bytes does not fit there.
+// Integer dot products with AVX2 alone. Bytes are widened to 16 bits, in which the sum of two byte products would overflow.
 #pragma once
 
 #include "avx2.h"
@@ -12,19 +12,19 @@ inline __m256i dot4(__m256i acc, __m256i u, __m256i s) {
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
-inline I16 dot4(I16 acc, I16 u, I16 s) { return {dot4(acc.lo, u.lo, s.lo), dot4(acc.hi, u.hi, s.hi)}; }
+inline I32x16 dot4(I32x16 acc, I32x16 u, I32x16 s) { return {dot4(acc.lo, u.lo, s.lo), dot4(acc.hi, u.hi, s.hi)}; }
 
-// Rows of signed bytes times quads of unsigned ones, prepared: both as even and odd bytes, widened to 16 bits.
-constexpr int kRowQuadBytes = 8;  // of a prepared row: the words of bytes 0 and 2, then those of bytes 1 and 3
+// Rows of signed activations times quads of unsigned weights, both as even and odd bytes widened to 16 bits.
+constexpr int kRowQuadBytes = 8;  // of a packed row: bytes 0 and 2, then bytes 1 and 3, as 16-bit words
 struct WeightQuads {
-    I16 even, odd;
+    I32x16 even, odd;
 };
 struct RowQuad {
     __m256i even, odd;
 };
 inline WeightQuads load_weight_quads(const uint8_t* p) {
-    const I16 quads = iload(p);
-    return {quads & ibroadcast(0x00ff00ff), {_mm256_srli_epi16(quads.lo, 8), _mm256_srli_epi16(quads.hi, 8)}};
+    const I32x16 quads = load_i32(p);
+    return {quads & broadcast_i32(0x00ff00ff), {_mm256_srli_epi16(quads.lo, 8), _mm256_srli_epi16(quads.hi, 8)}};
 }
 inline RowQuad load_row_quad(const char* p) {
     int32_t even, odd;
@@ -35,11 +35,11 @@ inline RowQuad load_row_quad(const char* p) {
 inline __m256i dot4(__m256i acc, __m256i even, __m256i odd, RowQuad s) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even, s.even), _mm256_madd_epi16(odd, s.odd)));
 }
-inline I16 dot4(I16 acc, const WeightQuads& u, RowQuad s) {
+inline I32x16 dot4(I32x16 acc, const WeightQuads& u, RowQuad s) {
     return {dot4(acc.lo, u.even.lo, u.odd.lo, s), dot4(acc.hi, u.even.hi, u.odd.hi, s)};
 }
-// A row of `bytes` bytes, a multiple of 16, prepared.
-inline void prepare_row(const int8_t* row, int64_t bytes, int8_t* out) {
+// Packs a row of `bytes` bytes, a multiple of 16.
+inline void pack_activation_row(const int8_t* row, int64_t bytes, int8_t* out) {
     const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
     for (int64_t i = 0; i < bytes; i += 16) {
         const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
@@ -47,27 +47,28 @@ inline void prepare_row(const int8_t* row, int64_t bytes, int8_t* out) {
     }
 }
 
-// Sums of up to 16 products of a byte below 16 and a signed byte, in each lane; such sums times a scale, added up. Exact. A sum is
-// kept as two 16-bit halves, which it takes together.
-// nibble_start: what all lanes begin with so that their sums begin at -8 * x, for an x that 16 signed bytes can have as their sum.
-inline int32_t nibble_start(int32_t x) { return static_cast<int32_t>((static_cast<uint32_t>(-4 * x) & 0xffff) * 0x10001u); }
-inline I16 dot_nibbles(I16 sums, I16 nibbles, I16 s) {
-    return add_words(sums, {_mm256_maddubs_epi16(nibbles.lo, s.lo), _mm256_maddubs_epi16(nibbles.hi, s.hi)});
+// Sums of up to 16 products of nibbles (0 to 15) and signed bytes in each lane, and their products with group scales. Exact. A sum
+// is the total of two 16-bit halves.
+//
+// initial_nibble_sum: the initial value of all lanes for sums that start at -8 * x, where x is a sum of 16 signed bytes.
+inline int32_t initial_nibble_sum(int32_t x) { return static_cast<int32_t>((static_cast<uint32_t>(-4 * x) & 0xffff) * 0x10001u); }
+inline I32x16 dot_nibbles(I32x16 sums, I32x16 nibbles, I32x16 s) {
+    return add_i16(sums, {_mm256_maddubs_epi16(nibbles.lo, s.lo), _mm256_maddubs_epi16(nibbles.hi, s.hi)});
 }
-// Sums that the compiler may not add up in another order, which needs more registers.
-inline void keep_order(I16& sums) { asm("" : "+x"(sums.lo), "+x"(sums.hi)); }
-inline I16 load_nibble_scales(const int8_t* p) { return load_s8_twice(p); }
-inline I16 add_scaled(I16 acc, I16 sums, I16 scales) {
-    return acc + I16{_mm256_madd_epi16(sums.lo, scales.lo), _mm256_madd_epi16(sums.hi, scales.hi)};
+// Keeps the compiler from reassociating the sums, which would need more registers.
+inline void prevent_reassociation(I32x16& sums) { asm("" : "+x"(sums.lo), "+x"(sums.hi)); }
+inline I32x16 load_group_scales(const int8_t* p) { return load_s8_as_i16_pairs(p); }
+inline I32x16 add_scaled_sums(I32x16 acc, I32x16 sums, I32x16 scales) {
+    return acc + I32x16{_mm256_madd_epi16(sums.lo, scales.lo), _mm256_madd_epi16(sums.hi, scales.hi)};
 }
 
-// Products of bytes with 15-bit weights, whole numbers of 0 to 32,767. Both are words in the order of WeightQuads, and sums are
-// below 2^31 for 512 products.
+// Products of value bytes with 15-bit softmax weights (0 to 32,767). Both are 16-bit words in the order of WeightQuads. Sums of 512
+// products are below 2^31.
 constexpr int kWeightPlanes = 1;
 using ValueWeights = RowQuad;
 using ValueQuads = WeightQuads;
-inline void store_weights(uint8_t* out, const I16* n) {
-    // Of each four lanes a, b, c and d: a and c, b and d.
+inline void store_weights(uint8_t* out, const I32x16* n) {
+    // Reorders each four lanes a, b, c, d to a, c, b, d.
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
                                            0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
     for (int i = 0; i < 4; ++i, out += 32) {
@@ -78,21 +79,21 @@ inline void store_weights(uint8_t* out, const I16* n) {
 inline ValueWeights load_weights(const uint8_t* weights, int, int quad) {
     return load_row_quad(reinterpret_cast<const char*>(weights) + quad * kRowQuadBytes);
 }
-inline ValueQuads value_quads(I16 bytes) {
+inline ValueQuads value_quads(I32x16 bytes) {
     return {{_mm256_srai_epi16(_mm256_slli_epi16(bytes.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(bytes.hi, 8), 8)},
             {_mm256_srai_epi16(bytes.lo, 8), _mm256_srai_epi16(bytes.hi, 8)}};
 }
-inline I16 add_weighted(I16 acc, ValueWeights w, const ValueQuads& v) { return dot4(acc, v, w); }
-inline int32_t take_weight(uint8_t* weights, int64_t i) {
+inline I32x16 add_weighted(I32x16 acc, ValueWeights w, const ValueQuads& v) { return dot4(acc, v, w); }
+inline int32_t extract_weight(uint8_t* weights, int64_t i) {
     uint8_t* const at = weights + i / 4 * kRowQuadBytes + i % 2 * 4 + i % 4 / 2 * 2;
     int16_t taken;
     memcpy(&taken, at, 2);
     memset(at, 0, 2);
     return taken;
 }
-inline void add_products(int32_t* sums, int64_t, int32_t weight, I16 values) {
-    istore(sums, iload(sums) + ibroadcast(weight) * values);
+inline void add_products(int32_t* sums, int64_t, int32_t weight, I32x16 values) {
+    store_i32(sums, load_i32(sums) + broadcast_i32(weight) * values);
 }
-inline F16 whole_sums(const int32_t* sums, int64_t) { return to_float(iload(sums)); }
+inline F32x16 combine_planes(const int32_t* sums, int64_t) { return to_float(load_i32(sums)); }
 
 }  // namespace hasten::HASTEN_ISA

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from hasten.ops.cpu import logits
-from hasten.ops.cpu.logits import LogitsMemory
+from hasten.ops.cpu import logits_buffer
+from hasten.ops.cpu.logits_buffer import LogitsBuffer
 
 
 def test_what_nobody_holds_is_lent_again() -> None:
-    memory = LogitsMemory()
+    memory = LogitsBuffer()
     first = memory.lend(4, 100)
     address = first.data_ptr()
     del first
@@ -19,7 +19,7 @@ def test_what_nobody_holds_is_lent_again() -> None:
     "show", [lambda t: t, lambda t: t[1:3, :50], lambda t: t.numpy(), lambda t: torch.from_numpy(t.numpy()).T[5:]]
 )
 def test_what_anybody_still_shows_keeps_its_numbers(show) -> None:
-    memory = LogitsMemory()
+    memory = LogitsBuffer()
     first = memory.lend(4, 100)
     first.fill_(7.0)
     shown = show(first)
@@ -30,11 +30,11 @@ def test_what_anybody_still_shows_keeps_its_numbers(show) -> None:
 
 
 def test_it_grows(monkeypatch) -> None:
-    memory = LogitsMemory()
+    memory = LogitsBuffer()
     memory.lend(1, 10)
     large = memory.lend(1000, 1000)
     large.fill_(1.0)
     assert large.shape == (1000, 1000) and large.is_contiguous() and large.dtype == torch.float32
-    monkeypatch.setattr(logits, "MOST_KEPT", 100)
+    monkeypatch.setattr(logits_buffer, "MAX_RETAINED_BYTES", 100)
     assert memory.lend(1000, 1000).data_ptr() != large.data_ptr()
     assert memory.lend(0, 10).shape == (0, 10)

@@ -1,5 +1,5 @@
-// A small test harness: TEST(name) { ... } registers itself, CHECK and CHECK_CLOSE report file, line and values and go on.
-// Inputs come from `Random` with a fixed seed, so that a failure repeats.
+// A small test harness: TEST(name) { ... } registers a test. CHECK and CHECK_CLOSE report file, line and values of a failure and
+// continue. `Random` has a fixed seed, so that failures are reproducible.
 #pragma once
 
 #include <cmath>
@@ -30,7 +30,7 @@ struct Registration {
     }
 };
 
-// One failure; only the first few of a test are printed.
+// Records one failure. Only the first few of a test are printed.
 void fail(const char* file, int line, const char* what, double got, double want);
 
 // |got - want| <= tolerance * max(|want|, floor); NaN is never close.
@@ -38,7 +38,7 @@ inline bool close(double got, double want, double tolerance, double floor = 1.0)
     return std::fabs(got - want) <= tolerance * std::fmax(std::fabs(want), floor);
 }
 
-// splitmix64.
+// SplitMix64.
 class Random {
 public:
     explicit Random(uint64_t seed) : state_(seed) {}
@@ -48,11 +48,11 @@ public:
         z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
         return z ^ (z >> 31);
     }
-    // A whole number in [low, high].
+    // An integer in [low, high].
     int integer(int low, int high) { return low + static_cast<int>(bits() % static_cast<uint64_t>(high - low + 1)); }
     bool coin() { return (bits() & 1) != 0; }
     float uniform(float low, float high) { return low + (high - low) * static_cast<float>(bits() >> 40) * 0x1p-24f; }
-    // Close to normal, mean 0 and variance 1.
+    // Approximately normal, with mean 0 and variance 1.
     float normal() {
         float total = 0.0f;
         for (int i = 0; i < 12; ++i) total += uniform(-0.5f, 0.5f);
@@ -63,7 +63,7 @@ private:
     uint64_t state_;
 };
 
-// Zeroed memory at 64 bytes of exactly the size asked for, so that the address sanitizer sees one element too far.
+// Zeroed memory with 64-byte alignment and exactly the requested size, so that AddressSanitizer detects an overrun of one element.
 template <class T>
 class Buffer {
 public:
@@ -102,7 +102,7 @@ inline uint16_t to_bf16(float value) {
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// IEEE half, by the compiler's own conversion.
+// IEEE half precision, by the compiler's conversion.
 inline float from_f16(uint16_t bits) {
     _Float16 half;
     std::memcpy(&half, &bits, 2);
@@ -115,7 +115,7 @@ inline uint16_t to_f16(float value) {
     return bits;
 }
 
-// Calls body(kernels) for every instruction set that was built and that this processor has.
+// Calls body(kernels) for every instruction set that was built and that this processor supports.
 int count_isas();
 const hasten::Kernels* isa(int index);
 template <class Body>

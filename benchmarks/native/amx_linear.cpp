@@ -1,11 +1,11 @@
-// Speed of the products in AMX tiles on one core, told apart by what others do to that core meanwhile.
+// Speed of products in AMX tiles on one core, separated by the load of its other hyper-thread.
 //
-// A core whose other hyper-thread is busy multiplies tiles at a quarter of its speed, for milliseconds or minutes. So a loop of
-// tiles and loads from the first cache is timed before and after every item of a product; an item counts where both times say the
-// same: the core to itself, or shared. Two builds can then be compared although no two runs meet the same machine. Linked, like
-// linear.cpp, with the objects of the kernels; needs -mamx-tile -mamx-int8. Pin it to a core:
+// A core whose other hyper-thread is busy multiplies tiles at a quarter of its speed, for milliseconds or minutes. So a probe loop
+// of tiles in the first-level cache is timed before and after every work item. An item counts if both times agree that the core was
+// exclusive, or shared. Then two builds are comparable, although no two runs have the same load. Link with the objects of the
+// kernels, like linear.cpp; needs -mamx-tile -mamx-int8. Pin it to a core:
 //
-//   taskset -c 1 tiles [form: int8, int4, bf16, bf16c] [rows] [passes] [out] [in]
+//   taskset -c 1 amx_linear [form: int8, int4, bf16, bf16c] [rows] [passes] [out] [in]
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,14 +26,15 @@ using namespace hasten;
 
 namespace {
 
-constexpr int64_t kWeightBytes = int64_t{300} << 20;  // more than the second cache holds
-constexpr double kAlone = 3.2e12, kShared = 1.9e12;   // operations a second of int8: above and below them the state is sure
+constexpr int64_t kWeightBytes = int64_t{300} << 20;  // more than the second-level cache
+// Operations per second of int8 that are certain to be exclusive (above) or shared (below).
+constexpr double kExclusive = 3.2e12, kShared = 1.9e12;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Operations a second of tiles that are loaded from the first cache.
+// Operations per second of tiles in the first-level cache.
 double probe(const uint8_t* data) {
-    bench::shape_tiles(bench::kTileHeight, bench::kTileHeight, 64);
+    bench::configure_tiles(bench::kAmxTileRows, bench::kAmxTileRows, 64);
     const double begin = now();
     for (int i = 0; i < 60; ++i) {
         _tile_loadd(4, data, 64);
@@ -56,7 +57,7 @@ struct Form {
     int64_t bytes;  // of a panel, for each input
 };
 constexpr Form kForms[] = {
-    {"int8", Dtype::int8, 16}, {"int4", Dtype::int4, 9}, {"bf16", Dtype::bf16, 32}, {"bf16c", Dtype::bf16_coded, 24}};
+    {"int8", Dtype::int8, 16}, {"int4", Dtype::int4, 9}, {"bf16", Dtype::bf16, 32}, {"bf16c", Dtype::bf16_compressed, 24}};
 
 void report(const char* state, std::vector<double>& seconds, double operations, double bytes) {
     if (seconds.empty()) return;
@@ -74,10 +75,10 @@ int main(int argc, char** argv) {
     const int32_t out = argc > 4 ? std::atoi(argv[4]) : 6144, in = argc > 5 ? std::atoi(argv[5]) : 1024;
     const Form* form = std::find_if(std::begin(kForms), std::end(kForms), [&](const Form& f) { return name == f.name; });
     if (form == std::end(kForms) || rows < 1 || out % 32 != 0 || in % 64 != 0) {
-        std::fprintf(stderr, "tiles [int8, int4, bf16, bf16c] [rows] [passes] [out, a multiple of 32] [in, of 64]\n");
+        std::fprintf(stderr, "amx_linear [int8, int4, bf16, bf16c] [rows] [passes] [out, a multiple of 32] [in, of 64]\n");
         return 2;
     }
-    syscall(SYS_arch_prctl, 0x1023L, 18L);  // ask for the tile registers
+    syscall(SYS_arch_prctl, 0x1023L, 18L);  // requests the tile registers
     const bool quantized = form->dtype == Dtype::int8 || form->dtype == Dtype::int4;
     Matrix matrix{};
     matrix.dtype = form->dtype;
@@ -87,35 +88,35 @@ int main(int argc, char** argv) {
     matrix.panel_bytes = in * form->bytes;
     const int64_t bytes = matrix.panels * matrix.panel_bytes, count = std::max<int64_t>(1, kWeightBytes / bytes);
     std::vector<float> scales(static_cast<size_t>(out), 1e-4f), row_scales(static_cast<size_t>(rows), 1e-3f);
-    std::vector<int32_t> sums(static_cast<size_t>(rows), 0), exceptions(static_cast<size_t>(matrix.panels), 0);
+    std::vector<int32_t> sums(static_cast<size_t>(rows), 0), outliers(static_cast<size_t>(matrix.panels), 0);
     if (quantized) matrix.scales = scales.data();
-    matrix.bases = huge(int64_t{out} * 4);
-    matrix.num_exceptions = exceptions.data();
-    uint8_t *weights = huge(count * bytes), *x = huge(int64_t{rows} * (in * 2 + 64)), *data = huge(4096);
+    matrix.exponent_bases = allocate_huge(int64_t{out} * 4);
+    matrix.num_outliers = outliers.data();
+    uint8_t *weights = allocate_huge(count * bytes), *x = allocate_huge(int64_t{rows} * (in * 2 + 64)), *data = allocate_huge(4096);
     LinearTask task{};
     task.rows = rows;
     if (quantized)
         task.quantized = {reinterpret_cast<int8_t*>(x), in + 64, row_scales.data(), sums.data()};
     else
-        task.narrow = {reinterpret_cast<uint16_t*>(x), in + 32};
-    task.out = {reinterpret_cast<float*>(huge(int64_t{rows} * (out + 16) * 4)), out + 16};
-    void* scratch = huge(kLinearScratch);
-    std::vector<double> alone, shared;
+        task.x_bf16 = {reinterpret_cast<uint16_t*>(x), in + 32};
+    task.out = {reinterpret_cast<float*>(allocate_huge(int64_t{rows} * (out + 16) * 4)), out + 16};
+    void* scratch = allocate_huge(kLinearScratch);
+    std::vector<double> exclusive, shared;
     for (int pass = 0; pass < passes; ++pass) {
         matrix.data = weights + pass % count * bytes;
         task.matrix = &matrix;
-        const LinearItems items = cut(*amx_kernels(), task, 2);
-        for (int64_t item = 0; item < items.count(); ++item) {
+        const LinearPartition partition = partition_linear(*amx_kernels(), task, 2);
+        for (int64_t item = 0; item < partition.count(); ++item) {
             const double before = probe(data), begin = now();
-            run_item(*amx_kernels(), task, items, item, scratch);
-            const double seconds = (now() - begin) * static_cast<double>(items.count()), after = probe(data);
-            if (std::min(before, after) > kAlone) alone.push_back(seconds);
+            run_linear_item(*amx_kernels(), task, partition, item, scratch);
+            const double seconds = (now() - begin) * static_cast<double>(partition.count()), after = probe(data);
+            if (std::min(before, after) > kExclusive) exclusive.push_back(seconds);
             if (std::max(before, after) < kShared) shared.push_back(seconds);
         }
     }
     const double operations = 2.0 * rows * out * in;
     std::printf("%-5s %d rows x %d x %d", form->name, rows, out, in);
-    report("alone", alone, operations, static_cast<double>(bytes));
+    report("exclusive", exclusive, operations, static_cast<double>(bytes));
     report("shared", shared, operations, static_cast<double>(bytes));
     std::printf("\n");
 }

@@ -1,4 +1,4 @@
-#include "cpu_features.h"
+#include "isa_dispatch.h"
 
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -23,8 +23,8 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
-// Linux gives a process the tile registers only when it asks for them (arch_prctl ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
-bool may_use_tiles() {
+// Linux enables the tile registers for a process only on request (arch_prctl ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+bool request_tile_permission() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
     constexpr int kRequestPermission = 0x1023, kTileData = 18;
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -40,7 +40,7 @@ bool has_amx() {
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
     if ((d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5))) return false;  // AVX512-BF16
-    static const bool permitted = may_use_tiles();
+    static const bool permitted = request_tile_permission();
     return permitted;
 }
 
@@ -54,9 +54,9 @@ const Kernels* find_kernels(const char* name) {
     return nullptr;
 }
 
-const Kernels* best_kernels() {
+const Kernels* fastest_kernels() {
     for (const char* name : {"amx", "avx512", "avxvnni", "avx2"}) {
-        if (const Kernels* found = find_kernels(name)) return found;
+        if (const Kernels* kernels = find_kernels(name)) return kernels;
     }
     return nullptr;
 }

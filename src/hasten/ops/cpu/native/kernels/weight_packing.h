@@ -1,0 +1,264 @@
+// Weight packing: converts and quantises (round to nearest) rows of checkpoint tensors into the panels of kernels.h.
+#pragma once
+
+#include <cassert>
+
+#include "bf16_compressed.h"
+#include "int4_block.h"
+
+namespace hasten::HASTEN_ISA {
+
+constexpr int kPackColumns = 256;     // columns that are converted at a time; a multiple of every group and padding
+constexpr float kMinWeight = 1e-30f;  // rows and groups below are stored as zeros, since their scales would be subnormal
+
+// One output feature to pack. source null: a row of zeros.
+struct PackRow {
+    const Matrix& matrix;
+    const uint8_t* source;
+    Dtype dtype;
+    int64_t column_stride;
+    int32_t panel, column;  // destination
+
+    uint8_t* data() const { return matrix.data + panel * matrix.panel_bytes; }
+};
+
+inline float load_scalar(const uint8_t* p, Dtype dtype) {
+    if (dtype == Dtype::f32) {
+        float value;
+        memcpy(&value, p, 4);
+        return value;
+    }
+    uint16_t half;
+    memcpy(&half, p, 2);
+    return dtype == Dtype::f16 ? _cvtsh_ss(half) : bf16_to_float(half);
+}
+
+// The multiple of 64 up to which a block of columns is filled with zeros.
+inline int64_t padded_columns(int64_t columns) { return (columns + kInt8RowPadding - 1) / kInt8RowPadding * kInt8RowPadding; }
+
+// Loads columns [begin, begin + count) as floats, then zeros up to a multiple of 64. `out` has room for kPackColumns.
+inline void load_columns(const PackRow& row, int64_t begin, int64_t count, float* out) {
+    const int64_t padded = padded_columns(count);
+    if (row.source == nullptr) count = 0;
+    const int64_t size = row.dtype == Dtype::f32 ? 4 : 2;
+    const uint8_t* in = row.source + begin * row.column_stride * size;
+    int64_t k = 0;
+    if (row.column_stride == 1) {
+        for (; k + kLanes <= count; k += kLanes) {
+            const uint8_t* at = in + k * size;
+            store(out + k, row.dtype == Dtype::f32    ? load(reinterpret_cast<const float*>(at))
+                           : row.dtype == Dtype::bf16 ? load_bf16(reinterpret_cast<const uint16_t*>(at))
+                                                      : load_f16(reinterpret_cast<const uint16_t*>(at)));
+        }
+    }
+    for (; k < count; ++k) out[k] = load_scalar(in + k * row.column_stride * size, row.dtype);
+    for (; k < padded; ++k) out[k] = 0.0f;
+}
+
+// Calls body(begin, columns, floats) for blocks of the row's columns. The floats are zero from the end of the row to a multiple of
+// 64.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_column_block(const PackRow& row, Body body) {
+    alignas(64) float values[kPackColumns];
+    for (int64_t begin = 0; begin < row.matrix.in_features; begin += kPackColumns) {
+        const int64_t remaining = row.matrix.in_features - begin;
+        const int64_t columns = remaining < kPackColumns ? remaining : kPackColumns;
+        load_columns(row, begin, columns, values);
+        body(begin, columns, values);
+    }
+}
+
+// Scatters 4-byte words to consecutive lines of the panel, at the row's column.
+inline void scatter_to_panel(const PackRow& row, int64_t line, const void* words, int64_t count, uint32_t xor_mask) {
+    uint8_t* out = row.data() + line * 64 + row.column * 4;
+    const uint8_t* in = static_cast<const uint8_t*>(words);
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t word;
+        memcpy(&word, in + 4 * i, 4);
+        word ^= xor_mask;
+        memcpy(out + 64 * i, &word, 4);
+    }
+}
+
+inline void pack_f32(const PackRow& row) {
+    for_each_column_block(
+        row, [&](int64_t begin, int64_t columns, const float* values) { scatter_to_panel(row, begin, values, columns, 0); });
+}
+
+inline void pack_f16(const PackRow& row) {
+    for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
+        alignas(64) uint16_t halves[kPackColumns];
+        for (int64_t k = 0; k < columns; k += kLanes) store_f16(halves + k, load(values + k));
+        uint16_t* out = reinterpret_cast<uint16_t*>(row.data()) + begin * kLanes + row.column;
+        for (int64_t k = 0; k < columns; ++k) out[k * kLanes] = halves[k];
+    });
+}
+
+// Rounds `columns` values to bf16, with zeros up to a multiple of 32. Returns this multiple.
+inline int64_t columns_to_bf16(const float* values, int64_t columns, uint16_t* out) {
+    const int64_t padded = (columns + 31) / 32 * 32;
+    for (int64_t k = 0; k < padded; k += kLanes) store_bf16(out + k, load(values + k));
+    return padded;
+}
+
+inline void pack_bf16(const PackRow& row) {
+    for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
+        alignas(64) uint16_t halves[kPackColumns];
+        const int64_t padded = columns_to_bf16(values, columns, halves);
+        scatter_to_panel(row, begin / 2, halves, padded / 2, 0);
+    });
+}
+
+inline void append_outlier(const PackRow& row, int64_t input, uint16_t bits) {
+    int32_t& count = row.matrix.num_outliers[row.panel];
+    Outlier* list = row.matrix.outliers + int64_t{row.panel} * row.matrix.max_outliers;
+    if (count < row.matrix.max_outliers) {
+        list[count] = {static_cast<int32_t>(input), static_cast<uint16_t>(row.column), bits};
+    }
+    ++count;
+}
+
+inline void pack_bf16_compressed(const PackRow& row) {
+    alignas(64) uint16_t halves[kPackColumns];
+    int max_exponent = 0;
+    for_each_column_block(row, [&](int64_t, int64_t columns, const float* values) {
+        const int64_t padded = columns_to_bf16(values, columns, halves);
+        for (int64_t k = 0; k < padded; ++k)
+            max_exponent = exponent_high_bits(halves[k]) > max_exponent ? exponent_high_bits(halves[k]) : max_exponent;
+    });
+    const int base = exponent_base_of(max_exponent);
+    for (int i = 0; i < 4; ++i) {
+        row.matrix.exponent_bases[row.panel * 64 + block_byte(row.column, i / 2) + i % 2] = static_cast<uint8_t>(base);
+    }
+    for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
+        const int64_t padded = columns_to_bf16(values, columns, halves);
+        uint8_t* block = row.data() + begin / kBf16BlockInputs * kBf16BlockBytes;
+        for (int64_t k = 0; k < padded; k += kBf16BlockInputs, block += kBf16BlockBytes) {
+            compress_block(halves + k, base, row.column, block, [&](int i) { append_outlier(row, begin + k + i, halves[k + i]); });
+        }
+    });
+}
+
+// Stores the output's scale, with which its largest weight is max_level, and returns the inverse. The scale of a zero row is 0.
+inline F32x16 set_output_scale(const PackRow& row, float max_level) {
+    F32x16 absmax = zero();
+    for_each_column_block(row, [&](int64_t, int64_t columns, const float* values) {
+        for (int64_t k = 0; k < columns; k += kLanes) absmax = max(absmax, abs(load(values + k)));
+    });
+    const float max_weight = reduce_max(absmax);
+    const bool is_zero = !(max_weight >= kMinWeight);
+    row.matrix.scales[row.panel * kLanes + row.column] = is_zero ? 0.0f : max_weight / max_level;
+    return is_zero ? zero() : broadcast(max_level / max_weight);
+}
+
+inline void pack_int8(const PackRow& row) {
+    const F32x16 inverse = set_output_scale(row, 127.0f);
+    for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
+        alignas(64) int8_t bytes[kPackColumns];
+        const int64_t padded = padded_columns(columns);
+        for (int64_t k = 0; k < padded; k += kLanes) store_s8(bytes + k, load(values + k) * inverse);
+        scatter_to_panel(row, begin / 4, bytes, padded / 4, 0x80808080u);
+    });
+}
+
+constexpr float kMaxInt4GroupScale = 15.0f;
+constexpr float kMaxInt4Weight = 8.0f * kMaxInt4GroupScale;  // in units of the output's scale
+static_assert(kPackColumns == 16 * kInt4GroupInputs);
+
+// 16 groups side by side: lane g of weights[k] is weight k of group g, in units of the output's scale.
+struct Int4Groups {
+    F32x16 weights[kInt4GroupInputs];
+
+    // Quantised levels -8 to 7, in units of the group scale.
+    static F32x16 quantize(F32x16 weights, F32x16 inverse) {
+        return max(min(round(weights * inverse), broadcast(7.0f)), broadcast(-8.0f));
+    }
+
+    // The integer scale with the least squared error for each group. The largest weight of a whole row is kept exactly (level -8),
+    // so that rows that were quantised before keep their values.
+    F32x16 best_scales() const {
+        F32x16 best = broadcast(1.0f), min_error = broadcast(__builtin_inff());
+        for (float scale = -kMaxInt4GroupScale; scale <= kMaxInt4GroupScale; ++scale) {
+            if (scale == 0.0f) continue;
+            F32x16 total = zero();
+            for (const F32x16& weight : weights) {
+                const F32x16 error = weight - quantize(weight, broadcast(1.0f / scale)) * broadcast(scale);
+                total = fma(error, error, total);
+            }
+            const uint32_t is_better = greater(min_error, total);
+            min_error = select(is_better, total, min_error);
+            best = select(is_better, broadcast(scale), best);
+        }
+        F32x16 max_weight = weights[0], min_weight = weights[0];
+        for (const F32x16& weight : weights) max_weight = max(max_weight, weight), min_weight = min(min_weight, weight);
+        const F32x16 extreme = broadcast(kMaxInt4Weight * 0.999999f);
+        best = select(greater(zero() - min_weight, extreme), broadcast(kMaxInt4GroupScale), best);
+        return select(greater(max_weight, extreme), broadcast(-kMaxInt4GroupScale), best);
+    }
+};
+
+// Packs `groups` groups of one output, from input `begin` on.
+inline void pack_groups(const PackRow& row, int64_t begin, int64_t groups, const Int4Groups& int4) {
+    alignas(64) int8_t scales[16], nibbles[kInt4GroupInputs][16];
+    const F32x16 best = int4.best_scales(), inverse = broadcast(1.0f) / best;
+    store_s8(scales, best);
+    for (int k = 0; k < kInt4GroupInputs; ++k)
+        store_s8(nibbles[k], Int4Groups::quantize(int4.weights[k], inverse) + broadcast(8.0f));
+    for (int64_t g = 0; g < groups; ++g) {
+        uint8_t* block = row.data() + (begin + g * kInt4GroupInputs) / kInt4BlockInputs * kInt4BlockBytes;
+        uint8_t* lines = block + group_nibbles_offset(g % kInt4BlockGroups, 0);
+        block[group_scales_offset(g % kInt4BlockGroups) + row.column] = static_cast<uint8_t>(scales[g]);
+        for (int k = 0; k < 8; ++k) {
+            const int at = k / 4 * 8 + k % 4;
+            lines[k / 4 * 64 + 4 * row.column + k % 4] = static_cast<uint8_t>(nibbles[at][g] | nibbles[at + 4][g] << 4);
+        }
+    }
+}
+
+inline void pack_int4(const PackRow& row) {
+    const F32x16 inverse = set_output_scale(row, kMaxInt4Weight);
+    for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
+        alignas(64) float transposed[kInt4GroupInputs][16] = {};
+        const int64_t groups = padded_columns(columns) / kInt4GroupInputs;
+        for (int64_t g = 0; g < groups; ++g) {
+            for (int k = 0; k < kInt4GroupInputs; ++k) transposed[k][g] = values[g * kInt4GroupInputs + k];
+        }
+        Int4Groups int4;
+        for (int k = 0; k < kInt4GroupInputs; ++k) int4.weights[k] = load(transposed[k]) * inverse;
+        pack_groups(row, begin, groups, int4);
+    });
+}
+
+inline void pack_row(const PackRow& row) {
+    switch (row.matrix.dtype) {
+        case Dtype::f32:
+            return pack_f32(row);
+        case Dtype::f16:
+            return pack_f16(row);
+        case Dtype::bf16:
+            return pack_bf16(row);
+        case Dtype::bf16_compressed:
+            return pack_bf16_compressed(row);
+        case Dtype::int8:
+            return pack_int8(row);
+        case Dtype::int4:
+            return pack_int4(row);
+    }
+}
+
+// Packs rows in any order and in any thread. The task with the last row also writes the zero rows that pad its panel.
+inline void pack(const PackTask& task) {
+    const Matrix& matrix = *task.matrix;
+    const int64_t row_bytes = task.row_stride * (task.source_dtype == Dtype::f32 ? 4 : 2);
+    const uint8_t* source = static_cast<const uint8_t*>(task.source);
+    const int32_t end = task.row + task.rows;
+    for (int32_t row = task.row; row < end; ++row, source += row_bytes) {
+        pack_row({matrix, source, task.source_dtype, task.column_stride, row / kLanes, row % kLanes});
+    }
+    if (end != matrix.out_features || task.rows == 0) return;
+    for (int32_t row = end; row < matrix.panels * kLanes; ++row) {
+        pack_row({matrix, nullptr, task.source_dtype, 1, row / kLanes, row % kLanes});
+    }
+}
+
+}  // namespace hasten::HASTEN_ISA

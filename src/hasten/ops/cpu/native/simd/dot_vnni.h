@@ -1,0 +1,52 @@
+// Integer dot products with VNNI, which multiplies bytes and adds in 32 bits (dot4 of the instruction set).
+#pragma once
+
+namespace hasten::HASTEN_ISA {
+
+// Rows of signed activations times quads of unsigned weights. Packing copies the rows.
+constexpr int kRowQuadBytes = 4;
+using WeightQuads = I32x16;
+using RowQuad = I32x16;
+inline WeightQuads load_weight_quads(const uint8_t* p) { return load_i32(p); }
+inline RowQuad load_row_quad(const char* p) {
+    int32_t quad;
+    memcpy(&quad, p, 4);
+    return broadcast_i32(quad);
+}
+inline void pack_activation_row(const int8_t* row, int64_t bytes, int8_t* out) { memcpy(out, row, static_cast<size_t>(bytes)); }
+
+// Sums of up to 16 products of nibbles (0 to 15) and signed bytes in each lane. Exact.
+//
+// initial_nibble_sum: the initial value of all lanes for sums that start at -8 * x, where x is a sum of 16 signed bytes.
+inline int32_t initial_nibble_sum(int32_t x) { return -8 * x; }
+inline I32x16 dot_nibbles(I32x16 sums, I32x16 nibbles, I32x16 s) { return dot4(sums, nibbles, s); }
+inline void prevent_reassociation(I32x16&) {}
+
+// Products of value bytes with 15-bit softmax weights (0 to 32,767). The high bytes of 64 weights lie together, then the low bytes.
+// The products of both planes are summed separately.
+constexpr int kWeightPlanes = 2;
+using ValueWeights = I32x16;
+using ValueQuads = I32x16;
+// The four weights of quad `quad` of 64.
+inline ValueWeights load_weights(const uint8_t* weights, int plane, int quad) {
+    return load_row_quad(reinterpret_cast<const char*>(weights) + plane * 64 + quad * kRowQuadBytes);
+}
+inline ValueQuads value_quads(I32x16 bytes) { return bytes; }
+inline I32x16 add_weighted(I32x16 acc, ValueWeights w, ValueQuads v) { return dot4(acc, w, v); }
+// Reads one of the 64 weights and clears it.
+inline int32_t extract_weight(uint8_t* weights, int64_t i) {
+    const int32_t taken = weights[i] * 256 + weights[64 + i];
+    weights[i] = weights[64 + i] = 0;
+    return taken;
+}
+// Adds the products of one weight and 16 integer values to the sums of both planes, `stride` apart.
+inline void add_products(int32_t* sums, int64_t stride, int32_t weight, I32x16 values) {
+    store_i32(sums, load_i32(sums) + broadcast_i32(weight >> 8) * values);
+    store_i32(sums + stride, load_i32(sums + stride) + broadcast_i32(weight & 255) * values);
+}
+// Combines 16 sums of both planes, `stride` apart and each below 2^24 in magnitude. Rounds once.
+inline F32x16 combine_planes(const int32_t* sums, int64_t stride) {
+    return fma(to_float(load_i32(sums)), broadcast(256.0f), to_float(load_i32(sums + stride)));
+}
+
+}  // namespace hasten::HASTEN_ISA
