@@ -52,7 +52,10 @@ def test_import_loads_nothing_heavy(code):
     assert loaded_after(code) & set(HEAVY) == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["chat", "--help"], ["bench", "throughput", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["generate", "--help"], ["chat", "--help"], ["bench", "throughput", "--help"], ["train", "eagle", "--help"]],
+)
 def test_help_loads_nothing_heavy(arguments):
     code = f"from hasten.cli.main import run\nassert run({arguments!r}) == 0"
     assert loaded_after(code) & set(HEAVY) == set()

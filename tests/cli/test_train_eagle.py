@@ -49,9 +49,12 @@ def test_a_trained_head_loads_beside_its_model(hasten, command, model, tmp_path)
         (["--aux-layers", "1", "--aux-layers", "2", "--aux-layers", "9"], ["1, 2, 9", "1 to 3"]),
         (["--aux-layers", "1"], ["three numbers"]),
         (["--ttt-steps", "17"], ["ttt_steps=17", "1 to 16"]),
+        (["--guesses", "3"], ["renamed to --ttt-steps"]),
+        (["--state-layers", "1"], ["renamed to --aux-layers"]),
+        (["--start", "demo-eagle"], ["renamed to --init-from"]),
     ],
 )
-def test_sizes_beyond_the_model_are_refused(hasten, command, options, messages):
+def test_a_training_that_cannot_work_is_refused(hasten, command, options, messages):
     ran = hasten(*command, "--steps", "20", *options)
     assert (ran.code, ran.out) == (2, "")
     assert all(message in ran.err for message in messages) and ran.err.count("error: ") == 1
