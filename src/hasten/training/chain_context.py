@@ -9,7 +9,7 @@ These are the keys of the target's hidden states at positions up to a, and of it
 Each call of ``attend`` computes the next draft token of all chains. Draft 0 runs on the target's hidden states.
 
 Shape suffixes: T tokens, sequence after sequence · B sequences · A anchors, one per token of a sequence · S target states ·
-K key/value heads · G query heads per key/value head · D head dim.
+K key/value heads · G query heads per key/value head · H = K·G query heads · D head dim · X queries, keys and values.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The loss is the forward KL from the target's distribution, mixed with the cross entropy of the text's tokens.
 
-Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · R labelled tokens · E hidden size · K top tokens.
+Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · R labelled tokens · E hidden size · K top tokens ·
+D draft vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``DraftScore``: acceptance of draft tokens, or agreement of exits, on validation text.
 
-Shape suffixes: D depths (positions in a draft chain, or exits) · R positions · K top draft tokens, most likely first.
+Shape suffixes: D depths (positions in a draft chain, or exits) · R positions · K top draft tokens, most likely first ·
+E hidden size · V vocabulary.
 """
 
 from __future__ import annotations

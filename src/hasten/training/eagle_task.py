@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hasten.checkpoints.formats.eagle3 import write_eagle3
-from hasten.checkpoints.formats.eagle3_config import Eagle3Config
+from hasten.checkpoints.formats.eagle3 import Eagle3Config, write_eagle3
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import InvalidOption
 from hasten.layers.eagle import EagleHead

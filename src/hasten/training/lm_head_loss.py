@@ -3,7 +3,7 @@
 Each block computes its logits, loss and gradient, then drops the logits. The logits of 4,096 tokens and a vocabulary of 150,000
 would take 2.5 GB.
 
-Shape suffixes: R rows · E hidden size · V vocabulary.
+Shape suffixes: R rows · U teacher rows · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The label of a draft token is the target's distribution at the drafted position, because verification compares with that.
 
-Shape suffixes: B sequences · S tokens per sequence · R positions · E hidden size · D draft vocabulary · V vocabulary.
+Shape suffixes: B sequences · S tokens per sequence · T positions of all sequences · R labelled positions · E hidden size ·
+D draft vocabulary · V vocabulary.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class ResumeFolder:
             _check_settings(_read_json(file), json.loads(json.dumps(settings)), out)
         elif out.is_file() or (out.is_dir() and any(entry.name != _NAME for entry in out.iterdir())):
             raise InvalidOption(
-                "the output folder is not empty", got=str(out), remedy="Give a new folder with --out, or empty this one"
+                "the output path is not an empty folder", got=str(out), remedy="Give a new folder with --out, or empty this one"
             )
         return resume
 

@@ -1,6 +1,6 @@
 """``TargetModel``: the frozen model that training reads, in float32 and without a KV cache.
 
-Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · E hidden size · V vocabulary.
+Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · X any shape · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations

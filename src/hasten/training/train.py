@@ -1,4 +1,7 @@
-"""``train``: one complete training, from a model's name and a text file to a finished checkpoint."""
+"""``train``: one complete training, from a model's name and a text file to a finished checkpoint.
+
+Shape suffix: N tokens of a stream.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """``ExitStatistics``: loss, divergence and confidence of every exit at every token of some sequences.
 
-Shape suffixes: N sequences · S tokens per sequence · T = S - 1 positions with a next token · D exits · V vocabulary.
+Shape suffixes: N sequences · S tokens per sequence · T = S - 1 positions with a next token · D exits · R tokens · E hidden size ·
+V vocabulary.
 """
 
 from __future__ import annotations

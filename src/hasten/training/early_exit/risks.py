@@ -3,7 +3,8 @@
 For rules that test every token, the first token of a sequence is the prompt. For rules that test the prompt once, the first half of
 the sequence is. The output is the rest of the sequence, not text generated with exits.
 
-Shape suffixes: N sequences · S tokens per sequence · T = S - 1 positions with a next token · D exits · L thresholds · V vocabulary.
+Shape suffixes: N sequences · S tokens per sequence · T = S - 1 positions with a next token · D exits · L thresholds ·
+R some tokens · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations

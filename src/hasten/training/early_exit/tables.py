@@ -4,8 +4,8 @@ Tables come from statistics of training text. A budget is the largest mean KL fr
 largest budget is chosen whose perplexity on validation text stays within the tolerance. That is a measurement, not a guarantee for
 other text.
 
-Shape suffixes: N sequences · S tokens per sequence · T = S - 1 positions with a next token · V vocabulary · D exits · P planes · X
-groups of tokens or prompts: token ids or buckets · E hidden size.
+Shape suffixes: N sequences · S tokens per sequence · T = S - 1 positions with a next token · V vocabulary · D exits · P planes ·
+X groups: token ids or buckets · R rows, one per token or prompt · L = 1 cost row · E hidden size.
 """
 
 from __future__ import annotations
