@@ -104,9 +104,9 @@ class NativeRunner:
             logits_indices=_address(logits),
             tree_mask=None if bitmasks is None else _address(bitmasks),
         )
-        begin = time.perf_counter()
+        begin_time = time.perf_counter()
         logits_RV = self._program.run(step, len(logits))
-        self.native_seconds += time.perf_counter() - begin
+        self.native_seconds += time.perf_counter() - begin_time
         return logits_RV
 
 

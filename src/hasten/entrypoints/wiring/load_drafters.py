@@ -65,17 +65,16 @@ def load_draft_model(name: str, options: EngineOptions, backend: Backend, target
         layer_context = LayerContext(backend.ops, backend.draft_formats(model.dtype), model.dtype)
         model.decoder.lm_head = model.decoder.lm_head.slice_rows(draft_ids, layer_context)
         vocabulary = DraftVocabulary(draft_ids, model.spec.vocab_size)
-    groups, block_size, max_step = kv_groups(model.spec), options.block_size, options.max_num_batched_tokens
+    groups, block_size = kv_groups(model.spec), options.block_size
 
     def build(num_blocks: int, costs: CostModel) -> DraftModel:
-        runner = backend.make_runner(model.decoder, KvCacheConfig(groups, num_blocks, block_size, model.dtype), max_step)
-        kv = KvCacheManager(groups, num_blocks, block_size, keep_cached=options.prefix_caching)
+        kv = KvCacheConfig(groups, num_blocks, block_size, model.dtype)
         return DraftModel(
-            runner,
-            kv,
+            backend.make_runner(model.decoder, kv, options.max_num_batched_tokens),
+            KvCacheManager(groups, num_blocks, block_size, keep_cached=options.prefix_caching),
             Sampler(backend.token_selector()),
             costs=costs,
-            max_step=max_step,
+            max_num_batched_tokens=options.max_num_batched_tokens,
             max_positions=model.spec.max_positions,
             vocabulary=vocabulary,
             **max_draft_tokens(options),
