@@ -1,6 +1,6 @@
-"""``AutoDrafter`` in a simulated world of known costs and acceptance rates: close to plain decoding and to the best drafter.
+"""``AutoDrafter`` against plain decoding and the best drafter, at known costs and acceptance rates.
 
-Time is counted, not measured: a step of n tokens takes what the world says.
+Time is simulated: a step of n tokens takes the time of a cost function.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def memory_bound(num_tokens: int) -> float:
-    """Draft tokens are nearly free up to eight: a large model on a small processor."""
+    """Return the step time of a large model on a small CPU: up to eight tokens cost about as much as one."""
     return 0.020 + 0.0002 * num_tokens + 0.0018 * max(0, num_tokens - 8)
 
 
@@ -41,20 +41,23 @@ class Clock:
 
 
 def target_tokens(request: DraftRequest, count: int) -> list[int]:
-    """What the target samples next, with any drafter."""
+    """Return the next tokens that the target samples, with any drafter."""
     return [7 * request.sequence_id + 3 * i for i in range(len(request.token_ids), len(request.token_ids) + count)]
 
 
 def random_draft(request: DraftRequest, count: int, rate: float, draw: random.Random) -> Draft:
-    """A chain in which each token after an accepted one is right with probability ``rate``."""
-    right = next((i for i in range(count) if draw.random() >= rate), count)
-    return Draft.chain([*target_tokens(request, right), *[-1] * (count - right)])
+    """Return a chain in which each token after an accepted one is right with probability ``rate``."""
+    num_right = next((i for i in range(count) if draw.random() >= rate), count)
+    return Draft.chain([*target_tokens(request, num_right), *[-1] * (count - num_right)])
 
 
 def simulate(
     drafter: Drafter | None, requests: Sequence[DraftRequest], costs: Callable[[int], float], clock: Clock, rounds: int
 ) -> list[int]:
-    """Return the tokens of each step. Every request takes the accepted draft tokens and one token more."""
+    """Return the number of tokens of each step.
+
+    Every request gains the accepted draft tokens and one more.
+    """
     sizes = [0]
     for _ in range(rounds):
         drafts = drafter.propose(requests, TargetOutput(sizes[-1])) if drafter else [NO_DRAFT] * len(requests)
@@ -68,7 +71,7 @@ def simulate(
 
 @dataclass
 class TextDrafter:
-    """Drafts for a share of the requests, at no cost."""
+    """A drafter that has drafts for a share of the requests, at no cost."""
 
     available: float
     length: int
@@ -85,7 +88,7 @@ class TextDrafter:
 
 @dataclass
 class PricedDrafter(ModelDrafter):
-    """Drafts for all requests, at a price per token."""
+    """A drafter that has drafts for all requests, at a price per token."""
 
     clock: Clock
     seconds: float
@@ -136,7 +139,7 @@ def cost_model(costs: Callable[[int], float]) -> CostModel:
     return CostModel({size: costs(size) for size in SIZES})
 
 
-def model_of(length: int) -> Policy:
+def model_with_drafts_of(length: int) -> Policy:
     def policy(clock: Clock, text: TextDrafter, model: PricedDrafter) -> PricedDrafter:
         model.num_tokens = length
         return model
@@ -147,15 +150,15 @@ def model_of(length: int) -> Policy:
 FIXED: dict[str, Policy] = {
     "off": lambda clock, text, model: None,
     "text": lambda clock, text, model: text,
-    "model 2": model_of(2),
-    "model 4": model_of(4),
-    "model 6": model_of(6),
+    "model 2": model_with_drafts_of(2),
+    "model 4": model_with_drafts_of(4),
+    "model 6": model_with_drafts_of(6),
 }
 
 
 @pytest.mark.parametrize("costs", [memory_bound, compute_bound])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_it_is_as_good_as_the_best_and_never_worse_than_none(costs: Callable[[int], float], batch_size: int) -> None:
+def test_auto_nearly_equals_the_best_policy_and_plain_decoding(costs: Callable[[int], float], batch_size: int) -> None:
     for text_rate, model_rate in itertools.product((0.05, 0.5, 0.9), repeat=2):
         world = World(costs, text_rate, model_rate)
         fixed = {name: world.tokens_per_second(batch_size, policy) for name, policy in FIXED.items()}
@@ -175,18 +178,18 @@ def test_a_drafter_that_does_not_pay_is_probed_on_one_request(rate: float, pays:
 
     world.tokens_per_second(4, policy)
     (model,) = models
-    assert model.batch_sizes[0] == 1  # nothing is known of it yet
+    assert model.batch_sizes[0] == 1  # its cost is still unknown
     if pays:
         assert model.batch_sizes.count(4) > 100
     else:
         assert model.batch_sizes.count(4) < 5 and set(model.batch_sizes[8:]) == {1}
 
 
-def test_prefill_cost_is_asked_after_the_step_was_observed() -> None:
-    """Otherwise a prompt that the last step computed would count for nothing."""
+def test_the_prefill_cost_is_read_after_the_step_is_observed() -> None:
+    """Otherwise the prompt that the last step computed would be missing from it."""
     events: list[str] = []
 
-    class Reader(PricedDrafter):
+    class PrefillDrafter(PricedDrafter):
         def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
             events.append("observe")
 
@@ -195,7 +198,7 @@ def test_prefill_cost_is_asked_after_the_step_was_observed() -> None:
             return 0.0
 
     clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
-    auto = AutoDrafter({}, {"reader": Reader(clock, 0.001)}, CostModel({1: 0.02, 64: 0.03}), clock)
+    auto = AutoDrafter({}, {"model": PrefillDrafter(clock, 0.001)}, CostModel({1: 0.02, 64: 0.03}), clock)
     num_tokens = rounds = 0
     while events.count("prefill") < 5:
         events.append("round")
@@ -206,38 +209,38 @@ def test_prefill_cost_is_asked_after_the_step_was_observed() -> None:
     assert [after for before, after in itertools.pairwise(events) if before == "round"] == ["observe"] * rounds
 
 
-def chosen(auto: AutoDrafter) -> tuple[str | None, int]:
-    """What it asks for, beside an empty draft of one request."""
+def chosen(auto: AutoDrafter) -> tuple[str, int]:
+    """Return the chosen drafter and draft length for one request without a text draft."""
     name, num_tokens, _ = auto._choose([NO_DRAFT], [DraftRequest(0, [1], REQUEST, 0)])
     return name, num_tokens
 
 
-@pytest.mark.parametrize(("share", "asked"), [(0.0, "model"), (0.5, "model"), (0.97, None), (1.1, None)])
-def test_a_prefill_must_pay_for_itself_by_a_margin(share: float, asked: str | None) -> None:
-    """``share``: of all the time that drafts seem to save, the part that the prefill takes."""
+@pytest.mark.parametrize(("share", "expected"), [(0.0, "model"), (0.5, "model"), (0.97, ""), (1.1, "")])
+def test_a_prefill_must_pay_for_itself_by_a_margin(share: float, expected: str | None) -> None:
+    """``share`` is the prefill time as a fraction of the time that drafts seem to save."""
     step, length = 0.02, 6
     plain, seconds = HORIZON * step / 1.1, (step + length * 0.002) / (1 + length)
 
-    class Reader(PricedDrafter):
+    class PrefillDrafter(PricedDrafter):
         def prefill_seconds(self, requests: Sequence[DraftRequest]) -> float:
             return share * (plain - HORIZON * seconds)
 
-    model = Reader(Clock(), 0.002, batch_sizes=[1])
+    model = PrefillDrafter(Clock(), 0.002, batch_sizes=[1])
     auto = AutoDrafter({}, {"model": model}, CostModel({1: step, 64: step}), model.clock)
     auto._curves["model"] = [1.0] * length
-    assert chosen(auto) == (asked, length if asked else 0)
+    assert chosen(auto) == (expected, length if expected else 0)
 
 
 @pytest.mark.parametrize(("seconds", "verified"), [(1.3, 1), (1.4, 0)])
-def test_a_step_with_drafts_must_seem_to_bring_a_tenth_more(seconds: float, verified: int) -> None:
-    """One draft token, taken to be right half of the time: 1.5 tokens in so many seconds, against one in one."""
+def test_drafts_are_verified_only_for_an_expected_gain_of_a_tenth(seconds: float, verified: int) -> None:
+    """One draft token of assumed acceptance rate 0.5 gives 1.5 tokens, against one token in one second."""
     auto = AutoDrafter({"text": TextDrafter(1.0, 1, lambda request: 1.0)}, {}, CostModel({1: 1.0, 2: seconds}), Clock())
     (draft,) = auto.propose([DraftRequest(0, [1], REQUEST, 0)], NO_TARGET_OUTPUT)
     assert len(draft) == verified
 
 
-@pytest.mark.parametrize(("seconds", "asked"), [(0.08, ("model", 1)), (0.12, (None, 0))])
-def test_a_drafter_is_asked_only_where_its_cost_leaves_that_tenth(seconds: float, asked: tuple[str | None, int]) -> None:
+@pytest.mark.parametrize(("seconds", "asked"), [(0.08, ("model", 1)), (0.12, ("", 0))])
+def test_a_drafter_is_asked_only_where_its_cost_leaves_that_tenth(seconds: float, asked: tuple[str, int]) -> None:
     """One draft token that is always right: 2 tokens in 1.7 and so many seconds, against one in one."""
     model = PricedDrafter(Clock(), seconds, batch_sizes=[1], draft_lengths=(1,))
     auto = AutoDrafter({}, {"model": model}, CostModel({1: 1.0, 2: 1.7}), model.clock)
@@ -245,8 +248,8 @@ def test_a_drafter_is_asked_only_where_its_cost_leaves_that_tenth(seconds: float
     assert chosen(auto) == asked
 
 
-def test_it_follows_a_text_that_becomes_predictable() -> None:
-    """After a long time of wrong drafts, in which none was verified."""
+def test_drafting_starts_when_a_text_becomes_predictable() -> None:
+    """Before that, the drafts are wrong for a long time, and none is verified."""
     clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
     text = TextDrafter(1.0, 8, lambda request: 0.97 if len(request.token_ids) > 1000 else 0.0)
     auto = World(compute_bound, 0.0, 0.0).auto(clock, text, PricedDrafter(clock, 0.01))
@@ -255,8 +258,8 @@ def test_it_follows_a_text_that_becomes_predictable() -> None:
     assert sum(sizes[-50:]) > 4 * 50
 
 
-def test_a_drafter_that_has_become_better_than_the_chosen_one_is_found() -> None:
-    """One has an acceptance rate of 0.7 all the time, the other of 0 and later of 1."""
+def test_a_drafter_that_becomes_better_than_the_chosen_one_is_chosen() -> None:
+    """One drafter has a constant acceptance rate of 0.7, the other has 0 and later 1."""
     clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
     usual, late = PricedDrafter(clock, 0.001, rate=0.7), PricedDrafter(clock, 0.001, draw=random.Random(5))
     auto = AutoDrafter({}, {"usual": usual, "late": late}, cost_model(memory_bound), clock)
@@ -267,11 +270,11 @@ def test_a_drafter_that_has_become_better_than_the_chosen_one_is_found() -> None
     simulate(auto, [request], memory_bound, clock, 4000)
     before = len(late.batch_sizes)
     simulate(auto, [request], memory_bound, clock, 100)
-    assert len(late.batch_sizes) - before > 80, "it is the chosen one now"
+    assert len(late.batch_sizes) - before > 80, "the better drafter is not chosen"
 
 
-def test_longer_drafts_are_tried_again_when_a_drafter_becomes_better() -> None:
-    """At first only the first token is right, later all of them."""
+def test_drafts_become_longer_when_a_drafter_becomes_better() -> None:
+    """At first only the first draft token is right, later all of them."""
     clock, request, lengths = Clock(), DraftRequest(0, [1], REQUEST, 0), list[int]()
 
     class Improving(PricedDrafter):
@@ -280,8 +283,8 @@ def test_longer_drafts_are_tried_again_when_a_drafter_becomes_better() -> None:
         def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
             lengths.append(self.num_tokens)
             self.batch_sizes.append(len(requests))
-            right = self.num_tokens if self.better else 1
-            drafts = [target_tokens(request, right) + [-1] * (self.num_tokens - right) for request in requests]
+            num_right = self.num_tokens if self.better else 1
+            drafts = [target_tokens(request, num_right) + [-1] * (self.num_tokens - num_right) for request in requests]
             self.clock.now += self.seconds * self.num_tokens
             return [Draft.chain(tokens) for tokens in drafts]
 
@@ -296,33 +299,33 @@ def test_longer_drafts_are_tried_again_when_a_drafter_becomes_better() -> None:
 
 @pytest.mark.parametrize(("limit", "longest"), [(1, 1), (3, 3), (5, 5), (None, 6)])
 def test_no_draft_is_longer_than_the_option_allows(limit: int | None, longest: int) -> None:
-    """The drafter is always right and costs next to nothing; 6 tokens are its longest draft."""
+    """The drafter is always right and nearly free; its longest draft has 6 tokens."""
     clock, lengths = Clock(), set[int]()
 
-    class Noted(PricedDrafter):
+    class RecordingDrafter(PricedDrafter):
         def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
             lengths.add(self.num_tokens)
             return super().draft(requests)
 
-    auto = AutoDrafter({}, {"model": Noted(clock, 1e-6, rate=1.0)}, cost_model(memory_bound), clock, num_tokens=limit)
+    auto = AutoDrafter({}, {"model": RecordingDrafter(clock, 1e-6, rate=1.0)}, cost_model(memory_bound), clock, num_tokens=limit)
     simulate(auto, [DraftRequest(0, [1], REQUEST, 0)], memory_bound, clock, 400)
     assert max(lengths) == longest
 
 
-def test_a_drafter_that_mostly_drafts_nothing_is_judged_by_that_too() -> None:
-    """Its drafts are always right, but it has one in two rounds of five only, and each round takes a third of a step."""
+def test_empty_drafts_count_against_a_drafter() -> None:
+    """The drafts are always right, but exist in 40 % of the rounds; each round takes a third of a step."""
     clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
     draw = random.Random(3)
 
-    class Choosy(PricedDrafter):
+    class SparseDrafter(PricedDrafter):
         def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
             drafts = super().draft(requests)
             return [draft if draw.random() < 0.4 else NO_DRAFT for draft in drafts]
 
-    choosy = Choosy(clock, 0.006, rate=1.0, draft_lengths=(1,))
-    auto = AutoDrafter({}, {"model": choosy}, cost_model(memory_bound), clock)
+    sparse = SparseDrafter(clock, 0.006, rate=1.0, draft_lengths=(1,))
+    auto = AutoDrafter({}, {"model": sparse}, cost_model(memory_bound), clock)
     simulate(auto, [request], memory_bound, clock, 1000)
-    assert len(choosy.batch_sizes) < 150
+    assert len(sparse.batch_sizes) < 150
     assert len(request.token_ids) / clock.now > 0.97 / memory_bound(1)
 
 
@@ -333,7 +336,7 @@ def test_nothing_is_drafted_beyond_max_tokens() -> None:
     assert [len(draft) for draft in drafts] == [3, 2, 1, 0]
 
 
-def test_the_end_of_an_output_tells_nothing_of_the_beginning_of_the_next() -> None:
+def test_the_end_of_an_output_does_not_affect_the_start_of_the_next() -> None:
     clock = Clock()
     text = TextDrafter(1.0, 8, lambda request: 0.97 if len(request.token_ids) > 32 else 0.0)
     auto = World(compute_bound, 0.0, 0.0).auto(clock, text, PricedDrafter(clock, 0.01))
@@ -341,7 +344,7 @@ def test_the_end_of_an_output_tells_nothing_of_the_beginning_of_the_next() -> No
     assert sum(sizes[-1][:30]) < 1.2 * 30 and sum(sizes[-1][-30:]) > 3 * 30
 
 
-def test_the_best_part_of_a_tree_is_kept() -> None:
+def test_only_the_best_part_of_a_tree_is_verified() -> None:
     class TreeDrafter(TextDrafter):
         def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> list[Draft]:
             return [Draft((1, 2, 3, 4), (-1, 0, -1, 1)) for _ in requests]
@@ -352,13 +355,13 @@ def test_the_best_part_of_a_tree_is_kept() -> None:
     assert draft == Draft((1,), (-1,))
 
 
-def test_a_drafters_own_probabilities_are_kept() -> None:
-    """A draft that carries acceptance probabilities is selected by them: here the second token is not worth its time."""
+def test_the_acceptance_probabilities_of_a_draft_are_used() -> None:
+    """The second token, of probability 0.01, costs more than it brings."""
 
-    class Calibrated(TextDrafter):
+    class CalibratedDrafter(TextDrafter):
         def propose(self, requests: Sequence[DraftRequest], output: TargetOutput) -> list[Draft]:
             return [Draft((1, 2), (-1, 0), acceptance_probs=(0.9, 0.01)) for _ in requests]
 
     costs = CostModel({1: 1.0, 3: 1.3})
-    auto = AutoDrafter({"text": Calibrated(1.0, 0, lambda request: 0.0)}, {}, costs, Clock())
+    auto = AutoDrafter({"text": CalibratedDrafter(1.0, 0, lambda request: 0.0)}, {}, costs, Clock())
     assert auto.propose([DraftRequest(0, [1], REQUEST, 0)], NO_TARGET_OUTPUT) == [Draft.chain([1])]

@@ -1,4 +1,4 @@
-"""From logits to accepted tokens: each row goes to sampling and verification, or to the beam search of its request."""
+"""From logits to accepted tokens: rows are sampled and verified, or advance a beam search."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from hasten.scheduling.sequence import Sequence
 def accept(
     sampler: Sampler, output: RunnerOutput, sequences: list[Sequence], states: Mapping[str, RequestState], now: float
 ) -> StepOutcome:
-    """Accept the tokens of one step. ``sequences[r]`` computed row r of the logits: a last token, then each node of its draft.
+    """Accept the tokens of one step.
 
+    ``sequences[r]`` computed row r of the logits: its last token, then each node of its draft.
     Mutates the states. A row that is not finite ends its own request and no other.
     """
     outcome = StepOutcome(now, _early_exits(output, sequences))

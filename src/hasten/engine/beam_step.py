@@ -1,4 +1,4 @@
-"""One step of beam search for one request: score the candidates, advance the search, and fork, keep or drop the sequences."""
+"""One step of beam search: score candidates, advance the search, fork or drop sequences."""
 
 from __future__ import annotations
 

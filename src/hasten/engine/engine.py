@@ -1,4 +1,4 @@
-"""``Engine``: requests in, deltas out, one step at a time. ``step`` is plan, run, accept, commit, draft, report."""
+"""``Engine``: requests in, deltas out. ``step`` is plan, run, accept, commit, draft, report."""
 
 from __future__ import annotations
 

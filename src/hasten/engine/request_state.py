@@ -1,4 +1,4 @@
-"""``RequestState``: the engine's state of one request: its completions, its beam search, its times and counts."""
+"""``RequestState``: completions, beam search, times and counts of one request in the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``SampledRow``: a row of logits, the completion that may take its token, and what the sampler must know of it."""
+"""``SampledRow``: a row of logits and the completion that may take its token."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class StepOutcome:
     updated: dict[str, list[Completion]] = field(default_factory=dict)  # request id -> completions with something new
 
     def accept(self, sequence: Sequence, completion: Completion, token_id: int, finish: Finish | None, *, drafted: bool) -> None:
-        """Add a token to a sequence. ``drafted``: it follows the token that was added last, along the draft of the sequence."""
+        """Add a token to a sequence. ``drafted``: it follows the last added token along the draft."""
         before: tuple[int, ...] = ()
         if drafted:
             before = self.continuations.pop().token_ids
@@ -37,7 +37,7 @@ class StepOutcome:
         self.continuations.append(Continuation(sequence.id, (*before, token_id), finish, completion.index))
 
     def fail(self, state: RequestState, sequences: Iterable[Sequence], error: str, *, corrupted: bool = False) -> None:
-        """End a request with an error. ``corrupted``: its keys and values may hold NaN, so its blocks must not be reused."""
+        """End a request with an error. ``corrupted``: its blocks may hold NaN and must not be reused."""
         if state.error is not None:
             return
         state.end(FinishReason.ERROR, self.now, error)

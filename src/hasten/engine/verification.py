@@ -1,4 +1,4 @@
-"""Sampling and verification: accept the tokens of each draft along the one path that the target's samples follow.
+"""Sampling and verification: accept each draft along the path that the target's samples follow.
 
 Every row of a draft is sampled, as plain decoding would sample its position. A draft token is accepted while it equals the sample
 before it, so a sequence without a draft is the same case with one row. Requests with lossy or distribution-level acceptance ask
@@ -26,8 +26,9 @@ from hasten.speculative.acceptance.counter_rng import CounterRng
 def sample_and_verify(
     sampler: Sampler, logits_RV: Tensor, rows: list[SampledRow], states: Mapping[str, RequestState], outcome: StepOutcome
 ) -> None:
-    """Sample every row and accept the tokens on the path. ``rows`` of one sequence are adjacent, parents before children.
+    """Sample every row and accept the tokens on the path.
 
+    ``rows`` of one sequence are adjacent, parents before children.
     Mutates the completions, the states and ``outcome``. A row without a usable token fails its own request alone.
     """
     logits_RV = logits_of(logits_RV, rows)
@@ -76,7 +77,7 @@ def _children(draft: Draft, node: int) -> list[DraftToken]:
 
 
 def _origin(draft: Draft | None, node: int, child: int | None) -> TokenOrigin:
-    """Return the origin of the token after ``node``, which is the draft token ``child`` if that is not None."""
+    """Return the origin of the token after ``node``. ``child``: its draft node, if it was drafted."""
     if not draft:
         return TokenOrigin.STEP
     if child is not None:

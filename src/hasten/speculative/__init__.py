@@ -1,1 +1,1 @@
-"""Speculative decoding: drafters, draft trees, acceptance rules, and the policy that decides what is worth verifying."""
+"""Speculative decoding: drafters, draft trees, acceptance rules, and the policy of drafting."""

@@ -1,7 +1,7 @@
 """Calibrated acceptance probabilities: how often draft tokens of a kind became output.
 
-Greedy requests take the most likely token, however likely it is, so a drafter's own probability is biased. Outcomes are counted by
-kind of draft token instead (histogram binning, Zadrozny and Elkan, 2001), and older outcomes count less.
+A drafter's own probability is biased: greedy requests take the most likely token, however likely it is. So outcomes are counted by
+kind of draft token (histogram binning, Zadrozny and Elkan, 2001).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class AcceptanceCalibration:
     """Keys name kinds of draft tokens; a draft token may have several, the most general first."""
 
     def __init__(self, decay: float = 0.99, prior_weight: float = 4.0) -> None:
-        """``decay``: weight of an outcome after the next one of its kind; ``prior_weight``: outcomes that the prior is worth."""
+        """``decay``: weight of an outcome after the next one. ``prior_weight``: in outcomes."""
         self._decay, self._prior_weight = decay, prior_weight
         self._counts: dict[Hashable, tuple[float, float]] = {}  # key -> (outcomes, accepted ones)
 

@@ -1,4 +1,4 @@
-"""Candidates for a position: the tokens that a request is most likely to sample there, by a drafter's logits.
+"""Candidates for a position: the most likely samples of a request, by a drafter's logits.
 
 A sampling request adds the noise of the position to its logits, so the drafter adds the same noise (arXiv 2408.07978). Rejection
 sampling draws its accept decisions from that noise, so drafts for it are made without.
@@ -22,7 +22,7 @@ PREFILTER = 32  # tokens with the largest logits, among which the noise chooses
 def top_candidates(
     logits_RV: Tensor, requests: Sequence[DraftRequest], offsets: Sequence[int], token_ids: Callable[[Tensor], Tensor], count: int
 ) -> tuple[Tensor, Tensor]:
-    """Return (token ids, probabilities to be sampled) of each row's ``count`` best candidates, [R, K] each.
+    """Return token ids and sampling probabilities of each row's best candidates, [R, K] each.
 
     Row r stands ``offsets[r]`` positions after the next token of ``requests[r]``. ``token_ids`` maps columns to the target's ids.
     """

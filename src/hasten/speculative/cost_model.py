@@ -1,4 +1,4 @@
-"""Measured costs: seconds of a step by its number of tokens, and seconds of a drafter by its batch size."""
+"""Measured costs: seconds of a step by its tokens, and of a drafter by its batch size."""
 
 from __future__ import annotations
 
@@ -36,16 +36,14 @@ class CostModel:
         return self._cache[num_tokens]
 
     def record(self, num_tokens: int, seconds: float) -> None:
-        """Learn from a step. Half of the error counts as a change of all sizes, half as one of sizes near this one."""
+        """Learn from a step: half of the error moves all sizes, half the sizes near this one."""
         expected = self.seconds(num_tokens)
         error = seconds - expected
-        if seconds >= OUTLIER * expected:
-            self._num_outliers += 1
-            if self._num_outliers >= MAX_OUTLIERS:
-                self._offset += error
-                self._clear_cache()
+        self._num_outliers = self._num_outliers + 1 if seconds >= OUTLIER * expected else 0
+        if self._num_outliers:
+            self._offset += error if self._num_outliers >= MAX_OUTLIERS else 0.0
+            self._clear_cache()
             return
-        self._num_outliers = 0
         self._offset += STEP_UPDATE * error
         right, share = self._locate(num_tokens)
         self._points[right - 1] += STEP_UPDATE * error * max(1 - share, 0.0)
@@ -53,27 +51,24 @@ class CostModel:
         self._points[right] += STEP_UPDATE * error * min(share, 1 / max(share, 1.0))
         self._clear_cache()
 
-    def best_count(self, num_sequences: int, probabilities: Sequence[float], draft_seconds: float) -> tuple[int, float]:
-        """Return how many draft tokens to verify, and tokens per second then. ``probabilities`` of acceptance, best first."""
+    def best_count(self, probabilities: Sequence[Sequence[float]], draft_seconds: float) -> tuple[int, float]:
+        """Return how many draft tokens to verify, best first over all sequences, and the token rate."""
+        num_sequences, merged = len(probabilities), sorted((p for own in probabilities for p in own), reverse=True)
         rates = [
             (num_sequences + expected) / (self.seconds(num_sequences + count) + draft_seconds)
-            for count, expected in enumerate(accumulate(probabilities, initial=0.0))
+            for count, expected in enumerate(accumulate(merged, initial=0.0))
         ]
         count = max(range(len(rates)), key=rates.__getitem__)
         return count, rates[count]
 
     def allocate(self, probabilities: Sequence[Sequence[float]], draft_seconds: float, margin: float = 1.0) -> list[int]:
-        """Return how many draft tokens of each sequence to verify, for the most tokens per second (Leviathan et al., 2022, 3.4).
-
-        Draft tokens of all sequences compete, best first. Unless the gain over plain decoding reaches ``margin``, none is verified.
-        """
+        """Return how many draft tokens of each sequence to verify; none where the gain is below ``margin``."""
         order = sorted(((p, i) for i, own in enumerate(probabilities) for p in own), key=lambda pair: -pair[0])
-        count, rate = self.best_count(len(probabilities), [p for p, _ in order], draft_seconds)
-        if rate < margin * self.best_count(len(probabilities), [], draft_seconds)[1]:
-            count = 0
+        count, rate = self.best_count(probabilities, draft_seconds)
         counts = [0] * len(probabilities)
-        for _, i in order[:count]:
-            counts[i] += 1
+        if rate >= margin * len(probabilities) / (self.seconds(len(probabilities)) + draft_seconds):
+            for _, i in order[:count]:
+                counts[i] += 1
         return counts
 
     def _clear_cache(self) -> None:
@@ -81,7 +76,7 @@ class CostModel:
         self._curve = list(accumulate(reversed(self._points), min))[::-1]  # a smaller step that seems slower was held up
 
     def _locate(self, num_tokens: int) -> tuple[int, float]:
-        """Return the index of the measured size to the right, and the position between it (1) and the one before (0)."""
+        """Return the next larger measured size, and the position between its predecessor and it (0 to 1)."""
         right = min(max(bisect_right(self._sizes, num_tokens), 1), len(self._sizes) - 1)
         a, b = self._sizes[right - 1 : right + 1]
         return right, max((num_tokens - a) / (b - a), 0.0)
@@ -101,7 +96,7 @@ class DraftCostModel:
         return self._seconds[max(known)] if known else None
 
     def round_seconds(self, batch_size: int, max_calls: int, extra_calls: int = 0) -> float | None:
-        """Return the expected seconds of a round of up to ``max_calls`` calls, beside ``extra_calls`` that every round makes."""
+        """Return the expected seconds of a round, with ``extra_calls`` that every round makes."""
         seconds, reached = self.seconds(batch_size), self._reached.get(batch_size.bit_length()) or [1.0]
         expected = extra_calls + sum(reached[:max_calls]) + reached[-1] * max(0, max_calls - len(reached))
         return None if seconds is None else seconds * expected
@@ -121,5 +116,4 @@ class DraftCostModel:
             reached[i] += DRAFT_UPDATE * ((i < num_calls) - reached[i])
 
     def record_prefill(self, num_tokens: int, seconds: float) -> None:
-        each = seconds / num_tokens
-        self._prefill += (DRAFT_UPDATE if self._prefill else 1.0) * (each - self._prefill)
+        self._prefill += (DRAFT_UPDATE if self._prefill else 1.0) * (seconds / num_tokens - self._prefill)

@@ -1,4 +1,4 @@
-"""``DraftTree``: the draft of one sequence while it grows, with each node's probability to become output.
+"""``DraftTree``: a growing draft of one sequence, with each node's acceptance probability.
 
 Li et al., 2024 (EAGLE-2, arXiv 2406.16858): a drafter's probabilities tell which nodes are worth expanding and verifying.
 """
@@ -41,14 +41,14 @@ class DraftTree:
         self.frontier = [i for i in self.frontier if i < 0 or self.nodes[i].acceptance_prob >= min_probability]
 
     def add(self, parent: int, token_id: int, keys: tuple[Hashable, ...], prior: float) -> int:
-        """Add one node and return its index. ``prior``: its acceptance probability where its keys have no outcomes yet."""
+        """Add a node and return its index. ``prior``: its probability before its keys have outcomes."""
         above = self.nodes[parent] if parent >= 0 else ROOT
         probability = above.acceptance_prob * self.calibration.probability(keys, prior)
         self.nodes.append(Node(token_id, parent, above.depth + 1, probability, keys))
         return len(self.nodes) - 1
 
     def add_choices(self, parent: int, choices: Iterable[tuple[int, float]], source: Hashable = None) -> range:
-        """Add alternatives after ``parent`` with the drafter's probabilities, best first. ``source``: how they were made."""
+        """Add (token, draft probability) choices after ``parent``, best first, of one ``source``."""
         first = len(self.nodes)
         for rank, (token_id, draft_prob) in enumerate(choices):
             keys = ((source, rank > 0, log_odds_bin(draft_prob)),) if draft_prob > 0.0 else ()
@@ -69,7 +69,7 @@ class DraftTree:
             path = accepted
 
     def top_nodes(self, count: int) -> list[int]:
-        """Return the most likely nodes, best first. A node never precedes its parent, and none has probability 0."""
+        """Return the most likely nodes, best first, parents before children, none of probability 0."""
         order = sorted((-node.acceptance_prob, i) for i, node in enumerate(self.nodes) if node.acceptance_prob > 0.0)
         return [i for _, i in order[:count]]
 

@@ -21,7 +21,7 @@ class DraftVocabulary:
         return self._token_ids[columns]
 
     def scatter(self, logits_RD: Tensor) -> Tensor:
-        """Return logits over the whole vocabulary [R, V], -inf outside the draft vocabulary. Valid until the next call."""
+        """Return logits [R, V], -inf outside the draft vocabulary. Valid until the next call."""
         if len(self._rows_RV) < len(logits_RD):
             self._rows_RV = torch.full((len(logits_RD), self._vocab_size), -math.inf)
         rows_RV = self._rows_RV[: len(logits_RD)]

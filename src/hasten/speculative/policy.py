@@ -1,7 +1,7 @@
-"""What to draft and what to verify: whatever gives the most tokens per second, by measured costs and calibrated probabilities.
+"""What to draft and what to verify: whatever gives the most tokens per second.
 
-A draft token is worth verifying while its acceptance probability, over the time that it adds to the step, exceeds the step's tokens
-per second (Leviathan et al., 2022, section 3.4, with measured costs). Where nothing pays, that is plain decoding.
+A draft token is worth verifying while its acceptance probability, over the time that it adds to the step, exceeds the step's token
+rate (Leviathan et al., 2022, section 3.4, with measured costs). Where nothing pays, decoding is plain.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.speculative.acceptance_calibration import AcceptanceCalibration
@@ -19,8 +20,7 @@ from hasten.speculative.drafters.base import Drafter, DraftRequest, E, ModelDraf
 
 HORIZON = 256  # tokens: most answers end long before max_tokens
 PROBE_SHARE, PROBE_TOKENS = 0.01, 2  # share of the time for drafters that do not seem to pay, and what they draft then
-# Required gain over plain decoding: the cost is certain and the benefit an estimate, and sequences that gain most finish first.
-MARGIN = 1.1
+MARGIN = 1.1  # required gain over plain decoding: the cost is certain and the benefit an estimate
 PRIOR, TEXT_DECAY, TEXT_PRIOR_WEIGHT = 0.5, 0.97, 2.0  # calibration of drafts without probabilities of their own
 CURVE_UPDATE, TAIL_UPDATE = 0.1, 0.003  # how fast a drafter's new drafts, or the lack of long ones, replace what was expected
 LENGTH_BUCKETS, AGE_BUCKETS = (2, 4, 8), (8, 32)  # kinds of model-free drafts: by length and by output tokens so far
@@ -49,7 +49,7 @@ class TreeExpansion:
         return tree
 
     def expand(self, expansions: Sequence[E], max_nodes: int, max_calls: int, advance: Callable[[list[E]], list[E] | None]) -> int:
-        """Call ``advance`` with the expansions that may pay, and return how often. ``max_nodes``: verified nodes of a tree.
+        """Call ``advance`` with the expansions that may pay, and return how often. ``max_nodes``: verified.
 
         ``advance`` calls the drafter, records its time and returns what may go on; None where no call was possible.
         """
@@ -79,15 +79,15 @@ class TreeExpansion:
 def min_expand_probability(
     trees: Sequence[DraftTree], max_nodes: int, costs: CostModel, draft_seconds: float, call: float
 ) -> float:
-    """Return the least path probability at which a ``call`` to expand a node pays, if its child were always accepted."""
-    nodes = [tree.nodes[node].acceptance_prob for tree in trees for node in tree.top_nodes(max_nodes)]
-    count, rate = costs.best_count(len(trees), sorted(nodes, reverse=True), draft_seconds)
+    """Return the least path probability at which a ``call`` pays, if its child is always accepted."""
+    probabilities = [[tree.nodes[node].acceptance_prob for node in tree.top_nodes(max_nodes)] for tree in trees]
+    count, rate = costs.best_count(probabilities, draft_seconds)
     rows = len(trees) + count
     return rate * (costs.seconds(rows + 1) - costs.seconds(rows) + call)
 
 
 def select_nodes(trees: Sequence[DraftTree], max_nodes: int, costs: CostModel, draft_seconds: float) -> list[Draft]:
-    """Return at most ``max_nodes`` nodes of each tree: those with which the next step gives the most tokens per second."""
+    """Return up to ``max_nodes`` nodes of each tree: those that give the most tokens per second."""
     drafts = [tree.draft(tree.top_nodes(max_nodes)) for tree in trees]
     counts = costs.allocate([draft.acceptance_probs for draft in drafts], draft_seconds)
     return [draft.truncate(count) for draft, count in zip(drafts, counts, strict=True)]
@@ -96,8 +96,7 @@ def select_nodes(trees: Sequence[DraftTree], max_nodes: int, costs: CostModel, d
 class AutoDrafter:
     """Chooses in every round between drafters, draft lengths and plain decoding.
 
-    Model-free drafters propose in every round at no cost, and the output judges their drafts whether or not they are verified. A
-    model drafter is asked where its drafts should pay for their time. The others get a small share of the time to show a change.
+    Model-free drafters propose in every round at no cost. A model drafter is asked where that should pay, or as a rare probe.
     """
 
     def __init__(
@@ -109,14 +108,13 @@ class AutoDrafter:
         *,
         num_tokens: int | None = None,
     ) -> None:
-        """``costs`` of the steps that verify, which the engine keeps up to date. ``num_tokens``: longest draft; None: what pays."""
+        """``costs`` of the verifying steps. ``num_tokens``: longest draft; None: what pays."""
         self._model_free, self._model_based, self._costs, self._clock = model_free, model_based, costs, clock
         calibration = AcceptanceCalibration(TEXT_DECAY, TEXT_PRIOR_WEIGHT)
         self._scores = {name: TreeExpansion(costs, calibration=calibration) for name in (*model_free, *model_based)}
         self._curves: dict[str, list[float]] = {name: [] for name in model_based}  # expected acceptance_probs of a draft
         self._budgets = dict.fromkeys(model_based, 0.0)  # seconds for probes
-        lengths = {name: {min(n, num_tokens or n) for n in drafter.draft_lengths} for name, drafter in model_based.items()}
-        self._lengths = {name: sorted(own) for name, own in lengths.items()}
+        self._lengths = {name: sorted({min(n, num_tokens or n) for n in d.draft_lengths}) for name, d in model_based.items()}
         self._last_step_tokens, self._last_end = 0, 0.0
 
     @property
@@ -135,11 +133,9 @@ class AutoDrafter:
             drafts = _better(drafts, self._scored(name, requests, drafter.propose(requests, output)))
         for model in self._model_based.values():  # before its prefill cost is asked
             model.observe(requests, output)
-        chosen, num_tokens, asked = self._choose(drafts, requests) if requests else (None, 0, requests)
-        if chosen is not None:
-            proposed = dict(
-                zip((r.sequence_id for r in asked), self._ask(chosen, num_tokens, asked, asked is not requests), strict=True)
-            )
+        name, num_tokens, asked = self._choose(drafts, requests) if requests else ("", 0, requests)
+        if num_tokens:
+            proposed = self._ask(name, num_tokens, asked, is_probe=asked is not requests)
             drafts = _better(drafts, [proposed.get(request.sequence_id, NO_DRAFT) for request in requests])
         counts = self._costs.allocate([draft.acceptance_probs for draft in drafts], 0.0, MARGIN)
         self._last_step_tokens, self._last_end = len(requests) + sum(counts), self._clock()
@@ -156,11 +152,11 @@ class AutoDrafter:
                 key = (name, *kind) if name in self._model_free else name
                 for i, (token_id, parent) in enumerate(zip(draft.token_ids, draft.parents, strict=True)):
                     tree.add(parent, token_id, ((key, "chain" if parent == i - 1 else "branch"), (key, i)), PRIOR)
-                draft = tree.draft(tree.top_nodes(len(draft)))
+                draft = replace(draft, acceptance_probs=tuple(accumulate((n.acceptance_prob for n in tree.nodes), min)))
             scored.append(draft)
         return scored
 
-    def _ask(self, name: str, num_tokens: int, requests: Sequence[DraftRequest], is_probe: bool) -> list[Draft]:
+    def _ask(self, name: str, num_tokens: int, requests: Sequence[DraftRequest], *, is_probe: bool) -> dict[int, Draft]:
         drafter, curve, begin = self._model_based[name], self._curves[name], self._clock()
         drafter.num_tokens = num_tokens
         drafts = self._scored(name, requests, drafter.draft(requests))
@@ -172,14 +168,14 @@ class AutoDrafter:
                 curve[i] += TAIL_UPDATE * (curve[0] * curve[i - 1] - curve[i])
         if is_probe:  # it pays for all that it had to read first
             self._budgets[name] -= self._clock() - begin
-        return drafts
+        return dict(zip((request.sequence_id for request in requests), drafts, strict=True))
 
-    def _choose(self, drafts: Sequence[Draft], requests: Sequence[DraftRequest]) -> tuple[str | None, int, Sequence[DraftRequest]]:
-        """Return the model drafter to ask beside these drafts, for how many tokens, and of which requests: all, or one as a probe."""
+    def _choose(self, drafts: Sequence[Draft], requests: Sequence[DraftRequest]) -> tuple[str, int, Sequence[DraftRequest]]:
+        """Return which model drafter to ask, for how many tokens, of which requests (one: a probe)."""
         batch, remaining = len(requests), sum(min(HORIZON, request.max_draft_tokens + 1) for request in requests)
         free = [draft.acceptance_probs for draft in drafts]
-        plain = max(self._rate(free, 0.0), MARGIN * batch / self._costs.seconds(batch))
-        best, chosen, num_tokens = plain, None, 0
+        plain = max(self._costs.best_count(free, 0.0)[1], MARGIN * batch / self._costs.seconds(batch))
+        best, chosen, num_tokens = plain, "", 0
         for name, drafter in self._model_based.items():
             rate, prefill = 0.0, drafter.prefill_seconds(requests)
             for length in self._lengths[name]:
@@ -187,7 +183,7 @@ class AutoDrafter:
                 if seconds is None:  # never asked
                     break
                 own = self._expected(name, length)
-                rate = self._rate([max(own, probabilities, key=sum) for probabilities in free], seconds)
+                rate = self._costs.best_count([max(own, probs, key=sum) for probs in free], seconds)[1]
                 if rate < shorter:
                     break  # longer drafts are less likely still
                 if rate > best and (not prefill or MARGIN * (remaining / rate + prefill) < remaining / plain):
@@ -199,12 +195,8 @@ class AutoDrafter:
                 return name, min(PROBE_TOKENS, self._lengths[name][-1]), [cheapest]
         return chosen, num_tokens, requests
 
-    def _rate(self, probabilities: Sequence[Sequence[float]], draft_seconds: float) -> float:
-        merged = sorted((p for own in probabilities for p in own), reverse=True)
-        return self._costs.best_count(len(probabilities), merged, draft_seconds)[1]
-
     def _expected(self, name: str, length: int) -> Sequence[float]:
-        """Return the acceptance probabilities that a draft of this length should have; unknown ones fall as the first does."""
+        """Return the expected acceptance probabilities of a draft; unknown ones fall as the first does."""
         curve = self._curves[name][:length]
         first = curve[0] if curve else PRIOR
         while len(curve) < length:

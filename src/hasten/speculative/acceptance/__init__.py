@@ -1,4 +1,4 @@
-"""Acceptance rules: which draft tokens become output. One rule per file, registered under the name of its file."""
+"""Acceptance rules: which draft tokens become output. One rule per file, named as the file."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ RULES: Mapping[str, type[Rejection] | type[Typical]] = {"rejection": Rejection, 
 
 
 def acceptance_rule(params: SamplingParams) -> AcceptanceRule:
-    """Return the rule of a request whose acceptance is not exact: exact acceptance compares with the position's one sample."""
+    """Return the rule of a request. Exact acceptance needs none: it compares with the sample."""
     return RULES[params.acceptance].from_params(params)

@@ -1,4 +1,4 @@
-"""``AcceptanceRule``: chooses the next token, given the target's distribution at a position and the draft tokens for it.
+"""``AcceptanceRule``: chooses the next token from the target's distribution and draft tokens.
 
 A draft token is accepted if it is the chosen token. A rule is asked once for each position that the accepted path reaches.
 """
@@ -18,7 +18,7 @@ class DraftToken(NamedTuple):
 
 
 class Rng(Protocol):
-    """The random numbers of one position, independent of the draft tokens and of the numbers that these were sampled with."""
+    """The random numbers of one position, independent of those that drafts are sampled with."""
 
     def bernoulli(self, probability: float) -> bool:
         """Return True with this probability; each call is independent."""
@@ -31,5 +31,8 @@ class Rng(Protocol):
 
 class AcceptanceRule(Protocol):
     def choose(self, p_V: Tensor, draft_tokens: Sequence[DraftToken], rng: Rng) -> int:
-        """Return the next token. ``p_V``: what plain decoding samples from, float64, of sum 1. ``draft_tokens`` is not empty."""
+        """Return the next token. ``draft_tokens`` is not empty.
+
+        ``p_V``: what plain decoding samples from, float64, of sum 1.
+        """
         ...

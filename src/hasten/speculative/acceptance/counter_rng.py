@@ -1,4 +1,4 @@
-"""``CounterRng``: the random numbers of a position as a function of its key, like all noise (``hasten.sampling.noise``)."""
+"""``CounterRng``: a position's random numbers as a function of its key, like all sampling noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hasten.sampling.row import SamplingRow
 
 @dataclass(slots=True)
 class CounterRng:
-    """``row`` is the position. Tokens are sampled with its noise in plain decoding, accept decisions with other numbers."""
+    """The numbers of the position ``row``: plain decoding's noise, and others to accept by."""
 
     row: SamplingRow
     _num_decisions: int = 0

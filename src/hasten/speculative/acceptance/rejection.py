@@ -1,8 +1,8 @@
 """Rejection sampling (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
 
-A draft token sampled from q is accepted with probability p/q; after a rejection the residual distribution is (p - q)+. Further draft
-tokens of the position are tried on the residual (Miao et al., 2023, arXiv 2305.09781). The token has the distribution p whatever q is:
-lossless in distribution, not token by token, as another drafter samples another output from the same seed.
+A draft token sampled from q is accepted with probability p/q; after a rejection the residual distribution is (p - q)+. Further
+draft tokens of the position are tried on the residual (Miao et al., 2023, arXiv 2305.09781). The token has the distribution p with
+any q: lossless in distribution, not token by token, as another drafter samples another output from the same seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Typical acceptance (Cai et al., 2024, Medusa, arXiv 2401.10774). It is lossy: outputs are likelier than plain samples.
+"""Typical acceptance (Cai et al., 2024, Medusa, arXiv 2401.10774), which is lossy.
 
 A draft token is accepted if its probability exceeds min(threshold, alpha · exp(-H)), where H is the entropy of the distribution in
-nats. A certain model accepts only its own token, an uncertain one many. Of several draft tokens the most likely one counts.
+nats. A certain model accepts only its own token, an uncertain one many. So outputs are likelier than plain samples. Of several
+draft tokens the most likely one counts.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class ComputedSpan(NamedTuple):
 
 
 class TargetOutput(NamedTuple):
-    """What the target model computed in the last step. A prompt may take several steps before its sequence gets drafts."""
+    """What the target computed in the last step. A prompt may take several steps."""
 
     num_tokens: int = 0  # of the step
     # The rest is for drafters with ``aux_layer_indices``.
@@ -77,7 +77,7 @@ class Drafter(Protocol):
 
 
 class ModelDrafter(Drafter, Protocol):
-    """A drafter whose proposals take time, so that a policy decides when, for which requests and how long to draft."""
+    """A drafter whose proposals take time, so that a policy decides when and how long to draft."""
 
     num_tokens: int  # of a draft, at most; may be set between rounds
 

@@ -6,6 +6,6 @@ from collections.abc import Sequence
 
 
 def continuation(token_ids: Sequence[int], start: int, count: int) -> tuple[int, ...]:
-    """Return ``count`` tokens from ``start`` on. Past the end the copy repeats itself, as a text in a loop does."""
+    """Return ``count`` tokens from ``start`` on. Past the end the copy repeats itself."""
     period = len(token_ids) - start
     return tuple(token_ids[start + i % period] for i in range(count)) if period > 0 else ()

@@ -1,11 +1,15 @@
-"""Draft model: a smaller model of the same vocabulary drafts (Leviathan et al., 2022, arXiv 2211.17192; Chen et al., 2023, 2302.01318).
+"""Draft model: a smaller model of the same vocabulary drafts (Leviathan et al., 2022).
 
-Each call extends the draft by the model's own choice. For greedy requests the alternatives of the same position are drafted beside it:
-they cost rows of the verifying step and no call. The draft model samples with the noise of the target's positions, so both models
+arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318.
+
+Each call extends the draft by the model's own choice. For greedy requests the alternatives of that position are drafted beside it:
+they cost rows of the verifying step and no call. The draft model samples with the noise of the target's positions. Both models
 sample the same token wherever they agree well enough, at any temperature (arXiv 2408.07978).
 
-Its keys and values lie in KV blocks of its own: accepted tokens stay, rejected ones are overwritten. Where blocks or the token budget
-of a step are short, it drafts less. Shape suffixes: R rows · D draft vocabulary · V vocabulary · K candidates.
+Its keys and values lie in KV blocks of its own: accepted tokens stay, rejected ones are overwritten. It drafts less where blocks
+or the token budget of a step are short.
+
+Shape suffixes: R rows · D draft vocabulary · V vocabulary · K candidates.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.prefix_hash import cache_salt
 from hasten.sampling.row import SamplingRow
-from hasten.sampling.sampler import Sampler
 from hasten.sampling.row_tensors import select_rows
+from hasten.sampling.sampler import Sampler
 from hasten.speculative.candidates import top_candidates
 from hasten.speculative.cost_model import CostModel
 from hasten.speculative.draft_tree import RANKS
@@ -97,17 +101,18 @@ class DraftModel(ModelDrafter):
         costs: CostModel,
         num_tokens: int = 8,
         max_depth: int = 5,
-        max_step: int,
+        max_num_batched_tokens: int,
         max_positions: int,
         vocabulary: DraftVocabulary | None = None,
     ) -> None:
-        """``costs`` of the steps that verify. ``num_tokens`` and ``max_depth`` bound a draft, ``max_step`` the tokens of one call.
+        """``costs`` of the steps that verify. ``num_tokens`` and ``max_depth`` bound a draft.
 
-        Nothing past ``max_positions`` is computed. ``vocabulary``: the tokens of the model's logits; None: all of them.
+        ``max_num_batched_tokens`` bounds one call. Nothing past ``max_positions`` is computed. ``vocabulary``: the tokens of the
+        model's logits; None: all of them.
         """
         self._runner, self._kv, self._sampler, self._vocabulary = runner, kv, sampler, vocabulary
         self.num_tokens, self._max_depth = num_tokens, max_depth
-        self._max_step, self._max_positions = max_step, max_positions
+        self._max_num_batched_tokens, self._max_positions = max_num_batched_tokens, max_positions
         self._kv_states: dict[int, DraftKvState] = {}
         self._expansion = TreeExpansion(costs)
 
@@ -150,7 +155,7 @@ class DraftModel(ModelDrafter):
         return [(chains | selected)[request.sequence_id] for request in requests]
 
     def _kv_state(self, request: DraftRequest) -> DraftKvState | None:
-        """Return the state of a sequence without rejected tokens; None while another one computes their common prefix."""
+        """Return a sequence's state without rejected tokens; None while another computes its prefix."""
         state = self._kv_states.get(request.sequence_id)
         if state is not None:
             state.truncate(request.token_ids)
@@ -169,7 +174,7 @@ class DraftModel(ModelDrafter):
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         planned: list[_Expansion] = []
-        budget = self._max_step
+        budget = self._max_num_batched_tokens
         for expansion in expansions:
             start, sequence_id = len(expansion.kv_state.token_ids), expansion.request.sequence_id
             count = min(expansion.num_tokens - start, budget)
@@ -193,7 +198,7 @@ class DraftModel(ModelDrafter):
             state.num_accepted = min(len(state.token_ids), len(expansion.request.token_ids))
             self._kv.commit(row.sequence_id, expansion.request.token_ids, state.num_accepted)
         ended = self._extend([e for e, row in zip(planned, rows, strict=True) if row.num_logits], logits_RD)
-        num_tokens, seconds = self._max_step - budget, time.perf_counter() - begin
+        num_tokens, seconds = self._max_num_batched_tokens - budget, time.perf_counter() - begin
         if num_tokens > 2 * len(rows) + MIN_PREFILL:
             self._expansion.draft_costs.record_prefill(num_tokens, seconds)
         else:

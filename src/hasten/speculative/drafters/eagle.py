@@ -1,8 +1,8 @@
-"""EAGLE-3: a head of one layer drafts from the target's hidden states (Li et al., 2025, arXiv 2503.01840).
+"""EAGLE-3: a head drafts from the target's hidden states (Li et al., 2025, arXiv 2503.01840).
 
 The head has KV blocks of its own, with one slot per position whose hidden states the target has computed. It never sees what the
-target took from its prefix cache: there its sequence begins later and it drafts a little worse. While no drafts are wanted the hidden
-states are kept pending, within a limit, and read in one call later.
+target took from its prefix cache: there its sequence begins later and it drafts a little worse. While no drafts are wanted, the
+hidden states are kept pending, within a limit, and read in one call later.
 
 Shape suffixes: T tokens · R rows · E hidden size · A aux layers · D draft vocabulary · K candidates.
 """
@@ -39,9 +39,9 @@ class EagleRunner(Protocol):
         ...
 
     def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the layer. Return its hidden states [T, E] and the logits of each row's last ``num_logits`` tokens [R, D].
+        """Run the layer, and return its hidden states [T, E] and logits [R, D]. Both expire with the next call.
 
-        ``rows`` hold the token after each hidden state. Makes the copies, then writes keys and values. Valid until the next call.
+        ``rows`` hold the token after each hidden state; logits are those of their last ``num_logits`` tokens. Copies come first.
         """
         ...
 
@@ -52,7 +52,7 @@ class EagleRunner(Protocol):
 
 @dataclass(slots=True)
 class _DraftKvState:
-    """Positions ``[begin, begin + length)`` of a sequence are in slots 0 on; hidden states of the following ones are pending."""
+    """Positions ``[begin, begin + length)`` are in slots 0 on; the following ones are pending."""
 
     begin: int
     length: int = 0
@@ -106,7 +106,7 @@ class _Expansion(Expansion):
         self.tree.frontier = sorted(new, key=lambda node: -self.tree.nodes[node].acceptance_prob)[:WIDTH]
 
     def next_row(self) -> tuple[tuple[int, ...], tuple[int, ...], list[Tensor]]:
-        """Return the tokens to read, their parents, and the hidden state beside each. Marks the frontier as computed."""
+        """Return tokens to read, their parents and hidden inputs; mark the frontier as computed."""
         self.computed += self.tree.frontier
         index = {-1: -1} | {node: i for i, node in enumerate(self.computed)}
         nodes = [self.tree.nodes[node] for node in self.computed]
@@ -127,7 +127,7 @@ class Eagle(ModelDrafter):
         max_positions: int,
         max_pending: int = 4096,
     ) -> None:
-        """``costs`` of the steps that verify. ``max_pending``: hidden states that are kept of one sequence, in tokens."""
+        """``costs`` of the verifying steps. ``max_pending``: kept hidden states of a sequence, in tokens."""
         self._runner, self._kv, self._aux_layer_indices = runner, kv, aux_layer_indices
         self._max_positions, self._max_pending = max_positions, max_pending
         self.num_tokens, self._max_depth = num_tokens, max_depth
@@ -181,7 +181,7 @@ class Eagle(ModelDrafter):
 
     @torch.inference_mode()
     def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
-        """Keep the hidden states of the last step, drop ended sequences, and let forks share the slots of their parents."""
+        """Keep the last step's hidden states, drop ended sequences, and fork with the target."""
         for sequence_id in [known for known in self._kv_states if not output.is_alive(known)]:
             self._drop(sequence_id)
         parents = {}
@@ -235,7 +235,7 @@ class Eagle(ModelDrafter):
         return state
 
     def _read(self, requests: Sequence[tuple[DraftRequest, int]], num_logits: int = 1) -> dict[int, _Root]:
-        """Move (request, number) pending states into the slots, and return the head's output at each sequence's last one."""
+        """Move pending states into slots, and return the head's output at each sequence's last one."""
         rows: list[RowPlan] = []
         copies: list[BlockCopy] = []
         states: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Medusa: extra heads on the model's last hidden state draft a tree (Cai et al., 2024, arXiv 2401.10774).
+"""Medusa: heads on the last hidden state draft a tree (Cai et al., 2024, arXiv 2401.10774).
 
 Each head predicts one position further, independently of the others' choices. The tree grows best first by the heads' calibrated
 probabilities.
@@ -33,9 +33,9 @@ class Medusa(ModelDrafter):
         layer: int,
         num_tokens: int = 16,
     ) -> None:
-        """``logits``: hidden states after ``layer`` [R, E] -> [H, R, V]; ``token_ids`` maps their columns to the target's ids.
+        """``logits``: hidden states after ``layer`` [R, E] -> [H, R, V].
 
-        ``costs`` of the steps that verify.
+        ``token_ids`` maps columns of the logits to the target's ids. ``costs`` of the steps that verify.
         """
         self._logits, self._token_ids, self._layer = logits, token_ids, layer
         self.num_tokens, self._expansion = num_tokens, TreeExpansion(costs)

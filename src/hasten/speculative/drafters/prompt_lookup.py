@@ -1,6 +1,6 @@
-"""Prompt lookup: proposes what followed the last few tokens where they occurred before in the same sequence.
+"""Prompt lookup: proposes what followed an earlier occurrence of the last few tokens.
 
-Prompt lookup decoding (Saxena, 2023; also arXiv 2304.04487), vLLM's ngram method. It costs next to nothing and pays where the output
+Prompt lookup decoding (Saxena, 2023; also arXiv 2304.04487), vLLM's ngram method. It costs next to nothing and pays where output
 repeats the prompt or itself: edits, quotations, code. Longer matches are tried first.
 """
 

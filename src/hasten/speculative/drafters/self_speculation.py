@@ -1,6 +1,7 @@
-"""Self-speculation: the model's first layers draft, all layers verify (LayerSkip, Elhoushi et al., 2024, arXiv 2404.16710).
+"""Self-speculation: the model's first layers draft, and all layers verify.
 
-There is no second model and no second KV cache. Keys, values and hidden states of the drafting layers are reused by verification.
+LayerSkip (Elhoushi et al., 2024, arXiv 2404.16710). There is no second model and no second KV cache. Verification reuses the keys,
+values and hidden states of the drafting layers.
 
 Shape suffixes: R rows · V vocabulary.
 """
@@ -24,8 +25,8 @@ from hasten.speculative.policy import TreeExpansion
 def best_exit_layer(agreement: Mapping[int, float], cost: Callable[[int], float], max_tokens: int = 6) -> int:
     """Return the exit layer whose drafts should give the most tokens per second.
 
-    ``agreement``: exit layer -> share of tokens on which it agrees with the full model. ``cost``: exit layer -> cost of a draft token
-    as a share of a plain step. Verification reuses what drafting computed, so a round costs a step less its own draft layers.
+    ``agreement``: exit layer -> share of tokens on which it agrees with the full model. ``cost``: exit layer -> cost of a draft
+    token as a share of a plain step. Verification reuses what drafting computed, so a round costs one step and its draft tokens.
     """
 
     def speed_up(layer: int) -> float:
@@ -47,7 +48,7 @@ class SelfDraftRunner(Protocol):
         ...
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:
-        """Compute (sequence id, position, token id) for several sequences, whose earlier positions are computed.
+        """Compute (sequence id, position, token id) triples. Earlier positions are computed already.
 
         Return the indices of those for which there were KV blocks, and their logits [R, V], float32.
         """

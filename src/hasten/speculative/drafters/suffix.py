@@ -1,4 +1,4 @@
-"""Suffix decoding: proposes what followed the longest suffix of the sequence in itself or in recent outputs.
+"""Suffix decoding: proposes what followed the longest suffix in the sequence or in recent outputs.
 
 SuffixDecoding (Oliaro et al., 2024, arXiv 2411.04975), with the first occurrence in place of the most frequent one. It pays where
 requests are alike: agents, templates, retries. Tenants (``Request.cache_salt``) never see each other's text.

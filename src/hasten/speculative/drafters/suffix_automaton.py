@@ -1,4 +1,4 @@
-"""The suffix automaton of a growing sequence: all of its substrings, in time and space linear in its length.
+"""The suffix automaton of a growing sequence: all of its substrings, in linear time and space.
 
 Blumer et al., 1985 (doi 10.1016/0304-3975(85)90157-4). A state stands for the substrings that end at the same positions. Its link
 leads to the longest of their suffixes that also ends elsewhere.
@@ -27,14 +27,15 @@ class SuffixAutomaton:
             self._append(token_id)
 
     def longest_repeated_suffix(self) -> tuple[int, int]:
-        """Return (length, position after the first occurrence) of the longest suffix that occurs earlier; length 0: none."""
+        """Return length and first end of the longest suffix that occurs earlier; length 0: none."""
         state = self._link[self._last]
         return (self._length[state], self._end[state]) if state > 0 else (0, 0)
 
     def match(self, state: int, length: int, token_ids: Iterable[int]) -> tuple[int, int]:
-        """Return (state, length) of the longest suffix of another sequence that occurs here, after more of its tokens.
+        """Return (state, length) of the longest suffix of another sequence that occurs here.
 
-        ``state`` and ``length`` are those before the new tokens, or (0, 0). They expire when this automaton grows.
+        ``token_ids`` are its new tokens; ``state`` and ``length`` those before them, or (0, 0). Results expire when this automaton
+        grows.
         """
         for token_id in token_ids:
             while state and token_id not in self._next[state]:
