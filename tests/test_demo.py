@@ -40,7 +40,7 @@ def test_sizes_and_shapes() -> None:
 
 @pytest.mark.parametrize("name", ["demo", "demo-draft"])
 def test_held_out_bits_per_byte_match_the_card(name: str) -> None:
-    """hasten's decoder recomputes them; the card was computed independently."""
+    """Recompute the card's bits per byte, which come from independent code, with hasten's decoder."""
     llm, (ops, _) = LLM(name, kv_cache_memory="1MiB", max_model_len=64), choose_ops()
     loaded = load_decoder(resolve(name), dtype="float32", ops=ops)
     nats = num_bytes = 0.0
@@ -70,7 +70,7 @@ def test_reserved_tokens_and_template() -> None:
     "prompt", ["class Node:\n    def __init__(self, value):", "def read_file(path):\n    with open(path) as f:"]
 )
 def test_code_is_completed_as_code(prompt: str) -> None:
-    """Prompt and greedy completion parse as Python beyond the prompt's last line."""
+    """The prompt with its greedy completion parses as Python beyond the prompt's last line."""
     llm = LLM("demo", max_model_len=512, kv_cache_memory="32MiB")
     params = SamplingParams(temperature=0, max_tokens=48, repetition_penalty=1.05)
     lines = (prompt + llm.generate(prompt, params)[0].outputs[0].text).splitlines()
@@ -90,10 +90,10 @@ def parsed_lines(lines: list[str]) -> int:
 
 def test_documentation_is_completed_as_english() -> None:
     """At least 85 % of the words in sampled completions occur in the held-out files."""
-    known = set(re.findall(r"[a-z]{3,}", "".join(document["text"].lower() for document in held_out_documents())))
+    vocabulary = set(re.findall(r"[a-z]{3,}", "".join(document["text"].lower() for document in held_out_documents())))
     llm = LLM("demo", max_model_len=512, kv_cache_memory="32MiB")
     params = SamplingParams(temperature=0.7, top_p=0.9, n=4, seed=1, max_tokens=60)
     text = " ".join(completion.text for completion in llm.generate("This function returns", params)[0].outputs)
     words = re.findall(r"[a-z]{3,}", text.lower())
     assert len(words) > 60
-    assert sum(word in known for word in words) / len(words) > 0.85, text
+    assert sum(word in vocabulary for word in words) / len(words) > 0.85, text

@@ -1,7 +1,7 @@
 """Every snippet of the documentation runs, and every generated part is up to date.
 
-A file's Python blocks share one namespace and run in order, beside its ``hasten`` commands. A block is left out only by
-``no-run: REASON`` in its info string.
+The Python blocks and ``hasten`` commands of a page run in order; the blocks share one namespace. Only ``no-run: REASON`` in its
+info string skips a block.
 """
 
 import importlib.util
@@ -31,17 +31,17 @@ class Snippet:
 
     @property
     def commands(self) -> list[str]:
-        """``hasten`` commands: lines after ``$`` on a console, any line of a script."""
+        """Return the ``hasten`` commands: lines after ``$`` in a console block, any line of a script."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        shown = [line[2:] for line in lines if line.startswith("$ ")] if self.language == "console" else lines
-        return [line for line in shown if line.startswith("hasten ")]
+        commands = [line[2:] for line in lines if line.startswith("$ ")] if self.language == "console" else lines
+        return [line for line in commands if line.startswith("hasten ")]
 
 
 def snippets(page: str) -> Iterator[Snippet]:
     for found in FENCE.finditer(page):
-        language, _, words = found["info"].strip().partition(" ")
-        if words:
-            assert OPT_OUT.fullmatch(words), f"```{found['info']}: a block is left out by 'no-run: REASON' and by nothing else"
+        language, _, option = found["info"].strip().partition(" ")
+        if option:
+            assert OPT_OUT.fullmatch(option), f"```{found['info']}: only 'no-run: REASON' skips a block"
             continue
         line = page[: found.start("text")].count("\n")
         if language in ("python", "console", "bash", "sh"):
@@ -49,41 +49,41 @@ def snippets(page: str) -> Iterator[Snippet]:
 
 
 def run_page(path: Path, page: str) -> int:
-    """How many snippets ran. A snippet fails with the page's own line numbers."""
+    """Run the snippets of a page and return their number. A traceback shows the page's own line numbers."""
     module = types.ModuleType(f"page_{path.stem.replace('-', '_')}")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    ran = 0
+    sys.modules[module.__name__] = module  # the dataclass decorator looks up the module
+    num_run = 0
     try:
         for snippet in snippets(page):
             if snippet.language == "python":
                 exec(compile("\n" * snippet.line + snippet.text, str(path), "exec", dont_inherit=True), module.__dict__)
-                ran += 1
+                num_run += 1
             for command in snippet.commands:
                 assert run(shlex.split(command, comments=True)[1:]) == 0, f"{path.name}:{snippet.line}: {command}"
-                ran += 1
+                num_run += 1
     finally:
         del sys.modules[module.__name__]
-    return ran
+    return num_run
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_snippets_run(path, tmp_path, monkeypatch, capsys):
-    """In an empty folder, with nothing on standard input."""
+    """Snippets run in an empty folder with an empty standard input."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115
     page = path.read_text(encoding="utf-8")
     try:
-        ran = run_page(path, page)
+        num_run = run_page(path, page)
     finally:
         sys.stdin.close()
-    assert ran == sum((snippet.language == "python") + len(snippet.commands) for snippet in snippets(page))
+    assert num_run == sum((snippet.language == "python") + len(snippet.commands) for snippet in snippets(page))
 
 
 def test_pages_are_found():
     assert {"README.md", "README.zh-CN.md", "first-steps.md"} <= {path.name for path in PAGES}
 
 
-def test_links_inside_the_repository_lead_somewhere():
+def test_links_inside_the_repository_are_not_broken():
     broken = []
     for path in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
@@ -118,6 +118,6 @@ def test_a_wrong_snippet_is_caught(page, error):
         run_page(Path("planted.md"), page)
 
 
-def test_a_block_is_left_out_only_with_a_reason():
+def test_a_block_is_skipped_only_with_a_reason():
     assert run_page(Path("planted.md"), "```python no-run: needs a GPU\nassert False\n```\n") == 0
     assert run_page(Path("planted.md"), "```text\nnot code\n```\n") == 0

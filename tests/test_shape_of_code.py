@@ -1,4 +1,4 @@
-"""The house style that a program can hold: sizes, names, and what never appears in the package."""
+"""House style: sizes of files and functions, names, and constructs that the package must not contain."""
 
 import ast
 import graphlib
@@ -16,7 +16,7 @@ MEDIAN_LINES = 120
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-# "path" or "path::function" -> why the cap does not serve the reader there.
+# "path" or "path::function" -> the reason for the exception.
 LONG_ON_PURPOSE: dict[str, str] = {}
 
 FORBIDDEN_MODULES = {"utils", "util", "helpers", "helper", "common", "misc"}
@@ -25,7 +25,7 @@ UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "eval", "exec", "numpy.load", "np.load"}
 
-# Each one stands where a library's own annotations are wrong; raise the number only with a reason in the same change.
+# A type ignore is justified only where a library's annotations are wrong. Raise the number only with a reason in the same change.
 TYPE_IGNORES = 0
 
 
@@ -39,7 +39,7 @@ def long_functions(text: str) -> list[str]:
 
 
 def unsafe(text: str) -> list[str]:
-    """Imports and calls that can run code from a file."""
+    """Return imports and calls that can run code from a file."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -53,7 +53,7 @@ def unsafe(text: str) -> list[str]:
 
 
 def imported_modules(texts: dict[str, str]) -> dict[str, set[str]]:
-    """Return the modules of the package that each one imports anywhere: also in functions and under ``TYPE_CHECKING``."""
+    """Return each module's imports from the package, also in functions and under ``TYPE_CHECKING``."""
     modules = {f"hasten/{name}".removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in texts}
     graph: dict[str, set[str]] = {}
     for module, name in modules.items():
@@ -66,8 +66,8 @@ def imported_modules(texts: dict[str, str]) -> dict[str, set[str]]:
     return graph
 
 
-def import_circle(texts: dict[str, str]) -> list[str]:
-    """Return modules that import one another in a circle; empty without one."""
+def import_cycle(texts: dict[str, str]) -> list[str]:
+    """Return the modules of an import cycle; empty without one."""
     try:
         graphlib.TopologicalSorter(imported_modules(texts)).prepare()
     except graphlib.CycleError as error:
@@ -75,13 +75,13 @@ def import_circle(texts: dict[str, str]) -> list[str]:
     return []
 
 
-def named(path: Path) -> str:
+def relative_name(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    return {named(path): path.read_text(encoding="utf8") for path in FILES}
+    return {relative_name(path): path.read_text(encoding="utf8") for path in FILES}
 
 
 def test_files_are_short(texts):
@@ -95,7 +95,7 @@ def test_functions_are_short(texts):
     assert [name for name in long if name not in LONG_ON_PURPOSE] == []
 
 
-def test_names_say_what_a_thing_is(texts):
+def test_module_and_class_names_are_specific(texts):
     assert [name for name in texts if FORBIDDEN_MODULES & set(name.removesuffix(".py").split("/"))] == []
     classes = [(name, node.name) for name, t in texts.items() for node in ast.walk(ast.parse(t)) if isinstance(node, ast.ClassDef)]
     assert [pair for pair in classes if FORBIDDEN_CLASS.search(pair[1])] == []
@@ -112,12 +112,12 @@ def test_nothing_can_run_code_from_a_file(texts):
     assert {name: found for name, text in texts.items() if (found := unsafe(text))} == {}
 
 
-def test_imports_have_no_circle(texts):
-    """Types count too: import-linter checks the layers, and this test checks the modules within a layer."""
-    assert import_circle(texts) == []
+def test_imports_have_no_cycle(texts):
+    """Type-only imports count. import-linter checks the layers, not the modules within one."""
+    assert import_cycle(texts) == []
 
 
-def test_every_module_says_what_it_does(texts):
+def test_every_module_has_a_docstring(texts):
     assert [name for name, text in texts.items() if not ast.get_docstring(ast.parse(text))] == []
 
 
@@ -131,8 +131,8 @@ def test_exceptions_are_still_needed(texts):
     assert set(LONG_ON_PURPOSE) <= long
 
 
-def test_the_rules_catch_what_they_are_for():
-    """Negative control: each rule sees a planted breach."""
+def test_planted_breaches_are_caught():
+    """Negative control: each rule finds a planted breach."""
     assert long_functions("def f():\n" + "    pass\n" * MAX_FUNCTION_LINES) == ["f"]
     assert unsafe("import pickle\nfrom torch import load\nimport torch\ntorch.load('x')\neval('1')\n") == [
         "pickle",
@@ -142,8 +142,8 @@ def test_the_rules_catch_what_they_are_for():
     ]
     assert UNFINISHED.search("# TODO: later")
     type_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hasten.a import b\n"
-    circle = {"a/__init__.py": "", "a/b.py": "def f():\n    import hasten.c\n", "c.py": type_only}
-    assert set(import_circle(circle)) == {"hasten.a.b", "hasten.c"}
-    assert import_circle({**circle, "c.py": "from hasten.a import other"}) == []
+    cycle = {"a/__init__.py": "", "a/b.py": "def f():\n    import hasten.c\n", "c.py": type_only}
+    assert set(import_cycle(cycle)) == {"hasten.a.b", "hasten.c"}
+    assert import_cycle({**cycle, "c.py": "from hasten.a import other"}) == []
     assert FORBIDDEN_CLASS.search("BaseCache")
     assert FORBIDDEN_CLASS.search("CacheManager")

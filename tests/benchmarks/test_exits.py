@@ -1,4 +1,4 @@
-"""The benchmark of early exit: halves are tested on the other halves, and the oracle is a lower bound."""
+"""The benchmark of early exit: recalibration on one half of the texts, and the oracle bound."""
 
 from __future__ import annotations
 
@@ -91,6 +91,6 @@ def test_the_plot_is_valid_svg_with_all_points() -> None:
         "rules": {"softmax": {"points": points}, "entropy": {"points": []}},
     }
     root = ET.fromstring(draw_curves(result))
-    name = "{http://www.w3.org/2000/svg}"
-    assert len(root.findall(f"{name}polyline")) == 4 and len(root.findall(f"{name}circle")) == 2
-    assert any("a & b" in (text.text or "") for text in root.findall(f"{name}text"))
+    namespace = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{namespace}polyline")) == 4 and len(root.findall(f"{namespace}circle")) == 2
+    assert any("a & b" in (text.text or "") for text in root.findall(f"{namespace}text"))

@@ -1,7 +1,7 @@
-"""Promise P1: what the engine decodes in float32 is what transformers decodes, for every family and every way to batch.
+"""Promise P1: greedy decoding in float32 equals transformers, for every family and every way to batch.
 
-Judged teacher-forced on hasten's own tokens: where transformers' two best logits are further apart than 1e-4 the ids must be
-equal, and every reported log-probability must be transformers' within 1e-4 · max(1, |logprob|).
+Transformers scores hasten's suffix tokens (teacher forcing). Ids must be equal where its two best logits differ by more than 1e-4.
+Every reported log-probability must lie within 1e-4 · max(1, |logprob|) of its suffix.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hasten import LLM, RequestOutput, SamplingParams
 from hasten.layers.rotary import RotarySpec
 from hasten.models.decoder import Decoder
 from hasten.ops.base import AttentionMask
-from hasten.ops.cpu.cpu import runnable
+from hasten.ops.cpu.cpu import supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 from hasten.ops.cpu.matrix import Matrix
-from hasten.ops.cpu.program import AttentionShape, Buffer, Program
+from hasten.ops.cpu.program import AttentionParams, Buffer, Program
 from hasten.ops.torch.backend import TorchOps
 from tests.tiny_models import TINY, tiny_reference
 
@@ -30,46 +30,49 @@ PROMPTS, NEW_TOKENS, TOLERANCE = 64, 64, 1e-4
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=3)
 
 
-def runnable_here() -> list[str]:
+def isas_of_this_cpu() -> list[str]:
     library = native_library()
-    return runnable(library) if isinstance(library, NativeLibrary) else ["no native library"]
+    return supported_isas(library) if isinstance(library, NativeLibrary) else ["no native library"]
 
 
 def ragged_prompts(vocab_size: int, *, longest: int = 60) -> list[dict[str, list[int]]]:
-    """Of 1 to ``longest`` tokens; two thirds begin with one of three stems, so that the prefix cache has work."""
+    """Return prompts of 1 to ``longest`` tokens; two thirds start with one of three shared prefixes."""
     draw = random.Random(vocab_size)
-    stems = [[draw.randrange(vocab_size) for _ in range(longest * 2 // 3)] for _ in range(3)]
+    prefixes = [[draw.randrange(vocab_size) for _ in range(longest * 2 // 3)] for _ in range(3)]
     prompts = []
     for i in range(PROMPTS):
-        stem = stems[i % 3][: draw.randint(1, len(stems[0]))] if i % 3 else []
-        own = [draw.randrange(vocab_size) for _ in range(draw.randint(1, longest - len(stem)))]
-        prompts.append({"prompt_token_ids": stem + own})
+        prefix = prefixes[i % 3][: draw.randint(1, len(prefixes[0]))] if i % 3 else []
+        suffix = [draw.randrange(vocab_size) for _ in range(draw.randint(1, longest - len(prefix)))]
+        prompts.append({"prompt_token_ids": prefix + suffix})
     return prompts
 
 
 def worst_difference(reference: PreTrainedModel, outputs: list[RequestOutput]) -> float:
-    """Largest |Δlogprob| / max(1, |logprob|); infinite if an id differs where transformers is sure of it."""
+    """Return the largest |Δlogprob| / max(1, |logprob|).
+
+    It is infinite if an id differs where the two best logits are further apart than the tolerance.
+    """
     worst = 0.0
     for output in outputs:
-        answer, prompt = output.outputs[0], output.prompt_token_ids
-        assert len(answer.token_ids) == NEW_TOKENS and answer.logprobs is not None
-        ids = torch.tensor([[*prompt, *answer.token_ids[:-1]]])
+        completion, prompt = output.outputs[0], output.prompt_token_ids
+        assert len(completion.token_ids) == NEW_TOKENS and completion.logprobs is not None
+        ids = torch.tensor([[*prompt, *completion.token_ids[:-1]]])
         with torch.inference_mode():
             logits = reference(ids).logits[0, len(prompt) - 1 :].float()
-        right = torch.log_softmax(logits, dim=-1)
-        best = logits.topk(2).values
-        sure = best[:, 0] - best[:, 1] > TOLERANCE
-        if (sure & (logits.argmax(-1) != torch.tensor(answer.token_ids))).any():
+        expected_logprobs = torch.log_softmax(logits, dim=-1)
+        top2 = logits.topk(2).values
+        decided = top2[:, 0] - top2[:, 1] > TOLERANCE
+        if (decided & (logits.argmax(-1) != torch.tensor(completion.token_ids))).any():
             return float("inf")
-        for position, reported in enumerate(answer.logprobs):
+        for position, reported in enumerate(completion.logprobs):
             for token_id, logprob in ((reported.token_id, reported.logprob), *reported.top):
-                expected = float(right[position, token_id])
+                expected = float(expected_logprobs[position, token_id])
                 worst = max(worst, abs(logprob - expected) / max(1.0, abs(expected)))
     return worst
 
 
 def decode(folder: Path, *, prefix_caching: bool, backend: str, max_num_seqs: int = 16) -> list[RequestOutput]:
-    """Ragged, batched, in chunks of a small budget, over a pool that makes some requests wait."""
+    """Decode ragged prompts in batches and small chunks, with a KV pool that makes some requests wait."""
     llm = LLM(
         str(folder),
         dtype="float32",
@@ -94,7 +97,7 @@ def test_every_family_equals_transformers(name: str, prefix_caching: bool, backe
     assert worst_difference(tiny_reference(name), outputs) <= TOLERANCE
 
 
-@pytest.mark.parametrize("isa", runnable_here())
+@pytest.mark.parametrize("isa", isas_of_this_cpu())
 @pytest.mark.parametrize("name", ["gpt2", "llama-mqa-bias", "mistral-window", "qwen3-gqa"])
 def test_every_instruction_set_equals_transformers(
     name: str, isa: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
@@ -114,43 +117,43 @@ def test_the_demo_model_equals_transformers(prefix_caching: bool, backend: str) 
 
 
 def drop_a_bias(patch: pytest.MonkeyPatch) -> None:
-    whole = Program.linear
-    patch.setattr(Program, "linear", lambda self, matrix, x, bias, out, **named: whole(self, matrix, x, None, out, **named))
+    original = Program.linear
+    patch.setattr(Program, "linear", lambda self, matrix, x, bias, out, **kwargs: original(self, matrix, x, None, out, **kwargs))
     patch.setattr(TorchOps, "linear", lambda self, x, weight, bias: torch.nn.functional.linear(x, weight))
 
 
 def double_the_rope_base(patch: pytest.MonkeyPatch) -> None:
-    whole = RotarySpec.__init__
-    patch.setattr(RotarySpec, "__init__", lambda self, theta, *rest, **named: whole(self, 2 * theta, *rest, **named))
+    original = RotarySpec.__init__
+    patch.setattr(RotarySpec, "__init__", lambda self, theta, *args, **kwargs: original(self, 2 * theta, *args, **kwargs))
 
 
 def widen_the_window(patch: pytest.MonkeyPatch) -> None:
-    whole = TorchOps.attend_paged
+    original = TorchOps.attend_paged
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: object, mask: AttentionMask) -> torch.Tensor:
         wider = mask if mask.window is None else dataclasses.replace(mask, window=mask.window + 1)
-        return whole(q, k, v, kv, wider)  # type: ignore[arg-type]
+        return original(q, k, v, kv, wider)  # type: ignore[arg-type]
 
     patch.setattr(TorchOps, "attend_paged", staticmethod(attend))
-    shape = AttentionShape.__init__
+    init = AttentionParams.__init__
     patch.setattr(
-        AttentionShape,
+        AttentionParams,
         "__init__",
-        lambda self, heads, scale, window: shape(self, heads, scale, None if window is None else window + 1),
+        lambda self, heads, scale, window: init(self, heads, scale, None if window is None else window + 1),
     )
 
 
 def shift_the_positions(patch: pytest.MonkeyPatch) -> None:
-    look_up = Program.embed
+    original_embed = Program.embed
 
     def embed(self: Program, matrix: Matrix, out: Buffer, *, by_position: bool = False) -> None:
         if not by_position:
-            look_up(self, matrix, out)
+            original_embed(self, matrix, out)
 
     patch.setattr(Program, "embed", embed)
-    whole = Decoder.run
+    original = Decoder.run
     patch.setattr(
-        Decoder, "run", lambda self, hidden, positions, *rest, **named: whole(self, hidden, positions + 1, *rest, **named)
+        Decoder, "run", lambda self, hidden, positions, *args, **kwargs: original(self, hidden, positions + 1, *args, **kwargs)
     )
 
 

@@ -1,4 +1,4 @@
-"""Promises P3 and P9, bit by bit on the native kernels: what a request gets depends on nothing but the request."""
+"""Promises P3 and P9, bit by bit on the native kernels: an output depends only on its request."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import pytest
 from hasten import LLM, RequestOutput, SamplingParams
 from tests.exhaustive import repeats
 
-BATCHES, POOL, NEW_TOKENS = repeats("batches"), 24, 10  # a ninth of the batches for each format and way to run
-# WeightFormatFactory whose rows are promised to be the same bits in any batch.
+BATCHES, POOL, NEW_TOKENS = repeats("batches"), 24, 10  # of all batches, each format and way to run gets a ninth
+# Formats that are promised to be batch-invariant.
 FORMATS = [{"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4", "kv_cache_dtype": "int8"}]
 
 
 def requests(vocab_size: int) -> list[tuple[dict[str, list[int]], SamplingParams]]:
-    """Half greedy, half drawn with a seed; prompts of 1 to 70 tokens, some with a common beginning."""
+    """Return greedy and sampled requests; some of the prompts of 1 to 70 tokens share a prefix."""
     draw = random.Random(5)
-    stem = [draw.randrange(16, vocab_size) for _ in range(40)]
-    made = []
+    prefix = [draw.randrange(16, vocab_size) for _ in range(40)]
+    result = []
     for i in range(POOL):
-        prompt = stem[: draw.randint(0, 40)] + [draw.randrange(16, vocab_size) for _ in range(draw.randint(1, 30))]
+        prompt = prefix[: draw.randint(0, 40)] + [draw.randrange(16, vocab_size) for _ in range(draw.randint(1, 30))]
         settings = {"temperature": 0.0} if i % 2 else {"temperature": 0.9, "top_p": 0.95, "seed": i, "repetition_penalty": 1.1}
         params = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=2, **settings)
-        made.append(({"prompt_token_ids": prompt}, params))
-    return made
+        result.append(({"prompt_token_ids": prompt}, params))
+    return result
 
 
-def demo(**options: object) -> LLM:
+def demo_llm(**options: object) -> LLM:
     return LLM("demo", max_model_len=256, kv_cache_memory="64MiB", **{"dtype": "float32", "threads": 2, **options})
 
 
@@ -37,18 +37,18 @@ def weights(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def alone(weights: dict[str, str]) -> list[RequestOutput]:
-    """Each request by itself, its prompt computed in one piece, on one thread."""
-    llm = demo(prefix_caching=False, **{**weights, "threads": 1})
+def single_outputs(weights: dict[str, str]) -> list[RequestOutput]:
+    """Return each request's output without batching, chunks, prefix cache or threads."""
+    llm = demo_llm(prefix_caching=False, **{**weights, "threads": 1})
     return [llm.generate(prompt, params)[0] for prompt, params in requests(llm.describe()["vocab_size"])]
 
 
 def assert_same(found: RequestOutput, expected: RequestOutput) -> None:
-    mine, right = found.outputs[0], expected.outputs[0]
-    assert mine.token_ids == right.token_ids
-    assert mine.logprobs is not None and right.logprobs is not None
-    for a, b in zip(mine.logprobs, right.logprobs, strict=True):
-        assert (a.logprob, a.top) == (b.logprob, b.top)
+    (completion,), (expected_completion,) = found.outputs, expected.outputs
+    assert completion.token_ids == expected_completion.token_ids
+    assert completion.logprobs is not None and expected_completion.logprobs is not None
+    for logprob, reference in zip(completion.logprobs, expected_completion.logprobs, strict=True):
+        assert (logprob.logprob, logprob.top) == (reference.logprob, reference.top)
 
 
 @pytest.mark.parametrize(
@@ -59,21 +59,21 @@ def assert_same(found: RequestOutput, expected: RequestOutput) -> None:
         pytest.param({"prefix_caching": False, "threads": 1}, id="no-cache"),
     ],
 )
-def test_random_batches_give_what_each_request_gives_alone(
-    alone: list[RequestOutput], weights: dict[str, str], options: dict[str, object]
+def test_outputs_in_random_batches_equal_those_of_single_requests(
+    single_outputs: list[RequestOutput], weights: dict[str, str], options: dict[str, object]
 ) -> None:
-    llm = demo(**{**weights, **options})
+    llm = demo_llm(**{**weights, **options})
     pool = requests(llm.describe()["vocab_size"])
     draw = random.Random(str(options))
     for _ in range(BATCHES // 9):
         chosen = [draw.randrange(POOL) for _ in range(draw.randint(1, 12))]
         outputs = llm.generate([pool[i][0] for i in chosen], [pool[i][1] for i in chosen], use_tqdm=False)
         for i, output in zip(chosen, outputs, strict=True):
-            assert_same(output, alone[i])
+            assert_same(output, single_outputs[i])
 
 
-def test_preempted_requests_give_the_same(alone: list[RequestOutput], weights: dict[str, str]) -> None:
-    llm = demo(max_num_seqs=8, prefix_caching=False, **weights)
+def test_preempted_requests_have_the_same_outputs(single_outputs: list[RequestOutput], weights: dict[str, str]) -> None:
+    llm = demo_llm(max_num_seqs=8, prefix_caching=False, **weights)
     pool = requests(llm.describe()["vocab_size"])
     draw = random.Random(3)
     input_processor, engine = llm._loaded.input_processor, llm.engine
@@ -86,21 +86,21 @@ def test_preempted_requests_give_the_same(alone: list[RequestOutput], weights: d
         outputs |= {int(delta.request_id): delta.output for delta in engine.step() if delta.output is not None}
     assert sum(output.metrics.num_preemptions for output in outputs.values()) > 10
     for i, output in outputs.items():
-        assert_same(output, alone[i])
+        assert_same(output, single_outputs[i])
 
 
-def test_answer_i_of_n_is_drawn_as_if_alone() -> None:
-    """The noise of an answer depends on its index, not on how many answers there are."""
-    llm = demo()
+def test_the_noise_of_a_completion_does_not_depend_on_n() -> None:
+    """The noise of a completion depends on its index only."""
+    llm = demo_llm()
     params = SamplingParams(n=4, seed=11, temperature=1.0, max_tokens=12, ignore_eos=True)
     four = llm.generate("import os\n", params)[0].outputs
     two = llm.generate("import os\n", params.replace(n=2))[0].outputs
-    assert [answer.token_ids for answer in four[:2]] == [answer.token_ids for answer in two]
-    assert len({answer.token_ids for answer in four}) == 4
+    assert [completion.token_ids for completion in four[:2]] == [completion.token_ids for completion in two]
+    assert len({completion.token_ids for completion in four}) == 4
 
 
-def test_the_reported_seed_draws_the_answer_again() -> None:
-    llm = demo()
+def test_the_reported_seed_reproduces_the_output() -> None:
+    llm = demo_llm()
     first = llm.generate("import os\n", SamplingParams(max_tokens=12))[0]
     again = llm.generate("import os\n", SamplingParams(max_tokens=12, seed=first.seed))[0]
     other = llm.generate("import os\n", SamplingParams(max_tokens=12))[0]

@@ -1,4 +1,4 @@
-"""``LogitsScorer``: its logits equal those of transformers, over keys and values of the KV pool."""
+"""``LogitsScorer``: its logits, computed over the paged KV cache, equal those of transformers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from hasten.core.errors import CapacityError
 from hasten.core.plan import RunnerOutput, StepPlan
 from tests.tiny_models import tiny_reference
 
-TEXT = [(7 * i * i + 3 * i) % 90 + 5 for i in range(70)]
+TOKENS = [(7 * i * i + 3 * i) % 90 + 5 for i in range(70)]
 SETTINGS = {"dtype": "float32", "block_size": 4, "kv_cache_memory": "1MiB", "max_model_len": 96}
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "qwen3-mixed-window", "gpt2"])
 @pytest.mark.parametrize("chunk_size", [1, 7, 128])
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_logits_at_every_position_are_those_of_transformers(
-    tiny: Callable[[str], Path], name: str, chunk_size: int, backend: str
-) -> None:
+def test_logits_at_every_position_equal_transformers(tiny: Callable[[str], Path], name: str, chunk_size: int, backend: str) -> None:
     llm = LLM(str(tiny(name)), **SETTINGS, backend=backend)
     kv, chunks = llm.engine.scheduler.kv, []
-    for chunk in llm.engine.logits_scorer().logits(TEXT, chunk_size):
+    for chunk in llm.engine.logits_scorer().logits(TOKENS, chunk_size):
         chunks.append(chunk)
         for group, allocator in zip(kv.groups, kv.allocators, strict=True):
-            assert allocator.num_held <= group.max_blocks(len(TEXT), 4, chunk_size)  # blocks outside the window are released
+            assert allocator.num_held <= group.max_blocks(len(TOKENS), 4, chunk_size)  # blocks outside the window are released
     assert [len(chunk) for chunk in chunks] == [min(chunk_size, 70 - start) for start in range(0, 70, chunk_size)]
     with torch.inference_mode():
-        expected = tiny_reference(name)(torch.tensor([TEXT])).logits[0]
+        expected = tiny_reference(name)(torch.tensor([TOKENS])).logits[0]
     torch.testing.assert_close(torch.cat(chunks), expected, rtol=1e-4, atol=1e-4)
     assert all(allocator.num_held == 0 for allocator in kv.allocators)
 
 
-def test_logits_depend_on_the_contents_of_the_pool(tiny: Callable[[str], Path]) -> None:
+def test_logits_depend_on_the_contents_of_the_kv_cache(tiny: Callable[[str], Path]) -> None:
     """A pool that loses precision between steps changes every chunk but the first."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS, backend="torch")
-    exact = list(llm.engine.logits_scorer().logits(TEXT, 10))
+    exact = list(llm.engine.logits_scorer().logits(TOKENS, 10))
     pool, run = llm.engine._runner._runner._pool, llm.engine._runner.run
 
     def lossy(plan: StepPlan) -> RunnerOutput:
@@ -49,29 +47,29 @@ def test_logits_depend_on_the_contents_of_the_pool(tiny: Callable[[str], Path]) 
         return output
 
     llm.engine._runner.run = lossy
-    differs = [not torch.equal(a, b) for a, b in zip(llm.engine.logits_scorer().logits(TEXT, 10), exact, strict=True)]
+    differs = [not torch.equal(a, b) for a, b in zip(llm.engine.logits_scorer().logits(TOKENS, 10), exact, strict=True)]
     assert differs == [False] + [True] * 6
 
 
 def test_scoring_affects_neither_requests_nor_the_prefix_cache(tiny: Callable[[str], Path]) -> None:
     llm = LLM(str(tiny("mistral-window")), **SETTINGS)
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-    prompt = {"prompt_token_ids": TEXT[:21]}
+    prompt = {"prompt_token_ids": TOKENS[:21]}
     expected = llm.generate(prompt, params)[0].outputs[0].token_ids
     running = llm.stream(prompt, params)
     tokens = next(running).token_ids
-    scoring = llm.engine.logits_scorer().logits(TEXT, 16)
+    scoring = llm.engine.logits_scorer().logits(TOKENS, 16)
     next(scoring)
     tokens += tuple(token for delta in running for token in delta.token_ids)
     scoring.close()
-    output = llm.generate({"prompt_token_ids": TEXT[:30]}, params)[0]  # a prefix of the scored text
+    output = llm.generate({"prompt_token_ids": TOKENS[:30]}, params)[0]  # a prefix of the scored tokens
     assert tokens == expected
     assert output.metrics.num_cached_tokens == 20
     llm.engine.scheduler.kv.check()
 
 
-def test_a_text_that_does_not_fit_raises_an_error_and_holds_no_blocks(tiny: Callable[[str], Path]) -> None:
+def test_a_prompt_that_does_not_fit_raises_an_error_and_holds_no_blocks(tiny: Callable[[str], Path]) -> None:
     llm = LLM(str(tiny("llama-gqa")), **{**SETTINGS, "kv_cache_memory": "48KiB", "max_model_len": 32, "backend": "torch"})
     with pytest.raises(CapacityError, match="70 tokens"):
-        list(llm.engine.logits_scorer().logits(TEXT, 16))
+        list(llm.engine.logits_scorer().logits(TOKENS, 16))
     assert llm.engine.scheduler.kv.allocators[0].num_held == 0

@@ -1,4 +1,4 @@
-"""Penalties read a history that grows with its sequence; every answer must be the one that counting from the start gives."""
+"""Incremental token counts give the same penalties as counting every sequence from its start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.scheduling.world import FEATURES, World, WrongToken
 
 
 class PenalisedWorld(World):
-    """Every request has all three penalties, and now and then a step fails. What is right counts anew for every token."""
+    """All requests have three penalties, and some steps fail. The reference counts anew for every token."""
 
     def step(self) -> None:
         self.runner.fail_next = self.random.random() < 0.02
@@ -26,7 +26,7 @@ class PenalisedWorld(World):
         return super()._params(room).replace(frequency_penalty=draw.choice((-0.4, 0.6)), **penalties)
 
 
-def run(seeds: Iterable[int]) -> set[str]:
+def run_seeds(seeds: Iterable[int]) -> set[str]:
     seen: set[str] = set()
     for seed in seeds:
         world = PenalisedWorld(seed, frozenset(FEATURES)).run(150)
@@ -35,38 +35,43 @@ def run(seeds: Iterable[int]) -> set[str]:
     return seen
 
 
-def test_answers_are_those_of_counting_anew_through_forks_beams_preemption_and_failed_steps() -> None:
-    assert run(range(4)) >= {"fork", "beam", "preemption", "prefix cache", "abort"}
+def test_outputs_equal_the_reference_across_forks_beams_preemption_and_failed_steps() -> None:
+    assert run_seeds(range(4)) >= {"fork", "beam", "preemption", "prefix cache", "abort"}
 
 
-def fall_behind(patch: pytest.MonkeyPatch) -> None:
-    """What a sequence gains later is not counted. One that is counted anew is not touched by it."""
-    whole = TokenHistory.update
-    patch.setattr(TokenHistory, "update", lambda self, token_ids: self if self._length else whole(self, token_ids))
+def ignore_later_tokens(patch: pytest.MonkeyPatch) -> None:
+    """Only the first update of a history counts."""
+    original = TokenHistory.update
+    patch.setattr(TokenHistory, "update", lambda self, token_ids: self if self._length else original(self, token_ids))
 
 
-def fork_shares_the_history(patch: pytest.MonkeyPatch) -> None:
+def share_the_history_on_fork(patch: pytest.MonkeyPatch) -> None:
     def fork(self: Scheduler, parent: Sequence) -> Sequence:
-        child = whole(self, parent)
+        child = original(self, parent)
         child.history = parent.history
         return child
 
-    whole = Scheduler._fork
+    original = Scheduler._fork
     patch.setattr(Scheduler, "_fork", fork)
 
 
-@pytest.mark.parametrize("plant", [fall_behind, fork_shares_the_history])
-def test_a_planted_fault_is_caught(plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch)
+@pytest.mark.parametrize("plant_fault", [ignore_later_tokens, share_the_history_on_fork])
+def test_a_planted_fault_is_caught(plant_fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_fault(monkeypatch)
     with pytest.raises((WrongToken, AssertionError, IndexError)):
-        run(range(4))
+        run_seeds(range(4))
 
 
-def test_a_history_counts_what_is_there_however_it_came() -> None:
+def test_a_history_counts_all_tokens_and_output_tokens() -> None:
     tokens = [5, 7, 5, 5, 9, 7, 2, 2, 5]
-    for num_prompt in (0, 3, 9):
-        history = TokenHistory(num_prompt)
+    for num_prompt_tokens in (0, 3, 9):
+        history = TokenHistory(num_prompt_tokens)
         for length in (0, 2, 3, 3, 8, 9):
             history.update(tokens[:length])
-            for found, part in ((history.all_tokens, tokens[:length]), (history.output_tokens, tokens[num_prompt:length])):
-                assert dict(zip(found.token_ids, found.counts, strict=True)) == {token: part.count(token) for token in part}
+            for counts, expected_tokens in (
+                (history.all_tokens, tokens[:length]),
+                (history.output_tokens, tokens[num_prompt_tokens:length]),
+            ):
+                assert dict(zip(counts.token_ids, counts.counts, strict=True)) == {
+                    token: expected_tokens.count(token) for token in expected_tokens
+                }

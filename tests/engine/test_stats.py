@@ -1,4 +1,4 @@
-"""``EngineStats`` counts steps and their time."""
+"""``EngineStats`` computes the speed-up over plain decoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hasten.core.result import Continuation, StepResult
 from hasten.engine.stats import EngineStats
 
 
-def test_speed_up_is_the_time_of_plain_steps_over_the_measured_time() -> None:
+def test_speed_up_is_the_estimated_time_of_plain_steps_over_the_measured_time() -> None:
     """Two sequences gain five tokens in 30 ms; plain steps of two, 20 ms each, would take 50 ms."""
     stats = EngineStats(plain_step=lambda num_tokens: 0.01 * num_tokens)
     assert stats.speed_up is None

@@ -1,4 +1,4 @@
-"""The logits of a token tree equal those of its paths, each computed as a plain sequence on other blocks.
+"""The logits of a token tree equal those of its paths, computed as plain sequences on other blocks.
 
 Bit by bit on the native backend wherever it is batch-invariant; within the bounds below on PyTorch.
 """
@@ -67,7 +67,7 @@ def path_logits(paged: PagedRunner, prefix: Sequence[int], tree: Tree) -> Tensor
 
 
 def failures_in_a_batch(paged: PagedRunner, equal: Equal, seed: int) -> list[str]:
-    """Run trees, a long prompt chunk and single tokens in one step; return the rows that differ from plain sequences."""
+    """Return the wrong rows of a step of trees, a prompt chunk and single tokens."""
     paged.clear()
     draw = random.Random(seed)
     kinds = ["tree", "tree", "wide tree", "chunk", "one", "one"]

@@ -1,4 +1,4 @@
-"""Calibration learns the share of accepted draft tokens, whatever the drafter's own probabilities are."""
+"""``AcceptanceCalibration`` learns acceptance rates from miscalibrated draft probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hasten.speculative.draft_tree import DraftTree
 
 
 def acceptance_rate(draft_prob: float, shift: float) -> float:
-    """The true rate: odds that differ from the drafter's by a factor."""
+    """Return the true rate: its odds differ from the drafter's odds by the factor exp(``shift``)."""
     odds = draft_prob / (1 - draft_prob) * math.exp(shift)
     return odds / (1 + odds)
 
@@ -37,14 +37,14 @@ def train(calibration: AcceptanceCalibration, draw: random.Random, source: str, 
 
 
 @pytest.mark.parametrize("shift", [-1.5, 0.0, 2.0])
-def test_probabilities_are_the_rates_of_acceptance(shift: float) -> None:
+def test_probabilities_converge_to_acceptance_rates(shift: float) -> None:
     calibration = train(AcceptanceCalibration(), random.Random(0), "greedy", shift, 6000)
     for draft_prob in (0.05, 0.15, 0.3, 0.5, 0.7, 0.9):
         expected = pytest.approx(acceptance_rate(draft_prob, shift), abs=0.12)
         assert probability(calibration, "greedy", draft_prob) == expected
 
 
-def test_without_outcomes_the_drafter_is_believed() -> None:
+def test_without_outcomes_the_draft_probability_is_kept() -> None:
     calibration = train(AcceptanceCalibration(), random.Random(0), "greedy", 2.0, 500)
     assert [probability(calibration, "sampled", draft_prob) for draft_prob in (0.0, 0.2, 1.0)] == [0.0, 0.2, 1.0]
     assert probability(calibration, "sampled", math.nan) == 0.0
@@ -57,10 +57,10 @@ def test_few_outcomes_change_little_and_a_hundred_nearly_all() -> None:
     for _ in range(100):
         record(calibration, "greedy", 0.2, accepted=True)
     assert probability(calibration, "greedy", 0.2) > 0.9
-    assert probability(calibration, "greedy", 0.8) == 0.8, "other probabilities are calibrated apart"
+    assert probability(calibration, "greedy", 0.8) == 0.8, "draft probabilities far apart are calibrated separately"
 
 
-def test_a_change_of_text_is_learned() -> None:
+def test_a_change_of_acceptance_rates_is_learned() -> None:
     draw = random.Random(0)
     calibration = train(train(AcceptanceCalibration(), draw, "greedy", 2.0, 6000), draw, "greedy", -2.0, 4000)
     for draft_prob in (0.2, 0.5, 0.8):
@@ -68,7 +68,7 @@ def test_a_change_of_text_is_learned() -> None:
 
 
 @pytest.mark.parametrize("draft_prob", [math.nan, 0.0])
-def test_what_is_no_probability_teaches_nothing(draft_prob: float) -> None:
+def test_invalid_draft_probabilities_are_not_recorded(draft_prob: float) -> None:
     calibration = AcceptanceCalibration()
     record(calibration, "greedy", draft_prob, accepted=True)
     assert probability(calibration, "greedy", 0.01) == 0.01

@@ -1,4 +1,4 @@
-"""Costs of steps and of drafters: worked out by hand, and against steps of known cost."""
+"""``CostModel`` and ``DraftCostModel``: worked out by hand, and against steps of known cost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hasten.speculative import cost_model
 from hasten.speculative.cost_model import CostModel, DraftCostModel
 
 
-def test_costs_between_sizes_beyond_them_and_as_they_drift() -> None:
+def test_costs_are_interpolated_extrapolated_and_updated() -> None:
     costs = CostModel({1: 1.0, 4: 0.9, 8: 2.0})
     assert [costs.seconds(n) for n in (1, 4, 6, 8, 12)] == pytest.approx([0.9, 0.9, 1.45, 2.0, 3.1])
     for _ in range(100):
         costs.record(4, 1.5)
-    # Half of the error counts as longer contexts, which slow every size.
+    # Half of the error is attributed to longer contexts, which slow down every size.
     assert costs.seconds(4) == pytest.approx(1.5, abs=0.01) and costs.seconds(8) == pytest.approx(2.3, abs=0.01)
     costs.record(4, 100.0)
     assert costs.seconds(4) == pytest.approx(1.5, abs=0.01)
@@ -45,7 +45,7 @@ def test_steps_far_beyond_the_last_size_are_learned_without_overshooting(size: i
 def test_outliers_are_ignored_and_a_lasting_change_is_not() -> None:
     costs = CostModel({1: 1.0, 8: 2.0})
     for _ in range(100):
-        for seconds in (9.0, 9.0, 1.0):  # now and then other work runs, for two steps
+        for seconds in (9.0, 9.0, 1.0):  # other work slows down two of three steps
             costs.record(1, seconds)
     assert costs.seconds(1) == pytest.approx(1.0)
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Which nodes of a tree the output judges, by brute force; how probabilities multiply; which draft the best nodes make."""
+"""``DraftTree``: acceptance, path probabilities, and the draft of the best nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hasten.speculative.acceptance_calibration import AcceptanceCalibration
 from hasten.speculative.draft_tree import DraftTree
 
 
-class Recorder(AcceptanceCalibration):
+class RecordingCalibration(AcceptanceCalibration):
     def __init__(self) -> None:
         super().__init__()
         self.outcomes: list[tuple[object, bool]] = []
@@ -22,9 +22,9 @@ class Recorder(AcceptanceCalibration):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_node_that_the_output_reaches_is_judged(seed: int) -> None:
+def test_acceptance_is_recorded_for_every_node_that_the_output_reaches(seed: int) -> None:
     draw = random.Random(seed)
-    calibration = Recorder()
+    calibration = RecordingCalibration()
     tree, paths = DraftTree(calibration), [()]
     for _ in range(draw.randint(0, 6)):
         parent = draw.randrange(-1, len(tree.nodes))

@@ -1,6 +1,4 @@
-"""Tokens drawn with drafts on, counted: three in a row are distributed as the model and the settings say, by either lossless
-rule.
-"""
+"""Chi-square test: three tokens of speculative decoding have the model's joint distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +10,14 @@ import pytest
 import torch
 from tests.exhaustive import repeats
 from tests.sampling.chi_square import MIN_P_VALUE, p_value
-from tests.speculative.acceptance.table import Table, TableDrafter, TreeDrafter, by_formula, engine, request
+from tests.speculative.acceptance.table_model import (
+    TableDrafter,
+    TableModel,
+    TreeDrafter,
+    expected_probs,
+    make_engine,
+    make_request,
+)
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
@@ -22,8 +27,8 @@ from hasten.sampling.sampler import Sampler
 from hasten.sampling.token_selector import TorchTokenSelector
 from hasten.speculative.acceptance import counter_rng
 
-VOCABULARY, PROMPT, LENGTH = 6, (3, 1), 4
-ANSWERS = repeats("acceptance")  # of four tokens
+VOCAB_SIZE, PROMPT, LENGTH = 6, (3, 1), 4
+NUM_COMPLETIONS = repeats("acceptance")
 SETTINGS = {
     "temperature": 0.9,
     "top_k": 5,
@@ -34,88 +39,90 @@ SETTINGS = {
 }
 
 
-class NoTokenTwice:
-    """A mask that follows the text, as a grammar's automaton does: never the token before, and 5 only after 0."""
+class ContextMask:
+    """A mask that depends on the last token: no token twice in a row, and 5 only after 0."""
 
     def applies(self, params: SamplingParams) -> bool:
         return True
 
     def __call__(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         for row, logits_V in zip(rows, logits_RV, strict=True):
-            logits_V[[token for token in range(VOCABULARY) if token not in allowed(row.token_ids)]] = -torch.inf
+            logits_V[[token for token in range(VOCAB_SIZE) if token not in allowed_after(row.token_ids)]] = -torch.inf
         return logits_RV
 
 
-def allowed(text: Sequence[int]) -> list[int]:
-    return [token for token in range(VOCABULARY) if token != text[-1] and (token != 5 or text[-1] == 0)]
+def allowed_after(token_ids: Sequence[int]) -> list[int]:
+    last = token_ids[-1]
+    return [token for token in range(VOCAB_SIZE) if token != last and (token != 5 or last == 0)]
 
 
-def joint(table: Table) -> Tensor:
-    """Of the answer's tokens 1, 2 and 3, by the formula. [V, V, V]"""
+def joint_probs(model: TableModel) -> Tensor:
+    """Return the joint distribution [V, V, V] of output tokens 1, 2 and 3."""
     params = SamplingParams.from_dict(SETTINGS)
-    probs = torch.zeros(VOCABULARY, VOCABULARY, VOCABULARY, dtype=torch.float64)
-    for tokens in itertools.product(range(VOCABULARY), repeat=LENGTH):
-        probability, text = 1.0, list(PROMPT)
+    probs = torch.zeros(VOCAB_SIZE, VOCAB_SIZE, VOCAB_SIZE, dtype=torch.float64)
+    for tokens in itertools.product(range(VOCAB_SIZE), repeat=LENGTH):
+        probability, prefix = 1.0, list(PROMPT)
         for token in tokens:
-            probability *= by_formula(table, text, len(PROMPT), params, allowed(text))[token] if probability else 0.0
-            text.append(token)
+            if probability:
+                probability *= expected_probs(model, prefix, len(PROMPT), params, allowed_after(prefix))[token]
+            prefix.append(token)
         probs[tokens[1:]] += probability
     return probs
 
 
-def drawn(table: Table, rule: str, drafter: object, answers: int) -> tuple[Tensor, int]:
-    """The tokens of all answers [answer, token], and how many of them had been guessed."""
-    sampler = Sampler(TorchTokenSelector(Chain(processors=(NoTokenTwice(), *PROCESSORS))))
-    running = engine(table, drafter, sampler)
+def sample_completions(model: TableModel, rule: str, drafter: object, num_completions: int) -> tuple[Tensor, int]:
+    """Return the tokens [completion, position] and the number of accepted draft tokens."""
+    sampler = Sampler(TorchTokenSelector(Chain(processors=(ContextMask(), *PROCESSORS))))
+    engine = make_engine(model, drafter, sampler)
     tokens: list[tuple[int, ...]] = []
-    number = 0
-    while len(tokens) < answers:
-        while running.scheduler.num_waiting < 2:
-            settings = {**SETTINGS, "n": 32, "seed": 1000 + number, "acceptance": rule, "max_tokens": LENGTH}
-            running.add(request(number, PROMPT, **settings))
-            number += 1
-        for delta in running.step():
+    num_requests = 0
+    while len(tokens) < num_completions:
+        while engine.scheduler.num_waiting < 2:
+            settings = {**SETTINGS, "n": 32, "seed": 1000 + num_requests, "acceptance": rule, "max_tokens": LENGTH}
+            engine.add(make_request(num_requests, PROMPT, **settings))
+            num_requests += 1
+        for delta in engine.step():
             if delta.output is not None:
-                tokens += [answer.token_ids for answer in delta.output.outputs]
-    return torch.tensor(tokens[:answers]), running.stats.num_accepted_tokens
+                tokens += [completion.token_ids for completion in delta.output.outputs]
+    return torch.tensor(tokens[:num_completions]), engine.stats.num_accepted_tokens
 
 
-def judged(rule: str, drafter: object, answers: int = ANSWERS) -> float:
-    table = Table(VOCABULARY, 21)
-    tokens, num_accepted = drawn(table, rule, drafter, answers)
-    assert num_accepted > 0.3 * answers
-    expected = joint(table).flatten()
-    cells = (tokens[:, 1] * VOCABULARY + tokens[:, 2]) * VOCABULARY + tokens[:, 3]
+def joint_p_value(rule: str, drafter: object, num_completions: int = NUM_COMPLETIONS) -> float:
+    model = TableModel(VOCAB_SIZE, 21)
+    tokens, num_accepted = sample_completions(model, rule, drafter, num_completions)
+    assert num_accepted > 0.3 * num_completions
+    expected = joint_probs(model).flatten()
+    cells = (tokens[:, 1] * VOCAB_SIZE + tokens[:, 2]) * VOCAB_SIZE + tokens[:, 3]
     possible = expected > 0
-    assert possible[cells].all(), "a token was drawn that cannot be"
-    place = possible.cumsum(0) - 1
-    return p_value(place[cells], expected[possible])
+    assert possible[cells].all(), "a token of probability 0 was sampled"
+    possible_index = possible.cumsum(0) - 1
+    return p_value(possible_index[cells], expected[possible])
 
 
-def chains() -> TableDrafter:
-    """Guesses of a table near the model's, drawn from numbers of their own."""
-    near = Table(VOCABULARY, 21)
-    near.logits_PV = near.logits_PV + Table(VOCABULARY, 22).logits_PV * 0.5
+def chain_drafter() -> TableDrafter:
+    """Return a drafter whose model is near the target, with random numbers of its own."""
+    model = TableModel(VOCAB_SIZE, 21)
+    model.logits_PV = model.logits_PV + TableModel(VOCAB_SIZE, 22).logits_PV * 0.5
     draw = random.Random(8)
-    return TableDrafter(near, 3, lambda request, text, q_V: draw.choices(range(VOCABULARY), q_V.tolist())[0])
+    return TableDrafter(model, 3, lambda request, prefix, q_V: draw.choices(range(VOCAB_SIZE), q_V.tolist())[0])
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 def test_drafted_chains(rule: str) -> None:
-    assert judged(rule, chains()) > MIN_P_VALUE
+    assert joint_p_value(rule, chain_drafter()) > MIN_P_VALUE
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 def test_drafted_trees(rule: str) -> None:
-    assert judged(rule, TreeDrafter(VOCABULARY, 6), ANSWERS // 5) > MIN_P_VALUE
+    assert joint_p_value(rule, TreeDrafter(VOCAB_SIZE, 6), NUM_COMPLETIONS // 5) > MIN_P_VALUE
 
 
 def test_noise_without_the_position_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token alone is as likely as it should be, three in a row are not."""
+    """The distribution of each single token is right, and the joint distribution is not."""
     monkeypatch.setattr(SamplingRow, "position", property(lambda self: 7))
-    assert judged("exact", chains(), 4000) < MIN_P_VALUE
+    assert joint_p_value("exact", chain_drafter(), 4000) < MIN_P_VALUE
 
 
-def test_verdicts_that_always_fall_the_same_way_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constant_acceptance_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counter_rng, "noise_bits", lambda streams, tokens: torch.tensor(1 << 40))
-    assert judged("rejection", chains(), 4000) < MIN_P_VALUE
+    assert joint_p_value("rejection", chain_drafter(), 4000) < MIN_P_VALUE

@@ -1,4 +1,4 @@
-"""Prompt lookup against its definition, on texts that grow by one token or by many."""
+"""Prompt lookup against its definition, on texts that grow by one token or by several."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hasten.speculative.drafters.prompt_lookup import PromptLookup
 REQUEST = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams())
 
 
-def by_definition(text: list[int], num_tokens: int, longest: int, shortest: int) -> tuple[int, ...]:
-    """The longest run at the end that occurs earlier; of its occurrences the last; what followed, over and over."""
-    for size in range(longest, shortest - 1, -1):
+def by_definition(text: list[int], num_tokens: int, max_match: int, min_match: int) -> tuple[int, ...]:
+    """Return what follows the last earlier occurrence of the longest repeated suffix, repeated as needed."""
+    for size in range(max_match, min_match - 1, -1):
         for end in range(len(text) - 1, size - 1, -1):
             if text[end - size : end] == text[len(text) - size :]:
                 draft = list(text)
@@ -25,11 +25,11 @@ def by_definition(text: list[int], num_tokens: int, longest: int, shortest: int)
     return ()
 
 
-def test_guesses_are_those_of_the_definition_while_texts_grow() -> None:
+def test_drafts_follow_the_definition_while_texts_grow() -> None:
     draw = random.Random(5)
     drafter = PromptLookup(5, max_match=4, min_match=2)
     texts: dict[int, list[int]] = {}
-    guessed = 0
+    num_drafts = 0
     for step in range(400):
         if len(texts) < 4:
             texts[step] = [draw.randrange(4) for _ in range(draw.randint(1, 12))]
@@ -38,25 +38,25 @@ def test_guesses_are_those_of_the_definition_while_texts_grow() -> None:
         requests = [DraftRequest(key, text, REQUEST, 0) for key, text in texts.items()]
         drafts = drafter.propose(requests)
         assert [draft.token_ids for draft in drafts] == [by_definition(text, 5, 4, 2) for text in texts.values()]
-        guessed += sum(map(bool, drafts))
+        num_drafts += sum(map(bool, drafts))
         for text in texts.values():
             text += [draw.randrange(4) for _ in range(draw.choice((1, 1, 1, 6)))]
-    assert guessed > 500
+    assert num_drafts > 500
 
 
-def test_a_text_that_turns_in_circles_is_continued_in_circles() -> None:
+def test_a_repeating_text_is_continued_by_repetition() -> None:
     request = DraftRequest(0, [9, 1, 2, 3, 1, 2, 3, 1, 2, 3], REQUEST, 0)
     assert PromptLookup(7).propose([request]) == [Draft.chain((1, 2, 3, 1, 2, 3, 1))]
 
 
-def test_nothing_is_guessed_without_an_earlier_occurrence() -> None:
+def test_nothing_is_drafted_without_an_earlier_occurrence() -> None:
     assert PromptLookup(7).propose([DraftRequest(0, [1, 2, 3, 4, 5], REQUEST, 0), DraftRequest(1, [7], REQUEST, 0)]) == [
         NO_DRAFT,
         NO_DRAFT,
     ]
 
 
-def test_what_is_not_asked_for_is_forgotten() -> None:
+def test_the_index_of_an_absent_request_is_dropped() -> None:
     drafter = PromptLookup()
     drafter.propose([DraftRequest(0, [1, 2, 3], REQUEST, 0), DraftRequest(1, [1, 2, 3], REQUEST, 0)])
     drafter.propose([DraftRequest(1, [1, 2, 3, 4], REQUEST, 0)])

@@ -1,4 +1,4 @@
-"""Rows of steps over blocks in random order, run one by one: what a scheduler would plan, written by hand."""
+"""``PagedRunner``: runs rows that a test plans by hand, over KV blocks in random order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ NUM_SLOTS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Tokens that branch: each follows the token ``parents`` names, -1 the tokens before the tree."""
+    """A tree of tokens.
+
+    A node follows the node ``parents[node]``; -1 stands for the last token before the tree.
+    """
 
     token_ids: tuple[int, ...]
     parents: tuple[int, ...]
 
     def path(self, node: int) -> list[int]:
-        """The nodes from the first to this one."""
+        """Return the nodes from the root to ``node``."""
         return [] if node < 0 else [*self.path(self.parents[node]), node]
 
     @property
@@ -37,8 +40,11 @@ def random_tree(draw: random.Random, tokens: Sequence[int]) -> Tree:
     return Tree(tuple(tokens), tuple(draw.randrange(-1, node) for node in range(len(tokens))))
 
 
-class Steps:
-    """A runner and the blocks of its sequences. Blocks that fall out of a window are given to others."""
+class PagedRunner:
+    """A runner with the block tables of its sequences.
+
+    Blocks outside a window are released and used again.
+    """
 
     def __init__(self, backend: Backend, model: LoadedModel, block_size: int, aux_layer_indices: tuple[int, ...] = ()) -> None:
         self.groups, self.block_size = kv_groups(model.spec), block_size
@@ -53,9 +59,9 @@ class Steps:
         tables = self._tables.setdefault(sequence, [[] for _ in self.groups])
         for group, table, free in zip(self.groups, tables, self._free, strict=True):
             for i in range(group.first_live_block(start, self.block_size)):
-                gone = table[i]
-                if gone is not None:
-                    free.append(gone)
+                block = table[i]
+                if block is not None:
+                    free.append(block)
                 table[i] = None
             while len(table) * self.block_size < start + len(token_ids):
                 table.append(free.pop())
@@ -64,33 +70,33 @@ class Steps:
     def run(self, *rows: RowPlan) -> Tensor:
         return self.runner.run(StepPlan(rows)).logits.clone()
 
-    def plain(self, *sequences: Sequence[int]) -> list[Tensor]:
-        """All logits of each sequence, computed from its first token in one piece on blocks that nobody else has."""
+    def prompt_logits(self, *sequences: Sequence[int]) -> list[Tensor]:
+        """Return all logits [T, V] of each sequence, computed in one step on blocks of its own."""
         ids = [-1 - i for i in range(len(sequences))]
         logits_RV = self.run(*[self.row(i, 0, tokens, len(tokens)) for i, tokens in zip(ids, sequences, strict=True)])
         for i in ids:
-            self._close(i)
+            self._free_blocks(i)
         return list(logits_RV.split([len(tokens) for tokens in sequences]))
 
     def clear(self) -> None:
-        """Forget all sequences."""
+        """Release the blocks of all sequences."""
         for sequence in tuple(self._tables):
-            self._close(sequence)
+            self._free_blocks(sequence)
 
-    def _close(self, sequence: int) -> None:
+    def _free_blocks(self, sequence: int) -> None:
         for table, free in zip(self._tables.pop(sequence), self._free, strict=True):
             free += [block for block in table if block is not None]
 
-    def moves(self, sequence: int, begin: int, path: Sequence[int]) -> list[SlotMove]:
-        """Slots ``begin + path[i]`` to ``begin + i``."""
+    def slot_moves(self, sequence: int, begin: int, path: Sequence[int]) -> list[SlotMove]:
+        """Return the slot_moves of slot ``begin + path[i]`` to slot ``begin + i``."""
 
-        def place(table: list[int | None], slot: int) -> tuple[int, int]:
+        def location(table: list[int | None], slot: int) -> tuple[int, int]:
             block = table[slot // self.block_size]
             assert block is not None
             return block, slot % self.block_size
 
         return [
-            SlotMove(group, place(table, begin + node), place(table, begin + i))
+            SlotMove(group, location(table, begin + node), location(table, begin + i))
             for group, table in enumerate(self._tables[sequence])
             for i, node in enumerate(path)
             if i != node

@@ -1,4 +1,4 @@
-"""Steps that take no longer for more tokens, so that guesses always pay: on a small model, and a busy machine, they might not."""
+"""A cost model in which drafts always pay; the measured costs of a small model on a busy machine vary."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from hasten.entrypoints.wiring import speculative_setup
 from hasten.speculative.cost_model import CostModel
 
 
-class _Free(CostModel):
+class _ConstantCostModel(CostModel):
+    """Every step takes one second, whatever its number of tokens."""
+
     def __init__(self, measured: Mapping[int, float]) -> None:
         super().__init__({1: 1.0, 64: 1.0})
 
     def record(self, num_tokens: int, seconds: float) -> None:
-        """What they took in truth changes nothing."""
+        """Ignore the measured time."""
 
 
 @contextmanager
-def free_steps() -> Iterator[None]:
-    """Around the making of an engine."""
+def constant_step_cost() -> Iterator[None]:
+    """Give engines that are built in this context the constant cost model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculative_setup, "CostModel", _Free)
+        patch.setattr(speculative_setup, "CostModel", _ConstantCostModel)
         yield
