@@ -53,7 +53,7 @@ def test_a_smaller_size_is_refused(grow: ModuleType, source: Path, tmp_path: Pat
 
 
 def test_grown_exits_have_the_same_outputs(grow: ModuleType, tmp_path: Path) -> None:
-    """The hidden states are the same beside zeros, so greedy tokens and classifiers must be the same."""
+    """Growth only appends zeros to hidden states, so greedy tokens and confidences must be equal."""
     source, model = resolve("demo-exits", None, quiet=True), resolve("demo", None, quiet=True)
     heads = import_benchmark("grow_heads")
     grow.grow(model, tmp_path / "model", grow.Growth(width=4, heads=1, layers=12, vocab_size=9000))

@@ -80,7 +80,7 @@ class Simulation:
         self.shared_prefix = [self.random.randrange(1, VOCAB_SIZE) for _ in range(20)]
         self.num_full = self.num_short = 0  # drafts with all expected tokens, and with fewer
         self.num_stopped = 0  # expected chains that end below ``min_probability``
-        self.num_alternatives = 0  # nodes beside the path of most likely tokens
+        self.num_alternatives = 0  # nodes off the path of most likely tokens
         self._num_requests = 0
 
     def add(self) -> None:
@@ -121,7 +121,7 @@ class Simulation:
         return first_blocks.count(first_block) > 1
 
     def main_path(self, draft: Draft, expected: tuple[int, ...], candidates: list[dict[int, float]]) -> tuple[int, ...]:
-        """Return the tokens of the expected path, after a check of the alternatives beside it."""
+        """Return the tokens of the expected path, after a check of the alternatives."""
         path = draft.accepted_path(expected)
         probabilities = []
         for node, (token, parent, depth) in enumerate(zip(draft.token_ids, draft.parents, draft.depths, strict=True)):
