@@ -64,7 +64,7 @@ class PreparedLogits:
         return RunnerOutput(self._bank_NV[begin : begin + num_rows])
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        raise AssertionError("nothing is guessed here")
+        raise AssertionError("nothing is drafted here")
 
 
 def heldout() -> Iterator[str]:

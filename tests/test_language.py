@@ -1,7 +1,7 @@
-"""The language of the code and the docs, as far as a program can hold it: the field's words, and one line that says what a thing is.
+"""The language of the code and the docs, as far as a program can hold it.
 
-Words that this project once invented are banned everywhere. Ordinary English words are banned only as parts of identifiers, where the
-field has a word for what they once meant here.
+Words that this project once invented are banned everywhere. Ordinary English words are banned only as parts of identifiers, where
+the field has a word for what they once meant here. A docstring opens with one short line.
 """
 
 from __future__ import annotations

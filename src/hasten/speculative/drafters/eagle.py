@@ -39,7 +39,7 @@ class EagleRunner(Protocol):
         ...
 
     def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the layer, and return its hidden states [T, E] and logits [R, D]. Both expire with the next call.
+        """Run the layer; return hidden states [T, E] and logits [R, D], valid until the next call.
 
         ``rows`` hold the token after each hidden state; logits are those of their last ``num_logits`` tokens. Copies come first.
         """
