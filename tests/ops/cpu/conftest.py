@@ -1,4 +1,4 @@
-"""Every instruction set that runs on this machine."""
+"""The fixture ``cpu``: each instruction set that this machine supports, with two threads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hasten.ops.cpu.library import NativeLibrary, native_library
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cpu" in metafunc.fixturenames:
         library = native_library()
-        found = supported_isas(library) if isinstance(library, NativeLibrary) else ["no native library"]
-        metafunc.parametrize("cpu", found, indirect=True)
+        isas = supported_isas(library) if isinstance(library, NativeLibrary) else ["no native library"]
+        metafunc.parametrize("cpu", isas, indirect=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What formats say a weight takes is what the memory of a matrix says, but for scales and margins."""
+"""The bits per weight of a format agree with the memory of its matrix, apart from scales and padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS += [(torch.bfloat16, kind) for kind in ("int8", "int8-weight-only", "int4"
 
 
 @pytest.mark.parametrize(("dtype", "quantization"), KINDS)
-def test_the_bits_of_a_weight_are_those_of_its_memory(cpu: Cpu, dtype: torch.dtype, quantization: str | None) -> None:
+def test_bits_per_weight_agree_with_the_memory(cpu: Cpu, dtype: torch.dtype, quantization: str | None) -> None:
     weights = Weights(cpu)
     matrix = PackedFormatFactory(weights, dtype, quantization).projection(1024, 2048)
     matrix.load("weight", torch.randn(2048, 1024).to(dtype), slice(0, 2048), transposed=False)

@@ -1,4 +1,4 @@
-"""Some rows of a vocabulary are those rows: the same logits to the bit, in every format."""
+"""``Linear.slice_rows`` gives bit by bit the logits of the selected rows, in every format."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from hasten.ops.cpu.cpu import Cpu
 from hasten.ops.cpu.matrix import Weights
 from hasten.ops.torch.backend import TorchOps
 
-SIZE, WORDS = 64, 203
+SIZE, VOCAB_SIZE = 64, 203
 KINDS = ["dense", None, "int8", "int8-weight-only", "int4"]
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_some_rows_are_those_rows(cpu: Cpu, kind: str | None, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_gives_the_logits_of_its_rows(cpu: Cpu, kind: str | None, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "SLICE_CHUNK", 7)
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     formats = (
         DenseFormatFactory(TorchOps(), torch.float32) if kind == "dense" else PackedFormatFactory(Weights(cpu), torch.float32, kind)
     )
-    build = LayerContext(TorchOps(), formats, torch.float32)
-    whole = Linear(build.formats.lm_head(SIZE, WORDS), bias=bias, layer_context=build)
-    whole.format.load("weight", torch.randn(WORDS, SIZE, generator=draw), slice(None), transposed=False)
-    if whole.bias is not None:
-        whole.bias.copy_(torch.randn(WORDS, generator=draw))
-    ids = torch.randperm(WORDS, generator=draw)[:38]
-    x = torch.randn(9, SIZE, generator=draw)
-    some = whole.slice_rows(ids, build)(x)
-    assert some.shape == (9, 38)
-    if kind == "dense":  # BLAS adds in another order where there are fewer columns
-        torch.testing.assert_close(some, whole(x)[:, ids], rtol=1e-5, atol=1e-5)
+    context = LayerContext(TorchOps(), formats, torch.float32)
+    linear_layer = Linear(context.formats.lm_head(SIZE, VOCAB_SIZE), bias=bias, layer_context=context)
+    linear_layer.format.load("weight", torch.randn(VOCAB_SIZE, SIZE, generator=generator), slice(None), transposed=False)
+    if linear_layer.bias is not None:
+        linear_layer.bias.copy_(torch.randn(VOCAB_SIZE, generator=generator))
+    ids = torch.randperm(VOCAB_SIZE, generator=generator)[:38]
+    x = torch.randn(9, SIZE, generator=generator)
+    sliced = linear_layer.slice_rows(ids, context)(x)
+    assert sliced.shape == (9, 38)
+    if kind == "dense":  # BLAS sums in another order for fewer columns
+        torch.testing.assert_close(sliced, linear_layer(x)[:, ids], rtol=1e-5, atol=1e-5)
     else:
-        assert torch.equal(some, whole(x)[:, ids])
+        assert torch.equal(sliced, linear_layer(x)[:, ids])

@@ -1,4 +1,4 @@
-"""The thread pool where it is easily broken: one CPU, a fork, two engines at once, more threads than cores."""
+"""The thread pool at its edges: one CPU, a fork, two engines at once, more threads than cores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def engine(threads: int) -> LLM:
     return LLM("demo", dtype="float32", max_model_len=64, kv_cache_memory="8MiB", threads=threads, prefix_caching=False)
 
 
-def answers(llm: LLM) -> list[tuple[int, ...]]:
+def generate(llm: LLM) -> list[tuple[int, ...]]:
     return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
 
 
 def in_child(work: Callable[[], bool]) -> int:
-    """Runs ``work`` in a forked child and returns its exit status: 0 if it returned something true."""
+    """Run ``work`` in a forked child; return its exit status, which is 0 if ``work`` returns true."""
     child = os.fork()
     if child == 0:
         try:
@@ -33,40 +33,40 @@ def in_child(work: Callable[[], bool]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_one_cpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cpu_gives_the_same_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    expected = answers(engine(2))
+    expected = generate(engine(2))
 
     def work() -> bool:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        return answers(engine(2)) == expected and LLM("demo", max_model_len=64).describe()["threads"] == 1
+        return generate(engine(2)) == expected and LLM("demo", max_model_len=64).describe()["threads"] == 1
 
     assert in_child(work) == 0
 
 
-def test_an_engine_goes_on_in_a_forked_child_and_in_its_parent() -> None:
+def test_an_engine_continues_in_a_forked_child_and_in_its_parent() -> None:
     llm = engine(3)
-    expected = answers(llm)
-    assert in_child(lambda: answers(llm) == expected) == 0
-    assert answers(llm) == expected
+    expected = generate(llm)
+    assert in_child(lambda: generate(llm) == expected) == 0
+    assert generate(llm) == expected
 
 
-def test_two_engines_compute_at_the_same_time() -> None:
+def test_two_engines_run_concurrently() -> None:
     engines = [engine(2), engine(3)]
-    expected = answers(engines[0])
-    found: dict[int, list[list[tuple[int, ...]]]] = {0: [], 1: []}
+    expected = generate(engines[0])
+    outputs: dict[int, list[list[tuple[int, ...]]]] = {0: [], 1: []}
 
     def work(which: int) -> None:
         for _ in range(5):
-            found[which].append(answers(engines[which]))
+            outputs[which].append(generate(engines[which]))
 
-    workers = [threading.Thread(target=work, args=(which,)) for which in found]
+    workers = [threading.Thread(target=work, args=(which,)) for which in outputs]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert all(found[which] == [expected] * 5 for which in found)
+    assert all(outputs[which] == [expected] * 5 for which in outputs)
 
 
-def test_more_threads_than_cores_give_the_same() -> None:
-    assert answers(engine(16)) == answers(engine(1))
+def test_more_threads_than_cores_give_the_same_output() -> None:
+    assert generate(engine(16)) == generate(engine(1))
