@@ -59,7 +59,7 @@ struct ConvertToBf16Task {
 //   int4  data[panel][I'/64][576 bytes]       see kernels/int4_block.h: w ~ scales[panel][16] * s * (nibble - 8)
 //   bf16_compressed  data[panel][I'/8][192 bytes]   see kernels/bf16_compressed.h: bf16 in 12 bits per weight, lossless
 // The group scale s of int4 is an integer from -15 to 15 for each 16 inputs of an output. s * (nibble - 8) fits a byte, so products
-// are those of an int8 matrix (as in Lin et al., "QServe", 2024).
+// are those of an int8 matrix, as in Lin et al., "QServe", 2024.
 //
 // An outlier of bf16_compressed is a weight whose exponent has no code. It is 0 in the blocks and stands in the panel's list.
 struct Outlier {
@@ -179,7 +179,7 @@ struct KvLayer {
 // One sequence of the step: tokens [begin, end), in the slots of positions [start, start + end - begin). The block of position p is
 // block_table[p / block_size - first_block].
 //
-// tree_mask null: the tokens have these positions, with a causal mask. Else the sequence is a draft tree of at most 64 tokens: bit
+// tree_mask null: the tokens have these positions, with a causal mask. Else the sequence is a draft tree of at most 64 tokens. Bit
 // j of tree_mask[i] is set if token i attends to token j, its ancestor or itself. The position of token i is then start + number of
 // set bits - 1, for RoPE and for sliding windows.
 struct SequenceSpan {
@@ -188,8 +188,8 @@ struct SequenceSpan {
     const uint64_t* tree_mask;  // [end - begin], or null
 };
 
-// QK norm, RoPE, and the write of keys and values into the KV cache, for tokens [begin, end) of the step. qkv[t] = [q heads | k
-// heads | v heads]. Queries are rotated in place and not scaled.
+// QK norm, RoPE, and the write to the KV cache, for tokens [begin, end) of the step. qkv[t] = [q heads | k heads | v heads].
+// Queries are rotated in place and not scaled.
 struct RopeAndCacheTask {
     Rows qkv;
     int32_t heads, kv_heads, head_dim;

@@ -51,9 +51,9 @@ template <int Blocks, int Panels>
     if constexpr (Blocks == 2 && Panels == 2) _tile_loadd(3, lower + initial.panel, initial.stride);
 }
 
-// Sums over `steps` tiles in depth of 1 or 2 row blocks with 1 or 2 panels, added to `initial`: sums [32][Panels][16] of 4 bytes.
-// x: rows x_stride bytes apart. weights[i]: panel i, contiguous. interleaved.step runs beside each step. Bf16 false: signed times
-// unsigned bytes.
+// Computes sums [32][Panels][16] of 4 bytes, added to `initial`, over `steps` tiles in depth. Blocks: row blocks of 16. x: rows
+// x_stride bytes apart. weights[i]: panel i, contiguous. interleaved.step runs beside each step. Bf16 false: signed times unsigned
+// bytes.
 //
 // Weights are loaded with a streaming hint, so that the activations stay in the first-level cache for the next panels.
 template <bool Bf16, int Blocks, int Panels, class Interleaved>

@@ -105,8 +105,8 @@ inline void accumulate_int8_tiles(const uint8_t* weights, const uint8_t* values,
     if constexpr (Vectors == 2) _tile_stored(3, sums + value_dim + kLanes, row);
 }
 
-// bf16 values and weights are paired by panel, counted from the first panel of the split, so that pairs do not depend on the
-// selection. leading_panels is 1 if the selection starts with the second panel of a pair.
+// bf16 values and weights are paired by panel. Panels are counted from the first panel of the split, so that pairs do not depend on
+// the selection. leading_panels is 1 if the selection starts with the second panel of a pair.
 constexpr int64_t kPairBytes = 2 * kLanes * 4;  // between pairs of a query, whose weights replace its scores
 constexpr int64_t kPairTile = 1024;             // 32 values in 16 dimensions
 

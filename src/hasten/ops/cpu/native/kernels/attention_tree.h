@@ -1,9 +1,9 @@
 // Attention within draft trees. A token attends to its ancestors, which are scattered over the slots of the sequence. Ancestor i
 // has position start + i.
 //
-// Before the softmax the scores of the ancestors move to the lanes of their positions, and their values are added in this order,
-// split by split. So every sum has the same order and bits as in a plain sequence of the path. Sums of int8 values are integers,
-// for which the order does not matter.
+// Before the softmax the scores of the ancestors move to the lanes of their positions. Their values are added in this order, split
+// by split. So every sum has the same order and bits as in a plain sequence of the path. Sums of int8 values are integers, for
+// which the order does not matter.
 #pragma once
 
 #include "attention_scratch.h"

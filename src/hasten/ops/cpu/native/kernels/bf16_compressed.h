@@ -1,15 +1,15 @@
 // Lossless compression of bf16 weights to 12 bits. In a trained matrix 14 consecutive exponents cover all but a few weights in ten
-// thousand (Zhang et al., "70% Size, 100% Accuracy", 2025, entropy-code the exponents for the same reason). The other weights are
-// outliers in a list beside the panel, so that decompression has no branches (as the exceptions of Zukowski et al., "Super-Scalar
-// RAM-CPU Cache Compression", 2006).
+// thousand. Zhang et al., "70% Size, 100% Accuracy", 2025, entropy-code the exponents for the same reason. The other weights are
+// outliers in a list beside the panel, so that decompression has no branches. They are the exceptions of Zukowski et al.,
+// "Super-Scalar RAM-CPU Cache Compression", 2006.
 //
 // The low byte of a weight (last exponent bit and fraction) is stored as it is. The high byte (sign and upper seven exponent bits)
 // is stored as a nibble: 8 for the sign, plus a code. Code 0 means that the seven bits are 0, and code c that they are base + c.
 //
-// A block is 192 bytes: 8 inputs of the 16 outputs of a panel, in four pairs of inputs. Bytes 0 to 127 are low bytes; those of
-// pairs 2 h and 2 h + 1 (h: 0 or 1) start at 64 h. There, byte 16 (o / 4) + 8 (pair % 2) + 2 (o % 4) + input % 2 belongs to output
-// o. Bytes 128 to 191 are nibbles: byte 128 + b % 64 holds that of low byte b, in its low half for pairs 0 and 1, in its high half
-// for the others. In this order two byte interleavings restore pairs of bf16.
+// A block is 192 bytes: 8 inputs of the 16 outputs of a panel, in four pairs of inputs. Bytes 0 to 127 are low bytes. Those of
+// pairs 2 h and 2 h + 1 (h: 0 or 1) start at 64 h, where byte 16 (o / 4) + 8 (pair % 2) + 2 (o % 4) + input % 2 belongs to output
+// o. Bytes 128 to 191 are nibbles. Byte 128 + b % 64 holds the nibble of low byte b: in its low half for pairs 0 and 1, else in its
+// high half. In this order two byte interleavings restore pairs of bf16.
 #pragma once
 
 #include "../simd/vector_math.h"

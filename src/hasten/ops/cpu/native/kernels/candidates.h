@@ -212,7 +212,7 @@ inline bool keep_top_k(Candidates& candidates, int64_t k) {
     return true;
 }
 
-// Upper bound of the mean rank of a token, with which the error of the top-p sum grows: ranks are rounded up to the end of their
+// Upper bound of the mean rank of a token, with which the error of the top-p sum grows. Ranks are rounded up to the end of their
 // layer of values.
 inline double mean_rank(const Candidates& candidates, double total, int64_t count) {
     double rank_sum = candidates.excluded_mass * static_cast<double>(count), remaining = total - candidates.excluded_mass;

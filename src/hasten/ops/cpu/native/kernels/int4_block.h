@@ -1,8 +1,8 @@
 // Layout of int4 weights: integers s * (nibble - 8) in [-120, 120], with one group scale s for every 16 inputs of an output.
 //
 // A block is 576 bytes, nine cache lines: 64 inputs of the 16 outputs of a panel. Byte 16 g + o of the first line is the signed
-// scale s of group g and output o. Two lines of nibbles follow for each group: byte 4 o + j of line i holds input 8 i + j of output
-// o in its low half and input 8 i + 4 + j in its high half.
+// scale s of group g and output o. Two lines of nibbles follow for each group. Byte 4 o + j of line i belongs to output o: its low
+// half is input 8 i + j, its high half input 8 i + 4 + j.
 #pragma once
 
 #include "gemm_blocking.h"
@@ -42,8 +42,8 @@ inline int int4_weight(const uint8_t* panel, int lane, int64_t k) {
     }
 }
 
-// Converts a group to int8: four lines [16][4] of weights + 128. Multiplies two bytes at a time: n * s + 128 - 8 * s is from 8 to
-// 248 for each nibble n, so no carry crosses from one byte to the other.
+// Converts a group to int8: four lines [16][4] of weights + 128. Each 16-bit operation converts two bytes. n * s + 128 - 8 * s is
+// from 8 to 248 for each nibble n, so no carry crosses between them.
 [[gnu::always_inline]] inline void int4_group_to_int8(const uint8_t* block, int64_t g, I32x16 (&quads)[kInt4GroupQuads]) {
     const I32x16 scales = load_s8_as_i16_pairs(group_scales(block, g));
     const I32x16 zero_points = add_i16(multiply_i16(scales, broadcast_i16(-8 * 257)), broadcast_i16(128 * 257));

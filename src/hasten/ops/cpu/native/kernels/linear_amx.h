@@ -168,9 +168,9 @@ inline void stream_with_tiles(const LinearTask& task, const void* x, int64_t str
     apply_epilogue(task, previous.set, 0, previous.size, previous.sums);
 }
 
-// A product in tiles: rows of `x` (`stride` bytes apart, row_bytes each, a multiple of 64) with all panels of the task.
-// locate(group) sets the addresses of the weights. prefetch_weights: the weights come from memory. start(row, size, out): returns
-// initial sums of a row block, or null.
+// A product in tiles: rows of `x` with all panels of the task. The rows have row_bytes bytes, a multiple of 64, and are `stride`
+// bytes apart. locate(group) sets the addresses of the weights. prefetch_weights: the weights come from memory. start(row, size,
+// out) returns the initial sums of a row block, or null.
 template <bool Bf16, class Locate, class Start>
 inline void multiply_with_tiles(const LinearTask& task, const void* x, int64_t stride, int64_t row_bytes, bool prefetch_weights,
                                 Locate locate, Start start) {

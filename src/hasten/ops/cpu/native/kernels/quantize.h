@@ -36,8 +36,8 @@ inline void store_row_sum(const QuantizedRows& rows, int64_t t) {
     rows.sums[t] = reduce_add(acc);
 }
 
-// Row t of `rows` = round(value / scale), ties to even, scale = absmax / 127, with zeros from the width on. value(i): columns i to
-// i + 15, zeros past the width. A row with a NaN or an infinity gets the scale NaN.
+// Row t of `rows` = round(value / scale), ties to even, with scale = absmax / 127 and zeros from the width on. value(i): columns i
+// to i + 15, zeros past the width. A row with a NaN or an infinity gets the scale NaN.
 template <class Value>
 inline void quantize_row(const Value& value, int32_t width, float absmax, const QuantizedRows& rows, int64_t t) {
     const QuantScale quant(absmax);
