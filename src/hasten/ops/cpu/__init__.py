@@ -1,1 +1,1 @@
-"""The native CPU backend: C++ kernels for each instruction set behind a small C interface (``native/hasten.h``)."""
+"""The native CPU backend: C++ kernels behind the C interface ``native/hasten.h``."""

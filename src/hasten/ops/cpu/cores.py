@@ -33,7 +33,10 @@ def _core_name(cpu: int, topology: Path) -> str:
 
 
 def _cpu_quota(cgroup: Path) -> int:
-    """Return the CPUs of the control group, rounded down (version 2: cpu.max, version 1: cpu.cfs_*); 2**20 if unlimited."""
+    """Return the CPUs of the control group, rounded down; 2**20 if unlimited.
+
+    Version 2 has cpu.max, version 1 has cpu.cfs_*.
+    """
     unlimited = 1 << 20
     version_2 = cgroup / "cpu.max"
     if version_2.exists():

@@ -30,7 +30,10 @@ DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.fl
 
 
 class Cpu:
-    """Owns the threads, which spin for a millisecond between steps and then sleep. Freed with its last user."""
+    """Owns the threads, and is freed with its last user.
+
+    Between steps the threads spin for a millisecond and then sleep.
+    """
 
     def __init__(self, library: NativeLibrary, isa: str | None, threads: int) -> None:
         """Raises ``InvalidOption`` if this machine does not support the instruction set."""

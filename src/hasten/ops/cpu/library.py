@@ -1,4 +1,4 @@
-"""The shared library ``_native``: loaded once, with typed functions. It knows no tensors and no models."""
+"""The shared library ``_native`` with typed functions. It knows no tensors and no models."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ class NativeLibrary:
     """The functions of hasten.h as attributes without the prefix ``hasten_``. Calls release the GIL."""
 
     def __init__(self, path: Path) -> None:
-        """Load the library. Raises ``OSError`` if the file is missing, for another machine or of another ABI version."""
+        """Load the library.
+
+        Raises ``OSError`` if the file is missing, for another machine or of another ABI version.
+        """
         self._library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(self._library, f"hasten_{name}")

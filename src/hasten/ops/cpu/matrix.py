@@ -51,9 +51,9 @@ class Matrix:
             raise self._out_of_memory()
 
     def pack(self, source_OI: Tensor, row: int) -> None:
-        """Pack output features [row, row + len(source)), each once, from a floating-point tensor; quantise where needed.
+        """Pack output features [row, row + len(source)), each once, from a floating-point tensor.
 
-        Raises ``MemoryError``.
+        Quantises where the format needs it. Raises ``MemoryError``.
         """
         if source_OI.dtype not in DTYPES:
             source_OI = source_OI.float()

@@ -74,7 +74,10 @@ class AttentionParams:
 
 
 class Program:
-    """Recorded in order: prologue, ``begin_layer`` and its instructions for each layer, ``begin_head`` and its instructions."""
+    """A recorded step.
+
+    Recording has this order: the prologue, ``begin_layer`` and its instructions for each layer, ``begin_head`` and its instructions.
+    """
 
     def __init__(self, cpu: Cpu, kv: NativeKv, max_tokens: int) -> None:
         """Create an empty program for steps of up to ``max_tokens`` tokens."""
@@ -89,17 +92,26 @@ class Program:
         self.vocab_size = 0
 
     def buffer(self, name: str, width: int) -> Buffer:
-        """Return the float32 buffer of this name, created on first use. Its padding is zero. Raises ``MemoryError``."""
+        """Return the float32 buffer of this name, created on first use.
+
+        Its padding is zero. Raises ``MemoryError``.
+        """
         return self._buffer(name, width, quantized=False)
 
     def slice(self, buffer: Buffer, column: int, width: int) -> Buffer:
-        """Return columns ``[column, column + width)`` of a float32 buffer, which share its memory; multiples of 16."""
+        """Return columns ``[column, column + width)`` of a float32 buffer, which share its memory.
+
+        ``column`` and ``width`` are multiples of 16.
+        """
         assert not buffer.quantized and column + width <= buffer.width, (buffer, column, width)
         assert column % 16 == width % 16 == 0, (column, width)
         return Buffer(self._library.program_add_slice(self._handle, buffer.index, column), width)
 
     def int8_buffer(self, matrix: Matrix) -> Buffer:
-        """Return the int8 input buffer of ``matrix``, shared by all matrices of its width. Raises ``MemoryError``."""
+        """Return the int8 input buffer of ``matrix``, shared by all matrices of its width.
+
+        Raises ``MemoryError``.
+        """
         return self._buffer("int8", matrix.in_features, quantized=True)
 
     def begin_layer(self) -> None:
@@ -110,12 +122,18 @@ class Program:
         self._library.program_begin_head(self._handle)
 
     def embed(self, matrix: Matrix, out: Buffer, *, by_position: bool = False) -> None:
-        """out = rows token_ids of the matrix; ``by_position``: out += rows positions. Runs in steps that begin at layer 0."""
+        """out = rows token_ids of the matrix; ``by_position``: out += rows positions.
+
+        Runs in steps that begin at layer 0.
+        """
         self._references.append(matrix)
         self._library.program_embed(self._handle, matrix.handle, by_position, out.index)
 
     def rotary_table(self, inverse_frequencies: Tensor, factor: float) -> int:
-        """Compute cos and sin of the positions for ``rope_and_cache``; return their index. Belongs in the prologue."""
+        """Compute cos and sin of the positions for ``rope_and_cache``; return their index.
+
+        Belongs in the prologue.
+        """
         pointer = self._vector(inverse_frequencies)
         return int(self._library.program_rotary_table(self._handle, pointer, len(inverse_frequencies), factor))
 
@@ -184,7 +202,10 @@ class Program:
         self._library.program_gather(self._handle, x.index, x.width, out.index)
 
     def view(self, buffer: Buffer) -> Tensor:
-        """Return the memory of a float32 buffer, [max_tokens, width]: valid between steps while the program lives."""
+        """Return the memory of a float32 buffer, [max_tokens, width].
+
+        It is valid between steps while the program lives.
+        """
         assert not buffer.quantized, buffer
         stride = ctypes.c_int64()
         address = self._library.program_buffer_data(self._handle, buffer.index, ctypes.byref(stride))
@@ -211,7 +232,10 @@ class Program:
         return self._buffers[key]
 
     def _vector(self, values: Tensor | None) -> int | None:
-        """Return the address of a float32 copy with zero padding to a multiple of 16, which lives as long as the program."""
+        """Return the address of a float32 copy, padded with zeros to a multiple of 16.
+
+        The copy lives as long as the program.
+        """
         if values is None:
             return None
         padded = torch.zeros(_round_up(len(values)))
