@@ -76,7 +76,7 @@ class AttentionParams:
 class Program:
     """A recorded step.
 
-    Recording has this order: the prologue, ``begin_layer`` and its instructions for each layer, ``begin_head`` and its instructions.
+    Recording order: the prologue, ``begin_layer`` and instructions for each layer, ``begin_head`` and instructions.
     """
 
     def __init__(self, cpu: Cpu, kv: NativeKv, max_tokens: int) -> None:
