@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -29,6 +30,21 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for the engine's thread."""
     while not condition():
         await asyncio.sleep(0.001)
+
+
+def hold_after_one_step(llm: AsyncLLM) -> threading.Event:
+    """Let the engine run one step, and no more until the event is set: what a test sends meanwhile meets a running request."""
+    engine, go_on = llm._loaded.engine, threading.Event()
+    step, num_steps = engine.step, 0
+
+    def held_step() -> object:
+        nonlocal num_steps
+        num_steps += 1
+        assert num_steps == 1 or go_on.wait(timeout=60)
+        return step()
+
+    engine.step = held_step  # type: ignore[assignment, method-assign]
+    return go_on
 
 
 def num_held_blocks(llm: AsyncLLM) -> int:
@@ -67,10 +83,13 @@ def test_a_cancelled_task_ends_its_request_and_no_other(tiny: Callable[[str], Pa
     expected = LLM(str(folder), **OPTIONS).generate(PROMPTS[1], GREEDY.replace(max_tokens=60))[0].outputs
 
     async def body(llm: AsyncLLM) -> None:
+        go_on = hold_after_one_step(llm)
         cancelled = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
         kept = asyncio.create_task(llm.generate(PROMPTS[1], GREEDY.replace(max_tokens=60)))
         await until(lambda: num_held_blocks(llm) > 0)
         cancelled.cancel()
+        await asyncio.sleep(0)  # the cancelled task sends its abort
+        go_on.set()
         assert (await kept).outputs == expected
         await until(lambda: num_held_blocks(llm) == 0)
         with pytest.raises(asyncio.CancelledError):
@@ -149,9 +168,12 @@ def test_priority_orders_waiting_requests(tiny: Callable[[str], Path]) -> None:
             await llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=40), priority=priority)
             finished.append(name)
 
+        go_on = hold_after_one_step(llm)
         first = asyncio.create_task(one("first", 0))
         await until(lambda: num_held_blocks(llm) > 0)
         low, high = asyncio.create_task(one("low", 5)), asyncio.create_task(one("high", -5))
+        await asyncio.sleep(0)  # both tasks send their requests
+        go_on.set()
         await asyncio.gather(first, low, high)
         assert finished == ["first", "high", "low"]
 
@@ -174,9 +196,13 @@ def test_waiting_tasks_get_an_error_when_the_engine_dies(tiny: Callable[[str], P
 def test_close_ends_running_requests(tiny: Callable[[str], Path]) -> None:
     async def session() -> None:
         llm = AsyncLLM(str(tiny("llama-gqa")), **OPTIONS)
+        go_on = hold_after_one_step(llm)
         task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
         await until(lambda: num_held_blocks(llm) > 0)
-        await llm.close()
+        closed = asyncio.create_task(llm.close())
+        await until(lambda: not llm._client._commands.empty())
+        go_on.set()
+        await closed
         with pytest.raises(HastenError, match="it was closed"):
             await task
         await llm.close()
