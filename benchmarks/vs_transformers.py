@@ -70,7 +70,7 @@ def workloads(seed: int) -> list[Workload]:
             lengths,
         ),
         Workload(
-            "16 prompts at once, 1,000 tokens shared and 32 own, 16 out",
+            "16 prompts, 1,000 tokens shared and 32 own, 16 out",
             "16 个并发提示，共享 1,000 个 token，各自 32 个，输出 16 个",
             [shared + ids(32) for _ in range(16)],
             [16] * 16,
