@@ -37,6 +37,4 @@ class AcceptanceCalibration:
 
 def log_odds_bin(probability: float) -> int:
     """Return one bin for each doubling of the odds. ``probability`` is above 0."""
-    if probability >= 1.0:
-        return MAX_LOG_ODDS
-    return round(max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, math.log2(probability / (1.0 - probability)))))
+    return round(max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, math.log2(probability / max(1.0 - probability, 1e-9)))))

@@ -42,13 +42,12 @@ class CostModel:
         self._num_outliers = self._num_outliers + 1 if seconds >= OUTLIER * expected else 0
         if self._num_outliers:
             self._offset += error if self._num_outliers >= MAX_OUTLIERS else 0.0
-            self._clear_cache()
-            return
-        self._offset += STEP_UPDATE * error
-        right, share = self._locate(num_tokens)
-        self._points[right - 1] += STEP_UPDATE * error * max(1 - share, 0.0)
-        # Beyond the last size its point counts ``share`` > 1 times and moves by as much less, or the estimate would overshoot.
-        self._points[right] += STEP_UPDATE * error * min(share, 1 / max(share, 1.0))
+        else:
+            self._offset += STEP_UPDATE * error
+            right, share = self._locate(num_tokens)
+            self._points[right - 1] += STEP_UPDATE * error * max(1 - share, 0.0)
+            # Beyond the last size its point counts ``share`` > 1 times and moves by as much less, or the estimate would overshoot.
+            self._points[right] += STEP_UPDATE * error * min(share, 1 / max(share, 1.0))
         self._clear_cache()
 
     def best_count(self, probabilities: Sequence[Sequence[float]], draft_seconds: float) -> tuple[int, float]:

@@ -22,7 +22,7 @@ HORIZON = 256  # tokens: most answers end long before max_tokens
 PROBE_SHARE, PROBE_TOKENS = 0.01, 2  # share of the time for drafters that do not seem to pay, and what they draft then
 MARGIN = 1.1  # required gain over plain decoding: the cost is certain and the benefit an estimate
 PRIOR, TEXT_DECAY, TEXT_PRIOR_WEIGHT = 0.5, 0.97, 2.0  # calibration of drafts without probabilities of their own
-CURVE_UPDATE, TAIL_UPDATE = 0.1, 0.003  # how fast a drafter's new drafts, or the lack of long ones, replace what was expected
+CURVE_UPDATE, TAIL_UPDATE = 0.05, 0.003  # how fast outcomes of drafts, or the lack of long ones, replace what was expected
 LENGTH_BUCKETS, AGE_BUCKETS = (2, 4, 8), (8, 32)  # kinds of model-free drafts: by length and by output tokens so far
 
 
@@ -94,10 +94,7 @@ def select_nodes(trees: Sequence[DraftTree], max_nodes: int, costs: CostModel, d
 
 
 class AutoDrafter:
-    """Chooses in every round between drafters, draft lengths and plain decoding.
-
-    Model-free drafters propose in every round at no cost. A model drafter is asked where that should pay, or as a rare probe.
-    """
+    """Chooses a drafter and a draft length where that should pay. Model-free drafters always propose."""
 
     def __init__(
         self,
@@ -112,7 +109,8 @@ class AutoDrafter:
         self._model_free, self._model_based, self._costs, self._clock = model_free, model_based, costs, clock
         calibration = AcceptanceCalibration(TEXT_DECAY, TEXT_PRIOR_WEIGHT)
         self._scores = {name: TreeExpansion(costs, calibration=calibration) for name in (*model_free, *model_based)}
-        self._curves: dict[str, list[float]] = {name: [] for name in model_based}  # expected acceptance_probs of a draft
+        self._curves: dict[str, list[float]] = {name: [] for name in model_based}  # [i]: acceptance rate of a draft's token i
+        self._asked: dict[int, tuple[str, int, int, Draft]] = {}  # sequence id -> drafter, num_tokens, length then, draft
         self._budgets = dict.fromkeys(model_based, 0.0)  # seconds for probes
         self._lengths = {name: sorted({min(n, num_tokens or n) for n in d.draft_lengths}) for name, d in model_based.items()}
         self._last_step_tokens, self._last_end = 0, 0.0
@@ -128,6 +126,8 @@ class AutoDrafter:
                 self._budgets[name] = min(budget + PROBE_SHARE / len(self._budgets) * seconds, seconds)
         for score in self._scores.values():
             score.record_acceptance(requests)
+        for request in (r for r in requests if r.sequence_id in self._asked):
+            self._record_outcome(request, *self._asked.pop(request.sequence_id))
         drafts = [NO_DRAFT] * len(requests)
         for name, drafter in self._model_free.items():
             drafts = _better(drafts, self._scored(name, requests, drafter.propose(requests, output)))
@@ -157,18 +157,22 @@ class AutoDrafter:
         return scored
 
     def _ask(self, name: str, num_tokens: int, requests: Sequence[DraftRequest], *, is_probe: bool) -> dict[int, Draft]:
-        drafter, curve, begin = self._model_based[name], self._curves[name], self._clock()
+        drafter, begin = self._model_based[name], self._clock()
         drafter.num_tokens = num_tokens
         drafts = self._scored(name, requests, drafter.draft(requests))
-        for draft in drafts:
-            observed = [*draft.acceptance_probs, *[0.0] * num_tokens][:num_tokens]
-            old = [*curve, *observed[len(curve) :]]
-            curve[:num_tokens] = [old[i] + CURVE_UPDATE * (new - old[i]) for i, new in enumerate(observed)]
-            for i in range(num_tokens, len(curve)):  # what longer drafts were worth is forgotten slowly
-                curve[i] += TAIL_UPDATE * (curve[0] * curve[i - 1] - curve[i])
         if is_probe:  # it pays for all that it had to read first
             self._budgets[name] -= self._clock() - begin
-        return dict(zip((request.sequence_id for request in requests), drafts, strict=True))
+        self._asked = {r.sequence_id: (name, num_tokens, len(r.token_ids), d) for r, d in zip(requests, drafts, strict=True)}
+        return dict(zip(self._asked, drafts, strict=True))
+
+    def _record_outcome(self, request: DraftRequest, name: str, num_tokens: int, length: int, draft: Draft) -> None:
+        tokens, path = request.token_ids[length:], draft.accepted_path(request.token_ids[length:])
+        curve = self._curves[name] = self._expected(name, max(num_tokens, len(self._curves[name])))
+        for i in range(min(num_tokens, request.max_draft_tokens + len(tokens))):  # what was not drafted counts as rejected
+            if i >= len(draft) or len(path) < len(tokens) or draft.depths[i] <= len(path):
+                curve[i] += CURVE_UPDATE * ((i in path) - curve[i])
+        for i in range(num_tokens, len(curve)):  # what longer drafts were worth is forgotten slowly
+            curve[i] += TAIL_UPDATE * (curve[0] * curve[i - 1] - curve[i])
 
     def _choose(self, drafts: Sequence[Draft], requests: Sequence[DraftRequest]) -> tuple[str, int, Sequence[DraftRequest]]:
         """Return which model drafter to ask, for how many tokens, of which requests (one: a probe)."""
@@ -195,12 +199,11 @@ class AutoDrafter:
                 return name, min(PROBE_TOKENS, self._lengths[name][-1]), [cheapest]
         return chosen, num_tokens, requests
 
-    def _expected(self, name: str, length: int) -> Sequence[float]:
+    def _expected(self, name: str, length: int) -> list[float]:
         """Return the expected acceptance probabilities of a draft; unknown ones fall as the first does."""
         curve = self._curves[name][:length]
-        first = curve[0] if curve else PRIOR
         while len(curve) < length:
-            curve.append(first * (curve[-1] if curve else 1.0))
+            curve.append(curve[0] * curve[-1] if curve else PRIOR)
         return curve
 
 
