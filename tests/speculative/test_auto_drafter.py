@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -246,6 +246,23 @@ def test_a_drafter_is_asked_only_where_its_cost_leaves_that_tenth(seconds: float
     auto = AutoDrafter({}, {"model": model}, CostModel({1: 1.0, 2: 1.7}), model.clock)
     auto._curves["model"] = [1.0]
     assert chosen(auto) == asked
+
+
+def test_one_low_estimate_does_not_end_a_drafter_that_is_always_right() -> None:
+    """Its probability of the first draft is far too low, as before calibration. Waiting for the next probe would take 20 rounds."""
+
+    class UncalibratedDrafter(PricedDrafter):
+        def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+            prob = 0.9 if self.batch_sizes else 0.1
+            drafts = super().draft(requests)
+            return [replace(d, acceptance_probs=tuple(prob ** (i + 1) for i in range(len(d)))) for d in drafts]
+
+    clock, request = Clock(), DraftRequest(0, [1], REQUEST, 0)
+    model = UncalibratedDrafter(clock, 0.002, rate=1.0)
+    auto = AutoDrafter({}, {"model": model}, CostModel({size: memory_bound(size) for size in SIZES}), clock)
+    simulate(auto, [request], memory_bound, clock, 12)
+    assert len(model.batch_sizes) > 5
+    assert len(request.token_ids) > 2 * 12
 
 
 def test_drafting_starts_when_a_text_becomes_predictable() -> None:
