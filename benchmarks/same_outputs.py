@@ -3,11 +3,11 @@
 ``python benchmarks/same_outputs.py dump before.json`` with the code before the refactor, and ``after.json`` with the code after it.
 ``python benchmarks/same_outputs.py compare before.json after.json`` exits with 0 if all answers are equal, else with 1.
 
-200 prompts from held-out text, of 4 to 200 tokens, some with long shared beginnings, in eight kinds of settings. A configuration of
-the engine answers all of them or every third one, so that each kind occurs; beam search has no exit rules. A dump holds token ids,
+200 prompts from held-out text, of 4 to 200 tokens, some with long shared beginnings, in eight kinds of settings. Every
+configuration of the engine answers all of them; beam search has no exit rules. A dump holds token ids,
 log-probabilities, scores, texts, reasons for the end and exit layers, with numbers as ``float.hex()``. Both dumps must come from
-one machine, because another processor has other kernels, and from the same versions of PyTorch and tokenizers. A dump takes about a
-minute on two idle cores, and up to ten minutes where other work shares them.
+one machine, because another processor has other kernels, and from the same versions of PyTorch and tokenizers. A dump takes about
+two minutes on two idle cores.
 
 Some combinations are left out, because two dumps with the same code differ there: acceptance "rejection" and "typical" with
 ``draft_model``, ``medusa``, ``eagle``, ``self_speculation`` and ``auto``. The length of their drafts depends on measured times, and
@@ -33,7 +33,6 @@ HELDOUT = Path(hasten.__file__).parent / "demo" / "heldout.jsonl"
 NUM_PROMPTS = 200
 SHORTEST, LONGEST = 4, 200  # tokens of a prompt
 STEMS = (48, 96, 160)  # tokens of the shared beginnings
-THIRD = 3  # every third prompt; without a common divisor with the number of kinds, so that each kind occurs
 SHOWN = 5  # differences that are printed of each configuration, one per request
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -90,18 +89,17 @@ class Configuration:
     name: str
     options: dict[str, Any]  # of the engine
     exits: dict[str, Any] = field(default_factory=dict)  # settings of an exit rule; beam search has none
-    every: int = THIRD  # prompt is answered
     keeps_acceptance: bool = True  # False: acceptance is "exact" in all requests
 
 
 def configurations() -> Iterator[Configuration]:
     """Configurations with equal options of the engine stand one after the other."""
     for weights, chosen in WEIGHTS.items():
-        yield Configuration(f"{weights}, off", {"speculative_method": "off", **chosen}, every=1)
+        yield Configuration(f"{weights}, off", {"speculative_method": "off", **chosen})
         for drafter, needed in DRAFTERS.items():
             options = {"speculative_method": drafter, **needed, **chosen}
             by_text = drafter in BY_TEXT
-            yield Configuration(f"{weights}, {drafter}", options, every=1 if by_text else THIRD, keeps_acceptance=by_text)
+            yield Configuration(f"{weights}, {drafter}", options, keeps_acceptance=by_text)
         for rule, settings in EXIT_RULES.items():
             options = {"speculative_method": "off", "exits": "demo-exits", **chosen}
             yield Configuration(f"{weights}, exit rule {rule}", options, {"exit_rule": rule, **settings})
@@ -146,7 +144,7 @@ def prompts(llm: LLM) -> list[list[int]]:
 def requests(configuration: Configuration) -> list[tuple[int, str, SamplingParams]]:
     """Number of the prompt, kind and settings of each request."""
     made = []
-    for number in range(0, NUM_PROMPTS, configuration.every):
+    for number in range(NUM_PROMPTS):
         turn, place = divmod(number, len(KINDS))
         kind, settings = list(KINDS.items())[place]
         given = {"seed": 1000 + number, "max_tokens": 20 + number % 9, "logprobs": 2 if turn % 4 < 2 else None, **settings}
