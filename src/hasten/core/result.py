@@ -63,12 +63,11 @@ class DraftOutcome:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Every sampled sequence is the parent of a continuation, dropped or corrupted."""
+    """Every sampled sequence is the parent of a continuation, or its id is in ``dropped``, ``failed`` or ``corrupted``."""
 
     continuations: tuple[Continuation, ...]
-    dropped: tuple[int, ...] = ()  # sequence ids that end without a token: lost beams, failed requests
-    corrupted: tuple[
-        int, ...
-    ] = ()  # sequence ids with logits that are not finite: they end, and their blocks leave the prefix cache
+    dropped: tuple[int, ...] = ()  # lost beams: they end without a token
+    corrupted: tuple[int, ...] = ()  # logits are not finite: they end, and all their blocks leave the prefix cache
+    failed: tuple[int, ...] = ()  # of failed requests: they end, and the blocks of this step never enter the prefix cache
     draft_outcomes: tuple[DraftOutcome, ...] = ()
     exit_layers: Mapping[int, int] = field(default_factory=dict)  # sequence id -> exit layer; last tokens that exited early only

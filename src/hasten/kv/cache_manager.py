@@ -32,7 +32,12 @@ class KvCacheManager:
         self.groups = tuple(groups)
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.allocators = tuple(BlockAllocator(num_blocks, keep_cached=keep_cached) for _ in groups)
+        self._keep_cached = keep_cached
+        self.reset()
+
+    def reset(self) -> None:
+        """Close all sequences and free all blocks, whatever state they are in."""
+        self.allocators = tuple(BlockAllocator(self.num_blocks, keep_cached=self._keep_cached) for _ in self.groups)
         self._windowed = [(i, group, self.allocators[i]) for i, group in enumerate(self.groups) if group.window is not None]
         self._tables: dict[int, BlockTable] = {}
         self._pending: dict[bytes, int] = {}  # block hash -> the open sequence that will compute the block

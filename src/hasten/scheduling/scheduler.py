@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from hasten.core.concat_view import ConcatView
 from hasten.core.draft import MAX_TREE_TOKENS, NO_DRAFT, Draft
-from hasten.core.errors import PromptTooLong
 from hasten.core.plan import CommitResult, CommittedSpan, RowPlan, SlotMove, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import Continuation, StepResult
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.prefix_hash import cache_salt
 from hasten.scheduling.admission import admission, service_rank
+from hasten.scheduling.capacity import check_capacity
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.plan_builder import PlanBuilder
 from hasten.scheduling.sequence import ScheduledRequest, Sequence
@@ -29,64 +29,39 @@ from hasten.scheduling.sequence import ScheduledRequest, Sequence
 class Scheduler:
     def __init__(self, config: SchedulerConfig, kv: KvCacheManager) -> None:
         self.config, self.kv = config, kv
-        self._admission = admission(config)
+        self._arrival_numbers, self._sequence_ids = itertools.count(), itertools.count()
+        self.reset()
+
+    def reset(self) -> None:
+        """Remove all requests and free all blocks, whatever state they are in."""
+        self.kv.reset()
+        self._admission = admission(self.config)
         self._requests: dict[str, ScheduledRequest] = {}
         self._waiting: list[ScheduledRequest] = []  # by rank
         self._running: list[ScheduledRequest] = []  # by rank
         self._sequences: dict[int, Sequence] = {}
-        self._arrival_numbers, self._sequence_ids = itertools.count(), itertools.count()
         self._planned: tuple[RowPlan, ...] = ()  # rows of the step in progress
+        self._failures: list[tuple[str, Exception]] = []
 
     # ---------------------------------------------------------------- adding and removing requests
 
     def add(self, request: Request) -> ScheduledRequest:
-        """Add a request to the waiting ones. Raises ``PromptTooLong`` if it can never run."""
+        """Add a request to the waiting ones. Raises ``PromptTooLong``, and changes nothing, if it can never run."""
         self.check_capacity(request)
         number = next(self._arrival_numbers)
         # Without a prefix cache, only the sequences of one request share blocks.
         salt = cache_salt(request.cache_salt, request.exit_layer) if self.config.prefix_caching else f"request:{number}"
         scheduled = ScheduledRequest(request, service_rank(self.config, request, number), salt)
         prompt = [*request.prompt_token_ids]
-        self._register(Sequence(next(self._sequence_ids), scheduled, 0, prompt, exit_layer=request.exit_layer))
+        sequence = Sequence(next(self._sequence_ids), scheduled, 0, prompt, exit_layer=request.exit_layer)
         insort(self._waiting, scheduled, key=_rank)
+        self._register(sequence)
         self._requests[request.request_id] = scheduled
         return scheduled
 
     def check_capacity(self, request: Request) -> None:
-        """Raises ``PromptTooLong``, with both numbers, if the request cannot run even alone."""
-        num_prompt, params = len(request.prompt_token_ids), request.params
-        assert params.max_tokens is not None, "the input processor sets max_tokens"
-        num_tokens, num_sequences = num_prompt + params.max_tokens, params.beam_width or params.n
-        requested = f"{num_prompt} prompt + {params.max_tokens} new tokens"
-        if num_tokens > self.config.max_model_len:
-            raise PromptTooLong(
-                "prompt and output do not fit the context",
-                got=f"{requested} = {num_tokens}",
-                allowed=f"up to {self.config.max_model_len} tokens",
-                remedy="Shorten the prompt, lower max_tokens, or raise max_model_len",
-            )
-        if num_sequences > self.config.max_num_seqs:
-            raise PromptTooLong(
-                "the request has more sequences than may run at a time",
-                got=num_sequences,
-                allowed=f"up to max_num_seqs={self.config.max_num_seqs}",
-                remedy="Lower n or beam_width, or raise max_num_seqs",
-            )
-        size = self.kv.block_size
-        # Sequences share the prompt's blocks, unless a window drops them and preempted sequences compute them again.
-        num_shared = num_prompt // size if all(group.window is None for group in self.kv.groups) else 0
-        for group in self.kv.groups:
-            decoding = group.max_blocks(num_tokens, size, 1)
-            prefilling = group.max_blocks(num_tokens, size, self.config.max_num_batched_tokens)
-            needed = num_shared + num_sequences * (decoding - num_shared) + prefilling - decoding
-            if needed > self.kv.num_blocks:
-                plural = "s" if num_sequences > 1 else ""
-                raise PromptTooLong(
-                    "the request does not fit the KV pool",
-                    got=f"{requested}, {num_sequences} sequence{plural}: {needed} blocks of {size} tokens",
-                    allowed=f"up to {self.kv.num_blocks} blocks",
-                    remedy="Shorten the prompt, lower max_tokens, n or beam_width, or raise kv_cache_memory",
-                )
+        """Raise ``PromptTooLong``, with both numbers, if the request cannot run even alone."""
+        check_capacity(request, self.config, self.kv)
 
     def abort(self, request_id: str) -> bool:
         """Remove a request and free its blocks. Return False if the scheduler does not have it."""
@@ -116,15 +91,40 @@ class Scheduler:
         """Return when an idle engine may admit the first waiting request."""
         return self._admission.next_admission_time(self._waiting)
 
+    # ---------------------------------------------------------------- requests that raise
+
+    def take_failures(self) -> list[tuple[str, Exception]]:
+        """Return the requests that ``plan`` and ``commit`` have removed since the last call, and what they raised.
+
+        Raises ``AssertionError`` if a fault has left the blocks inconsistent.
+        """
+        if not self._failures:
+            return []
+        failures, self._failures = self._failures, []
+        self.kv.check()
+        return failures
+
+    def fail(self, scheduled: ScheduledRequest, error: Exception) -> None:
+        """Remove a request that raised. Its blocks leave the prefix cache, because they may hold anything."""
+        for sequence in list(scheduled.sequences):
+            if self.kv.is_open(sequence.id):
+                self.kv.discard(sequence.id)
+            self._end(sequence)
+        self._failures.append((scheduled.request.request_id, error))
+
     # ---------------------------------------------------------------- one step
 
     def plan(self, now: float) -> StepPlan:
-        """Return what this step computes."""
+        """Return what this step computes. A request that raises is removed; see ``take_failures``."""
         builder = PlanBuilder(self.config.max_num_batched_tokens)
         # Decoding requests go first, so that a long prompt does not delay them.
         for scheduled in sorted(self._running, key=lambda scheduled: not scheduled.is_decoding):
             if scheduled.is_running:  # an earlier request may have preempted it
-                self._schedule(scheduled, builder)
+                try:
+                    self._schedule(scheduled, builder)
+                except Exception as error:
+                    builder.drop(scheduled)
+                    self.fail(scheduled, error)
         if self._waiting:
             self._admit(builder, now)
         plan = builder.build()
@@ -135,55 +135,81 @@ class Scheduler:
         """Record that the planned rows are computed, and apply the accepted tokens.
 
         The caller makes the returned moves before the next computation, because the prefix cache assumes that they are made.
+        A request that raises is removed; see ``take_failures``.
         """
         accepted = {continuation.parent: continuation.token_ids[:-1] for continuation in result.continuations}
+        unpublished = {*result.corrupted, *result.failed}
         spans: list[CommittedSpan] = []
         moves: list[SlotMove] = []
         begin = 0  # index of the row's first token in the step
         for row in self._planned:
-            sequence = self._sequences[row.sequence_id]
-            token_ids: Tokens[int] = sequence.token_ids
-            num_draft_tokens = len(sequence.draft)
-            draft_begin = len(row.token_ids) - num_draft_tokens
-            path: tuple[int, ...] = ()
-            if num_draft_tokens:  # the slots of rejected tokens are overwritten later
-                draft_token_ids = accepted.get(sequence.id, ())
-                path, token_ids = sequence.draft.accepted_path(draft_token_ids), ConcatView(token_ids, draft_token_ids)
-                moves += self.kv.slot_moves(sequence.id, row.start + draft_begin, path)
-                sequence.draft = NO_DRAFT
-            sequence.num_computed_tokens = row.start + draft_begin + len(path)
-            if row.exit_plan is not None:
-                sequence.record_exit(row, result.exit_layers.get(sequence.id))
-            if sequence.id not in result.corrupted:  # NaN must not enter the prefix cache
-                self.kv.commit(sequence.id, token_ids, sequence.num_computed_tokens, sequence.num_cacheable_tokens)
-            indices: Tokens[int] = range(begin, begin + draft_begin)
-            if path:
-                indices = (*indices, *(begin + draft_begin + node for node in path))
-            spans.append(CommittedSpan(sequence.id, row.start, indices))
+            sequence = self._sequences.get(row.sequence_id)
+            if sequence is not None:  # else another row of the request has raised
+                publish = sequence.id not in unpublished
+                try:
+                    exit_layer = result.exit_layers.get(sequence.id)
+                    span, row_moves = self._commit_row(row, sequence, begin, accepted.get(sequence.id, ()), exit_layer, publish)
+                    spans.append(span)
+                    moves += row_moves
+                except Exception as error:
+                    self.fail(sequence.scheduled_request, error)
             begin += len(row.token_ids)
         self._planned = ()
         self._apply(result)
         return CommitResult(tuple(spans), tuple(moves))
+
+    def _commit_row(
+        self, row: RowPlan, sequence: Sequence, begin: int, accepted: Tokens[int], exit_layer: int | None, publish: bool
+    ) -> tuple[CommittedSpan, list[SlotMove]]:
+        """Record one computed row, which begins at token ``begin`` of the step. ``accepted``: tokens of its draft."""
+        token_ids: Tokens[int] = sequence.token_ids
+        num_draft_tokens = len(sequence.draft)
+        draft_begin = len(row.token_ids) - num_draft_tokens
+        path: tuple[int, ...] = ()
+        moves: list[SlotMove] = []
+        if num_draft_tokens:  # the slots of rejected tokens are overwritten later
+            path, token_ids = sequence.draft.accepted_path(accepted), ConcatView(token_ids, accepted)
+            moves = self.kv.slot_moves(sequence.id, row.start + draft_begin, path)
+            sequence.draft = NO_DRAFT
+        sequence.num_computed_tokens = row.start + draft_begin + len(path)
+        if row.exit_plan is not None:
+            sequence.record_exit(row, exit_layer)
+        if publish:
+            self.kv.commit(sequence.id, token_ids, sequence.num_computed_tokens, sequence.num_cacheable_tokens)
+        indices: Tokens[int] = range(begin, begin + draft_begin)
+        if path:
+            indices = (*indices, *(begin + draft_begin + node for node in path))
+        return CommittedSpan(sequence.id, row.start, indices), moves
 
     def _apply(self, result: StepResult) -> None:
         """End, extend and fork sequences."""
         for sequence_id in result.corrupted:
             if self.kv.is_open(sequence_id):
                 self.kv.discard(sequence_id)
-        for sequence_id in (*result.corrupted, *result.dropped):
-            self._end(self._sequences[sequence_id])
+        for sequence_id in (*result.corrupted, *result.failed, *result.dropped):
+            if (sequence := self._sequences.get(sequence_id)) is not None:
+                self._end(sequence)
         children: dict[int, list[Continuation]] = {}
         for continuation in result.continuations:
             children.setdefault(continuation.parent, []).append(continuation)
         for parent_id, continuations in children.items():
-            parent = self._sequences[parent_id]
-            forks = [self._fork(parent) for _ in continuations[1:]]
-            for sequence, continuation in zip([parent, *forks], continuations, strict=True):
-                sequence.token_ids += continuation.token_ids
-                if continuation.index is not None:
-                    sequence.index = continuation.index
-                if continuation.finish is not None:
-                    self._end(sequence)
+            parent = self._sequences.get(parent_id)
+            if parent is None:  # its request has raised
+                continue
+            try:
+                self._extend(parent, continuations)
+            except Exception as error:
+                self.fail(parent.scheduled_request, error)
+
+    def _extend(self, parent: Sequence, continuations: Tokens[Continuation]) -> None:
+        """Add the tokens of the first continuation to the parent, and fork it for each other one."""
+        forks = [self._fork(parent) for _ in continuations[1:]]
+        for sequence, continuation in zip([parent, *forks], continuations, strict=True):
+            sequence.token_ids += continuation.token_ids
+            if continuation.index is not None:
+                sequence.index = continuation.index
+            if continuation.finish is not None:
+                self._end(sequence)
 
     def sequences_to_draft(self) -> list[Sequence]:
         """Return the sequences that the next step decodes and that accept drafts."""
@@ -274,19 +300,30 @@ class Scheduler:
         for scheduled in list(self._admission.admissible(self._waiting, len(self._running), now)):
             if builder.token_budget == 0 or scheduled.max_sequences > num_free:
                 return
-            first = scheduled.sequences[0]
-            hashes = self._block_hashes(first)
-            if self.kv.prefix_in_flight(hashes):
-                continue  # later requests need not wait for its prefix
-            if not self._fits(scheduled, hashes):
-                return
-            num_free -= scheduled.max_sequences
-            self._waiting.remove(scheduled)
-            insort(self._running, scheduled, key=_rank)
-            scheduled.is_running = True
-            self._schedule(scheduled, builder)
-            if scheduled.first_scheduled is None:
-                scheduled.first_scheduled, scheduled.num_cached_tokens = now, first.num_computed_tokens
+            max_sequences = scheduled.max_sequences
+            try:
+                if not self._try_admit(scheduled, builder, now):
+                    return
+            except Exception as error:
+                builder.drop(scheduled)
+                self.fail(scheduled, error)
+            num_free -= max_sequences if scheduled.is_running else 0
+
+    def _try_admit(self, scheduled: ScheduledRequest, builder: PlanBuilder, now: float) -> bool:
+        """Admit one waiting request. Return False if it, and so every later one, has to wait for blocks."""
+        first = scheduled.sequences[0]
+        hashes = self._block_hashes(first)
+        if self.kv.prefix_in_flight(hashes):
+            return True  # later requests need not wait for its prefix
+        if not self._fits(scheduled, hashes):
+            return False
+        self._waiting.remove(scheduled)
+        insort(self._running, scheduled, key=_rank)
+        scheduled.is_running = True
+        self._schedule(scheduled, builder)
+        if scheduled.first_scheduled is None:
+            scheduled.first_scheduled, scheduled.num_cached_tokens = now, first.num_computed_tokens
+        return True
 
     def _fits(self, scheduled: ScheduledRequest, hashes: list[bytes]) -> bool:
         """Whether the KV pool has room for the request and one more block for every running sequence."""
