@@ -48,6 +48,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.world.step()
         self.world.runner.fail_next = False
 
+    @rule(number=st.integers(1, 400))
+    def raise_in_a_step(self, number: int) -> None:
+        """Make one call of a step raise: at most the requests of the step end, and all others are unaffected."""
+        self.world.step_with_fault(number)
+
     @rule()
     def finish(self) -> None:
         self.world.drain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from hasten.core.draft import Draft
@@ -21,6 +21,7 @@ from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
 from hasten.speculative.drafters.base import DraftRequest, TargetOutput
 
+from .fault import Calls, raise_at_call
 from .oracle import INJECTED, VOCAB_SIZE, OracleRunner, ReferenceModel
 
 FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority", "draft", "exit")
@@ -96,7 +97,9 @@ class World:
     enabled: frozenset[str]
     seen: set[str] = field(default_factory=set)
     finished: int = 0
+    failed: int = 0  # requests that ended with an error
     wrong: int = 0
+    faulty: bool = False  # whether a test has planted an exception, so that requests may fail
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -129,6 +132,23 @@ class World:
         self.now += 1.0
         self._take(self.engine.step())
         self.kv.check()
+
+    def step_with_fault(self, number: int, functions: Collection[str] = ()) -> Calls:
+        """Take one step in which call ``number`` raises; see ``raise_at_call``."""
+        self.faulty = True
+        step, planted = self.engine._step, []
+
+        def faulty_step() -> list[Delta]:
+            with raise_at_call(number, functions) as calls:
+                planted.append(calls)
+                return step()
+
+        self.engine._step = faulty_step  # type: ignore[method-assign]
+        try:
+            self.step()
+        finally:
+            self.engine._step = step  # type: ignore[method-assign]
+        return planted[0]
 
     def add(self) -> bool:
         """Add a random request. Return False if the engine refuses it, because it is too large."""
@@ -185,9 +205,12 @@ class World:
                 self._check(request, delta.output, aborted)
 
     def _check(self, request: Request, output: RequestOutput, aborted: bool) -> None:
-        if output.error is not None and INJECTED not in output.error:
+        if output.error is not None and INJECTED not in output.error and not self.faulty:
             raise WrongToken(f"seed {self.seed}: {output.error}")
         self.finished += 1
+        if output.error is not None and self.faulty:
+            self.failed += 1
+            return  # an interrupted beam search has no answers yet
         for answer, expected in zip(output.outputs, self.reference.outputs(request), strict=True):
             ended = answer.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
             is_partial = not ended and (aborted or output.error is not None)

@@ -20,7 +20,7 @@ def accept(
     """Accept the tokens of one step.
 
     ``sequences[r]`` computed row r of the logits: its last token, then each node of its draft.
-    Mutates the states. A row that is not finite ends its own request and no other.
+    Mutates the states. A row that is not finite, or that raises, ends its own request and no other.
     """
     outcome = StepOutcome(now, _early_exits(output, sequences))
     beams: dict[str, list[tuple[int, Sequence]]] = {}
@@ -31,16 +31,22 @@ def accept(
         node = node + 1 if sequence is previous else NO_NODE
         previous = sequence
         state, exit_layer = states[sequence.request.request_id], output.exit_layers.get(index)
-        if state.search is not None:
-            beams.setdefault(state.request.request_id, []).append((index, sequence))
-        elif sequence.num_output_tokens == 0:  # the prompt's last token starts all completions
-            rows += [SampledRow(index, sequence, completion, NO_NODE, exit_layer) for completion in state.completions]
-        else:
-            rows.append(SampledRow(index, sequence, state.completions[sequence.index], node, exit_layer))
+        try:
+            if state.search is not None:
+                beams.setdefault(state.request.request_id, []).append((index, sequence))
+            elif sequence.num_output_tokens == 0:  # the prompt's last token starts all completions
+                rows += [SampledRow(index, sequence, completion, NO_NODE, exit_layer) for completion in state.completions]
+            else:
+                rows.append(SampledRow(index, sequence, state.completions[sequence.index], node, exit_layer))
+        except Exception as error:
+            outcome.fail_by_exception(state, sequence.scheduled_request.sequences, error)
     if rows:
         sample_and_verify(sampler, output.logits, rows, states, outcome)
     for request_id, own in beams.items():
-        advance_beams(sampler, output.logits, own, states[request_id], outcome)
+        try:
+            advance_beams(sampler, output.logits, own, states[request_id], outcome)
+        except Exception as error:
+            outcome.fail_by_exception(states[request_id], own[0][1].scheduled_request.sequences, error)
     return outcome
 
 

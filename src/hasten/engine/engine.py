@@ -1,10 +1,15 @@
-"""``Engine``: requests in, deltas out. ``step`` is plan, run, accept, commit, draft, report."""
+"""``Engine``: requests in, deltas out. ``step`` is plan, run, accept, commit, draft, report.
+
+An exception ends the request that it belongs to and no other: the scheduler, ``accept`` and ``_report`` contain what one request
+raises. A fault that belongs to no request, or a call that an interrupt cut short, ends all requests, and the engine starts afresh.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from types import TracebackType
 
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta
@@ -16,6 +21,7 @@ from hasten.engine.completion import Completion, DetokenizerFactory
 from hasten.engine.request_state import RequestState
 from hasten.engine.scorers import ContinuationScorer, LogitsScorer
 from hasten.engine.stats import EngineStats
+from hasten.engine.step_outcome import describe_exception
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.scheduler import Scheduler
 from hasten.scheduling.sequence import Sequence
@@ -43,19 +49,40 @@ class Engine:
         self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
         self._sampler, self._drafter, self._costs = sampler, drafter, costs
         self._states: dict[str, RequestState] = {}
+        self._lost: list[Delta] = []  # last deltas of requests that a reset has ended
+        self._complete_call = _CompleteCall(self)
         self.stats = EngineStats()
 
     def add(self, request: Request) -> None:
         """Add a request. Raises ``InvalidRequest``, and changes nothing, if it could never run."""
-        if request.request_id in self._states:
-            raise InvalidRequest("a request of this id is running", got=repr(request.request_id), remedy="Use another id")
-        self._states[request.request_id] = RequestState(self.scheduler.add(request), self._detokenizer)
+        with self._complete_call:
+            if request.request_id in self._states:
+                raise InvalidRequest("a request of this id is running", got=repr(request.request_id), remedy="Use another id")
+            scheduled = self.scheduler.add(request)
+            try:
+                self._states[request.request_id] = RequestState(scheduled, self._detokenizer)
+            except Exception:
+                self.scheduler.abort(request.request_id)
+                raise
 
     def abort(self, request_id: str) -> list[Delta]:
         """End a request now and free its blocks. Does nothing if it has ended already."""
-        if not self.scheduler.abort(request_id):
-            return []
-        return self._close(request_id, FinishReason.ABORT)
+        with self._complete_call:
+            try:
+                return self._close(request_id, FinishReason.ABORT) if self.scheduler.abort(request_id) else []
+            except Exception as error:
+                log.exception("request %s could not be ended; all requests end", request_id)
+                self.reset(describe_exception(error))
+                return []
+
+    def reset(self, error: str) -> None:
+        """End all requests with an error and free all blocks, whatever state they are in.
+
+        The next ``step`` returns the last deltas of these requests.
+        """
+        states, self._states = self._states, {}
+        self._lost += [state.last_delta(error, self.clock()) for state in states.values()]
+        self.scheduler.reset()
 
     def logits_scorer(self) -> LogitsScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
@@ -67,31 +94,44 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Compute one batch and return what is new; empty if nothing could run."""
+        with self._complete_call:
+            try:
+                deltas = self._step()
+            except Exception as error:
+                log.exception("a step failed; all requests end")
+                self.reset(describe_exception(error))
+                deltas = []
+            if self._lost:
+                lost, self._lost = self._lost, []
+                return lost + deltas
+            return deltas
+
+    def _step(self) -> list[Delta]:
         begin = self.clock()
         plan = self.scheduler.plan(begin)
+        deltas = self._close_raised()
         if not plan.rows:
-            return []
+            return deltas
         output = self._run(plan)
         if isinstance(output, str):
-            return self._fail(plan, output)
+            return deltas + self._fail(plan, output)
         now = self.clock()
         sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_sequence_ids]
         outcome = accept(self._sampler, output, sequences, self._states, now)
         result = outcome.result()
         committed = self.scheduler.commit(result)
         if committed.moves:
-            self._runner.move(committed.moves)
+            self._move(committed)
+        deltas += self._close_raised()
         self.stats.count(plan, result)
         if self._drafter is not None:
-            if self._costs is not None and plan.decode_only:
-                self._costs.record(plan.num_tokens, self.clock() - begin)
-            self._draft(self._drafter, plan, committed, output)
+            self._draft(self._drafter, plan, committed, output, begin)
             self.stats.count_time(plan, result, self.clock() - begin)
-        return self._report(outcome.updated, now)
+        return deltas + self._report(outcome.updated, now)
 
     @property
     def has_unfinished_requests(self) -> bool:
-        return bool(self._states)
+        return bool(self._states or self._lost)
 
     def idle_seconds(self) -> float:
         """Return how long the batching mode waits for further requests before the next step."""
@@ -100,28 +140,38 @@ class Engine:
         return max(0.0, self.scheduler.next_admission_time() - self.clock())
 
     def _run(self, plan: StepPlan) -> RunnerOutput | str:
-        """Return the logits, or an error. An interrupt undoes the plan."""
+        """Return the logits, or an error."""
         try:
             return self._runner.run(plan)
         except Exception as error:  # any error ends the requests of this step and not the engine
             log.exception("a step of %d rows failed", len(plan.rows))
             return f"{type(error).__name__}: {error}"
-        except BaseException:
-            self.scheduler.rollback()
-            raise
 
-    def _draft(self, drafter: Drafter, plan: StepPlan, committed: CommitResult, output: RunnerOutput) -> None:
-        """Set the drafts of the next step. A drafter that raises is dropped: no output depends on it."""
-        sequences = self.scheduler.sequences_to_draft()
-        requests = [_draft_request(sequence) for sequence in sequences]
+    def _move(self, committed: CommitResult) -> None:
+        """Move accepted drafts to their slots. If that fails, their requests end, and the prefix cache is emptied."""
         try:
-            drafts = list(zip(sequences, drafter.propose(requests, self._target_output(plan, committed, output)), strict=True))
+            self._runner.move(committed.moves)
+        except Exception as error:
+            log.exception("accepted drafts could not be moved to their slots")
+            for span in committed.rows:
+                sequence = self.scheduler.find_sequence(span.sequence_id)
+                if sequence is not None and not isinstance(span.token_indices, range):
+                    self.scheduler.fail(sequence.scheduled_request, error)
+            self.scheduler.kv.clear_cached()
+
+    def _draft(self, drafter: Drafter, plan: StepPlan, committed: CommitResult, output: RunnerOutput, begin: float) -> None:
+        """Set the drafts of the next step. A drafter that raises is dropped: no output depends on it."""
+        try:
+            if self._costs is not None and plan.decode_only:
+                self._costs.record(plan.num_tokens, self.clock() - begin)
+            sequences = self.scheduler.sequences_to_draft()
+            requests = [_draft_request(sequence) for sequence in sequences]
+            drafts = drafter.propose(requests, self._target_output(plan, committed, output))
+            for sequence, draft in zip(sequences, drafts, strict=True):
+                self.scheduler.set_draft(sequence, draft)
         except Exception:
             log.exception("speculative decoding is off from here on: the drafter failed")
             self._drafter = None
-            return
-        for sequence, draft in drafts:
-            self.scheduler.set_draft(sequence, draft)
 
     def _target_output(self, plan: StepPlan, committed: CommitResult, output: RunnerOutput) -> TargetOutput:
         if self._drafter is None or not self._drafter.aux_layer_indices:
@@ -144,20 +194,63 @@ class Engine:
             deltas += self._close(request_id, FinishReason.ERROR, f"the model could not compute this request: {error}")
         return deltas
 
+    def _close_raised(self) -> list[Delta]:
+        """End the requests that raised in the scheduler."""
+        deltas = []
+        for request_id, error in self.scheduler.take_failures():
+            log.error("request %s failed", request_id, exc_info=error)
+            deltas += self._close(request_id, FinishReason.ERROR, describe_exception(error))
+        return deltas
+
     def _close(self, request_id: str, reason: FinishReason, error: str | None = None) -> list[Delta]:
         state = self._states.pop(request_id)
         state.end(reason, self.clock(), error)
-        return state.deltas(state.completions)
+        return self._deltas(state)
 
     def _report(self, updated: dict[str, list[Completion]], now: float) -> list[Delta]:
         deltas = []
         for request_id, completions in updated.items():
-            state = self._states[request_id]
-            state.record_time(now)
-            deltas += state.deltas(completions)
+            state = self._states.get(request_id)
+            if state is None:  # it raised in the scheduler
+                continue
+            deltas += self._deltas(state, completions, now)
             if state.finished:
-                del self._states[request_id]
+                self._states.pop(request_id, None)
         return deltas
+
+    def _deltas(self, state: RequestState, completions: list[Completion] | None = None, now: float | None = None) -> list[Delta]:
+        """Return what is new in these completions, or in all. ``now``: the end of the step that gave them tokens.
+
+        A request that raises here ends.
+        """
+        try:
+            if now is not None:
+                state.record_time(now)
+            return state.deltas(state.completions if completions is None else completions)
+        except Exception as error:
+            request_id = state.request.request_id
+            log.exception("the output of request %s could not be reported", request_id)
+            self.scheduler.abort(request_id)
+            self._states.pop(request_id, None)
+            return [state.last_delta(describe_exception(error), self.clock())]
+
+
+class _CompleteCall:
+    """A context that notices a call of the engine that an interrupt, such as ``KeyboardInterrupt``, cuts short.
+
+    The engine's state is then unknown, so the next call resets it first.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._incomplete = engine, False
+
+    def __enter__(self) -> None:
+        if self._incomplete:
+            self._engine.reset("an interrupt cut a step short")
+        self._incomplete = True
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._incomplete = kind is not None and not issubclass(kind, Exception)
 
 
 def _draft_request(sequence: Sequence) -> DraftRequest:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
-from hasten.core.output import Delta, RequestMetrics, RequestOutput
+from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput
 from hasten.core.request import Request
 from hasten.core.result import DraftOutcome, Finish, FinishReason, TokenLogprob
 from hasten.engine.completion import Completion, DetokenizerFactory
 from hasten.scheduling.sequence import ScheduledRequest
 from hasten.search.beam import BeamSearch
+
+log = logging.getLogger(__name__)
 
 
 class RequestState:
@@ -40,11 +43,15 @@ class RequestState:
         self._draft_outcomes.append(outcome)
 
     def end(self, reason: FinishReason, now: float, error: str | None = None) -> None:
-        """End all completions that still run."""
+        """End all completions that still run. Text that cannot be decoded is left out."""
         self.error, self._finished = error, now
         for completion in self.completions:
             if completion.finish is None:
-                completion.end(Finish(reason))
+                try:
+                    completion.end(Finish(reason))
+                except Exception:  # often the error that ends the request
+                    log.exception("request %s: text that was held back cannot be decoded", self.request.request_id)
+                    completion.finish = Finish(reason)
 
     def finish_beam_search(self) -> None:
         """Turn the best hypotheses into completions. A tiny or masked vocabulary may yield fewer than ``n``."""
@@ -62,6 +69,34 @@ class RequestState:
         if deltas and self.finished:
             deltas[-1] = dataclasses.replace(deltas[-1], output=self.output())
         return deltas
+
+    def last_delta(self, error: str, now: float) -> Delta:
+        """Return a delta that ends the request with an error and its tokens, without text or log-probabilities.
+
+        It reads nothing that may be broken.
+        """
+        outputs = [
+            CompletionOutput(index=each.index, text="", token_ids=tuple(each.token_ids), finish_reason=FinishReason.ERROR)
+            for each in self.completions
+        ]
+        output = RequestOutput(
+            request_id=self.request.request_id,
+            prompt=None,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=tuple(outputs),
+            finished=True,
+            seed=self.request.params.seed,
+            error=error,
+            metrics=RequestMetrics(arrival=self.request.arrival, finished=now),
+        )
+        return Delta(
+            request_id=self.request.request_id,
+            index=0,
+            text="",
+            token_ids=(),
+            finish_reason=FinishReason.ERROR,
+            output=output,
+        )
 
     def output(self) -> RequestOutput:
         layers = [layer for completion in self.completions for layer in completion.exit_layers]

@@ -29,35 +29,62 @@ def sample_and_verify(
     """Sample every row and accept the tokens on the path.
 
     ``rows`` of one sequence are adjacent, parents before children.
-    Mutates the completions, the states and ``outcome``. A row without a usable token fails its own request alone.
+    Mutates the completions, the states and ``outcome``. A row without a usable token, or one that raises, fails its own request
+    alone.
     """
-    logits_RV = logits_of(logits_RV, rows)
-    views = [sampling_row(row.sequence, row.completion.index, row.node) for row in rows]
-    tokens = sampler.sample(logits_RV, views)
+    try:
+        row_logits_RV = logits_of(logits_RV, rows)
+        views = [sampling_row(row.sequence, row.completion.index, row.node) for row in rows]
+        tokens = sampler.sample(row_logits_RV, views)
+    except Exception as error:
+        _sample_alone(sampler, logits_RV, rows, states, outcome, error)
+        return
     next_node: int | None = NO_NODE  # the node that the accepted path has reached; None: it has ended
     for i, (row, sampled) in enumerate(zip(rows, tokens, strict=True)):
-        sequence, state = row.sequence, states[row.sequence.request.request_id]
+        state = states[row.sequence.request.request_id]
         next_node = NO_NODE if row.node == NO_NODE else next_node
         if state.error is not None or row.node != next_node:
             continue
-        if sampled is None:
-            finite = all(rows_are_finite(logits_RV[i : i + 1]))
-            sequences = sequence.scheduled_request.sequences
-            outcome.fail(state, sequences, NO_TOKEN if finite else NOT_FINITE, corrupted=not finite)
-            continue
-        draft = sequence.draft or None  # None is tested several times per row, and faster than an empty draft
-        token = sampled
-        if draft and not views[i].params.exact:
-            token = _apply_rule(sampler, logits_RV[i : i + 1], views[i], _children(draft, row.node), sampled)
-        child = draft.find_child(row.node, token.token_id) if draft else None
-        finish = row.completion.push(token.token_id, token.logprob, _origin(draft, row.node, child), row.exit_layer)
-        outcome.accept(sequence, row.completion, token.token_id, finish, drafted=row.node != NO_NODE)
-        next_node = child if finish is None else None
-        if draft and next_node is None:
-            num_accepted = len(outcome.continuations[-1].token_ids) - (child is None)
-            draft_outcome = DraftOutcome(len(draft), max(draft.depths), num_accepted)
-            outcome.draft_outcomes.append(draft_outcome)
-            state.record_draft(draft_outcome)
+        try:
+            if sampled is None:
+                finite = all(rows_are_finite(row_logits_RV[i : i + 1]))
+                sequences = row.sequence.scheduled_request.sequences
+                outcome.fail(state, sequences, NO_TOKEN if finite else NOT_FINITE, corrupted=not finite)
+                continue
+            draft = row.sequence.draft or None  # None is tested several times per row, and faster than an empty draft
+            token = sampled
+            if draft and not views[i].params.exact:
+                token = _apply_rule(sampler, row_logits_RV[i : i + 1], views[i], _children(draft, row.node), sampled)
+            child = draft.find_child(row.node, token.token_id) if draft else None
+            finish = row.completion.push(token.token_id, token.logprob, _origin(draft, row.node, child), row.exit_layer)
+            outcome.accept(row.sequence, row.completion, token.token_id, finish, drafted=row.node != NO_NODE)
+            next_node = child if finish is None else None
+            if draft and next_node is None:
+                num_accepted = len(outcome.continuations[-1].token_ids) - (child is None)
+                draft_outcome = DraftOutcome(len(draft), max(draft.depths), num_accepted)
+                outcome.draft_outcomes.append(draft_outcome)
+                state.record_draft(draft_outcome)
+        except Exception as error:
+            outcome.fail_by_exception(state, row.sequence.scheduled_request.sequences, error)
+
+
+def _sample_alone(
+    sampler: Sampler,
+    logits_RV: Tensor,
+    rows: list[SampledRow],
+    states: Mapping[str, RequestState],
+    outcome: StepOutcome,
+    error: Exception,
+) -> None:
+    """Sample the rows of each request alone, because sampling all of them raised ``error``; fail the one that raises again."""
+    rows_of: dict[str, list[SampledRow]] = {}
+    for row in rows:
+        rows_of.setdefault(row.sequence.request.request_id, []).append(row)
+    if len(rows_of) == 1:
+        outcome.fail_by_exception(states[next(iter(rows_of))], rows[0].sequence.scheduled_request.sequences, error)
+        return
+    for own in rows_of.values():
+        sample_and_verify(sampler, logits_RV, own, states, outcome)
 
 
 def _apply_rule(
