@@ -23,6 +23,9 @@ SUITES = {
         12_500, 50_000, "outputs of four sampled tokens per rule", "tests/speculative/acceptance/test_chi_square.py"
     ),
     "drafters": Suite(160, 500, "prompts per drafter, in eight kinds of settings", "tests/engine/test_speculation.py"),
+    "threads": Suite(90, 1_200, "mixed calls of six threads on one LLM", "tests/entrypoints/test_threads.py"),
+    "async requests": Suite(200, 2_000, "requests with random cancels from two event loops", "tests/entrypoints/test_threads.py"),
+    "interrupts": Suite(60, 2_000, "interrupts at random moments", "tests/entrypoints/test_interrupts.py"),
     "faults": Suite(3, 24, "engines, each with an exception at every call of a step", "tests/scheduling/test_faults.py"),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
 }
@@ -36,7 +39,7 @@ def repeats(name: str) -> int:
 
 def main() -> None:
     if "--files" in sys.argv:
-        print(*(suite.file for suite in SUITES.values()))
+        print(*{suite.file: None for suite in SUITES.values()})
         return
     print(f"{'suite':12}{'in CI':>8}{'exhaustive':>12}  what is repeated")
     for name, suite in SUITES.items():

@@ -71,7 +71,7 @@ def test_break_cancels_and_frees_the_blocks(tiny: Callable[[str], Path]) -> None
             assert delta.token_ids
             break
         await until(lambda: num_held_blocks(llm) == 0 and not llm._loaded.engine.has_unfinished_requests)
-        assert llm._inboxes == {}
+        assert llm._router.open_requests == []
         # The request ended long before its 120 tokens.
         assert llm._loaded.engine.stats.num_sampled_rows < 100
 

@@ -88,9 +88,9 @@ class Engine:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
         return LogitsScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
 
-    def continuation_scorer(self) -> ContinuationScorer:
+    def continuation_scorer(self, before_step: Callable[[], None] = lambda: None) -> ContinuationScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
-        return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
+        return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
     def step(self) -> list[Delta]:
         """Compute one batch and return what is new; empty if nothing could run."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -118,6 +118,13 @@ class ContinuationScorer(_PoolScorer):
     An exit rule chooses one layer for prompt and continuations (FastBERT, Liu et al., 2020, arXiv 2004.02178).
     """
 
+    def __init__(
+        self, runner: Runner, kv: KvCacheManager, max_num_batched_tokens: int, before_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """``before_step`` is called before each step and may raise; the scorer then releases its blocks."""
+        super().__init__(runner, kv, max_num_batched_tokens)
+        self._before_step = before_step
+
     def score(self, request: Request, continuations: Sequence[Sequence[int]]) -> tuple[list[tuple[float, ...]], int | None]:
         """Return the log-probabilities of each continuation's tokens, and the exit layer.
 
@@ -152,6 +159,7 @@ class ContinuationScorer(_PoolScorer):
             planned = self._plan_row(sequence_id, start, chunk, int(is_last), exit_plan)
             if planned is None:
                 raise self._capacity_error("the prompt", len(token_ids))
+            self._before_step()
             output = self._runner.run(StepPlan((planned[0],), tuple(planned[1])))
             if is_last and not all(rows_are_finite(output.logits)):
                 kv.discard(sequence_id)  # NaN must not enter the prefix cache
@@ -199,6 +207,7 @@ class ContinuationScorer(_PoolScorer):
 
     def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
         """Run a step with a row per continuation; append the log-probabilities of the tokens it scores."""
+        self._before_step()
         logits_RV = self._runner.run(plan).logits
         if not all(rows_are_finite(logits_RV)):
             raise _not_finite()

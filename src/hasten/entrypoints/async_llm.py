@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.output import Delta, RequestOutput, RequestRejected
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
-from hasten.entrypoints.engine_client import EngineClient, EngineDied, Event
+from hasten.entrypoints.engine_client import EngineClient, EngineDied
+from hasten.entrypoints.event_router import EventRouter
 from hasten.entrypoints.input_processor import Prompt
 from hasten.entrypoints.wiring.build_engine import build_engine
 
+INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
+MAX_INLINE = 2_000  # characters or token ids of a prompt that is tokenised in the event loop, in less than a millisecond
+
+T = TypeVar("T")
+
 
 class AsyncLLM:
-    """One model for any number of tasks of one event loop.
+    """One model for any number of tasks, of one event loop or of several.
 
-    ``options`` are those of ``LLM``. Close it, or use ``async with``. Leaving the loop over a stream cancels its request.
+    ``options`` are those of ``LLM``. Close it, or use ``async with``. Leaving the loop over a stream cancels its request, and so
+    does closing the event loop.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
         self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
-        self._client = EngineClient(self._loaded.engine)
+        self._router = EventRouter()
+        self._client = EngineClient(self._loaded.engine, self._router.deliver)
+        # The engine's thread must end before the interpreter frees what its steps use. This is undone in reverse order of
+        # creation, so the thread ends before the kernels are freed.
+        weakref.finalize(self, self._client.close)
+        self._input_threads = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="hasten-input")
         self._ids = itertools.count()
-        self._inboxes: dict[str, asyncio.Queue[Event]] = {}  # per open request
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the first request
-        self._died: EngineDied | None = None
 
     async def __aenter__(self) -> AsyncLLM:
         return self
@@ -41,8 +52,9 @@ class AsyncLLM:
         await self.close()
 
     async def close(self) -> None:
-        """End the engine; requests that still run end with an error."""
-        self._died = self._died or EngineDied("")
+        """End the engine; requests that still run end with an error. Idempotent."""
+        self._router.end(EngineDied(""))
+        self._input_threads.shutdown(wait=False)
         await asyncio.to_thread(self._client.close)
 
     def default_sampling_params(self) -> SamplingParams:
@@ -62,25 +74,10 @@ class AsyncLLM:
         cache_salt: str = "",
     ) -> AsyncIterator[Delta]:
         """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
-        request = self._loaded.input_processor.request(
-            str(next(self._ids)), prompt, sampling_params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
-        )
-        inbox = self._send(request)
-        delta: Delta | None = None
-        try:
-            while delta is None or delta.output is None:
-                event = await inbox.get()
-                if isinstance(event, RequestRejected):
-                    error = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
-                    raise error(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
-                if isinstance(event, EngineDied):
-                    raise HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
-                delta = event
-                yield delta
-        finally:
-            del self._inboxes[request.request_id]
-            if delta is None or delta.output is None:
-                self._client.abort(request.request_id)
+        make = partial(self._request, prompt, sampling_params, priority, cache_salt)
+        request = make() if _is_short(prompt) else await self._in_thread(make)
+        async for delta in self._stream(request):
+            yield delta
 
     async def generate(
         self,
@@ -96,7 +93,7 @@ class AsyncLLM:
                 return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
         raise AssertionError("a stream ended without its output")
 
-    def stream_chat(
+    async def stream_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         sampling_params: SamplingParams | None = None,
@@ -107,34 +104,53 @@ class AsyncLLM:
         **template_kwargs: Any,
     ) -> AsyncIterator[Delta]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
-        prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-        return self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)
 
-    def _send(self, request: Request) -> asyncio.Queue[Event]:
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-            self._client.start(self._receive)
-        if loop is not self._loop:
-            raise HastenError("an AsyncLLM serves one event loop", remedy="Make one AsyncLLM per event loop")
-        inbox = self._inboxes.setdefault(request.request_id, asyncio.Queue())
-        if self._died is not None:
-            inbox.put_nowait(self._died)
-        else:
+        def make() -> Request:
+            prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
+            return self._request(prompt, sampling_params, priority, cache_salt)
+
+        async for delta in self._stream(await self._in_thread(make)):
+            yield delta
+
+    def _request(self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str) -> Request:
+        return self._loaded.input_processor.request(
+            str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
+        )
+
+    async def _in_thread(self, make: Callable[[], T]) -> T:
+        """Return the result of ``make``, computed beside the event loop."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._input_threads, make)
+        except RuntimeError as error:  # the threads have been shut down
+            if self._router.has_ended:
+                raise _ended(EngineDied("")) from error
+            raise
+
+    async def _stream(self, request: Request) -> AsyncIterator[Delta]:
+        inbox = self._router.open(request.request_id)
+        is_finished = False
+        try:
             self._client.add(request)
-        return inbox
+            while not is_finished:
+                event = await inbox.events.get()
+                if isinstance(event, RequestRejected):
+                    is_finished = True
+                    error = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
+                    raise error(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
+                if isinstance(event, EngineDied):
+                    raise _ended(event)
+                is_finished = event.output is not None
+                yield event
+        finally:
+            self._router.close(request.request_id)
+            if not is_finished:
+                self._client.abort(request.request_id)
 
-    def _receive(self, events: list[Event]) -> None:
-        """Pass events on to the event loop. The engine's thread calls it."""
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and no task waits
-            self._loop.call_soon_threadsafe(self._deliver, events)
 
-    def _deliver(self, events: list[Event]) -> None:
-        for event in events:
-            if isinstance(event, EngineDied):
-                self._died = event
-                for inbox in self._inboxes.values():
-                    inbox.put_nowait(event)
-            elif event.request_id in self._inboxes:
-                self._inboxes[event.request_id].put_nowait(event)
+def _ended(event: EngineDied) -> HastenError:
+    return HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
+
+
+def _is_short(prompt: Prompt) -> bool:
+    text = prompt if isinstance(prompt, str) else prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    return not isinstance(text, Sequence) or len(text) <= MAX_INLINE

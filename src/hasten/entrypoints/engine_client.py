@@ -29,18 +29,22 @@ Event = Delta | RequestRejected | EngineDied
 class EngineClient:
     """Requests go to the engine through a queue, which its thread empties between two steps."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, on_events: Callable[[list[Event], Callable[[str], None]], None]) -> None:
+        """``on_events`` is called in the engine's thread, with events in order and with ``abort``."""
+        self._engine, self._on_events = engine, on_events
         self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()  # add, abort, close
-        self._thread: threading.Thread | None = None
-
-    def start(self, on_events: Callable[[list[Event]], None]) -> None:
-        """Start the engine's thread, which calls ``on_events``, in order."""
-        self._thread = threading.Thread(target=self._run, args=(on_events,), name="hasten-engine", daemon=True)
-        self._thread.start()
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None  # started by the first request
+        self._is_closed = False
 
     def add(self, request: Request) -> None:
         """Add a request, and return at once. Its deltas follow as events, or one ``RequestRejected``."""
+        with self._mutex:
+            if self._is_closed:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hasten-engine", daemon=True)
+                self._thread.start()
         self._commands.put(request)
 
     def abort(self, request_id: str) -> None:
@@ -48,22 +52,24 @@ class EngineClient:
         self._commands.put(request_id)
 
     def close(self) -> None:
-        """Abort all requests and end the engine. Idempotent."""
-        if self._thread is not None:
+        """Abort all requests and wait for the end of the engine's thread. Idempotent."""
+        with self._mutex:
+            self._is_closed = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             self._commands.put(None)
-            self._thread.join()
-            self._thread = None
+            thread.join()
 
-    def _run(self, on_events: Callable[[list[Event]], None]) -> None:
+    def _run(self) -> None:
         error = ""
         try:
             while (events := self._step()) is not None:
                 if events:
-                    on_events(events)
+                    self._on_events(events, self.abort)
         except BaseException as exception:  # a bug; the callers that wait get it as an event
             log.exception("the engine died")
             error = f"{type(exception).__name__}: {exception}"
-        on_events([EngineDied(error)])
+        self._on_events([EngineDied(error)], self.abort)
 
     def _step(self) -> list[Event] | None:
         """Carry out the commands that have come, then run one step. None: the engine was closed."""

@@ -1,40 +1,62 @@
-"""``LLM``: load a model, generate, chat, stream, score. The engine runs in the caller's thread."""
+"""``LLM``: load a model, generate, chat, stream, score. The engine runs in the caller's threads."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any, Literal
 
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import InvalidRequest
+from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.engine.engine import Engine
+from hasten.entrypoints.deferred_interrupt import DeferredInterrupt
 from hasten.entrypoints.input_processor import Prompt
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
-from hasten.entrypoints.wiring.build_engine import build_engine
+from hasten.entrypoints.shared_engine import SharedEngine
+from hasten.entrypoints.wiring.build_engine import LoadedEngine, build_engine
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class LLM:
-    """One model and its engine. It is not thread-safe; use ``AsyncLLM`` for concurrent callers.
+    """One model and its engine, for any number of threads: their requests share the engine's batches.
 
     ``options`` are the fields of ``EngineOptions``. Raises ``HastenError`` if the model cannot be loaded or does not fit.
+    Ctrl-C takes effect after the current step, and leaves no request behind.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
-        self.engine = self._loaded.engine
-        self._scoring = Scoring(self._loaded.input_processor, self.engine.continuation_scorer())
+        self._open: LoadedEngine | None = build_engine(str(model), EngineOptions.from_dict(options))
+        self._shared = SharedEngine(self._open.engine)
         self._ids = itertools.count()
-        # Deltas not yet consumed, per open request: several streams may be open at a time.
-        self._inboxes: dict[str, deque[Delta]] = {}
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests and free the model. Idempotent; every other call then raises ``HastenError``."""
+        self._shared.close()
+        self._open = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. A caller that uses it directly must be the only thread."""
+        return self._loaded.engine
+
+    @property
+    def _loaded(self) -> LoadedEngine:
+        if self._open is None:
+            raise HastenError("this LLM is closed", remedy="Make a new one")
+        return self._open
 
     @property
     def tokenizer(self) -> Any:
@@ -51,7 +73,8 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Drop all cached KV blocks that no running request holds."""
-        self.engine.scheduler.kv.clear_cached()
+        with self._shared.exclusive() as engine:
+            engine.scheduler.kv.clear_cached()
 
     def generate(
         self,
@@ -126,7 +149,9 @@ class LLM:
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """
-        return self._scoring.score(prompt, continuations, sampling_params, cache_salt=cache_salt)
+        with DeferredInterrupt() as interrupt, self._shared.exclusive() as engine:
+            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(interrupt.check))
+            return scoring.score(prompt, continuations, sampling_params, cache_salt=cache_salt)
 
     def choose(
         self,
@@ -142,7 +167,9 @@ class LLM:
         ``normalize``: by log-probability per token (``mean``) or in total (``sum``). Other arguments and errors are those of
         ``score``.
         """
-        return self._scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
+        with DeferredInterrupt() as interrupt, self._shared.exclusive() as engine:
+            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(interrupt.check))
+            return scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, cache_salt: str = "") -> Request:
         request = self._loaded.input_processor.request(
@@ -157,50 +184,40 @@ class LLM:
         return request
 
     def _stream(self, request: Request) -> Iterator[Delta]:
-        inbox = self._open(request)
+        shared = self._shared
+        inbox = shared.inbox([request])
+        is_open = False
         try:
             while True:
-                while not inbox:
-                    self._step()
-                delta = inbox.popleft()
-                yield delta
-                if delta.output is not None:
-                    return
+                with DeferredInterrupt() as interrupt:
+                    if not is_open:
+                        shared.open(inbox)
+                        is_open = True
+                    deltas = shared.take(inbox, interrupt.check)
+                for delta in deltas:
+                    yield delta
+                    if delta.output is not None:
+                        return
         finally:
-            self._close(request.request_id)
+            with DeferredInterrupt():
+                shared.abandon(inbox.unfinished)
 
     def _run(self, requests: Sequence[Request], use_tqdm: bool) -> dict[str, RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
-        inboxes = {}
-        try:
-            for request in requests:
-                inboxes[request.request_id] = self._open(request)
-            with generation_bar(len(requests), visible=use_tqdm) as progress:
-                while len(outputs) < len(requests):
-                    self._step()
-                    deltas = [inbox.popleft() for inbox in inboxes.values() for _ in range(len(inbox))]
-                    finished = {delta.request_id: delta.output for delta in deltas if delta.output is not None}
-                    outputs |= finished
-                    progress(len(finished), sum(len(delta.token_ids) for delta in deltas))
-        finally:
-            for request_id in inboxes:
-                self._close(request_id)
+        shared = self._shared
+        with DeferredInterrupt() as interrupt:
+            inbox = shared.inbox(requests)
+            try:
+                shared.open(inbox)
+                with generation_bar(len(requests), visible=use_tqdm) as progress:
+                    while inbox.unfinished or inbox.deltas:
+                        deltas = shared.take(inbox, interrupt.check)
+                        finished = {delta.request_id: delta.output for delta in deltas if delta.output is not None}
+                        outputs |= finished
+                        progress(len(finished), sum(len(delta.token_ids) for delta in deltas))
+            finally:
+                shared.abandon(inbox.unfinished)
         return outputs
-
-    def _open(self, request: Request) -> deque[Delta]:
-        self.engine.add(request)
-        return self._inboxes.setdefault(request.request_id, deque())
-
-    def _close(self, request_id: str) -> None:
-        del self._inboxes[request_id]
-        self.engine.abort(request_id)
-
-    def _step(self) -> None:
-        if pause := self.engine.idle_seconds():
-            time.sleep(pause)
-        for delta in self.engine.step():
-            if delta.request_id in self._inboxes:
-                self._inboxes[delta.request_id].append(delta)
 
 
 def _per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:

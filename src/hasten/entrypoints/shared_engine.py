@@ -1,0 +1,139 @@
+"""``SharedEngine``: one engine for several threads, each of which waits for the deltas of its own requests.
+
+There is no thread of its own: whichever thread waits takes the next step, and every step serves the requests of all threads. The
+lock is fair, so threads step in turn.
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from hasten.core.errors import HastenError
+from hasten.core.output import Delta
+from hasten.core.request import Request
+from hasten.engine.engine import Engine
+from hasten.entrypoints.fair_lock import FairLock
+
+MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or an interrupt has come
+
+
+class Inbox:
+    """The deltas of some requests that the caller has not taken. An inbox that is dropped ends its requests."""
+
+    def __init__(self, requests: Sequence[Request], abandon: Callable[[set[str]], None]) -> None:
+        self.requests = requests
+        self.deltas: deque[Delta] = deque()
+        self.unfinished: set[str] = set()  # ids of requests in the engine
+        self._abandon = abandon
+
+    def put(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if delta.output is not None:
+            self.unfinished.discard(delta.request_id)
+
+    def __del__(self) -> None:
+        if self.unfinished:
+            self._abandon(self.unfinished)
+
+
+class SharedEngine:
+    def __init__(self, engine: Engine) -> None:
+        self._engine: Engine | None = engine  # None: closed
+        self._lock = FairLock()
+        self._inboxes: weakref.WeakValueDictionary[str, Inbox] = weakref.WeakValueDictionary()  # by request id
+        self._abandoned: deque[str] = deque()  # requests to end, by id
+        _LIVE.add(self)
+
+    def inbox(self, requests: Sequence[Request]) -> Inbox:
+        """Return an inbox; ``open`` sends its requests to the engine."""
+        return Inbox(requests, self.abandon)
+
+    def open(self, inbox: Inbox) -> None:
+        """Add the requests of an inbox, all of them or none. Raises ``InvalidRequest`` for one that can never run."""
+        with self.exclusive() as engine:
+            try:
+                for request in inbox.requests:
+                    inbox.unfinished.add(request.request_id)
+                    self._inboxes[request.request_id] = inbox
+                    engine.add(request)
+            except Exception:
+                self._abandoned.extend(inbox.unfinished)
+                inbox.unfinished.clear()
+                raise
+
+    def take(self, inbox: Inbox, check: Callable[[], None]) -> list[Delta]:
+        """Step the engine until the inbox has deltas, and return them. ``check`` is called before each step and may raise."""
+        while not inbox.deltas:
+            check()
+            with self.exclusive() as engine:
+                if inbox.deltas:  # from the step of another thread
+                    break
+                pause = engine.idle_seconds()
+                if not pause:
+                    self._step(engine, inbox)
+            if pause:
+                time.sleep(min(pause, MAX_PAUSE))
+        deltas = list(inbox.deltas)
+        inbox.deltas.clear()
+        return deltas
+
+    def abandon(self, request_ids: set[str]) -> None:
+        """End requests. A finaliser may call it at any point, within a step too: then they end after the step."""
+        self._abandoned.extend(request_ids)
+        request_ids.clear()
+        self._end_abandoned()
+
+    def close(self) -> None:
+        """Give up the engine with all its requests. Later calls raise ``HastenError``."""
+        self._lock.acquire()
+        self._engine = None
+        self._lock.release()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Engine]:
+        """Yield the engine between two steps; no other thread uses it meanwhile."""
+        self._lock.acquire()
+        try:
+            if self._engine is None:
+                raise HastenError("this LLM is closed", remedy="Make a new one")
+            yield self._engine
+        finally:
+            self._lock.release()
+            self._end_abandoned()
+
+    def halt(self) -> None:
+        """Wait for the current step and allow no other: the interpreter is about to free what steps use."""
+        self._lock.acquire()
+
+    def _step(self, engine: Engine, inbox: Inbox) -> None:
+        if not engine.has_unfinished_requests:
+            raise HastenError("the engine has lost a request", got=", ".join(sorted(inbox.unfinished)), remedy="Send it again")
+        for delta in engine.step():
+            if (receiver := self._inboxes.get(delta.request_id)) is not None:
+                receiver.put(delta)
+
+    def _end_abandoned(self) -> None:
+        """End the abandoned requests, unless a thread holds the lock: it comes here after the release."""
+        while self._abandoned and self._lock.try_acquire():
+            try:
+                while self._abandoned:
+                    request_id = self._abandoned.popleft()
+                    if self._engine is not None:
+                        self._engine.abort(request_id)
+            finally:
+                self._lock.release()
+
+
+_LIVE: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _halt_all() -> None:
+    """Daemon threads may still generate when the interpreter ends."""
+    for engine in list(_LIVE):
+        engine.halt()
