@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, SamplingParams
+from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, SamplingParams
 from hasten.core.errors import PromptTooLong
+from hasten.text.tokenizer import TextTokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = [{"prompt_token_ids": [3 + i, 4, 5 + 2 * i, 6]} for i in range(10)]
@@ -208,3 +209,30 @@ def test_close_ends_running_requests(tiny: Callable[[str], Path]) -> None:
         await llm.close()
 
     asyncio.run(asyncio.wait_for(session(), timeout=60))
+
+
+def test_the_event_loop_runs_while_a_long_prompt_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer waits for the loop, which would be a deadlock if it ran in the loop."""
+    encode, loop_ran = TextTokenizer.encode, threading.Event()
+
+    def held_encode(self: TextTokenizer, text: str, **settings: bool) -> list[int]:
+        assert loop_ran.wait(timeout=60)
+        return encode(self, text, **settings)
+
+    async def body(llm: AsyncLLM) -> None:
+        loop_ran.set()
+        expected = await llm.generate("x" * 2500, GREEDY)
+        monkeypatch.setattr(TextTokenizer, "encode", held_encode)
+        for call in (llm.generate("x" * 2500, GREEDY), anext(llm.stream_chat([{"role": "user", "content": "hi"}], GREEDY))):
+            loop_ran.clear()
+            task = asyncio.create_task(call)
+            await asyncio.sleep(0)
+            loop_ran.set()
+            answer = await task
+            assert not isinstance(answer, RequestOutput) or answer.outputs == expected.outputs
+
+    async def session() -> None:
+        async with AsyncLLM("demo", dtype="float32", kv_cache_memory="64MiB") as llm:
+            await body(llm)
+
+    asyncio.run(asyncio.wait_for(session(), timeout=120))
