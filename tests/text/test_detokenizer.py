@@ -313,7 +313,7 @@ def test_planted_faults_are_caught(fault):
 
 @pytest.mark.parametrize(("kind", "expected_class"), [("byte-level", ByteDetokenizer), ("byte-fallback", WindowDetokenizer)])
 def test_the_tokenizer_chooses_the_detokenizer(kind, expected_class):
-    text = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(kind)))
+    text = TextTokenizer(tokenizer_of(kind))
     for skip in (True, False, True):
         ids = [*tokenizer_of(kind).encode("the cat").ids, tokenizer_of(kind).token_to_id("</s>")]
         stream = text.detokenizer(skip)
