@@ -41,8 +41,8 @@ class BackendTokenizer(Protocol):
 class Detokenizer(Protocol):
     """Decodes one completion, token by token.
 
-    Its text is ``decode(prompt + completion)`` without the part that it shares with ``decode(prompt)``. A leading space of the
-    completion stays. A character that begins in the prompt comes with the token that completes it.
+    Its text is ``decode(prompt + completion)`` without the characters that the prompt completes. A leading space of the completion
+    stays. A character that begins in the prompt comes with the token that completes it.
     """
 
     def push(self, token_id: int) -> str:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
+from tokenizers.decoders import ByteLevel
 
+from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.reader import check_tokenizer_size
-from hasten.core.errors import CheckpointError, InvalidRequest
+from hasten.core.errors import InvalidRequest
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
+from hasten.text.convert_tokenizer import FILES as OTHER_FILES
+from hasten.text.convert_tokenizer import convert_tokenizer, reading
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
+from hasten.text.rebuilt_tokenizer import CLASSES, differing_probe, rebuilding_class
 from hasten.text.tokenizer_config import TokenizerConfig
 
 FILE = "tokenizer.json"
-_OTHER_FILES = ("tokenizer.model", "vocab.json", "tokenizer_config.json")  # transformers makes a tokenizer.json from these
+
+
+class TokenizerWarning(UserWarning):
+    """Files of a checkpoint disagree about its tokenizer; ``tokenizer.json`` decides."""
 
 
 class TextTokenizer:
@@ -44,17 +53,21 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if not any((folder / name).exists() for name in (FILE, *_OTHER_FILES)):
+        if not any((folder / name).exists() for name in (FILE, *OTHER_FILES)):
             return None
         config = TokenizerConfig.read(folder)
-        tokenizer = _read(folder) if (folder / FILE).exists() else _convert(folder)
-        check_tokenizer_size(tokenizer.get_vocab_size(), vocab_size)
-        return cls(tokenizer, special_tokens=config.special_tokens, chat_template=config.chat_template)
+        if (folder / FILE).exists():
+            with reading(folder):
+                tokenizer = Tokenizer.from_file(str(folder / FILE))
+            special_tokens = _special_tokens(tokenizer, config, folder)
+        else:
+            tokenizer, special_tokens = convert_tokenizer(folder)
+        loaded = cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
+        check_tokenizer_size(_size(tokenizer), vocab_size)
+        return loaded
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """Return an incremental detokenizer for one completion of this prompt."""
-        from tokenizers.decoders import ByteLevel
-
         if not isinstance(self._tokenizer.decoder, ByteLevel):
             return WindowDetokenizer(self._tokenizer, skip_special_tokens, prompt_token_ids)
         if skip_special_tokens not in self._token_bytes:
@@ -67,19 +80,27 @@ class TextTokenizer:
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        # Unlike ``encode``, the call for batches lets other threads run, which matters with long texts.
-        token_ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        """Return the token ids. Raises ``InvalidRequest`` for a text that the vocabulary cannot express."""
+        token_ids: list[int] = self._encode(self._tokenizer.encode_batch_fast, text, add_special_tokens).ids
         return token_ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of ``encode`` and, for each token, the offset in bytes of its end in the text.
 
-        A character that is cut into several tokens counts for the first of them.
+        A character that is cut into several tokens counts for the first of them. Raises ``InvalidRequest``.
         """
-        encoded = self._tokenizer.encode_batch([text])[0]
+        encoded = self._encode(self._tokenizer.encode_batch, text, True)
         byte_offsets = [0, *itertools.accumulate(len(character.encode()) for character in text)]
         ends = itertools.accumulate((end for _, end in encoded.offsets), max)
         return list(encoded.ids), [byte_offsets[end] for end in ends]
+
+    @staticmethod
+    def _encode(encode_batch: Callable[..., Sequence[Encoding]], text: str, add_special_tokens: bool) -> Encoding:
+        # Unlike ``Tokenizer.encode``, the methods for batches let other threads run, which matters for long texts.
+        try:
+            return encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        except Exception as error:  # the library raises plain ``Exception``, for instance where there is no unknown token
+            raise InvalidRequest("the tokenizer of this checkpoint cannot encode the text", got=error) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
@@ -118,31 +139,38 @@ class TextTokenizer:
         )
 
 
-def _read(folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(folder / FILE))
-    except Exception as error:  # the library raises plain ``Exception``
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
-        ) from error
+def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> Mapping[str, str]:
+    """Return the named special tokens, with those that transformers' class adds.
 
-
-def _convert(folder: Path) -> Tokenizer:
-    """Return the tokenizer that transformers makes from files of other formats."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a broken file makes the libraries raise errors of any class
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
-        ) from error
-    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CheckpointError(
-            f"the tokenizer in {folder} has no fast form",
-            got=type(tokenizer).__name__,
-            allowed="tokenizers that can be saved as tokenizer.json",
-            remedy="Convert it with transformers and save it beside the weights",
+    Warn where the class of transformers, or ``tokenizer_config.json``, differs from ``tokenizer.json``.
+    """
+    model_config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    class_name = rebuilding_class(tokenizer, config.values, model_config)
+    probe = None if class_name is None else differing_probe(tokenizer, config.values, class_name)
+    if probe is not None:
+        warnings.warn(
+            f"transformers reads other tokens from {folder} than its {FILE} says: {class_name} splits {probe!r} in another way. "
+            f"hasten follows {FILE}",
+            TokenizerWarning,
+            stacklevel=3,
         )
-    return backend
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [f"{name} {token!r}" for name, token in config.special_tokens.items() if token not in added and name != "pad_token"]
+    if missing:
+        warnings.warn(
+            f"{FILE} in {folder} lacks special tokens that tokenizer_config.json names, so they are text like any other: "
+            f"{', '.join(missing)}",
+            TokenizerWarning,
+            stacklevel=3,
+        )
+    defaults = CLASSES[class_name].special_tokens if class_name is not None else {}
+    return {
+        **{name: token for name, token in defaults.items() if name not in config.values and token in added},
+        **config.special_tokens,
+    }
+
+
+def _size(tokenizer: Tokenizer) -> int:
+    """Return the largest id plus one: of the vocabulary, the added tokens, and the tokens that the file adds to each text."""
+    last_ids = (*tokenizer.get_added_tokens_decoder(), *tokenizer.encode("").ids)
+    return max((tokenizer.get_vocab_size() - 1, *last_ids)) + 1
