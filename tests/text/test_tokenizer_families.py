@@ -6,7 +6,9 @@ says where it does not.
 
 from __future__ import annotations
 
+import itertools
 import os.path
+import random
 import warnings
 from functools import cache
 from pathlib import Path
@@ -107,6 +109,24 @@ def test_streamed_text_is_the_text_of_the_file_at_every_split(name, root):
                     streamed += stream.push(token)
                     assert expected.startswith(streamed)
                 assert streamed + stream.flush() == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_streamed_text_of_any_tokens_is_the_text_of_the_file(name, root):
+    """Also of tokens that no text gives. A run of byte tokens with a wrong byte is left to ``test_detokenizer``."""
+    ours, file, _, _ = loaded(name, root)
+    ids = [token for token in range(file.get_vocab_size() + 2) if not f"{file.id_to_token(token)}".startswith("<0x")]
+    rng = random.Random(name)
+    for length, skip in itertools.product((1, 5, 60), (True, False)):
+        prompt, completion = rng.choices(ids, k=rng.choice((0, 3, 40))), rng.choices(ids, k=length)
+        prompt_text = file.decode(prompt, skip_special_tokens=skip)
+        full = file.decode(prompt + completion, skip_special_tokens=skip)
+        expected = full[len(os.path.commonprefix([prompt_text, full])) :]  # noqa: RUF071
+        stream, streamed = ours.detokenizer(skip, prompt), ""
+        for token in completion:
+            streamed += stream.push(token)
+            assert expected.startswith(streamed)
+        assert streamed + stream.flush() == expected
 
 
 def test_the_table_of_rebuilding_classes_is_that_of_transformers():

@@ -39,9 +39,6 @@ class TextTokenizer:
         special_tokens: Mapping[str, str] | None = None,
         chat_template: str | dict[str, str] | None = None,
     ) -> None:
-        # Files may carry the settings of a training run. A saved truncation would cut prompts without a word.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.special_tokens: Mapping[str, str] = special_tokens or {}
         self.chat_template = chat_template
@@ -59,12 +56,16 @@ class TextTokenizer:
         if (folder / FILE).exists():
             with reading(folder):
                 tokenizer = Tokenizer.from_file(str(folder / FILE))
+                # The file may carry the settings of a training run. A saved truncation would cut prompts without a word.
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
+                size = _size(tokenizer)
             special_tokens = _special_tokens(tokenizer, config, folder)
         else:
-            tokenizer, special_tokens = convert_tokenizer(folder)
-        loaded = cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
-        check_tokenizer_size(_size(tokenizer), vocab_size)
-        return loaded
+            tokenizer, special_tokens = convert_tokenizer(folder, config)
+            size = _size(tokenizer)
+        check_tokenizer_size(size, vocab_size)
+        return cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """Return an incremental detokenizer for one completion of this prompt."""
