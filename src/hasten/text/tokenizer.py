@@ -1,23 +1,47 @@
-"""``TextTokenizer``: the checkpoint's tokenizer and chat template, on top of transformers."""
+"""``TextTokenizer``: the checkpoint's tokenizer, as its ``tokenizer.json`` says, and its chat template."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hasten.checkpoints.reader import check_tokenizer_size
-from hasten.core.errors import CheckpointError, InvalidRequest
-from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
-from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
+from tokenizers import Encoding, Tokenizer
+from tokenizers.decoders import ByteLevel
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.reader import check_tokenizer_size
+from hasten.core.errors import InvalidRequest
+from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
+from hasten.text.convert_tokenizer import FILES as OTHER_FILES
+from hasten.text.convert_tokenizer import convert_tokenizer, reading
+from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
+from hasten.text.rebuilt_tokenizer import CLASSES, differing_probe, rebuilding_class
+from hasten.text.tokenizer_config import TokenizerConfig
+
+FILE = "tokenizer.json"
+
+
+class TokenizerWarning(UserWarning):
+    """Files of a checkpoint disagree about its tokenizer; ``tokenizer.json`` decides."""
 
 
 class TextTokenizer:
-    def __init__(self, tokenizer: Any) -> None:
+    """``chat_template`` and ``special_tokens`` are those of ``TokenizerConfig``."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        chat_template: str | dict[str, str] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self.special_tokens: Mapping[str, str] = special_tokens or {}
+        self.chat_template = chat_template
         self._token_bytes: dict[bool, TokenBytes] = {}  # by skip_special_tokens
 
     @classmethod
@@ -26,58 +50,61 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if not any((folder / name).exists() for name in _FILES):
+        if not any((folder / name).exists() for name in (FILE, *OTHER_FILES)):
             return None
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # a broken file makes the libraries raise errors of any class
-            raise CheckpointError(
-                f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
-            ) from error
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise CheckpointError(
-                f"the tokenizer in {folder} has no fast form",
-                got=type(tokenizer).__name__,
-                allowed="tokenizers that can be saved as tokenizer.json",
-                remedy="Convert it with transformers and save it beside the weights",
-            )
-        check_tokenizer_size(len(tokenizer), vocab_size)
-        return cls(tokenizer)
+        config = TokenizerConfig.read(folder)
+        if (folder / FILE).exists():
+            with reading(folder):
+                tokenizer = Tokenizer.from_file(str(folder / FILE))
+                # The file may carry the settings of a training run. A saved truncation would cut prompts without a word.
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
+                size = _size(tokenizer)
+            special_tokens = _special_tokens(tokenizer, config, folder)
+        else:
+            tokenizer, special_tokens = convert_tokenizer(folder, config)
+            size = _size(tokenizer)
+        check_tokenizer_size(size, vocab_size)
+        return cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """Return an incremental detokenizer for one completion of this prompt."""
-        from tokenizers.decoders import ByteLevel
-
-        backend = self._tokenizer.backend_tokenizer
-        if not isinstance(backend.decoder, ByteLevel):
-            return WindowDetokenizer(backend, skip_special_tokens, prompt_token_ids)
+        if not isinstance(self._tokenizer.decoder, ByteLevel):
+            return WindowDetokenizer(self._tokenizer, skip_special_tokens, prompt_token_ids)
         if skip_special_tokens not in self._token_bytes:
-            self._token_bytes[skip_special_tokens] = TokenBytes(backend, skip_special_tokens)
+            self._token_bytes[skip_special_tokens] = TokenBytes(self._tokenizer, skip_special_tokens)
         return ByteDetokenizer(self._token_bytes[skip_special_tokens], prompt_token_ids)
 
     @property
     def eos_token_id(self) -> int | None:
-        eos: int | None = self._tokenizer.eos_token_id
-        return eos
+        token = self.special_tokens.get("eos_token")
+        return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        """Return the token ids. Raises ``InvalidRequest`` for a text that the vocabulary cannot express."""
+        token_ids: list[int] = self._encode(self._tokenizer.encode_batch_fast, text, add_special_tokens).ids
         return token_ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of ``encode`` and, for each token, the offset in bytes of its end in the text.
 
-        A character that is cut into several tokens counts for the first of them.
+        A character that is cut into several tokens counts for the first of them. Raises ``InvalidRequest``.
         """
-        encoded = self._tokenizer(text, return_offsets_mapping=True, verbose=False)
+        encoded = self._encode(self._tokenizer.encode_batch, text, True)
         byte_offsets = [0, *itertools.accumulate(len(character.encode()) for character in text)]
-        ends = itertools.accumulate((end for _, end in encoded["offset_mapping"]), max)
-        return list(encoded["input_ids"]), [byte_offsets[end] for end in ends]
+        ends = itertools.accumulate((end for _, end in encoded.offsets), max)
+        return list(encoded.ids), [byte_offsets[end] for end in ends]
+
+    @staticmethod
+    def _encode(encode_batch: Callable[..., Sequence[Encoding]], text: str, add_special_tokens: bool) -> Encoding:
+        # Unlike ``Tokenizer.encode``, the methods for batches let other threads run, which matters for long texts.
+        try:
+            return encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        except Exception as error:  # the library raises plain ``Exception``, for instance where there is no unknown token
+            raise InvalidRequest("the tokenizer of this checkpoint cannot encode the text", got=error) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def apply_chat_template(
@@ -87,10 +114,10 @@ class TextTokenizer:
 
         Raises ``InvalidRequest``.
         """
-        if not self._tokenizer.chat_template:
+        if not self.chat_template:
             raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
         try:
-            rendered = self._tokenizer.apply_chat_template(
+            rendered = self._template_tokenizer.apply_chat_template(
                 list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **template
             )
         except Exception as error:  # a template can raise errors of any class
@@ -100,3 +127,51 @@ class TextTokenizer:
                 remedy='Pass a list of {"role": ..., "content": ...}',
             ) from error
         return self.encode(rendered, add_special_tokens=False)
+
+    @functools.cached_property
+    def _template_tokenizer(self) -> Any:
+        from transformers import PreTrainedTokenizerFast
+
+        make: Any = PreTrainedTokenizerFast
+        return make(
+            tokenizer_object=Tokenizer(self._tokenizer.model),
+            chat_template=self.chat_template,
+            model_specific_special_tokens=dict(self.special_tokens),
+        )
+
+
+def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> Mapping[str, str]:
+    """Return the named special tokens, with those that transformers' class adds.
+
+    Warn where the class of transformers, or ``tokenizer_config.json``, differs from ``tokenizer.json``.
+    """
+    model_config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    class_name = rebuilding_class(tokenizer, config.values, model_config)
+    probe = None if class_name is None else differing_probe(tokenizer, config.values, class_name)
+    if probe is not None:
+        warnings.warn(
+            f"transformers reads other tokens from {folder} than its {FILE} says: {class_name} splits {probe!r} in another way. "
+            f"hasten follows {FILE}",
+            TokenizerWarning,
+            stacklevel=3,
+        )
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [f"{name} {token!r}" for name, token in config.special_tokens.items() if token not in added and name != "pad_token"]
+    if missing:
+        warnings.warn(
+            f"{FILE} in {folder} lacks special tokens that tokenizer_config.json names, so they are text like any other: "
+            f"{', '.join(missing)}",
+            TokenizerWarning,
+            stacklevel=3,
+        )
+    defaults = CLASSES[class_name].special_tokens if class_name is not None else {}
+    return {
+        **{name: token for name, token in defaults.items() if name not in config.values and token in added},
+        **config.special_tokens,
+    }
+
+
+def _size(tokenizer: Tokenizer) -> int:
+    """Return the largest id plus one: of the vocabulary, the added tokens, and the tokens that the file adds to each text."""
+    last_ids = (*tokenizer.get_added_tokens_decoder(), *tokenizer.encode("").ids)
+    return max((tokenizer.get_vocab_size() - 1, *last_ids)) + 1
