@@ -189,9 +189,9 @@ def test_a_transposed_weight_is_refused(edit: Callable[..., Path]) -> None:
 
 
 def test_a_configuration_of_other_sizes_allocates_nothing(edit: Callable[..., Path]) -> None:
-    """Two billion rows per layer would not fit into memory."""
-    message = _fault(edit("llama-gqa", intermediate_size=2_000_000_000))
-    assert "model.layers.0.mlp.up_proj.weight is [96, 64], expected [2000000000, 64]" in message
+    """Half a billion rows per layer would not fit into memory."""
+    message = _fault(edit("llama-gqa", intermediate_size=500_000_000))
+    assert "model.layers.0.mlp.up_proj.weight is [96, 64], expected [500000000, 64]" in message
 
 
 def test_the_error_for_an_unknown_model_type_names_the_supported_ones(edit: Callable[..., Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from torch import Tensor
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
 from hasten.checkpoints.formats.medusa import read_medusa
 from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.json_values import read_json
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import InvalidOption
+from hasten.core.errors import CheckpointError, InvalidOption
 from hasten.engine.kv_cache_sizing import kv_groups
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
@@ -104,10 +104,10 @@ def load_draft_heads(name: str, options: EngineOptions, backend: Backend, target
 def _is_eagle(folder: Path) -> bool:
     """Return False if config.json is unreadable: ``read_medusa`` then raises the error."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except CheckpointError:
         return False
-    return isinstance(config, dict) and ("speculators_model_type" in config or "draft_vocab_size" in config)
+    return ("speculators_model_type" in config or "draft_vocab_size" in config)
 
 
 def _load_medusa(folder: Path, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
