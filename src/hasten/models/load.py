@@ -12,15 +12,14 @@ from typing import Any
 import torch
 
 from hasten.checkpoints.reader import Checkpoint, ExpectedTensor
+from hasten.checkpoints.shards import TensorEntry
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
 from hasten.layers.formats.base import WeightFormatFactory
 from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.spec import DecoderSpec
-from hasten.models.weights import (
-    Progress, WeightMap, allocation_errors, check_memory, expected_tensors, load_weights, weight_bytes
-)
+from hasten.models.weights import Progress, WeightMap, allocation_errors, check_memory, expected_tensors, load_weights, weight_bytes
 from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,6 +74,13 @@ def load_decoder(
         decoder = Decoder(spec, ops, torch_dtype, formats=factory)
         load_weights(decoder, checkpoint, sources, progress)
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, torch_dtype)
+
+
+def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
+    """Return the dtype in which a stored tensor is loaded, or None if it holds no weights. ``dtype`` is the option."""
+    if entry.dtype not in STORED_DTYPES:
+        return None
+    return DTYPES[STORED_DTYPES[entry.dtype] if dtype == "auto" else dtype]
 
 
 def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
