@@ -158,12 +158,9 @@ def _write_exits(folder: Path, target: Path) -> None:
     layers = torch.tensor([1, 2, 3], dtype=torch.int32)
     draw = torch.Generator().manual_seed(4)
     table = PromptHashTable(torch.randn(3, 64, generator=draw), layers[torch.randint(3, (8,), generator=draw)])
-    calibrations = tuple(
-        ExitCalibration(
-            rule=rule, tolerance=0.01, certainty=0.9, threshold=0.5, decay=decay, window=8, num_texts=9, mean_layers=2.0, mean_risk=0.0
-        )
-        for rule, decay in (("softmax", 4.0), ("entropy", None))
-    )  # fmt: skip
+    values: dict[str, Any] = {"tolerance": 0.01, "certainty": 0.9, "threshold": 0.5, "window": 8, "num_texts": 9}
+    values |= {"mean_layers": 2.0, "mean_risk": 0.0}
+    calibrations = tuple(ExitCalibration(rule=rule, decay=decay, **values) for rule, decay in (("softmax", 4.0), ("entropy", None)))
     token_layers = layers[torch.randint(3, (101,), generator=draw)]
     checkpoint = ExitsCheckpoint(exits, calibrations, token_layers, table, (0.25, 0.5), torch.arange(0, 100, 4))
     write_exits(folder, checkpoint, dtype=torch.float32)

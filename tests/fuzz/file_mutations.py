@@ -36,6 +36,10 @@ OFFSETS: list[Any] = [
     [0, 0], [2**63, 2**63 + 1], [-1, 5], [5, 1], [0], [0, 1, 2], None, [0, 2**62], [0.0, 4.0], [True, 4], [10**400, 10**400],
 ]  # fmt: skip
 
+HEADER_KINDS = ["dtype", "shape", "offsets", "same data", "metadata", "remove", "rename", "add", "reverse", "size", "int"]
+TENSORS = ["lm_head.weight", "model.layers.99999999.x", "blocks.999999999.layers.0.weight", "", "d2t", "embed_tokens.weight"]
+NAMES = ["model.bin", "x.safetensors", "medusa_lm_head.safetensors", "draft_ids.safetensors"]
+
 
 def mutate(folder: Path, rng: random.Random) -> str:
     """Damage one file of ``folder``."""
@@ -66,9 +70,7 @@ def _mutate_entry(file: Path, files: list[Path], rng: random.Random) -> str:
         os.replace(file.with_suffix(".swapped"), file)
         return f"swap with {other.name}"
     if kind == "rename":
-        file.rename(
-            file.with_name(rng.choice(["model.bin", "x.safetensors", "medusa_lm_head.safetensors", "draft_ids.safetensors"]))
-        )
+        file.rename(file.with_name(rng.choice(NAMES)))
         return kind
     file.unlink()
     if kind == "folder":
@@ -154,9 +156,7 @@ def _mutate_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     what = []
     for _ in range(rng.choice([1, 1, 2])):
         name = rng.choice(names)
-        kind = rng.choice(
-            ["dtype", "shape", "offsets", "same data", "metadata", "remove", "rename", "add", "reverse", "size", "int"]
-        )
+        kind = rng.choice(HEADER_KINDS)
         what.append(f"{kind} of {name}")
         if name not in header:
             continue
@@ -177,17 +177,13 @@ def _mutate_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
         elif kind == "rename":
             header[name + rng.choice([".x", "\0", "/../x", "é", "\ud800", "9" * 5000])] = header.pop(name)
         elif kind == "add":
-            new = rng.choice(
-                ["lm_head.weight", "model.layers.99999999.x", "blocks.999999999.layers.0.weight", "", "d2t", "embed_tokens.weight"]
-            )
-            header[new] = {"dtype": "F32", "shape": [0, 2**40], "data_offsets": [0, 0]}
+            header[rng.choice(TENSORS)] = {"dtype": "F32", "shape": [0, 2**40], "data_offsets": [0, 0]}
         elif kind == "reverse":
             header = dict(reversed(header.items()))
         elif kind == "size":
             text = json.dumps(header).encode()
-            return rng.choice([0, 1, len(text) - 1, len(text) + 8, 2**31, 2**63 - 1, 2**64 - 1]).to_bytes(
-                8, "little"
-            ) + text + data, kind
+            wrong = rng.choice([0, 1, len(text) - 1, len(text) + 8, 2**31, 2**63 - 1, 2**64 - 1])
+            return wrong.to_bytes(8, "little") + text + data, kind
         elif entry.get("dtype") == "F32":
             entry["dtype"] = rng.choice(["I32", "U32"])
     text = json.dumps(header).encode()
