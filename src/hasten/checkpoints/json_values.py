@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -40,9 +40,9 @@ def parse_json(content: bytes) -> object:
         value: object = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep") from None
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [child for parent in level for child in _children(parent)]
+    level: list[Iterable[object]] = [[value]]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [_children(child) for parent in level for child in parent if isinstance(child, dict | list)]
         if not level:
             return value
     raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
@@ -57,8 +57,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _children(parent: object) -> Iterable[object]:
-    return parent.values() if isinstance(parent, Mapping) else parent if isinstance(parent, list) else ()
+def _children(parent: dict[str, Any] | list[Any]) -> Iterable[object]:
+    return parent.values() if isinstance(parent, dict) else parent
 
 
 def is_integer(value: object, low: int = 1, high: int = MAX_INTEGER) -> TypeGuard[int]:

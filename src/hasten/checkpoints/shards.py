@@ -121,6 +121,8 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
 
 def read_header(file: Path) -> tuple[TensorEntry, ...]:
     """Return the tensors of one file. Raises ``HeaderError`` with every fault."""
+    if not os.path.isfile(file):  # opening a pipe would wait for a writer
+        raise HeaderError(f"{file.name} is not a readable file")
     try:
         with file.open("rb") as stream:
             file_size = os.fstat(stream.fileno()).st_size
