@@ -178,3 +178,25 @@ def test_a_missing_cache_is_empty(cache):
 def test_a_revision_of_a_folder_is_refused(tmp_path, cache):
     with pytest.raises(InvalidOption, match="revision"):
         hub.resolve(str(tmp_path), "main")
+
+
+LONG_NAMES = ["a" * 300, "x/" * 3000, "a" * 10_000, "./" + "b" * 300]
+
+
+@pytest.mark.parametrize("name", ["", *LONG_NAMES, "a\0b", "~no-such-user/model", "\ud800"])
+def test_a_name_that_no_model_has_is_refused(name: str, cache: Path) -> None:
+    with pytest.raises(ModelNotFound) as error:
+        hub.resolve(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("revision", ["", "a" * 300, "../../main", "refs/../x", "/etc/passwd", "a\0b", "a b", "é"])
+def test_a_revision_is_no_path(revision: str, cache: Path) -> None:
+    with pytest.raises(ModelNotFound, match="not a revision"):
+        hub.resolve("someone/model", revision)
+
+
+def test_a_cache_that_is_no_folder_is_empty(cache: Path) -> None:
+    cache.rmdir()
+    cache.touch()
+    assert hub.cached_models() == []

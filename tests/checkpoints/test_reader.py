@@ -90,6 +90,55 @@ def test_an_inconsistent_header_is_refused(header: Any, expected: str, folder: P
     assert expected in _message(folder)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [[2**63], [2**62, 2**62], [10**400] * 500, [1] * 9, [1, 10**400], [True], [1.0]],
+    ids=["2**63", "overflow", "long product", "nine dimensions", "long size", "true", "float"],
+)
+def test_no_shape_is_too_wrong_to_be_refused(shape: list[Any], folder: Path) -> None:
+    _write(folder / "model.safetensors", {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}, bytes(4))
+    assert "w: shape" in _message(folder)
+
+
+@pytest.mark.parametrize("text", [b"{" * 100_000, '{"w": 1}'.encode("utf-16"), b'{"w": 1, "w": 2}', b'\xef\xbb\xbf{"w": 1}'])
+def test_the_header_is_one_unambiguous_utf8_text(text: bytes, folder: Path) -> None:
+    _write(folder / "model.safetensors", text, bytes(4))
+    assert "the header is not JSON" in _message(folder)
+
+
+def test_a_long_list_of_faults_is_cut(folder: Path) -> None:
+    bad = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
+    _write(folder / "model.safetensors", {f"w{i}": bad for i in range(1000)}, bytes(4))
+    message = _message(folder)
+    assert "w0" in message and "and 980 more" in message and len(message) < 4000
+
+
+def test_weights_that_cannot_be_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arguments: object) -> object:
+        if path.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied")
+        return path_open(path, *arguments)
+
+    path_open = Path.open
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "model.safetensors cannot be read (Permission denied)" in _message(folder)
+
+
+def test_a_file_that_changes_or_vanishes_after_its_header_was_read_is_refused(folder: Path) -> None:
+    changed, vanished = Checkpoint.open(folder), Checkpoint.open(folder)
+    save_file({"a": torch.zeros(3, 2), "b": torch.ones(5, dtype=torch.bfloat16)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"changed while it was read: got a \[3, 2\]"):
+        changed.read("a")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a valid"):
+        vanished.read("a")
+
+
+def test_a_generation_config_that_cannot_be_read_is_not_taken_for_a_missing_one(folder: Path) -> None:
+    (folder / "generation_config.json").symlink_to("nowhere")
+    assert "generation_config.json cannot be read" in _message(folder)
+
+
 def test_a_file_that_only_safetensors_refuses_is_refused(folder: Path) -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     _write(folder / "model.safetensors", {"__metadata__": {"format": 3}, "w": entry}, bytes(4))
@@ -144,6 +193,10 @@ def test_a_tensor_that_its_indexed_file_lacks_is_named(sharded: Path) -> None:
             '{"weight_map": {"a": "../secret.safetensors"}}',
             "names files that are not safetensors files of its folder: got ../secret.safetensors",
         ),
+        ('{"weight_map": {"a": "' + "x" * 300 + '.safetensors"}}', "is missing"),
+        ('{"weight_map": {"a": "x\\u0000.safetensors"}}', "is missing"),
+        ('{"weight_map": {"a": "\\ud800.safetensors"}}', "is missing"),
+        ('{"weight_map": {"a": ".safetensors/../b.safetensors"}}', "are not safetensors files of its folder"),
         ('{"weight_map": {"a": "model.bin"}}', "names files that are not safetensors files of its folder: got model.bin"),
     ],
 )

@@ -15,12 +15,19 @@ from tests.models.dense import dense_logits
 from tests.tiny_models import TINY
 from torch import Tensor
 
+from hasten.checkpoints.hub import SHIPPED
 from hasten.checkpoints.reader import Checkpoint
-from hasten.core.errors import CheckpointError, InvalidOption, UnsupportedModel
+from hasten.core.engine_options import EngineOptions
+from hasten.core.errors import CapacityError, CheckpointError, InvalidOption, UnsupportedModel
+from hasten.layers.formats.dense import DenseFormatFactory, MetaFormatFactory
+from hasten.models import weights
+from hasten.models.decoder import Decoder
 from hasten.models.family import family_names, find_family
 from hasten.models.load import LoadedModel, load_decoder
 from hasten.models.weights import WeightSource
 from hasten.ops.torch.backend import TorchOps
+from hasten.runners.backends.choose import choose_backend
+from hasten.runners.backends.native import NativeBackend
 
 PROMPT = [[5, 9, 80, 3, 3, 41]]
 ONE_PER_FAMILY = ["llama-mqa-bias", "qwen2-tied", "qwen3-tied-bias", "mistral-full", "gpt2", "gpt2-untied-gelu"]
@@ -189,9 +196,91 @@ def test_a_transposed_weight_is_refused(edit: Callable[..., Path]) -> None:
 
 
 def test_a_configuration_of_other_sizes_allocates_nothing(edit: Callable[..., Path]) -> None:
-    """Two billion rows per layer would not fit into memory."""
-    message = _fault(edit("llama-gqa", intermediate_size=2_000_000_000))
-    assert "model.layers.0.mlp.up_proj.weight is [96, 64], expected [2000000000, 64]" in message
+    """Half a billion rows per layer would not fit into memory."""
+    message = _fault(edit("llama-gqa", intermediate_size=500_000_000))
+    assert "model.layers.0.mlp.up_proj.weight is [96, 64], expected [500000000, 64]" in message
+
+
+@pytest.mark.parametrize("model", ["llama-gqa", "qwen2-mixed-window", "qwen3-gqa", "mistral-window", "gpt2"])
+@pytest.mark.parametrize("size", [13, 10**9, 2**31, 10**18, 10**400], ids=["13", "10**9", "2**31", "10**18", "10**400"])
+def test_nothing_is_built_for_sizes_that_the_weights_do_not_have(model: str, size: int, edit: Callable[..., Path]) -> None:
+    """A billion layers would be a billion objects."""
+    names = {"n_embd": 4, "n_layer": 1, "n_head": 2, "n_positions": 1, "n_inner": 1, "vocab_size": 1}
+    if model != "gpt2":
+        names = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 1, "vocab_size": 1}
+    for name, multiple in names.items():
+        folder = edit(model, **{name: size * multiple, "layer_types": "absent", "head_dim": 16})
+        assert len(_fault(folder)) < 5000
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "config, named",
+    [
+        ({"num_hidden_layers": 2**31}, "num_hidden_layers=2147483648 (allowed: up to 30, the number of tensors in the weights)"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": 1e-300}, "rms_norm_eps"),
+        ({"num_attention_heads": 2**28, "head_dim": 2**28}, "num_attention_heads"),
+        ({"rope_parameters": {"rope_theta": 1.0}}, "rope_theta"),
+        ({"rope_parameters": {"rope_theta": 1.0, "rope_type": "yarn", "factor": 2.0}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 1e300}}, "factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 1e30, "original_max_position_embeddings": 9}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_slow": 1e-310}}, "beta_slow"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e200}}, "attention_factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 10**30}}, "original_max"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": float("inf")}}, "factor"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type"),
+        ({"rope_scaling": ["yarn", 2.0]}, "rope_scaling"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
+    ],
+)
+def test_values_beyond_every_model_are_refused_by_name(config: dict[str, object], named: str, edit: Callable[..., Path]) -> None:
+    assert named in _fault(edit("llama-gqa", **config))
+
+
+@pytest.mark.parametrize("window", [2**29 - 1, 300])
+def test_a_window_beyond_the_context_is_full_attention(window: int, tiny: Callable[[str], Path], edit: Callable[..., Path]) -> None:
+    windowed = dense_logits(_load(edit("mistral-full", sliding_window=window)).decoder, PROMPT)
+    assert torch.equal(windowed, dense_logits(_load(tiny("mistral-full")).decoder, PROMPT))
+
+
+def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, reads = sum(parameter.nbytes for parameter in _load(tiny("gpt2")).decoder.parameters()), list[str]()
+    monkeypatch.setattr(Checkpoint, "read", lambda checkpoint, name: reads.append(name))
+    monkeypatch.setattr(weights, "available_bytes", lambda: needed - 1)
+    with pytest.raises(CapacityError, match=r"got \d+\.\d KiB; allowed: up to the \d+\.\d KiB that are free"):
+        _load(tiny("gpt2"))
+    with pytest.raises(CapacityError, match=r"and 1\.0 KiB for what drafts"):
+        load_decoder(tiny("gpt2"), ops=TorchOps(), other_bytes=1024)
+    monkeypatch.undo()
+    assert reads == []
+    monkeypatch.setattr(weights, "available_bytes", lambda: needed)
+    _load(tiny("gpt2"))
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_planned_memory_is_that_of_the_loaded_weights(dtype: str, quantization: str | None) -> None:
+    backend = choose_backend(EngineOptions(quantization=quantization, threads=1))
+    assert isinstance(backend, NativeBackend)
+    loaded = load_decoder(SHIPPED["demo"], dtype=dtype, ops=backend.ops, formats=backend.formats)
+    planned = weights.weight_bytes(Decoder(loaded.spec, backend.ops, loaded.dtype, "meta", backend.formats(loaded.dtype).on_meta()))
+    actual = backend.describe(loaded.decoder)["weight_bytes"]
+    assert 0.9 * actual < planned < 1.02 * actual
+
+
+def test_a_refused_allocation_is_a_capacity_error(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise MemoryError("no memory for 5 x 5 float32 weights")
+
+    monkeypatch.setattr(DenseFormatFactory, "lm_head", refuse)
+    monkeypatch.setattr(DenseFormatFactory, "on_meta", lambda factory: MetaFormatFactory(factory.ops, factory.dtype, 32.0, 32.0))
+    with pytest.raises(CapacityError, match="the system refuses the memory"):
+        _load(tiny("gpt2"))
 
 
 def test_the_error_for_an_unknown_model_type_names_the_supported_ones(edit: Callable[..., Path]) -> None:

@@ -7,6 +7,7 @@ The module does not read models. It uses only the standard cache with its own se
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ SHIPPED_HEADS = {f"demo-{name}": _DEMO / name for name in ("medusa", "eagle", "e
 ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 # Subfolders (onnx/, original/) and Mistral's consolidated files repeat the weights in other formats.
 IGNORE_PATTERNS = ["*/*", "consolidated*.safetensors"]
+MAX_NAME = 4096  # characters; longer paths do not exist
+_REVISION = re.compile(r"\w[\w.+@#/-]{0,249}", re.ASCII)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -70,12 +73,13 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
         if not shipped.is_dir():
             raise ModelNotFound(f"this installation of hasten lacks its model {name!r}", got=shipped, remedy="Install hasten again")
         return shipped
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    _check_names(name, revision)
+    folder = _expanded(name)
+    if os.path.isdir(folder):
         if revision is not None:
             raise InvalidOption("a revision needs a hub model, and this is a folder", got=f"revision {revision!r} of {name}")
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ModelNotFound(f"{name} is a file, and a model is a folder", remedy=f"Give the folder: {folder.parent}")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFound("there is no such model folder", got=repr(name), remedy=_nearest_model(name))
@@ -118,6 +122,28 @@ def remove(name: str) -> int:
     return strategy.expected_freed_size
 
 
+def _check_names(name: str, revision: str | None) -> None:
+    """Raise ``ModelNotFound`` for names that no file system and no hub can have."""
+    if not name or len(name) > MAX_NAME or "\0" in name:
+        raise ModelNotFound("this is not the name of a model", got=repr(name[:80]), allowed=f"1 to {MAX_NAME} characters")
+    # A revision is also the path of a file in the cache.
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise ModelNotFound(
+            "this is not a revision",
+            got=repr(revision[:80]),
+            allowed="a branch, a tag or a commit of up to 250 characters",
+            remedy="Leave --revision out for the newest",
+        )
+
+
+def _expanded(name: str) -> Path:
+    """Return the path with ``~`` replaced by the home folder, if there is one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def _download(name: str, revision: str | None, quiet: bool) -> Path:
     try:
         folder = snapshot_download(
@@ -145,7 +171,7 @@ def _download(name: str, revision: str | None, quiet: bool) -> Path:
         if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(("huggingface_hub", "http")):
             raise
         raise ModelNotFound(_reason(error), got=repr(name), remedy=_nearest_model(name)) from error
-    if not (Path(folder) / "config.json").is_file():
+    if not os.path.isfile(Path(folder) / "config.json"):
         raise ModelNotFound(f"{name} has no config.json, so it is not a model", remedy=_nearest_model(name))
     return Path(folder)
 
@@ -164,16 +190,16 @@ def _reason(error: Exception) -> str:
 def _cached_repos() -> list[CachedRepoInfo]:
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
+    except (CacheNotFound, OSError, ValueError):  # no cache, or a path that is no folder or cannot be read
         return []
     return [repo for repo in repos if repo.repo_type == "model" and repo.revisions]
 
 
 def _nearest_model(name: str) -> str:
     """Return a remedy with the nearest model that is shipped, cached, or in a sibling folder."""
-    parent = Path(name).expanduser().parent
+    parent = _expanded(name).parent
     try:
-        siblings = [str(parent / entry.name) for entry in parent.iterdir() if (entry / "config.json").is_file()]
-    except OSError:
+        siblings = [str(parent / entry.name) for entry in parent.iterdir() if os.path.isfile(entry / "config.json")]
+    except (OSError, ValueError):
         siblings = []
     return nearest(name, [*SHIPPED, *SHIPPED_HEADS, *(model.name for model in cached_models()), *siblings])

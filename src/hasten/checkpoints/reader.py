@@ -5,6 +5,7 @@ It knows files and tensors, and no architecture.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hasten.checkpoints.json_values import read_json
-from hasten.checkpoints.shards import SINGLE, TensorEntry, read_shards
+from hasten.checkpoints.shards import SINGLE, TensorEntry, count_faults, list_faults, read_shards
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
-MAX_LISTED = 20  # faults that an error message lists; the rest is counted
 
 ExpectedTensor = tuple[tuple[int, ...], tuple[str, ...]]  # shape, allowed dtypes
 
@@ -40,9 +40,9 @@ class Checkpoint:
         ``single`` is the name of an unsharded weights file. Raises ``ModelNotFound`` for a folder that is missing or holds no
         model. Raises ``CheckpointError`` for a broken model, pickled weights, or a model that needs its own code.
         """
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
-        if not (folder / "config.json").is_file():
+        if not os.path.isfile(folder / "config.json"):
             raise ModelNotFound(f"{folder} has no config.json, so it is not a model folder", remedy="Check the path")
         config = read_json(folder / "config.json")
         if config.get("auto_map"):
@@ -52,20 +52,27 @@ class Checkpoint:
                 remedy="Use a checkpoint of an architecture that transformers includes, or remove 'auto_map' if it is one",
             )
         generation = folder / "generation_config.json"
-        return cls(folder, config, read_json(generation) if generation.is_file() else {}, read_shards(folder, single))
+        return cls(folder, config, read_json(generation) if os.path.lexists(generation) else {}, read_shards(folder, single))
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, as a view of the memory-mapped file where possible: copy it and release it.
 
-        Raises ``CheckpointError`` for a file that safetensors does not accept.
+        Raises ``CheckpointError`` for a file that safetensors does not accept, or that has changed since its header was read.
         """
         entry = self.tensors[name]
         try:
             if entry.file not in self._files:
                 self._files[entry.file] = safe_open(entry.file, framework="pt")
             tensor: Tensor = self._files[entry.file].get_tensor(entry.name)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{entry.file} is not a valid safetensors file", got=error, remedy="Download it again") from None
+        if tuple(tensor.shape) != entry.shape or tensor.nbytes != entry.nbytes:
+            raise CheckpointError(
+                f"{entry.file} changed while it was read",
+                got=f"{entry.name} {list(tensor.shape)}",
+                allowed=str(list(entry.shape)),
+                remedy="Load it again when nothing writes to it",
+            )
         return tensor
 
     def check_tensors(self, expected: Mapping[str, ExpectedTensor], contents: str) -> None:
@@ -80,10 +87,8 @@ class Checkpoint:
             elif entry.dtype not in dtypes:
                 faults.append(f"{entry.name} is {entry.dtype}, expected {' or '.join(dtypes)}")
         if faults:
-            more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
             raise CheckpointError(
-                f"the tensors of {self.folder} are not those of {contents} "
-                f"({len(faults)} fault{'s' if len(faults) > 1 else ''}): {'; '.join(faults[:MAX_LISTED])}{more}",
+                f"the tensors of {self.folder} are not those of {contents} ({count_faults(faults)}): {list_faults(faults)}",
                 remedy="Check that config.json belongs to these weights; if it does, download or train them again",
             )
 

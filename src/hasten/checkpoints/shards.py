@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hasten.checkpoints.json_values import are_integers, are_strings, read_json
+from hasten.checkpoints.json_values import MAX_JSON_BYTES, are_integers, are_strings, parse_json, read_json
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 8  # of a tensor
+MAX_LISTED = 20  # faults that an error message lists; the rest is counted
 DTYPES_OF_SIZE = {
     1: ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"),
     2: ("U16", "I16", "F16", "BF16"),
@@ -52,9 +54,10 @@ class HeaderError(Exception):
 
 def refuse_pickles(folder: Path, *readable: str, remedy: str) -> None:
     """Raise ``CheckpointError`` for a folder of pickle files without a file of a ``readable`` pattern."""
-    if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in readable):
+    names = _file_names(folder) if os.path.isdir(folder) else []
+    if any(fnmatch(name, pattern) for name in names for pattern in readable):
         return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         raise CheckpointError(
             f"{folder} has only pickle files, which can run code when they are read, so hasten never reads them",
@@ -69,30 +72,38 @@ def read_shards(folder: Path, single: str = SINGLE) -> dict[str, TensorEntry]:
 
     Raises ``CheckpointError`` that lists every missing or broken file and every tensor that its file lacks.
     """
-    weight_map = {} if (folder / single).is_file() else _read_index(folder)
+    weight_map = {} if os.path.isfile(folder / single) else _read_index(folder)
+    files: dict[str, list[str]] = {} if weight_map else {single: []}  # file -> the tensors that the index names for it
+    for tensor, file in weight_map.items():
+        files.setdefault(file, []).append(tensor)
     faults, entries = [], {}
-    for name in sorted(set(weight_map.values())) or [single]:
-        if not (folder / name).is_file():
+    for name, indexed in sorted(files.items()):
+        if not os.path.isfile(folder / name):
             faults.append(f"{name} is missing")
             continue
         try:
-            header = read_header(folder / name)
+            header = {entry.name: entry for entry in read_header(folder / name)}
         except HeaderError as error:
             faults.append(str(error))
             continue
-        entries.update({entry.name: entry for entry in header if weight_map.get(entry.name, name) == name})
-        present = {entry.name for entry in header}
-        faults += [
-            f"{tensor} is not in {name}, which the index names for it"
-            for tensor, file in weight_map.items()
-            if file == name and tensor not in present
-        ]
+        entries.update({tensor: entry for tensor, entry in header.items() if weight_map.get(tensor, name) == name})
+        faults += [f"{tensor} is not in {name}, which the index names for it" for tensor in indexed if tensor not in header]
     if faults:
         raise CheckpointError(
-            f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the weights of {folder}: {'; '.join(faults)}",
+            f"{count_faults(faults)} in the weights of {folder}: {list_faults(faults)}",
             remedy="Download the checkpoint again: a file is damaged or incomplete",
         )
     return entries
+
+
+def count_faults(faults: Sequence[str]) -> str:
+    return f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+
+
+def list_faults(faults: Sequence[str]) -> str:
+    """Return the first faults as a list in text, and the number of the others."""
+    more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+    return "; ".join(faults[:MAX_LISTED]) + more
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, indent: int = 1) -> None:
@@ -110,21 +121,25 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
 
 def read_header(file: Path) -> tuple[TensorEntry, ...]:
     """Return the tensors of one file. Raises ``HeaderError`` with every fault."""
-    file_size = file.stat().st_size
-    with file.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        if header_size > min(file_size - 8, MAX_HEADER_BYTES):
-            raise HeaderError(f"{file.name}: the header needs {header_size + 8:,} bytes and the file has {file_size:,}")
-        try:
-            header = json.loads(stream.read(header_size))
-        except (ValueError, RecursionError) as error:
-            raise HeaderError(f"{file.name}: the header is not JSON ({error})") from None
+    if not os.path.isfile(file):  # opening a pipe would wait for a writer
+        raise HeaderError(f"{file.name} is not a readable file")
+    try:
+        with file.open("rb") as stream:
+            file_size = os.fstat(stream.fileno()).st_size
+            header_size = int.from_bytes(stream.read(8), "little")
+            if header_size > min(file_size - 8, MAX_JSON_BYTES):
+                raise HeaderError(f"{file.name}: the header needs {header_size + 8:,} bytes and the file has {file_size:,}")
+            header = parse_json(stream.read(header_size))
+    except OSError as error:
+        raise HeaderError(f"{file.name} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise HeaderError(f"{file.name}: the header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise HeaderError(f"{file.name}: the header is not a table of tensors")
     header.pop("__metadata__", None)
     faults = [f"{file.name}: {name}: {fault}" for name, value in header.items() if (fault := _find_fault(value)) is not None]
     if faults:
-        raise HeaderError("; ".join(faults))
+        raise HeaderError(list_faults(faults))
     spans = [(0, 0), *sorted(tuple(value["data_offsets"]) for value in header.values())]
     if any(stop != start for (_, stop), (start, _) in pairwise(spans)):
         raise HeaderError(f"{file.name}: its tensors overlap or leave a gap")
@@ -144,7 +159,8 @@ def _find_fault(value: object) -> str | None:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         return f"unknown dtype {dtype!r}"
-    if not are_integers(shape, 0) or not are_integers(offsets, 0) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    is_shape = are_integers(shape, 0) and len(shape) <= MAX_DIMENSIONS
+    if not is_shape or not are_integers(offsets, 0) or len(offsets) != 2 or offsets[0] > offsets[1]:
         return f"shape {shape} and offsets {offsets} do not describe a tensor"
     needed = math.prod(shape) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != needed:
@@ -152,13 +168,21 @@ def _find_fault(value: object) -> str | None:
     return None
 
 
+def _file_names(folder: Path) -> list[str]:
+    """Return the names of the files of a folder, sorted. Raises ``CheckpointError``."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read", got=error.strerror, remedy="Check its permissions") from None
+
+
 def _read_index(folder: Path) -> dict[str, str]:
     """Return the file name of every tensor of a sharded checkpoint."""
     file = folder / INDEX
-    if not file.is_file():
+    if not os.path.isfile(file):
         remedy = "Convert it with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         refuse_pickles(folder, "*.safetensors", remedy=remedy)
-        others = sorted(file.name for file in folder.iterdir() if file.suffix in (*PICKLES, ".safetensors", ".gguf"))
+        others = [name for name in _file_names(folder) if name.endswith((*PICKLES, ".safetensors", ".gguf"))]
         raise ModelNotFound(
             f"{folder} has no weights",
             got=", ".join(others) or "no weight file",
@@ -174,7 +198,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     if outside:
         raise CheckpointError(
             f"{file} names files that are not safetensors files of its folder",
-            got=", ".join(outside),
+            got=", ".join(outside[:MAX_LISTED]),
             remedy="Convert the checkpoint with transformers' save_pretrained",
         )
     return weight_map

@@ -21,7 +21,7 @@ HELP = {
     "threads": "Number of compute threads; one per usable core if left out.",
     "revision": "Branch, tag or commit of a hub model.",
     "max_model_len": "Maximum tokens of prompt and output; the model's limit, reduced to what fits, if left out.",
-    "kv_cache_memory": "Memory of the KV cache, such as 4GiB; half of the free memory if left out.",
+    "kv_cache_memory": "Memory of the KV cache, such as 4GiB; a quarter of the free memory if left out.",
     "block_size": "Tokens per block of the KV cache.",
     "max_num_batched_tokens": "Maximum tokens per step; longer prompts are computed in chunks.",
     "prefix_caching": "Keep the KV cache of prompts, and compute shared prefixes once.",

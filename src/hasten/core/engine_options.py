@@ -36,7 +36,7 @@ class EngineOptions:
     threads: int | None = None  # None: one per core that this process may use
     revision: str | None = None  # branch, tag or commit of a hub model
     max_model_len: int | None = None  # tokens of prompt and output; None: the model's limit, reduced to what fits
-    kv_cache_memory: int | str | None = None  # bytes, or a size such as "4GiB"; None: half of the free memory
+    kv_cache_memory: int | str | None = None  # bytes, or a size such as "4GiB"; None: a quarter of the free memory
     block_size: int = 16  # tokens per KV block
     max_num_seqs: int = 64  # sequences running at a time
     max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks

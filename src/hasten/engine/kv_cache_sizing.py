@@ -5,19 +5,19 @@ A requested size that does not fit is reduced with a warning that names both num
 
 from __future__ import annotations
 
-import os
+import math
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hasten.core.errors import CapacityError, InvalidOption
 from hasten.kv.group import KvGroup
 from hasten.models.spec import DecoderSpec
+from hasten.ops.cpu.memory import available_bytes, format_bytes
 
 # Of the memory that is free after the weights are loaded. Activations and other processes need the rest.
-DEFAULT_SHARE = 0.5
+DEFAULT_SHARE = 0.25
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -51,10 +51,12 @@ def size_kv_cache(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     kv_cache_memory: int | str | None,
+    reserved_bytes: int = 0,
 ) -> KvCacheSizing:
-    """Return the largest KV cache for ``kv_cache_memory`` (None: half of the free memory).
+    """Return the largest KV cache for ``kv_cache_memory`` (None: a quarter of the free memory).
 
-    ``block_bytes`` is the size of one block in all groups. By default ``max_num_seqs`` full contexts bound the size.
+    ``block_bytes`` is the size of one block in all groups. ``reserved_bytes`` are not free: drafters fill them while they run. By
+    default ``max_num_seqs`` full contexts bound the size.
     Raises ``InvalidOption`` for values out of range and ``CapacityError`` if not even one block fits.
     """
     if block_size < 1:
@@ -68,7 +70,7 @@ def size_kv_cache(
         )
     length = max_model_len or max_positions
     blocks_per_context = max(group.max_blocks(length, block_size, max_num_batched_tokens) for group in groups)
-    free = available_bytes()
+    free = max(0, available_bytes() - reserved_bytes)
     if kv_cache_memory is None:
         num_blocks = min(blocks_per_context * max_num_seqs, int(free * DEFAULT_SHARE) // block_bytes)
         source = f"{DEFAULT_SHARE:.0%} of the {format_bytes(free)} that are free"
@@ -102,32 +104,12 @@ def size_kv_cache(
     return KvCacheSizing(num_blocks, length, num_blocks * block_bytes)
 
 
-def available_bytes() -> int:
-    """Return the memory that is available without swapping, within the control group's limit."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        free = int(match.group(1)) * 1024 if match else free
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, max(0, int(text) - int(used.read_text())))
-    return free
-
-
 def parse_bytes(size: int | str) -> int:
     """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption``."""
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
-    if match is None or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
+    amount = float(match.group(1)) * _UNITS.get(match.group(2), 0) if match is not None else 0.0
+    if not 1 <= amount < math.inf:
         raise InvalidOption("this is not an amount of memory", got=repr(size), allowed="bytes, or a size such as '4GiB' or '500MB'")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
-
-
-def format_bytes(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    return int(amount)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -22,32 +22,51 @@ GELU: dict[str, Activation] = {
 }
 
 
-class ConfigView:
-    """Reading a faulty key records the fault and returns a placeholder; ``check`` raises all faults."""
+# Sums of three sizes are below 2**31, and the bytes of their products below 2**63. The meta device has no larger tensors.
+MAX_SIZE = 2**29 - 1
+MAX_LAYERS = 10_000
+MIN_NUMBER, MAX_NUMBER = 1.2e-38, 3.4e38  # of float32, in which the kernels compute
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
+
+class ConfigView:
+    """Reading a faulty key records the fault and returns a placeholder; ``check`` raises all faults.
+
+    ``max_layers`` bounds the number of layers, for each of which objects are made. Where the weights are known, it is the number of
+    their tensors.
+    """
+
+    def __init__(self, values: Mapping[str, Any], max_layers: int = MAX_LAYERS) -> None:
+        self.values, self._max_layers = values, max_layers
         self._faults: list[str] = []
 
-    def integer(self, name: str, default: int, *, low: int = 1) -> int:
-        """Return the value, at least ``low``; ``default`` if the key is missing or null."""
+    def integer(self, name: str, default: int, *, low: int = 1, high: int = MAX_SIZE) -> int:
+        """Return the value, from ``low`` to ``high``; ``default`` if the key is missing or null."""
         value = self._get(name, default)
-        if type(value) is not int or value < low:
-            self.refuse(name, f"a whole number from {low}")
+        if type(value) is not int or not low <= value <= high:
+            self.refuse(name, f"a whole number from {low} to {high}")
             return low
         return value
+
+    def num_layers(self, name: str, default: int) -> int:
+        """Return the number of layers, at most the number of tensors in the weights."""
+        value = self._get(name, default)
+        if type(value) is int and value > self._max_layers:
+            self.refuse(name, f"up to {self._max_layers}, the number of tensors in the weights")
+            return 1
+        return self.integer(name, default)
 
     def optional_integer(self, name: str, default: int | None) -> int | None:
         """Return the value; ``default`` if the key is missing and None if it is null."""
         value = self.values.get(name, default)
         return None if value is None else self.integer(name, value)
 
-    def number(self, name: str, default: float) -> float:
-        """Return the value, finite and above 0; ``default`` if the key is missing or null."""
+    def number(self, name: str, default: float, *, above: float = 0.0) -> float:
+        """Return the value, above ``above`` and within float32; ``default`` if the key is missing or null."""
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            self.refuse(name, "a number above 0")
-            return 1.0
+        # Comparisons take integers that are too large for a float, and are false for NaN.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not max(above, MIN_NUMBER) < value <= MAX_NUMBER:
+            self.refuse(name, f"a number above {above:g}, within float32")
+            return default
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -66,7 +85,7 @@ class ConfigView:
 
     def refuse(self, name: str, allowed: str) -> None:
         """Record that the value of this key is not supported."""
-        self._faults.append(f"{name}={self.values.get(name)!r} (allowed: {allowed})")
+        self._faults.append(f"{name}={reprlib.repr(self.values.get(name))} (allowed: {allowed})")
 
     def require_off(self, names: Iterable[str]) -> None:
         """Refuse options that would change the computation and that hasten does not implement."""

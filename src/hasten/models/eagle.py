@@ -16,11 +16,12 @@ from hasten.layers.formats.base import WeightFormatFactory
 from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Embedding
+from hasten.models.config import MAX_LAYERS
 from hasten.models.decoder import Decoder
 from hasten.models.family import find_family
 from hasten.models.llama_like import layer_weights
 from hasten.models.spec import DecoderSpec
-from hasten.models.weights import Progress, WeightMap, WeightSource, expected_tensors, load_weights
+from hasten.models.weights import Progress, WeightMap, WeightSource, allocation_errors, expected_tensors, load_weights
 
 EMBEDDING = "embed_tokens.weight"
 LAYER_TYPES = ("llama", "qwen3")
@@ -41,12 +42,14 @@ def default_aux_layers(num_layers: int) -> tuple[int, int, int]:
     return (2, num_layers // 2, num_layers - 3) if num_layers >= 7 else (1, (num_layers + 1) // 2, num_layers)
 
 
-def eagle_spec(config: Eagle3Config, target: DecoderSpec, folder: Path, *, own_embedding: bool = False) -> EagleSpec:
-    """Return the head that ``config`` describes.
+def eagle_spec(
+    config: Eagle3Config, target: DecoderSpec, folder: Path, *, own_embedding: bool = False, max_layers: int = MAX_LAYERS
+) -> EagleSpec:
+    """Return the head that ``config`` describes. ``max_layers``: the number of tensors in the weights.
 
     Raises ``CheckpointError`` (``UnsupportedModel``) that lists all sizes that do not match the target.
     """
-    layer = find_family(config.layer).spec(config.layer)
+    layer = find_family(config.layer).spec(config.layer, max_layers)
     faults = []
     if layer.model_type not in LAYER_TYPES:
         faults.append(f"its layer is of type {layer.model_type!r} (allowed: {' or '.join(LAYER_TYPES)})")
@@ -105,7 +108,7 @@ def load_eagle(
     """
     checkpoint, config = open_eagle3(folder)
     own = EMBEDDING in checkpoint.tensors
-    spec = eagle_spec(config, target.spec, folder, own_embedding=own)
+    spec = eagle_spec(config, target.spec, folder, own_embedding=own, max_layers=len(checkpoint.tensors))
     meta_context = LayerContext(target.ops, DenseFormatFactory(target.ops, target.dtype, "meta"), target.dtype, "meta")
     expected = expected_tensors(eagle_weights(spec, own_embedding=own), _allocate(spec, target, meta_context, own))
     ignored = {name: (entry.shape, (entry.dtype,)) for name, entry in checkpoint.tensors.items() if name in ("d2t", "t2d")}
@@ -113,8 +116,9 @@ def load_eagle(
     own = own and not _is_target_embedding(checkpoint, spec, target)
     target_ids_D = read_target_ids(checkpoint, spec.draft_vocab_size, spec.target_vocab_size)
     layer_context = LayerContext(target.ops, formats or DenseFormatFactory(target.ops, target.dtype), target.dtype)
-    head = _allocate(spec, target, layer_context, own)
-    load_weights(head, checkpoint, eagle_weights(spec, own_embedding=own), progress)
+    with allocation_errors(str(folder)):
+        head = _allocate(spec, target, layer_context, own)
+        load_weights(head, checkpoint, eagle_weights(spec, own_embedding=own), progress)
     head.target_ids.copy_(target_ids_D)
     return LoadedEagle(head.eval(), config)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec
-from hasten.models.config import GELU, ConfigView
+from hasten.models.config import GELU, MAX_SIZE, ConfigView
 from hasten.models.family import ModelFamily
 from hasten.models.rope_config import longest_context, read_rotary
 from hasten.models.spec import DecoderSpec
@@ -55,7 +55,7 @@ def llama_like_spec(
         qkv_bias=qkv_bias,
         out_bias=out_bias,
     )
-    windows = windows or [None] * view.integer("num_hidden_layers", 32)
+    windows = windows or [None] * view.num_layers("num_hidden_layers", 32)
     return DecoderSpec(
         model_type=view.values["model_type"],
         vocab_size=view.integer("vocab_size", vocab_size),
@@ -75,6 +75,9 @@ def _read_heads(view: ConfigView, hidden_size: int, default_kv: int | None, defa
     head_dim = view.integer("head_dim", default_dim or max(hidden_size // num_heads, 1))
     # A null key means multi-head attention, whatever the family's default for a missing key is.
     num_kv_heads = view.optional_integer("num_key_value_heads", default_kv) or num_heads
+    if num_heads * head_dim > MAX_SIZE:
+        view.refuse("num_attention_heads", f"up to {MAX_SIZE // head_dim} heads of {head_dim}")
+        num_heads = 1
     if num_heads % num_kv_heads:
         view.refuse("num_key_value_heads", f"a divisor of num_attention_heads={num_heads}")
         num_kv_heads = 1
@@ -83,7 +86,7 @@ def _read_heads(view: ConfigView, hidden_size: int, default_kv: int | None, defa
 
 def qwen_windows(view: ConfigView) -> list[int | None]:
     """Return the sliding window of each layer; None is full attention."""
-    num_layers = view.integer("num_hidden_layers", 32)
+    num_layers = view.num_layers("num_hidden_layers", 32)
     window = view.optional_integer("sliding_window", 4096) if view.flag("use_sliding_window", False) else None
     first_windowed = view.integer("max_window_layers", 28, low=0)
     layer_types = view.values.get("layer_types")

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from hasten.checkpoints.reader import Checkpoint, ExpectedTensor
+from hasten.checkpoints.shards import TensorEntry
 from hasten.core.errors import CheckpointError, InvalidOption, nearest
 from hasten.layers.formats.base import WeightFormatFactory
+from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.spec import DecoderSpec
-from hasten.models.weights import Progress, WeightMap, expected_tensors, load_weights
+from hasten.models.weights import Progress, WeightMap, allocation_errors, check_memory, expected_tensors, load_weights, weight_bytes
 from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,14 +44,15 @@ def load_decoder(
     ops: Ops,
     formats: Callable[[torch.dtype], WeightFormatFactory] | None = None,
     progress: Progress | None = None,
+    other_bytes: int = 0,
 ) -> LoadedModel:
     """Load the model of a local folder with config.json and safetensors.
 
     ``dtype`` "auto" is the dtype of the checkpoint. ``formats`` returns the weight formats for a dtype; None makes all matrices
-    dense.
+    dense. ``other_bytes``: weights that will be loaded beside these.
 
-    Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults of the folder, before any weight is read.
-    Raises ``InvalidOption`` for an unknown ``dtype``.
+    Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults of the folder, and ``CapacityError`` if the
+    weights are larger than the free memory, before any weight is read. Raises ``InvalidOption`` for an unknown ``dtype``.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise InvalidOption(
@@ -57,16 +60,27 @@ def load_decoder(
         )
     checkpoint = Checkpoint.open(folder)
     family = find_family(checkpoint.config)
-    spec = _resolve_tied_embeddings(checkpoint, family, family.spec(checkpoint.config))
+    spec = _resolve_tied_embeddings(checkpoint, family, family.spec(checkpoint.config, max_layers=len(checkpoint.tensors)))
     torch_dtype = DTYPES[_checkpoint_dtype(checkpoint) if dtype == "auto" else dtype]
     sources = _weight_map(checkpoint, family, spec)
-    # The meta device allocates nothing, so a checkpoint of the wrong shape fails before it takes memory.
-    expected = expected_tensors(sources, Decoder(spec, ops, torch_dtype, "meta"))
+    factory = DenseFormatFactory(ops, torch_dtype) if formats is None else formats(torch_dtype)
+    # The meta device allocates nothing, so a checkpoint of the wrong shape or size fails before it takes memory.
+    planned = Decoder(spec, ops, torch_dtype, "meta", factory.on_meta())
+    expected = expected_tensors(sources, planned)
     ignored = _ignored_tensors(checkpoint, family, spec)
     checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its config.json describes")
-    decoder = Decoder(spec, ops, torch_dtype, formats=None if formats is None else formats(torch_dtype))
-    load_weights(decoder, checkpoint, sources, progress)
+    check_memory(weight_bytes(planned), str(folder), other_bytes)
+    with allocation_errors(str(folder)):
+        decoder = Decoder(spec, ops, torch_dtype, formats=factory)
+        load_weights(decoder, checkpoint, sources, progress)
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, torch_dtype)
+
+
+def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
+    """Return the dtype in which a stored tensor is loaded, or None if it holds no weights. ``dtype`` is the option."""
+    if entry.dtype not in STORED_DTYPES:
+        return None
+    return DTYPES[STORED_DTYPES[entry.dtype] if dtype == "auto" else dtype]
 
 
 def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hasten.layers.rotary import LinearScaling, Llama3Scaling, RotaryScaling, RotarySpec, YarnScaling, yarn_attention_factor
-from hasten.models.config import ConfigView
+from hasten.models.config import MAX_SIZE, ConfigView
 
 # The supported rope types and the keys that each requires.
 _REQUIRED_KEYS = {
@@ -43,7 +43,7 @@ def read_rotary(view: ConfigView, head_dim: int, max_positions: int) -> RotarySp
     elif rope_type not in _REQUIRED_KEYS:
         rope.refuse("rope_type" if "rope_type" in merged else "type", ", ".join(_REQUIRED_KEYS))
     scaling = _read_scaling(rope_type, rope)
-    theta = rope.number("rope_theta", 10_000.0)
+    theta = rope.number("rope_theta", 10_000.0, above=1.0)  # YaRN divides by its logarithm
     rope.check()
     return RotarySpec(theta=theta, dim=head_dim, scaling=scaling)
 
@@ -52,7 +52,11 @@ def longest_context(view: ConfigView, rotary: RotarySpec | None, max_positions: 
     """Return ``max_positions``, or the context after YaRN scaling if that is longer."""
     table = view.values.get("rope_scaling") or view.values.get("rope_parameters") or {}
     if rotary is not None and isinstance(rotary.scaling, YarnScaling) and table.get("original_max_position_embeddings"):
-        return max(max_positions, int(rotary.scaling.factor * rotary.scaling.original_max_positions))
+        scaled = rotary.scaling.factor * rotary.scaling.original_max_positions
+        if scaled > MAX_SIZE:
+            view.refuse("rope_scaling", f"a factor that makes at most {MAX_SIZE} positions")
+            return max_positions
+        return max(max_positions, int(scaled))
     return max_positions
 
 

@@ -5,14 +5,18 @@ The map is read forwards to load a checkpoint and backwards to save one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
+from hasten.core.errors import CapacityError
 from hasten.layers.formats.base import WeightFormat
+from hasten.layers.formats.dense import Dense
+from hasten.ops.cpu.memory import available_bytes, format_bytes
 
 Progress = Callable[[int, int], None]  # (bytes read, total bytes)
 
@@ -51,6 +55,42 @@ def expected_tensors(sources: WeightMap, module: nn.Module) -> dict[str, Expecte
         shape = source.rows(module).shape
         expected[source.name] = (tuple(reversed(shape)) if source.transposed else tuple(shape), FLOAT_DTYPES)
     return expected
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the memory that the weights of ``module`` take, which may be on the meta device. Padding is left out."""
+    matrices = [part for part in module.modules() if isinstance(part, Dense)]
+    of_matrices = {id(matrix.weight) for matrix in matrices}
+    vectors = sum(parameter.nbytes for parameter in module.parameters() if id(parameter) not in of_matrices)
+    return vectors + int(sum(matrix.in_features * matrix.out_features * matrix.bits for matrix in matrices)) // 8
+
+
+def check_memory(needed: int, what: str, other_bytes: int = 0) -> None:
+    """Raise ``CapacityError`` if weights of ``needed`` bytes, and ``other_bytes`` of drafters, are more than the free memory."""
+    free = available_bytes()
+    if needed + other_bytes > free:
+        others = f" and {format_bytes(other_bytes)} for what drafts" if other_bytes else ""
+        raise CapacityError(
+            f"the weights of {what} do not fit in memory",
+            got=f"{format_bytes(needed)}{others}",
+            allowed=f"up to the {format_bytes(free)} that are free",
+            remedy="Free memory, use a smaller model, or load it with quantization='int8' or 'int4'",
+        )
+
+
+@contextmanager
+def allocation_errors(what: str) -> Iterator[None]:
+    """Raise ``CapacityError`` where the system refuses memory for the weights of ``what``."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "alloc" not in str(error):  # PyTorch has no error class for this
+            raise
+        raise CapacityError(
+            f"the system refuses the memory for the weights of {what}",
+            got=str(error).splitlines()[0],
+            remedy="Free memory, use a smaller model, or load it with quantization='int8' or 'int4'",
+        ) from error
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hasten.checkpoints.json_values import read_json
 from hasten.core.errors import CapacityError, CheckpointError, InvalidOption
 
 _NAME, _DONE = ".resume", ".resume-done"
@@ -77,7 +78,7 @@ class ResumeFolder:
         if not (self.folder / _STATE).is_file():
             return None
         values = _read_json(self.folder / _STATE)
-        tensors = self.read(Path(str(values.pop("tensors"))).stem)
+        tensors = self.read(Path(str(values.pop("tensors", ""))).stem)
         if tensors is None:
             raise _damaged(self.folder, "the file of the last step is missing")
         return SavedState(tensors, values)
@@ -97,7 +98,7 @@ class ResumeFolder:
             return None
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise _damaged(self.folder, f"{file.name}: {error}") from None
 
     def remove(self) -> None:
@@ -164,12 +165,9 @@ def _check_settings(saved: Mapping[str, Any], settings: Mapping[str, Any], out: 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(file.parent, f"{file.name}: {error}") from None
-    if not isinstance(values, dict):
-        raise _damaged(file.parent, f"{file.name} is not an object")
-    return values
+        return read_json(file)
+    except CheckpointError as error:
+        raise _damaged(file.parent, f"{file.name}: {error.got}") from None
 
 
 def _damaged(folder: Path, fault: str) -> CheckpointError:

@@ -98,3 +98,20 @@ def observed_prompts(lengths: Sequence[int]) -> tuple[RecordingRunner, list[Draf
                 states += [[float(i), float(position)] for position in positions]
         drafter.observe([], TargetOutput(len(states), computed, lambda sequence_id: True, {3: torch.tensor(states)}))
     return runner, requests, drafter
+
+
+def test_a_pending_state_does_not_keep_the_memory_of_those_that_were_read() -> None:
+    """Other requests draft, and each sequence keeps one state: a view would keep all states of its prompt."""
+    _, requests, drafter = observed_prompts([15, 15])
+    parent = requests[0]
+    drafter._read([(parent, drafter._kv_states[0].num_pending - 1)], num_logits=0)
+    state = drafter._kv_states[0]
+    assert state.num_pending == 1
+    assert sum(tensor.untyped_storage().nbytes() for tensor in state.pending) == sum(tensor.nbytes for tensor in state.pending)
+
+
+def test_more_sequences_than_pending_states_are_allowed_end_the_oldest() -> None:
+    """Halving what is pending of a sequence must not leave one state for ever."""
+    num_sequences = TOTAL_PENDING * MAX_PENDING + 5
+    _, _, drafter = observed_prompts([1] * num_sequences)
+    assert sum(state.num_pending for state in drafter._kv_states.values()) == TOTAL_PENDING * MAX_PENDING

@@ -6,6 +6,7 @@ rows of its lm_head are computed (FR-Spec, Zhao et al., 2025, arXiv 2502.14856).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hasten.checkpoints.shards import MAX_LISTED, HeaderError, read_header
 from hasten.core.errors import CheckpointError
 
 DRAFT_IDS, DRAFT_IDS_FILE = "draft_ids", "draft_ids.safetensors"
@@ -25,15 +27,17 @@ def read_draft_ids(folder: Path, vocab_size: int) -> Tensor | None:
     Raises ``CheckpointError`` for an invalid file.
     """
     path = folder / DRAFT_IDS_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+        entries = read_header(path)
+        if [entry.name for entry in entries] != [DRAFT_IDS]:
+            names = ", ".join(entry.name for entry in entries[:MAX_LISTED])
+            raise CheckpointError(f"{path} has other tensors", got=names or "none", allowed=DRAFT_IDS, remedy=_REMEDY)
+        ids = load_file(path)[DRAFT_IDS]
+    except (HeaderError, SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", remedy=_REMEDY) from error
-    if set(tensors) != {DRAFT_IDS}:
-        raise CheckpointError(f"{path} has other tensors", got=", ".join(sorted(tensors)) or "none", allowed=DRAFT_IDS)
-    return check_draft_ids(tensors[DRAFT_IDS], vocab_size, path, remedy=_REMEDY)
+    return check_draft_ids(ids, vocab_size, path, remedy=_REMEDY)
 
 
 def write_draft_ids(folder: Path, ids: Tensor) -> None:
@@ -45,7 +49,7 @@ def check_draft_ids(ids: Tensor, vocab_size: int, path: Path, *, remedy: str) ->
 
     Raises ``CheckpointError`` unless they are rising token ids of the vocabulary.
     """
-    is_list = ids.dtype in (torch.int32, torch.int64) and ids.dim() == 1 and len(ids) > 0
+    is_list = ids.dtype in (torch.int32, torch.int64) and ids.dim() == 1 and 0 < len(ids) <= vocab_size
     if not is_list or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size or bool((ids.diff() <= 0).any()):
         raise CheckpointError(
             f"draft_ids of {path} are not a draft vocabulary",

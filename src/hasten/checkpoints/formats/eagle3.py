@@ -17,6 +17,7 @@ shapes, because it knows the target.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def open_eagle3(folder: Path) -> tuple[Checkpoint, Eagle3Config]:
     Raises ``ModelNotFound`` for a folder without a head. Raises ``CheckpointError`` for a broken head, pickled weights, a tensor
     under two names, or a configuration that is not of an EAGLE-3 head with one layer.
     """
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise ModelNotFound(f"{folder} has no config.json, so it is not the folder of an EAGLE-3 head", remedy="Check the path")
     values = read_json(folder / "config.json")
     config = _read_config(folder, values)
@@ -104,11 +105,14 @@ def read_target_ids(checkpoint: Checkpoint, draft_vocab_size: int, vocab_size: i
 
     Raises ``CheckpointError`` if ``d2t`` and ``t2d`` do not map ``draft_vocab_size`` tokens into a vocabulary of ``vocab_size``.
     """
-    d2t, t2d = (checkpoint.read(name) if name in checkpoint.tensors else None for name in ("d2t", "t2d"))
-    if d2t is not None and d2t.shape != (draft_vocab_size,):
-        raise _mapping_error(checkpoint, f"d2t {list(d2t.shape)}, expected [{draft_vocab_size}]")
-    if t2d is not None and t2d.shape != (vocab_size,):
-        raise _mapping_error(checkpoint, f"t2d {list(t2d.shape)}, expected [{vocab_size}], the target's vocabulary")
+    mapping = {"d2t": (draft_vocab_size, ("I64", "I32")), "t2d": (vocab_size, ("BOOL", "U8", "I64", "I32"))}
+    for name, (size, dtypes) in mapping.items():
+        stored = checkpoint.tensors.get(name)
+        if stored is not None and stored.shape != (size,):
+            raise _mapping_error(checkpoint, f"{name} {list(stored.shape)}, expected [{size}]")
+        if stored is not None and stored.dtype not in dtypes:
+            raise _mapping_error(checkpoint, f"{name} {stored.dtype}, expected {dtypes[0]}")
+    d2t, t2d = (checkpoint.read(name) if name in checkpoint.tensors else None for name in mapping)
     if d2t is not None:
         ids_D = torch.arange(draft_vocab_size) + d2t.long()
     else:

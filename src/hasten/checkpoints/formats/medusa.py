@@ -14,6 +14,7 @@ An unexpected tensor is refused, not ignored: heads without their biases would l
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ from hasten.layers.medusa import LmHead, MedusaHeads, MedusaSpec
 
 ORIGINAL = "medusa_lm_head.safetensors"
 _PREFIXES = ("medusa_heads.", "medusa_head.")
-_ORIGINAL_LAYER = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
-_ORIGINAL_LM_HEAD = re.compile(r"(\d+)\.(\d+)\.weight")
-_LAYER = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
+_ORIGINAL_LAYER = re.compile(r"(\d{1,9})\.(\d{1,9})\.linear\.(weight|bias)")
+_ORIGINAL_LM_HEAD = re.compile(r"(\d{1,9})\.(\d{1,9})\.weight")
+_LAYER = re.compile(r"blocks\.(\d{1,9})\.layers\.(\d{1,9})\.(weight|bias)")
 _CONVERT = (
     "Convert the file if you trust it: import torch, safetensors.torch as s; "
     f"s.save_file({{k: v.clone() for k, v in torch.load(FILE, weights_only=True).items()}}, {ORIGINAL!r})"
@@ -55,7 +56,7 @@ def read_medusa(folder: Path, *, hidden_size: int, vocab_size: int, layer_contex
     unexpected, or of another shape (with all of them).
     """
     refuse_pickles(folder, SINGLE, INDEX, ORIGINAL, remedy=_CONVERT)
-    original = (folder / ORIGINAL).is_file() and not (folder / SINGLE).is_file() and not (folder / INDEX).is_file()
+    original = os.path.isfile(folder / ORIGINAL) and not any(os.path.isfile(folder / name) for name in (SINGLE, INDEX))
     checkpoint = Checkpoint.open(folder, single=ORIGINAL if original else SINGLE)
     checkpoint = dataclasses.replace(checkpoint, tensors=_canonical_names(checkpoint))
     _check_model_sizes(checkpoint, hidden_size, vocab_size)
@@ -151,11 +152,12 @@ def _read_spec(checkpoint: Checkpoint, hidden_size: int, vocab_size: int) -> Med
     if config.get("original_lm_head"):
         lm_head = "shared" if "lm_heads.0.weight" in tensors else "model"
     truncated_vocab_size = _read_size(checkpoint, "truncated_vocab_size", vocab_size)
-    if truncated_vocab_size > vocab_size or min(num_heads, num_layers) < 1:
+    # Every layer of a head is a tensor, so nothing is built for counts that the weights do not have.
+    if truncated_vocab_size > vocab_size or not 1 <= num_heads * num_layers <= len(tensors):
         raise CheckpointError(
             f"{checkpoint.folder} does not hold Medusa heads for {vocab_size:,} tokens",
             got=f"truncated_vocab_size={truncated_vocab_size}, {num_heads} heads of {num_layers} layers",
-            allowed=f"up to {vocab_size} tokens, and heads of at least one layer",
+            allowed=f"up to {vocab_size} tokens, and from one layer of one head to the {len(tensors)} tensors that are stored",
         )
     return MedusaSpec(
         num_heads=num_heads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.json_values import are_integers
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
@@ -21,6 +23,7 @@ from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
+from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.models.load import LoadedModel, load_decoder
@@ -33,6 +36,8 @@ from hasten.scheduling.scheduler import Scheduler
 from hasten.speculative.cost_model import CostModel
 from hasten.text.detokenizer import Detokenizer
 from hasten.text.tokenizer import TextTokenizer
+
+_CORRECT = "Correct the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,14 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     with timer.phase("kernels"):
         backend = choose_backend(options)
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
-        target = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats, progress=progress)
+        target = load_decoder(
+            folder,
+            dtype=options.dtype,
+            ops=backend.ops,
+            formats=backend.formats,
+            progress=progress,
+            other_bytes=stored_weight_bytes(options, backend),
+        )
         speculative = SpeculativeSetup.load(options, backend, target)
         early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
     with timer.phase("tokenizer"):
@@ -59,6 +71,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         groups,
         block_bytes=backend.block_bytes(groups, options.block_size, target.dtype) + speculative.block_bytes,
         max_positions=target.spec.max_positions,
+        reserved_bytes=speculative.state_bytes,
         **_fields(options, ("block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory")),
     )
     kv = KvCacheConfig(groups, sizing.num_blocks, options.block_size, target.dtype)
@@ -129,10 +142,22 @@ def _detokenizer(tokenizer: TextTokenizer | None, request: Request) -> Detokeniz
 
 
 def _eos_token_ids(model: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
-    """Return every token id that a file of the checkpoint names as the end of a sequence."""
+    """Return every token id that a file of the checkpoint names as the end of a sequence.
+
+    Raises ``CheckpointError`` for a value that no token has, because sequences would never end there.
+    """
     token_ids: list[int] = []
-    for value in (model.generation_config.get("eos_token_id"), model.config.get("eos_token_id")):
-        token_ids += value if isinstance(value, list) else [value] if value is not None else []
+    for file, values in (("generation_config.json", model.generation_config), ("config.json", model.config)):
+        value = values.get("eos_token_id")
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if not are_integers(listed, 0, model.spec.vocab_size - 1):
+            raise CheckpointError(
+                f"eos_token_id in {file} of {model.folder} is not a token id, or a list of them",
+                got=reprlib.repr(value),
+                allowed=f"whole numbers from 0 to {model.spec.vocab_size - 1}",
+                remedy=_CORRECT,
+            )
+        token_ids += listed
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         token_ids.append(tokenizer.eos_token_id)
     return tuple(dict.fromkeys(token_ids))
@@ -143,13 +168,19 @@ def _default_sampling_params(generation_config: Mapping[str, Any], folder: Path)
 
     Raises ``CheckpointError`` for values that ``SamplingParams`` refuses.
     """
+    do_sample = generation_config.get("do_sample")
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise CheckpointError(
+            f"do_sample in generation_config.json of {folder} is not true or false", got=reprlib.repr(do_sample), remedy=_CORRECT
+        )
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
     values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
-    # transformers writes 0 for "off" here.
-    values = {name: value for name, value in values.items() if not (name in ("top_k", "no_repeat_ngram_size") and value == 0)}
-    if generation_config.get("do_sample") is False:
+    for name in ("top_k", "no_repeat_ngram_size"):
+        if values.get(name) == 0 and type(values[name]) is int:  # transformers writes 0 for "off" here
+            del values[name]
+    if do_sample is False:
         values["temperature"] = 0.0
     try:
         return SamplingParams.from_dict(values)
     except InvalidRequest as error:
-        raise CheckpointError(f"generation_config.json in {folder} is wrong: {error.what}", remedy="Correct the file") from error
+        raise CheckpointError(f"generation_config.json in {folder} is wrong: {error.what}", remedy=_CORRECT) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +13,20 @@ import torch
 from torch import Tensor
 
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
-from hasten.checkpoints.formats.medusa import read_medusa
+from hasten.checkpoints.formats.medusa import ORIGINAL, read_medusa
 from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.shards import SINGLE, read_shards
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import InvalidOption
+from hasten.core.errors import CheckpointError, InvalidOption
 from hasten.engine.kv_cache_sizing import kv_groups
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
 from hasten.layers.eagle import LAYER_INDEX
 from hasten.layers.layer_context import LayerContext
 from hasten.models.eagle import load_eagle
-from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder
+from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder, weight_dtype
+from hasten.ops.cpu.memory import available_bytes
 from hasten.runners.backends.base import Backend
 from hasten.runners.base import KvCacheConfig
 from hasten.sampling.sampler import Sampler
@@ -29,10 +34,12 @@ from hasten.speculative.cost_model import CostModel
 from hasten.speculative.draft_vocabulary import DraftVocabulary
 from hasten.speculative.drafters.base import ModelDrafter
 from hasten.speculative.drafters.draft_model import DraftModel
-from hasten.speculative.drafters.eagle import Eagle
+from hasten.speculative.drafters.eagle import MAX_PENDING, TOTAL_PENDING, Eagle
 from hasten.speculative.drafters.medusa import Medusa
 
 MAX_EAGLE_TOKENS = 1024  # that an EAGLE head reads in one call
+MIN_PENDING = 64  # tokens whose hidden states an EAGLE head keeps on the smallest machine
+STATE_SHARE = 16  # drafters' states take at most this part of the free memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +51,28 @@ class LoadedDrafter:
     build: Callable[[int, CostModel], ModelDrafter]  # (KV blocks, costs of the steps that verify); raises ``CapacityError``
     block_bytes: int = 0  # of one block of its own KV cache
     aux_layer_indices: tuple[int, ...] = ()  # target layers, from 0, whose hidden states it reads
+    state_bytes: int = 0  # of memory that it fills while it runs, beside the KV cache
 
 
 def max_draft_tokens(options: EngineOptions) -> dict[str, int]:
     """Return the drafters' ``num_tokens`` argument; empty leaves each drafter its own default."""
     return {} if options.num_speculative_tokens is None else {"num_tokens": options.num_speculative_tokens}
+
+
+def stored_weight_bytes(options: EngineOptions, backend: Backend) -> int:
+    """Return the memory that the weights of draft models, draft heads and exits will take, by the headers of their files.
+
+    What is not valid counts nothing: loading it raises the error.
+    """
+    total = 0.0
+    for name in filter(None, (options.draft_model, options.draft_heads, options.exits)):
+        folder = resolve(name, None, quiet=not options.show_progress)
+        with suppress(CheckpointError):
+            for entry in read_shards(folder, ORIGINAL if os.path.isfile(folder / ORIGINAL) else SINGLE).values():
+                if (dtype := weight_dtype(entry, options.dtype)) is not None:
+                    bits = backend.draft_formats(dtype).on_meta().projection(1, 1).bits
+                    total += math.prod(entry.shape) * bits / 8
+    return int(total)
 
 
 def load_draft_model(name: str, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
@@ -104,10 +128,10 @@ def load_draft_heads(name: str, options: EngineOptions, backend: Backend, target
 def _is_eagle(folder: Path) -> bool:
     """Return False if config.json is unreadable: ``read_medusa`` then raises the error."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except CheckpointError:
         return False
-    return isinstance(config, dict) and ("speculators_model_type" in config or "draft_vocab_size" in config)
+    return "speculators_model_type" in config or "draft_vocab_size" in config
 
 
 def _load_medusa(folder: Path, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
@@ -133,6 +157,8 @@ def _load_eagle(folder: Path, options: EngineOptions, backend: Backend, target: 
     head = load_eagle(folder, target.decoder, formats=backend.draft_formats(target.dtype)).head
     attention, aux_layer_indices = head.spec.layer.attention, head.spec.aux_layer_indices
     groups, block_size = (KvGroup((LAYER_INDEX,), attention.num_kv_heads, attention.head_dim),), options.block_size
+    state_bytes = 4 * target.spec.hidden_size * len(aux_layer_indices)  # of a pending token, in float32
+    max_pending = max(MIN_PENDING, min(MAX_PENDING, available_bytes() // STATE_SHARE // (TOTAL_PENDING * state_bytes)))
 
     def build(num_blocks: int, costs: CostModel) -> Eagle:
         return Eagle(
@@ -141,7 +167,15 @@ def _load_eagle(folder: Path, options: EngineOptions, backend: Backend, target: 
             costs=costs,
             aux_layer_indices=aux_layer_indices,
             max_positions=target.spec.max_positions,
+            max_pending=max_pending,
             **max_draft_tokens(options),
         )
 
-    return LoadedDrafter("eagle", folder, build, backend.block_bytes(groups, block_size, target.dtype), aux_layer_indices)
+    return LoadedDrafter(
+        "eagle",
+        folder,
+        build,
+        backend.block_bytes(groups, block_size, target.dtype),
+        aux_layer_indices,
+        (TOTAL_PENDING * max_pending + options.max_num_batched_tokens) * state_bytes,
+    )

@@ -8,22 +8,30 @@ from typing import Any
 
 from hasten.core.engine_options import MODEL_FREE, EngineOptions
 from hasten.core.plan import Runner
-from hasten.entrypoints.wiring.load_drafters import LoadedDrafter, load_draft_heads, load_draft_model, max_draft_tokens
+from hasten.entrypoints.wiring.load_drafters import (
+    STATE_SHARE,
+    LoadedDrafter,
+    load_draft_heads,
+    load_draft_model,
+    max_draft_tokens,
+)
 from hasten.models.load import LoadedModel
+from hasten.ops.cpu.memory import available_bytes
 from hasten.runners.backends.base import Backend
 from hasten.runners.base import KvCacheConfig
 from hasten.runners.self_draft_runner import LayerwiseSelfDraftRunner
 from hasten.runners.single_thread import SingleThreadDrafter
 from hasten.runners.step_timing import measure_step_seconds
 from hasten.speculative.cost_model import CostModel
-from hasten.speculative.drafters.base import Drafter, ModelDrafter
+from hasten.speculative.drafters.base import INDEX_BYTES, MAX_INDEXED_TOKENS, Drafter, ModelDrafter
 from hasten.speculative.drafters.prompt_lookup import PromptLookup
 from hasten.speculative.drafters.self_speculation import SelfSpeculation
 from hasten.speculative.drafters.suffix import Suffix
 from hasten.speculative.policy import AutoDrafter
 
 _MODEL_FREE: Mapping[str, type[PromptLookup] | type[Suffix]] = {"prompt_lookup": PromptLookup, "suffix": Suffix}
-assert tuple(_MODEL_FREE) == MODEL_FREE
+_INDICES = {"prompt_lookup": 1, "suffix": 2}  # of ``max_tokens`` tokens each: of running sequences, and of ended ones
+assert tuple(_MODEL_FREE) == tuple(_INDICES) == MODEL_FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class SpeculativeSetup:
     backend: Backend
     target: LoadedModel
     loaded: tuple[LoadedDrafter, ...]
+    index_tokens: int = MAX_INDEXED_TOKENS  # that each model-free drafter may index
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> SpeculativeSetup:
@@ -43,7 +52,8 @@ class SpeculativeSetup:
             loaded.append(load_draft_model(options.draft_model, options, backend, target))
         if options.draft_heads is not None:
             loaded.append(load_draft_heads(options.draft_heads, options, backend, target))
-        return cls(options, backend, target, tuple(loaded))
+        fitting = available_bytes() // STATE_SHARE // (INDEX_BYTES * sum(_INDICES.values()))
+        return cls(options, backend, target, tuple(loaded), max(1, min(MAX_INDEXED_TOKENS, fitting)))
 
     @property
     def enabled(self) -> bool:
@@ -59,6 +69,14 @@ class SpeculativeSetup:
     def block_bytes(self) -> int:
         """The bytes of one block in all KV caches of the drafters."""
         return sum(drafter.block_bytes for drafter in self.loaded)
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes that the drafters fill while they run, beside their KV caches."""
+        method = self.options.speculative_method
+        model_free = [name for name in MODEL_FREE if self.enabled and method in ("auto", name)]
+        indexed = self.index_tokens * sum(_INDICES[name] for name in model_free)
+        return indexed * INDEX_BYTES + sum(drafter.state_bytes for drafter in self.loaded)
 
     @property
     def aux_layer_indices(self) -> tuple[int, ...]:
@@ -81,10 +99,10 @@ class SpeculativeSetup:
             model_based["self_speculation"] = SelfSpeculation(self_draft_runner, costs=costs, **limit)
         drafter: Drafter
         if method == "auto":
-            model_free = {name: kind(**limit) for name, kind in _MODEL_FREE.items()}
+            model_free = {name: kind(**limit, max_tokens=self.index_tokens) for name, kind in _MODEL_FREE.items()}
             drafter = AutoDrafter(model_free, model_based, costs, num_tokens=self.options.num_speculative_tokens)
         else:
-            drafter = _MODEL_FREE[method](**limit) if method in _MODEL_FREE else model_based[method]
+            drafter = _MODEL_FREE[method](**limit, max_tokens=self.index_tokens) if method in _MODEL_FREE else model_based[method]
         return SingleThreadDrafter(drafter) if self.backend.has_own_thread_pool else drafter
 
     def describe(self) -> Mapping[str, Any]:

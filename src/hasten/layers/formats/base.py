@@ -47,3 +47,7 @@ class WeightFormatFactory(Protocol):
     def table(self, num_rows: int, size: int) -> WeightFormat:
         """Return a matrix that is only looked up, such as learned positions."""
         ...
+
+    def on_meta(self) -> WeightFormatFactory:
+        """Return a factory of matrices without memory, which have the ``bits`` of this one's formats."""
+        ...

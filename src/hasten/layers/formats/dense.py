@@ -48,3 +48,32 @@ class DenseFormatFactory:
 
     def table(self, num_rows: int, size: int) -> Dense:
         return self.projection(size, num_rows)
+
+    def on_meta(self) -> DenseFormatFactory:
+        return DenseFormatFactory(self.ops, self.dtype, "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaFormatFactory:
+    """Dense matrices on the meta device, which say that a weight takes ``bits``, or ``table_bits`` in a table."""
+
+    ops: Ops
+    dtype: torch.dtype
+    bits: float
+    table_bits: float
+
+    def projection(self, in_features: int, out_features: int) -> Dense:
+        return self._matrix(in_features, out_features, self.bits)
+
+    lm_head = projection
+
+    def table(self, num_rows: int, size: int) -> Dense:
+        return self._matrix(size, num_rows, self.table_bits)
+
+    def on_meta(self) -> MetaFormatFactory:
+        return self
+
+    def _matrix(self, in_features: int, out_features: int, bits: float) -> Dense:
+        matrix = Dense(in_features, out_features, self.ops, self.dtype, "meta")
+        matrix.bits = bits
+        return matrix

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hasten.layers.formats.dense import MetaFormatFactory
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.matrix import Matrix, Weights
+from hasten.ops.torch.backend import TorchOps
 
 # Bits per packed weight.
 BITS = {Dtype.FLOAT32: 32.0, Dtype.BFLOAT16: 12.0, Dtype.FLOAT16: 16.0, Dtype.INT8: 8.0, Dtype.INT4: 4.5}
@@ -49,12 +51,20 @@ class PackedFormatFactory:
     def projection(self, in_features: int, out_features: int) -> Packed:
         if self.quantization is None:
             return self.table(out_features, in_features)
-        bits, _, weight_only = self.quantization.partition("-")
-        dtype = Dtype.INT8 if bits == "int8" else Dtype.INT4
-        return Packed(Matrix(self.weights, out_features, in_features, dtype, int8_activations=not weight_only))
+        int8_activations = not self.quantization.endswith("-weight-only")
+        return Packed(Matrix(self.weights, out_features, in_features, self._projection_dtype, int8_activations=int8_activations))
 
     lm_head = projection
 
     def table(self, num_rows: int, size: int) -> Packed:
         """Tables are never quantised."""
         return Packed(Matrix(self.weights, num_rows, size, DTYPES[self.dtype]))
+
+    def on_meta(self) -> MetaFormatFactory:
+        return MetaFormatFactory(TorchOps(), self.dtype, BITS[self._projection_dtype], BITS[DTYPES[self.dtype]])
+
+    @property
+    def _projection_dtype(self) -> Dtype:
+        if self.quantization is None:
+            return DTYPES[self.dtype]
+        return Dtype.INT8 if self.quantization.startswith("int8") else Dtype.INT4

@@ -24,7 +24,7 @@ def read_spec(view: ConfigView) -> DecoderSpec:
     head_dim = max(hidden_size // num_heads, 1)
     scale = head_dim**-0.5 if view.flag("scale_attn_weights", True) else 1.0
     divide_by_layer = view.flag("scale_attn_by_inverse_layer_idx", False)
-    scales = [scale / (index + 1 if divide_by_layer else 1) for index in range(view.integer("n_layer", 12))]
+    scales = [scale / (index + 1 if divide_by_layer else 1) for index in range(view.num_layers("n_layer", 12))]
     activation = view.choice("activation_function", "gelu_new", GELU)
     mlp = MlpSpec(view.integer("n_inner", 4 * hidden_size), activation, gated=False, bias=True)
     return DecoderSpec(

@@ -16,7 +16,7 @@ def read_spec(view: ConfigView) -> DecoderSpec:
         intermediate_size=14_336,
         num_kv_heads=8,
         max_positions=131_072,
-        windows=[window] * view.integer("num_hidden_layers", 32),
+        windows=[window] * view.num_layers("num_hidden_layers", 32),
     )
 
 

@@ -4,45 +4,63 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 
+from hasten.ops.cpu.control_groups import ControlGroups
+
 TOPOLOGY = Path("/sys/devices/system/cpu")
-CGROUP = Path("/sys/fs/cgroup")
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+class ThreadsWarning(UserWarning):
+    """More threads were requested than there are cores; the message names both numbers."""
 
 
 def default_threads() -> int:
-    """Return OMP_NUM_THREADS if it is set to a positive number, else the available cores."""
-    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(value) if value.isdigit() and int(value) > 0 else available_cores()
+    """Return OMP_NUM_THREADS if it is a positive number, else the available cores. See ``choose_threads``."""
+    return choose_threads(None)
 
 
-def available_cores(topology: Path = TOPOLOGY, cgroup: Path = CGROUP) -> int:
+def choose_threads(threads: int | None) -> int:
+    """Return the threads to compute with: ``threads`` or the default, at most one per available core.
+
+    The threads of a step wait for each other, so a step takes many times longer where two of them share a core. Warns with
+    ``ThreadsWarning`` if fewer are used than requested.
+    """
+    requested, cores = _environment_threads() if threads is None else threads, available_cores()
+    if requested is None or requested <= cores:
+        return cores if requested is None else requested
+    source = THREADS_VARIABLE if threads is None else "threads"
+    warnings.warn(
+        f"{source}={requested} is more than the {cores} core{'s' if cores > 1 else ''} that this process may use: "
+        f"hasten computes with {cores}",
+        ThreadsWarning,
+        stacklevel=3,
+    )
+    return cores
+
+
+def available_cores(topology: Path = TOPOLOGY, groups: ControlGroups | None = None) -> int:
     """Return the number of available cores, at least 1.
 
     The hyperthreads of a core count once, since they share the units that the kernels saturate.
     """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_core_name(cpu, topology) for cpu in cpus}
-    return max(1, min(len(cores), _cpu_quota(cgroup)))
+    cores = len({_core_name(cpu, topology) for cpu in cpus})
+    quota = (groups or ControlGroups()).cpus()
+    return max(1, cores if quota is None else min(cores, math.floor(quota)))
+
+
+def _environment_threads() -> int | None:
+    value = os.environ.get(THREADS_VARIABLE, "").split(",")[0].strip()
+    return int(value) or None if value.isdecimal() and len(value) < 10 else None
 
 
 def _core_name(cpu: int, topology: Path) -> str:
     """Return a name that is shared by the logical CPUs of one core."""
     file = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-    return file.read_text().strip() if file.exists() else str(cpu)
-
-
-def _cpu_quota(cgroup: Path) -> int:
-    """Return the CPUs of the control group, rounded down; 2**20 if unlimited.
-
-    Version 2 has cpu.max, version 1 has cpu.cfs_*.
-    """
-    unlimited = 1 << 20
-    version_2 = cgroup / "cpu.max"
-    if version_2.exists():
-        quota, period = version_2.read_text().split()
-        return unlimited if quota == "max" else max(1, math.floor(int(quota) / int(period)))
-    quota_file, period_file = cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"
-    if quota_file.exists() and period_file.exists() and (quota_us := int(quota_file.read_text())) > 0:
-        return max(1, math.floor(quota_us / int(period_file.read_text())))
-    return unlimited
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return str(cpu)

@@ -17,6 +17,9 @@ from hasten.core.draft import Draft
 from hasten.core.request import Request
 from hasten.speculative.draft_tree import DraftTree
 
+MAX_INDEXED_TOKENS = 600_000  # of a drafter that looks tokens up
+INDEX_BYTES = 650  # of memory for each of them, at most
+
 
 class DraftRequest(NamedTuple):
     """A sequence that may get a draft."""

@@ -27,6 +27,7 @@ from hasten.speculative.drafters.base import ComputedSpan, DraftRequest, Expansi
 from hasten.speculative.policy import TreeExpansion
 
 MIN_PREFILL = 32  # tokens: the time of shorter reads is that of a draft call
+MAX_PENDING = 4096  # pending states of a sequence, in tokens
 TOTAL_PENDING = 2  # limit of pending states of all sequences, in limits of one
 WIDTH = 2  # nodes of one depth that are expanded
 
@@ -69,7 +70,8 @@ class _DraftKvState:
     def take(self, count: int) -> Tensor:
         """Move the first ``count`` pending states into the slots, and return them."""
         states_TF = torch.cat(self.pending)
-        self.pending, self.num_pending = ((states_TF[count:],) if count < len(states_TF) else ()), len(states_TF) - count
+        # A view would keep the memory of all of them.
+        self.pending, self.num_pending = ((states_TF[count:].clone(),) if count < len(states_TF) else ()), len(states_TF) - count
         self.length += count
         return states_TF[:count]
 
@@ -125,7 +127,7 @@ class Eagle(ModelDrafter):
         num_tokens: int = 8,
         max_depth: int = 5,
         max_positions: int,
-        max_pending: int = 4096,
+        max_pending: int = MAX_PENDING,
     ) -> None:
         """``costs`` of the verifying steps. ``max_pending``: kept hidden states of a sequence, in tokens."""
         self._runner, self._kv, self._aux_layer_indices = runner, kv, aux_layer_indices
@@ -219,12 +221,18 @@ class Eagle(ModelDrafter):
             longest = max(self._kv_states, key=lambda known: self._kv_states[known].num_pending)
             total -= self._kv_states[longest].num_pending
             self._drop_oldest(longest)
-            total += self._kv_states[longest].num_pending
+            total += self._kv_states[longest].num_pending if longest in self._kv_states else 0
 
     def _drop_oldest(self, sequence_id: int) -> None:
-        """Keep the newer half of the pending states alone: for the head, the sequence begins later."""
+        """Keep the newer half of the pending states alone: for the head, the sequence begins later.
+
+        A sequence with a single one is dropped.
+        """
         state = self._kv_states[sequence_id]
-        end, kept = state.end, max(1, min(state.num_pending, self._max_pending) // 2)
+        end, kept = state.end, min(state.num_pending, self._max_pending) // 2
+        if not kept:
+            self._drop(sequence_id)
+            return
         states_TF = torch.cat(state.pending)[-kept:].clone()
         self._drop(sequence_id)
         self._open(sequence_id, end - kept).add(states_TF)

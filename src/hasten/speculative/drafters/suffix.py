@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hasten.core.draft import Draft
-from hasten.speculative.drafters.base import NO_TARGET_OUTPUT, DraftRequest, TargetOutput
+from hasten.speculative.drafters.base import MAX_INDEXED_TOKENS, NO_TARGET_OUTPUT, DraftRequest, TargetOutput
 from hasten.speculative.drafters.continuation import continuation
 from hasten.speculative.drafters.suffix_automaton import SuffixAutomaton
 
@@ -40,6 +40,7 @@ class _Match:
 class _SequenceState:
     request: DraftRequest
     own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
+    begin: int = 0  # position of the first token in ``own``
     matches: tuple[_Match, _Match] = field(default_factory=lambda: (_Match(), _Match()))  # in the tenant's two pools
 
 
@@ -53,7 +54,10 @@ class _Pools:
     def add(self, token_ids: Sequence[int], max_tokens: int) -> None:
         if len(self.newer.token_ids) + len(token_ids) > max_tokens and self.newer.token_ids:
             self.newer, self.older = SuffixAutomaton(), self.newer
-        self.newer.extend((*token_ids, SEPARATOR))
+        self.newer.extend((*token_ids[-max_tokens:], SEPARATOR))
+
+    def __len__(self) -> int:
+        return len(self.newer.token_ids) + len(self.older.token_ids)
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class Suffix:
     tokens_per_match: float = 2.0  # draft tokens per matched token: longer matches predict further
     pool_tokens: int = 50_000  # of a pool; a tenant has two
     max_tenants: int = 64  # the least recently used one is dropped
+    # Indexed of all running sequences together; of longer ones only the newest tokens are. As many again in all pools together.
+    max_tokens: int = MAX_INDEXED_TOKENS
     _sequences: dict[int, _SequenceState] = field(default_factory=dict, init=False)
     _pools: dict[str, _Pools] = field(default_factory=dict, init=False)
 
@@ -77,8 +83,15 @@ class Suffix:
             self._sequences[request.sequence_id] = _SequenceState(request) if known is None else known
         for ended in before.values():  # or preempted: such a sequence is new when it comes back
             answer = ended.request.token_ids[len(ended.request.request.prompt_token_ids) :]
-            self._tenant_pools(ended.request.request.cache_salt).add(answer, self.pool_tokens)
-        return [Draft.chain(self._lookup(request, self._sequences[request.sequence_id])) for request in requests]
+            self._add_to_pools(ended.request.request.cache_salt, answer)
+        limit = self.max_tokens // max(1, len(requests))
+        return [Draft.chain(self._lookup(request, self._sequences[request.sequence_id], limit)) for request in requests]
+
+    def _add_to_pools(self, cache_salt: str, answer: Sequence[int]) -> None:
+        self._tenant_pools(cache_salt).add(answer, min(self.pool_tokens, self.max_tokens // 2 - 1))  # 1 for the separator
+        num_tokens = sum(map(len, self._pools.values()))
+        while num_tokens > self.max_tokens and len(self._pools) > 1:
+            num_tokens -= len(self._pools.pop(next(iter(self._pools))))
 
     def _tenant_pools(self, cache_salt: str) -> _Pools:
         """Return a tenant's pools, as the most recently used ones."""
@@ -88,8 +101,10 @@ class Suffix:
             del self._pools[next(iter(self._pools))]
         return pools
 
-    def _lookup(self, request: DraftRequest, sequence: _SequenceState) -> tuple[int, ...]:
-        sequence.own.extend(request.token_ids[len(sequence.own.token_ids) :])
+    def _lookup(self, request: DraftRequest, sequence: _SequenceState, limit: int) -> tuple[int, ...]:
+        if len(request.token_ids) - sequence.begin > limit:
+            sequence.own, sequence.begin = SuffixAutomaton(), len(request.token_ids) - limit // 2
+        sequence.own.extend(request.token_ids[sequence.begin + len(sequence.own.token_ids) :])
         length, start = sequence.own.longest_repeated_suffix()
         source: Sequence[int] = sequence.own.token_ids
         pools = self._tenant_pools(request.request.cache_salt)

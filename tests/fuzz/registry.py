@@ -1,0 +1,31 @@
+"""The kinds of fuzz tests. A new kind is one module with a ``run`` function and one line here."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from typing import NamedTuple, Protocol
+
+from tests.fuzz.report import Report
+
+
+class Kind(NamedTuple):
+    module: str  # has ``run``
+    cases: int  # of a full run; CI runs a tenth
+    unit: str
+
+
+KINDS = {
+    "checkpoints": Kind("tests.fuzz.checkpoint_mutations", 3_000, "mutations of a checkpoint's or a head's files"),
+}
+
+
+class Run(Protocol):
+    """Runs ``cases`` cases, drawn from ``rng`` through ``Report.each``, and records every fault in ``report``."""
+
+    def __call__(self, rng: random.Random, cases: int, report: Report) -> None: ...
+
+
+def find(kind: str) -> Run:
+    run: Run = importlib.import_module(KINDS[kind].module).run
+    return run
