@@ -69,6 +69,12 @@ def load_decoder(
     return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, torch_dtype)
 
 
+def read_spec(folder: Path) -> DecoderSpec:
+    """Return what config.json describes, before any weight is read. Raises ``CheckpointError`` as ``load_decoder`` does."""
+    config = Checkpoint.open(folder).config
+    return find_family(config).spec(config)
+
+
 def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
     """Raise ``InvalidOption`` if the draft model's vocabulary is not of this size."""
     if draft.spec.vocab_size != vocab_size:

@@ -43,4 +43,3 @@ def kv_block_bytes(cpu: Cpu, dtype: Dtype, num_kv_heads: int, head_dim: int, blo
     check_heads(cpu.library.limits, head_dim)
     check_option("block_size", block_size, cpu.library.limits.block_size)
     return int(cpu.library.kv_block_bytes(dtype, num_kv_heads, head_dim, block_size))
-
