@@ -39,7 +39,7 @@ public:
           size_(shape.dtype == Dtype::int8  ? 1
                 : shape.dtype == Dtype::f32 ? 4
                                             : 2),
-          key_dim_(static_cast<int>(round_up(shape.dim, pack_))),
+          key_dim_(static_cast<int>(round_up(shape.dim, std::max(pack_, 2)))),
           value_dim_(static_cast<int>(round_up(shape.dim, 16))),
           num_slots_(int64_t{16} * blocks * shape.kv_heads * panels_of(shape)),
           keys_(num_slots_ * key_dim_ * size_),
@@ -73,6 +73,10 @@ public:
                 return values_.data() + index * size_;
             },
             0);
+        for (int d = shape_.dim; d < key_dim_ && shape_.dtype != Dtype::int8; ++d) {
+            const int64_t index = panel * key_dim_ * 16 + d / pack_ * 16 * pack_ + lane * pack_ + d % pack_;
+            std::memset(keys_.data() + index * size_, 0, size_);
+        }
         for (int d = shape_.dim; d < value_dim_; ++d)
             std::memset(values_.data() + ((panel * 16 + lane) * value_dim_ + d) * size_, 0, size_);
     }

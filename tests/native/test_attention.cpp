@@ -1,4 +1,6 @@
 // Paged attention against a plain loop in double, and bit by bit against itself under other work partitions.
+#include <cstdlib>
+
 #include "attention_problem.h"
 
 using namespace check;
@@ -129,4 +131,26 @@ TEST(attention_splits_long_contexts_among_threads) {
         CHECK(short_plan.items == 1);
         CHECK(short_plan.merges == 0);
     });
+}
+
+// Every head size up to the limit, odd ones too, with one head or many, in every type and form. HASTEN_EXHAUSTIVE=1: all of them.
+TEST(attention_shape_fuzz) {
+    const bool exhaustive = std::getenv("HASTEN_EXHAUSTIVE") != nullptr;
+    constexpr int kMost = static_cast<int>(kMaxHeadDim);
+    std::vector<int> dims{1, 3, 15, 17, 33, 255, 257, kMost - 1, kMost};
+    Random random(16);
+    for (int i = 0; i < 20; ++i) dims.push_back(random.integer(1, kMost));
+    for (int dim = 1; dim <= kMost && exhaustive; ++dim) dims.push_back(dim);
+    for (const int dim : dims) {
+        for (const Dtype dtype : kDtypes) {
+            Shape shape = random_shape(random);
+            shape.dim = dim;
+            shape.dtype = dtype;
+            if (random.coin()) shape.heads = shape.kv_heads = 1;
+            std::vector<Sequence> sequences{{random.integer(0, 40), 1}, {random.integer(0, 20), random.integer(2, 12)}};
+            sequences[1].tree = random.coin();
+            Problem problem(shape, sequences, random);
+            for_each_isa([&](const Kernels& kernels) { check_against_reference(kernels, problem, random.integer(1, 4), random); });
+        }
+    }
 }

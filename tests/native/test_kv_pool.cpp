@@ -2,6 +2,7 @@
 #include "test_harness.h"
 #include "kv_pool.h"
 
+#include <algorithm>
 #include <vector>
 
 using namespace hasten;
@@ -24,7 +25,7 @@ public:
     ExpectedLayer(const KvLayer& layer, int blocks, Random& random) : layer_(layer) {
         const int64_t num_slots = int64_t{blocks} * layer.kv_heads * panels() * 16;
         const int size = element_bytes(layer.dtype);
-        add(layer.keys, num_slots * check::round_up(layer.head_dim, key_pack(layer.dtype)) * size, random);
+        add(layer.keys, num_slots * check::round_up(layer.head_dim, std::max(key_pack(layer.dtype), 2)) * size, random);
         add(layer.values, num_slots * check::round_up(layer.head_dim, 16) * size, random);
         if (layer.dtype != Dtype::int8) return;
         add(layer.key_scales, num_slots * 4, random);
@@ -33,7 +34,8 @@ public:
 
     void move(int from_block, int from_slot, int block, int slot) {
         const int pack = key_pack(layer_.dtype), size = element_bytes(layer_.dtype);
-        const int64_t key_dim = check::round_up(layer_.head_dim, pack), value_dim = check::round_up(layer_.head_dim, 16);
+        const int64_t key_dim = check::round_up(layer_.head_dim, std::max(pack, 2)),
+                      value_dim = check::round_up(layer_.head_dim, 16);
         for (int head = 0; head < layer_.kv_heads; ++head) {
             const int64_t from = panel(from_block, head, from_slot), to = panel(block, head, slot);
             for (int64_t d = 0; d < key_dim; ++d) {
@@ -75,8 +77,8 @@ private:
 
 TEST(kv_pool_moves_tokens_between_slots) {
     Random random(31);
-    const Layer layers[] = {{0, Dtype::f32, 2, 6}, {1, Dtype::bf16, 1, 24}, {0, Dtype::int8, 3, 42},
-                            {1, Dtype::f16, 2, 8}, {0, Dtype::bf16, 2, 64}, {1, Dtype::int8, 1, 16}};
+    const Layer layers[] = {{0, Dtype::f32, 2, 5}, {1, Dtype::bf16, 1, 24}, {0, Dtype::int8, 3, 42},
+                            {1, Dtype::f16, 2, 7}, {0, Dtype::bf16, 2, 64}, {1, Dtype::int8, 1, 16}};
     for (int block_size : {1, 5, 16, 48}) {
         constexpr int kBlocks = 4;
         KvPool pool(kBlocks, block_size);

@@ -1,4 +1,6 @@
 // Matrix products: every weight type, form and epilogue against scalar loops, bit by bit before the activation.
+#include <initializer_list>
+
 #include "linear_problem.h"
 
 using check::Buffer;
@@ -191,6 +193,31 @@ TEST(linear_of_long_rows) {
             check::for_each_isa([&](const hasten::Kernels& kernels) {
                 kernels.linear(operands.task(actual));
                 rounds_activations(kernels, c) ? check_rounded(operands, actual) : check_against_reference(operands, actual);
+            });
+        }
+    }
+}
+
+// The widest rows that limits.h allows with int8 activations: scratch holds them, and the largest possible sums fit an int32.
+TEST(linear_of_the_widest_int8_rows) {
+    Random random(6);
+    const int inputs = static_cast<int>(hasten::kMaxInt8Inputs);
+    for (const WeightFormat format : check::kWeightFormats) {
+        if (!format.quantized) continue;
+        for (const int rows : {1, 9}) {
+            Case c{format.dtype, true, 33, inputs - (rows == 9 ? 3 : 0), rows, false, false, false, Activation::none};
+            Operands operands(c, random);
+            operands.sums[0] = 127 * c.in;
+            for (int k = 0; k < c.in; ++k) {
+                operands.q[k] = 127;
+                if (c.dtype == Dtype::int8) operands.weights.matrix.data[k / 4 * 64 + k % 4] = 255;
+                if (c.dtype == Dtype::int4) operands.weights.set_extreme_weight(k);
+            }
+            operands.read_weights();
+            Buffer<float> actual(operands.out.count());
+            check::for_each_isa([&](const hasten::Kernels& kernels) {
+                kernels.linear(operands.task(actual));
+                check_against_reference(operands, actual);
             });
         }
     }

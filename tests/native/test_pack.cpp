@@ -1,4 +1,6 @@
 // Weight packing: every source type and stride into every layout, against a scalar reading of the source.
+#include <limits>
+
 #include "packed_matrix.h"
 
 using check::Buffer;
@@ -51,20 +53,22 @@ struct Tensor {
         return dtype == Dtype::f16 ? check::from_f16(half) : check::from_bf16(half);
     }
 
-    // Packs all rows in random ranges, forwards or backwards.
-    void pack(const hasten::Kernels& kernels, PackedMatrix& to, Random& random) const {
+    // Packs all rows in random ranges, forwards or backwards. Returns whether the kernel found all weights finite.
+    bool pack(const hasten::Kernels& kernels, PackedMatrix& to, Random& random) const {
         std::memset(to.data.data(), 0x5a, to.data.bytes());
         std::memset(to.scales.data(), 0x5a, to.scales.bytes());
         std::memset(to.exponent_bases.data(), 0x5a, to.exponent_bases.bytes());
         std::memset(to.outliers.data(), 0x5a, to.outliers.bytes());
         std::memset(to.num_outliers.data(), 0, to.num_outliers.bytes());
         const bool backwards = random.coin();
+        bool all_finite = true;
         for (int done = 0; done < out;) {
             const int rows = random.integer(1, out - done);
             const int row = backwards ? out - done - rows : done;
-            kernels.pack({&to.matrix, at(row, 0), dtype, row_stride, column_stride, row, rows});
+            if (!kernels.pack({&to.matrix, at(row, 0), dtype, row_stride, column_stride, row, rows})) all_finite = false;
             done += rows;
         }
+        return all_finite;
     }
 };
 
@@ -240,4 +244,33 @@ TEST(bf16_compression_is_lossless) {
         });
     }
     CHECK(num_read > 50000);
+}
+
+// One NaN or infinity anywhere in a tensor is found, in every format, and nothing else is. Quantised formats would hide it.
+TEST(packing_finds_weights_that_are_not_finite) {
+    Random random(15);
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const float planted[] = {std::nanf(""), kInfinity, -kInfinity};
+    for (const Dtype source : kSources) {
+        for (const Dtype target : kTargets) {
+            for (int i = 0; i < 6; ++i) {
+                Tensor tensor(source, random.integer(1, 40), random.integer(1, 600), random);
+                tensor.set(0, 0, source == Dtype::f32 && target != Dtype::f16 ? 3e38f : 6e4f);  // large but finite
+                const int output = random.integer(0, tensor.out - 1), input = random.integer(0, tensor.in - 1);
+                const float weight = tensor.get(output, input);
+                PackedMatrix packed(target, tensor.out, tensor.in);
+                check::for_each_isa([&](const hasten::Kernels& kernels) {
+                    CHECK(tensor.pack(kernels, packed, random));
+                    tensor.set(output, input, planted[i % 3]);
+                    CHECK(!tensor.pack(kernels, packed, random));
+                    tensor.set(output, input, weight);
+                });
+            }
+        }
+    }
+    // A weight that the format turns into infinity is not finite either.
+    Tensor large(Dtype::f32, 3, 40, random);
+    large.set(1, 39, 1e6f);
+    PackedMatrix packed(Dtype::f16, 3, 40);
+    check::for_each_isa([&](const hasten::Kernels& kernels) { CHECK(!large.pack(kernels, packed, random)); });
 }

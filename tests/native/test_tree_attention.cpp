@@ -116,13 +116,14 @@ TEST(step_inputs_of_draft_trees) {
     plan.num_tokens = kLongTokens + 5;
     plan.num_sequences = 3;
     plan.num_groups = 1;
+    plan.num_block_ids = static_cast<int64_t>(blocks.size());
     plan.token_ids = ids.data();
     plan.sequences = sequences.data();
     plan.block_tables = tables.data();
     plan.block_ids = blocks.data();
     plan.tree_mask = tree.data();
     Step step(pool);
-    step.begin(plan, 1);
+    CHECK(step.begin(plan, 1));
     for (int t = 0; t < kLongTokens; ++t) CHECK(step.positions()[t] == 3 + t);
     constexpr int kPositions[] = {12, 13, 13, 14, 0}, kSlotMapping[] = {30 * 5 + 2, 30 * 5 + 3, 30 * 5 + 4, 39 * 5, 39 * 5};
     for (int t = 0; t < 5; ++t) {
@@ -133,7 +134,7 @@ TEST(step_inputs_of_draft_trees) {
     CHECK(step.sequences(0)[1].tree_mask == tree.data() + kLongTokens);
     CHECK(step.sequences(0)[2].tree_mask == nullptr);
     plan.tree_mask = nullptr;
-    step.begin(plan, 1);
+    CHECK(step.begin(plan, 1));
     CHECK(step.sequences(0)[1].tree_mask == nullptr);
     for (int t = 0; t < 4; ++t) CHECK(step.positions()[kLongTokens + t] == 12 + t);
 }

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
+from hasten.core.errors import UnsupportedModel
 from hasten.layers.attention import Attention
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.eagle import LAYER_INDEX, EagleHead, EagleLayer
@@ -21,6 +22,7 @@ from hasten.layers.mlp import Mlp
 from hasten.layers.norm import Norm
 from hasten.layers.rotary import RotaryTables
 from hasten.models.decoder import Decoder
+from hasten.models.kernel_shapes import kernel_faults
 from hasten.ops.cpu.matrix import Matrix
 from hasten.ops.cpu.program import Activation, AttentionParams, Buffer, NormKind, Program, QkNorm
 
@@ -42,7 +44,11 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
 
     All matrices of the decoder must be ``Packed``. The program keeps the parameters that it needs. Layers [0, L) of the program are
     those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values of layer i.
+
+    Raises ``UnsupportedModel`` for layers that the kernels do not take.
     """
+    if faults := kernel_faults(decoder.spec, program.cpu.library.limits):
+        raise UnsupportedModel("the native CPU kernels do not take this model", got="; ".join(faults), remedy="Use backend='torch'")
     num_layers, size = decoder.spec.num_layers, decoder.spec.hidden_size
     assert all(0 <= layer < num_layers for layer in aux_layer_indices), aux_layer_indices
     residual = program.buffer("residual", size)

@@ -83,6 +83,12 @@ def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
     return DTYPES[STORED_DTYPES[entry.dtype] if dtype == "auto" else dtype]
 
 
+def read_spec(folder: Path) -> DecoderSpec:
+    """Return what config.json describes, before any weight is read. Raises ``CheckpointError`` as ``load_decoder`` does."""
+    checkpoint = Checkpoint.open(folder)
+    return find_family(checkpoint.config).spec(checkpoint.config, max_layers=len(checkpoint.tensors))
+
+
 def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
     """Raise ``InvalidOption`` if the draft model's vocabulary is not of this size."""
     if draft.spec.vocab_size != vocab_size:

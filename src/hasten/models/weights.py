@@ -12,9 +12,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from hasten.checkpoints.finite_weights import finite_weights
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
 from hasten.core.errors import CapacityError
-from hasten.layers.formats.base import WeightFormat
+from hasten.layers.formats.base import WeightFormat, check_finite
 from hasten.layers.formats.dense import Dense
 from hasten.ops.cpu.memory import available_bytes, format_bytes
 
@@ -94,17 +95,21 @@ def allocation_errors(what: str) -> Iterator[None]:
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:
-    """Read every tensor of ``sources`` into its parameter of ``module``."""
+    """Read every tensor of ``sources`` into its parameter of ``module``.
+
+    Raises ``CheckpointError`` for a tensor that holds NaN or infinity.
+    """
     total = sum(checkpoint.tensors[source.name].nbytes for source in sources)
     done = 0
     for source in sources:
         path, _, part = source.target.rpartition(".")
         tensor = checkpoint.read(source.name)
-        if path.endswith(".format"):
-            weight_format = cast("WeightFormat", module.get_submodule(path))
-            weight_format.load(part, tensor, slice(source.start, source.stop), transposed=source.transposed)
-        else:
-            source.rows(module).copy_(tensor)
+        with finite_weights(source.name, checkpoint.folder):
+            if path.endswith(".format"):
+                weight_format = cast("WeightFormat", module.get_submodule(path))
+                weight_format.load(part, tensor, slice(source.start, source.stop), transposed=source.transposed)
+            else:
+                check_finite(source.rows(module).copy_(tensor))
         done += checkpoint.tensors[source.name].nbytes
         if progress is not None:
             progress(done, total)

@@ -95,6 +95,7 @@ class NativeRunner:
             num_tokens=len(token_ids) if num_tokens is None else num_tokens,
             num_sequences=len(rows),
             num_groups=len(self._pool.groups),
+            num_block_ids=len(blocks),
             first_layer=first,
             last_layer=last,
             token_ids=_address(token_ids),

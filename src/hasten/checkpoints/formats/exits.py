@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.checkpoints.finite_weights import finite_weights
 from hasten.checkpoints.formats.draft_ids import DRAFT_IDS, check_draft_ids
 from hasten.checkpoints.json_values import are_integers, are_shares, is_integer
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
@@ -28,6 +29,7 @@ from hasten.checkpoints.shards import INDEX, SINGLE, refuse_pickles, write_check
 from hasten.core.early_exit import DECAY, REQUEST_CRITERIA, TOKEN_CRITERIA, ExitCalibration
 from hasten.core.errors import CheckpointError
 from hasten.layers.early_exit import ExitHeads, ExitHeadsSpec, PromptHashTable
+from hasten.layers.formats.base import check_finite
 from hasten.layers.layer_context import LayerContext
 
 MODEL_TYPE = "hasten_exits"
@@ -84,7 +86,7 @@ def read_exits(folder: Path, *, hidden_size: int, num_layers: int, vocab_size: i
         exits=exits.eval(),
         calibrations=_read_calibrations(checkpoint),
         token_layers=token_layers,
-        prompt_hash_table=None if text_layers is None else PromptHashTable(checkpoint.read("text_planes").clone(), text_layers),
+        prompt_hash_table=None if text_layers is None else PromptHashTable(_read_planes(checkpoint), text_layers),
         agreements=_read_agreements(checkpoint, len(spec.layers)),
         draft_ids=draft_ids,
     )
@@ -178,10 +180,18 @@ def _load_exit_heads(exits: ExitHeads, checkpoint: Checkpoint) -> None:
     for layer in exits.spec.layers:
         for name, parameter in _PARAMETERS.items():
             tensor = checkpoint.read(f"exits.{layer}.{name}")
-            if name == "translate.weight":
-                exits.at(layer).translate.format.load("weight", tensor, slice(None), transposed=False)
-            else:
-                exits.at(layer).get_parameter(parameter).copy_(tensor)
+            with finite_weights(f"exits.{layer}.{name}", checkpoint.folder):
+                if name == "translate.weight":
+                    exits.at(layer).translate.format.load("weight", tensor, slice(None), transposed=False)
+                else:
+                    check_finite(exits.at(layer).get_parameter(parameter).copy_(tensor))
+
+
+def _read_planes(checkpoint: Checkpoint) -> Tensor:
+    planes_PE = checkpoint.read("text_planes").clone()
+    with finite_weights("text_planes", checkpoint.folder):
+        check_finite(planes_PE)
+    return planes_PE
 
 
 def _read_exit_layers(checkpoint: Checkpoint, name: str, spec: ExitHeadsSpec) -> Tensor | None:

@@ -23,10 +23,12 @@ from typing import Any
 
 import torch
 
+from hasten.checkpoints.finite_weights import finite_weights
 from hasten.checkpoints.json_values import are_shares, is_integer
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
 from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, refuse_pickles, write_checkpoint
 from hasten.core.errors import CheckpointError
+from hasten.layers.formats.base import check_finite
 from hasten.layers.layer_context import LayerContext
 from hasten.layers.medusa import LmHead, MedusaHeads, MedusaSpec
 
@@ -222,10 +224,11 @@ def _load_tensors(heads: MedusaHeads, checkpoint: Checkpoint) -> None:
             tensor = tensor[heads.token_map]
         path, _, part = name.rpartition(".")
         linear: Any = heads.get_submodule(path)
-        if part == "weight":
-            linear.format.load("weight", tensor, slice(None), transposed=False)
-        else:
-            linear.bias.copy_(tensor)
+        with finite_weights(name, checkpoint.folder):
+            if part == "weight":
+                linear.format.load("weight", tensor, slice(None), transposed=False)
+            else:
+                check_finite(linear.bias.copy_(tensor))
 
 
 def _read_accuracies(checkpoint: Checkpoint, spec: MedusaSpec) -> tuple[tuple[float, ...], ...] | None:

@@ -26,7 +26,7 @@ from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
-from hasten.models.load import LoadedModel, load_decoder
+from hasten.models.load import LoadedModel, load_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.base import KvCacheConfig
@@ -52,7 +52,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     folder = resolve(model, options.revision, quiet=not options.show_progress)
     timer = LoadTimer()
     with timer.phase("kernels"):
-        backend = choose_backend(options)
+        backend = choose_backend(options, read_spec(folder))
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         target = load_decoder(
             folder,

@@ -7,6 +7,19 @@ from typing import Protocol
 from torch import Tensor
 
 
+class NotFiniteWeights(ValueError):
+    """A weight is NaN or infinite, as its format stores it."""
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise ``NotFiniteWeights`` if a value is NaN or infinite. One pass over the memory, as fast as a copy."""
+    if values.numel() == 0:
+        return
+    low, high = values.detach().aminmax()  # both are NaN if any value is
+    if not bool(low.isfinite() & high.isfinite()):
+        raise NotFiniteWeights
+
+
 class WeightFormat(Protocol):
     """One matrix [O, I].
 
@@ -21,6 +34,7 @@ class WeightFormat(Protocol):
         """Convert a checkpoint tensor and write it into the output rows ``rows`` of the parameter ``part``.
 
         ``source`` is a memory-mapped view that is only valid during the call. ``transposed``: it is stored as [I, O].
+        Raises ``NotFiniteWeights`` for NaN and infinity, which quantised formats would turn into ordinary numbers.
         """
         ...
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hasten.layers.formats.base import check_finite
 from hasten.ops.base import Ops
 
 
@@ -24,7 +25,7 @@ class Dense(nn.Module):
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
         with torch.no_grad():
-            self.get_parameter(part)[rows].copy_(source.T if transposed else source)
+            check_finite(self.get_parameter(part)[rows].copy_(source.T if transposed else source))
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         return self.ops.linear(x_TI, self.weight, bias_O)

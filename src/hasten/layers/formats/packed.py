@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hasten.layers.formats.base import NotFiniteWeights
 from hasten.layers.formats.dense import MetaFormatFactory
 from hasten.ops.cpu.cpu import DTYPES, Dtype
+from hasten.ops.cpu.library import NotFinite
 from hasten.ops.cpu.matrix import Matrix, Weights
 from hasten.ops.torch.backend import TorchOps
 
@@ -27,7 +29,10 @@ class Packed(nn.Module):
 
     def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
         assert part == "weight", part
-        self.matrix.pack(source.T if transposed else source, rows.start or 0)
+        try:
+            self.matrix.pack(source.T if transposed else source, rows.start or 0)
+        except NotFinite as error:
+            raise NotFiniteWeights from error
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         return self.matrix.multiply(x_TI, bias_O).to(x_TI.dtype)

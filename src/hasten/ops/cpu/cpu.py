@@ -8,9 +8,10 @@ from enum import IntEnum
 
 import torch
 
-from hasten.core.errors import InvalidOption
+from hasten.core.errors import CapacityError, InvalidOption
 from hasten.ops.cpu.cores import default_threads
-from hasten.ops.cpu.library import NativeLibrary, native_library
+from hasten.ops.cpu.library import NativeLibrary, ThreadsRefused, native_library
+from hasten.ops.cpu.limits import check_option
 
 ISAS = ("amx", "avx512", "avxvnni", "avx2")  # fastest first
 ISA_VARIABLE = "HASTEN_CPU_ISA"
@@ -36,33 +37,37 @@ class Cpu:
     """
 
     def __init__(self, library: NativeLibrary, isa: str | None, threads: int) -> None:
-        """Raises ``InvalidOption`` if this machine does not support the instruction set."""
+        """Raises ``InvalidOption`` for an instruction set that this machine does not support, or for too many threads.
+
+        Raises ``CapacityError`` if the system refuses the threads or their memory.
+        """
         self.library, self.threads = library, threads
-        handle = library.cpu_new(None if isa is None else isa.encode(), threads)
-        if not handle:
-            raise InvalidOption(
-                "this machine cannot run these kernels", got=repr(isa), allowed=", ".join(supported_isas(library)) or "none"
-            )
-        self.handle = handle
-        self.isa: str = library.cpu_isa(handle).decode()
-        weakref.finalize(self, library.cpu_free, handle)
+        isas = supported_isas(library)
+        if isa is not None and isa not in isas:
+            raise InvalidOption("this machine cannot run these kernels", got=repr(isa), allowed=", ".join(isas) or "none")
+        check_option("threads", threads, library.limits.threads)
+        try:
+            self.handle = library.new("cpu", None if isa is None else isa.encode(), threads)
+        except (ThreadsRefused, MemoryError) as error:
+            raise CapacityError(
+                "the system refuses the threads of the native kernels",
+                got=f"{threads:,} threads ({error})",
+                remedy="Lower threads or OMP_NUM_THREADS, or raise the limits of this user or container",
+            ) from error
+        self.isa: str = library.cpu_isa(self.handle).decode()
+        weakref.finalize(self, library.cpu_free, self.handle)
 
 
 def supported_isas(library: NativeLibrary) -> list[str]:
     """Return the instruction sets with kernels that this machine supports, fastest first."""
-    supported = []
-    for isa in ISAS:
-        if handle := library.cpu_new(isa.encode(), 1):
-            library.cpu_free(handle)
-            supported.append(isa)
-    return supported
+    return [isa for isa in ISAS if library.runs_isa(isa.encode())]
 
 
 def find_cpu(threads: int | None = None) -> Cpu | str:
     """Return the kernels for this machine, or one sentence that says why there are none.
 
     The environment variable HASTEN_CPU_ISA forces an instruction set; "none" disables the kernels. Raises ``InvalidOption`` if its
-    value is unknown or unsupported, or if ``threads`` is below 1.
+    value is unknown or unsupported, or if ``threads`` is out of range. Raises ``CapacityError`` if the system refuses the threads.
     """
     if threads is not None and threads < 1:
         raise InvalidOption("threads is out of range", got=threads, allowed="a whole number from 1")

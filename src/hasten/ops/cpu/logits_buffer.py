@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hasten.ops.cpu.native_tensor import new_rows
+
 # Larger memory is not kept between steps: only the scoring of long prompts needs it.
 MAX_RETAINED_BYTES = 256 << 20
 
@@ -30,7 +32,7 @@ class LogitsBuffer:
         """Return an uninitialised float32 tensor [rows, width] that shares memory with no other live tensor."""
         num_bytes = 4 * rows * width
         if num_bytes == 0 or num_bytes > MAX_RETAINED_BYTES:
-            return torch.empty(rows, width)
+            return new_rows(rows, width)
         if self._memory is None or len(self._memory) < num_bytes or self._borrower() is not None:
             self._memory = _map_huge_pages(num_bytes)
         array = np.frombuffer(self._memory, np.float32, rows * width)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
+from hasten.ops.cpu.limits import check_matrix
+from hasten.ops.cpu.native_tensor import address, float_rows, new_rows, strided_address
 
 
 class Weights:
@@ -15,7 +19,7 @@ class Weights:
 
     def __init__(self, cpu: Cpu) -> None:
         self.cpu = cpu
-        self.handle = cpu.library.weights_new()
+        self.handle = cpu.library.new("weights")
         weakref.finalize(self, cpu.library.weights_free, self.handle)
 
     @property
@@ -41,65 +45,64 @@ class Matrix:
         *,
         int8_activations: bool = False,
     ) -> None:
-        """Raises ``MemoryError``."""
+        """Raises ``MemoryError``, or ``UnsupportedModel`` for a shape that the kernels do not take."""
         assert not int8_activations or dtype in (Dtype.INT8, Dtype.INT4), dtype
         self.weights, self.cpu = weights, weights.cpu
         self.out_features, self.in_features = out_features, in_features
         self.dtype, self.int8_activations = dtype, int8_activations
-        self.handle = self.cpu.library.matrix_new(weights.handle, dtype, out_features, in_features)
-        if not self.handle:
-            raise self._out_of_memory()
+        check_matrix(self.cpu.library.limits, out_features, in_features, int8_activations=int8_activations)
+        with self._memory_errors():
+            self.handle = self.cpu.library.new("matrix", weights.handle, dtype, out_features, in_features)
 
     def pack(self, source_OI: Tensor, row: int) -> None:
         """Pack output features [row, row + len(source)), each once, from a floating-point tensor.
 
-        Quantises where the format needs it. Raises ``MemoryError``.
+        Quantises where the format needs it. Raises ``MemoryError``, or ``NotFinite`` if a weight is NaN or infinite as stored.
         """
         if source_OI.dtype not in DTYPES:
             source_OI = source_OI.float()
-        rows, columns = source_OI.shape
-        assert columns == self.in_features and row in range(self.out_features) and row + rows <= self.out_features, (
-            source_OI.shape,
-            row,
-        )
-        out_of_memory = self.cpu.library.matrix_pack(
-            self.cpu.handle,
-            self.handle,
-            source_OI.data_ptr(),
-            DTYPES[source_OI.dtype],
-            source_OI.stride(0),
-            source_OI.stride(1),
-            row,
-            rows,
-        )
-        if out_of_memory:
-            raise self._out_of_memory()
+        rows = len(source_OI)
+        source = strided_address(source_OI, source_OI.dtype, rows, self.in_features)
+        dtype, strides = DTYPES[source_OI.dtype], source_OI.stride()
+        with self._memory_errors():
+            self.cpu.library.matrix_pack(self.cpu.handle, self.handle, source, dtype, *strides, row, rows)
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """Return x Wᵀ + b in float32, [T, O]. Raises ``MemoryError``."""
-        x_TI = x_TI.float().contiguous()
-        bias = None if bias_O is None else bias_O.float().contiguous()
-        out_TO = torch.empty(len(x_TI), self.out_features)
-        out_of_memory = self.cpu.library.matrix_multiply(
+        x_TI = float_rows(x_TI)
+        bias = None if bias_O is None else float_rows(bias_O)
+        rows, out_features = len(x_TI), self.out_features
+        out_TO = new_rows(rows, out_features)
+        self.cpu.library.matrix_multiply(
             self.cpu.handle,
             self.handle,
-            x_TI.data_ptr(),
-            len(x_TI),
-            None if bias is None else bias.data_ptr(),
+            address(x_TI, torch.float32, rows, self.in_features),
+            rows,
+            None if bias is None else address(bias, torch.float32, out_features),
             self.int8_activations,
-            out_TO.data_ptr(),
+            address(out_TO, torch.float32, rows, out_features),
         )
-        if out_of_memory:
-            raise MemoryError("no memory for a matrix product")
         return out_TO
 
     def lookup(self, ids_T: Tensor) -> Tensor:
         """Return the rows ``ids_T`` in float32, [T, I]."""
         ids = ids_T.to(torch.int32).contiguous()
-        assert bool(((ids >= 0) & (ids < self.out_features)).all())
-        out_TI = torch.empty(len(ids), self.in_features)
-        self.cpu.library.matrix_lookup(self.cpu.handle, self.handle, ids.data_ptr(), len(ids), out_TI.data_ptr())
+        count = len(ids)
+        out_TI = new_rows(count, self.in_features)
+        self.cpu.library.matrix_lookup(
+            self.cpu.handle,
+            self.handle,
+            address(ids, torch.int32, count),
+            count,
+            address(out_TI, torch.float32, count, self.in_features),
+        )
         return out_TI
 
-    def _out_of_memory(self) -> MemoryError:
-        return MemoryError(f"no memory for {self.out_features} x {self.in_features} {self.dtype.name.lower()} weights")
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Say in a ``MemoryError`` what the memory was for."""
+        try:
+            yield
+        except MemoryError as error:
+            name = self.dtype.name.lower()
+            raise MemoryError(f"no memory for {self.out_features} x {self.in_features} {name} weights") from error

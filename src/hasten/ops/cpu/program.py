@@ -17,8 +17,13 @@ from torch import Tensor
 from hasten.ops.cpu.cpu import Cpu
 from hasten.ops.cpu.kv import NativeKv
 from hasten.ops.cpu.library import LOGITS, NONE, StepArguments
+from hasten.ops.cpu.limits import check_option
 from hasten.ops.cpu.logits_buffer import LogitsBuffer
 from hasten.ops.cpu.matrix import Matrix
+from hasten.ops.cpu.native_tensor import address, padded_vector
+
+LANES = 16  # rows of activations end at a multiple of so many floats
+MAX_WINDOW = 2**31 - 1  # no context is longer
 
 
 class NormKind(IntEnum):
@@ -80,10 +85,11 @@ class Program:
     """
 
     def __init__(self, cpu: Cpu, kv: NativeKv, max_tokens: int) -> None:
-        """Create an empty program for steps of up to ``max_tokens`` tokens."""
+        """Create an empty program for steps of up to ``max_tokens`` tokens. Raises ``InvalidOption`` or ``MemoryError``."""
+        check_option("max_num_batched_tokens", max_tokens, cpu.library.limits.tokens)
         self.cpu, self.kv, self.max_tokens = cpu, kv, max_tokens
         self._library = cpu.library
-        self._handle = self._library.program_new(cpu.handle, kv.handle, max_tokens)
+        self._handle = self._library.new("program", cpu.handle, kv.handle, max_tokens)
         weakref.finalize(self, self._library.program_free, self._handle)
         self._references: list[object] = []  # objects that recorded instructions point to
         self._buffers: dict[tuple[str, int, bool], Buffer] = {}
@@ -104,8 +110,8 @@ class Program:
         ``column`` and ``width`` are multiples of 16.
         """
         assert not buffer.quantized and column + width <= buffer.width, (buffer, column, width)
-        assert column % 16 == width % 16 == 0, (column, width)
-        return Buffer(self._library.program_add_slice(self._handle, buffer.index, column), width)
+        assert column % LANES == width % LANES == 0, (column, width)
+        return Buffer(self._library.program_add_slice(self._handle, buffer.index, column, width), width)
 
     def int8_buffer(self, matrix: Matrix) -> Buffer:
         """Return the int8 input buffer of ``matrix``, shared by all matrices of its width.
@@ -134,14 +140,13 @@ class Program:
 
         Belongs in the prologue.
         """
-        pointer = self._vector(inverse_frequencies)
-        return int(self._library.program_rotary_table(self._handle, pointer, len(inverse_frequencies), factor))
+        half = len(inverse_frequencies)
+        return int(self._library.program_rotary_table(self._handle, self._vector(inverse_frequencies, half), half, factor))
 
     def norm(self, kind: NormKind, x: Buffer, weight: Tensor | None, bias: Tensor | None, eps: float, out: Buffer) -> None:
         """out = norm(x), quantised if ``out`` is."""
-        self._library.program_norm(
-            self._handle, kind, x.index, x.width, self._vector(weight), self._vector(bias), eps, *out.indices
-        )
+        vectors = [self._vector(values, x.width) for values in (weight, bias)]
+        self._library.program_norm(self._handle, kind, x.index, x.width, *vectors, eps, *out.indices)
 
     def copy(self, x: Buffer, out: Buffer) -> None:
         """out = x, quantised if ``out`` is."""
@@ -167,7 +172,8 @@ class Program:
         if out is None:
             self.vocab_size = matrix.out_features
         target = LOGITS if out is None else out.index
-        self._library.program_linear(self._handle, matrix.handle, *x.indices, self._vector(bias), target, add, gated, activation)
+        bias_address = self._vector(bias, matrix.out_features)
+        self._library.program_linear(self._handle, matrix.handle, *x.indices, bias_address, target, add, gated, activation)
 
     def activate(self, activation: Activation, x: Buffer, out: Buffer, *, gated: bool) -> None:
         """out = activation(x), or activation(first half of x) · second half; quantised if ``out`` is."""
@@ -179,7 +185,8 @@ class Program:
         weights: list[int | None] = [None] * 4
         if norm is not None:
             kind, eps = norm.kind, norm.eps
-            weights = [self._vector(values) for values in (norm.q_weight, norm.q_bias, norm.k_weight, norm.k_bias)]
+            head_dim = len(norm.q_weight)
+            weights = [self._vector(values, head_dim) for values in (norm.q_weight, norm.q_bias, norm.k_weight, norm.k_bias)]
         table = NONE if rotary_table is None else rotary_table
         self._library.program_rope_and_cache(self._handle, layer, qkv.index, num_heads, kind, *weights, eps, table)
 
@@ -192,8 +199,8 @@ class Program:
             params.num_heads,
             params.scale,
             params.soft_cap or 0.0,
-            params.window or 0,
-            self._vector(params.sinks),
+            min(params.window or 0, MAX_WINDOW),
+            self._vector(params.sinks, params.num_heads),
             out.index,
         )
 
@@ -207,43 +214,39 @@ class Program:
         It is valid between steps while the program lives.
         """
         assert not buffer.quantized, buffer
-        stride = ctypes.c_int64()
-        address = self._library.program_buffer_data(self._handle, buffer.index, ctypes.byref(stride))
-        memory = (ctypes.c_float * (self.max_tokens * stride.value)).from_address(address)
+        data, stride = ctypes.c_void_p(), ctypes.c_int64()
+        self._library.program_buffer_data(self._handle, buffer.index, ctypes.byref(data), ctypes.byref(stride))
+        assert data.value is not None
+        memory = (ctypes.c_float * (self.max_tokens * stride.value)).from_address(data.value)
         return torch.frombuffer(memory, dtype=torch.float32).view(self.max_tokens, stride.value)[:, : buffer.width]
 
     def run(self, step: StepArguments, num_logits: int) -> Tensor:
         """Run one step, setting its logits fields; return the logits [R, V], float32. Raises ``MemoryError``."""
-        logits = self._logits.lend(num_logits, _round_up(self.vocab_size))
+        width = -(-self.vocab_size // LANES) * LANES
+        logits = self._logits.lend(num_logits, width)
         step.num_logits = num_logits
-        step.logits, step.logits_stride = logits.data_ptr(), logits.shape[1]
-        if self._library.program_run(self._handle, ctypes.byref(step)):
-            raise MemoryError("no memory for this step")
+        step.logits, step.logits_stride = address(logits, torch.float32, num_logits, width), width
+        self._library.program_run(self._handle, ctypes.byref(step))
         return logits[:, : self.vocab_size]
 
     def _buffer(self, name: str, width: int, *, quantized: bool) -> Buffer:
         key = (name, width, quantized)
         if key not in self._buffers:
             add = self._library.program_add_int8_buffer if quantized else self._library.program_add_buffer
-            index = add(self._handle, width)
-            if index < 0:
-                raise MemoryError(f"no memory for {self.max_tokens} rows of {width} activations")
+            try:
+                index = add(self._handle, width)
+            except MemoryError as error:
+                raise MemoryError(f"no memory for {self.max_tokens} rows of {width} activations") from error
             self._buffers[key] = Buffer(index, width, quantized)
         return self._buffers[key]
 
-    def _vector(self, values: Tensor | None) -> int | None:
-        """Return the address of a float32 copy, padded with zeros to a multiple of 16.
+    def _vector(self, values: Tensor | None, size: int) -> int | None:
+        """Return the address of a float32 copy of a vector [size], padded with zeros.
 
         The copy lives as long as the program.
         """
         if values is None:
             return None
-        padded = torch.zeros(_round_up(len(values)))
-        padded[: len(values)] = values
+        padded = padded_vector(values, size, LANES)
         self._references.append(padded)
-        return padded.data_ptr()
-
-
-def _round_up(size: int) -> int:
-    """Return the next multiple of 16."""
-    return -(-size // 16) * 16
+        return address(padded, torch.float32, len(padded))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hasten.ops.cpu.cpu import Cpu
+from hasten.ops.cpu.native_tensor import strided_address
 
 _SETTINGS = struct.Struct("=Qfffi")  # hasten_sampling_params of hasten.h
 # Bounds that float32 holds. The kernel has narrower ones and leaves rows of other temperatures undecided.
@@ -35,12 +36,12 @@ def sample_tokens(cpu: Cpu, logits_RV: Tensor, settings: bytes, keys: array[int]
     ``settings`` is the concatenation of each row's settings. ``keys`` holds the sequence and the position of each row, int64.
     """
     num_rows, num_tokens = logits_RV.shape
-    assert logits_RV.dtype == torch.float32 and logits_RV.stride(1) == 1 and logits_RV.device.type == "cpu"
+    assert logits_RV.stride(1) == 1, logits_RV.stride()
     assert len(settings) == num_rows * _SETTINGS.size and len(keys) == 2 * num_rows
     token_ids, is_decided = array("i", bytes(4 * num_rows)), array("b", bytes(num_rows))
     cpu.library.sample_tokens(
         cpu.handle,
-        logits_RV.data_ptr(),
+        strided_address(logits_RV, torch.float32, num_rows, num_tokens),
         num_rows,
         num_tokens,
         logits_RV.stride(0),

@@ -15,6 +15,7 @@ from hasten.layers.eagle import EagleHead
 from hasten.layers.formats.packed import Packed, PackedFormatFactory
 from hasten.models.compile_program import CompiledProgram, compile_eagle_program, compile_program
 from hasten.models.decoder import Decoder
+from hasten.models.kernel_shapes import attention_fault
 from hasten.ops.base import Ops
 from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype
 from hasten.ops.cpu.matrix import Weights
@@ -57,7 +58,8 @@ class NativeBackend:
     def make_eagle_runner(
         self, head: EagleHead, kv: KvCacheConfig, max_num_batched_tokens: int
     ) -> NativeEagleRunner | TorchEagleRunner:
-        if head.spec.hidden_size % 16:  # the second half of the attention's input would not start at a vector boundary
+        # The second half of the attention's input must start at a vector boundary.
+        if head.spec.hidden_size % 16 or attention_fault(head.spec.layer.attention, self.cpu.library.limits) is not None:
             return TorchEagleRunner(head, kv.torch_pool())
         runner = self._compiled_runner(partial(compile_eagle_program, head), kv, max_num_batched_tokens)
         return NativeEagleRunner(head, runner, max_num_batched_tokens)

@@ -1,5 +1,6 @@
 // The C interface of weights and their matrices.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -14,34 +15,41 @@ namespace {
 // Items end at multiples of 16 rows, so that no two threads write to one panel.
 constexpr int32_t kPackRows = 64;
 
-void pack_rows(hasten_cpu* cpu, const PackTask& full) {
+// Returns whether all weights are finite.
+bool pack_rows(hasten_cpu* cpu, const PackTask& full) {
     const int32_t first = full.row / kPackRows, last = (full.row + full.rows + kPackRows - 1) / kPackRows;
     const int64_t row_bytes = full.row_stride * (full.source_dtype == Dtype::f32 ? 4 : 2);
+    std::atomic<bool> all_finite{true};
     parallel_for(cpu, last - first, [&](int64_t item, int) {
         PackTask task = full;
         task.row = std::max(full.row, (first + static_cast<int32_t>(item)) * kPackRows);
         task.rows = std::min(full.row + full.rows, (first + static_cast<int32_t>(item) + 1) * kPackRows) - task.row;
         task.source = static_cast<const char*>(full.source) + (task.row - full.row) * row_bytes;
-        cpu->kernels.pack(task);
+        if (!cpu->kernels.pack(task)) all_finite = false;
     });
+    return all_finite;
 }
 
 // Converts a matrix with too many outliers to plain bf16, with the rows packed so far. Returns false when out of memory.
 bool decompress_matrix(hasten_cpu* cpu, hasten_matrix& matrix) {
     const Matrix compressed = matrix.matrix;
-    if (!allocate_matrix(*matrix.arena, Dtype::bf16, compressed.out_features, compressed.in_features, matrix.matrix)) return false;
     const int64_t stride = round_up(compressed.in_features, kLanes);
-    parallel_for(cpu, (compressed.out_features + kPackRows - 1) / kPackRows, [&](int64_t item, int) {
-        std::vector<float> row(static_cast<size_t>(stride));
+    // Allocated here, since an exception in another thread would end the process.
+    std::vector<float> thread_rows(static_cast<size_t>(stride * cpu->threads.threads()));
+    if (!allocate_matrix(*matrix.arena, Dtype::bf16, compressed.out_features, compressed.in_features, matrix.matrix)) return false;
+    parallel_for(cpu, (compressed.out_features + kPackRows - 1) / kPackRows, [&](int64_t item, int thread) {
+        float* row = thread_rows.data() + stride * thread;
         const auto begin = static_cast<int32_t>(item) * kPackRows;
         for (int32_t i = begin; i < std::min(begin + kPackRows, compressed.out_features); ++i) {
-            cpu->kernels.embed({&compressed, &i, false, {row.data(), stride}, 0, 1});
-            cpu->kernels.pack({&matrix.matrix, row.data(), Dtype::f32, stride, 1, i, 1});
+            cpu->kernels.embed({&compressed, &i, false, {row, stride}, 0, 1});
+            cpu->kernels.pack({&matrix.matrix, row, Dtype::f32, stride, 1, i, 1});
         }
     });
     matrix.arena->release(compressed.data, static_cast<size_t>(compressed.panels * compressed.panel_bytes));
     return true;
 }
+
+bool is_int(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype::int4; }
 
 // Contiguous rows copied with zero padding, and memory for their quantised and bf16 forms.
 struct PaddedRows {
@@ -78,55 +86,25 @@ struct PaddedRows {
     }
 };
 
-}  // namespace
-
-extern "C" {
-
-hasten_weights* hasten_weights_new(void) { return new (std::nothrow) hasten_weights(); }
-
-void hasten_weights_free(hasten_weights* weights) { delete weights; }
-
-int64_t hasten_weights_bytes(const hasten_weights* weights) { return static_cast<int64_t>(weights->arena.bytes()); }
-
-hasten_matrix* hasten_matrix_new(hasten_weights* weights, int32_t dtype, int32_t out_features, int32_t in_features) {
-    auto matrix = std::make_unique<hasten_matrix>();
-    matrix->arena = &weights->arena;
-    const auto requested = static_cast<Dtype>(dtype);
-    const Dtype stored = requested == Dtype::bf16 ? Dtype::bf16_compressed : requested;
-    if (!allocate_matrix(weights->arena, stored, out_features, in_features, matrix->matrix)) return nullptr;
-    weights->matrices.push_back(std::move(matrix));
-    return weights->matrices.back().get();
-}
-
-int32_t hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* source, int32_t source_dtype, int64_t row_stride,
-                           int64_t column_stride, int32_t row, int32_t rows) {
-    PackTask task{&matrix->matrix, source, static_cast<Dtype>(source_dtype), row_stride, column_stride, row, rows};
-    pack_rows(cpu, task);
-    if (!outliers_overflow(matrix->matrix, row, rows)) return 0;
-    if (!decompress_matrix(cpu, *matrix)) return 1;
-    pack_rows(cpu, task);
-    return 0;
-}
-
-int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, const float* x, int32_t rows, const float* bias,
-                               int32_t int8_activations, float* out) {
-    const Matrix& m = matrix->matrix;
+// The product of hasten_matrix_multiply.
+int32_t multiply(hasten_cpu* cpu, const Matrix& m, const float* x, int32_t rows, const float* bias, bool quantize, float* out) {
     const int64_t stride = int64_t{m.panels} * kLanes;
     const std::lock_guard<std::mutex> lock(cpu->workspace_mutex);
-    if (!cpu->workspace.reserve(PaddedRows::bytes(m, rows) + (rows + 1) * stride * int64_t{sizeof(float)})) return 1;
+    if (!cpu->workspace.reserve(PaddedRows::bytes(m, rows) + (rows + 1) * stride * int64_t{sizeof(float)}))
+        return HASTEN_OUT_OF_MEMORY;
     const bool use_bf16 = cpu->kernels.convert_to_bf16 != nullptr && is_bf16(m.dtype) && rows > kMaxVectorRows;
-    const PaddedRows padded_x(cpu->workspace, m, x, rows, int8_activations != 0, use_bf16);
+    const PaddedRows padded_x(cpu->workspace, m, x, rows, quantize, use_bf16);
     auto* padded_out = cpu->workspace.allocate<float>((rows + 1) * stride);
     float* padded_bias = padded_out + rows * stride;
     std::fill(padded_bias, padded_bias + stride, 0.0f);
     if (bias != nullptr) std::memcpy(padded_bias, bias, static_cast<size_t>(m.out_features) * sizeof(float));
-    if (int8_activations != 0) {
-        NormTask quantize{};
-        quantize.x = padded_x.rows;
-        quantize.width = m.in_features;
-        quantize.quantized = padded_x.quantized;
-        quantize.end = rows;
-        cpu->kernels.norm(quantize);
+    if (quantize) {
+        NormTask task{};
+        task.x = padded_x.rows;
+        task.width = m.in_features;
+        task.quantized = padded_x.quantized;
+        task.end = rows;
+        cpu->kernels.norm(task);
     }
     LinearTask task{};
     task.matrix = &m;
@@ -146,18 +124,89 @@ int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, con
                     static_cast<size_t>(m.out_features) * sizeof(float));
     }
     cpu->workspace.trim();
-    return 0;
+    return HASTEN_OK;
 }
 
-void hasten_matrix_lookup(hasten_cpu* cpu, const hasten_matrix* matrix, const int32_t* ids, int32_t count, float* out) {
-    // The kernel writes zeros up to the stride, so rows without full vectors go through a padded row.
-    const int32_t width = matrix->matrix.in_features;
-    const int64_t stride = round_up(width, kLanes);
-    std::vector<float> row(static_cast<size_t>(stride));
-    for (int32_t t = 0; t < count; ++t) {
-        cpu->kernels.embed({&matrix->matrix, ids + t, false, {row.data(), stride}, 0, 1});
-        std::memcpy(out + int64_t{t} * width, row.data(), static_cast<size_t>(width) * sizeof(float));
-    }
+}  // namespace
+
+extern "C" {
+
+int32_t hasten_weights_new(hasten_weights** weights) {
+    return guarded([&]() -> int32_t {
+        *weights = new hasten_weights();
+        return HASTEN_OK;
+    });
+}
+
+void hasten_weights_free(hasten_weights* weights) { delete weights; }
+
+int64_t hasten_weights_bytes(const hasten_weights* weights) { return static_cast<int64_t>(weights->arena.bytes()); }
+
+int32_t hasten_matrix_new(hasten_weights* weights, int64_t dtype, int64_t out_features, int64_t in_features,
+                          hasten_matrix** matrix) {
+    return guarded([&]() -> int32_t {
+        if (!in_range(dtype, 0, static_cast<int64_t>(Dtype::int4))) return HASTEN_INVALID_ARGUMENT;
+        if (!in_range(out_features, 1, kMaxFeatures) || !in_range(in_features, 1, kMaxFeatures)) return HASTEN_INVALID_ARGUMENT;
+        auto made = std::make_unique<hasten_matrix>();
+        made->arena = &weights->arena;
+        const auto requested = static_cast<Dtype>(dtype);
+        const Dtype stored = requested == Dtype::bf16 ? Dtype::bf16_compressed : requested;
+        if (!allocate_matrix(weights->arena, stored, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features),
+                             made->matrix))
+            return HASTEN_OUT_OF_MEMORY;
+        weights->matrices.push_back(std::move(made));
+        *matrix = weights->matrices.back().get();
+        return HASTEN_OK;
+    });
+}
+
+int32_t hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* source, int64_t source_dtype, int64_t row_stride,
+                           int64_t column_stride, int64_t row, int64_t rows) {
+    return guarded([&]() -> int32_t {
+        const int64_t out_features = matrix->matrix.out_features;
+        if (!in_range(source_dtype, 0, static_cast<int64_t>(Dtype::f16))) return HASTEN_INVALID_ARGUMENT;
+        if (!in_range(row, 0, out_features) || !in_range(rows, 0, out_features - row)) return HASTEN_INVALID_ARGUMENT;
+        PackTask task{&matrix->matrix,
+                      source,
+                      static_cast<Dtype>(source_dtype),
+                      row_stride,
+                      column_stride,
+                      static_cast<int32_t>(row),
+                      static_cast<int32_t>(rows)};
+        if (!pack_rows(cpu, task)) return HASTEN_NOT_FINITE;
+        if (!outliers_overflow(matrix->matrix, task.row, task.rows)) return HASTEN_OK;
+        if (!decompress_matrix(cpu, *matrix)) return HASTEN_OUT_OF_MEMORY;
+        pack_rows(cpu, task);
+        return HASTEN_OK;
+    });
+}
+
+int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, const float* x, int64_t rows, const float* bias,
+                               int64_t int8_activations, float* out) {
+    return guarded([&]() -> int32_t {
+        const Matrix& m = matrix->matrix;
+        const bool quantize = int8_activations != 0;
+        if (!in_range(rows, 0, kMaxTokens)) return HASTEN_INVALID_ARGUMENT;
+        if (quantize && (!is_int(m.dtype) || m.in_features > kMaxInt8Inputs)) return HASTEN_INVALID_ARGUMENT;
+        return multiply(cpu, m, x, static_cast<int32_t>(rows), bias, quantize, out);
+    });
+}
+
+int32_t hasten_matrix_lookup(hasten_cpu* cpu, const hasten_matrix* matrix, const int32_t* ids, int64_t count, float* out) {
+    return guarded([&]() -> int32_t {
+        // The kernel writes zeros up to the stride, so rows without full vectors go through a padded row.
+        const int32_t width = matrix->matrix.in_features, out_features = matrix->matrix.out_features;
+        const int64_t stride = round_up(width, kLanes);
+        if (count < 0) return HASTEN_INVALID_ARGUMENT;
+        if (!std::all_of(ids, ids + count, [=](int32_t id) { return id >= 0 && id < out_features; }))
+            return HASTEN_INVALID_ARGUMENT;
+        std::vector<float> row(static_cast<size_t>(stride));
+        for (int64_t t = 0; t < count; ++t) {
+            cpu->kernels.embed({&matrix->matrix, ids + t, false, {row.data(), stride}, 0, 1});
+            std::memcpy(out + t * width, row.data(), static_cast<size_t>(width) * sizeof(float));
+        }
+        return HASTEN_OK;
+    });
 }
 
 }  // extern "C"

@@ -16,6 +16,7 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 
 // Returns a mapping aligned to the huge page size, or null.
 unsigned char* map(size_t bytes) {
+    if (bytes > SIZE_MAX / 2) return nullptr;
     void* address =
         mmap(nullptr, bytes + kHugePageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) return nullptr;

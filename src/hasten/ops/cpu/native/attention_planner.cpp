@@ -9,9 +9,9 @@ bool AttentionPlanner::matches(int32_t group, const AttentionTask& task) const {
 }
 
 void AttentionPlanner::begin(const Step& step) {
-    partitions_.resize(static_cast<size_t>(step.arguments().num_sequences));
+    partitions_.resize(static_cast<size_t>(step.num_sequences()));
     task_.sequences = step.sequences(group_);
-    task_.num_sequences = step.arguments().num_sequences;
+    task_.num_sequences = step.num_sequences();
     task_.num_threads = step.threads();
     plan_.partitions = partitions_.data();
     kernels_.plan_attention(task_, plan_);

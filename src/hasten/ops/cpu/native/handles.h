@@ -2,9 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cassert>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <vector>
 
 #include "hasten.h"
@@ -30,11 +31,12 @@ public:
         arena_.reset();
         size_ = 0;
     }
+    // Throws std::bad_alloc past the reserved bytes.
     template <class T>
     T* allocate(int64_t count) {
         T* data = reinterpret_cast<T*>(data_ + used_);
         used_ += round_up(count * int64_t{sizeof(T)}, int64_t{64});
-        assert(used_ <= size_);
+        if (used_ > size_) throw std::bad_alloc();
         return data;
     }
 
@@ -44,6 +46,23 @@ private:
     unsigned char* data_ = nullptr;
     int64_t size_ = 0, used_ = 0;
 };
+
+// Runs the body of a function of the C interface, which no exception may leave. Returns its result, or an error.
+template <class Body>
+auto guarded(Body body) noexcept -> decltype(body()) {
+    try {
+        return body();
+    } catch (const std::bad_alloc&) {
+        return HASTEN_OUT_OF_MEMORY;
+    } catch (const std::system_error&) {  // only threads raise it
+        return HASTEN_NO_THREADS;
+    } catch (...) {
+        return HASTEN_FAILED;
+    }
+}
+
+// Whether low <= value <= high.
+constexpr bool in_range(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
 
 }  // namespace hasten
 

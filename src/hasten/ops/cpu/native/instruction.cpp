@@ -12,7 +12,7 @@ constexpr int32_t kMaxRowsPerItem = 16;
 }  // namespace
 
 RowPartition partition_rows(const Step& step, RowScope scope) {
-    const int32_t rows = scope == RowScope::tokens ? step.arguments().num_tokens : step.arguments().num_logits;
+    const int32_t rows = step.rows(scope);
     const int32_t rows_per_share = (rows + 4 * step.threads() - 1) / (4 * step.threads());
     return {rows, std::max(1, std::min(kMaxRowsPerItem, rows_per_share))};
 }
@@ -44,7 +44,7 @@ void Activate::run(const Step& step, int64_t item, void* scratch) const {
 
 LinearTask Linear::bound_task(const Step& step) const {
     LinearTask task = task_;
-    task.rows = scope_ == RowScope::tokens ? step.arguments().num_tokens : step.arguments().num_logits;
+    task.rows = step.rows(scope_);
     if (task.out.data == nullptr) task.out = {step.arguments().logits, step.arguments().logits_stride};
     return task;
 }
@@ -85,7 +85,7 @@ void RopeAndCache::run(const Step& step, int64_t item, void*) const {
 void Attend::run(const Step& step, int64_t item, void* scratch) const {
     AttentionTask task = task_;
     task.sequences = step.sequences(group_);
-    task.num_sequences = step.arguments().num_sequences;
+    task.num_sequences = step.num_sequences();
     task.num_threads = step.threads();
     task.plan = &planner_.plan();
     task.partials = step.partials();

@@ -18,9 +18,6 @@ public:
     virtual void run(const Step& step, int64_t item, void* scratch) const = 0;
 };
 
-// The rows that an instruction processes: all tokens of the step, or those of logits_indices.
-enum class RowScope { tokens, logits };
-
 // Work partition of row-wise instructions: an item is a run of at most 16 rows, with about four items for each thread.
 struct RowPartition {
     int32_t rows, rows_per_item;

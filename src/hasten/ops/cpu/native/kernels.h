@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "limits.h"
+
 namespace hasten {
 
 constexpr int kLanes = 16;           // output features of a weight panel, slots of a key panel
@@ -162,11 +164,17 @@ struct RotaryTableTask {
 };
 
 // Keys and values of one layer in the paged pool. A block has block_size token slots, in ceil(block_size / 16) panels of 16:
-//   keys    [block][kv_head][panel][dim' / pack][16][pack]   pack: f32 1, bf16 2, f16 1, int8 4; dim' = dim padded to pack
+//   keys    [block][kv_head][panel][dim' / pack][16][pack]   pack: f32 1, bf16 2, f16 1, int8 4
 //   values  [block][kv_head][panel * 16 slots][dim'']        dim'' = dim padded to 16
+// dim' is dim padded to 4 (int8) or to 2, since the score kernels read two inputs at a time. Padding is zero.
 //   int8 only: key_scales, value_scales [block][kv_head][panel * 16]; k ~ scale * k8, symmetric, |k8| <= 127
 // int8 keys are stored as the unsigned bytes k8 + 128, values as signed bytes. With int8 keys, queries are quantised per head.
 // Unwritten slots may hold any bits: kernels mask them or do not read them.
+constexpr int64_t kv_key_pack(Dtype dtype) { return dtype == Dtype::int8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
+constexpr int64_t kv_key_dim(Dtype dtype, int64_t head_dim) {
+    const int64_t unit = dtype == Dtype::int8 ? 4 : 2;
+    return (head_dim + unit - 1) / unit * unit;
+}
 struct KvLayer {
     Dtype dtype;  // f32, bf16, f16 or int8
     int32_t kv_heads, head_dim, block_size;
@@ -259,7 +267,8 @@ struct Kernels {
     const char* name;
     // Maximum panels and rows of a work item of a product of many rows, so that both operands stay in the second-level cache.
     int32_t item_panels, item_rows;
-    void (*pack)(const PackTask&);
+    // Returns whether all weights, as stored, are finite. Quantised formats have no NaN, which would vanish.
+    bool (*pack)(const PackTask&);
     void (*linear)(const LinearTask&);
     void (*convert_to_bf16)(const ConvertToBf16Task&);  // null if no product of this instruction set reads bf16 rows
     void (*norm)(const NormTask&);

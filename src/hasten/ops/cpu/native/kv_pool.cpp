@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "hasten.h"
 #include "matrix.h"
 
 namespace hasten {
@@ -10,15 +11,13 @@ namespace {
 
 int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::int8 ? 1 : 2; }
 
-int64_t key_pack(Dtype dtype) { return dtype == Dtype::int8 ? 4 : dtype == Dtype::bf16 ? 2 : 1; }
-
 }  // namespace
 
 KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32_t block_size) {
     const int64_t lanes = round_up(block_size, kLanes);
     const int64_t bytes = element_bytes(dtype);
     KvBlockSize size{};
-    size.keys = kv_heads * lanes * round_up(head_dim, key_pack(dtype)) * bytes;
+    size.keys = kv_heads * lanes * kv_key_dim(dtype, head_dim) * bytes;
     size.values = kv_heads * lanes * round_up(head_dim, kLanes) * bytes;
     size.scales = dtype == Dtype::int8 ? kv_heads * lanes * int64_t{sizeof(float)} : 0;
     return size;
@@ -26,7 +25,10 @@ KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32
 
 int32_t KvPool::add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t head_dim) {
     const KvBlockSize size = kv_block_size(dtype, kv_heads, head_dim, block_size_);
-    const auto allocate = [&](int64_t bytes) { return arena_.allocate(static_cast<size_t>(bytes * num_blocks_)); };
+    const auto allocate = [&](int64_t bytes) -> void* {
+        int64_t total;
+        return __builtin_mul_overflow(bytes, num_blocks_, &total) ? nullptr : arena_.allocate(static_cast<size_t>(total));
+    };
     KvLayer layer{};
     layer.dtype = dtype;
     layer.kv_heads = kv_heads;
@@ -34,11 +36,11 @@ int32_t KvPool::add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t 
     layer.block_size = block_size_;
     layer.keys = static_cast<uint8_t*>(allocate(size.keys));
     layer.values = static_cast<uint8_t*>(allocate(size.values));
-    if (layer.keys == nullptr || layer.values == nullptr) return -1;
+    if (layer.keys == nullptr || layer.values == nullptr) return HASTEN_OUT_OF_MEMORY;
     if (size.scales > 0) {
         layer.key_scales = static_cast<float*>(allocate(size.scales));
         layer.value_scales = static_cast<float*>(allocate(size.scales));
-        if (layer.key_scales == nullptr || layer.value_scales == nullptr) return -1;
+        if (layer.key_scales == nullptr || layer.value_scales == nullptr) return HASTEN_OUT_OF_MEMORY;
     }
     layers_.push_back(layer);
     groups_.push_back(group);
@@ -84,8 +86,7 @@ void KvPool::move_token(int32_t group, KvSlot source, KvSlot target) {
                 }
             }
         };
-        const int64_t pack = key_pack(layer.dtype);
-        move(layer.keys, size.keys, round_up(layer.head_dim, pack) / pack);
+        move(layer.keys, size.keys, kv_key_dim(layer.dtype, layer.head_dim) / kv_key_pack(layer.dtype));
         move(layer.values, size.values, 1);
         move(layer.key_scales, size.scales, 1);
         move(layer.value_scales, size.scales, 1);

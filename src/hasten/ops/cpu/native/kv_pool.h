@@ -1,6 +1,7 @@
 // The paged KV cache: memory of keys, values and scales of every layer, in the layout of KvLayer.
 #pragma once
 
+#include <deque>
 #include <vector>
 
 #include "arena.h"
@@ -24,19 +25,21 @@ class KvPool {
 public:
     KvPool(int32_t num_blocks, int32_t block_size) : num_blocks_(num_blocks), block_size_(block_size) {}
 
-    // Returns the index of the new layer, or -1 when out of memory.
+    // Returns the index of the new layer, or HASTEN_OUT_OF_MEMORY.
     int32_t add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t head_dim);
     void copy_block(int32_t group, int32_t source, int32_t target);
     void move_token(int32_t group, KvSlot source, KvSlot target);
 
+    int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
     const KvLayer& layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }
     int32_t group_of(int32_t index) const { return groups_[static_cast<size_t>(index)]; }
+    int32_t num_blocks() const { return num_blocks_; }
     int32_t block_size() const { return block_size_; }
 
 private:
     const int32_t num_blocks_, block_size_;
     Arena arena_;
-    std::vector<KvLayer> layers_;
+    std::deque<KvLayer> layers_;   // instructions point to them
     std::vector<int32_t> groups_;  // of each layer
 };
 

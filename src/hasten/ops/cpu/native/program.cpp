@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <new>
 
 namespace hasten {
 
@@ -8,20 +9,23 @@ Program::Program(const Kernels& kernels, ThreadPool& threads, const KvPool& kv, 
     : kernels_(kernels), threads_(threads), kv_(kv), max_tokens_(max_tokens), step_(kv) {
     for (int thread = 0; thread < threads.threads(); ++thread) {
         scratch_.push_back(arena_.allocate(static_cast<size_t>(std::max(kLinearScratch, kAttentionScratch))));
+        if (scratch_.back() == nullptr) throw std::bad_alloc();
     }
 }
 
 int32_t Program::add_buffer(int32_t width) {
     const int64_t stride = row_bytes(width * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
     auto* data = static_cast<float*>(arena_.allocate(static_cast<size_t>(stride * max_tokens_) * sizeof(float)));
-    if (data == nullptr) return -1;
+    if (data == nullptr) return HASTEN_OUT_OF_MEMORY;
     rows_.push_back({data, stride});
+    widths_.push_back(width);
     return static_cast<int32_t>(rows_.size()) - 1;
 }
 
-int32_t Program::add_slice(int32_t buffer, int32_t column) {
+int32_t Program::add_slice(int32_t buffer, int32_t column, int32_t width) {
     const Rows full = rows(buffer);
     rows_.push_back({full.data + column, full.stride, true});
+    widths_.push_back(width);
     return static_cast<int32_t>(rows_.size()) - 1;
 }
 
@@ -32,16 +36,18 @@ int32_t Program::add_int8_buffer(int32_t width) {
     rows.data = static_cast<int8_t*>(arena_.allocate(tokens * static_cast<size_t>(rows.stride)));
     rows.scales = static_cast<float*>(arena_.allocate(tokens * sizeof(float)));
     rows.sums = static_cast<int32_t*>(arena_.allocate(tokens * sizeof(int32_t)));
-    if (rows.data == nullptr || rows.scales == nullptr || rows.sums == nullptr) return -1;
+    if (rows.data == nullptr || rows.scales == nullptr || rows.sums == nullptr) return HASTEN_OUT_OF_MEMORY;
     quantized_.push_back(rows);
+    int8_widths_.push_back(width);
     return static_cast<int32_t>(quantized_.size()) - 1;
 }
 
 int32_t Program::add_rotary_table(int32_t half) {
     auto* table =
         static_cast<float*>(arena_.allocate(static_cast<size_t>(max_tokens_) * 2 * static_cast<size_t>(half) * sizeof(float)));
-    if (table == nullptr) return -1;
+    if (table == nullptr) return HASTEN_OUT_OF_MEMORY;
     rotary_tables_.push_back(table);
+    rotary_halves_.push_back(half);
     return static_cast<int32_t>(rotary_tables_.size()) - 1;
 }
 
@@ -74,24 +80,46 @@ void Program::begin_layer() { layer_begins_.push_back(instructions_.size()); }
 
 void Program::begin_head() { head_begin_ = static_cast<int64_t>(instructions_.size()); }
 
-bool Program::run(const hasten_step& arguments) {
-    step_.begin(arguments, threads_.threads());
+bool Program::counts_are_valid(const hasten_step& step) const {
+    const auto in_range = [](int64_t value, int64_t most) { return value >= 0 && value <= most; };
+    const int64_t num_layers = static_cast<int64_t>(layer_begins_.size());
+    return in_range(step.num_tokens, max_tokens_) && in_range(step.num_sequences, max_tokens_) &&
+           in_range(step.num_logits, max_tokens_) && in_range(step.num_block_ids, INT32_MAX) &&
+           in_range(step.num_groups, kv_.num_layers()) && step.num_groups >= num_groups_ &&
+           in_range(step.first_layer, step.last_layer) && step.last_layer <= num_layers &&
+           (step.num_logits == 0 || step.logits_stride >= logits_width_);
+}
+
+bool Program::indices_are_valid(const hasten_step& step) const {
+    const auto all_below = [](const int32_t* values, int64_t count, int64_t limit) {
+        return std::all_of(values, values + count, [=](int32_t value) { return value >= 0 && value < limit; });
+    };
+    const bool embeds = step.first_layer == 0;
+    return all_below(step.logits_indices, step.num_logits, step.num_tokens) &&
+           (!embeds || (all_below(step.token_ids, step.num_tokens, num_token_ids_) &&
+                        all_below(step_.positions(), step.num_tokens, num_positions_)));
+}
+
+int32_t Program::run(const hasten_step& arguments) {
+    if (!counts_are_valid(arguments) || !step_.begin(arguments, threads_.threads()) || !indices_are_valid(arguments)) {
+        return HASTEN_INVALID_ARGUMENT;
+    }
     const size_t head = head_begin_ < 0 ? instructions_.size() : static_cast<size_t>(head_begin_);
-    const auto layer_begin = [&](int32_t index) {
+    const auto layer_begin = [&](int64_t index) {
         return static_cast<size_t>(index) < layer_begins_.size() ? layer_begins_[static_cast<size_t>(index)] : head;
     };
     ranges_.clear();
     ranges_.push_back({0, layer_begin(0)});
     ranges_.push_back({layer_begin(arguments.first_layer), layer_begin(arguments.last_layer)});
     if (arguments.num_logits > 0) ranges_.push_back({head, instructions_.size()});
-    if (!plan_attention()) return false;
+    if (!plan_attention()) return HASTEN_OUT_OF_MEMORY;
     threads_.run(
         [](void* context, int thread) {
             auto* program = static_cast<Program*>(context);
             for (const Range range : program->ranges_) program->run_range(range, thread);
         },
         this);
-    return true;
+    return HASTEN_OK;
 }
 
 void Program::run_range(Range range, int thread) {

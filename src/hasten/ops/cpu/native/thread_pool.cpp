@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -58,32 +59,43 @@ struct ThreadPool::State {
     void* context = nullptr;
     bool stopping = false;
     std::vector<std::thread> workers;
+
+    void stop() {
+        stopping = true;
+        work.advance();
+        for (std::thread& worker : workers) worker.join();
+    }
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads), state_(nullptr) { start(); }
 
 ThreadPool::~ThreadPool() {
     if (state_->process != getpid()) return;  // the workers belong to the parent process
-    state_->stopping = true;
-    state_->work.advance();
-    for (std::thread& worker : state_->workers) worker.join();
+    state_->stop();
     delete state_;
 }
 
 void ThreadPool::start() {
-    State* state = new State(getpid());
+    auto owner = std::make_unique<State>(getpid());
+    State* state = owner.get();
     state->pending = threads_;
-    state_ = state;
-    for (int thread = 1; thread < threads_; ++thread) {
-        state->workers.emplace_back([state, thread, this] {
-            for (uint32_t observed = 0;; ++observed) {
-                state->work.wait_while(observed);
-                if (state->stopping) return;
-                state->job(state->context, thread);
-                barrier([] {});
-            }
-        });
+    try {
+        state->workers.reserve(static_cast<size_t>(threads_));
+        for (int thread = 1; thread < threads_; ++thread) {
+            state->workers.emplace_back([state, thread, this] {
+                for (uint32_t observed = 0;; ++observed) {
+                    state->work.wait_while(observed);
+                    if (state->stopping) return;
+                    state->job(state->context, thread);
+                    barrier([] {});
+                }
+            });
+        }
+    } catch (...) {
+        state->stop();
+        throw;
     }
+    state_ = owner.release();
 }
 
 void ThreadPool::run(Job job, void* context) {

@@ -36,6 +36,7 @@ class ThreadPool {
 public:
     using Job = void (*)(void* context, int thread);
 
+    // Throws std::system_error, and leaves no thread behind, if the system refuses one. So does the first run after a fork.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;

@@ -93,7 +93,7 @@ protected:
                                       scratch_.zero_point_corrections + t * M};
             score_panels_int8<M, N>(queries, layout_.key_dim, panels, next_panels, panels_.key_scales + j, scores);
         } else {
-            score_panels<keys, M, N>(q, shape_.task.head_dim, panels, next_panels, scores);
+            score_panels<keys, M, N>(q, layout_.key_dim, panels, next_panels, scores);
         }
     }
 
@@ -177,7 +177,7 @@ protected:
     const uint8_t* float_keys(int j, float* out) const {
         const uint8_t* panel = panels_.keys()[j];
         if constexpr (type == kComputeType) return panel;
-        for (int64_t step = 0; step < shape_.task.head_dim / 2; ++step) {
+        for (int64_t step = 0; step < layout_.key_dim / 2; ++step) {
             F32x16 even, odd;
             load_key_pair<type>(panel, step, even, odd);
             prefetch_far(panels_.keys()[j + kPrefetchPanels] + step * 64);

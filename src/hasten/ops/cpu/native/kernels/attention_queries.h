@@ -45,17 +45,19 @@ public:
         return {shape_.first_visible(sequence, position), position + 1};
     }
 
-    // Loads scaled queries as tiles [dim][m], with zeros in the rest of the last tile.
+    // Loads scaled queries as tiles [dim'][m], where dim' is the padded dimension of the keys, with zeros in the rest of the last
+    // tile.
     void load(int m, float* tiles) const {
-        const int32_t dim = shape_.task.head_dim;
+        const int32_t dim = shape_.task.head_dim, key_dim = shape_.layout.key_dim;
         for (int i = 0; i < padded_count(m); ++i) {
             float* out = tile(tiles, i, m);
             if (i >= count_) {
-                for (int32_t k = 0; k < dim; ++k) out[k * m] = 0.0f;
+                for (int32_t k = 0; k < key_dim; ++k) out[k * m] = 0.0f;
                 continue;
             }
             const float* q = query_ptr(i);
             for (int32_t k = 0; k < dim; ++k) out[k * m] = q[k] * shape_.task.scale;
+            if (key_dim > dim) out[dim * m] = 0.0f;
         }
     }
 

@@ -41,9 +41,9 @@ inline void load_key_pair(const uint8_t* panel, int64_t step, F32x16& even, F32x
     }
 }
 
-// scores[m][16 n + lane] = dot(q[m], key `lane` of panel n), in order of the inputs. q is [dim][M]; dim is even.
+// scores[m][16 n + lane] = dot(q[m], key `lane` of panel n), in order of the inputs. q is [key_dim][M]; key_dim is even.
 template <Dtype type, int M, int N>
-inline void score_panels(const float* q, int32_t dim, const uint8_t* const* panels, const uint8_t* const* next_panels,
+inline void score_panels(const float* q, int32_t key_dim, const uint8_t* const* panels, const uint8_t* const* next_panels,
                          float* scores) {
     constexpr int64_t step_bytes = type == Dtype::f32 ? 128 : 64;
     F32x16 acc[M][N];
@@ -52,7 +52,7 @@ inline void score_panels(const float* q, int32_t dim, const uint8_t* const* pane
 #pragma GCC unroll 24
         for (int n = 0; n < N; ++n) acc[m][n] = zero();
     }
-    for (int64_t step = 0; step < dim / 2; ++step) {
+    for (int64_t step = 0; step < key_dim / 2; ++step) {
         F32x16 even[N], odd[N];
 #pragma GCC unroll 24
         for (int n = 0; n < N; ++n) {

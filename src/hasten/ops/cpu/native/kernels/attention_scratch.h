@@ -1,14 +1,11 @@
 // Memory layout of a work item of attention in the scratch of its thread.
 #pragma once
 
-#include <cassert>
-
 #include "attention_int8_values.h"
 
 namespace hasten::HASTEN_ISA {
 
-constexpr int kMaxTreeTokens = 64;  // maximum tokens of a draft tree
-constexpr int kMaxPairDim = 256;    // maximum head dimension for bf16 values packed in pairs (attention_amx.h)
+constexpr int kMaxPairDim = 256;  // maximum head dimension for bf16 values packed in pairs (attention_amx.h)
 constexpr int64_t kPairStride = (kSplitPanels * kLanes / 2 + 2) * 64;  // between vectors of 16 dimensions
 constexpr int kValueBlockPanels = 4;  // panels of values that stay in the first-level cache for all queries of an item
 
@@ -44,14 +41,22 @@ struct AttentionScratch {
         panel_ranges = allocate<int32_t>(2 * kItemQueries);
         tree_scores = allocate<float>(kItemQueries * kMaxTreeTokens);
         packed_values = next_;
-        assert(row > kMaxPairDim || next_ + row / kLanes * kPairStride <= static_cast<uint8_t*>(scratch) + kAttentionScratch);
         if (type == Dtype::int8) {
             allocate<uint8_t>(row / kLanes * kPackedStride);
         } else {
             float_keys = allocate<float>(2 * kLanes * row);
             float_values = allocate<float>(kValueBlockPanels * kLanes * row);
         }
-        assert(next_ - static_cast<uint8_t*>(scratch) <= kAttentionScratch);
+    }
+
+    // An upper bound of the bytes, for rows of `row` floats.
+    static constexpr int64_t bytes(int64_t row, Dtype type) {
+        const int64_t planes = type == Dtype::int8 ? kWeightPlanes : 1, num_arrays = 15;
+        const int64_t query = 4 * ((2 + planes) * row + kScoreStride + kMaxTreeTokens + 3 + 2 * 2 + 4 + 2);
+        const int64_t floats = 4 * (2 + kValueBlockPanels) * kLanes * row,
+                      pairs = row <= kMaxPairDim ? row / kLanes * kPairStride : 0;
+        const int64_t values = type == Dtype::int8 ? row / kLanes * kPackedStride : floats > pairs ? floats : pairs;
+        return kItemQueries * query + values + num_arrays * 64;
     }
 
 private:
@@ -63,5 +68,8 @@ private:
     }
     uint8_t* next_;
 };
+static_assert(AttentionScratch::bytes(kMaxHeadDim, Dtype::int8) <= kAttentionScratch);
+static_assert(AttentionScratch::bytes(kMaxHeadDim, Dtype::f32) <= kAttentionScratch);
+static_assert(AttentionScratch::bytes(kMaxPairDim, Dtype::bf16) <= kAttentionScratch);
 
 }  // namespace hasten::HASTEN_ISA

@@ -5,20 +5,16 @@
 
 namespace hasten::HASTEN_ISA {
 
-// The largest supported head dimension.
-constexpr int kMaxHeadDim = 512;
-
 // Geometry of a layer's blocks. key_bytes, value_bytes: of one panel, 16 keys or 16 values.
 struct KvLayout {
     int32_t block_size, panels;  // panels of a block: ceil(block_size / 16)
-    int32_t key_dim;             // head_dim padded to the pack
+    int32_t key_dim;             // head_dim padded as kv_key_dim says
     int32_t value_dim;           // head_dim padded to 16
     int64_t key_bytes, value_bytes;
 
     explicit KvLayout(const KvLayer& kv) : block_size(kv.block_size), panels((kv.block_size + kLanes - 1) / kLanes) {
-        const int32_t pack = kv.dtype == Dtype::int8 ? 4 : kv.dtype == Dtype::bf16 ? 2 : 1;
         const int32_t size = kv.dtype == Dtype::int8 ? 1 : kv.dtype == Dtype::f32 ? 4 : 2;
-        key_dim = (kv.head_dim + pack - 1) / pack * pack;
+        key_dim = static_cast<int32_t>(kv_key_dim(kv.dtype, kv.head_dim));
         value_dim = (kv.head_dim + kLanes - 1) / kLanes * kLanes;
         key_bytes = static_cast<int64_t>(key_dim) * kLanes * size;
         value_bytes = static_cast<int64_t>(value_dim) * kLanes * size;

@@ -13,6 +13,9 @@ namespace hasten::HASTEN_ISA {
 constexpr int kMaxInt4MicroRows = kVectorRegisters == 32 ? 8 : 4;
 // Rows of a block that is multiplied with the nibbles of one group.
 constexpr int kInt4RowBlock = 64;
+static_assert(kInt4RowBlock * (kMaxInt8Inputs / kInt4GroupInputs) * int64_t{sizeof(int32_t)} <= kLinearScratch);  // zero points
+static_assert(2 * kMaxInt8Inputs * kLanes <= kLinearScratch);  // two panels as int8, also in linear_amx.h
+static_assert(kMicroPanels <= 2);
 
 // Zero-point terms of each group of one row, `stride` apart: -8 times the sum of the group's 16 activations.
 inline void group_zero_points(const int8_t* row, int64_t blocks, int64_t stride, int32_t* zero_points) {

@@ -6,6 +6,7 @@
 namespace hasten::HASTEN_ISA {
 
 constexpr int64_t kPackedActivationBytes = 256 << 10;  // packed activations that fit the second-level cache beside the weights
+static_assert(kMicroRows * (kMaxInt8Inputs + 128) * kRowQuadBytes / 4 <= kLinearScratch);  // a row ends at an odd cache line
 
 inline int32_t load_quad(const void* p) {
     int32_t quad;
@@ -84,7 +85,6 @@ template <int R, int P>
 // the panel to prefetch.
 inline void int8_rows(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights, const Int8RowView& rows,
                       int32_t first, int32_t count, int64_t next_bytes) {
-    assert(task.matrix->in_features < 66300);  // 255 * 127 * in_features fits an int32
     for_each_row_block(count, kMicroRows, [&](int32_t row, int32_t size) {
         const int64_t next = row + size < count ? 0 : next_bytes;
         const Int8RowView block{rows.data + row * rows.stride, rows.stride};

@@ -58,6 +58,7 @@ inline void write_key(const KvLayer& kv, const KvLayout& layout, KvPanelSlot slo
     if (kv.dtype == Dtype::f32) {
         float* lane = reinterpret_cast<float*>(panel) + slot.lane;
         for (int32_t i = 0; i < dim; ++i) lane[i * kLanes] = key[i];
+        if (dim % 2 != 0) lane[dim * kLanes] = 0.0f;
     } else if (kv.dtype == Dtype::int8) {
         alignas(64) int8_t values[kMaxHeadDim] = {};
         kv.key_scales[slot.panel * kLanes + slot.lane] = quantize_head(key, dim, values);
@@ -75,7 +76,7 @@ inline void write_key(const KvLayer& kv, const KvLayout& layout, KvPanelSlot slo
         }
         uint16_t* out = reinterpret_cast<uint16_t*>(panel);
         if (kv.dtype == Dtype::f16) {
-            for (int32_t i = 0; i < dim; ++i) out[i * kLanes + slot.lane] = values[i];
+            for (int32_t i = 0; i < layout.key_dim; ++i) out[i * kLanes + slot.lane] = values[i];
         } else {
             for (int32_t i = 0; i < dim; i += 2) __builtin_memcpy(out + i * kLanes + 2 * slot.lane, values + i, 4);
         }

@@ -1,8 +1,6 @@
 // Weight packing: converts and quantises (round to nearest) rows of checkpoint tensors into the panels of kernels.h.
 #pragma once
 
-#include <cassert>
-
 #include "bf16_compressed.h"
 #include "int4_block.h"
 
@@ -80,33 +78,59 @@ inline void scatter_to_panel(const PackRow& row, int64_t line, const void* words
     }
 }
 
-inline void pack_f32(const PackRow& row) {
-    for_each_column_block(
-        row, [&](int64_t begin, int64_t columns, const float* values) { scatter_to_panel(row, begin, values, columns, 0); });
+// Finds NaN and infinity among the weights as they are stored: the product with 0 is NaN for these alone.
+class FiniteCheck {
+public:
+    void add(F32x16 weights) { nan_lanes_ = fma(weights, zero(), nan_lanes_); }
+    bool passed() const { return reduce_add(nan_lanes_) == 0.0f; }
+
+private:
+    F32x16 nan_lanes_ = zero();
+};
+
+// The functions below pack one row and return whether all its weights are finite.
+
+inline bool pack_f32(const PackRow& row) {
+    FiniteCheck finite;
+    for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
+        for (int64_t k = 0; k < columns; k += kLanes) finite.add(load(values + k));
+        scatter_to_panel(row, begin, values, columns, 0);
+    });
+    return finite.passed();
 }
 
-inline void pack_f16(const PackRow& row) {
+inline bool pack_f16(const PackRow& row) {
+    FiniteCheck finite;
     for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
         alignas(64) uint16_t halves[kPackColumns];
-        for (int64_t k = 0; k < columns; k += kLanes) store_f16(halves + k, load(values + k));
+        for (int64_t k = 0; k < columns; k += kLanes) {
+            store_f16(halves + k, load(values + k));
+            finite.add(load_f16(halves + k));
+        }
         uint16_t* out = reinterpret_cast<uint16_t*>(row.data()) + begin * kLanes + row.column;
         for (int64_t k = 0; k < columns; ++k) out[k * kLanes] = halves[k];
     });
+    return finite.passed();
 }
 
 // Rounds `columns` values to bf16, with zeros up to a multiple of 32. Returns this multiple.
-inline int64_t columns_to_bf16(const float* values, int64_t columns, uint16_t* out) {
+inline int64_t columns_to_bf16(const float* values, int64_t columns, uint16_t* out, FiniteCheck& finite) {
     const int64_t padded = (columns + 31) / 32 * 32;
-    for (int64_t k = 0; k < padded; k += kLanes) store_bf16(out + k, load(values + k));
+    for (int64_t k = 0; k < padded; k += kLanes) {
+        store_bf16(out + k, load(values + k));
+        finite.add(load_bf16(out + k));
+    }
     return padded;
 }
 
-inline void pack_bf16(const PackRow& row) {
+inline bool pack_bf16(const PackRow& row) {
+    FiniteCheck finite;
     for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
         alignas(64) uint16_t halves[kPackColumns];
-        const int64_t padded = columns_to_bf16(values, columns, halves);
+        const int64_t padded = columns_to_bf16(values, columns, halves, finite);
         scatter_to_panel(row, begin / 2, halves, padded / 2, 0);
     });
+    return finite.passed();
 }
 
 inline void append_outlier(const PackRow& row, int64_t input, uint16_t bits) {
@@ -118,11 +142,12 @@ inline void append_outlier(const PackRow& row, int64_t input, uint16_t bits) {
     ++count;
 }
 
-inline void pack_bf16_compressed(const PackRow& row) {
+inline bool pack_bf16_compressed(const PackRow& row) {
     alignas(64) uint16_t halves[kPackColumns];
+    FiniteCheck finite;
     int max_exponent = 0;
     for_each_column_block(row, [&](int64_t, int64_t columns, const float* values) {
-        const int64_t padded = columns_to_bf16(values, columns, halves);
+        const int64_t padded = columns_to_bf16(values, columns, halves, finite);
         for (int64_t k = 0; k < padded; ++k)
             max_exponent = exponent_high_bits(halves[k]) > max_exponent ? exponent_high_bits(halves[k]) : max_exponent;
     });
@@ -131,19 +156,23 @@ inline void pack_bf16_compressed(const PackRow& row) {
         row.matrix.exponent_bases[row.panel * 64 + block_byte(row.column, i / 2) + i % 2] = static_cast<uint8_t>(base);
     }
     for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
-        const int64_t padded = columns_to_bf16(values, columns, halves);
+        const int64_t padded = columns_to_bf16(values, columns, halves, finite);
         uint8_t* block = row.data() + begin / kBf16BlockInputs * kBf16BlockBytes;
         for (int64_t k = 0; k < padded; k += kBf16BlockInputs, block += kBf16BlockBytes) {
             compress_block(halves + k, base, row.column, block, [&](int i) { append_outlier(row, begin + k + i, halves[k + i]); });
         }
     });
+    return finite.passed();
 }
 
 // Stores the output's scale, with which its largest weight is max_level, and returns the inverse. The scale of a zero row is 0.
-inline F32x16 set_output_scale(const PackRow& row, float max_level) {
+inline F32x16 set_output_scale(const PackRow& row, float max_level, FiniteCheck& finite) {
     F32x16 absmax = zero();
     for_each_column_block(row, [&](int64_t, int64_t columns, const float* values) {
-        for (int64_t k = 0; k < columns; k += kLanes) absmax = max(absmax, abs(load(values + k)));
+        for (int64_t k = 0; k < columns; k += kLanes) {
+            absmax = max(absmax, abs(load(values + k)));
+            finite.add(load(values + k));
+        }
     });
     const float max_weight = reduce_max(absmax);
     const bool is_zero = !(max_weight >= kMinWeight);
@@ -151,14 +180,16 @@ inline F32x16 set_output_scale(const PackRow& row, float max_level) {
     return is_zero ? zero() : broadcast(max_level / max_weight);
 }
 
-inline void pack_int8(const PackRow& row) {
-    const F32x16 inverse = set_output_scale(row, 127.0f);
+inline bool pack_int8(const PackRow& row) {
+    FiniteCheck finite;
+    const F32x16 inverse = set_output_scale(row, 127.0f, finite);
     for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
         alignas(64) int8_t bytes[kPackColumns];
         const int64_t padded = padded_columns(columns);
         for (int64_t k = 0; k < padded; k += kLanes) store_s8(bytes + k, load(values + k) * inverse);
         scatter_to_panel(row, begin / 4, bytes, padded / 4, 0x80808080u);
     });
+    return finite.passed();
 }
 
 constexpr float kMaxInt4GroupScale = 15.0f;
@@ -215,8 +246,9 @@ inline void pack_groups(const PackRow& row, int64_t begin, int64_t groups, const
     }
 }
 
-inline void pack_int4(const PackRow& row) {
-    const F32x16 inverse = set_output_scale(row, kMaxInt4Weight);
+inline bool pack_int4(const PackRow& row) {
+    FiniteCheck finite;
+    const F32x16 inverse = set_output_scale(row, kMaxInt4Weight, finite);
     for_each_column_block(row, [&](int64_t begin, int64_t columns, const float* values) {
         alignas(64) float transposed[kInt4GroupInputs][16] = {};
         const int64_t groups = padded_columns(columns) / kInt4GroupInputs;
@@ -227,9 +259,10 @@ inline void pack_int4(const PackRow& row) {
         for (int k = 0; k < kInt4GroupInputs; ++k) int4.weights[k] = load(transposed[k]) * inverse;
         pack_groups(row, begin, groups, int4);
     });
+    return finite.passed();
 }
 
-inline void pack_row(const PackRow& row) {
+inline bool pack_row(const PackRow& row) {
     switch (row.matrix.dtype) {
         case Dtype::f32:
             return pack_f32(row);
@@ -244,21 +277,24 @@ inline void pack_row(const PackRow& row) {
         case Dtype::int4:
             return pack_int4(row);
     }
+    return false;
 }
 
 // Packs rows in any order and in any thread. The task with the last row also writes the zero rows that pad its panel.
-inline void pack(const PackTask& task) {
+inline bool pack(const PackTask& task) {
+    bool all_finite = true;
     const Matrix& matrix = *task.matrix;
     const int64_t row_bytes = task.row_stride * (task.source_dtype == Dtype::f32 ? 4 : 2);
     const uint8_t* source = static_cast<const uint8_t*>(task.source);
     const int32_t end = task.row + task.rows;
     for (int32_t row = task.row; row < end; ++row, source += row_bytes) {
-        pack_row({matrix, source, task.source_dtype, task.column_stride, row / kLanes, row % kLanes});
+        if (!pack_row({matrix, source, task.source_dtype, task.column_stride, row / kLanes, row % kLanes})) all_finite = false;
     }
-    if (end != matrix.out_features || task.rows == 0) return;
+    if (end != matrix.out_features || task.rows == 0) return all_finite;
     for (int32_t row = end; row < matrix.panels * kLanes; ++row) {
         pack_row({matrix, nullptr, task.source_dtype, 1, row / kLanes, row % kLanes});
     }
+    return all_finite;
 }
 
 }  // namespace hasten::HASTEN_ISA
