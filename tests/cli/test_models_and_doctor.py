@@ -48,8 +48,7 @@ def test_rm_removes_a_cached_model(hasten, cache):
     assert hasten("rm", NAME).code == 2
 
 
-def test_doctor_says_for_which_dtypes_drafts_are_on_and_why_not_for_the_others(hasten, cache, monkeypatch):
-    assert "on by default for float32, bfloat16, float16" in hasten("doctor").out or find_cpu().isa == "amx"
+def test_doctor_says_why_drafts_are_off_by_default(hasten, cache, monkeypatch):
     monkeypatch.setenv("HASTEN_CPU_ISA", "none")
     assert "off by default for float32, bfloat16, float16: PyTorch's matrix products" in hasten("doctor").out
 
@@ -61,7 +60,7 @@ def test_doctor_reports_the_kernels_and_the_reason(hasten, cache):
     native = find_cpu()
     assert report["kernels"]["backend"] == ("torch" if isinstance(native, str) else "native")
     assert (native if isinstance(native, str) else f"kernels for {native.isa}") in report["kernels"]["why"]
-    assert report["speculation_off_because"].keys() == {"float32", "bfloat16", "float16"}
+    assert (report["speculation_off_because"]["float32"] is None) == (not isinstance(native, str))
     assert report["versions"]["torch"] == torch.__version__
     assert report["models"] == {
         "shipped": [*hub.SHIPPED],
