@@ -23,7 +23,9 @@ SUITES = {
         12_500, 50_000, "outputs of four sampled tokens per rule", "tests/speculative/acceptance/test_chi_square.py"
     ),
     "drafters": Suite(160, 500, "prompts per drafter, in eight kinds of settings", "tests/engine/test_speculation.py"),
-    "steps": Suite(1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"),
+    "steps": Suite(
+        1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
+    ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

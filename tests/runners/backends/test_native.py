@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.exhaustive import repeats
 from torch import Tensor
 
 from hasten.core.engine_options import QUANTIZATIONS
@@ -27,7 +28,6 @@ from hasten.ops.cpu.library import NativeLibrary, native_library
 from hasten.runners.backends.native import NativeBackend
 from hasten.runners.base import KvCacheConfig
 from hasten.runners.native_runner import NativeRunner
-from tests.exhaustive import repeats
 
 # 528 inputs are more than one block of inputs; one layer has a window, and the other reads more keys than one split.
 HIDDEN, MLP, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 528, 64, 8, 2, 24, 331
@@ -134,7 +134,8 @@ class Replay:
         return RowPlan(id(sequence), sequence.done, tuple(token_ids), tables, len(token_ids), tree)
 
     def run_separately(self, sequence: Sequence) -> Iterator[Tensor]:
-        for sequence.done, token in enumerate(sequence.token_ids):
+        for position, token in enumerate(sequence.token_ids):
+            sequence.done = position
             yield bits_of(self.runner.run(StepPlan((self.row(sequence, [token]),))).logits)
 
     def same_bits_in_one_step(self, sequences: list[Sequence]) -> bool:
@@ -206,7 +207,9 @@ def test_logits_have_the_same_bits_in_steps_of_every_size_unless_a_reason_is_giv
         sequences.append(Sequence(token_ids, tuple(range(num_blocks, end)), torch.empty(0)))
         num_blocks = end
     groups = kv_groups(model.spec)
-    runner = backend.make_runner(model.decoder, KvCacheConfig(groups, num_blocks, BLOCK_SIZE, dtype), sum(LENGTHS) + len(LENGTHS) * MAX_WRONG)
+    runner = backend.make_runner(
+        model.decoder, KvCacheConfig(groups, num_blocks, BLOCK_SIZE, dtype), sum(LENGTHS) + len(LENGTHS) * MAX_WRONG
+    )
     replay = Replay(runner, len(groups), draw)
     for sequence in sequences:
         sequence.bits = torch.cat([*replay.run_separately(sequence)])

@@ -57,7 +57,9 @@ class SpeculativeSetup:
         setup = cls(options, backend, target, tuple(loaded))
         if not setup.enabled and options.speculative_method == "auto":
             remedy = f"To draft all the same, name a drafter, such as {MODEL_FREE[0]}"
-            warnings.warn(f"speculative_method=auto has no effect: {setup.off_because}. {remedy}.", SpeculationWarning, stacklevel=3)
+            warnings.warn(
+                f"speculative_method=auto has no effect: {setup.off_because}. {remedy}.", SpeculationWarning, stacklevel=3
+            )
         elif not setup.enabled:
             log.info("speculation is off: %s", setup.off_because)
         return setup
