@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quantization", default="int8")
+    parser.add_argument("--quantization", default="int8", help="none: the checkpoint's dtype")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -130,9 +130,10 @@ def engines(options: argparse.Namespace) -> dict[str, LLM]:
     memory = f"{max(options.batches) * MIB_PER_SEQUENCE}MiB"
     limits = {"kv_cache_memory": memory, "max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": max(prompt_tokens, 2048)}
     common: dict[str, Any] = {"threads": options.threads, **limits}
+    quantization = None if options.quantization == "none" else options.quantization
     selected = drafters if options.only is None else [PLAIN, *options.only]
     return {
-        name: LLM(options.model, quantization=options.quantization, speculative_method=name, **common, **drafters[name])
+        name: LLM(options.model, quantization=quantization, speculative_method=name, **common, **drafters[name])
         for name in selected
     }
 

@@ -27,6 +27,9 @@ SUITES = {
     "async requests": Suite(200, 2_000, "requests with random cancels from two event loops", "tests/entrypoints/test_threads.py"),
     "interrupts": Suite(60, 2_000, "interrupts at random moments", "tests/entrypoints/test_interrupts.py"),
     "faults": Suite(3, 24, "engines, each with an exception at every call of a step", "tests/scheduling/test_faults.py"),
+    "steps": Suite(
+        1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
+    ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

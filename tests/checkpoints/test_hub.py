@@ -121,7 +121,7 @@ def test_pickles_are_never_downloaded(cache, monkeypatch):
         requested.update(options)
         return str(add_model(cache, name, COMPLETE))
 
-    monkeypatch.setattr("hasten.checkpoints.hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     hub.resolve("someone/new", quiet=True)
     listing = [
         "config.json",
@@ -151,7 +151,7 @@ def test_a_quiet_download_shows_no_progress_bar(cache, monkeypatch, quiet):
         silent.append(tqdm_class is not None and tqdm_class(total=3, disable=False).disable)
         return str(add_model(cache, name, COMPLETE))
 
-    monkeypatch.setattr("hasten.checkpoints.hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     hub.resolve("someone/new", quiet=quiet)
     assert silent == [quiet]
 

@@ -48,6 +48,11 @@ def test_rm_removes_a_cached_model(hasten, cache):
     assert hasten("rm", NAME).code == 2
 
 
+def test_doctor_says_why_drafts_are_off_by_default(hasten, cache, monkeypatch):
+    monkeypatch.setenv("HASTEN_CPU_ISA", "none")
+    assert "off by default for float32, bfloat16, float16: PyTorch's matrix products" in hasten("doctor").out
+
+
 def test_doctor_reports_the_kernels_and_the_reason(hasten, cache):
     import torch
 
@@ -55,6 +60,7 @@ def test_doctor_reports_the_kernels_and_the_reason(hasten, cache):
     native = find_cpu()
     assert report["kernels"]["backend"] == ("torch" if isinstance(native, str) else "native")
     assert (native if isinstance(native, str) else f"kernels for {native.isa}") in report["kernels"]["why"]
+    assert (report["speculation_off_because"]["float32"] is None) == (not isinstance(native, str))
     assert report["versions"]["torch"] == torch.__version__
     assert report["models"] == {
         "shipped": [*hub.SHIPPED],

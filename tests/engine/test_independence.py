@@ -10,7 +10,7 @@ from hasten import LLM, RequestOutput, SamplingParams
 from tests.exhaustive import repeats
 
 BATCHES, POOL, NEW_TOKENS = repeats("batches"), 24, 10  # of all batches, each format and way to run gets a ninth
-# Formats that are promised to be batch-invariant.
+# Three of the formats that are batch-invariant; tests/runners/backends/test_native.py has all.
 FORMATS = [{"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4", "kv_cache_dtype": "int8"}]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -432,9 +433,43 @@ def test_draft_quantization_needs_exits_with_a_draft_vocabulary(tmp_path: Path) 
         demo_llm(speculative_method="self_speculation", exits=str(tmp_path), draft_quantization="int8")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16", "quantization": None},
+        {"dtype": "float16", "quantization": None},
+        {"dtype": "bfloat16", "quantization": "int8-weight-only"},
+        {"dtype": "bfloat16", "quantization": "int4-weight-only", "kv_cache_dtype": "int8"},
+    ],
+    ids=["bfloat16", "float16", "int8-weight-only", "int4-weight-only"],
+)
+def test_by_default_drafts_change_no_output(options: dict[str, Any], requests) -> None:
+    """Only AMX multiplies bfloat16 weights differently in larger steps, and there nothing drafts by default."""
+    llm = demo_llm(speculative_method=None, **options)
+    assert_same(generate(llm, requests[:48]), generate(demo_llm(**options), requests[:48]))
+    depends_on_the_step = options["quantization"] is None and options["dtype"] == "bfloat16" and "amx" in llm.describe()["kernels"]
+    assert (llm.describe()["speculative_method"] == "off") == depends_on_the_step
+    assert (llm.engine.stats.num_accepted_tokens > 0) == (not depends_on_the_step)
+
+
+def test_auto_that_has_no_effect_is_reported_once_and_only_if_it_was_given() -> None:
+    options: dict[str, Any] = {"backend": "torch", "quantization": None}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", speculative_setup.SpeculationWarning)
+        description = demo_llm(speculative_method=None, **options).describe()
+        assert not caught
+        demo_llm(speculative_method="auto", **options)
+        demo_llm(speculative_method="auto")
+    reason = description["speculation_off_because"]
+    assert (description["speculative_method"], "PyTorch" in reason) == ("off", True)
+    assert [str(warning.message) for warning in caught] == [
+        f"speculative_method=auto has no effect: {reason}. To draft all the same, name a drafter, such as prompt_lookup."
+    ]
+    chosen = demo_llm(speculative_method="prompt_lookup", **options).describe()
+    assert (chosen["speculative_method"], chosen["speculation_off_because"]) == ("prompt_lookup", None)
+
+
 def test_exits_hold_no_draft_weights_unless_self_speculation_is_on() -> None:
-    """``auto`` is off in bfloat16, which is not batch-invariant: there speculation is opt-in."""
-    options = {"exits": "demo-exits", "quantization": None, "dtype": "bfloat16"}
-    default, opt_in = (demo_llm(speculative_method=method, **options).describe() for method in ("auto", "self_speculation"))
-    assert (default["speculative_method"], default["draft_weight_bytes"]) == ("off", 0)
-    assert opt_in["draft_weight_bytes"] > 0
+    off, default = (demo_llm(speculative_method=method, exits="demo-exits").describe() for method in ("off", None))
+    assert (off["speculative_method"], off["draft_weight_bytes"]) == ("off", 0)
+    assert default["draft_weight_bytes"] > 0

@@ -1,7 +1,8 @@
 """Resolving a model name: a shipped model, a local folder, or a model of the Hugging Face hub.
 
 The module does not read models. It uses only the standard cache with its own settings (``HF_HOME``, ``HF_HUB_CACHE``, ``HF_TOKEN``,
-``HF_ENDPOINT``, ``HF_HUB_OFFLINE``), and never downloads pickled weights.
+``HF_ENDPOINT``, ``HF_HUB_OFFLINE``), and never downloads pickled weights. Functions import the hub's client where they call it, so
+that a shipped model or a folder starts without it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir, snapshot_download
-from huggingface_hub.errors import (
-    CacheNotFound,
-    GatedRepoError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from tqdm.auto import tqdm
 
 from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound, nearest
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRepoInfo
 
 _DEMO = Path(__file__).parents[1] / "demo"
 SHIPPED = {"demo": _DEMO / "model", "demo-draft": _DEMO / "draft"}
@@ -115,6 +110,8 @@ def remove(name: str) -> int:
     if name not in repos:
         known = [*repos] or ["nothing: the cache is empty"]
         raise ModelNotFound("the cache has no such model", got=repr(name), remedy=nearest(name, known))
+    from huggingface_hub import constants, scan_cache_dir
+
     # The client finds revisions by commit alone, and a copy of a repository has the same commits: show it this one only.
     cache = dataclasses.replace(scan_cache_dir(constants.HF_HUB_CACHE), repos=frozenset([repos[name]]))
     strategy = cache.delete_revisions(*(revision.commit_hash for revision in repos[name].revisions))
@@ -145,6 +142,9 @@ def _expanded(name: str) -> Path:
 
 
 def _download(name: str, revision: str | None, quiet: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, IncompleteSnapshotError, RevisionNotFoundError
+
     try:
         folder = snapshot_download(
             name,
@@ -178,6 +178,9 @@ def _download(name: str, revision: str | None, quiet: bool) -> Path:
 
 def _reason(error: Exception) -> str:
     """Return why a model could not be downloaded."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such public model, and no such folder exists"
     if constants.HF_HUB_OFFLINE:
@@ -188,6 +191,9 @@ def _reason(error: Exception) -> str:
 
 
 def _cached_repos() -> list[CachedRepoInfo]:
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError):  # no cache, or a path that is no folder or cannot be read

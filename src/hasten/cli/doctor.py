@@ -27,8 +27,11 @@ def collect_report() -> dict[str, Any]:
     from hasten.bench.machine import this_machine
     from hasten.bench.provenance import commit, versions
     from hasten.checkpoints import hub
+    from hasten.core.engine_options import EngineOptions
+    from hasten.models.load import DTYPES
     from hasten.ops.choose import choose_ops
     from hasten.ops.cpu.cpu import find_cpu
+    from hasten.runners.backends.choose import choose_backend
 
     machine = this_machine()
     ops, reason = choose_ops()
@@ -37,7 +40,7 @@ def collect_report() -> dict[str, Any]:
         kernels = {"backend": ops.name, "why": f"{native}; {reason}", "threads": torch.get_num_threads()}
     else:
         kernels = {"backend": "native", "why": _native_reason(native), "threads": native.threads}
-    cached = hub.cached_models()
+    backend, cached = choose_backend(EngineOptions()), hub.cached_models()
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "hardware": {**dataclasses.asdict(machine), "cores": machine.cores},
@@ -46,6 +49,7 @@ def collect_report() -> dict[str, Any]:
             for device in map(torch.cuda.get_device_properties, range(num_devices))
         ],
         "kernels": {"device": "cpu", **kernels},
+        "speculation_off_because": {name: backend.batch_dependence(dtype) for name, dtype in DTYPES.items()},
         "versions": {**versions(), "commit": commit()},
         "models": {
             "shipped": [name for name, folder in hub.SHIPPED.items() if folder.is_dir()],
@@ -67,6 +71,14 @@ def _native_reason(cpu: Cpu) -> str:
     return f"kernels for {cpu.isa}" + (f"; this machine lacks {' and '.join(missing)}" if missing else "")
 
 
+def _speculation(off_because: Mapping[str, str | None]) -> str:
+    """Return for which dtypes of weights drafts are on by default, and why not for the others."""
+    on = [name for name, reason in off_because.items() if reason is None]
+    off = {reason: [name for name in off_because if off_because[name] == reason] for reason in off_because.values() if reason}
+    parts = [f"on by default for {', '.join(on)}"] if on else []
+    return "; ".join(parts + [f"off by default for {', '.join(names)}: {reason}" for reason, names in off.items()])
+
+
 def _report_lines(report: Mapping[str, Any]) -> list[str]:
     hardware, kernels, models = report["hardware"], report["kernels"], report["models"]
     core_limit = "no limit" if hardware["core_limit"] is None else f"limit {hardware['core_limit']:g}"
@@ -83,6 +95,7 @@ def _report_lines(report: Mapping[str, Any]) -> list[str]:
         ("instructions", " ".join(hardware["instruction_sets"]) or "none that hasten uses"),
         ("cuda", "; ".join(devices) or "no device found by PyTorch"),
         ("kernels", f"{kernels['backend']} on {kernels['device']}: {kernels['why']}; {kernels['threads']} threads"),
+        ("speculation", _speculation(report["speculation_off_because"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)),
         ("models", f"shipped: {', '.join(models['shipped']) or 'none'}; cached: {cached}"),
         ("cache", models["cache"]),

@@ -25,8 +25,8 @@ HELP = {
     "block_size": "Tokens per block of the KV cache.",
     "max_num_batched_tokens": "Maximum tokens per step; longer prompts are computed in chunks.",
     "prefix_caching": "Keep the KV cache of prompts, and compute shared prefixes once.",
-    "speculative_method": "Speculative decoding: auto (where it pays), off, or one drafter: prompt_lookup, suffix, draft_model, "
-    "medusa, eagle or self_speculation. The output stays the same.",
+    "speculative_method": "Speculative decoding: auto (the default: where it pays and changes no output), off, or one drafter: "
+    "prompt_lookup, suffix, draft_model, medusa, eagle or self_speculation.",
     "draft_model": "A smaller model with the same vocabulary that drafts.",
     "draft_heads": "Medusa heads or an EAGLE-3 head of the model that draft.",
     "draft_quantization": "Quantise the weights that draft (draft model, draft heads, lm_head of the exits), as --quantization; "

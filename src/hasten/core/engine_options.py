@@ -19,7 +19,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "backend": ("auto", "cpu", "torch"),
     "quantization": (None, *QUANTIZATIONS),
     "draft_quantization": ("auto", *QUANTIZATIONS),
-    "speculative_method": ("auto", "off", *DRAFTERS),
+    "speculative_method": (None, "auto", "off", *DRAFTERS),
 }
 _POSITIVE = ("block_size", "max_num_seqs", "max_num_batched_tokens")
 _POSITIVE_OR_NONE = ("num_speculative_tokens", "self_draft_layers")
@@ -41,8 +41,8 @@ class EngineOptions:
     max_num_seqs: int = 64  # sequences running at a time
     max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks
     prefix_caching: bool = True
-    # "off", one drafter, or "auto": speculate where it pays and the backend is batch-invariant.
-    speculative_method: str = "auto"
+    # "off", one drafter, or "auto": speculate where it pays and no bit of a logit changes. None: "auto", without a warning.
+    speculative_method: str | None = None
     draft_model: str | None = None  # a folder, a hub id or "demo-draft"
     draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head: a folder, a hub id, "demo-eagle" or "demo-medusa"
     # Of the draft model, the draft heads and the lm_head of exits; "auto": four bits if the model is quantised.
@@ -71,7 +71,7 @@ class EngineOptions:
 
     def _check_speculation(self) -> None:
         """Raise ``InvalidOption`` if a drafter lacks its weights, or if no drafter uses some weights."""
-        method = self.speculative_method
+        method = self.resolved_speculative_method
         for name, drafters in (("draft_model", ("draft_model",)), ("draft_heads", ("medusa", "eagle"))):
             value = getattr(self, name)
             if (value is None and method in drafters) or (value is not None and method not in (*drafters, "auto")):
@@ -99,7 +99,12 @@ class EngineOptions:
     @property
     def allows_self_drafting(self) -> bool:
         """Whether the model's first layers may draft, if exits or ``self_draft_layers`` choose them."""
-        return self.speculative_method in ("self_speculation", "auto")
+        return self.resolved_speculative_method in ("self_speculation", "auto")
+
+    @property
+    def resolved_speculative_method(self) -> str:
+        """``speculative_method``; "auto" by default."""
+        return self.speculative_method or "auto"
 
     @property
     def resolved_draft_quantization(self) -> str | None:

@@ -109,9 +109,11 @@ class RotarySpec:
 
     def inverse_frequencies(self, device: torch.device | str = "cpu") -> Tensor:
         """Radians per position of each dimension pair. [D/2], float32"""
-        exponents = torch.arange(0, self.dim, 2, dtype=torch.float32, device=device) / self.dim
+        # Computed on the CPU for every device: arithmetic on the meta device imports torch._dynamo and sympy, a second of start-up.
+        exponents = torch.arange(0, self.dim, 2, dtype=torch.float32, device="cpu") / self.dim
         powers = self.theta**exponents
-        return 1.0 / powers if self.scaling is None else self.scaling.scale(powers, self.theta)
+        frequencies = 1.0 / powers if self.scaling is None else self.scaling.scale(powers, self.theta)
+        return frequencies.to(device)
 
 
 class RotaryTables:

@@ -115,7 +115,7 @@ def load_draft_heads(name: str, options: EngineOptions, backend: Backend, target
     folder = resolve(name, None, quiet=not options.show_progress)
     load = _load_eagle if _is_eagle(folder) else _load_medusa
     heads = load(folder, options, backend, target)
-    if options.speculative_method not in ("auto", heads.name):
+    if options.resolved_speculative_method not in ("auto", heads.name):
         raise InvalidOption(
             f"the draft heads in {name} are of another kind",
             got=heads.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,12 @@ _MODEL_FREE: Mapping[str, type[PromptLookup] | type[Suffix]] = {"prompt_lookup":
 _INDICES = {"prompt_lookup": 1, "suffix": 2}  # of ``max_tokens`` tokens each: of running sequences, and of ended ones
 assert tuple(_MODEL_FREE) == tuple(_INDICES) == MODEL_FREE
 
+log = logging.getLogger(__name__)
+
+
+class SpeculationWarning(UserWarning):
+    """``speculative_method="auto"`` was given and nothing drafts; the message says why."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeSetup:
@@ -46,24 +54,42 @@ class SpeculativeSetup:
 
     @classmethod
     def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> SpeculativeSetup:
-        """Load the drafters that the options name. Raises ``InvalidOption`` and ``CheckpointError``."""
+        """Load the drafters that the options name, and say why none may draft.
+
+        Warns if ``auto`` was given and has no effect. Raises ``InvalidOption`` and ``CheckpointError``.
+        """
         loaded = []
         if options.draft_model is not None:
             loaded.append(load_draft_model(options.draft_model, options, backend, target))
         if options.draft_heads is not None:
             loaded.append(load_draft_heads(options.draft_heads, options, backend, target))
         fitting = available_bytes() // STATE_SHARE // (INDEX_BYTES * sum(_INDICES.values()))
-        return cls(options, backend, target, tuple(loaded), max(1, min(MAX_INDEXED_TOKENS, fitting)))
+        setup = cls(options, backend, target, tuple(loaded), max(1, min(MAX_INDEXED_TOKENS, fitting)))
+        if not setup.enabled and options.speculative_method == "auto":
+            remedy = f"To draft all the same, name a drafter, such as {MODEL_FREE[0]}"
+            warnings.warn(
+                f"speculative_method=auto has no effect: {setup.off_because}. {remedy}.", SpeculationWarning, stacklevel=3
+            )
+        elif not setup.enabled:
+            log.info("speculation is off: %s", setup.off_because)
+        return setup
+
+    @property
+    def off_because(self) -> str | None:
+        """Why nothing drafts, in one sentence; None if drafters do.
+
+        Without a drafter of the user's choice, speculation is on where no draft can change a bit of a logit.
+        """
+        options = self.options
+        if options.speculative_method == "off":
+            return "the option speculative_method is off"
+        chosen = options.resolved_speculative_method != "auto" or bool(self.loaded) or options.self_draft_layers is not None
+        return None if chosen else self.backend.batch_dependence(self.target.dtype)
 
     @property
     def enabled(self) -> bool:
-        """Whether to speculate: by default on batch-invariant backends only.
-
-        Elsewhere speculation is opt-in, because verification in larger batches may round differently.
-        """
-        options = self.options
-        opted_in = options.speculative_method != "auto" or bool(self.loaded) or options.self_draft_layers is not None
-        return options.speculative_method != "off" and (opted_in or self.backend.batch_invariant(self.target.dtype))
+        """Whether to speculate."""
+        return self.off_because is None
 
     @property
     def block_bytes(self) -> int:
@@ -93,7 +119,7 @@ class SpeculativeSetup:
         """Return the drafter of the engine, or None without speculation. Raises ``CapacityError``."""
         if costs is None:
             return None
-        limit, method = max_draft_tokens(self.options), self.options.speculative_method
+        limit, method = max_draft_tokens(self.options), self.options.resolved_speculative_method
         model_based: dict[str, ModelDrafter] = {loaded.name: loaded.build(num_blocks, costs) for loaded in self.loaded}
         if self_draft_runner is not None:
             model_based["self_speculation"] = SelfSpeculation(self_draft_runner, costs=costs, **limit)
@@ -107,7 +133,8 @@ class SpeculativeSetup:
 
     def describe(self) -> Mapping[str, Any]:
         return {
-            "speculative_method": self.options.speculative_method if self.enabled else "off",
+            "speculative_method": self.options.resolved_speculative_method if self.enabled else "off",
+            "speculation_off_because": self.off_because,
             "draft_model": next((str(loaded.folder) for loaded in self.loaded if loaded.name == "draft_model"), None),
             "draft_heads": self.options.draft_heads,
             "self_draft_layers": self.options.self_draft_layers,

@@ -48,8 +48,8 @@ class Backend(Protocol):
         """Return a runner with a KV cache of its own. Raises ``CapacityError``."""
         ...
 
-    def batch_invariant(self, dtype: torch.dtype) -> bool:
-        """Return whether a row's logits have the same bits in any batch."""
+    def batch_dependence(self, dtype: torch.dtype) -> str | None:
+        """Return why a row's logits depend on the size of its step, in one sentence; None if they have the same bits in all."""
         ...
 
     def token_selector(self) -> TokenSelector:

@@ -78,8 +78,10 @@ class NativeBackend:
                 remedy="Lower kv_cache_memory or max_num_batched_tokens",
             ) from error
 
-    def batch_invariant(self, dtype: torch.dtype) -> bool:
-        return dtype == torch.float32 if self.quantization is None else self.quantization in ("int8", "int4")
+    def batch_dependence(self, dtype: torch.dtype) -> str | None:
+        if self.cpu.isa == "amx" and self.quantization is None and dtype == torch.bfloat16:
+            return "AMX tiles round bfloat16 products of many rows differently from products of few"
+        return None
 
     def token_selector(self) -> NativeTokenSelector:
         return NativeTokenSelector(self.cpu)

@@ -42,8 +42,8 @@ class TorchBackend:
     def make_eagle_runner(self, head: EagleHead, kv: KvCacheConfig, max_num_batched_tokens: int) -> TorchEagleRunner:
         return TorchEagleRunner(head, kv.torch_pool())
 
-    def batch_invariant(self, dtype: torch.dtype) -> bool:
-        return False  # PyTorch's matrix products depend on the number of rows
+    def batch_dependence(self, dtype: torch.dtype) -> str:
+        return "PyTorch's matrix products round differently for another number of rows"
 
     def token_selector(self) -> TorchTokenSelector:
         return TorchTokenSelector()
