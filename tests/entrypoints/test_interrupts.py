@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,61 +91,3 @@ def test_an_interrupt_waits_for_the_check_and_reaches_the_handler_that_was_there
         assert received == [signal.SIGINT] * 2
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-EXITS = {
-    "main returns with running tasks": """
-async def main():
-    llm = AsyncLLM(folder, **options)
-    tasks.extend(asyncio.create_task(llm.generate(prompt, params)) for _ in range(4))
-    await anext(llm.stream(prompt, params))
-asyncio.run(main())
-""",
-    "the loop is dropped": """
-llm = AsyncLLM(folder, **options)
-async def main():
-    stream = llm.stream(prompt, params)
-    await anext(stream)
-    tasks.append(stream)
-loop = asyncio.new_event_loop()
-loop.run_until_complete(main())
-""",
-    "sys.exit in a task": """
-async def main():
-    llm = AsyncLLM(folder, **options)
-    stream = llm.stream(prompt, params)
-    await anext(stream)
-    sys.exit(3)
-asyncio.run(main())
-""",
-    "a daemon thread generates": """
-llm, begun = LLM(folder, **options), threading.Event()
-def generate():
-    for _ in llm.stream(prompt, params):
-        begun.set()
-threading.Thread(target=generate, daemon=True).start()
-begun.wait()
-""",
-    "a stream is open": """
-stream = LLM(folder, **options).stream(prompt, params)
-next(stream)
-""",
-}
-PROLOGUE = """
-import asyncio, sys, threading
-from hasten import LLM, AsyncLLM, SamplingParams
-folder = sys.argv[1]
-prompt = {"prompt_token_ids": [5, 6]}
-params = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
-options = dict(kv_cache_memory="8MiB", max_model_len=128)
-tasks = []
-"""
-
-
-@pytest.mark.parametrize("name", [*EXITS])
-def test_the_process_ends_cleanly_while_requests_run(name: str, tiny: Callable[[str], Path]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROLOGUE + EXITS[name], str(tiny("llama-gqa"))], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == (3 if "sys.exit" in name else 0), done.stderr
-    assert "Fatal" not in done.stderr

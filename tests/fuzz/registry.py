@@ -17,6 +17,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     "checkpoints": Kind("tests.fuzz.checkpoint_mutations", 3_000, "mutations of a checkpoint's or a head's files"),
+    "requests": Kind("tests.fuzz.junk_requests", 3_000, "junk requests"),
+    "interrupts": Kind("tests.fuzz.interrupts", 300, "interrupts at random moments"),
+    "exits": Kind("tests.fuzz.exits", 70, "processes that end while requests run"),
 }
 
 
