@@ -127,7 +127,10 @@ class WindowDetokenizer:
         return text[start:]
 
     def _shorten_window(self, num_held_back: int) -> None:
-        """Drop the first tokens of a long window. The last ``num_held_back`` letters of its text are not emitted."""
+        """Drop the first tokens of a long window.
+
+        The last ``num_held_back`` letters of its text are not emitted.
+        """
         if len(self._window) <= _MAX_WINDOW:
             return
         start = len(self._window) - _CONTEXT

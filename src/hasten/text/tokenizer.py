@@ -172,6 +172,6 @@ def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path)
 
 
 def _size(tokenizer: Tokenizer) -> int:
-    """Return the largest id plus one: of the vocabulary, the added tokens, and the tokens that the file adds to each text."""
+    """Return the largest id plus one, with added tokens and the tokens that begin or end each text."""
     last_ids = (*tokenizer.get_added_tokens_decoder(), *tokenizer.encode("").ids)
     return max((tokenizer.get_vocab_size() - 1, *last_ids)) + 1
