@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from hasten.core.errors import CheckpointError
 from hasten.text import sentencepiece_model
+from hasten.text.panics import is_panic
 from hasten.text.tokenizer_config import TokenizerConfig
 
 FILES = (sentencepiece_model.FILE, "vocab.json", "tokenizer_config.json")  # any of these is a tokenizer, or part of one
@@ -39,9 +40,11 @@ def reading(folder: Path) -> Iterator[None]:
     """Turn what the libraries raise for a broken file, an error of any class, into ``CheckpointError``."""
     try:
         yield
-    except (CheckpointError, KeyboardInterrupt, SystemExit):
+    except CheckpointError:
         raise
-    except BaseException as error:  # a panic of tokenizers is no ``Exception``
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise CheckpointError(
             f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
         ) from error

@@ -1,4 +1,4 @@
-"""``read_sentencepiece``: the tokenizer of a ``tokenizer.model`` that SentencePiece trained (Kudo and Richardson, 2018).
+"""``read_sentencepiece``: the tokenizer of a SentencePiece model (Kudo and Richardson, 2018).
 
 The file says how a text is normalized and split, so no class of transformers is asked.
 """

@@ -19,6 +19,7 @@ from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
 from hasten.text.convert_tokenizer import FILES as OTHER_FILES
 from hasten.text.convert_tokenizer import convert_tokenizer, reading
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
+from hasten.text.panics import is_panic
 from hasten.text.rebuilt_tokenizer import CLASSES, differing_probe, rebuilding_class
 from hasten.text.tokenizer_config import TokenizerConfig
 
@@ -100,7 +101,9 @@ class TextTokenizer:
         # Unlike ``Tokenizer.encode``, the methods for batches let other threads run, which matters for long texts.
         try:
             return encode_batch([text], add_special_tokens=add_special_tokens)[0]
-        except Exception as error:  # the library raises plain ``Exception``, for instance where there is no unknown token
+        except BaseException as error:  # the library raises plain ``Exception`` where there is no unknown token
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise InvalidRequest("the tokenizer of this checkpoint cannot encode the text", got=error) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
