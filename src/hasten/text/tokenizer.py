@@ -1,4 +1,4 @@
-"""``TextTokenizer``: the checkpoint's tokenizer, as its ``tokenizer.json`` says, and its chat template."""
+"""``TextTokenizer``: the checkpoint's tokenizer and its chat template; ``tokenizer.json`` decides."""
 
 from __future__ import annotations
 
