@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models
 
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import CheckpointError, InvalidRequest
-from hasten.text.tokenizer import TextTokenizer, TokenizerWarning
+from hasten.text.read_tokenizer import TokenizerWarning
+from hasten.text.tokenizer import TextTokenizer
 
 FAMILIES = {family.name: family for family in families()}
 LONG = "the cat sat on the mat, " * 40

@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from hasten.text import rebuilt_tokenizer
-from hasten.text.tokenizer import TextTokenizer, TokenizerWarning
+from hasten.text.read_tokenizer import TokenizerWarning
+from hasten.text.tokenizer import TextTokenizer
 
 TEXTS = (
     "Hello, the cat in 2023 and 1,234.56!",

@@ -1,7 +1,7 @@
-"""Where transformers reads other token ids from a checkpoint than its ``tokenizer.json`` says, and why.
+"""Where transformers reads other token ids than ``tokenizer.json`` says.
 
-transformers 5 takes only the vocabulary from the file for some classes and builds the rest itself. ``tests/text`` compares this
-table with the installed transformers, so that none of it is imported here.
+For some classes, transformers 5 takes only the vocabulary from the file and builds the rest itself. ``tests/text`` compares the
+table here with the installed transformers, which is not imported here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROBES = (
 
 
 class RebuildingClass(NamedTuple):
-    """What a class of transformers puts before the vocabulary, and the special tokens that it has without being told.
+    """What a class of transformers puts before the vocabulary, and its default special tokens.
 
     ``pre_tokenizer`` takes the values of ``tokenizer_config.json``.
     """
@@ -105,7 +105,7 @@ REGISTERED_WINS = ("qwen2", "qwen3_5", "qwen3_5_moe", "phi3", "nemotron", "inter
 
 
 def rebuilding_class(tokenizer: Tokenizer, values: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """Return the class with which transformers rebuilds this tokenizer; None if it reads the file as it is.
+    """Return the class that rebuilds this tokenizer; None if transformers reads the file as it is.
 
     ``values`` are those of ``tokenizer_config.json``, ``config`` is that of the model.
     """

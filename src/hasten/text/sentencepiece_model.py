@@ -1,4 +1,4 @@
-"""``read_sentencepiece``: the tokenizer of a ``tokenizer.model`` that SentencePiece trained (Kudo and Richardson, 2018).
+"""``read_sentencepiece``: the tokenizer of a SentencePiece model (Kudo and Richardson, 2018).
 
 The file says how a text is normalized and split, so no class of transformers is asked.
 """
@@ -23,7 +23,10 @@ _SPACE = "▁"
 
 
 def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Mapping[str, str]]:
-    """Return the tokenizer and its named special tokens. Raises ``CheckpointError``, or what protobuf raises."""
+    """Return the tokenizer and its named special tokens.
+
+    Raises ``CheckpointError``, or an error of protobuf or tokenizers for a broken file.
+    """
     proto = _read_proto(folder)
     names = [piece.piece for piece in proto.pieces]
     added = {
@@ -80,7 +83,10 @@ def _read_proto(folder: Path) -> Any:
 
 
 def _later_tokens(folder: Path, config: TokenizerConfig) -> dict[int, AddedToken]:
-    """Return the tokens that were added after SentencePiece's training, by id. They are found before a text is normalized."""
+    """Return the tokens that were added after SentencePiece's training, by id.
+
+    They are found before a text is normalized.
+    """
     listed = config.values.get("added_tokens_decoder")
     if listed:
         flags = ("single_word", "lstrip", "rstrip", "special")
@@ -135,7 +141,10 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _add_post_processor(tokenizer: Tokenizer, special_tokens: Mapping[str, str], values: Mapping[str, Any]) -> None:
-    """Add the first and the last token to each text, as ``tokenizer_config.json`` says: by default only the first."""
+    """Let each text begin and end with the tokens of ``tokenizer_config.json``.
+
+    By default it begins with the first one and has no last one.
+    """
     first = special_tokens.get("bos_token") if values.get("add_bos_token", True) else None
     last = special_tokens.get("eos_token") if values.get("add_eos_token", False) else None
     added = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token is not None]

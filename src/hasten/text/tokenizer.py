@@ -1,10 +1,9 @@
-"""``TextTokenizer``: the checkpoint's tokenizer, as its ``tokenizer.json`` says, and its chat template."""
+"""``TextTokenizer``: the checkpoint's tokenizer and its chat template; ``tokenizer.json`` decides."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,12 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
-from hasten.checkpoints.json_values import read_json
-from hasten.checkpoints.reader import check_tokenizer_size
 from hasten.core.errors import InvalidRequest
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
-from hasten.text.convert_tokenizer import FILES as OTHER_FILES
-from hasten.text.convert_tokenizer import convert_tokenizer, reading
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
-from hasten.text.rebuilt_tokenizer import CLASSES, differing_probe, rebuilding_class
+from hasten.text.panics import is_panic
+from hasten.text.read_tokenizer import FILES, read_tokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
-
-FILE = "tokenizer.json"
-
-
-class TokenizerWarning(UserWarning):
-    """Files of a checkpoint disagree about its tokenizer; ``tokenizer.json`` decides."""
 
 
 class TextTokenizer:
@@ -50,21 +40,10 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if not any((folder / name).exists() for name in (FILE, *OTHER_FILES)):
+        if not any((folder / name).exists() for name in FILES):
             return None
         config = TokenizerConfig.read(folder)
-        if (folder / FILE).exists():
-            with reading(folder):
-                tokenizer = Tokenizer.from_file(str(folder / FILE))
-                # The file may carry the settings of a training run. A saved truncation would cut prompts without a word.
-                tokenizer.no_truncation()
-                tokenizer.no_padding()
-                size = _size(tokenizer)
-            special_tokens = _special_tokens(tokenizer, config, folder)
-        else:
-            tokenizer, special_tokens = convert_tokenizer(folder, config)
-            size = _size(tokenizer)
-        check_tokenizer_size(size, vocab_size)
+        tokenizer, special_tokens = read_tokenizer(folder, config, vocab_size)
         return cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
@@ -100,7 +79,9 @@ class TextTokenizer:
         # Unlike ``Tokenizer.encode``, the methods for batches let other threads run, which matters for long texts.
         try:
             return encode_batch([text], add_special_tokens=add_special_tokens)[0]
-        except Exception as error:  # the library raises plain ``Exception``, for instance where there is no unknown token
+        except BaseException as error:  # the library raises plain ``Exception`` where there is no unknown token
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise InvalidRequest("the tokenizer of this checkpoint cannot encode the text", got=error) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -138,40 +119,3 @@ class TextTokenizer:
             chat_template=self.chat_template,
             model_specific_special_tokens=dict(self.special_tokens),
         )
-
-
-def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> Mapping[str, str]:
-    """Return the named special tokens, with those that transformers' class adds.
-
-    Warn where the class of transformers, or ``tokenizer_config.json``, differs from ``tokenizer.json``.
-    """
-    model_config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    class_name = rebuilding_class(tokenizer, config.values, model_config)
-    probe = None if class_name is None else differing_probe(tokenizer, config.values, class_name)
-    if probe is not None:
-        warnings.warn(
-            f"transformers reads other tokens from {folder} than its {FILE} says: {class_name} splits {probe!r} in another way. "
-            f"hasten follows {FILE}",
-            TokenizerWarning,
-            stacklevel=3,
-        )
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = [f"{name} {token!r}" for name, token in config.special_tokens.items() if token not in added and name != "pad_token"]
-    if missing:
-        warnings.warn(
-            f"{FILE} in {folder} lacks special tokens that tokenizer_config.json names, so they are text like any other: "
-            f"{', '.join(missing)}",
-            TokenizerWarning,
-            stacklevel=3,
-        )
-    defaults = CLASSES[class_name].special_tokens if class_name is not None else {}
-    return {
-        **{name: token for name, token in defaults.items() if name not in config.values and token in added},
-        **config.special_tokens,
-    }
-
-
-def _size(tokenizer: Tokenizer) -> int:
-    """Return the largest id plus one: of the vocabulary, the added tokens, and the tokens that the file adds to each text."""
-    last_ids = (*tokenizer.get_added_tokens_decoder(), *tokenizer.encode("").ids)
-    return max((tokenizer.get_vocab_size() - 1, *last_ids)) + 1
