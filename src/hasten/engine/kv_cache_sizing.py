@@ -18,6 +18,8 @@ from hasten.ops.cpu.memory import available_bytes, format_bytes
 
 # Of the memory that is free after the weights are loaded. Activations and other processes need the rest.
 DEFAULT_SHARE = 0.25
+# The allocator lists all blocks. So many hold more tokens than the memory of any machine, but for the tiniest models.
+MAX_BLOCKS = 1 << 22
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -72,8 +74,8 @@ def size_kv_cache(
     blocks_per_context = max(group.max_blocks(length, block_size, max_num_batched_tokens) for group in groups)
     free = max(0, available_bytes() - reserved_bytes)
     num_blocks, source = _affordable_blocks(free, block_bytes, kv_cache_memory)
-    if kv_cache_memory is None:
-        num_blocks = min(num_blocks, blocks_per_context * max_num_seqs)
+    needed = blocks_per_context * max_num_seqs if kv_cache_memory is None else MAX_BLOCKS
+    num_blocks = min(num_blocks, needed, MAX_BLOCKS)
     if num_blocks < 1:
         raise CapacityError(
             "not even one KV block fits in memory",
