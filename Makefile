@@ -1,6 +1,7 @@
 # make demo    a virtual environment, hasten, and the shipped demo model at work
 # make test    all tests; suites that repeat by the hundred run a fixed part
 # make exhaustive  the whole of those suites, after saying what they cover
+# make fuzz    malformed input by the thousand, from a new seed; FUZZ="--kind checkpoints --seed 7" names kind and seed
 # make native  the tests of the C++ kernels, with AddressSanitizer and UBSan
 # make check   exactly what CI runs
 # make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 20 minutes
@@ -13,7 +14,7 @@ NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/o
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test exhaustive check native format lint types docs peers clean
+.PHONY: demo test exhaustive fuzz check native format lint types docs peers clean
 
 demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
@@ -31,6 +32,9 @@ exhaustive: $(VENV)/installed-dev
 
 check: $(VENV)/installed-dev lint types native
 	@$(PYTEST)
+
+fuzz: $(VENV)/installed-dev
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 native: $(VENV)/installed-dev
 	@echo "native kernels, with sanitizers"

@@ -327,3 +327,26 @@ def test_a_folder_without_a_head_is_refused(tmp_path: Path, target: Decoder) -> 
     assert "nowhere" in _message(tmp_path / "nowhere", target, ModelNotFound)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.as_json()))
     assert "no weights" in _message(tmp_path, target, ModelNotFound)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"model_type": "gpt2", "n_layer": 2**31},
+        {"model_type": "mistral", "num_hidden_layers": 10**9},
+        {"vocab_size": 10**18},
+        {"hidden_size": 2**40},
+        {"max_position_embeddings": 10**400},
+        {"rope_theta": 1.0},
+    ],
+    ids=lambda layer: " ".join(layer),
+)
+def test_no_layer_is_built_for_sizes_that_the_weights_do_not_have(layer: dict[str, Any], folder: Path, target: Decoder) -> None:
+    _edit_config(folder, transformer_layer_config={**LAYER, **layer})
+    assert len(_message(folder, target)) < 3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint16], ids=str)
+def test_a_mapping_of_another_dtype_is_refused(dtype: torch.dtype, folder: Path, target: Decoder) -> None:
+    _edit_tensors(folder, lambda tensors: tensors.update(d2t=tensors["d2t"].to(dtype)))
+    assert "expected I64" in _message(folder, target)

@@ -247,3 +247,23 @@ def test_thresholds_calibrated_with_another_decay_are_refused_with_both_values(t
 def edit(folder: Path, **values: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"exit_layers": [10**400]},
+        {"exit_layers": [2, 2**63]},
+        {"num_hidden_layers": 10**9},
+        {"agreements": [float("nan"), 0.5, 1.0]},
+        {"calibrations": [{"rule": []}]},
+        {"calibrations": {"rule": "softmax"}},
+    ],
+    ids=lambda config: f"{next(iter(config))} {str(config)[-20:]}",
+)
+def test_values_that_no_exits_have_are_refused(config, tmp_path):
+    write_exits(tmp_path, random_exits(), dtype=torch.float32)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, **config}))
+    with pytest.raises(CheckpointError, match=next(iter(config))):
+        read(tmp_path)

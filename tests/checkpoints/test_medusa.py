@@ -261,3 +261,24 @@ def test_a_token_map_outside_the_vocabulary_is_refused(tmp_path):
     write_medusa(tmp_path, written, dtype=torch.float32)
     message = refusal(tmp_path)
     assert "token_map" in message and "53" in message and "0 to 52" in message
+
+
+@pytest.mark.parametrize("name", ["num_heads", "num_hidden_layers"])
+@pytest.mark.parametrize("count", [14, 10**9, 2**63, 10**400], ids=["14", "10**9", "2**63", "10**400"])
+def test_no_head_is_built_for_a_count_that_the_weights_do_not_have(tmp_path, name, count):
+    write_medusa(tmp_path, heads(), dtype=torch.float32)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: count}))
+    with pytest.raises(CheckpointError, match=f"Medusa heads|{name}"):
+        read(tmp_path)
+
+
+def test_no_head_is_built_for_a_number_in_the_name_of_a_tensor(tmp_path):
+    write_medusa(tmp_path, heads(), dtype=torch.float32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in ("blocks.999999999.layers.0.weight", f"blocks.{'9' * 5000}.layers.0.weight"):
+        save_file({**tensors, name: torch.zeros(HIDDEN_SIZE, HIDDEN_SIZE)}, tmp_path / "model.safetensors")
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "num_heads": None, "num_hidden_layers": None}))
+        with pytest.raises(CheckpointError, match="Medusa heads"):
+            read(tmp_path)

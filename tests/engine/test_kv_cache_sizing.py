@@ -54,6 +54,12 @@ def test_a_context_beyond_all_memory_is_reduced_with_both_numbers(monkeypatch: p
     assert (sizing.max_model_len, sizing.kv_bytes) == (131_072, 128 * MIB)
 
 
+@pytest.mark.parametrize("memory", [None, "1TiB"])
+def test_no_memory_is_so_large_that_its_blocks_cannot_be_listed(monkeypatch: pytest.MonkeyPatch, memory: str | None) -> None:
+    sizing = sized(monkeypatch, 1 << 45, kv_cache_memory=memory, block_bytes=64, max_positions=2**29 - 1, max_model_len=64)
+    assert sizing.num_blocks == (kv_cache_sizing.MAX_BLOCKS if memory else 64 * 4)
+
+
 @pytest.mark.parametrize(("size", "expected"), [(5, 5), ("2KiB", 2048), ("1.5 GB", 1_500_000_000), ("7", 7)])
 def test_amounts_of_memory_are_read(size: int | str, expected: int) -> None:
     assert parse_bytes(size) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import resource
@@ -287,3 +288,14 @@ def test_a_damaged_state_is_reported_and_not_replaced(tmp_path, damaged):
         file.unlink()
         with pytest.raises(CheckpointError, match="missing"):
             ResumeFolder.open(tmp_path, SETTINGS).load()
+
+
+@pytest.mark.parametrize("change", [{"tensors": None}, {"step": "1"}, {"total_steps": -1}, {"other": 1}, {"deep": 1}])
+def test_a_state_with_other_values_is_reported(tmp_path, corpus, change):
+    make_loop(corpus, tmp_path)._save()
+    file = tmp_path / ".resume" / "state.json"
+    values = {**json.loads(file.read_text()), **change}
+    text = json.dumps({key: value for key, value in values.items() if value is not None})
+    file.write_text("[" * 100_000 if "deep" in change else text)
+    with pytest.raises(CheckpointError, match="damaged"):
+        make_loop(corpus, tmp_path)

@@ -18,6 +18,8 @@ from hasten.ops.cpu.memory import available_bytes, format_bytes
 
 # Of the memory that is free after the weights are loaded. Activations and other processes need the rest.
 DEFAULT_SHARE = 0.25
+# The allocator lists all blocks. So many hold more tokens than the memory of any machine, but for the tiniest models.
+MAX_BLOCKS = 1 << 22
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -71,20 +73,9 @@ def size_kv_cache(
     length = max_model_len or max_positions
     blocks_per_context = max(group.max_blocks(length, block_size, max_num_batched_tokens) for group in groups)
     free = max(0, available_bytes() - reserved_bytes)
-    if kv_cache_memory is None:
-        num_blocks = min(blocks_per_context * max_num_seqs, int(free * DEFAULT_SHARE) // block_bytes)
-        source = f"{DEFAULT_SHARE:.0%} of the {format_bytes(free)} that are free"
-    else:
-        requested = parse_bytes(kv_cache_memory)
-        num_blocks = min(requested, free) // block_bytes
-        source = f"kv_cache_memory={format_bytes(requested)}"
-        if requested > free:
-            warnings.warn(
-                f"kv_cache_memory={format_bytes(requested)} is more than the {format_bytes(free)} that are free: "
-                f"the KV pool has {format_bytes(num_blocks * block_bytes)}",
-                KvCacheWarning,
-                stacklevel=3,
-            )
+    num_blocks, source = _affordable_blocks(free, block_bytes, kv_cache_memory)
+    needed = blocks_per_context * max_num_seqs if kv_cache_memory is None else MAX_BLOCKS
+    num_blocks = min(num_blocks, needed, MAX_BLOCKS)
     if num_blocks < 1:
         raise CapacityError(
             "not even one KV block fits in memory",
@@ -102,6 +93,22 @@ def size_kv_cache(
         )
         length = fitting
     return KvCacheSizing(num_blocks, length, num_blocks * block_bytes)
+
+
+def _affordable_blocks(free: int, block_bytes: int, kv_cache_memory: int | str | None) -> tuple[int, str]:
+    """Return how many blocks fit, and into what."""
+    if kv_cache_memory is None:
+        return int(free * DEFAULT_SHARE) // block_bytes, f"{DEFAULT_SHARE:.0%} of the {format_bytes(free)} that are free"
+    requested = parse_bytes(kv_cache_memory)
+    num_blocks = min(requested, free) // block_bytes
+    if requested > free:
+        warnings.warn(
+            f"kv_cache_memory={format_bytes(requested)} is more than the {format_bytes(free)} that are free: "
+            f"the KV pool has {format_bytes(num_blocks * block_bytes)}",
+            KvCacheWarning,
+            stacklevel=4,
+        )
+    return num_blocks, f"kv_cache_memory={format_bytes(requested)}"
 
 
 def parse_bytes(size: int | str) -> int:

@@ -25,9 +25,9 @@ class ModelFamily:
     ignored: tuple[str, ...] = ()  # patterns (full match) of tensors that old checkpoints hold and that hasten does not need
 
     def spec(self, config: Mapping[str, Any], max_layers: int = MAX_LAYERS) -> DecoderSpec:
-        """Return the decoder that ``config.json`` describes. ``max_layers``: the number of tensors in the weights.
+        """Return the decoder that ``config.json`` describes.
 
-        Raises ``UnsupportedModel`` with all unsupported values.
+        ``max_layers`` is the number of tensors in the weights. Raises ``UnsupportedModel`` with all unsupported values.
         """
         view = ConfigView(config, max_layers)
         spec = self.read_spec(view)

@@ -77,7 +77,10 @@ def load_decoder(
 
 
 def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
-    """Return the dtype in which a stored tensor is loaded, or None if it holds no weights. ``dtype`` is the option."""
+    """Return the dtype in which a stored tensor is loaded, or None if it holds no weights.
+
+    ``dtype`` is that of ``load_decoder``.
+    """
     if entry.dtype not in STORED_DTYPES:
         return None
     return DTYPES[STORED_DTYPES[entry.dtype] if dtype == "auto" else dtype]

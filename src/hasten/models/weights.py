@@ -59,7 +59,10 @@ def expected_tensors(sources: WeightMap, module: nn.Module) -> dict[str, Expecte
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the memory that the weights of ``module`` take, which may be on the meta device. Padding is left out."""
+    """Return the memory that the weights of ``module`` take, without padding.
+
+    The module may be on the meta device.
+    """
     matrices = [part for part in module.modules() if isinstance(part, Dense)]
     of_matrices = {id(matrix.weight) for matrix in matrices}
     vectors = sum(parameter.nbytes for parameter in module.parameters() if id(parameter) not in of_matrices)
@@ -67,7 +70,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def check_memory(needed: int, what: str, other_bytes: int = 0) -> None:
-    """Raise ``CapacityError`` if weights of ``needed`` bytes, and ``other_bytes`` of drafters, are more than the free memory."""
+    """Raise ``CapacityError`` if ``needed`` bytes of weights, and ``other_bytes`` of drafters, do not fit."""
     free = available_bytes()
     if needed + other_bytes > free:
         others = f" and {format_bytes(other_bytes)} for what drafts" if other_bytes else ""

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.checkpoints.json_values import is_integer
 from hasten.core.errors import InvalidOption
 from hasten.training.base import TrainingTask
 from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Corpus
 from hasten.training.draft_score import DraftScore
 from hasten.training.options import DEFAULT_STEPS, TrainOptions
-from hasten.training.resume import ResumeFolder, SavedState
+from hasten.training.resume import ResumeFolder, SavedState, damaged_state
 from hasten.training.schedule import (
     EVALUATION_SHARE,
     EVALUATIONS,
@@ -153,7 +154,18 @@ class TrainingLoop:
         saved = self.resume.load()
         if saved is None:
             return None
+        try:
+            state = self._restore_from(saved)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise damaged_state(self.resume.folder, f"{type(error).__name__}: {error}") from None
+        self.callback.on_log(f"resuming after step {state.step} of {state.total_steps}")
+        return state
+
+    def _restore_from(self, saved: SavedState) -> TrainingState:
+        """Raises an error of Python or PyTorch for a value or a tensor that is missing or of another kind."""
         state = TrainingState(**saved.values)
+        if not is_integer(state.total_steps) or not is_integer(state.step, 0):
+            raise TypeError(f"step {state.step!r} of {state.total_steps!r}")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved.tensors[f"weight.{name}"])
@@ -161,7 +173,6 @@ class TrainingLoop:
                     moments = {moment: saved.tensors[f"{moment}.{name}"].clone() for moment in _MOMENTS}
                     self.optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
         self.best = {name.removeprefix("best."): tensor for name, tensor in saved.tensors.items() if name.startswith("best.")}
-        self.callback.on_log(f"resuming after step {state.step} of {state.total_steps}")
         return state
 
     def _begin(self) -> TrainingState:

@@ -80,7 +80,7 @@ class ResumeFolder:
         values = _read_json(self.folder / _STATE)
         tensors = self.read(Path(str(values.pop("tensors", ""))).stem)
         if tensors is None:
-            raise _damaged(self.folder, "the file of the last step is missing")
+            raise damaged_state(self.folder, "the file of the last step is missing")
         return SavedState(tensors, values)
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
@@ -99,7 +99,7 @@ class ResumeFolder:
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
-            raise _damaged(self.folder, f"{file.name}: {error}") from None
+            raise damaged_state(self.folder, f"{file.name}: {error}") from None
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -167,8 +167,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         return read_json(file)
     except CheckpointError as error:
-        raise _damaged(file.parent, f"{file.name}: {error.got}") from None
+        raise damaged_state(file.parent, f"{file.name}: {error.got}") from None
 
 
-def _damaged(folder: Path, fault: str) -> CheckpointError:
+def damaged_state(folder: Path, fault: str) -> CheckpointError:
+    """Return the error for a saved state that does not continue this run."""
     return CheckpointError(f"the saved state in {folder} is damaged", got=fault, remedy="Remove that folder to start again")

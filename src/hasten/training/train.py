@@ -18,6 +18,7 @@ import torch
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import InvalidOption
+from hasten.ops.cpu.cores import choose_threads
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.base import CalibratedTask
 from hasten.training.build_task import build_task
@@ -59,8 +60,9 @@ def train(
     """
     quiet = callback is None
     options, callback = options or TrainOptions(), callback or TrainingCallback()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    threads = choose_threads(options.threads)
+    if options.threads is not None or torch.get_num_threads() > threads:
+        torch.set_num_threads(threads)
     folder = resolve(model, quiet=quiet)
     settings = _settings(folder, data, recipe, options)
     resume = ResumeFolder.open(out, settings)

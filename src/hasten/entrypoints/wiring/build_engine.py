@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
-from hasten.checkpoints.json_values import are_integers
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.core.request import Request
-from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
+from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
 from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
@@ -36,8 +32,6 @@ from hasten.scheduling.scheduler import Scheduler
 from hasten.speculative.cost_model import CostModel
 from hasten.text.detokenizer import Detokenizer
 from hasten.text.tokenizer import TextTokenizer
-
-_CORRECT = "Correct the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +60,10 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
     with timer.phase("tokenizer"):
         tokenizer = TextTokenizer.load(folder, target.spec.vocab_size)
-    groups = kv_groups(target.spec)
-    sizing = size_kv_cache(
-        groups,
-        block_bytes=backend.block_bytes(groups, options.block_size, target.dtype) + speculative.block_bytes,
-        max_positions=target.spec.max_positions,
-        reserved_bytes=speculative.state_bytes,
-        **_fields(options, ("block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory")),
-    )
-    kv = KvCacheConfig(groups, sizing.num_blocks, options.block_size, target.dtype)
-    kv_manager = KvCacheManager(groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching)
+    end_ids, defaults = eos_token_ids(target, tokenizer), default_sampling_params(target.generation_config, folder)
+    sizing = _size_kv_cache(options, backend, target, speculative)
+    kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
+    kv_manager = KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching)
     with timer.phase("program"):
         runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
     with timer.phase("speculation"):
@@ -98,8 +86,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         tokenizer=tokenizer,
         vocab_size=target.spec.vocab_size,
         max_model_len=sizing.max_model_len,
-        eos_token_ids=_eos_token_ids(target, tokenizer),
-        defaults=_default_sampling_params(target.generation_config, folder),
+        eos_token_ids=end_ids,
+        defaults=defaults,
         seeds=random.Random(options.seed),
         takes_priority=options.scheduling_policy == "priority",
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
@@ -113,6 +101,17 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
     return LoadedEngine(engine, input_processor, description)
+
+
+def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:
+    groups = kv_groups(target.spec)
+    return size_kv_cache(
+        groups,
+        block_bytes=backend.block_bytes(groups, options.block_size, target.dtype) + speculative.block_bytes,
+        max_positions=target.spec.max_positions,
+        reserved_bytes=speculative.state_bytes,
+        **_fields(options, ("block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory")),
+    )
 
 
 def _fields(options: EngineOptions, names: Iterable[str]) -> dict[str, Any]:
@@ -139,48 +138,3 @@ def _detokenizer(tokenizer: TextTokenizer | None, request: Request) -> Detokeniz
     if tokenizer is None:
         return None
     return tokenizer.detokenizer(request.params.skip_special_tokens, request.prompt_token_ids)
-
-
-def _eos_token_ids(model: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
-    """Return every token id that a file of the checkpoint names as the end of a sequence.
-
-    Raises ``CheckpointError`` for a value that no token has, because sequences would never end there.
-    """
-    token_ids: list[int] = []
-    for file, values in (("generation_config.json", model.generation_config), ("config.json", model.config)):
-        value = values.get("eos_token_id")
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        if not are_integers(listed, 0, model.spec.vocab_size - 1):
-            raise CheckpointError(
-                f"eos_token_id in {file} of {model.folder} is not a token id, or a list of them",
-                got=reprlib.repr(value),
-                allowed=f"whole numbers from 0 to {model.spec.vocab_size - 1}",
-                remedy=_CORRECT,
-            )
-        token_ids += listed
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        token_ids.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(token_ids))
-
-
-def _default_sampling_params(generation_config: Mapping[str, Any], folder: Path) -> SamplingParams:
-    """Return what ``generation_config.json`` recommends; greedy if it says ``do_sample: false``.
-
-    Raises ``CheckpointError`` for values that ``SamplingParams`` refuses.
-    """
-    do_sample = generation_config.get("do_sample")
-    if do_sample is not None and not isinstance(do_sample, bool):
-        raise CheckpointError(
-            f"do_sample in generation_config.json of {folder} is not true or false", got=reprlib.repr(do_sample), remedy=_CORRECT
-        )
-    names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
-    values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
-    for name in ("top_k", "no_repeat_ngram_size"):
-        if values.get(name) == 0 and type(values[name]) is int:  # transformers writes 0 for "off" here
-            del values[name]
-    if do_sample is False:
-        values["temperature"] = 0.0
-    try:
-        return SamplingParams.from_dict(values)
-    except InvalidRequest as error:
-        raise CheckpointError(f"generation_config.json in {folder} is wrong: {error.what}", remedy=_CORRECT) from error

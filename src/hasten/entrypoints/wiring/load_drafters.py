@@ -60,9 +60,9 @@ def max_draft_tokens(options: EngineOptions) -> dict[str, int]:
 
 
 def stored_weight_bytes(options: EngineOptions, backend: Backend) -> int:
-    """Return the memory that the weights of draft models, draft heads and exits will take, by the headers of their files.
+    """Return the memory that the weights of drafters and exits will take.
 
-    What is not valid counts nothing: loading it raises the error.
+    It reads the headers of their files. What is not valid counts nothing: loading it raises the error.
     """
     total = 0.0
     for name in filter(None, (options.draft_model, options.draft_heads, options.exits)):

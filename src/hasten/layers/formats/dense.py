@@ -56,7 +56,7 @@ class DenseFormatFactory:
 
 @dataclass(frozen=True, slots=True)
 class MetaFormatFactory:
-    """Dense matrices on the meta device, which say that a weight takes ``bits``, or ``table_bits`` in a table."""
+    """Dense matrices on the meta device. A weight takes ``bits``, or ``table_bits`` in a table."""
 
     ops: Ops
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""``ControlGroups``: the limits that the system sets on this process, of control groups of version 1 and 2.
+"""``ControlGroups``: the CPU and memory limits of this process, in version 1 and version 2.
 
 Limits nest: a process may use what the strictest of its group and the groups around it allows. Systems mount version 2 alone,
 version 1 alone (one folder per controller), or both.
