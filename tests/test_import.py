@@ -28,8 +28,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_after(code: str) -> set[str]:
-    """Return the top-level modules that a new interpreter has loaded after ``code``."""
-    report = "import sys, json; print('\\n' + json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
+    """Return the modules that a new interpreter has loaded after ``code``."""
+    report = "import sys, json; print('\\n' + json.dumps(sorted(sys.modules)))"
     return set(json.loads(run(f"{code}\n{report}").stdout.splitlines()[-1]))
 
 
@@ -61,9 +61,16 @@ def test_help_loads_nothing_heavy(arguments):
     assert loaded_after(code) & set(HEAVY) == set()
 
 
+@pytest.mark.parametrize("option", ["backend='auto'", "backend='torch'", "draft_heads='demo-eagle'"])
+def test_the_first_token_of_the_demo_model_needs_no_compiler_no_hub_and_no_transformers(option):
+    options = f"{option}, max_model_len=64, kv_cache_memory='8MiB', threads=1"
+    code = f"from hasten import LLM, SamplingParams\nLLM('demo', {options}).generate('def', SamplingParams(max_tokens=1))"
+    assert loaded_after(code) & {"torch._dynamo", "sympy", "transformers", "huggingface_hub"} == set()
+
+
 def test_a_heavy_import_is_detected():
     """Negative control."""
-    assert "torch" in loaded_after("import torch")
+    assert {"torch", "torch._dynamo", "sympy"} <= loaded_after("import torch\ntorch.empty(2, device='meta') / 2")
 
 
 def test_public_names():
