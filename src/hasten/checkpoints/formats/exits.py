@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.checkpoints.formats.draft_ids import DRAFT_IDS, check_draft_ids
 from hasten.checkpoints.finite_weights import finite_weights
+from hasten.checkpoints.formats.draft_ids import DRAFT_IDS, check_draft_ids
 from hasten.checkpoints.json_values import are_integers, are_shares, is_integer
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
 from hasten.checkpoints.shards import INDEX, SINGLE, refuse_pickles, write_checkpoint
