@@ -24,6 +24,7 @@ SUITES = {
     ),
     "drafters": Suite(160, 500, "prompts per drafter, in eight kinds of settings", "tests/engine/test_speculation.py"),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
+    "shapes": Suite(8, 500, "random shapes of models on every instruction set", "tests/engine/test_shape_fuzz.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"
 
