@@ -31,6 +31,7 @@ SUITES = {
         1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
     ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
+    "shapes": Suite(8, 500, "random shapes of models on every instruction set", "tests/engine/test_shape_fuzz.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"
 

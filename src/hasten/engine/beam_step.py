@@ -27,7 +27,7 @@ def advance_beams(
     assert search is not None
     rows = sorted(rows, key=lambda row: row[1].index)
     sequences = [sequence for _, sequence in rows]
-    logits_BV = logits_RV[torch.tensor([index for index, _ in rows], device=logits_RV.device)]
+    logits_BV = logits_RV[torch.tensor([index for index, _ in rows], dtype=torch.int64, device=logits_RV.device)]
     if not all(rows_are_finite(logits_BV)):
         outcome.fail(state, sequences, NOT_FINITE, corrupted=True)
         return
@@ -63,7 +63,7 @@ def _record_logprobs(
     assert state.search is not None
     extended = [*step.beams, *step.ended]
     parent_index = [candidate.parent for candidate in extended]
-    rows = logits_BV[torch.tensor(parent_index, dtype=torch.long, device=logits_BV.device)]
+    rows = logits_BV[torch.tensor(parent_index, dtype=torch.int64, device=logits_BV.device)]
     logprobs = sampler.logprobs(rows, [views[i] for i in parent_index], [candidate.token_id for candidate in extended])
     held = {hypothesis.token_ids for hypothesis in state.search.hypotheses}
     before = state.beam_logprobs

@@ -44,4 +44,6 @@ def draft_path(draft: Draft, node: int) -> list[int]:
 def logits_of(logits_RV: Tensor, rows: list[SampledRow]) -> Tensor:
     """Return the logits of these rows: a copy, unless they are all rows in order."""
     index = [sampled.row for sampled in rows]
-    return logits_RV if index == list(range(len(logits_RV))) else logits_RV[torch.tensor(index, device=logits_RV.device)]
+    if index == list(range(len(logits_RV))):
+        return logits_RV
+    return logits_RV[torch.tensor(index, dtype=torch.int64, device=logits_RV.device)]

@@ -215,7 +215,7 @@ class ContinuationScorer(_PoolScorer):
         for continuation, row in zip(batch, plan.rows, strict=True):
             begin = len(continuation.logprobs)
             targets += continuation.token_ids[begin : begin + len(row.token_ids)]
-        targets_R1 = torch.tensor(targets, device=logits_RV.device)[:, None]
+        targets_R1 = torch.tensor(targets, dtype=torch.int64, device=logits_RV.device)[:, None]
         logprobs = iter(logits_RV.log_softmax(dim=1).gather(1, targets_R1)[:, 0].tolist())
         for continuation, row in zip(batch, plan.rows, strict=True):
             continuation.logprobs += itertools.islice(logprobs, len(row.token_ids))

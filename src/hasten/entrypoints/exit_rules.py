@@ -11,6 +11,7 @@ from hasten.checkpoints.formats.exits import ExitsCheckpoint
 from hasten.core.errors import InvalidRequest
 from hasten.core.sampling_params import SamplingParams
 from hasten.models.decoder import Decoder
+from hasten.ops.torch.inference import inference
 
 TOLERANCE = 0.01  # for requests with neither exit_threshold nor exit_tolerance
 
@@ -42,8 +43,8 @@ class ExitRules:
             raise InvalidRequest("the exits of this engine have no table for this rule", got=f"exit_rule={rule!r}")
         if rule == "prompt_hash":
             assert checkpoint.prompt_hash_table is not None
-            with torch.inference_mode():
-                embedded_TE = self.decoder.embed(torch.tensor(prompt)).float()
+            with inference():
+                embedded_TE = self.decoder.embed(torch.tensor(prompt, dtype=torch.int64, device="cpu")).float()
             return params, checkpoint.prompt_hash_table.exit_layer(embedded_TE)
         if rule == "token_table" or params.exit_threshold is not None:
             return params, None

@@ -21,10 +21,11 @@ class KvPool:
     ) -> None:
         self.groups, self.block_size = tuple(groups), block_size
         # [2 (keys, values), layer of the group, block, slot, kv_head, dim]. Zeroing would touch every memory page.
-        self._tensors = [
-            torch.empty(2, len(g.layers), num_blocks, block_size, g.num_kv_heads, g.head_dim, dtype=dtype, device=device)
-            for g in groups
-        ]
+        with torch.inference_mode(False):  # blocks are written in any mode
+            self._tensors = [
+                torch.empty(2, len(g.layers), num_blocks, block_size, g.num_kv_heads, g.head_dim, dtype=dtype, device=device)
+                for g in groups
+            ]
         self._index = {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
 
     def group_of(self, layer: int) -> int:

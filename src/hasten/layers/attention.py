@@ -46,7 +46,7 @@ class DenseContext:
 
     def __init__(self, ops: Ops, tables: RotaryTables, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.ops = ops
-        self.positions_T = torch.cat([torch.arange(n, device=device) for n in lengths])
+        self.positions_T = torch.cat([torch.arange(n, dtype=torch.int64, device=device) for n in lengths])
         self._bounds = tuple(pairwise(accumulate(lengths, initial=0)))
         self._rotary = tables.at(self.positions_T)
 

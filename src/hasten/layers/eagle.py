@@ -91,7 +91,8 @@ class EagleHead(nn.Module):
         self.norm = Norm(spec.norm, size, layer_context)
         self.lm_head = Linear(formats.lm_head(size, spec.draft_vocab_size), bias=False, layer_context=layer_context)
         self.rotary = RotaryTables([] if rotary is None else [rotary], layer_context.device)
-        self.register_buffer("target_ids", torch.arange(spec.draft_vocab_size, device="cpu").to(layer_context.device))
+        target_ids = torch.arange(spec.draft_vocab_size, dtype=torch.int64, device="cpu")
+        self.register_buffer("target_ids", target_ids.to(layer_context.device))
 
     def fuse(self, states_TAE: Tensor) -> Tensor:
         """Return the first hidden state [T, E] from concatenated aux hidden states [T, A·E].

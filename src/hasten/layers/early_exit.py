@@ -35,8 +35,8 @@ class ExitHead(nn.Module):
         super().__init__()
         size = spec.hidden_size
         self.translate = Linear(layer_context.formats.projection(size, size), bias=True, layer_context=layer_context)
-        self.classify_weight = nn.Parameter(torch.empty(size, dtype=torch.float32), requires_grad=False)
-        self.classify_bias = nn.Parameter(torch.empty(1, dtype=torch.float32), requires_grad=False)
+        self.classify_weight = nn.Parameter(torch.empty(size, dtype=torch.float32, device="cpu"), requires_grad=False)
+        self.classify_bias = nn.Parameter(torch.empty(1, dtype=torch.float32, device="cpu"), requires_grad=False)
 
     def tuned_lens(self, hidden_RE: Tensor) -> Tensor:
         """Estimate the hidden state after the last layer: x + A x + b. [R, E]"""

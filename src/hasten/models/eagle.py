@@ -135,7 +135,7 @@ def _is_target_embedding(checkpoint: Checkpoint, spec: EagleSpec, target: Decode
     stored = checkpoint.read(EMBEDDING)
     for start in range(0, spec.target_vocab_size, _CHUNK):
         chunk = stored[start : start + _CHUNK]
-        rows = target.embed(torch.arange(start, start + len(chunk)))
+        rows = target.embed(torch.arange(start, start + len(chunk), dtype=torch.int64, device="cpu"))
         if not torch.equal(rows, chunk.to(rows.dtype)):
             return False
     return True

@@ -50,7 +50,8 @@ def compare(
 def _compare_window(
     reference: Scorer, candidate: Scorer, window: Window, chunk_size: int, progress: Callable[[int], None]
 ) -> Divergence:
-    inputs, targets = window.token_ids[:-1], torch.split(torch.tensor(window.token_ids[1:]), chunk_size)
+    inputs, next_ids_T = window.token_ids[:-1], torch.tensor(window.token_ids[1:], dtype=torch.int64, device="cpu")
+    targets = torch.split(next_ids_T, chunk_size)
     parts = []
     with (
         closing(reference.logits(inputs, chunk_size)) as reference_chunks,

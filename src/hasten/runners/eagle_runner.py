@@ -30,7 +30,7 @@ class TorchEagleRunner:
     def run(self, rows: Sequence[RowPlan], copies: Sequence[BlockCopy], hidden_TE: Tensor) -> tuple[StepView, Tensor]:
         head = self._head
         self._pool.copy(copies)
-        ids_T = torch.tensor([token for row in rows for token in row.token_ids])
+        ids_T = torch.tensor([token for row in rows for token in row.token_ids], dtype=torch.int64, device="cpu")
         context = PagedContext(head.ops, self._pool, rows, head.rotary)
         out_TE = head.run(hidden_TE, ids_T, context.positions_T, context)
         return StepView(out_TE), head.head(out_TE[logits_indices(rows)])

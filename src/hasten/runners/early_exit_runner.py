@@ -26,6 +26,7 @@ from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import RowPlan, RunnerOutput, SlotMove, StepPlan, StepView
 from hasten.early_exit.confidence import CONFIDENCE_MEASURES, ExitInput
 from hasten.layers.early_exit import ExitHeads
+from hasten.ops.torch.inference import inference
 from hasten.runners.base import LayerwiseRunner
 from hasten.runners.single_thread import single_thread
 
@@ -93,7 +94,7 @@ class EarlyExitRunner:
     def move(self, moves: Sequence[SlotMove]) -> None:
         self._runner.move(moves)
 
-    @torch.inference_mode()
+    @inference()
     def _run_layerwise(self, plan: StepPlan) -> tuple[RunnerOutput, list[int]]:
         """Return the output, and the exit layer of each row of its logits."""
         runner = self._runner
@@ -193,7 +194,9 @@ class EarlyExitRunner:
                 return logits_RV
             for span, span_RV in zip(missing, torch.split(logits_RV, [s.row.num_logits for s in missing]), strict=True):
                 span.logits_RV = span_RV
-        return torch.cat([span.logits_RV for span in sampled if span.logits_RV is not None]) if sampled else torch.empty(0, 0)
+        if not sampled:
+            return torch.empty(0, 0, dtype=torch.float32, device="cpu")
+        return torch.cat([span.logits_RV for span in sampled if span.logits_RV is not None])
 
     def _head_input(self, span: _TokenSpan) -> Tensor:
         """Return the hidden states [R, E] that stand in for those after the last layer."""
@@ -205,5 +208,10 @@ class EarlyExitRunner:
 def _aux_hidden_state(spans: Sequence[_TokenSpan], layer: int, hidden_size: int) -> StepView:
     """Return the float32 hidden states of all tokens of the step [T, E]; zeros for exited tokens."""
     # Sequences with an exit rule take no drafts, so no drafter reads the zeros.
-    states = [s.hidden_TE.float() if s.exit_layer >= layer else torch.zeros(len(s.row.token_ids), hidden_size) for s in spans]
+    states = [
+        span.hidden_TE.float()
+        if span.exit_layer >= layer
+        else torch.zeros(len(span.row.token_ids), hidden_size, dtype=torch.float32, device="cpu")
+        for span in spans
+    ]
     return StepView(torch.cat(states))

@@ -22,7 +22,7 @@ class PagedContext:
 
     def __init__(self, ops: Ops, pool: KvPool, rows: Sequence[RowPlan], rotary: RotaryTables) -> None:
         self._ops, self._pool = ops, pool
-        self.positions_T = torch.tensor([position for row in rows for position in row.positions])
+        self.positions_T = torch.tensor([position for row in rows for position in row.positions], dtype=torch.int64, device="cpu")
         self._cos_sin = rotary.at(self.positions_T)
         begins = list(accumulate((len(row.token_ids) for row in rows), initial=0))  # and the end
         trees = [_tree_mask(row) for row in rows]
@@ -56,7 +56,8 @@ def _tree_mask(row: RowPlan) -> Tensor | None:
     if not row.tree:
         return None
     assert len(row.token_ids) <= 64, "a row with a tree has at most 64 tokens"
-    return torch.tensor([[bool(mask >> token & 1) for token in range(len(row.token_ids))] for mask in row.attention_bitmasks])
+    visible = [[bool(mask >> token & 1) for token in range(len(row.token_ids))] for mask in row.attention_bitmasks]
+    return torch.tensor(visible, dtype=torch.bool, device="cpu")
 
 
 def _row_view(row: RowPlan, group: int, begin: int, tree_tt: Tensor | None) -> RowView:
@@ -64,7 +65,8 @@ def _row_view(row: RowPlan, group: int, begin: int, tree_tt: Tensor | None) -> R
     live = [block for block in table if block is not None]
     contiguous = live[-1] - live[0] == len(live) - 1 and all(b - a == 1 for a, b in pairwise(live))
     end, first_block = begin + len(row.token_ids), len(table) - len(live)
-    return RowView(begin, end, row.start, torch.tensor(live), first_block, contiguous, tree_tt)
+    live_B = torch.tensor(live, dtype=torch.int64, device="cpu")
+    return RowView(begin, end, row.start, live_B, first_block, contiguous, tree_tt)
 
 
 def _slots(rows: Sequence[RowPlan], group: int, block_size: int) -> Tensor:
@@ -75,4 +77,4 @@ def _slots(rows: Sequence[RowPlan], group: int, block_size: int) -> Tensor:
             block = table[position // block_size]
             assert block is not None, "a token to compute has no block"
             slots.append(block * block_size + position % block_size)
-    return torch.tensor(slots)
+    return torch.tensor(slots, dtype=torch.int64, device="cpu")

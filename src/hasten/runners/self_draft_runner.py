@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, StepPlan
 from hasten.kv.cache_manager import KvCacheManager
+from hasten.ops.torch.inference import inference
 from hasten.runners.base import LayerwiseRunner
 
 
@@ -69,7 +70,7 @@ class LayerwiseSelfDraftRunner:
     def token_ids(self, columns: Tensor) -> Tensor:
         return columns if self._draft_ids is None else self._draft_ids[columns]
 
-    @torch.inference_mode()
+    @inference()
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> tuple[list[int], Tensor]:
         """See ``SelfDraftRunner``. Drafts nothing if few blocks are free: output tokens need them."""
         rows: list[RowPlan] = []
@@ -83,7 +84,7 @@ class LayerwiseSelfDraftRunner:
                 indices.append(i)
                 rows.append(RowPlan(sequence_id, position, (token,), self._kv.block_tables(sequence_id), 1))
         if not rows:
-            return [], torch.empty(0, 0)
+            return [], torch.empty(0, 0, dtype=torch.float32, device="cpu")
         self._runner.copy(copies)
         hidden_RE = self._runner.layers(rows, None, 0, self._num_draft_layers).clone()
         for i, row in enumerate(rows):

@@ -11,6 +11,7 @@ from torch import Tensor
 from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, StepView, logits_indices
 from hasten.kv.pool import KvPool
 from hasten.models.decoder import Decoder
+from hasten.ops.torch.inference import inference
 from hasten.runners.paged_context import PagedContext
 
 
@@ -21,7 +22,7 @@ class TorchRunner:
         self._decoder, self._pool, self.aux_layer_indices = decoder, pool, tuple(aux_layer_indices)
         self.num_layers = decoder.spec.num_layers
 
-    @torch.inference_mode()
+    @inference()
     def run(self, plan: StepPlan) -> RunnerOutput:
         decoder = self._decoder
         self.copy(plan.copies)
@@ -38,24 +39,24 @@ class TorchRunner:
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         self._pool.copy(copies)
 
-    @torch.inference_mode()
+    @inference()
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
         ids_T, context = self._inputs(rows)
         hidden_TE = self._decoder.embed(ids_T) if hidden_TE is None else hidden_TE
         return StepView(self._decoder.run(hidden_TE, context.positions_T, context, first, last))
 
-    @torch.inference_mode()
+    @inference()
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
         return self._decoder.head(self.layers(rows, hidden_TE, first, self.num_layers)[logits_indices(rows)])
 
-    @torch.inference_mode()
+    @inference()
     def fill_kv(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
         self._decoder.fill_kv(hidden_TE, self._inputs(rows)[1], first, last)
 
-    @torch.inference_mode()
+    @inference()
     def head(self, hidden_RE: Tensor) -> Tensor:
         return self._decoder.head(hidden_RE)
 
     def _inputs(self, rows: Sequence[RowPlan]) -> tuple[Tensor, PagedContext]:
-        ids_T = torch.tensor([token for row in rows for token in row.token_ids])
+        ids_T = torch.tensor([token for row in rows for token in row.token_ids], dtype=torch.int64, device="cpu")
         return ids_T, PagedContext(self._decoder.ops, self._pool, rows, self._decoder.rotary)

@@ -110,5 +110,5 @@ def _apply(
         if len(index) == len(rows):
             result_RV = processed_NV
         else:
-            result_RV.index_copy_(0, torch.tensor(index, device=logits_RV.device), processed_NV)
+            result_RV.index_copy_(0, torch.tensor(index, dtype=torch.int64, device=logits_RV.device), processed_NV)
     return result_RV

@@ -37,7 +37,7 @@ def _argmax_of_chunk(warped_RV: Tensor, stream_R: Tensor) -> list[int | None]:
     if int(unmasked_RV.count_nonzero()) <= SPARSE_SHARE * warped_RV.numel():
         sum_R, token_R = _sparse_argmax(unmasked_RV, warped_RV, stream_R)
     else:
-        token_V = torch.arange(warped_RV.shape[1], device=warped_RV.device)
+        token_V = torch.arange(warped_RV.shape[1], dtype=torch.int64, device=warped_RV.device)
         sum_R, token_R = gumbel_from_bits(noise_bits(stream_R.unsqueeze(1), token_V)).add_(warped_RV).max(dim=1)
     return [token if finite else None for token, finite in zip(token_R.tolist(), sum_R.isfinite().tolist(), strict=True)]
 

@@ -17,7 +17,7 @@ def select_rows(values_RV: Tensor, index: Sequence[int]) -> Tensor:
     """Return the rows at ``index``, which ascends; without a copy if it names every row."""
     if len(index) == values_RV.shape[0]:
         return values_RV
-    return values_RV.index_select(0, torch.tensor(index, device=values_RV.device))
+    return values_RV.index_select(0, torch.tensor(index, dtype=torch.int64, device=values_RV.device))
 
 
 def column(values: Iterable[float], logits_RV: Tensor) -> Tensor:

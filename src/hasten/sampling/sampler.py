@@ -77,7 +77,7 @@ class Sampler:
             return {}
         counts = [rows[i].params.logprobs or 0 for i in index]
         logprobs_NV = select_rows(logits_RV, index).log_softmax(dim=1)
-        token_N1 = torch.tensor([[token_ids[i]] for i in index], device=logits_RV.device)
+        token_N1 = torch.tensor([[token_ids[i]] for i in index], dtype=torch.int64, device=logits_RV.device)
         logprob_N1 = logprobs_NV.gather(1, token_N1)
         rank_N = (logprobs_NV > logprob_N1).sum(dim=1).add_(1)
         top_NK = logprobs_NV.topk(min(max(counts), logprobs_NV.shape[1]), dim=1)

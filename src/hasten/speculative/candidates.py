@@ -32,10 +32,10 @@ def top_candidates(
     params_R = [request.request.params for request in requests]
     noisy = [row for row, params in enumerate(params_R) if not params.greedy and params.acceptance == "exact"]
     if noisy:
-        index_N = torch.tensor(noisy)
+        index_N = torch.tensor(noisy, dtype=torch.int64, device="cpu")
         keys = [(params_R[i].seed or 0, requests[i].output_index, len(requests[i].token_ids) + offsets[i]) for i in noisy]
-        seed_N, sequence_N, position_N = torch.tensor(keys, dtype=torch.int64).T
-        temperature_N1 = torch.tensor([[params_R[row].temperature] for row in noisy])
+        seed_N, sequence_N, position_N = torch.tensor(keys, dtype=torch.int64, device="cpu").T
+        temperature_N1 = torch.tensor([[params_R[row].temperature] for row in noisy], dtype=torch.float32, device="cpu")
         sum_NK = value_RK[index_N] / temperature_N1 + gumbel_noise(seed_N, sequence_N, position_N, token_RK[index_N])
         order_NK = sum_NK.argsort(dim=1, descending=True, stable=True)
         token_RK[index_N] = token_RK[index_N].gather(1, order_NK)

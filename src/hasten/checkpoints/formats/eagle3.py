@@ -94,9 +94,9 @@ def write_eagle3(folder: Path, config: Eagle3Config, tensors: Mapping[str, Tenso
     ``tensors`` lacks ``d2t`` and ``t2d``, which are added for a draft vocabulary smaller than the target's.
     """
     stored = dict(tensors)
-    if not torch.equal(target_ids_D, torch.arange(vocab_size)):
-        stored["d2t"] = target_ids_D - torch.arange(len(target_ids_D))
-        stored["t2d"] = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, target_ids_D, True)
+    if not torch.equal(target_ids_D, torch.arange(vocab_size, dtype=torch.int64, device="cpu")):
+        stored["d2t"] = target_ids_D - torch.arange(len(target_ids_D), dtype=torch.int64, device="cpu")
+        stored["t2d"] = torch.zeros(vocab_size, dtype=torch.bool, device="cpu").index_fill(0, target_ids_D, True)
     write_checkpoint(folder, stored, config.as_json(), indent=2)
 
 
@@ -114,9 +114,9 @@ def read_target_ids(checkpoint: Checkpoint, draft_vocab_size: int, vocab_size: i
             raise _mapping_error(checkpoint, f"{name} {stored.dtype}, expected {dtypes[0]}")
     d2t, t2d = (checkpoint.read(name) if name in checkpoint.tensors else None for name in mapping)
     if d2t is not None:
-        ids_D = torch.arange(draft_vocab_size) + d2t.long()
+        ids_D = torch.arange(draft_vocab_size, dtype=torch.int64, device="cpu") + d2t.long()
     else:
-        ids_D = torch.arange(vocab_size) if t2d is None else t2d.nonzero()[:, 0]
+        ids_D = torch.arange(vocab_size, dtype=torch.int64, device="cpu") if t2d is None else t2d.nonzero()[:, 0]
     num_distinct = len(torch.unique(ids_D))
     if num_distinct != draft_vocab_size:
         raise _mapping_error(checkpoint, f"{num_distinct:,} different tokens, expected {draft_vocab_size:,}")

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
@@ -27,6 +26,7 @@ from hasten.layers.layer_context import LayerContext
 from hasten.models.eagle import load_eagle
 from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder, weight_dtype
 from hasten.ops.cpu.memory import available_bytes
+from hasten.ops.torch.inference import inference
 from hasten.runners.backends.base import Backend
 from hasten.runners.base import KvCacheConfig
 from hasten.sampling.sampler import Sampler
@@ -142,7 +142,7 @@ def _load_medusa(folder: Path, options: EngineOptions, backend: Backend, target:
     if heads.spec.lm_head == "model" and heads.token_map is not None:
         lm_head = lm_head.slice_rows(heads.token_map, layer_context)
 
-    @torch.inference_mode()
+    @inference()
     def logits(hidden_RE: Tensor) -> Tensor:
         logits_HRV: Tensor = heads(decoder.norm(hidden_RE.to(target.dtype)), lm_head)
         return logits_HRV

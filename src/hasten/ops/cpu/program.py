@@ -218,7 +218,9 @@ class Program:
         self._library.program_buffer_data(self._handle, buffer.index, ctypes.byref(data), ctypes.byref(stride))
         assert data.value is not None
         memory = (ctypes.c_float * (self.max_tokens * stride.value)).from_address(data.value)
-        return torch.frombuffer(memory, dtype=torch.float32).view(self.max_tokens, stride.value)[:, : buffer.width]
+        with torch.inference_mode(False):  # its users write to it in any mode
+            values = torch.frombuffer(memory, dtype=torch.float32)
+            return values.view(self.max_tokens, stride.value)[:, : buffer.width]
 
     def run(self, step: StepArguments, num_logits: int) -> Tensor:
         """Run one step, setting its logits fields; return the logits [R, V], float32. Raises ``MemoryError``."""

@@ -17,7 +17,7 @@ def attend_dense(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, mask: AttentionMas
     num_tokens = len(q_THD)
     is_windowed = mask.window is not None and mask.window < num_tokens
     visible = _causal_mask(num_tokens, num_tokens, mask.window, q_THD.device) if is_windowed else None
-    return _attend(q_THD, k_TKD, v_TKD, mask.scale, visible, is_causal=not is_windowed)
+    return _restore_nan(_attend(q_THD, k_TKD, v_TKD, mask.scale, visible, is_causal=not is_windowed), q_THD, k_TKD)
 
 
 def attend_paged(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask: AttentionMask) -> Tensor:
@@ -32,7 +32,7 @@ def attend_paged(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv, mask:
         visible = _row_mask(row, mask.window, len(k_nKD), q_THD.device)
         is_causal = visible is None and len(q_tHD) > 1
         out_THD[row.begin : row.end] = _attend(q_tHD, k_nKD, v_nKD, mask.scale, visible, is_causal=is_causal)
-    return out_THD
+    return _restore_nan(out_THD, q_THD, k_TKD)
 
 
 def write_paged(k_TKD: Tensor, v_TKD: Tensor, kv: PagedKv) -> None:
@@ -48,6 +48,16 @@ def _attend(q_tHD: Tensor, k_nKD: Tensor, v_nKD: Tensor, scale: float, visible: 
         q_1HtD, k_1KnD, v_1KnD, attn_mask=visible, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
     return out_1HtD[0].transpose(0, 1)
+
+
+def _restore_nan(out_THD: Tensor, q_THD: Tensor, k_TKD: Tensor) -> Tensor:
+    """Return the output with NaN where PyTorch took a query whose scores are all NaN for one that sees no key, and gave 0.
+
+    Then the query is not finite, or no key that it sees is, its own included.
+    """
+    num_tokens, num_kv_heads, head_dim = k_TKD.shape
+    out_TKGD = torch.add(out_THD, q_THD, alpha=0).view(num_tokens, num_kv_heads, -1, head_dim)
+    return torch.add(out_TKGD, k_TKD[:, :, None], alpha=0).flatten(1, 2)
 
 
 def _row_slots(pool_BSKD: Tensor, pool_NKD: Tensor, row: RowView, window: int | None) -> Tensor:
@@ -71,7 +81,7 @@ def _row_mask(row: RowView, window: int | None, num_keys: int, device: torch.dev
             return None
         return _causal_mask(num_queries, num_keys, window, device)
     # The window counts positions, not slots: a token has the position of its depth in the tree.
-    earlier = torch.arange(num_keys - num_queries, device=device)
+    earlier = torch.arange(num_keys - num_queries, dtype=torch.int64, device=device)
     visible = torch.cat((row.tree_tt.new_ones(num_queries, len(earlier)), row.tree_tt), dim=1)
     if window is None:
         return visible
@@ -81,7 +91,7 @@ def _row_mask(row: RowView, window: int | None, num_keys: int, device: torch.dev
 
 def _causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
     """Return whether each query sees each key; the last query and the last key are one token. [t, n]"""
-    query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
-    key = torch.arange(num_keys, device=device)[None]
+    query = torch.arange(num_keys - num_queries, num_keys, dtype=torch.int64, device=device)[:, None]
+    key = torch.arange(num_keys, dtype=torch.int64, device=device)[None]
     visible = key <= query
     return visible if window is None else visible & (key > query - window)

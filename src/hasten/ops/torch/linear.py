@@ -36,10 +36,12 @@ class WideningLinear:
             return F.linear(x_TI, weight_OI, bias_O)
         out_features, in_features = weight_OI.shape
         if in_features not in self._tiles:
-            self._tiles[in_features] = torch.empty(max(64, TILE_BYTES // 4 // in_features), in_features)
+            self._tiles[in_features] = torch.empty(
+                max(64, TILE_BYTES // 4 // in_features), in_features, dtype=torch.float32, device=weight_OI.device
+            )
         tile_JI = self._tiles[in_features]
         x_float_TI = x_TI.float()
-        out_TO = torch.empty(len(x_TI), out_features, dtype=x_TI.dtype)
+        out_TO = torch.empty(len(x_TI), out_features, dtype=x_TI.dtype, device=x_TI.device)
         for begin in range(0, out_features, len(tile_JI)):
             end = begin + len(tile_JI)
             part = weight_OI[begin:end]

@@ -39,8 +39,8 @@ def _repeating_tokens(row: SamplingRow) -> list[int]:
     assert size is not None
     if len(row.token_ids) < size:
         return []
-    ids_T = torch.tensor(row.token_ids, dtype=torch.int64)
-    start_N = torch.arange(len(ids_T) - size + 1)
+    ids_T = torch.tensor(row.token_ids, dtype=torch.int64, device="cpu")
+    start_N = torch.arange(len(ids_T) - size + 1, dtype=torch.int64, device="cpu")
     for back in range(1, size):
         if not len(start_N):
             break

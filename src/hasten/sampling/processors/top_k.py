@@ -22,5 +22,5 @@ class TopK:
         num_tokens = logits_RV.shape[1]
         sizes = [min(row.params.top_k or num_tokens, num_tokens) for row in rows]
         top_RK = logits_RV.topk(max(sizes), dim=1).values
-        kth_R1 = top_RK.gather(1, torch.tensor(sizes, device=logits_RV.device).unsqueeze(1) - 1)
+        kth_R1 = top_RK.gather(1, torch.tensor(sizes, dtype=torch.int64, device=logits_RV.device).unsqueeze(1) - 1)
         return logits_RV.masked_fill_(logits_RV < kth_R1, -torch.inf)

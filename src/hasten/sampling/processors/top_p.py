@@ -37,7 +37,7 @@ class TopP:
         """Return a new tensor; the argument is unchanged."""
         tail_R1 = column((1 - row.params.top_p for row in rows), logits_RV)
         cutoff_R1 = torch.full_like(tail_R1, -torch.inf)  # keeps every token
-        open_N = torch.arange(len(rows), device=logits_RV.device)
+        open_N = torch.arange(len(rows), dtype=torch.int64, device=logits_RV.device)
         for size in self.num_candidates:
             if len(open_N) and size < logits_RV.shape[1]:
                 logits_NV = logits_RV if len(open_N) == len(rows) else logits_RV[open_N]

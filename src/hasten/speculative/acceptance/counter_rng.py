@@ -22,9 +22,9 @@ class CounterRng:
     def bernoulli(self, probability: float) -> bool:
         self._num_decisions += 1
         key = (self.row.params.seed, self.row.sequence_index, self.row.position)
-        stream = streams(*(torch.tensor([part], dtype=torch.int64) for part in key))
+        stream = streams(*(torch.tensor([part], dtype=torch.int64, device="cpu") for part in key))
         # Token ids count from 0, so negative counters are free.
-        bits = int(noise_bits(stream, torch.tensor([-1 - self._num_decisions])))
+        bits = int(noise_bits(stream, torch.tensor([-1 - self._num_decisions], dtype=torch.int64, device="cpu")))
         return (bits + 0.5) * 2.0**-52 < probability
 
     def sample(self, p_V: Tensor) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hasten.core.draft import Draft
 from hasten.core.plan import BlockCopy, RowPlan
 from hasten.kv.cache_manager import KvCacheManager
+from hasten.ops.torch.inference import inference
 from hasten.speculative.candidates import top_candidates
 from hasten.speculative.cost_model import CostModel
 from hasten.speculative.draft_tree import RANKS
@@ -155,7 +156,7 @@ class Eagle(ModelDrafter):
         states = [self._kv_states[r.sequence_id] for r in requests if r.sequence_id in self._kv_states]
         return sum(max(0, state.num_pending - 1) for state in states)
 
-    @torch.inference_mode()
+    @inference()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         begin = time.perf_counter()
         ready = [request for request in requests if request.max_draft_tokens and self._is_ready(request)]
@@ -181,7 +182,7 @@ class Eagle(ModelDrafter):
         state = self._kv_states.get(request.sequence_id)
         return state is not None and state.num_pending > 0 and state.end == len(request.token_ids) - 1
 
-    @torch.inference_mode()
+    @inference()
     def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
         """Keep the last step's hidden states, drop ended sequences, and fork with the target."""
         for sequence_id in [known for known in self._kv_states if not output.is_alive(known)]:
@@ -327,4 +328,4 @@ class Eagle(ModelDrafter):
 def _row_index(rows: Sequence[int]) -> slice | Tensor:
     """Return an index of these ascending rows: a slice where they are adjacent, which saves a copy."""
     first, last = rows[0], rows[-1]
-    return slice(first, last + 1) if last - first == len(rows) - 1 else torch.tensor(rows)
+    return slice(first, last + 1) if last - first == len(rows) - 1 else torch.tensor(rows, dtype=torch.int64, device="cpu")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.draft import NO_DRAFT, Draft
+from hasten.ops.torch.inference import inference
 from hasten.speculative.candidates import top_candidates
 from hasten.speculative.cost_model import CostModel
 from hasten.speculative.draft_tree import RANKS, DraftTree
@@ -58,14 +59,15 @@ class Medusa(ModelDrafter):
     def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
         self._output = output
 
-    @torch.inference_mode()
+    @inference()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         begin, output = time.perf_counter(), self._output
         rows = {span.request.sequence_id: span.rows[-1] for span in output.spans}
         ready = [request for request in requests if request.sequence_id in rows and request.max_draft_tokens]
         if not ready:
             return [NO_DRAFT] * len(requests)
-        state_RE = output.aux_hidden_states[self._layer][torch.tensor([rows[request.sequence_id] for request in ready])]
+        rows_R = torch.tensor([rows[request.sequence_id] for request in ready], dtype=torch.int64, device="cpu")
+        state_RE = output.aux_hidden_states[self._layer][rows_R]
         token_HRK, prob_HRK = self._candidates(self._logits(state_RE), ready)
         self._expansion.record_acceptance(requests)
         for row, request in enumerate(ready):

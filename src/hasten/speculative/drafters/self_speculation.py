@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from hasten.core.draft import Draft
+from hasten.ops.torch.inference import inference
 from hasten.speculative.candidates import top_candidates
 from hasten.speculative.cost_model import CostModel
 from hasten.speculative.drafters.base import DraftRequest, Expansion, ModelDrafter, TargetOutput
@@ -79,7 +79,7 @@ class SelfSpeculation(ModelDrafter):
     def observe(self, requests: Sequence[DraftRequest], output: TargetOutput) -> None:
         self._runner.begin_round()
 
-    @torch.inference_mode()
+    @inference()
     def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         self._expansion.record_acceptance(requests)
         expansions = [Expansion(r, self._expansion.new_tree(r)) for r in requests if r.max_draft_tokens]

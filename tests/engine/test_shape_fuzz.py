@@ -1,0 +1,139 @@
+"""Random shapes of models: the native kernels give the logits of transformers, on every instruction set, or refuse by name.
+
+Head sizes from 1 to 600, odd ones too, one head or many, layers wider than 16 bits count.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tests.exhaustive import repeats
+from tests.tiny_models import redraw
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from hasten.core.engine_options import EngineOptions
+from hasten.core.errors import InvalidOption
+from hasten.core.plan import RowPlan, StepPlan
+from hasten.engine.kv_cache_sizing import kv_groups
+from hasten.models.load import load_decoder, read_spec
+from hasten.ops.cpu.cpu import ISA_VARIABLE, supported_isas
+from hasten.ops.cpu.library import NativeLibrary, native_library
+from hasten.runners.backends.choose import choose_backend
+from hasten.runners.base import KvCacheConfig
+
+VOCAB_SIZE, BLOCK_SIZE = 40, 16
+PROMPTS = [[7], [3, 9, 27, 1, 3], [i * 7 % VOCAB_SIZE for i in range(33)]]  # forms for few and for many rows
+IDS = {"vocab_size": VOCAB_SIZE, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+# Largest relative error of the logits, by options.
+FORMATS: list[tuple[dict[str, str], float]] = [
+    ({"dtype": "float32"}, 1e-4),
+    ({"dtype": "bfloat16"}, 0.05),
+    ({"dtype": "float16"}, 0.01),
+    ({"dtype": "float32", "kv_cache_dtype": "int8"}, 0.1),
+    ({"dtype": "float32", "quantization": "int8"}, 0.2),
+    ({"dtype": "bfloat16", "quantization": "int4"}, 0.8),
+    ({"dtype": "float32", "quantization": "int8-weight-only"}, 0.1),
+    ({"dtype": "float16", "quantization": "int4-weight-only"}, 0.8),
+]
+
+
+class Shape(NamedTuple):
+    family: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+
+    def model(self) -> PreTrainedModel:
+        if self.family == "gpt2":
+            sizes = {"n_embd": self.num_heads * self.head_dim, "n_head": self.num_heads, "n_inner": self.intermediate_size}
+            model: PreTrainedModel = GPT2LMHeadModel(GPT2Config(**sizes, n_layer=2, n_positions=64, **IDS))
+        else:
+            names = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "intermediate_size")
+            sizes = dict(zip(names, self[1:], strict=True))
+            model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, max_position_embeddings=64, **IDS))
+        redraw(model, sum(self[1:]))
+        return model.eval().requires_grad_(False)
+
+
+FIXED = [
+    Shape("gpt2", 1, 1, 33, 33, 132),
+    Shape("gpt2", 1, 1, 1, 1, 1),
+    Shape("gpt2", 3, 3, 15, 45, 17),
+    Shape("gpt2", 1, 1, 511, 511, 5),
+    Shape("llama", 1, 1, 2, 3, 131_072),
+    Shape("llama", 1, 1, 512, 7, 19),
+    Shape("llama", 2, 1, 514, 16, 19),
+    Shape("llama", 1, 1, 4, 4, 2**19),
+]
+
+
+def shapes() -> Iterator[Shape]:
+    yield from FIXED
+    draw = random.Random(1)
+    for _ in range(repeats("shapes")):
+        kv_heads = draw.choice((1, 1, 2, 3))
+        heads = kv_heads * draw.choice((1, 1, 2, 5))
+        head_dim = draw.randint(1, 600) if draw.random() < 0.3 else draw.randint(1, 80)
+        width = draw.choice((draw.randint(1, 200), draw.randint(1, 2_000), draw.randint(60_000, 140_000)))
+        if draw.random() < 0.5:
+            yield Shape("gpt2", heads, heads, head_dim, heads * head_dim, min(width, 2_000))
+        else:
+            yield Shape("llama", heads, kv_heads, head_dim + head_dim % 2, heads * draw.randint(1, 60 // heads), width)
+
+
+def logits(folder: Path, options: dict[str, Any]) -> Tensor:
+    """Return the logits of all tokens of the prompts, computed in one step."""
+    engine_options = EngineOptions(backend="cpu", threads=1, **options)
+    backend = choose_backend(engine_options, read_spec(folder))
+    model = load_decoder(folder, dtype=engine_options.dtype, ops=backend.ops, formats=backend.formats)
+    runner = backend.make_runner(model.decoder, KvCacheConfig(kv_groups(model.spec), 16, BLOCK_SIZE, model.dtype), 64)
+    rows, block = [], 0
+    for sequence, prompt in enumerate(PROMPTS):
+        blocks = tuple(range(block, block := block + -(-len(prompt) // BLOCK_SIZE)))
+        rows.append(RowPlan(sequence, 0, tuple(prompt), (blocks,), len(prompt)))
+    return runner.run(StepPlan(tuple(rows))).logits.clone()
+
+
+def refusal(shape: Shape, options: dict[str, str]) -> str | None:
+    """Return how the refusal names the part of the model; None if the kernels take it."""
+    if shape.head_dim > 512:
+        return "layers.0.attention"
+    wide = shape.intermediate_size > 131_072 and options.get("quantization") in ("int8", "int4")
+    return "layers.0.mlp.down" if wide else None
+
+
+def test_native_logits_of_any_shape_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = native_library()
+    assert isinstance(library, NativeLibrary), library
+    num_compared = 0
+    for number, shape in enumerate(shapes()):
+        reference, folder = shape.model(), tmp_path / str(number)
+        reference.save_pretrained(folder)
+        expected = torch.cat([reference(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
+        # In CI a random shape runs in two of the formats.
+        formats = FORMATS if number < len(FIXED) else [FORMATS[number % 8], FORMATS[number * 3 % 7]]
+        for options, tolerance in formats:
+            if (part := refusal(shape, options)) is not None:
+                with pytest.raises(InvalidOption, match=part):
+                    logits(folder, options)
+                continue
+            first = None
+            for isa in supported_isas(library):
+                monkeypatch.setenv(ISA_VARIABLE, isa)
+                actual = logits(folder, options)
+                error = float((actual - expected).norm() / expected.norm())
+                assert error <= tolerance, (shape, options, isa, error)
+                if not (isa == "amx" and options["dtype"] == "bfloat16"):  # whose tiles round activations
+                    first = actual if first is None else first
+                    assert torch.equal(actual, first), (shape, options, isa)
+                num_compared += 1
+            monkeypatch.delenv(ISA_VARIABLE)
+    assert num_compared > 100
