@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.exhaustive import repeats
-from tests.tiny_models import redraw
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -26,6 +24,8 @@ from hasten.ops.cpu.cpu import ISA_VARIABLE, supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.base import KvCacheConfig
+from tests.exhaustive import repeats
+from tests.tiny_models import redraw
 
 VOCAB_SIZE, BLOCK_SIZE = 40, 16
 PROMPTS = [[7], [3, 9, 27, 1, 3], [i * 7 % VOCAB_SIZE for i in range(33)]]  # forms for few and for many rows

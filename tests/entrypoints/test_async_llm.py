@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,11 @@ def test_many_tasks_get_the_outputs_of_the_synchronous_engine(tiny: Callable[[st
 def test_break_cancels_and_frees_the_blocks(tiny: Callable[[str], Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
         endless = GREEDY.replace(max_tokens=120)
-        async for delta in llm.stream(PROMPTS[0], endless):
-            assert delta.token_ids
-            break
+        async with aclosing(llm.stream(PROMPTS[0], endless)) as deltas:
+            async for delta in deltas:
+                assert delta.token_ids
+                break
+        assert llm._router.open_requests == []  # at once
         await until(lambda: num_held_blocks(llm) == 0 and not llm._loaded.engine.has_unfinished_requests)
         assert llm._router.open_requests == []
         # The request ended long before its 120 tokens.

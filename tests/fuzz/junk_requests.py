@@ -1,6 +1,6 @@
 """Junk in requests: hasten answers, or refuses them by name, and no other request notices.
 
-A case draws junk for some fields of a request, of its prompt, its conversation or the arguments of a call. It sends the request to an
+A case draws junk for some fields of a request, of its prompt, its conversation or the arguments of a call. It goes to an
 ``LLM`` or, beside two ordinary requests, to an ``AsyncLLM``. The ordinary requests get the tokens that they get alone.
 """
 

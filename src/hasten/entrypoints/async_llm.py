@@ -7,8 +7,9 @@ import dataclasses
 import itertools
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -76,8 +77,9 @@ class AsyncLLM:
         """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
         make = partial(self._request, prompt, sampling_params, priority, cache_salt)
         request = make() if _is_short(prompt) else await self._in_thread(make)
-        async for delta in self._stream(request):
-            yield delta
+        async with aclosing(self._stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def generate(
         self,
@@ -109,8 +111,9 @@ class AsyncLLM:
             prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
             return self._request(prompt, sampling_params, priority, cache_salt)
 
-        async for delta in self._stream(await self._in_thread(make)):
-            yield delta
+        async with aclosing(self._stream(await self._in_thread(make))) as deltas:
+            async for delta in deltas:
+                yield delta
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str) -> Request:
         return self._loaded.input_processor.request(
@@ -126,7 +129,7 @@ class AsyncLLM:
                 raise _ended(EngineDied("")) from error
             raise
 
-    async def _stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def _stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         inbox = self._router.open(request.request_id)
         is_finished = False
         try:
