@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 from hasten.checkpoints.reader import check_tokenizer_size
 from hasten.core.errors import CheckpointError, InvalidRequest
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
+from hasten.text.chat_template import ChatTemplate
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
 
@@ -36,6 +36,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.special_tokens: Mapping[str, str] = special_tokens or {}
         self.chat_template = chat_template
+        self._template = ChatTemplate(chat_template, self.special_tokens) if chat_template else None
         self._token_bytes: dict[bool, TokenBytes] = {}  # by skip_special_tokens
 
     @classmethod
@@ -90,32 +91,11 @@ class TextTokenizer:
     ) -> list[int]:
         """Return the token ids of the conversation, up to the start of the assistant's turn.
 
-        Raises ``InvalidRequest``.
+        ``template`` are the arguments of ``ChatTemplate.render``. Raises ``InvalidRequest``.
         """
-        if not self.chat_template:
+        if self._template is None:
             raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
-        try:
-            rendered = self._template_tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **template
-            )
-        except Exception as error:  # a template can raise errors of any class
-            raise InvalidRequest(
-                "the chat template refuses these messages",
-                got=str(error).rstrip("."),
-                remedy='Pass a list of {"role": ..., "content": ...}',
-            ) from error
-        return self.encode(rendered, add_special_tokens=False)
-
-    @functools.cached_property
-    def _template_tokenizer(self) -> Any:
-        from transformers import PreTrainedTokenizerFast
-
-        make: Any = PreTrainedTokenizerFast
-        return make(
-            tokenizer_object=Tokenizer(self._tokenizer.model),
-            chat_template=self.chat_template,
-            model_specific_special_tokens=dict(self.special_tokens),
-        )
+        return self.encode(self._template.render(messages, tools=tools, **template), add_special_tokens=False)
 
 
 def _read(folder: Path) -> Tokenizer:
