@@ -5,6 +5,7 @@ The byte-level tokenizer is tested twice: "byte-level" with ``WindowDetokenizer`
 """
 
 import inspect
+import itertools
 import json
 import os.path
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
-from hasten.text import byte_detokenizer, detokenizer
+from hasten.text import byte_detokenizer, byte_run, detokenizer
 from hasten.text.byte_detokenizer import ByteDetokenizer
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
+from hasten.text.stop_strings import StopStrings
 from hasten.text.tokenizer import TextTokenizer
 
 KINDS = ("bytes", "byte-level", "byte-fallback", "metaspace", "wordpiece")
@@ -96,12 +97,42 @@ def sentencepiece(byte_fallback: bool, special: list[AddedToken]) -> Tokenizer:
 
 def expected_text(kind: str, prompt: Sequence[int], completion: Sequence[int], skip: bool) -> str:
     """Return decode(prompt + completion) without the part that it shares with decode(prompt)."""
-    prompt_text = tokenizer_of(kind).decode(list(prompt), skip_special_tokens=skip)
-    full_text = tokenizer_of(kind).decode([*prompt, *completion], skip_special_tokens=skip)
+    prompt_text = tokenizer_of(kind).decode(mended(kind, prompt, skip), skip_special_tokens=skip)
+    full_text = tokenizer_of(kind).decode(mended(kind, [*prompt, *completion], skip), skip_special_tokens=skip)
     return full_text[len(os.path.commonprefix([prompt_text, full_text])) :]  # noqa: RUF071
 
 
-NAMES = {**vars(detokenizer), **vars(byte_detokenizer)}
+def mended(kind: str, token_ids: Sequence[int], skip: bool) -> list[int]:
+    """Replace byte tokens from the first wrong one of a run to its end by the token "�", so that characters before it stay.
+
+    Runs that are valid are unchanged.
+    """
+    if kind != "byte-fallback":
+        return list(token_ids)
+    tokenizer = tokenizer_of(kind)
+    left_out = [token for token in token_ids if tokenizer.id_to_token(token) is None]
+    left_out += [tokenizer.token_to_id(token) for token in (*SPECIAL, "<unk>") if skip]
+    byte_of = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+    result: list[int] = []
+    shown = [token for token in token_ids if token not in left_out]
+    for is_run, group in itertools.groupby(shown, lambda token: token in byte_of):
+        run = list(group)
+        num_good = len(run)
+        while is_run and num_good and not is_utf8(bytes(byte_of[token] for token in run[:num_good])):
+            num_good -= 1
+        result += run[:num_good] + [tokenizer.token_to_id(REPLACEMENT)] * (len(run) - num_good)
+    return result
+
+
+def is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+NAMES = {**vars(detokenizer), **vars(byte_detokenizer), **vars(byte_run)}
 
 
 def detokenizer_of(kind: str, skip: bool, prompt: Sequence[int] = (), names: Mapping[str, Any] = NAMES) -> Detokenizer:
@@ -203,10 +234,50 @@ def test_a_character_that_begins_in_the_prompt_is_completed(kind):
     assert "".join(pieces_of(kind, ids[:-3], ids[-3:], True)) == "🦉!"
 
 
-def test_a_wrong_byte_invalidates_its_run_of_byte_tokens_as_in_the_decoder():
-    byte_tokens = [tokenizer_of("byte-fallback").token_to_id(f"<0x{byte:02X}>") for byte in (*"\n🦉".encode(), 0xFF)]
-    assert "".join(pieces_of("byte-fallback", [], byte_tokens, True)) == REPLACEMENT * 6
-    assert pieces_of("byte-fallback", [], byte_tokens[:-1], True)[-1] == "\n🦉"
+def byte_tokens(value: bytes) -> list[int]:
+    return [tokenizer_of("byte-fallback").token_to_id(f"<0x{byte:02X}>") for byte in value]
+
+
+def test_a_character_of_byte_tokens_is_emitted_with_its_last_byte():
+    text = "🦉\nα的🙂" * 15
+    stream = detokenizer_of("byte-fallback", True)
+    assert [stream.push(token) for token in byte_tokens(text.encode())] == [
+        piece for character in text for piece in [*[""] * (len(character.encode()) - 1), character]
+    ]
+    assert stream.flush() == ""
+
+
+def test_a_stop_string_of_byte_tokens_is_met_with_its_last_byte():
+    stream, stop_strings = detokenizer_of("byte-fallback", True), StopStrings(("😀",), include=True)
+    shown = [stop_strings.push(stream.push(token)) for token in byte_tokens("α😀".encode() * 2)]
+    assert shown[:6] == [("", None), ("α", None), *[("", None)] * 3, ("😀", "😀")]
+
+
+@pytest.mark.parametrize("prompt", ("", "the cat"))
+def test_a_wrong_byte_spoils_the_rest_of_its_run_and_no_character_before_it(prompt):
+    prompt_ids = tokenizer_of("byte-fallback").encode(prompt).ids
+    wrong = byte_tokens("🦉".encode() + b"\xf0\xff" + "🦉".encode())
+    assert pieces_of("byte-fallback", prompt_ids, wrong, True) == ["", "", "", "🦉", "", *[REPLACEMENT * 2], *REPLACEMENT * 4, ""]
+    text = tokenizer_of("byte-fallback").encode("the cat").ids
+    pieces = pieces_of("byte-fallback", prompt_ids, [*wrong, *text, *byte_tokens("🦉".encode())], True)
+    assert "".join(pieces) == "🦉" + REPLACEMENT * 6 + " the cat🦉"
+
+
+def test_tokens_that_only_look_like_bytes_are_text():
+    """Without byte fallback in the decoder, ``<0x41>`` is six letters, and no part of a character."""
+    tokenizer = Tokenizer(models.WordLevel({"<0x41>": 0, "a": 1}, unk_token="a"))
+    stream = WindowDetokenizer(tokenizer, True)
+    assert [stream.push(token) for token in (0, 0, 1)] == ["<0x41>", " <0x41>", " a"]
+
+
+def test_tokens_without_text_are_no_start_of_a_text():
+    """The space after them stays, although a text that begins with it would lose it."""
+    tokenizer = Tokenizer(models.BPE({"": 0, "▁cat": 1}, []))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    for prompt, completion in (([1, *[0] * 50], [1, 1]), ([], [1, *[0] * 50, 1])):
+        stream = WindowDetokenizer(tokenizer, True, prompt)
+        pieces = [stream.push(token) for token in completion]
+        assert "".join(pieces) == (" cat cat" if prompt else "cat cat")
 
 
 @pytest.mark.parametrize("skip", (True, False))
@@ -215,12 +286,6 @@ def test_special_tokens_are_shown_or_skipped(kind, skip):
     tokenizer = tokenizer_of(kind)
     ids = [tokenizer.token_to_id("<s>"), *tokenizer.encode("hi").ids, tokenizer.token_to_id("<|end of turn|>")]
     assert "".join(pieces_of(kind, [], ids, skip)) == ("hi" if skip else "<s>hi<|end of turn|>")
-
-
-def test_a_fast_tokenizer_of_transformers_gives_the_same_text():
-    ids = tokenizer_of("byte-level").encode(SAMPLES[3]).ids
-    stream = WindowDetokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer_of("byte-level")), True)
-    assert "".join(stream.push(token) for token in ids) + stream.flush() == SAMPLES[3]
 
 
 class CountingTokenizer:
@@ -248,13 +313,35 @@ def test_the_work_per_token_does_not_grow(kind, text):
         counting = CountingTokenizer(tokenizer_of(kind))
         stream = WindowDetokenizer(counting, True)
         pieces = [stream.push(token) for token in completion]
-        assert "".join(pieces) + stream.flush() == tokenizer_of(kind).decode(completion)
+        assert "".join(pieces) + stream.flush() == expected_text(kind, [], completion, True)
         assert counting.num_decoded < 30 * len(completion)
 
 
 MUTANTS = {
     "incomplete characters are emitted": (detokenizer, "text.removesuffix(_REPLACEMENT)", "text"),
-    "byte tokens are emitted early": (detokenizer, 'if kind == "byte":\n            return', "if False:\n            return"),
+    "byte tokens are text": (
+        detokenizer,
+        "return self._push_text(token_id) if kind ==",
+        "return self._push_text(token_id) if True or",
+    ),
+    "the window cuts a character of byte tokens": (detokenizer, "in range(0x80, 0xC0)", "in ()"),
+    "the open bytes of a prompt are shown again": (
+        detokenizer,
+        "run.num_open - self._num_prompt_bytes",
+        "run.num_open",
+    ),
+    "an open character at the end of a run is lost": (
+        detokenizer,
+        "return _REPLACEMENT * num_unseen\n\n    def _emit",
+        'return ""\n\n    def _emit',
+    ),
+    "text before byte tokens is forgotten": (detokenizer, "num_held_back > 0", "False"),
+    "a wrong byte completes a character": (byte_run, 'return "wrong" if self._is_wrong else', 'return "complete" or'),
+    "a wrong byte spoils only its character": (
+        byte_run,
+        "self._is_wrong = True",
+        'self._open_bytes = b""\n            return "wrong"',
+    ),
     "no context before the window": (detokenizer, "_CONTEXT = 8", "_CONTEXT = 1"),
     "skipped tokens are context": (
         detokenizer,
@@ -262,10 +349,10 @@ MUTANTS = {
         "return False",
     ),
     "held text is forgotten": (detokenizer, "text[: len(text) - num_held_back]", "text"),
-    "flush returns nothing": (detokenizer, "return self._emit(self._decode(self._window))", 'return ""'),
-    "the prompt is no context": (detokenizer, "in reversed(prompt_token_ids)", "in ()"),
+    "flush returns nothing": (detokenizer, "return self._emit(self._decode(self._window)) if", 'return "" if'),
+    "the prompt is no context": (detokenizer, "in reversed(token_ids)", "in ()"),
     "the prompt's incomplete character stays": (detokenizer, "if not text.startswith(self._emitted):", "if False:"),
-    "the prompt's window cuts a run of bytes": (detokenizer, '>= _CONTEXT and kind != "byte"', ">= _CONTEXT"),
+    "the prompt's window cuts a run of bytes": (detokenizer, '>= num_needed and kind == "text"', ">= num_needed"),
     "bytes: the prompt is no context": (byte_detokenizer, "in reversed(prompt_token_ids)", "in ()"),
     "bytes: the prompt's incomplete character is cut": (byte_detokenizer, "_MAX_INCOMPLETE = 3", "_MAX_INCOMPLETE = 1"),
     "bytes: the prompt's incomplete character stays": (byte_detokenizer, "return text.removeprefix(_REPLACEMENT)", "return text"),
@@ -276,8 +363,9 @@ MUTANTS = {
 }
 
 
+@cache
 def fixed_cases() -> list[tuple[str, list[int], int, bool]]:
-    found = []
+    found = [("byte-fallback", tokens, num_prompt, skip) for tokens, num_prompt in wrong_bytes() for skip in (True, False)]
     for kind in KINDS:
         tokenizer = tokenizer_of(kind)
         end = tokenizer.token_to_id("</s>")
@@ -295,20 +383,36 @@ def fixed_cases() -> list[tuple[str, list[int], int, bool]]:
     return found
 
 
+def wrong_bytes() -> list[tuple[list[int], int]]:
+    """Return token ids with wrong bytes, and how many of them are the prompt's."""
+    text = tokenizer_of("byte-fallback").encode("a cat").ids
+    literal = tokenizer_of("byte-fallback").token_to_id(REPLACEMENT)
+    owls, open_owl, wrong = byte_tokens("🦉".encode() * 9), byte_tokens("🦉".encode()[:3]), byte_tokens(b"\xff")
+    runs = [owls + open_owl, owls + wrong + owls, open_owl + wrong, [literal, *wrong], [literal, *owls]]
+    return [(text + run + text, len(text) + num_prompt) for run in runs for num_prompt in (0, 1, 2, len(run) - 1, len(run))]
+
+
 @pytest.mark.parametrize("fault", MUTANTS)
-def test_planted_faults_are_caught(fault):
+def test_planted_faults_are_caught(fault, monkeypatch):
     module, old, new = MUTANTS[fault]
     source = inspect.getsource(module)
     assert source.count(old) == 1, f"the source no longer has the code to replace: {old!r}"
     faulty = {"__name__": module.__name__}
     exec(compile(source.replace(old, new), "mutant", "exec"), faulty)
-
-    def is_correct(kind: str, tokens: list[int], num_prompt: int, skip: bool, names: Mapping[str, Any]) -> bool:
-        prompt, completion = tokens[:num_prompt], tokens[num_prompt:]
-        return "".join(pieces_of(kind, prompt, completion, skip, names)) == expected_text(kind, prompt, completion, skip)
-
-    assert all(is_correct(*case, NAMES) for case in fixed_cases())
+    assert all_are_correct()
+    if module is byte_run:
+        monkeypatch.setattr(detokenizer, "ByteRun", faulty["ByteRun"])
     assert not all(is_correct(*case, NAMES | faulty) for case in fixed_cases())
+
+
+@cache
+def all_are_correct() -> bool:
+    return all(is_correct(*case, NAMES) for case in fixed_cases())
+
+
+def is_correct(kind: str, tokens: list[int], num_prompt: int, skip: bool, names: Mapping[str, Any]) -> bool:
+    prompt, completion = tokens[:num_prompt], tokens[num_prompt:]
+    return "".join(pieces_of(kind, prompt, completion, skip, names)) == expected_text(kind, prompt, completion, skip)
 
 
 @pytest.mark.parametrize(("kind", "expected_class"), [("byte-level", ByteDetokenizer), ("byte-fallback", WindowDetokenizer)])
