@@ -23,6 +23,7 @@ SUITES = {
         12_500, 50_000, "outputs of four sampled tokens per rule", "tests/speculative/acceptance/test_chi_square.py"
     ),
     "drafters": Suite(160, 500, "prompts per drafter, in eight kinds of settings", "tests/engine/test_speculation.py"),
+    "bad words": Suite(120, 5_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

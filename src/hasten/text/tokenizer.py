@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,18 @@ from tokenizers import Tokenizer
 
 from hasten.checkpoints.reader import check_tokenizer_size
 from hasten.core.errors import CheckpointError, InvalidRequest
+from hasten.sampling.bad_word_set import BadWordSet
+from hasten.sampling.token_texts import TokenTexts
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
 from hasten.text.chat_template import ChatTemplate
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
+from hasten.text.vocabulary_bytes import vocabulary_bytes
 
 FILE = "tokenizer.json"
 _OTHER_FILES = ("tokenizer.model", "vocab.json", "tokenizer_config.json")  # transformers makes a tokenizer.json from these
+
+_MAX_BAD_WORD_SETS = 32  # a full cache is emptied; a set has at most 8 bytes per token of the vocabulary
 
 
 class TextTokenizer:
@@ -38,6 +44,8 @@ class TextTokenizer:
         self.chat_template = chat_template
         self._template = ChatTemplate(chat_template, self.special_tokens) if chat_template else None
         self._token_bytes: dict[bool, TokenBytes] = {}  # by skip_special_tokens
+        self._token_texts: dict[bool, TokenTexts] = {}  # by skip_special_tokens
+        self._bad_words: dict[tuple[tuple[str, ...], bool], BadWordSet] = {}
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int) -> TextTokenizer | None:
@@ -85,6 +93,22 @@ class TextTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def bad_words(self, words: tuple[str, ...], skip_special_tokens: bool) -> BadWordSet:
+        """Return the set of these words, which takes milliseconds to make and is kept for further calls."""
+        found = self._bad_words.get((words, skip_special_tokens))
+        if found is None:
+            if skip_special_tokens not in self._token_texts:
+                self._token_texts[skip_special_tokens] = TokenTexts(vocabulary_bytes(self._tokenizer, skip_special_tokens))
+            if len(self._bad_words) >= _MAX_BAD_WORD_SETS:
+                self._bad_words.clear()
+            found = self._bad_words[words, skip_special_tokens] = BadWordSet(self._token_texts[skip_special_tokens], words)
+        return found
+
+    @functools.cached_property
+    def special_token_ids(self) -> Mapping[str, int]:
+        """The special tokens, which decoding can skip, by their text."""
+        return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any

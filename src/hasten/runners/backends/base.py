@@ -13,6 +13,7 @@ from hasten.layers.formats.base import WeightFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
 from hasten.runners.base import KvCacheConfig, LayerwiseRunner
+from hasten.sampling.chain import Chain
 from hasten.sampling.token_selector import TokenSelector
 from hasten.speculative.drafters.eagle import EagleRunner
 
@@ -52,7 +53,7 @@ class Backend(Protocol):
         """Return whether a row's logits have the same bits in any batch."""
         ...
 
-    def token_selector(self) -> TokenSelector:
+    def token_selector(self, chain: Chain) -> TokenSelector:
         """Return what selects tokens from the logits of these runners."""
         ...
 

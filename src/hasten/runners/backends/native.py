@@ -23,7 +23,9 @@ from hasten.ops.torch.backend import TorchOps
 from hasten.runners.base import KvCacheConfig
 from hasten.runners.eagle_runner import NativeEagleRunner, TorchEagleRunner
 from hasten.runners.native_runner import NativeRunner
+from hasten.sampling.chain import Chain
 from hasten.sampling.native_token_selector import NativeTokenSelector
+from hasten.sampling.token_selector import TorchTokenSelector
 
 
 class NativeBackend:
@@ -79,8 +81,8 @@ class NativeBackend:
     def batch_invariant(self, dtype: torch.dtype) -> bool:
         return dtype == torch.float32 if self.quantization is None else self.quantization in ("int8", "int4")
 
-    def token_selector(self) -> NativeTokenSelector:
-        return NativeTokenSelector(self.cpu)
+    def token_selector(self, chain: Chain) -> NativeTokenSelector:
+        return NativeTokenSelector(self.cpu, TorchTokenSelector(chain))
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
         matrices = {id(m): m for m in decoder.modules() if isinstance(m, Packed)}.values()
