@@ -5,18 +5,15 @@ The oracle decodes the sequence with each token of the vocabulary and looks for 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tests.exhaustive import repeats
 from tests.text.test_detokenizer import SAMPLES, SPECIAL, TEXT, trained
-from tests.tiny_models import tiny_checkpoint
+from tests.text_models import text_checkpoint
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from hasten import LLM, InvalidRequest, SamplingParams
 from hasten.sampling import token_texts
@@ -202,19 +199,7 @@ def test_a_token_that_ends_the_output_completes_no_word(kind: str) -> None:
 @pytest.fixture(scope="module", params=["byte-level", "byte-fallback"])
 def text_llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     """Return a tiny model with the first tokens of a trained tokenizer."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = tiny_checkpoint("llama-gqa", folder)
-    config = json.loads((checkpoint / "config.json").read_text())
-    tokenizer = trained(request.param)
-    config |= {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 1}
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    (checkpoint / "generation_config.json").unlink()
-    weights = load_file(checkpoint / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[name] = torch.randn(config["vocab_size"], weights[name].shape[1], generator=generator) * 0.3
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(checkpoint)
+    checkpoint = text_checkpoint(trained(request.param), tmp_path_factory.mktemp(request.param))
     return LLM(str(checkpoint), kv_cache_memory="8MiB", threads=1)
 
 

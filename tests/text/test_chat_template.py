@@ -54,8 +54,8 @@ def test_equal_to_transformers(chat_templates: dict[str, ChatTemplate], name: st
             try:
                 text = chat_templates[name].render(conversation, **settings)
             except InvalidRequest as error:
-                if expected is not None:
-                    assert "takes no" in str(error) or "no such variable" in str(error)
+                refusal = str(error)
+                assert expected is None or "takes no" in refusal or "no such variable" in refusal
                 continue
             assert conversation == before
             if name == "parts-only":
@@ -185,7 +185,7 @@ def test_one_of_several_templates_is_chosen_as_in_transformers() -> None:
     for tools in (None, [], [TOOL]):
         assert template.render(user("Hi"), tools=tools) == tokenizer.apply_chat_template(user("Hi"), tools=tools, tokenize=False)
     template.close()
-    with pytest.raises(InvalidRequest, match="several chat templates.*got rag"):
+    with pytest.raises(InvalidRequest, match=r"several chat templates.*got rag"):
         ChatTemplate({"rag": "x"}, {}).render(user("Hi"))
 
 

@@ -61,7 +61,7 @@ ESCAPES = [
 ]
 
 BOMBS = {
-    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3,
     "nested ranges that write": "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
     "a long text": "{{ 'a' * 5000000000 }}",
     "a long list": "{{ ([1] * 10000000000) | length }}",

@@ -23,6 +23,7 @@ from hasten.text.vocabulary_bytes import vocabulary_bytes
 FILE = "tokenizer.json"
 _OTHER_FILES = ("tokenizer.model", "vocab.json", "tokenizer_config.json")  # transformers makes a tokenizer.json from these
 
+_BEFORE_FRAGMENTS = ("\n", "x\n", "x", "0")  # texts that most tokenizers do not join with what follows
 _MAX_BAD_WORD_SETS = 32  # a full cache is emptied; a set has at most 8 bytes per token of the vocabulary
 
 
@@ -79,6 +80,15 @@ class TextTokenizer:
         # Unlike ``encode``, the call for batches lets other threads run, which matters with long texts.
         token_ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return token_ids
+
+    def encode_fragment(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on in another text: without special tokens, or a space before it."""
+        for before in _BEFORE_FRAGMENTS:
+            head = self.encode(before, add_special_tokens=False)
+            token_ids = self.encode(before + text, add_special_tokens=False)
+            if token_ids[: len(head)] == head:
+                return token_ids[len(head) :]
+        return self.encode(text, add_special_tokens=False)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of ``encode`` and, for each token, the offset in bytes of its end in the text.

@@ -35,13 +35,15 @@ def vocabulary_bytes(tokenizer: Tokenizer, skip_special_tokens: bool) -> list[by
 
 def _decoded_pieces(tokenizer: Tokenizer, num_ids: int) -> list[bytes]:
     """Return what the tokens add after a word: the first token whose text is letters or digits."""
-    alone = tokenizer.decode_batch([[token_id] for token_id in range(num_ids)], skip_special_tokens=False)
-    special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    word = next((i for i, text in enumerate(alone) if i not in special and text.isascii() and text.isalnum()), None)
-    if word is None:
-        return [text.encode() for text in alone]
-    after_word = tokenizer.decode_batch([[word, token_id] for token_id in range(num_ids)], skip_special_tokens=False)
+
+    def decode(token_id: int) -> str:
+        text: str = tokenizer.decode([token_id], skip_special_tokens=True)
+        return text
+
+    word = next((i for i in range(num_ids) if decode(i).isascii() and decode(i).isalnum()), None)
+    before, word_text = ([], "") if word is None else ([word], decode(word))
+    texts = tokenizer.decode_batch([[*before, token_id] for token_id in range(num_ids)], skip_special_tokens=False)
     return [
-        (text.removeprefix(alone[word]) if text.startswith(alone[word]) else alone[token_id]).encode()
-        for token_id, text in enumerate(after_word)
+        (text.removeprefix(word_text) if text.startswith(word_text) else tokenizer.decode([i], skip_special_tokens=False)).encode()
+        for i, text in enumerate(texts)
     ]
