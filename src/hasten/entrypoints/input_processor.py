@@ -6,6 +6,7 @@ Every fault of a prompt or of its settings is raised here, before the request re
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,13 @@ class InputProcessor:
         if stop_ids := tuple(special[text] for text in params.stop if text in special):
             changes["stop"] = tuple(text for text in params.stop if text not in special)
             changes["stop_token_ids"] = tuple(dict.fromkeys(params.stop_token_ids + stop_ids))
+        for text in changes.get("stop", params.stop):
+            if inside := [token for token in special if token in text]:
+                warnings.warn(
+                    f"the stop string {text!r} has the special token {inside[0]} in it, which skip_special_tokens leaves out "
+                    "of the text. Pass the token alone, or set skip_special_tokens=False.",
+                    stacklevel=2,
+                )
         if word_ids := tuple((special[text],) for text in params.bad_words if text in special):
             changes["bad_words_ids"] = params.bad_words_ids + word_ids
         if params.bad_words:  # made here, so that no step of the engine waits for it

@@ -88,8 +88,12 @@ class LLM:
         cache_salt: str = "",
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Return one output per conversation. ``template_kwargs`` go to the checkpoint's chat template."""
-        is_batch = messages and not isinstance(messages[0], Mapping)
+        """Return one output per conversation.
+
+        ``template_kwargs`` go to the checkpoint's chat template, also as one mapping in ``chat_template_kwargs``. Raises
+        ``InvalidRequest`` for those that it does not read.
+        """
+        is_batch = isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple))
         conversations: Any = messages if is_batch else [messages]
         prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt)
