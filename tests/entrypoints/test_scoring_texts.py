@@ -119,6 +119,17 @@ def test_scores_are_those_of_one_text_cut_after_the_prompts_tokens(subwords: tup
             assert before == min(len(alone), len(whole)) or whole[before] != alone[before]
 
 
+def test_no_special_token_follows_a_continuation(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(trained("byte-fallback").to_str())
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    llm = LLM(str(text_checkpoint(tokenizer, tmp_path)), **SETTINGS)
+    for prompt, continuation in (("the cat", " sat"), ("the cat ", "sat"), ("the", " cat sat")):
+        (score,) = llm.score(prompt, [continuation])
+        *before, end = tokenizer.encode(prompt + continuation).ids
+        assert end == ends[1][1] and score.token_ids == tuple(before[len(before) - len(score.token_ids) :])
+
+
 def test_spaces_at_the_end_of_a_prompt_are_scored_once(subwords: tuple[LLM, Tokenizer, Any]) -> None:
     llm, tokenizer, _ = subwords
     expected = llm.score("the cat", [" sat on"])[0]

@@ -125,8 +125,9 @@ class LLM:
     ) -> list[ScoreOutput]:
         """Return the log-probabilities of each continuation after the prompt, in order.
 
-        The prompt is computed once. A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the
-        settings only those of early exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open meanwhile.
+        The prompt is computed once. A continuation is ``{"token_ids": [...]}`` or text; spaces at the prompt's end count for the
+        text. Of the settings only those of early exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open
+        meanwhile.
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """

@@ -108,8 +108,8 @@ class Scoring:
             return prompt_ids, tuple(tokenizer.encode_fragment(continuation))
         if not continuation:
             return prompt_ids, ()
-        without_spaces = tuple(tokenizer.encode(prompt.rstrip(" "))) if prompt.endswith(" ") else prompt_ids
-        whole_ids = tuple(tokenizer.encode(prompt + continuation))
+        without_spaces = tuple(tokenizer.encode_open(prompt.rstrip(" "))) if prompt.endswith(" ") else prompt_ids
+        whole_ids = tuple(tokenizer.encode_open(prompt + continuation))
         num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole_ids, without_spaces, strict=False)))
         return whole_ids[:num_shared], whole_ids[num_shared:]
 

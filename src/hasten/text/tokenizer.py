@@ -81,6 +81,17 @@ class TextTokenizer:
         token_ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return token_ids
 
+    def encode_open(self, text: str) -> list[int]:
+        """Return the token ids of ``encode`` without the special tokens that some tokenizers put at the end."""
+        token_ids = self.encode(text)
+        return token_ids[: len(token_ids) - self._num_special_at_end]
+
+    @functools.cached_property
+    def _num_special_at_end(self) -> int:
+        plain, complete = self.encode("a", add_special_tokens=False), self.encode("a")
+        starts = (i for i in range(len(complete) - len(plain) + 1) if complete[i : i + len(plain)] == plain)
+        return len(complete) - len(plain) - next(starts, len(complete) - len(plain))
+
     def encode_fragment(self, text: str) -> list[int]:
         """Return the token ids of a text that goes on in another text: without special tokens, or a space before it."""
         for before in _BEFORE_FRAGMENTS:
