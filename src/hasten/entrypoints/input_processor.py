@@ -118,7 +118,7 @@ class InputProcessor:
             )
 
     def _complete(self, params: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
-        """Set the length and the seed if they are open, and turn special tokens among the texts into token ids."""
+        """Set the length and the seed if they are open, and turn texts of special tokens into ids."""
         changes: dict[str, Any] = {}
         if params.max_tokens is None:
             changes["max_tokens"] = max(self.max_model_len - num_prompt_tokens, params.min_tokens)

@@ -100,7 +100,10 @@ class Scoring:
     def _encode(
         self, prompt: Prompt, prompt_ids: tuple[int, ...], continuation: Continuation
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the token ids before the cut and after it, unchecked. ``prompt_ids`` are those of the prompt alone."""
+        """Return the token ids before the cut and after it, unchecked.
+
+        ``prompt_ids`` are those of the prompt alone.
+        """
         if not isinstance(continuation, str):
             return prompt_ids, read_token_ids(continuation, "continuation", "token_ids")
         tokenizer = self._input_processor.tokenizer_for(continuation, "continuation", "token_ids")
@@ -109,12 +112,12 @@ class Scoring:
         if not continuation:
             return prompt_ids, ()
         without_spaces = tuple(tokenizer.encode_open(prompt.rstrip(" "))) if prompt.endswith(" ") else prompt_ids
-        whole_ids = tuple(tokenizer.encode_open(prompt + continuation))
-        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole_ids, without_spaces, strict=False)))
-        return whole_ids[:num_shared], whole_ids[num_shared:]
+        joint_ids = tuple(tokenizer.encode_open(prompt + continuation))
+        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(joint_ids, without_spaces, strict=False)))
+        return joint_ids[:num_shared], joint_ids[num_shared:]
 
     def _check(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], name: str) -> None:
-        """Raise ``InvalidRequest`` for continuations that are empty, too long, no token ids, or have nothing before them."""
+        """Raise ``InvalidRequest`` for continuations that are empty, too long, no token ids, or first."""
         empty = [f"{name}[{i}]" for i, (_, token_ids) in enumerate(pairs) if not token_ids]
         if empty:
             raise InvalidRequest(f"{len(empty)} of the {name} are empty", got=format_first(empty), allowed="one token or more")

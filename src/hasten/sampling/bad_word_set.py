@@ -10,7 +10,7 @@ from hasten.sampling.token_texts import TokenIds, TokenTexts
 
 
 class BadWordSet:
-    """Finds the tokens after which a text would have one of the words in it, however it is cut into tokens.
+    """Finds the tokens after which a text would have a bad word in it, in any tokenisation.
 
     A token does so if its text has a word in it, or begins with the rest of a word whose start ends the text so far::
 

@@ -22,8 +22,9 @@ _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplate:
-    """``templates``: the source, or sources by name, of which ``tool_use`` serves conversations with tools, else ``default``.
+    """The chat template of a checkpoint, or its chat templates.
 
+    ``templates``: the source, or sources by name, of which ``tool_use`` serves conversations with tools, else ``default``.
     ``special_tokens``: the texts that the template knows as ``bos_token`` and the like.
     """
 
@@ -121,7 +122,7 @@ class ChatTemplate:
         return self._content_forms[source]
 
     def _check_names(self, source: str, variables: Mapping[str, Any], **listed: Any) -> None:
-        """Raise ``InvalidRequest`` for variables that the template does not read, or that the request must not set."""
+        """Raise ``InvalidRequest`` for variables that the template does not read or a request must not set."""
         used = [name for name, value in listed.items() if value]
         if not variables and not used:
             return

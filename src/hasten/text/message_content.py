@@ -1,4 +1,4 @@
-"""``ContentForms``: gives each message's content the form that a chat template reads, text or content parts.
+"""``ContentForms``: gives messages' contents the form that a chat template reads, text or parts.
 
 Templates of text models print ``message.content``. Templates of multimodal models loop over ``[{"type": "text", "text": ...}]``.
 A list given to the first would reach the model as the text of a Python list; a text given to the second would vanish. What a
@@ -19,7 +19,7 @@ _CALL = {"id": "call12345", "type": "function", "function": {"name": "f", "argum
 
 
 class ContentForms:
-    """``render`` renders messages with the template, and raises ``InvalidRequest`` where the template refuses them."""
+    """``render`` renders messages, and raises ``InvalidRequest`` where the template refuses them."""
 
     def __init__(self, render: Callable[[Sequence[Message]], str]) -> None:
         self._render = render

@@ -81,7 +81,7 @@ class TemplateProcess:
         return answer
 
     def _started(self) -> _RunningProcess:
-        if self._process is not None and not self._process.is_usable():
+        if self._process is not None and not self._process.is_running():
             self._end()
         if self._process is None:
             self._process = _RunningProcess()
@@ -128,7 +128,7 @@ class _RunningProcess:
             self.end()
             raise
 
-    def is_usable(self) -> bool:
+    def is_running(self) -> bool:
         """Return whether it runs and is not that of a parent that was forked."""
         return self._owner == os.getpid() and self._process.poll() is None
 

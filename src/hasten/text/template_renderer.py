@@ -1,4 +1,4 @@
-"""``TemplateRenderer``: renders chat templates in Jinja's sandbox, with the globals and filters of transformers.
+"""``TemplateRenderer``: renders chat templates in Jinja's sandbox, as transformers does.
 
 ``TemplateProcess`` runs this file as a program, so that a template that takes too long can be killed. It imports Jinja and the
 standard library only. A message in either direction is the length in bytes (8 bytes), then JSON in UTF-8::
@@ -78,7 +78,7 @@ def _joined(pieces: Iterator[str], max_length: int) -> dict[str, Any]:
 
 
 class _GenerationBlock(Extension):
-    """``{% generation %}``, which marks the assistant's words for training. Its contents are rendered as they are."""
+    """``{% generation %}``, which marks the assistant's words for training; they are rendered as they are."""
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 

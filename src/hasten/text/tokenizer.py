@@ -93,7 +93,7 @@ class TextTokenizer:
         return len(complete) - len(plain) - next(starts, len(complete) - len(plain))
 
     def encode_fragment(self, text: str) -> list[int]:
-        """Return the token ids of a text that goes on in another text: without special tokens, or a space before it."""
+        """Return the token ids of a text inside another: without special tokens, or a space before it."""
         for before in _BEFORE_FRAGMENTS:
             head = self.encode(before, add_special_tokens=False)
             token_ids = self.encode(before + text, add_special_tokens=False)
@@ -131,16 +131,20 @@ class TextTokenizer:
         """The special tokens, which decoding can skip, by their text."""
         return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
-    ) -> list[int]:
-        """Return the token ids of the conversation, up to the start of the assistant's turn.
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any) -> str:
+        """Return the text of the conversation, up to the start of the assistant's turn.
 
         ``template`` are the arguments of ``ChatTemplate.render``. Raises ``InvalidRequest``.
         """
         if self._template is None:
             raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
-        return self.encode(self._template.render(messages, tools=tools, **template), add_special_tokens=False)
+        return self._template.render(messages, tools=tools, **template)
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
+    ) -> list[int]:
+        """Return the token ids of ``render_chat``."""
+        return self.encode(self.render_chat(messages, tools=tools, **template), add_special_tokens=False)
 
 
 def _read(folder: Path) -> Tokenizer:

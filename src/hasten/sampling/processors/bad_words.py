@@ -16,8 +16,9 @@ from hasten.sampling.row_tensors import token_index
 
 @dataclass(frozen=True, slots=True)
 class BadWords:
-    """``word_set`` returns the set of bad words that are text, by ``skip_special_tokens``. None: there is no tokenizer.
+    """The processor for bad words.
 
+    ``word_set`` returns the set of bad words that are text, by ``skip_special_tokens``; None if there is no tokenizer.
     As token ids, a bad word that is an end-of-sequence token alone is ignored, as in transformers. As text, a token that ends the
     output and does not appear in it completes no bad word.
     """
