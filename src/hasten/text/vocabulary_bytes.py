@@ -12,7 +12,8 @@ from hasten.text.byte_run import byte_of
 def vocabulary_bytes(tokenizer: Tokenizer, skip_special_tokens: bool) -> list[bytes]:
     """Return the bytes of each token inside a text, by token id.
 
-    There are none for ids without a token and for special tokens to skip. Where the text of a token depends on its neighbours, it is the text after a word.
+    There are none for ids without a token and for special tokens to skip. Where the text of a token depends on its neighbours, it
+    is the text after a word.
     """
     names = {token_id: name for name, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}
     num_ids = max(names, default=-1) + 1
