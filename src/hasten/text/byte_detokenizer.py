@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from hasten.text.detokenizer import BackendTokenizer
 
 _MAX_INCOMPLETE = 3  # bytes of a character that is not complete
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def _byte_decoder() -> dict[str, int]:
@@ -63,8 +62,8 @@ class ByteDetokenizer:
             if len(prompt_end) >= _MAX_INCOMPLETE:
                 break
         self._decoder.decode(prompt_end)
-        # Whether the prompt ends inside a character, so that the decoded prompt alone ends in �.
-        self._prompt_is_incomplete = bool(self._decoder.getstate()[0])
+        # What the decoded prompt alone ends in, if it ends inside a character: � for its bytes.
+        self._prompt_end = self._decoder.getstate()[0].decode(errors="replace")
 
     def push(self, token_id: int) -> str:
         return self._without_prompt(self._decoder.decode(self._token_bytes[token_id]))
@@ -74,7 +73,7 @@ class ByteDetokenizer:
 
     def _without_prompt(self, text: str) -> str:
         """Remove the � that the decoded prompt already ends in, if the completion did not make it a character."""
-        if self._prompt_is_incomplete and text:
-            self._prompt_is_incomplete = False
-            return text.removeprefix(_REPLACEMENT)
+        if self._prompt_end and text:
+            prompt_end, self._prompt_end = self._prompt_end, ""
+            return text.removeprefix(prompt_end)
         return text

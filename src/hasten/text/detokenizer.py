@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Literal, Protocol
 
+from hasten.core.errors import CheckpointError
 from hasten.text.byte_run import ByteRun, byte_of
+from hasten.text.panics import is_panic
 
 # A character has at most four bytes and a token at least one, so no open character reaches back to the window's first tokens.
 # Only these decode differently without the tokens before them (a stripped space, half a character).
@@ -41,8 +43,8 @@ class BackendTokenizer(Protocol):
 class Detokenizer(Protocol):
     """Decodes one completion, token by token.
 
-    Its text is ``decode(prompt + completion)`` without the part that it shares with ``decode(prompt)``. A leading space of the
-    completion stays. A character that begins in the prompt comes with the token that completes it.
+    Its text is ``decode(prompt + completion)`` without the characters that the prompt completes. A leading space of the completion
+    stays. A character that begins in the prompt comes with the token that completes it.
     """
 
     def push(self, token_id: int) -> str:
@@ -75,9 +77,9 @@ class WindowDetokenizer:
 
     def push(self, token_id: int) -> str:
         kind = self._kind(token_id)
-        if kind == "skipped":
-            return ""
-        return self._push_text(token_id) if kind == "text" else self._push_byte(token_id, kind)
+        if kind == "text":
+            return self._push_text(token_id)
+        return "" if kind == "skipped" else self._push_byte(token_id, kind)
 
     def flush(self) -> str:
         return self._emit(self._decode(self._window)) if self._run is None else self._end_run(self._run)
@@ -89,7 +91,8 @@ class WindowDetokenizer:
         new_text += self._emit(text.removesuffix(_REPLACEMENT))
         num_held_back = len(text) - len(self._emitted)
         self._has_held_back = num_held_back > 0
-        self._shorten_window(num_held_back)
+        if len(self._window) > _MAX_WINDOW:
+            self._shorten_window(num_held_back)
         return new_text
 
     def _push_byte(self, token_id: int, byte: int) -> str:
@@ -107,7 +110,8 @@ class WindowDetokenizer:
             del self._window[:-_MAX_WINDOW]
             return new_text + _REPLACEMENT * num_unseen
         new_text += self._emit(self._decode(self._window))
-        self._shorten_window(0)
+        if len(self._window) > _MAX_WINDOW:
+            self._shorten_window(0)
         return new_text
 
     def _end_run(self, run: ByteRun) -> str:
@@ -127,9 +131,10 @@ class WindowDetokenizer:
         return text[start:]
 
     def _shorten_window(self, num_held_back: int) -> None:
-        """Drop the first tokens of a long window. The last ``num_held_back`` letters of its text are not emitted."""
-        if len(self._window) <= _MAX_WINDOW:
-            return
+        """Drop the first tokens of a long window.
+
+        The last ``num_held_back`` letters of its text are not emitted.
+        """
         start = len(self._window) - _CONTEXT
         while start and self._kind(self._window[start]) in range(0x80, 0xC0):  # inside a character
             start -= 1
@@ -154,7 +159,12 @@ class WindowDetokenizer:
         return window[::-1]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        try:
+            return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise CheckpointError("the tokenizer of this checkpoint cannot decode its tokens", got=error) from error
 
     def _kind(self, token_id: int) -> int | Literal["skipped", "text"]:
         """Return the byte of a byte token, or which other kind the token is of."""

@@ -1,27 +1,27 @@
-"""``TextTokenizer``: the checkpoint's tokenizer, as its ``tokenizer.json`` says, and its chat template."""
+"""``TextTokenizer``: the checkpoint's tokenizer and its chat template; ``tokenizer.json`` decides."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
+from tokenizers.decoders import ByteLevel
 
-from hasten.checkpoints.reader import check_tokenizer_size
-from hasten.core.errors import CheckpointError, InvalidRequest
+from hasten.core.errors import InvalidRequest
 from hasten.sampling.bad_word_set import BadWordSet
 from hasten.sampling.token_texts import TokenTexts
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
 from hasten.text.chat_template import ChatTemplate
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
+from hasten.text.panics import is_panic
+from hasten.text.read_tokenizer import FILES, read_tokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
 from hasten.text.vocabulary_bytes import vocabulary_bytes
-
-FILE = "tokenizer.json"
-_OTHER_FILES = ("tokenizer.model", "vocab.json", "tokenizer_config.json")  # transformers makes a tokenizer.json from these
 
 _BEFORE_FRAGMENTS = ("\n", "x\n", "x", "0")  # texts that most tokenizers do not join with what follows
 _MAX_BAD_WORD_SETS = 32  # a full cache is emptied; a set has at most 8 bytes per token of the vocabulary
@@ -37,9 +37,6 @@ class TextTokenizer:
         special_tokens: Mapping[str, str] | None = None,
         chat_template: str | dict[str, str] | None = None,
     ) -> None:
-        # Files may carry the settings of a training run. A saved truncation would cut prompts without a word.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.special_tokens: Mapping[str, str] = special_tokens or {}
         self.chat_template = chat_template
@@ -54,17 +51,14 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if not any((folder / name).exists() for name in (FILE, *_OTHER_FILES)):
+        if not any((folder / name).exists() for name in FILES):
             return None
         config = TokenizerConfig.read(folder)
-        tokenizer = _read(folder) if (folder / FILE).exists() else _convert(folder)
-        check_tokenizer_size(tokenizer.get_vocab_size(), vocab_size)
-        return cls(tokenizer, special_tokens=config.special_tokens, chat_template=config.chat_template)
+        tokenizer, special_tokens = read_tokenizer(folder, config, vocab_size)
+        return cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """Return an incremental detokenizer for one completion of this prompt."""
-        from tokenizers.decoders import ByteLevel
-
         if not isinstance(self._tokenizer.decoder, ByteLevel):
             return WindowDetokenizer(self._tokenizer, skip_special_tokens, prompt_token_ids)
         if skip_special_tokens not in self._token_bytes:
@@ -77,39 +71,49 @@ class TextTokenizer:
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        # Unlike ``encode``, the call for batches lets other threads run, which matters with long texts.
-        token_ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        """Return the token ids. Raises ``InvalidRequest`` for a text that the vocabulary cannot express."""
+        token_ids: list[int] = self._encode(self._tokenizer.encode_batch_fast, text, add_special_tokens).ids
         return token_ids
 
     def encode_open(self, text: str) -> list[int]:
         """Return the token ids of ``encode`` without the special tokens that some tokenizers put at the end."""
         token_ids = self.encode(text)
-        return token_ids[: len(token_ids) - self._num_special_at_end]
-
-    @functools.cached_property
-    def _num_special_at_end(self) -> int:
-        plain, complete = self.encode("a", add_special_tokens=False), self.encode("a")
-        starts = (i for i in range(len(complete) - len(plain) + 1) if complete[i : i + len(plain)] == plain)
-        return len(complete) - len(plain) - next(starts, len(complete) - len(plain))
+        if not self._tokenizer.num_special_tokens_to_add(False):
+            return token_ids
+        plain = self.encode(text, add_special_tokens=False)
+        num_special = len(token_ids) - len(plain)
+        start = next((i for i in range(num_special) if token_ids[i : i + len(plain)] == plain), num_special)
+        return token_ids[: start + len(plain)]
 
     def encode_fragment(self, text: str) -> list[int]:
         """Return the token ids of a text inside another: without special tokens, or a space before it."""
         for before in _BEFORE_FRAGMENTS:
-            head = self.encode(before, add_special_tokens=False)
-            token_ids = self.encode(before + text, add_special_tokens=False)
-            if token_ids[: len(head)] == head:
-                return token_ids[len(head) :]
+            with suppress(InvalidRequest):  # the vocabulary cannot express it
+                head = self.encode(before, add_special_tokens=False)
+                token_ids = self.encode(before + text, add_special_tokens=False)
+                if token_ids[: len(head)] == head:
+                    return token_ids[len(head) :]
         return self.encode(text, add_special_tokens=False)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of ``encode`` and, for each token, the offset in bytes of its end in the text.
 
-        A character that is cut into several tokens counts for the first of them.
+        A character that is cut into several tokens counts for the first of them. Raises ``InvalidRequest``.
         """
-        encoded = self._tokenizer.encode_batch([text])[0]
+        encoded = self._encode(self._tokenizer.encode_batch, text, True)
         byte_offsets = [0, *itertools.accumulate(len(character.encode()) for character in text)]
         ends = itertools.accumulate((end for _, end in encoded.offsets), max)
         return list(encoded.ids), [byte_offsets[end] for end in ends]
+
+    @staticmethod
+    def _encode(encode_batch: Callable[..., Sequence[Encoding]], text: str, add_special_tokens: bool) -> Encoding:
+        # Unlike ``Tokenizer.encode``, the methods for batches let other threads run, which matters for long texts.
+        try:
+            return encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        except BaseException as error:  # the library raises plain ``Exception`` where there is no unknown token
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise InvalidRequest("the tokenizer of this checkpoint cannot encode the text", got=error) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
@@ -145,33 +149,3 @@ class TextTokenizer:
     ) -> list[int]:
         """Return the token ids of ``render_chat``."""
         return self.encode(self.render_chat(messages, tools=tools, **template), add_special_tokens=False)
-
-
-def _read(folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(folder / FILE))
-    except Exception as error:  # the library raises plain ``Exception``
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
-        ) from error
-
-
-def _convert(folder: Path) -> Tokenizer:
-    """Return the tokenizer that transformers makes from files of other formats."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a broken file makes the libraries raise errors of any class
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
-        ) from error
-    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CheckpointError(
-            f"the tokenizer in {folder} has no fast form",
-            got=type(tokenizer).__name__,
-            allowed="tokenizers that can be saved as tokenizer.json",
-            remedy="Convert it with transformers and save it beside the weights",
-        )
-    return backend

@@ -1,4 +1,4 @@
-"""``TokenizerConfig``: what a checkpoint says about its tokenizer outside of ``tokenizer.json``: special tokens and chat template.
+"""``TokenizerConfig``: the special tokens and the chat template of a checkpoint.
 
 It reads ``tokenizer_config.json``, ``special_tokens_map.json`` (older checkpoints), ``chat_template.jinja`` and
 ``chat_templates/*.jinja`` as transformers does, without importing it.

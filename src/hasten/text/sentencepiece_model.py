@@ -1,0 +1,156 @@
+"""``read_sentencepiece``: the tokenizer of a SentencePiece model (Kudo and Richardson, 2018).
+
+The file says how a text is normalized and split, so no class of transformers is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE, Model, Unigram
+
+from hasten.checkpoints.json_values import read_json
+from hasten.core.errors import CheckpointError
+from hasten.text.tokenizer_config import TokenizerConfig
+
+FILE = "tokenizer.model"
+_UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # SentencePiece.Type
+_SPACE = "▁"
+
+
+def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Mapping[str, str]]:
+    """Return the tokenizer and its named special tokens.
+
+    Raises ``CheckpointError``, or an error of protobuf or tokenizers for a broken file.
+    """
+    proto = _read_proto(folder)
+    names = [piece.piece for piece in proto.pieces]
+    added = {
+        token_id: AddedToken(piece.piece, normalized=False, special=piece.type != _USER_DEFINED)
+        for token_id, piece in enumerate(proto.pieces)
+        if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    }
+    for token_id, token in _later_tokens(folder, config).items():
+        if not 0 <= token_id < len(names) + 100_000:
+            raise CheckpointError(f"{token.content!r} in {folder} has an id out of range", got=token_id, allowed="the next ids")
+        names += [f"<unused_{index}>" for index in range(len(names), token_id + 1)]
+        names[token_id] = token.content
+        added[token_id] = token
+    if not all(names) or len(set(names)) < len(names):
+        raise CheckpointError(f"{folder / FILE} has empty pieces, or the same twice", remedy="Copy it again")
+    tokenizer = Tokenizer(_model(proto, names, folder))
+    tokenizer.normalizer = _normalizer(proto.normalizer_spec)
+    parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else parts)
+    tokenizer.add_tokens([token for _, token in sorted(added.items())])
+    special_tokens = {
+        **{
+            name: names[token_id]
+            for name, token_id in (
+                ("unk_token", proto.trainer_spec.unk_id),
+                ("bos_token", proto.trainer_spec.bos_id),
+                ("eos_token", proto.trainer_spec.eos_id),
+            )
+            if 0 <= token_id < len(names) and name not in config.values
+        },
+        **config.special_tokens,
+    }
+    _add_post_processor(tokenizer, special_tokens, config.values)
+    return tokenizer, special_tokens
+
+
+def _read_proto(folder: Path) -> Any:
+    content = (folder / FILE).read_bytes()
+    if not content.startswith(b"\n"):  # the first field of the protocol buffer
+        raise CheckpointError(
+            f"{folder / FILE} is no SentencePiece model", remedy="Save the tokenizer as tokenizer.json beside it, with transformers"
+        )
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise CheckpointError(
+            f"{folder / FILE} needs a package that is not installed",
+            got=error,
+            remedy='Run pip install "hasten[sentencepiece]", or save the tokenizer as tokenizer.json beside it',
+        ) from None
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(content)
+    return proto
+
+
+def _later_tokens(folder: Path, config: TokenizerConfig) -> dict[int, AddedToken]:
+    """Return the tokens that were added after SentencePiece's training, by id.
+
+    They are found before a text is normalized.
+    """
+    listed = config.values.get("added_tokens_decoder")
+    if listed:
+        flags = ("single_word", "lstrip", "rstrip", "special")
+        return {
+            int(token_id): AddedToken(token["content"], normalized=False, **{name: token[name] for name in flags if name in token})
+            for token_id, token in sorted(listed.items(), key=lambda item: int(item[0]))
+        }
+    file = folder / "added_tokens.json"
+    if not file.exists():
+        return {}
+    special = set(config.special_tokens.values())
+    return {
+        int(token_id): AddedToken(name, normalized=False, special=name in special)
+        for name, token_id in sorted(read_json(file).items(), key=lambda item: int(item[1]))
+    }
+
+
+def _model(proto: Any, names: list[str], folder: Path) -> Model:
+    scores = [piece.score for piece in proto.pieces] + [0.0] * (len(names) - len(proto.pieces))
+    spec = proto.trainer_spec
+    if spec.model_type == _UNIGRAM:
+        return Unigram(list(zip(names, scores, strict=True)), spec.unk_id, spec.byte_fallback)
+    if spec.model_type != _BPE:
+        raise CheckpointError(
+            f"{folder / FILE} is a SentencePiece model of another kind", got=f"model_type={spec.model_type}", allowed="unigram, BPE"
+        )
+    pieces = {
+        name: piece.score
+        for name, piece in zip(names, proto.pieces, strict=False)
+        if piece.type in (_NORMAL, _UNUSED) and name == piece.piece
+    }
+    # The best piece is merged first. All its splits lead to it.
+    merges = [
+        (name[:end], name[end:])
+        for name in sorted(pieces, key=lambda name: -pieces[name])
+        for end in range(1, len(name))
+        if name[:end] in pieces and name[end:] in pieces
+    ]
+    vocabulary = {name: token_id for token_id, name in enumerate(names)}
+    return BPE(vocabulary, merges, unk_token=names[spec.unk_id], fuse_unk=True, byte_fallback=spec.byte_fallback)
+
+
+def _normalizer(spec: Any) -> normalizers.Normalizer:
+    parts: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        parts.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        parts += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        parts.append(normalizers.Prepend(_SPACE))
+    return normalizers.Sequence([*parts, normalizers.Replace(" ", _SPACE)])
+
+
+def _add_post_processor(tokenizer: Tokenizer, special_tokens: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    """Let each text begin and end with the tokens of ``tokenizer_config.json``.
+
+    By default it begins with the first one and has no last one.
+    """
+    first = special_tokens.get("bos_token") if values.get("add_bos_token", True) else None
+    last = special_tokens.get("eos_token") if values.get("add_eos_token", False) else None
+    added = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token is not None]
+    added = [(token, token_id) for token, token_id in added if token_id is not None]
+    if added:
+        before, after = ([token] if token in dict(added) else [] for token in (first, last))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after], pair=[*before, "$A", *before, "$B:1", *after], special_tokens=added
+        )
