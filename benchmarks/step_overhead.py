@@ -30,6 +30,7 @@ from hasten.core.plan import RunnerOutput, SlotMove, StepPlan
 from hasten.engine import engine as engine_module
 from hasten.engine.engine import Engine
 from hasten.runners.backends.choose import choose_backend
+from hasten.sampling.chain import Chain
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 
@@ -166,7 +167,7 @@ def measure_sampler(settings: dict[str, Any], num_rows: int, repeats: int) -> di
     logits_RV[:, 1000:1040] += torch.linspace(14, 4, 40)
     history = torch.randint(0, VOCAB, (1000,), generator=generator).tolist()
     rows = [SamplingRow(SamplingParams(seed=i, **settings), history, 200, (0,), 0) for i in range(num_rows)]
-    sampler, times = Sampler(choose_backend(EngineOptions()).token_selector()), []
+    sampler, times = Sampler(choose_backend(EngineOptions()).token_selector(Chain())), []
     for _ in range(repeats + 3):
         wall, cpu = time.perf_counter(), time.thread_time()
         with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -247,8 +248,30 @@ def test_chat_renders_the_checkpoints_template(llm: LLM) -> None:
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     output = llm.chat(messages, GREEDY.replace(max_tokens=2))[0]
     assert list(output.prompt_token_ids) == list(expected)
-    with pytest.raises(InvalidRequest, match="the chat template refuses these messages"):
+    with pytest.raises(InvalidRequest, match="these are no messages"):
         llm.chat([])
+
+
+def test_chat_refuses_what_would_not_reach_the_model_as_it_was_meant(llm: LLM) -> None:
+    params, hi = GREEDY.replace(max_tokens=2), [{"role": "user", "content": "Hi\n你好"}]
+    expected = llm.chat(hi, params)[0].prompt_token_ids
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "你好"}]
+    assert llm.chat([{"role": "user", "content": parts}], params)[0].prompt_token_ids == expected
+    assert [output.prompt_token_ids for output in llm.chat([hi, hi], params)] == [expected] * 2
+    closed = llm.chat(hi, params, chat_template_kwargs={"add_generation_prompt": False})[0].prompt_token_ids
+    assert closed == llm.chat(hi, params, add_generation_prompt=False)[0].prompt_token_ids != expected
+    assert expected[: len(closed)] == closed
+    bad: Any
+    for bad in (None, 5, {"role": "user"}, "Hi", [5], [None], [hi, 5], [[]], [{"role": "user", "content": "\ud800"}]):
+        with pytest.raises(InvalidRequest):
+            llm.chat(bad, params)
+        with pytest.raises(InvalidRequest):
+            llm.stream_chat(bad, params)
+    for name in ("chat_template", "enable_thinkng", "bos_token", "template"):
+        with pytest.raises(InvalidRequest, match=f"no such variable.*{name!r}"):
+            llm.chat(hi, params, **{name: "x"})
+    with pytest.warns(UserWarning, match="special token <.im_end.> in it"):
+        llm.chat(hi, params.replace(stop=("<|im_end|>\n",)))
 
 
 def test_no_warning_where_everything_fits(tiny: Callable[[str], Path]) -> None:

@@ -40,7 +40,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # over the output, per occurrence
     no_repeat_ngram_size: int | None = None  # over prompt and output
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> value added to its logit
-    bad_words: tuple[str, ...] = ()  # texts that must not occur; the tokenizer turns them into ``bad_words_ids``
+    bad_words: tuple[str, ...] = ()  # texts that must not occur, however they are cut into tokens
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
 

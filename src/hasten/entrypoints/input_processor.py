@@ -6,6 +6,7 @@ Every fault of a prompt or of its settings is raised here, before the request re
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,33 +118,55 @@ class InputProcessor:
             )
 
     def _complete(self, params: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
-        """Set the length and the seed if they are open, and turn bad words into token ids."""
+        """Set the length and the seed if they are open, and turn texts of special tokens into ids."""
         changes: dict[str, Any] = {}
         if params.max_tokens is None:
             changes["max_tokens"] = max(self.max_model_len - num_prompt_tokens, params.min_tokens)
         if params.seed is None:
             changes["seed"] = self.seeds.getrandbits(63)
-        if params.beam_width is not None and params.stop:
+        changes |= self._resolve_texts(params)
+        if params.beam_width is not None and changes.get("stop", params.stop):
             raise InvalidRequest(
                 "stop strings do not end beams",
                 got=f"stop={list(params.stop)!r} with beam_width={params.beam_width}",
                 allowed="stop_token_ids with beam_width",
                 remedy="Use stop_token_ids, or sample without beam_width",
             )
-        if (params.stop or params.bad_words) and self.tokenizer is None:
+        return params.replace(**changes) if changes else params
+
+    def _resolve_texts(self, params: SamplingParams) -> dict[str, Any]:
+        """Return the settings that change because a stop string or a bad word is a special token.
+
+        Such a token never appears in the text while special tokens are skipped, so its id counts instead.
+        """
+        if not params.stop and not params.bad_words:
+            return {}
+        if self.tokenizer is None:
             raise InvalidRequest(
                 "stop and bad_words need a tokenizer, which this checkpoint has not",
                 remedy="Use stop_token_ids and bad_words_ids",
             )
-        if params.bad_words:
-            # A word has other tokens after a space than at the start of a text.
-            texts = [text for word in params.bad_words for text in (word, " " + word)]
-            encoded = [
-                self.tokenizer_for(text, "bad word", "bad_words_ids").encode(text, add_special_tokens=False) for text in texts
-            ]
-            changes["bad_words_ids"] = params.bad_words_ids + tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))
-            changes["bad_words"] = ()
-        return params.replace(**changes) if changes else params
+        for text in params.stop:
+            self.tokenizer_for(text, "stop string", "stop_token_ids")
+        for text in params.bad_words:
+            self.tokenizer_for(text, "bad word", "bad_words_ids")
+        special = self.tokenizer.special_token_ids if params.skip_special_tokens else {}
+        changes: dict[str, Any] = {}
+        if stop_ids := tuple(special[text] for text in params.stop if text in special):
+            changes["stop"] = tuple(text for text in params.stop if text not in special)
+            changes["stop_token_ids"] = tuple(dict.fromkeys(params.stop_token_ids + stop_ids))
+        for text in changes.get("stop", params.stop):
+            if inside := [token for token in special if token in text]:
+                warnings.warn(
+                    f"the stop string {text!r} has the special token {inside[0]} in it, which skip_special_tokens leaves out "
+                    "of the text. Pass the token alone, or set skip_special_tokens=False.",
+                    stacklevel=2,
+                )
+        if word_ids := tuple((special[text],) for text in params.bad_words if text in special):
+            changes["bad_words_ids"] = params.bad_words_ids + word_ids
+        if params.bad_words:  # made here, so that no step of the engine waits for it
+            self.tokenizer.bad_words(params.bad_words, params.skip_special_tokens)
+        return changes
 
 
 def read_token_ids(value: object, name: str, key: str) -> tuple[int, ...]:

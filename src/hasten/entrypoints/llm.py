@@ -111,8 +111,12 @@ class LLM:
         cache_salt: str = "",
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Return one output per conversation. ``template_kwargs`` go to the checkpoint's chat template."""
-        is_batch = messages and not isinstance(messages[0], Mapping)
+        """Return one output per conversation.
+
+        ``template_kwargs`` go to the checkpoint's chat template, also as one mapping in ``chat_template_kwargs``. Raises
+        ``InvalidRequest`` for those that it does not read.
+        """
+        is_batch = isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple))
         conversations: Any = messages if is_batch else [messages]
         prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt)
@@ -144,8 +148,9 @@ class LLM:
     ) -> list[ScoreOutput]:
         """Return the log-probabilities of each continuation after the prompt, in order.
 
-        The prompt is computed once. A continuation is text, which begins where the prompt ends, or ``{"token_ids": [...]}``. Of the
-        settings only those of early exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open meanwhile.
+        The prompt is computed once. A continuation is ``{"token_ids": [...]}`` or text; spaces at the prompt's end count for the
+        text. Of the settings only those of early exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open
+        meanwhile.
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """

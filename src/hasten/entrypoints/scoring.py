@@ -1,13 +1,19 @@
 """``Scoring``: the log-probabilities of continuations after a prompt, and the most likely one.
 
-Prompt and continuation are tokenised as one text and cut where the prompt ends. Where a token would span the cut, the continuation
-is tokenised alone, so that all continuations share the prompt's tokens.
+Prompt and continuation are tokenised as one text and cut after the tokens that the prompt has alone, as lm-evaluation-harness does.
+Spaces at the end of the prompt count for the continuation, and so does a token that spans the cut::
+
+    "The answer: " + "Paris"     The | answer | :     ▁Paris            not  ▁ | ▁Paris
+    "under" + "stand"            (nothing)            understand
+
+Continuations with the same tokens before the cut, in most cases all of them, share the computation of these.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from hasten.core.early_exit import REQUEST_CRITERIA
@@ -42,19 +48,21 @@ class Scoring:
             raise InvalidRequest(f"{name} are not a list", got=type(continuations).__name__, allowed=f"a list of {_ALLOWED}")
         if not continuations:
             raise InvalidRequest(f"there are no {name}", got="an empty list", allowed=f"at least one of {_ALLOWED}")
-        request = self._request(prompt, params, cache_salt)
-        encoded = [self._encode(prompt, request.prompt_token_ids, continuation) for continuation in continuations]
-        self._check(request, encoded, name)
-        all_logprobs, exit_layer = self._scorer.score(request, encoded)
-        return [
-            ScoreOutput(
-                text=continuation if isinstance(continuation, str) else None,
-                token_ids=token_ids,
-                logprobs=logprobs,
-                exit_layer=exit_layer,
-            )
-            for continuation, token_ids, logprobs in zip(continuations, encoded, all_logprobs, strict=True)
-        ]
+        prompt_ids = self._input_processor.encode(prompt)
+        pairs = [self._encode(prompt, prompt_ids, continuation) for continuation in continuations]
+        self._check(pairs, name)
+        groups: dict[tuple[int, ...], list[int]] = {}  # the continuations of each sequence of prompt tokens
+        for i, (before, _) in enumerate(pairs):
+            groups.setdefault(before, []).append(i)
+        requests = [self._request(before, params, cache_salt) for before in groups]
+        outputs: dict[int, ScoreOutput] = {}
+        for request, members in zip(requests, groups.values(), strict=True):
+            all_logprobs, exit_layer = self._scorer.score(request, [pairs[i][1] for i in members])
+            for i, logprobs in zip(members, all_logprobs, strict=True):
+                continuation = continuations[i]
+                text = continuation if isinstance(continuation, str) else None
+                outputs[i] = ScoreOutput(text=text, token_ids=pairs[i][1], logprobs=logprobs, exit_layer=exit_layer)
+        return [outputs[i] for i in range(len(pairs))]
 
     def choose(
         self, prompt: Prompt, choices: Sequence[Continuation], params: SamplingParams | None, *, normalize: str, cache_salt: str
@@ -73,8 +81,8 @@ class Scoring:
             exit_layer=scores[best].exit_layer,
         )
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, cache_salt: str) -> Request:
-        """Return a request for the prompt, with the exit settings of ``params`` and no others."""
+    def _request(self, prompt_ids: tuple[int, ...], params: SamplingParams | None, cache_salt: str) -> Request:
+        """Return a request for these tokens, with the exit settings of ``params`` and no others."""
         params = params or self._input_processor.defaults
         if params.exit_rule not in EXIT_RULES:
             raise InvalidRequest(
@@ -86,31 +94,47 @@ class Scoring:
         names = ("exit_rule", "exit_layer", "exit_threshold", "exit_tolerance", "exit_decay")
         # A fixed seed: scoring must not advance the generator that draws the seeds of later requests.
         settings = SamplingParams(max_tokens=1, seed=0, **{name: getattr(params, name) for name in names})
+        prompt = {"prompt_token_ids": prompt_ids}
         return self._input_processor.request("score", prompt, settings, arrival=0.0, cache_salt=cache_salt)
 
-    def _encode(self, prompt: Prompt, prompt_ids: tuple[int, ...], continuation: Continuation) -> tuple[int, ...]:
-        """Return the token ids of a continuation, without special tokens and unchecked."""
-        if not isinstance(continuation, str):
-            return read_token_ids(continuation, "continuation", "token_ids")
-        tokenizer = self._input_processor.tokenizer_for(continuation, "continuation", "token_ids")
-        if isinstance(prompt, str):
-            joint_ids = tuple(tokenizer.encode(prompt + continuation))
-            if joint_ids[: len(prompt_ids)] == prompt_ids:
-                return joint_ids[len(prompt_ids) :]
-        return tuple(tokenizer.encode(continuation, add_special_tokens=False))
+    def _encode(
+        self, prompt: Prompt, prompt_ids: tuple[int, ...], continuation: Continuation
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the token ids before the cut and after it, unchecked.
 
-    def _check(self, request: Request, encoded: Sequence[tuple[int, ...]], name: str) -> None:
-        """Raise ``InvalidRequest`` for continuations that are empty, too long, or no token ids."""
-        empty = [f"{name}[{i}]" for i, token_ids in enumerate(encoded) if not token_ids]
+        ``prompt_ids`` are those of the prompt alone.
+        """
+        if not isinstance(continuation, str):
+            return prompt_ids, read_token_ids(continuation, "continuation", "token_ids")
+        tokenizer = self._input_processor.tokenizer_for(continuation, "continuation", "token_ids")
+        if not isinstance(prompt, str):
+            return prompt_ids, tuple(tokenizer.encode_fragment(continuation))
+        if not continuation:
+            return prompt_ids, ()
+        without_spaces = tuple(tokenizer.encode_open(prompt.rstrip(" "))) if prompt.endswith(" ") else prompt_ids
+        joint_ids = tuple(tokenizer.encode_open(prompt + continuation))
+        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(joint_ids, without_spaces, strict=False)))
+        return joint_ids[:num_shared], joint_ids[num_shared:]
+
+    def _check(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], name: str) -> None:
+        """Raise ``InvalidRequest`` for continuations that are empty, too long, no token ids, or first."""
+        empty = [f"{name}[{i}]" for i, (_, token_ids) in enumerate(pairs) if not token_ids]
         if empty:
             raise InvalidRequest(f"{len(empty)} of the {name} are empty", got=format_first(empty), allowed="one token or more")
-        self._input_processor.check_vocabulary((token_id for token_ids in encoded for token_id in token_ids), name)
-        num_prompt_tokens, longest = len(request.prompt_token_ids), max(map(len, encoded))
+        first = [f"{name}[{i}]" for i, (before, _) in enumerate(pairs) if not before]
+        if first:
+            raise InvalidRequest(
+                f"the prompt's first token goes on in {len(first)} of the {name}, so none is left before these",
+                got=format_first(first),
+                remedy="Put a word before the prompt, or pass token ids",
+            )
+        self._input_processor.check_vocabulary((token_id for _, token_ids in pairs for token_id in token_ids), name)
+        before, longest = max(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
         max_model_len = self._input_processor.max_model_len
-        if num_prompt_tokens + longest > max_model_len:
+        if len(before) + len(longest) > max_model_len:
             raise PromptTooLong(
                 f"the prompt and the longest of the {name} do not fit the context",
-                got=f"{num_prompt_tokens} + {longest} = {num_prompt_tokens + longest} tokens",
+                got=f"{len(before)} + {len(longest)} = {len(before) + len(longest)} tokens",
                 allowed=f"up to {max_model_len} tokens",
                 remedy="Shorten one of them, or raise max_model_len",
             )

@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
+from hasten.sampling.bad_word_set import BadWordSet
 from hasten.sampling.base import LogitsProcessor
 from hasten.sampling.params_cache import ParamsCache
 from hasten.sampling.processors.allowed_token_ids import AllowedTokenIds
@@ -67,6 +68,11 @@ class Chain:
     processors: tuple[LogitsProcessor, ...] = PROCESSORS
     warpers: tuple[LogitsProcessor, ...] = WARPERS
     _active: ParamsCache[ActiveProcessors] = field(default_factory=ParamsCache, init=False, repr=False, compare=False)
+
+    @classmethod
+    def with_bad_words(cls, word_set: Callable[[tuple[str, ...], bool], BadWordSet]) -> Chain:
+        """Return the default chain for a model with a tokenizer, which knows the sets of bad words."""
+        return cls(tuple(BadWords(word_set) if isinstance(one, BadWords) else one for one in PROCESSORS))
 
     def active(self, params: SamplingParams) -> ActiveProcessors:
         """Return what applies to rows with these settings."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from hasten.core.errors import InvalidRequest
+from hasten.sampling.bad_word_set import BadWordSet
+from hasten.sampling.token_texts import TokenTexts
 from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
+from hasten.text.chat_template import ChatTemplate
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
 from hasten.text.panics import is_panic
 from hasten.text.read_tokenizer import FILES, read_tokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
+from hasten.text.vocabulary_bytes import vocabulary_bytes
+
+_BEFORE_FRAGMENTS = ("\n", "x\n", "x", "0")  # texts that most tokenizers do not join with what follows
+_MAX_BAD_WORD_SETS = 32  # a full cache is emptied; a set has at most 8 bytes per token of the vocabulary
 
 
 class TextTokenizer:
@@ -32,7 +40,10 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.special_tokens: Mapping[str, str] = special_tokens or {}
         self.chat_template = chat_template
+        self._template = ChatTemplate(chat_template, self.special_tokens) if chat_template else None
         self._token_bytes: dict[bool, TokenBytes] = {}  # by skip_special_tokens
+        self._token_texts: dict[bool, TokenTexts] = {}  # by skip_special_tokens
+        self._bad_words: dict[tuple[tuple[str, ...], bool], BadWordSet] = {}
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int) -> TextTokenizer | None:
@@ -64,6 +75,26 @@ class TextTokenizer:
         token_ids: list[int] = self._encode(self._tokenizer.encode_batch_fast, text, add_special_tokens).ids
         return token_ids
 
+    def encode_open(self, text: str) -> list[int]:
+        """Return the token ids of ``encode`` without the special tokens that some tokenizers put at the end."""
+        token_ids = self.encode(text)
+        if not self._tokenizer.num_special_tokens_to_add(False):
+            return token_ids
+        plain = self.encode(text, add_special_tokens=False)
+        num_special = len(token_ids) - len(plain)
+        start = next((i for i in range(num_special) if token_ids[i : i + len(plain)] == plain), num_special)
+        return token_ids[: start + len(plain)]
+
+    def encode_fragment(self, text: str) -> list[int]:
+        """Return the token ids of a text inside another: without special tokens, or a space before it."""
+        for before in _BEFORE_FRAGMENTS:
+            with suppress(InvalidRequest):  # the vocabulary cannot express it
+                head = self.encode(before, add_special_tokens=False)
+                token_ids = self.encode(before + text, add_special_tokens=False)
+                if token_ids[: len(head)] == head:
+                    return token_ids[len(head) :]
+        return self.encode(text, add_special_tokens=False)
+
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of ``encode`` and, for each token, the offset in bytes of its end in the text.
 
@@ -88,34 +119,33 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def bad_words(self, words: tuple[str, ...], skip_special_tokens: bool) -> BadWordSet:
+        """Return the set of these words, which takes milliseconds to make and is kept for further calls."""
+        found = self._bad_words.get((words, skip_special_tokens))
+        if found is None:
+            if skip_special_tokens not in self._token_texts:
+                self._token_texts[skip_special_tokens] = TokenTexts(vocabulary_bytes(self._tokenizer, skip_special_tokens))
+            if len(self._bad_words) >= _MAX_BAD_WORD_SETS:
+                self._bad_words.clear()
+            found = self._bad_words[words, skip_special_tokens] = BadWordSet(self._token_texts[skip_special_tokens], words)
+        return found
+
+    @functools.cached_property
+    def special_token_ids(self) -> Mapping[str, int]:
+        """The special tokens, which decoding can skip, by their text."""
+        return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any) -> str:
+        """Return the text of the conversation, up to the start of the assistant's turn.
+
+        ``template`` are the arguments of ``ChatTemplate.render``. Raises ``InvalidRequest``.
+        """
+        if self._template is None:
+            raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
+        return self._template.render(messages, tools=tools, **template)
+
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
     ) -> list[int]:
-        """Return the token ids of the conversation, up to the start of the assistant's turn.
-
-        Raises ``InvalidRequest``.
-        """
-        if not self.chat_template:
-            raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
-        try:
-            rendered = self._template_tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **template
-            )
-        except Exception as error:  # a template can raise errors of any class
-            raise InvalidRequest(
-                "the chat template refuses these messages",
-                got=str(error).rstrip("."),
-                remedy='Pass a list of {"role": ..., "content": ...}',
-            ) from error
-        return self.encode(rendered, add_special_tokens=False)
-
-    @functools.cached_property
-    def _template_tokenizer(self) -> Any:
-        from transformers import PreTrainedTokenizerFast
-
-        make: Any = PreTrainedTokenizerFast
-        return make(
-            tokenizer_object=Tokenizer(self._tokenizer.model),
-            chat_template=self.chat_template,
-            model_specific_special_tokens=dict(self.special_tokens),
-        )
+        """Return the token ids of ``render_chat``."""
+        return self.encode(self.render_chat(messages, tools=tools, **template), add_special_tokens=False)

@@ -26,6 +26,7 @@ from hasten.models.load import LoadedModel, load_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.base import KvCacheConfig
+from hasten.sampling.chain import Chain
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
@@ -76,7 +77,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
         Scheduler(config, kv_manager),
         partial(_detokenizer, tokenizer),
-        Sampler(backend.token_selector()),
+        Sampler(backend.token_selector(Chain() if tokenizer is None else Chain.with_bad_words(tokenizer.bad_words))),
         drafter,
         costs=costs,
     )

@@ -29,6 +29,7 @@ from hasten.ops.cpu.memory import available_bytes
 from hasten.ops.torch.inference import inference
 from hasten.runners.backends.base import Backend
 from hasten.runners.base import KvCacheConfig
+from hasten.sampling.chain import Chain
 from hasten.sampling.sampler import Sampler
 from hasten.speculative.cost_model import CostModel
 from hasten.speculative.draft_vocabulary import DraftVocabulary
@@ -96,7 +97,7 @@ def load_draft_model(name: str, options: EngineOptions, backend: Backend, target
         return DraftModel(
             backend.make_runner(model.decoder, kv, options.max_num_batched_tokens),
             KvCacheManager(groups, num_blocks, block_size, keep_cached=options.prefix_caching),
-            Sampler(backend.token_selector()),
+            Sampler(backend.token_selector(Chain())),
             costs=costs,
             max_num_batched_tokens=options.max_num_batched_tokens,
             max_positions=model.spec.max_positions,

@@ -13,6 +13,7 @@ from hasten.layers.formats.base import WeightFormatFactory
 from hasten.models.decoder import Decoder
 from hasten.ops.base import Ops
 from hasten.runners.base import KvCacheConfig, LayerwiseRunner
+from hasten.sampling.chain import Chain
 from hasten.sampling.token_selector import TokenSelector
 from hasten.speculative.drafters.eagle import EagleRunner
 
@@ -52,7 +53,7 @@ class Backend(Protocol):
         """Return why a row's logits depend on the size of its step, in one sentence; None if they have the same bits in all."""
         ...
 
-    def token_selector(self) -> TokenSelector:
+    def token_selector(self, chain: Chain) -> TokenSelector:
         """Return what selects tokens from the logits of these runners."""
         ...
 

@@ -24,7 +24,9 @@ from hasten.ops.torch.backend import TorchOps
 from hasten.runners.base import KvCacheConfig
 from hasten.runners.eagle_runner import NativeEagleRunner, TorchEagleRunner
 from hasten.runners.native_runner import NativeRunner
+from hasten.sampling.chain import Chain
 from hasten.sampling.native_token_selector import NativeTokenSelector
+from hasten.sampling.token_selector import TorchTokenSelector
 
 
 class NativeBackend:
@@ -83,8 +85,8 @@ class NativeBackend:
             return "AMX tiles round bfloat16 products of many rows differently from products of few"
         return None
 
-    def token_selector(self) -> NativeTokenSelector:
-        return NativeTokenSelector(self.cpu)
+    def token_selector(self, chain: Chain) -> NativeTokenSelector:
+        return NativeTokenSelector(self.cpu, TorchTokenSelector(chain))
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
         matrices = {id(m): m for m in decoder.modules() if isinstance(m, Packed)}.values()

@@ -16,6 +16,7 @@ from hasten.ops.base import Ops
 from hasten.runners.base import KvCacheConfig
 from hasten.runners.eagle_runner import TorchEagleRunner
 from hasten.runners.torch_runner import TorchRunner
+from hasten.sampling.chain import Chain
 from hasten.sampling.token_selector import TorchTokenSelector
 
 
@@ -45,8 +46,8 @@ class TorchBackend:
     def batch_dependence(self, dtype: torch.dtype) -> str:
         return "PyTorch's matrix products round differently for another number of rows"
 
-    def token_selector(self) -> TorchTokenSelector:
-        return TorchTokenSelector()
+    def token_selector(self, chain: Chain) -> TorchTokenSelector:
+        return TorchTokenSelector(chain)
 
     def describe(self, decoder: Decoder) -> Mapping[str, Any]:
         return {

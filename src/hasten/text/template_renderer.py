@@ -1,0 +1,198 @@
+"""``TemplateRenderer``: renders chat templates in Jinja's sandbox, as transformers does.
+
+``TemplateProcess`` runs this file as a program, so that a template that takes too long can be killed. It imports Jinja and the
+standard library only. A message in either direction is the length in bytes (8 bytes), then JSON in UTF-8::
+
+    -> {"template": "{{ bos_token }}...", "variables": {...}, "max_length": 65536}    null variables ask for the names
+    <- {"text": "..."} or {"names": [...]} or {"fault": "output", "message": "..."}
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MEMORY = 256 << 20  # bytes, beside what the program has at its start
+MEMORY_PER_INPUT_BYTE = 32
+CPU_SECONDS = 4  # per message; the caller's limit comes first, unless the caller is dead
+_MAX_MESSAGE = 500  # characters of an error
+_LENGTH = struct.Struct(">Q")
+
+
+class TemplateRenderer:
+    """Renders templates by their source, which is compiled once."""
+
+    def __init__(self) -> None:
+        self._environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+        )
+        self._environment.filters["tojson"] = _tojson
+        self._environment.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda format: datetime.now().strftime(format),
+            "dict": _TemplateDict(),
+            "namespace": _TemplateNamespace,
+        }
+        self._compiled: dict[str, jinja2.Template] = {}
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the text, the names of the template's variables, or the fault. Raises nothing."""
+        source, variables = request["template"], request["variables"]
+        try:
+            if variables is None:
+                return {"names": sorted(meta.find_undeclared_variables(self._environment.parse(source)))}
+            if source not in self._compiled:
+                self._compiled[source] = self._environment.from_string(source)
+            return _joined(self._compiled[source].generate(variables), request["max_length"])
+        except jinja2.TemplateSyntaxError as error:
+            return {"fault": "syntax", "message": f"{error} (line {error.lineno})"[:_MAX_MESSAGE]}
+        except MemoryError:
+            return {"fault": "memory", "message": "it takes too much memory"}
+        except Exception as error:  # a template can raise errors of any class
+            return {"fault": "template", "message": (str(error) or type(error).__name__)[:_MAX_MESSAGE]}
+
+
+def _joined(pieces: Iterator[str], max_length: int) -> dict[str, Any]:
+    parts, length = [], 0
+    for piece in pieces:
+        length += len(piece)
+        if length > max_length:
+            return {"fault": "output", "message": f"its text is longer than {max_length} characters"}
+        parts.append(piece)
+    return {"text": "".join(parts)}
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}``, which marks the assistant's words for training; they are rendered as they are."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    def _render(self, caller: Macro) -> str:
+        return caller()
+
+
+class _TemplateDict:
+    """``dict`` without the attributes of the class."""
+
+    def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _TemplateNamespace(Namespace):
+    """``namespace`` without names that begin with an underscore."""
+
+    def __init__(*args: Any, **values: Any) -> None:  # without ``self``, which a template may use as a name
+        attributes = dict(*args[1:], **values)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(args[0], attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot have the attribute {name!r}")
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+# ---------------------------------------------------------------- messages
+
+
+def send(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    data = json.dumps(message, ensure_ascii=False).encode(errors="surrogatepass")
+    connection.sendall(_LENGTH.pack(len(data)) + data)
+
+
+class Readable(Protocol):
+    def recv(self, length: int, /) -> bytes: ...
+
+
+def receive(connection: Readable, before_read: Callable[[int], None]) -> Any:
+    """Return the next message; None if the other end has closed. ``before_read`` gets its length in bytes."""
+    header = _read(connection, _LENGTH.size)
+    if header is None:
+        return None
+    (length,) = _LENGTH.unpack(header)
+    before_read(length)
+    data = _read(connection, length)
+    return None if data is None else json.loads(data.decode(errors="surrogatepass"))
+
+
+def _read(connection: Readable, length: int) -> bytearray | None:
+    data = bytearray()
+    while len(data) < length:
+        part = connection.recv(min(length - len(data), 1 << 20))
+        if not part:
+            return None
+        data += part
+    return data
+
+
+# ---------------------------------------------------------------- the program
+
+
+def _set_limits(address_space: int | None, length: int) -> None:
+    """Limit memory and processor time for a message of ``length`` bytes."""
+    import resource
+
+    if address_space is not None:
+        limit = address_space + MEMORY + MEMORY_PER_INPUT_BYTE * length
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    limit = int(time.process_time()) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _address_space() -> int | None:
+    """Return the bytes of this process's address space; None where the system does not say."""
+    with suppress(OSError, ValueError):
+        import resource
+
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return None
+
+
+def main() -> None:
+    """Answer messages on the socket that stands for standard input, until it closes."""
+    connection = socket.socket(fileno=0)
+    renderer, address_space = TemplateRenderer(), _address_space()
+    send(connection, {"ready": True})
+    with suppress(ConnectionError):  # the caller has gone
+        while (request := receive(connection, lambda length: _set_limits(address_space, length))) is not None:
+            send(connection, renderer.answer(request))
+
+
+if __name__ == "__main__":
+    main()
