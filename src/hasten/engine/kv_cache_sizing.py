@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.core.errors import CapacityError, InvalidOption
+from hasten.core.memory_size import parse_bytes
 from hasten.kv.group import KvGroup
 from hasten.models.spec import DecoderSpec
 
 # Of the memory that is free after the weights are loaded. Activations and other processes need the rest.
 DEFAULT_SHARE = 0.5
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 class KvCacheWarning(UserWarning):
@@ -57,8 +57,6 @@ def size_kv_cache(
     ``block_bytes`` is the size of one block in all groups. By default ``max_num_seqs`` full contexts bound the size.
     Raises ``InvalidOption`` for values out of range and ``CapacityError`` if not even one block fits.
     """
-    if block_size < 1:
-        raise InvalidOption("block_size is out of range", got=block_size, allowed="from 1 (tokens)")
     if max_model_len is not None and not 1 <= max_model_len <= max_positions:
         raise InvalidOption(
             "max_model_len is out of range",
@@ -113,16 +111,6 @@ def available_bytes() -> int:
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, max(0, int(text) - int(used.read_text())))
     return free
-
-
-def parse_bytes(size: int | str) -> int:
-    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption``."""
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
-    if match is None or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
-        raise InvalidOption("this is not an amount of memory", got=repr(size), allowed="bytes, or a size such as '4GiB' or '500MB'")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def format_bytes(size: float) -> str:
