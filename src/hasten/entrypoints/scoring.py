@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hasten.core.early_exit import REQUEST_CRITERIA
-from hasten.core.errors import InvalidRequest, PromptTooLong, nearest
+from hasten.core.errors import InvalidRequest, PromptTooLong, nearest, show
 from hasten.core.output import Choice, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
@@ -38,7 +38,7 @@ class Scoring:
         name: str = "continuations",
     ) -> list[ScoreOutput]:
         """See ``LLM.score``. ``name`` is the caller's word for the continuations in error messages."""
-        if not isinstance(continuations, Sequence) or isinstance(continuations, str):
+        if not isinstance(continuations, Sequence) or isinstance(continuations, (str, bytes, bytearray)):
             raise InvalidRequest(f"{name} are not a list", got=type(continuations).__name__, allowed=f"a list of {_ALLOWED}")
         if not continuations:
             raise InvalidRequest(f"there are no {name}", got="an empty list", allowed=f"at least one of {_ALLOWED}")
@@ -61,7 +61,7 @@ class Scoring:
     ) -> Choice:
         """See ``LLM.choose``."""
         if normalize not in NORMALIZATIONS:
-            raise InvalidRequest("unknown normalize", got=repr(normalize), remedy=nearest(str(normalize), NORMALIZATIONS))
+            raise InvalidRequest("unknown normalize", got=show(normalize), remedy=nearest(normalize, NORMALIZATIONS))
         scores = tuple(self.score(prompt, choices, params, cache_salt=cache_salt, name="choices"))
         logprobs = [score.mean if normalize == "mean" else score.total for score in scores]
         best = logprobs.index(max(logprobs))
@@ -75,7 +75,7 @@ class Scoring:
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, cache_salt: str) -> Request:
         """Return a request for the prompt, with the exit settings of ``params`` and no others."""
-        params = params or self._input_processor.defaults
+        params = self._input_processor.check_params(params)
         if params.exit_rule not in EXIT_RULES:
             raise InvalidRequest(
                 "this exit rule gives every token its own exit layer, and scores would not compare",
@@ -91,7 +91,8 @@ class Scoring:
     def _encode(self, prompt: Prompt, prompt_ids: tuple[int, ...], continuation: Continuation) -> tuple[int, ...]:
         """Return the token ids of a continuation, without special tokens and unchecked."""
         if not isinstance(continuation, str):
-            return read_token_ids(continuation, "continuation", "token_ids")
+            max_tokens = self._input_processor.max_model_len
+            return read_token_ids(continuation, "continuation", "token_ids", max_tokens=max_tokens)
         tokenizer = self._input_processor.tokenizer_for(continuation, "continuation", "token_ids")
         if isinstance(prompt, str):
             joint_ids = tuple(tokenizer.encode(prompt + continuation))

@@ -85,17 +85,22 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
-    ) -> list[int]:
-        """Return the token ids of the conversation, up to the start of the assistant's turn.
+    @functools.cached_property
+    def max_chars_per_token(self) -> int:
+        """The most characters of a text that one token stands for, unless it is an unknown token."""
+        longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        # Unicode normalisation makes one character of up to four.
+        return longest if self._tokenizer.normalizer is None else 4 * longest
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any) -> str:
+        """Return the conversation with its special tokens, up to the start of the assistant's turn.
 
         Raises ``InvalidRequest``.
         """
         if not self.chat_template:
             raise InvalidRequest("this checkpoint has no chat template", remedy="Use generate with a prompt of your own")
         try:
-            rendered = self._template_tokenizer.apply_chat_template(
+            text: str = self._template_tokenizer.apply_chat_template(
                 list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **template
             )
         except Exception as error:  # a template can raise errors of any class
@@ -104,7 +109,7 @@ class TextTokenizer:
                 got=str(error).rstrip("."),
                 remedy='Pass a list of {"role": ..., "content": ...}',
             ) from error
-        return self.encode(rendered, add_special_tokens=False)
+        return text
 
     @functools.cached_property
     def _template_tokenizer(self) -> Any:

@@ -88,7 +88,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         eos_token_ids=_eos_token_ids(target, tokenizer),
         defaults=_default_sampling_params(target.generation_config, folder),
         seeds=random.Random(options.seed),
-        takes_priority=options.scheduling_policy == "priority",
+        options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
     )
     print_status(f"loaded {model} in {timer}", visible=options.show_progress)
