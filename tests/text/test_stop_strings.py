@@ -73,6 +73,20 @@ def test_output_does_not_depend_on_the_pieces(stops, include):
             assert is_correct(pieces, stops, include)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), LETTERS), max_size=8), STOPS, st.booleans())
+def test_texts_that_share_an_automaton_do_not_meet(pieces, stops, include):
+    """Two texts that grow in turns equal the same texts alone."""
+    first = StopStrings(stops, include)
+    both, shown = (first.restart(), first.restart()), ["", ""]
+    for which, piece in pieces:
+        shown[which] += both[which].push(piece)[0]
+    for which in (False, True):
+        text = "".join(piece for owner, piece in pieces if owner == which)
+        assert shown[which] == expected_output(text, stops, include)[0]
+        assert both[which].restart().push("x") == ("x", None)
+
+
 def test_the_start_of_a_stop_string_is_held_back():
     stop_strings = StopStrings(("<|end|>",), include=False)
     assert [stop_strings.push(piece) for piece in ("Hi <", "|e", "nd", "|", "> and more")] == [

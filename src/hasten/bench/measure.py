@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from hasten.core.check_fields import Fault, check_fields
+from hasten.core.engine_options import ContextLength, Seed
 from hasten.core.errors import CapacityError, InvalidOption
+from hasten.core.field_type import Range
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from hasten.entrypoints.llm import LLM
+
+MAX_RUNS = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,20 +28,18 @@ class Workload:
     Raises ``InvalidOption`` naming every number that is out of range.
     """
 
-    num_prompts: int
-    input_len: int  # tokens of each prompt
-    output_len: int  # tokens of each output
-    shared_len: int = 0  # tokens of the prefix that all prompts share
-    seed: int = 0
+    num_prompts: Annotated[int, Range(1, 10**6)]
+    input_len: ContextLength  # tokens of each prompt
+    output_len: ContextLength  # tokens of each output
+    shared_len: Annotated[int, Range(0, 2**24)] = 0  # tokens of the prefix that all prompts share
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        wrong = [f"{name}={getattr(self, name)}" for name in ("num_prompts", "input_len", "output_len") if getattr(self, name) < 1]
-        if wrong:
-            raise InvalidOption("a benchmark needs prompts and tokens", got=", ".join(wrong), allowed="from 1")
-        if not 0 <= self.shared_len < self.input_len:
-            raise InvalidOption(
-                "shared_len is out of range", got=self.shared_len, allowed=f"0 to {self.input_len - 1}, below input_len"
-            )
+        check_fields(self, "workload setting", InvalidOption, self._conflicts)
+
+    def _conflicts(self) -> Iterator[Fault]:
+        if self.shared_len >= self.input_len:
+            yield Fault("shared_len", f"0 to {self.input_len - 1}, below input_len")
 
     def prompts(self, vocab_size: int, repeat: int) -> list[tuple[int, ...]]:
         """Return the prompts of one run.
@@ -78,9 +81,11 @@ def measure(
     ``progress`` receives the number of completed runs. Raises ``InvalidOption`` for counts out of range and for requests longer
     than the context.
     """
-    if repeats < 1 or warmup < 0:
+    if not (1 <= repeats <= MAX_RUNS and 0 <= warmup <= MAX_RUNS):
         raise InvalidOption(
-            "repeats or warmup is out of range", got=f"{repeats}, {warmup}", allowed="repeats from 1, warmup from 0"
+            "repeats or warmup is out of range",
+            got=f"{repeats}, {warmup}",
+            allowed=f"repeats from 1, warmup from 0, up to {MAX_RUNS}",
         )
     max_model_len = llm.describe()["max_model_len"]
     if workload.input_len + workload.output_len > max_model_len:

@@ -39,6 +39,11 @@ HELP = {
     "max_batch_delay": "Seconds that dynamic batching waits for a batch to fill.",
     "scheduling_policy": "fcfs (first come, first served) or priority.",
     "priority_seconds": "Seconds of waiting that equal one level of priority.",
+    "max_stop_strings": "Maximum stop strings of a request.",
+    "max_stop_length": "Maximum characters of a stop string.",
+    "max_bad_words": "Maximum bad words of a request; it may have 16 times as many sequences of --bad-words-ids.",
+    "max_bad_word_length": "Maximum characters of a bad word, and maximum tokens of a sequence of --bad-words-ids.",
+    "max_logit_bias": "Maximum token ids with a bias of a request.",
 }
 _BATCH_OPTIONS = ("max_num_seqs", "batching", "max_batch_delay", "scheduling_policy", "priority_seconds")
 _DECODING_OPTIONS = (

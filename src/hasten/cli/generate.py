@@ -15,6 +15,7 @@ from hasten.cli.interrupt import INTERRUPTED, until_interrupted
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
+from hasten.cli.streams import MAX_INPUT, check_size, read_input
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
 
@@ -86,11 +87,11 @@ def _read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> li
     """
     if [*texts, *files].count("-") > 1:
         raise InvalidOption("standard input is one prompt and was named more than once", remedy="Write - once")
-    prompts: list[Prompt] = [sys.stdin.read() if text == "-" else text for text in texts]
+    prompts: list[Prompt] = [read_input() if text == "-" else text for text in texts]
     prompts += [_read_file(file) for file in files]
     prompts += [{"prompt_token_ids": SAMPLING.parse("bad_words_ids", [ids])[0]} for ids in id_lists]
     if not prompts and not sys.stdin.isatty():
-        prompts = [sys.stdin.read()]
+        prompts = [read_input()]
     if not prompts or prompts == [""]:
         raise InvalidOption("there is no prompt", remedy='Give one, for instance: hasten generate demo "def main("')
     return prompts
@@ -98,10 +99,11 @@ def _read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> li
 
 def _read_file(file: str) -> str:
     if file == "-":
-        return sys.stdin.read()
+        return read_input()
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(file).open(encoding="utf-8") as stream:
+            return check_size(stream.read(MAX_INPUT + 1), file)
+    except (OSError, ValueError) as error:  # no such file, no text in it, or no name of a file
         raise InvalidOption(f"the prompt file {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
 
 

@@ -1,10 +1,12 @@
 """The ``hasten`` command: its subcommands and its error handling.
 
-A user's mistake is one line on standard error and exit code 2. A traceback appears only with ``--debug``.
+A user's mistake is one line on standard error and exit code 2, and so is a file or a stream that the system refuses. A bug in
+hasten is one line and exit code 1. A traceback appears only with ``--debug``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,8 +22,9 @@ from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.models import ls, pull, rm
+from hasten.cli.streams import end_output, prepare_streams
 from hasten.cli.train import train
-from hasten.core.errors import HastenError, nearest
+from hasten.core.errors import MAX_MESSAGE, HastenError, clip, nearest, printable
 from hasten.core.renamed import RENAMED_FLAGS, remedy_for_unknown
 
 USER_ERROR = 2
@@ -61,18 +64,22 @@ def run(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            prepare_streams()
             result = app(list(arguments), standalone_mode=False, prog_name="hasten")
+            sys.stdout.flush()  # a full disk shows here at the latest
         except (KeyboardInterrupt, typer.Abort):
             return INTERRUPTED
-        except BrokenPipeError:  # the reader of standard output closed it
-            sys.stderr.close()
+        except (BrokenPipeError, SystemExit):  # the reader closed standard output; typer then exits with code 1
             return 0
         except Exception as error:
             if "--debug" in arguments:
                 raise
             code, message = _describe(error)
-            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # standard error may be full, too
+                print(f"error: {clip(printable(' '.join(message.split())), MAX_MESSAGE)}", file=sys.stderr)
             return code
+        finally:
+            end_output()
     return result if isinstance(result, int) else 0
 
 
@@ -82,6 +89,10 @@ def _describe(error: Exception) -> tuple[int, str]:
         return USER_ERROR, str(error)
     if isinstance(error, typer.TyperException):
         return USER_ERROR, _usage_message(error)
+    if isinstance(error, OSError):
+        return USER_ERROR, f"the system refuses to read or write: {error}."
+    if isinstance(error, MemoryError):
+        return USER_ERROR, "the memory of this machine is exhausted. Choose a smaller model, context or batch."
     return INTERNAL_ERROR, f"{type(error).__name__}: {error}. This is a bug in hasten; --debug shows the traceback."
 
 
@@ -107,4 +118,4 @@ def _show_warning(
 ) -> None:
     """Print hasten's own warnings in one line. Warnings of libraries are for their developers."""
     if category.__module__.startswith("hasten."):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {printable(message)}", file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from hasten.core.errors import InvalidOption
+from hasten.core.errors import InvalidOption, show
 
 OptionValues = dict[str, Any]  # field name -> value, of the options that were passed
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -67,7 +67,7 @@ class OptionGroup:
         try:
             parsed = [option_type.parse(text) for text in texts]
         except (KeyError, ValueError):
-            got, allowed = repr(" ".join(texts)), option_type.metavar
+            got, allowed = show(" ".join(texts)), option_type.metavar
             raise InvalidOption(f"{_flag(name)} has the wrong form", got=got, allowed=allowed) from None
         return option_type.collect(parsed) if option_type.collect else parsed[-1]
 

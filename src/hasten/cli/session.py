@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hasten.cli.options import OptionValues
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
-from hasten.core.errors import InvalidOption, InvalidRequest, nearest
+from hasten.core.errors import InvalidOption, InvalidRequest, nearest, show
 from hasten.core.output import Delta
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Session:
             self.settings, self.preset = self._merge_settings(preset, self.options), preset
             return
         if name not in SAMPLING.help:
-            raise InvalidOption("unknown setting", got=repr(name), remedy=nearest(name, [*SAMPLING.help, "preset"]))
+            raise InvalidOption("unknown setting", got=show(name), remedy=nearest(name, [*SAMPLING.help, "preset"]))
         options = {field: value for field, value in self.options.items() if field != name}
         if text != "default":
             options[name] = SAMPLING.parse(name, text)
@@ -85,9 +85,9 @@ class Session:
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in content["messages"]]
-            system = content["system"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            messages = [{"role": _text(m["role"]), "content": _text(m["content"])} for m in content["messages"]]
+            system = None if content["system"] is None else _text(content["system"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             got = f"{type(error).__name__}: {error}"
             raise InvalidRequest(f"{file} holds no conversation", got=got, remedy="Give a file that /save wrote") from None
         self.system, self.history = system, messages
@@ -101,3 +101,11 @@ class Session:
                 remedy="Use generate for several outputs or beam search",
             )
         return settings
+
+
+def _text(value: object) -> str:
+    """Return a text of a saved conversation. Raises ``TypeError`` or ``ValueError`` for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{show(value)} is not a text")
+    value.encode()  # half of a surrogate pair cannot be encoded
+    return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.cli.session import Session
-from hasten.core.errors import InvalidRequest, nearest
+from hasten.core.errors import InvalidRequest, nearest, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def run_command(session: Session, line: str) -> CommandResult:
     """
     name, _, argument = line.strip().partition(" ")
     if name not in COMMANDS:
-        raise InvalidRequest("unknown command", got=repr(name), remedy=nearest(name, COMMANDS))
+        raise InvalidRequest("unknown command", got=show(name), remedy=nearest(name, COMMANDS))
     return COMMANDS[name][1](session, argument.strip())
 
 
@@ -41,7 +41,7 @@ def _help(session: Session, argument: str) -> CommandResult:
 def _set(session: Session, argument: str) -> CommandResult:
     name, _, value = argument.partition(" ")
     if not value:
-        raise InvalidRequest("/set needs a name and a value", got=repr(argument), remedy="For instance: /set temperature 0.7")
+        raise InvalidRequest("/set needs a name and a value", got=show(argument), remedy="For instance: /set temperature 0.7")
     session.set(name, value.strip())
     return CommandResult(f"settings: {session.settings}")
 
@@ -67,7 +67,7 @@ def _save(session: Session, argument: str) -> CommandResult:
     file = _file("/save", argument)
     try:
         session.save(file)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name, or half of a surrogate pair in a message
         raise InvalidRequest(f"{file} cannot be written", got=error, remedy="Give another file") from None
     return CommandResult(f"{len(session.history)} messages saved to {file}")
 
@@ -81,7 +81,10 @@ def _load(session: Session, argument: str) -> CommandResult:
 def _file(command: str, argument: str) -> Path:
     if not argument:
         raise InvalidRequest(f"{command} needs a file", remedy=f"For instance: {command} chat.json")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # no such user
+        raise InvalidRequest(f"{argument} names no file", got=error, remedy="Write the full path") from None
 
 
 # name -> (usage, function)

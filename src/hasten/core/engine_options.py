@@ -3,70 +3,80 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from hasten.core.errors import InvalidOption, nearest
+from hasten.core.check_fields import Fault, check_fields
+from hasten.core.errors import InvalidOption, show
+from hasten.core.field_type import MAX_TEXT, Length, OneOf, Range
+from hasten.core.memory_size import MAX_BYTES, parse_bytes
 from hasten.core.renamed import RENAMED_ENGINE_OPTIONS, remedy_for_unknown
 
 MODEL_FREE = ("prompt_lookup", "suffix")  # drafters that read only the sequence's tokens
 DRAFTERS = (*MODEL_FREE, "draft_model", "medusa", "eagle", "self_speculation")
 QUANTIZATIONS = ("int8", "int4", "int8-weight-only", "int4-weight-only")
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "kv_cache_dtype": ("auto", "int8"),
-    "backend": ("auto", "cpu", "torch"),
-    "quantization": (None, *QUANTIZATIONS),
-    "draft_quantization": ("auto", *QUANTIZATIONS),
-    "speculative_method": (None, "auto", "off", *DRAFTERS),
-}
-_POSITIVE = ("block_size", "max_num_seqs", "max_num_batched_tokens")
-_POSITIVE_OR_NONE = ("num_speculative_tokens", "self_draft_layers")
+
+Name = Annotated[str, Length(1, MAX_TEXT)]
+Threads = Annotated[int, Range(1, 1024)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+# Limits of what the scheduler's own settings share. Beyond them, sizes of a step's buffers would exceed any machine's memory.
+ContextLength = Annotated[int, Range(1, 2**24)]
+MaxNumSeqs = Annotated[int, Range(1, 2**14)]
+MaxNumBatchedTokens = Annotated[int, Range(1, 2**20)]
+Batching = Annotated[str, OneOf(("continuous", "dynamic", "static"))]
+BatchDelay = Annotated[float, Range(0, 3600)]
+SchedulingPolicy = Annotated[str, OneOf(("fcfs", "priority"))]
+PrioritySeconds = Annotated[float, Range(0, 1e9)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """The options of one engine. Raises ``InvalidOption`` for values out of range."""
+    """The options of one engine. Raises ``InvalidOption`` that names every field with an invalid value."""
 
-    dtype: str = "auto"  # of weights and KV cache; "auto": the checkpoint's dtype
-    quantization: str | None = None  # applied to weights while they load: int8, int4, int8-weight-only or int4-weight-only
-    kv_cache_dtype: str = "auto"  # "auto" (the model's dtype) or "int8"
-    backend: str = "auto"  # "cpu" (native kernels) or "torch"; "auto": native kernels where they run
-    threads: int | None = None  # None: one per core that this process may use
-    revision: str | None = None  # branch, tag or commit of a hub model
-    max_model_len: int | None = None  # tokens of prompt and output; None: the model's limit, reduced to what fits
-    kv_cache_memory: int | str | None = None  # bytes, or a size such as "4GiB"; None: a quarter of the free memory
-    block_size: int = 16  # tokens per KV block
-    max_num_seqs: int = 64  # sequences running at a time
-    max_num_batched_tokens: int = 2048  # tokens per step; longer prompts are computed in chunks
+    # of weights and KV cache; "auto": the checkpoint's dtype
+    dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16", "float16"))] = "auto"
+    # applied to weights while they load: int8, int4, int8-weight-only or int4-weight-only
+    quantization: Annotated[str, OneOf(QUANTIZATIONS)] | None = None
+    kv_cache_dtype: Annotated[str, OneOf(("auto", "int8"))] = "auto"  # "auto" (the model's dtype) or "int8"
+    # "cpu" (native kernels) or "torch"; "auto": native kernels where they run
+    backend: Annotated[str, OneOf(("auto", "cpu", "torch"))] = "auto"
+    threads: Threads | None = None  # None: one per core that this process may use
+    revision: Name | None = None  # branch, tag or commit of a hub model
+    max_model_len: ContextLength | None = None  # tokens of prompt and output; None: the model's limit, reduced to what fits
+    # bytes, or a size such as "4GiB"; None: a quarter of the free memory
+    kv_cache_memory: Annotated[int, Range(1, MAX_BYTES)] | Annotated[str, Length(1, 64)] | None = None
+    block_size: Annotated[int, Range(1, 4096)] = 16  # tokens per KV block
+    max_num_seqs: MaxNumSeqs = 64  # sequences running at a time
+    max_num_batched_tokens: MaxNumBatchedTokens = 2048  # tokens per step; longer prompts are computed in chunks
     prefix_caching: bool = True
     # "off", one drafter, or "auto": speculate where it pays and no bit of a logit changes. None: "auto", without a warning.
-    speculative_method: str | None = None
-    draft_model: str | None = None  # a folder, a hub id or "demo-draft"
-    draft_heads: str | None = None  # Medusa heads or an EAGLE-3 head: a folder, a hub id, "demo-eagle" or "demo-medusa"
+    speculative_method: Annotated[str, OneOf(("auto", "off", *DRAFTERS))] | None = None
+    draft_model: Name | None = None  # a folder, a hub id or "demo-draft"
+    draft_heads: Name | None = None  # Medusa heads or an EAGLE-3 head: a folder, a hub id, "demo-eagle" or "demo-medusa"
     # Of the draft model, the draft heads and the lm_head of exits; "auto": four bits if the model is quantised.
-    draft_quantization: str = "auto"
-    self_draft_layers: int | None = None  # first layers of the model that draft; None: chosen from the exits by cost
-    num_speculative_tokens: int | None = None  # maximum tokens of a draft; None: the drafter's own number
-    exits: str | None = None  # trained early exits: a folder, a hub id or "demo-exits"
-    batching: str = "continuous"  # or "dynamic", "static"
-    max_batch_delay: float = 0.05  # seconds that dynamic batching waits for a batch to fill
-    scheduling_policy: str = "fcfs"  # or "priority"
-    priority_seconds: float = 60.0  # seconds of waiting that equal one level of priority
-    seed: int | None = None  # of the generator that draws a seed for each request without one
+    draft_quantization: Annotated[str, OneOf(("auto", *QUANTIZATIONS))] = "auto"
+    # first layers of the model that draft; None: chosen from the exits by cost
+    self_draft_layers: Annotated[int, Range(1, 4096)] | None = None
+    # maximum tokens of a draft; None: the drafter's own number
+    num_speculative_tokens: Annotated[int, Range(1, 256)] | None = None
+    exits: Name | None = None  # trained early exits: a folder, a hub id or "demo-exits"
+    batching: Batching = "continuous"  # or "dynamic", "static"
+    max_batch_delay: BatchDelay = 0.05  # seconds that dynamic batching waits for a batch to fill
+    scheduling_policy: SchedulingPolicy = "fcfs"  # or "priority"
+    priority_seconds: PrioritySeconds = 60.0  # seconds of waiting that equal one level of priority
+    max_stop_strings: Annotated[int, Range(0, 4096)] = 16  # of a request
+    max_stop_length: Annotated[int, Range(1, 2**16)] = 256  # characters of a stop string
+    max_bad_words: Annotated[int, Range(0, 2**16)] = 64  # texts of a request; it may have 16 times as many ``bad_words_ids``
+    max_bad_word_length: Annotated[int, Range(1, 2**16)] = 256  # characters of a bad word, or its tokens in ``bad_words_ids``
+    max_logit_bias: Annotated[int, Range(0, 2**20)] = 1024  # token ids with a bias of a request
+    seed: Seed | None = None  # of the generator that draws a seed for each request without one
     show_progress: bool = False  # show a progress bar while weights load
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise InvalidOption(f"unknown {name}", got=repr(value), remedy=nearest(str(value), filter(None, allowed)))
-        for name in (*_POSITIVE, *_POSITIVE_OR_NONE):
-            value = getattr(self, name)
-            unset = value is None and name in _POSITIVE_OR_NONE
-            if not unset and (type(value) is not int or value < 1):
-                raise InvalidOption(f"{name} is out of range", got=repr(value), allowed="a whole number from 1")
+        check_fields(self, "engine option", InvalidOption, lambda: too_few_tokens(self.max_num_batched_tokens, self.max_num_seqs))
+        if self.kv_cache_memory is not None:
+            parse_bytes(self.kv_cache_memory)
         self._check_speculation()
 
     def _check_speculation(self) -> None:
@@ -122,9 +132,21 @@ class EngineOptions:
 
         Raises ``InvalidOption`` for an unknown name, with the right one.
         """
+        if not isinstance(values, Mapping):
+            raise InvalidOption("engine options are not named values", got=show(values), allowed="a mapping from names to values")
         names = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in names:
                 remedy = remedy_for_unknown(name, names, RENAMED_ENGINE_OPTIONS)
-                raise InvalidOption("unknown engine option", got=repr(name), remedy=remedy)
+                raise InvalidOption("unknown engine option", got=show(name), remedy=remedy)
         return cls(**values)
+
+
+def too_few_tokens(max_num_batched_tokens: int, max_num_seqs: int) -> Iterator[Fault]:
+    """Yield the fault of a step that has no token for every running sequence."""
+    if max_num_batched_tokens < max_num_seqs:
+        yield Fault(
+            "max_num_batched_tokens",
+            f"from max_num_seqs={max_num_seqs}",
+            "Raise the first or lower the second: every running sequence needs one token per step",
+        )

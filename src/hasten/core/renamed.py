@@ -42,4 +42,4 @@ def remedy_for_unknown(name: object, choices: Iterable[str], renamed: Mapping[st
     """Return the remedy for an unknown name: its new spelling if it is a choice, else the nearest choice."""
     known = list(choices)
     new_name = renamed.get(str(name))
-    return f"It was renamed to {new_name}" if new_name in known else nearest(str(name), known)
+    return f"It was renamed to {new_name}" if new_name in known else nearest(name, known)

@@ -15,10 +15,11 @@ DetokenizerFactory = Callable[[Request], Detokenizer | None]
 
 
 class Completion:
-    def __init__(self, request: Request, index: int, detokenizer: Detokenizer | None) -> None:
+    def __init__(self, request: Request, index: int, detokenizer: Detokenizer | None, stop_strings: StopStrings | None) -> None:
+        """``stop_strings`` are the request's; the completion takes a copy that shares their automaton."""
         self._request, self.index, self._detokenizer = request, index, detokenizer
         params = request.params
-        self._stop_strings = StopStrings(params.stop, params.include_stop_str_in_output) if params.stop else None
+        self._stop_strings = None if stop_strings is None else stop_strings.restart()
         self._stop_ids = frozenset(params.stop_token_ids)
         self._eos_ids = frozenset(() if params.ignore_eos else request.eos_token_ids)
         self.token_ids: list[int] = []

@@ -5,13 +5,12 @@ A requested size that does not fit is reduced with a warning that names both num
 
 from __future__ import annotations
 
-import math
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.core.errors import CapacityError, InvalidOption
+from hasten.core.memory_size import parse_bytes
 from hasten.kv.group import KvGroup
 from hasten.models.spec import DecoderSpec
 from hasten.ops.cpu.memory import available_bytes, format_bytes
@@ -20,7 +19,6 @@ from hasten.ops.cpu.memory import available_bytes, format_bytes
 DEFAULT_SHARE = 0.25
 # The allocator lists all blocks. So many hold more tokens than the memory of any machine, but for the tiniest models.
 MAX_BLOCKS = 1 << 22
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 class KvCacheWarning(UserWarning):
@@ -61,8 +59,6 @@ def size_kv_cache(
     default ``max_num_seqs`` full contexts bound the size.
     Raises ``InvalidOption`` for values out of range and ``CapacityError`` if not even one block fits.
     """
-    if block_size < 1:
-        raise InvalidOption("block_size is out of range", got=block_size, allowed="from 1 (tokens)")
     if max_model_len is not None and not 1 <= max_model_len <= max_positions:
         raise InvalidOption(
             "max_model_len is out of range",
@@ -109,14 +105,3 @@ def _affordable_blocks(free: int, block_bytes: int, kv_cache_memory: int | str |
             stacklevel=4,
         )
     return num_blocks, f"kv_cache_memory={format_bytes(requested)}"
-
-
-def parse_bytes(size: int | str) -> int:
-    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption``."""
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
-    amount = float(match.group(1)) * _UNITS.get(match.group(2), 0) if match is not None else 0.0
-    if not 1 <= amount < math.inf:
-        raise InvalidOption("this is not an amount of memory", got=repr(size), allowed="bytes, or a size such as '4GiB' or '500MB'")
-    return int(amount)

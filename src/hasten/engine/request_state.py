@@ -11,6 +11,7 @@ from hasten.core.result import DraftOutcome, Finish, FinishReason, TokenLogprob
 from hasten.engine.completion import Completion, DetokenizerFactory
 from hasten.scheduling.sequence import ScheduledRequest
 from hasten.search.beam import BeamSearch
+from hasten.text.stop_strings import StopStrings
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ class RequestState:
     def __init__(self, scheduled: ScheduledRequest, detokenizer: DetokenizerFactory) -> None:
         self.request, self._scheduled = scheduled.request, scheduled
         params = self.request.params
-        self.completions = [Completion(self.request, index, detokenizer(self.request)) for index in range(params.n)]
+        stop = StopStrings(params.stop, params.include_stop_str_in_output) if params.stop else None
+        self.completions = [Completion(self.request, index, detokenizer(self.request), stop) for index in range(params.n)]
         self.search = beam_search(self.request) if params.beam_width is not None else None
         # By token ids, for live beams and held hypotheses; empty unless log-probabilities are wanted.
         self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}

@@ -11,15 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.core.errors import InvalidRequest, PromptTooLong
+from hasten.core.engine_options import EngineOptions
+from hasten.core.errors import InvalidRequest, PromptTooLong, printable, show
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.exit_rules import ExitRules
+from hasten.entrypoints.request_limits import check_request_limits
 from hasten.sampling.check_token_ids import check_token_ids
 from hasten.text.tokenizer import TextTokenizer
 
 Prompt = str | Mapping[str, Any]
 MAX_PRIORITY = 1_000_000
+MAX_SALT = 1024  # characters of a cache salt, which is hashed with every block
+MIN_CHARS_PER_TOKEN = 64  # of the bound on the length of a text: most vocabularies have no longer token
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class InputProcessor:
     eos_token_ids: tuple[int, ...]
     defaults: SamplingParams
     seeds: random.Random
-    takes_priority: bool  # whether the scheduler orders requests by priority
+    options: EngineOptions
     exit_rules: ExitRules
 
     def request(
@@ -45,15 +49,17 @@ class InputProcessor:
     ) -> Request:
         """Return a complete request. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         _check_priority_and_salt(priority, cache_salt)
-        if priority and not self.takes_priority:
+        if priority and self.options.scheduling_policy != "priority":
             raise InvalidRequest(
                 "this engine does not order requests by priority",
                 got=f"priority={priority}",
                 allowed="0",
                 remedy='Load the model with scheduling_policy="priority"',
             )
+        params = self.check_params(params)
+        check_request_limits(params, self.options)
         token_ids = self.encode(prompt)
-        params = self._complete(params or self.defaults, len(token_ids))
+        params = self._complete(params, len(token_ids))
         params, exit_layer = self.exit_rules.resolve(params, token_ids)
         check_token_ids(params, self.vocab_size)
         return Request(
@@ -75,17 +81,30 @@ class InputProcessor:
             raise InvalidRequest(
                 "this checkpoint has no tokenizer, so it cannot chat", remedy="Use generate or stream with token ids"
             )
-        return {"prompt_token_ids": self.tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)}
+        text = self.tokenizer.render_chat(messages, tools=tools, **template_kwargs)
+        self.check_text(text, "conversation")
+        return {"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
+
+    def check_params(self, params: object) -> SamplingParams:
+        """Return the settings, or the defaults for None.
+
+        Raises ``InvalidRequest`` for an object of another class.
+        """
+        if params is None:
+            return self.defaults
+        if not isinstance(params, SamplingParams):
+            allowed = "SamplingParams, or None for the defaults"
+            raise InvalidRequest("sampling_params has the wrong type", got=type(params).__name__, allowed=allowed)
+        return params
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         if isinstance(prompt, str):
             token_ids = tuple(self.tokenizer_for(prompt, "prompt", "prompt_token_ids").encode(prompt))
         else:
-            token_ids = read_token_ids(prompt, "prompt", "prompt_token_ids")
+            token_ids = read_token_ids(prompt, "prompt", "prompt_token_ids", max_tokens=self.max_model_len - 1)
         if not token_ids:
             raise InvalidRequest("the prompt is empty", allowed="at least one token")
-        self.check_vocabulary(token_ids, "prompt")
         if len(token_ids) >= self.max_model_len:
             raise PromptTooLong(
                 "the prompt leaves no room for an answer in the context",
@@ -93,18 +112,39 @@ class InputProcessor:
                 allowed=f"up to {self.max_model_len - 1}",
                 remedy="Shorten the prompt, or raise max_model_len",
             )
+        self.check_vocabulary(token_ids, "prompt")
         return token_ids
 
     def tokenizer_for(self, text: str, name: str, key: str) -> TextTokenizer:
-        """Return the tokenizer. Raises ``InvalidRequest`` if there is none, or if the text is invalid.
+        """Return the tokenizer. Raises ``InvalidRequest`` if there is none, and as ``check_text``.
 
         ``name`` is the caller's word for the text; ``key`` is where the caller may pass token ids instead.
         """
         if self.tokenizer is None:
             raise InvalidRequest(f"this checkpoint has no tokenizer, so a {name} cannot be text", remedy=f'Pass {{"{key}": [...]}}')
-        if not _is_unicode(text):
-            raise InvalidRequest("this is not Unicode text", got=repr(text)[:80], remedy="Half of a surrogate pair was cut off")
+        self.check_text(text, name)
         return self.tokenizer
+
+    def check_text(self, text: str, name: str) -> None:
+        """Raise ``PromptTooLong`` for a text that cannot fit the context, before it is tokenised.
+
+        Tokenising takes seconds per megabyte. Raises ``InvalidRequest`` for half of a surrogate pair.
+        """
+        if self.tokenizer is not None and len(text) > MIN_CHARS_PER_TOKEN * self.max_model_len:
+            per_token = max(MIN_CHARS_PER_TOKEN, self.tokenizer.max_chars_per_token)
+            if len(text) > per_token * self.max_model_len:
+                raise PromptTooLong(
+                    f"the {name} is too long for the context, whatever its tokens are",
+                    got=f"{len(text)} characters",
+                    allowed=f"up to {per_token * self.max_model_len}, {self.max_model_len} tokens of {per_token} characters",
+                    remedy=f"Shorten the {name}, or raise max_model_len",
+                )
+        if not is_unicode(text):
+            raise InvalidRequest(
+                f"the {name} is not Unicode text",
+                got=show(text),
+                remedy="Half of a surrogate pair was cut off, or bytes were no UTF-8",
+            )
 
     def check_vocabulary(self, token_ids: Iterable[int], name: str) -> None:
         """Raise ``InvalidRequest`` if token ids of ``name`` are outside the vocabulary."""
@@ -169,34 +209,48 @@ class InputProcessor:
         return changes
 
 
-def read_token_ids(value: object, name: str, key: str) -> tuple[int, ...]:
-    """Return the token ids of ``{key: [...]}``. Raises ``InvalidRequest`` for anything else."""
+def read_token_ids(value: object, name: str, key: str, *, max_tokens: int) -> tuple[int, ...]:
+    """Return the token ids of ``{key: [...]}``.
+
+    Raises ``PromptTooLong`` for more than ``max_tokens``, and ``InvalidRequest`` for anything else.
+    """
     allowed = f'text or {{"{key}": [token ids]}}'
-    if not isinstance(value, Mapping) or set(value) != {key}:
-        raise InvalidRequest(f"this is not a {name}", got=repr(value)[:80], allowed=allowed)
+    if not isinstance(value, Mapping) or list(value) != [key]:
+        raise InvalidRequest(f"this is not a {name}", got=show(value), allowed=allowed)
     token_ids = value[key]
-    if not isinstance(token_ids, Sequence) or isinstance(token_ids, str) or not all(type(i) is int for i in token_ids):
-        raise InvalidRequest(f"{key} are not whole numbers", got=repr(token_ids)[:80], allowed=allowed)
+    if not isinstance(token_ids, Sequence) or isinstance(token_ids, (str, bytes, bytearray)):
+        raise InvalidRequest(f"{key} are not whole numbers", got=show(token_ids), allowed=allowed)
+    if len(token_ids) > max_tokens:  # before a million numbers are looked at
+        raise PromptTooLong(
+            f"the {name} does not fit the context",
+            got=f"{len(token_ids)} tokens",
+            allowed=f"up to {max_tokens}",
+            remedy=f"Shorten the {name}, or raise max_model_len",
+        )
+    if not all(type(token_id) is int for token_id in token_ids):
+        raise InvalidRequest(f"{key} are not whole numbers", got=show(token_ids), allowed=allowed)
     return tuple(token_ids)
 
 
 def format_first(values: Sequence[object]) -> str:
     """Return the first eight values as a list in text."""
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    return ", ".join(map(printable, values[:8])) + (", ..." if len(values) > 8 else "")
 
 
-def _check_priority_and_salt(priority: object, cache_salt: object) -> None:
-    """Raise ``InvalidRequest`` for values that would break the scheduler for all requests."""
-    if type(priority) is not int or abs(priority) > MAX_PRIORITY:
-        raise InvalidRequest("priority is out of range", got=repr(priority)[:40], allowed=f"-{MAX_PRIORITY} to {MAX_PRIORITY}")
-    if not isinstance(cache_salt, str) or not _is_unicode(cache_salt):
-        raise InvalidRequest("cache_salt is not a text", got=repr(cache_salt)[:80], allowed="any Unicode text")
-
-
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Return whether the text can be encoded. JSON may hold half of a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _check_priority_and_salt(priority: object, cache_salt: object) -> None:
+    """Raise ``InvalidRequest`` for values that would break the scheduler for all requests."""
+    if type(priority) is not int or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequest("priority is out of range", got=show(priority), allowed=f"-{MAX_PRIORITY} to {MAX_PRIORITY}")
+    if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT or not is_unicode(cache_salt):
+        raise InvalidRequest(
+            "cache_salt is not a text", got=show(cache_salt), allowed=f"Unicode text of up to {MAX_SALT} characters"
+        )

@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import Any
 
 from hasten.core.early_exit import REQUEST_CRITERIA
-from hasten.core.errors import InvalidRequest, PromptTooLong, nearest
+from hasten.core.errors import InvalidRequest, PromptTooLong, nearest, show
 from hasten.core.output import Choice, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
@@ -44,7 +44,7 @@ class Scoring:
         name: str = "continuations",
     ) -> list[ScoreOutput]:
         """See ``LLM.score``. ``name`` is the caller's word for the continuations in error messages."""
-        if not isinstance(continuations, Sequence) or isinstance(continuations, str):
+        if not isinstance(continuations, Sequence) or isinstance(continuations, (str, bytes, bytearray)):
             raise InvalidRequest(f"{name} are not a list", got=type(continuations).__name__, allowed=f"a list of {_ALLOWED}")
         if not continuations:
             raise InvalidRequest(f"there are no {name}", got="an empty list", allowed=f"at least one of {_ALLOWED}")
@@ -69,7 +69,7 @@ class Scoring:
     ) -> Choice:
         """See ``LLM.choose``."""
         if normalize not in NORMALIZATIONS:
-            raise InvalidRequest("unknown normalize", got=repr(normalize), remedy=nearest(str(normalize), NORMALIZATIONS))
+            raise InvalidRequest("unknown normalize", got=show(normalize), remedy=nearest(normalize, NORMALIZATIONS))
         scores = tuple(self.score(prompt, choices, params, cache_salt=cache_salt, name="choices"))
         logprobs = [score.mean if normalize == "mean" else score.total for score in scores]
         best = logprobs.index(max(logprobs))
@@ -83,7 +83,7 @@ class Scoring:
 
     def _request(self, prompt_ids: tuple[int, ...], params: SamplingParams | None, cache_salt: str) -> Request:
         """Return a request for these tokens, with the exit settings of ``params`` and no others."""
-        params = params or self._input_processor.defaults
+        params = self._input_processor.check_params(params)
         if params.exit_rule not in EXIT_RULES:
             raise InvalidRequest(
                 "this exit rule gives every token its own exit layer, and scores would not compare",
@@ -105,7 +105,8 @@ class Scoring:
         ``prompt_ids`` are those of the prompt alone.
         """
         if not isinstance(continuation, str):
-            return prompt_ids, read_token_ids(continuation, "continuation", "token_ids")
+            max_tokens = self._input_processor.max_model_len
+            return prompt_ids, read_token_ids(continuation, "continuation", "token_ids", max_tokens=max_tokens)
         tokenizer = self._input_processor.tokenizer_for(continuation, "continuation", "token_ids")
         if not isinstance(prompt, str):
             return prompt_ids, tuple(tokenizer.encode_fragment(continuation))

@@ -43,7 +43,7 @@ def find_family(config: Mapping[str, Any]) -> ModelFamily:
     """Return the family of the ``model_type``. Raises ``UnsupportedModel`` if there is none."""
     model_type, supported = config.get("model_type"), family_names()
     if model_type not in supported:
-        suggestion = nearest(str(model_type), supported)
+        suggestion = nearest(model_type, supported)
         raise UnsupportedModel(
             "hasten does not support this model type",
             got=repr(model_type),

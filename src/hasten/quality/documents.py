@@ -29,7 +29,7 @@ def read_texts(file: Path) -> list[str]:
         try:
             text = json.loads(line)["text"]
             text.encode()
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise InvalidOption(
                 f"line {number} of {file} holds no text", got=repr(line[:60]), allowed='one {"text": "..."} per line'
             ) from None
@@ -60,9 +60,12 @@ def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
 def _read(file: Path) -> str:
     remedy = "Give a file of UTF-8 text"
     try:
+        if file.is_char_device():
+            raise OSError("a device, which may have no end")
         content = file.read_bytes()
-    except OSError as error:
-        raise InvalidOption(f"the file {file} cannot be read", got=error.strerror or error, remedy=remedy) from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        got = getattr(error, "strerror", None) or error
+        raise InvalidOption(f"the file {file} cannot be read", got=got, remedy=remedy) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from hasten.core.errors import InvalidOption, nearest
+from hasten.core.errors import InvalidOption, nearest, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 def preset(name: str) -> dict[str, Any]:
     """Return a preset as fields of ``SamplingParams``; raises ``InvalidOption`` for an unknown name."""
-    if name not in PRESETS:
-        raise InvalidOption("unknown preset", got=repr(name), remedy=nearest(name, PRESETS))
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InvalidOption("unknown preset", got=show(name), remedy=nearest(name, PRESETS))
     return dict(PRESETS[name].settings)

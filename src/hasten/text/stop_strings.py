@@ -6,6 +6,7 @@ is exactly the text to hold back. It knows neither tokens nor requests.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -31,6 +32,12 @@ class StopStrings:
         self._state = self._root = _build_automaton(stop)
         self._held_back = ""
         self._matched: str | None = None
+
+    def restart(self) -> StopStrings:
+        """Return the same stop strings for another text. Both share the automaton."""
+        other = copy.copy(self)
+        other._state, other._held_back, other._matched = self._root, "", None
+        return other
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Return the text that may be shown and the stop string that was met, if any. Later text is dropped.

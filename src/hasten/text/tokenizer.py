@@ -119,6 +119,13 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    @functools.cached_property
+    def max_chars_per_token(self) -> int:
+        """The most characters of a text that one token stands for, unless it is an unknown token."""
+        longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        # Unicode normalisation makes one character of up to four.
+        return longest if self._tokenizer.normalizer is None else 4 * longest
+
     def bad_words(self, words: tuple[str, ...], skip_special_tokens: bool) -> BadWordSet:
         """Return the set of these words, which takes milliseconds to make and is kept for further calls."""
         found = self._bad_words.get((words, skip_special_tokens))

@@ -6,15 +6,22 @@ range.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from hasten.core.errors import InvalidOption, nearest
-from hasten.training.options import check_ranges
+from hasten.core.check_fields import Fault, check_fields
+from hasten.core.engine_options import Name
+from hasten.core.errors import InvalidOption
+from hasten.core.field_type import Length, OneOf, Range
 
 MAX_HEADS, MAX_HEAD_LAYERS = 16, 8
 MAX_TTT_STEPS = 16
 LM_HEADS = ("model", "copy", "own")
+
+VocabSize = Annotated[int, Range(1, 2**24)]
+Width = Annotated[int, Range(1, 2**20)]
+LayerNumber = Annotated[int, Range(1, 4096)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,21 +32,15 @@ class MedusaRecipe:
     learning_rate: ClassVar[float] = 1e-3
     weight_decay: ClassVar[float] = 0.0
 
-    heads: int = 4  # head i (from 0) drafts the token i + 2 positions ahead
-    layers: int = 1  # residual layers per head
+    heads: Annotated[int, Range(1, MAX_HEADS)] = 4  # head i (from 0) drafts the token i + 2 positions ahead
+    layers: Annotated[int, Range(1, MAX_HEAD_LAYERS)] = 1  # residual layers per head
     # model: heads use the model's lm_head. copy: the same, and the file holds a copy for engines that need one.
     # own: each head trains its own lm_head, initialised from the model's.
-    lm_head: str = "model"
-    draft_vocab: int | None = None  # size of the draft vocabulary, the most frequent tokens; None: up to 32,000
+    lm_head: Annotated[str, OneOf(LM_HEADS)] = "model"
+    draft_vocab: VocabSize | None = None  # size of the draft vocabulary, the most frequent tokens; None: up to 32,000
 
     def __post_init__(self) -> None:
-        check_ranges(
-            "Medusa",
-            ("heads", self.heads, f"1 to {MAX_HEADS}", 1 <= self.heads <= MAX_HEADS),
-            ("layers", self.layers, f"1 to {MAX_HEAD_LAYERS}", 1 <= self.layers <= MAX_HEAD_LAYERS),
-        )
-        if self.lm_head not in LM_HEADS:
-            raise InvalidOption("unknown lm_head", got=repr(self.lm_head), remedy=nearest(self.lm_head, LM_HEADS))
+        check_fields(self, "Medusa option", InvalidOption)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +51,16 @@ class EagleRecipe:
     learning_rate: ClassVar[float] = 1e-3
     weight_decay: ClassVar[float] = 0.0
 
-    init_from: str | None = None  # a head that gives the initial weights and the shape; None: random weights
-    ttt_steps: int = 5  # steps of training-time test: draft tokens per chain
-    draft_vocab: int | None = None  # size of the draft vocabulary, the most frequent tokens; None: up to 32,000
-    aux_layers: tuple[int, ...] | None = None  # layers (from 1) whose hidden states the head reads; None: low, middle, high
-    intermediate: int | None = None  # width of the head's MLP; None: the model's
+    init_from: Name | None = None  # a head that gives the initial weights and the shape; None: random weights
+    ttt_steps: Annotated[int, Range(1, MAX_TTT_STEPS)] = 5  # steps of training-time test: draft tokens per chain
+    draft_vocab: VocabSize | None = None  # size of the draft vocabulary, the most frequent tokens; None: up to 32,000
+    # layers (from 1) whose hidden states the head reads; None: low, middle, high
+    aux_layers: Annotated[tuple[LayerNumber, ...], Length(3, 3)] | None = None
+    intermediate: Width | None = None  # width of the head's MLP; None: the model's
     norm_before_residual: bool = True
 
     def __post_init__(self) -> None:
-        layers = self.aux_layers
-        check_ranges(
-            "EAGLE-3",
-            ("ttt_steps", self.ttt_steps, f"1 to {MAX_TTT_STEPS}", 1 <= self.ttt_steps <= MAX_TTT_STEPS),
-            ("draft_vocab", self.draft_vocab, "from 1", self.draft_vocab is None or self.draft_vocab >= 1),
-            ("aux_layers", layers, "three numbers from 1", layers is None or (len(layers) == 3 and min(layers) >= 1)),
-            ("intermediate", self.intermediate, "from 1", self.intermediate is None or self.intermediate >= 1),
-        )
+        check_fields(self, "EAGLE-3 option", InvalidOption)
         _check_init_from(
             self.init_from,
             draft_vocab=self.draft_vocab,
@@ -82,20 +77,15 @@ class DraftModelRecipe:
     name: ClassVar[str] = "draft"
     weight_decay: ClassVar[float] = 0.01
 
-    init_from: str | None = None  # a model that gives the initial weights and the shape; None: random weights
-    layers: int | None = None  # of a model with random weights; None: 2
-    hidden: int | None = None  # hidden size, a multiple of the target's head size; None: the multiple nearest to 128
-    hard_label_weight: float = 0.2  # weight of the text's tokens in the loss; the rest is the target's distribution
-    draft_vocab: int | None = None  # size of the vocabulary it drafts from, the most frequent tokens; None: up to 32,000
+    init_from: Name | None = None  # a model that gives the initial weights and the shape; None: random weights
+    layers: LayerNumber | None = None  # of a model with random weights; None: 2
+    hidden: Width | None = None  # hidden size, a multiple of the target's head size; None: the multiple nearest to 128
+    # weight of the text's tokens in the loss; the rest is the target's distribution
+    hard_label_weight: Annotated[float, Range(0, 1)] = 0.2
+    draft_vocab: VocabSize | None = None  # size of the vocabulary it drafts from, the most frequent tokens; None: up to 32,000
 
     def __post_init__(self) -> None:
-        weight, allowed = self.hard_label_weight, "0 (target distribution only) to 1 (text only)"
-        check_ranges(
-            "draft model",
-            ("layers", self.layers, "from 1", self.layers is None or self.layers >= 1),
-            ("hidden", self.hidden, "from 1", self.hidden is None or self.hidden >= 1),
-            ("hard_label_weight", weight, allowed, 0.0 <= weight <= 1.0),
-        )
+        check_fields(self, "draft model option", InvalidOption)
         _check_init_from(self.init_from, layers=self.layers, hidden=self.hidden)
 
     @property
@@ -112,18 +102,19 @@ class EarlyExitRecipe:
     learning_rate: ClassVar[float] = 2e-3
     weight_decay: ClassVar[float] = 0.0
 
-    layers: tuple[int, ...] | None = None  # exits after this many layers; None: five exits in the upper part of the model
-    texts: int = 256  # sequences of the calibration set, and as many training sequences for tables; 0: no calibration
-    draft_vocab: int | None = None  # size of the vocabulary of self-drafting layers, the most frequent tokens; None: up to 32,000
+    # exits after this many layers; None: five exits in the upper part of the model
+    layers: Annotated[tuple[LayerNumber, ...], Length(1, 4096)] | None = None
+    # sequences of the calibration set, and as many training sequences for tables; 0: no calibration
+    texts: Annotated[int, Range(0, 10**9)] = 256
+    # size of the vocabulary of self-drafting layers, the most frequent tokens; None: up to 32,000
+    draft_vocab: VocabSize | None = None
 
     def __post_init__(self) -> None:
-        layers = self.layers
-        distinct = layers is None or (bool(layers) and min(layers) >= 1 and len(set(layers)) == len(layers))
-        check_ranges(
-            "early-exit",
-            ("texts", self.texts, "from 0", self.texts >= 0),
-            ("layers", layers, "distinct numbers of layers from 1", distinct),
-        )
+        check_fields(self, "early-exit option", InvalidOption, self._conflicts)
+
+    def _conflicts(self) -> Iterator[Fault]:
+        if self.layers is not None and len(set(self.layers)) < len(self.layers):
+            yield Fault("layers", "distinct numbers of layers from 1")
 
 
 Recipe = MedusaRecipe | EagleRecipe | DraftModelRecipe | EarlyExitRecipe

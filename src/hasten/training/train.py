@@ -130,10 +130,13 @@ def _load_corpus(
 def _settings(folder: Path, data: Path, recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
     """Return everything that the result depends on, as plain data. A run resumes only with equal settings."""
     try:
+        if data.exists() and not data.is_file():  # a device may have no end, and a pipe cannot be read twice
+            raise OSError("not a regular file")
         with data.open("rb") as stream:
             data_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InvalidOption(f"the file {data} cannot be read", got=error.strerror, remedy="Give a file of UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        got = getattr(error, "strerror", None) or error
+        raise InvalidOption(f"the file {data} cannot be read", got=got, remedy="Give a file of UTF-8 text") from None
     settings = {"kind": recipe.name, **dataclasses.asdict(recipe), **dataclasses.asdict(options)}
     settings |= {"lr": options.lr or recipe.learning_rate, "data_sha256": data_sha256, "model_sha256": _fingerprint(folder)}
     if settings.get("init_from") is not None:

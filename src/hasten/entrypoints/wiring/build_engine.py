@@ -90,7 +90,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         eos_token_ids=end_ids,
         defaults=defaults,
         seeds=random.Random(options.seed),
-        takes_priority=options.scheduling_policy == "priority",
+        options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
     )
     print_status(f"loaded {model} in {timer}", visible=options.show_progress)

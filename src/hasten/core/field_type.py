@@ -1,0 +1,230 @@
+"""``FieldType``: what a field of a settings class may hold, read from the field's annotation.
+
+It knows ``bool``, ``int``, ``float``, ``str``, ``tuple[T, ...]``, ``Mapping[K, V]``, literals, and unions of them with None.
+``Annotated`` adds the limits: a ``Range`` to every number, a ``Length`` to every collection, ``OneOf`` to a text that is a choice.
+Other texts have at most ``MAX_TEXT`` characters without a ``Length``. A number or a collection without a limit is a ``TypeError``,
+so that no field is left unchecked.
+
+A value of another class that means the same is converted: integers and floats of NumPy, subclasses of ``str``, lists. A ``bool`` is
+no number, NaN is in no range, and half of a surrogate pair is no text.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
+
+MAX_FLOAT = sys.float_info.max
+MAX_TEXT = 4096  # characters of a text without ``Length``: a path, a hub id, a revision
+
+
+class FieldType(Protocol):
+    @property
+    def allowed(self) -> str:
+        """The allowed values, as an error message names them."""
+
+    def read(self, value: Any) -> Any:
+        """Return the value in the field's own type. Raises any exception for a value that is not allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers from ``low`` to ``high``; ``above``: without ``low``."""
+
+    low: float
+    high: float = MAX_FLOAT
+    above: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high and not (self.above and number == self.low)
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"above {self.low}" + (f", up to {self.high}" if self.high < MAX_FLOAT else "")
+        return f"{self.low} to {self.high}" if self.high < MAX_FLOAT else f"from {self.low}"
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The number of characters of a text, or of items of a collection."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A text that is one of ``choices``. ``renamed``: former spelling -> choice."""
+
+    choices: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join(self.choices)
+
+    def read(self, value: Any) -> str:
+        return self.choices[self.choices.index(value)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Integer:
+    range: Range
+
+    @property
+    def allowed(self) -> str:
+        return str(self.range)
+
+    def read(self, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError
+        number = int(value)
+        if number not in self.range:
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class _Float:
+    range: Range
+
+    @property
+    def allowed(self) -> str:
+        return str(self.range)
+
+    def read(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError
+        number = float(value)
+        if number not in self.range:
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """One of the values of a ``Literal``, ``None``, or either ``bool``. 1 is not True."""
+
+    values: tuple[object, ...]
+
+    @property
+    def allowed(self) -> str:
+        return " or ".join(map(repr, self.values))
+
+    def read(self, value: Any) -> object:
+        return next(constant for constant in self.values if type(constant) is type(value) and constant == value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    length: Length
+
+    @property
+    def allowed(self) -> str:
+        least = f"{self.length.low} to" if self.length.low else "up to"
+        return f"Unicode text of {least} {self.length.high} characters"
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str) or not self.length.low <= len(value) <= self.length.high:
+            raise ValueError
+        value.encode()  # raises an error for half of a surrogate pair
+        return str.__str__(value)  # a ``str`` also of an enumeration's member
+
+
+@dataclass(frozen=True, slots=True)
+class _Tuple:
+    """A tuple or a list. One text stands for a tuple of it.
+
+    None stands for an empty tuple, because clients send null for it.
+    """
+
+    item: FieldType
+    length: Length
+
+    @property
+    def allowed(self) -> str:
+        return f"{_count(self.length)} items, each {self.item.allowed}"
+
+    def read(self, value: Any) -> tuple[Any, ...]:
+        if value is None or isinstance(value, str):
+            value = () if value is None else (value,)
+        if not isinstance(value, (tuple, list)) or not self.length.low <= len(value) <= self.length.high:
+            raise ValueError
+        if isinstance(self.item, _Integer) and set(map(type, value)) == {int}:  # many token ids are checked at once
+            if min(value) not in self.item.range or max(value) not in self.item.range:
+                raise ValueError
+            return tuple(value)
+        return tuple(map(self.item.read, value))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    key: FieldType
+    value: FieldType
+    length: Length
+
+    @property
+    def allowed(self) -> str:
+        return f"{_count(self.length)} items, each from a key {self.key.allowed} to a value {self.value.allowed}"
+
+    def read(self, value: Any) -> dict[Any, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or not self.length.low <= len(value) <= self.length.high:
+            raise ValueError
+        return {self.key.read(key): self.value.read(item) for key, item in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Union:
+    members: tuple[FieldType, ...]
+
+    @property
+    def allowed(self) -> str:
+        return " or ".join(member.allowed for member in self.members)
+
+    def read(self, value: Any) -> Any:
+        for member in self.members[:-1]:
+            try:
+                return member.read(value)
+            except Exception:  # not of this type, perhaps of the next one
+                continue
+        return self.members[-1].read(value)
+
+
+def field_type(annotation: Any, *limits: Any) -> FieldType:
+    """Return the type that an annotation declares; ``limits`` are those of ``Annotated``.
+
+    Raises ``TypeError`` for an annotation that declares no type, or a number or a collection without its limit.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return field_type(arguments[0], *arguments[1:])
+    if annotation is bool:
+        return _Constant((True, False))
+    if annotation is type(None):
+        return _Constant((None,))
+    if origin is Literal:
+        return _Constant(arguments)
+    if origin in (Union, types.UnionType):  # None comes first: it would be an empty tuple
+        return _Union(tuple(field_type(member) for member in sorted(arguments, key=lambda member: member is not type(None))))
+    if annotation is str:
+        limit = limits[0] if limits else Length(0, MAX_TEXT)
+        return limit if isinstance(limit, OneOf) else _Text(limit)
+    if not limits:
+        raise TypeError(f"{annotation} has no Range and no Length")
+    if annotation in (int, float):
+        return _Integer(limits[0]) if annotation is int else _Float(limits[0])
+    if origin is tuple and arguments[1:] == (...,):
+        return _Tuple(field_type(arguments[0]), limits[0])
+    if origin is Mapping:
+        return _Mapping(field_type(arguments[0]), field_type(arguments[1]), limits[0])
+    raise TypeError(f"{annotation} is no type of a setting")
+
+
+def _count(length: Length) -> str:
+    return f"exactly {length.low}" if length.low == length.high else f"{length.low} to {length.high}"
