@@ -89,7 +89,7 @@ class LLM:
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
-        listed: Sequence[Prompt] = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+        listed = _list_prompts(prompts)
         all_params = _per_prompt(sampling_params, len(listed), "sampling_params")
         all_priorities = _per_prompt(priorities, len(listed), "priorities")
         requests = [
@@ -223,6 +223,15 @@ class LLM:
             finally:
                 shared.abandon(inbox.unfinished)
         return outputs
+
+
+def _list_prompts(prompts: object) -> list[Any]:
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
+        allowed = 'a text, {"prompt_token_ids": [...]}, or a list of them'
+        raise InvalidRequest("prompts have the wrong type", got=type(prompts).__name__, allowed=allowed)
+    return list(prompts)
 
 
 def _per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
