@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.core.errors import UnsupportedModel, nearest
+from hasten.core.errors import UnsupportedModel, nearest, show
 from hasten.models import families
 from hasten.models.config import MAX_LAYERS, ConfigView
 from hasten.models.spec import DecoderSpec
@@ -46,7 +46,7 @@ def find_family(config: Mapping[str, Any]) -> ModelFamily:
         suggestion = nearest(model_type, supported)
         raise UnsupportedModel(
             "hasten does not support this model type",
-            got=repr(model_type),
+            got=show(model_type),
             allowed=", ".join(supported),
             remedy=suggestion if suggestion.startswith("Did") else "Use a checkpoint of one of these families",
         )

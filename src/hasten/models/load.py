@@ -13,7 +13,7 @@ import torch
 
 from hasten.checkpoints.reader import Checkpoint, ExpectedTensor
 from hasten.checkpoints.shards import TensorEntry
-from hasten.core.errors import CheckpointError, InvalidOption, nearest
+from hasten.core.errors import CheckpointError, InvalidOption, nearest, show
 from hasten.layers.formats.base import WeightFormatFactory
 from hasten.layers.formats.dense import DenseFormatFactory
 from hasten.models.decoder import Decoder
@@ -113,7 +113,7 @@ def _checkpoint_dtype(checkpoint: Checkpoint) -> str:
     if name not in DTYPES:
         raise CheckpointError(
             f"hasten does not compute in the dtype that config.json of {checkpoint.folder} names",
-            got=repr(configured),
+            got=show(configured),
             allowed=", ".join(DTYPES),
             remedy="Choose one with the option dtype",
         )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hasten.core.errors import InvalidRequest, nearest
+from hasten.core.errors import InvalidRequest, nearest, show
 from hasten.text.message_content import ContentForms
 from hasten.text.template_process import TemplateProcess
 
@@ -96,7 +96,7 @@ class ChatTemplate:
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 "the messages are not Unicode text",
-                got=repr(error.object[error.start : error.end])[:80],
+                got=show(error.object[error.start : error.end]),
                 remedy="Half of a surrogate pair was cut off",
             ) from error
         except ValueError as error:  # a whole number of thousands of digits
@@ -137,7 +137,7 @@ class ChatTemplate:
             if name not in allowed:
                 raise InvalidRequest(
                     "the chat template has no such variable, or a request must not set it",
-                    got=repr(name)[:80],
+                    got=show(name),
                     remedy=nearest(name, allowed),
                 )
 
@@ -145,7 +145,7 @@ class ChatTemplate:
 def _merged(kwargs: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables of ``chat_template_kwargs`` with those that were passed beside it."""
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
-        raise InvalidRequest("chat_template_kwargs is not a mapping from names", got=repr(kwargs)[:80])
+        raise InvalidRequest("chat_template_kwargs is not a mapping from names", got=show(kwargs))
     given = {name: value for name, value in variables.items() if value is not None}
     both = sorted((kwargs.keys() & given.keys()) | (kwargs.keys() & {"tools", "messages", "chat_template_kwargs"}))
     if both:
@@ -157,7 +157,7 @@ def _read_messages(messages: object) -> list[dict[str, Any]]:
     """Return plain messages without empty fields, and with reasoning under the name that templates read."""
     remedy = 'Pass a list of {"role": ..., "content": ...}'
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InvalidRequest("these are no messages", got=repr(messages)[:80], remedy=remedy)
+        raise InvalidRequest("these are no messages", got=show(messages), remedy=remedy)
     plain: list[dict[str, Any]] = []
     for message in messages:
         if not isinstance(message, Mapping):
@@ -184,7 +184,7 @@ def _read_tools(tools: object) -> list[Any] | None:
             schemas.append(_plain(tool))
             continue
         if not callable(tool):
-            raise InvalidRequest("a tool is neither a schema nor a function", got=repr(tool)[:80], allowed=allowed)
+            raise InvalidRequest("a tool is neither a schema nor a function", got=show(tool), allowed=allowed)
         from transformers.utils.chat_template_utils import get_json_schema
 
         try:
@@ -206,7 +206,7 @@ def _plain(value: object, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         unnamed = [name for name in value if not isinstance(name, str)]
         if unnamed:
-            raise InvalidRequest("messages and tools have names that are not text", got=repr(unnamed[0])[:80])
+            raise InvalidRequest("messages and tools have names that are not text", got=show(unnamed[0]))
         return {str.__str__(name): _plain(item, depth + 1) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in value]
@@ -221,10 +221,10 @@ def _tag_final_message(chat: list[dict[str, Any]], field: str, source: str) -> s
     """Put the tag at the end of the last message's field; return that text without the tag."""
     final = chat[-1].get(field) if isinstance(field, str) else None
     if final is None:
-        raise InvalidRequest("the last message has nothing to continue", got=f"continue_final_message={field!r}"[:80])
+        raise InvalidRequest("the last message has nothing to continue", got=f"continue_final_message={show(field)}")
     copies = [name for name in _REASONING_FIELDS if chat[-1].get(name) == final] if field in _REASONING_FIELDS else [field]
     if not any(name in source for name in copies):
-        raise InvalidRequest("the chat template does not read the field to continue", got=f"continue_final_message={field!r}")
+        raise InvalidRequest("the chat template does not read the field to continue", got=f"continue_final_message={show(field)}")
     if isinstance(final, list):
         parts = [part for part in final if isinstance(part, dict) and isinstance(part.get("text"), str)]
         if not parts:

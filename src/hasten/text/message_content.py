@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hasten.core.errors import CheckpointError, InvalidRequest
+from hasten.core.errors import CheckpointError, InvalidRequest, show
 
 Message = Mapping[str, Any]
 _PROBE = "needle"
@@ -87,7 +87,7 @@ def _text(part: object) -> str:
     if kind != "text" or not isinstance(text, str):
         raise InvalidRequest(
             "a message has a content part that is not text",
-            got=repr(kind)[:80] if kind != "text" else f"'text' without a text: {text!r}"[:80],
+            got=show(kind) if kind != "text" else f"'text' without a text: {show(text)}",
             allowed='{"type": "text", "text": ...}',
         )
     return text

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.json_values import read_json
-from hasten.core.errors import CheckpointError
+from hasten.core.errors import CheckpointError, show
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FILE = "tokenizer_config.json"
@@ -61,7 +61,7 @@ def _token_text(value: object, name: str, folder: Path) -> str:
     if not isinstance(text, str):
         raise CheckpointError(
             f"{name} in {folder / _FILE} is not a token",
-            got=repr(value)[:80],
+            got=show(value),
             allowed='a text or {"content": text}',
             remedy="Correct the file",
         )
@@ -83,7 +83,7 @@ def _chat_template(values: Mapping[str, Any], folder: Path) -> str | dict[str, s
     if not all(isinstance(e, dict) and isinstance(e.get("name"), str) and isinstance(e.get("template"), str) for e in entries):
         raise CheckpointError(
             f"chat_template in {folder / _FILE} is not a template",
-            got=repr(template)[:80],
+            got=show(template),
             allowed='a text or a list of {"name": ..., "template": ...}',
             remedy="Correct the file",
         )
