@@ -19,7 +19,13 @@ REQUESTS = [
     SamplingParams(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=1, n=2, **COMMON),
     SamplingParams(temperature=1.5, typical_p=0.9, repetition_penalty=1.2, presence_penalty=0.3, seed=2, **COMMON),
     SamplingParams(
-        temperature=0.01, frequency_penalty=0.2, no_repeat_ngram_size=3, logit_bias={5: 2.0}, bad_words_ids=[[6, 7]], seed=3, **COMMON
+        temperature=0.01,
+        frequency_penalty=0.2,
+        no_repeat_ngram_size=3,
+        logit_bias={5: 2.0},
+        bad_words_ids=[[6, 7]],
+        seed=3,
+        **COMMON,
     ),
     SamplingParams(temperature=0, allowed_token_ids=list(range(30)), min_tokens=4, max_tokens=5),
 ]

@@ -78,7 +78,9 @@ def test_threads_that_the_system_refuses_are_an_error_and_leave_none_behind() ->
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     message, _, threads = result.stdout.strip().rpartition(" ")
-    assert message.startswith("the system refuses the threads of the native kernels: got 500 threads (the system refuses to start a")
+    assert message.startswith(
+        "the system refuses the threads of the native kernels: got 500 threads (the system refuses to start a"
+    )
     assert threads == "1"
 
 
