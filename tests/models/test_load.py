@@ -270,5 +270,5 @@ def test_weights_beyond_the_range_of_a_dtype_are_refused_and_others_are_not(edit
 
     folder = edit("llama-gqa", enlarge)
     _load(folder, "float32"), _load(folder, "bfloat16")
-    with pytest.raises(CheckpointError, match="up_proj.weight of .* the dtype cannot hold.*use dtype='bfloat16'"):
+    with pytest.raises(CheckpointError, match=r"up_proj.weight of .* the dtype cannot hold.*use dtype='bfloat16'"):
         _load(folder, "float16")

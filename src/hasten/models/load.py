@@ -70,7 +70,10 @@ def load_decoder(
 
 
 def read_spec(folder: Path) -> DecoderSpec:
-    """Return what config.json describes, before any weight is read. Raises ``CheckpointError`` as ``load_decoder`` does."""
+    """Return the decoder that config.json describes, before any weight is read.
+
+    Raises ``CheckpointError`` as ``load_decoder`` does.
+    """
     config = Checkpoint.open(folder).config
     return find_family(config).spec(config)
 

@@ -30,7 +30,7 @@ def library() -> NativeLibrary:
 def test_sizes_out_of_range_are_refused_by_name(cpu: Cpu, number: int) -> None:
     kv = NativeKv(cpu, 2, 16)
     for refused in (lambda: NativeKv(cpu, 2, number), lambda: kv_block_bytes(cpu, Dtype.FLOAT32, 1, 8, number)):
-        with pytest.raises(InvalidOption, match="block_size is out of range.*allowed: a whole number from 1 to"):
+        with pytest.raises(InvalidOption, match=r"block_size is out of range.*allowed: a whole number from 1 to"):
             refused()
     with pytest.raises(InvalidOption, match="max_num_batched_tokens is out of range"):
         Program(cpu, kv, number)
