@@ -217,6 +217,12 @@ def test_every_tensor_that_does_not_fit_is_named(folder: Path, target: Decoder) 
     assert "norm.weight is I8" in message
 
 
+@pytest.mark.parametrize("name", ["fc.weight", "norm.weight", "layers.0.self_attn.q_proj.weight"])
+def test_a_tensor_that_is_not_finite_is_named(name: str, folder: Path, target: Decoder) -> None:
+    _edit_tensors(folder, lambda tensors: tensors[name].view(-1)[-1:].fill_(torch.nan))
+    assert f"the tensor {name} of" in _message(folder, target)
+
+
 def test_one_tensor_under_two_names_is_refused(folder: Path, target: Decoder) -> None:
     _edit_tensors(folder, lambda tensors: tensors.update({"midlayer.hidden_norm.weight": torch.ones(HIDDEN_SIZE)}))
     message = _message(folder, target)

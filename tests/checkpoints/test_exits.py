@@ -170,6 +170,9 @@ def test_exits_of_another_model_are_refused_with_both_numbers(tmp_path, changes,
         (lambda stored: stored["draft_ids"].copy_(torch.tensor([0, 8, 7, 9])), ["draft_ids", "rising"]),
         (lambda stored: stored["draft_ids"].copy_(torch.tensor([0, 8, 8, 9])), ["draft_ids", "each once"]),
         (lambda stored: stored["draft_ids"].copy_(torch.tensor([-1, 8, 9, 10])), ["draft_ids", "-1 to 10"]),
+        (lambda stored: stored["exits.4.translate.weight"].fill_(torch.nan), ["exits.4.translate.weight of", "NaN"]),
+        (lambda stored: stored["exits.2.classify.bias"].fill_(torch.inf), ["exits.2.classify.bias of", "infinity"]),
+        (lambda stored: stored["text_planes"].fill_(torch.nan), ["text_planes of", "NaN"]),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, expected):

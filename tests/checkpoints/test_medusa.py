@@ -194,8 +194,10 @@ def refusal(folder: Path, **options) -> str:
         ),
         (lambda stored: stored.update({"blocks.0.layers.0.bias": torch.ones(24).to(torch.int8)}), ["is I8, expected F32 or"]),
         (lambda stored: stored.update({"token_map": torch.arange(53)}), ["token_map [53] is not expected"]),
+        (lambda stored: stored["blocks.0.layers.0.weight"].fill_(torch.nan), ["blocks.0.layers.0.weight of", "NaN"]),
+        (lambda stored: stored["blocks.0.layers.0.bias"].fill_(torch.inf), ["blocks.0.layers.0.bias of", "infinity"]),
     ],
-    ids=["missing", "bias missing", "unknown", "one head more", "shapes", "dtype", "map"],
+    ids=["missing", "bias missing", "unknown", "one head more", "shapes", "dtype", "map", "NaN", "infinity"],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, expected):
     write_medusa(tmp_path, heads(), dtype=torch.float32)

@@ -68,10 +68,10 @@ FIXED = [
     Shape("gpt2", 1, 1, 1, 1, 1),
     Shape("gpt2", 3, 3, 15, 45, 17),
     Shape("gpt2", 1, 1, 511, 511, 5),
-    Shape("llama", 1, 1, 2, 3, 131_072),
+    Shape("llama", 1, 1, 2, 2, 131_072),
     Shape("llama", 1, 1, 512, 7, 19),
     Shape("llama", 2, 1, 514, 16, 19),
-    Shape("llama", 1, 1, 4, 4, 2**19),
+    Shape("llama", 1, 1, 2, 2, 2**19),
 ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +314,48 @@ def test_a_loaded_decoder_is_ready_to_serve(tiny: Callable[[str], Path]) -> None
 
 def test_every_family_has_tiny_models() -> None:
     assert {tiny.family.lower() for tiny in TINY.values()} == set(family_names())
+
+
+NATIVE_FORMATS = ["none", "int8", "int4", "int8-weight-only", "int4-weight-only"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("model", "tensor"),
+    [
+        ("llama-mqa-bias", "model.embed_tokens.weight"),
+        ("llama-mqa-bias", "model.layers.1.mlp.down_proj.weight"),
+        ("llama-mqa-bias", "model.layers.2.self_attn.k_proj.bias"),
+        ("llama-mqa-bias", "model.norm.weight"),
+        ("llama-mqa-bias", "lm_head.weight"),
+        ("gpt2", "transformer.wpe.weight"),
+        ("gpt2", "transformer.h.1.attn.c_attn.weight"),  # stored transposed
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_with_their_name(
+    edit: Callable[..., Path], model: str, tensor: str, number: float
+) -> None:
+    """Quantised, a NaN would become an ordinary weight."""
+
+    def plant(tensors: dict[str, Tensor]) -> None:
+        tensors[tensor].view(-1)[-1] = number
+
+    folder, message = edit(model, plant), f"the tensor {re.escape(tensor)} of .* holds NaN or infinity"
+    for dtype in ("float32", "bfloat16", "float16"):
+        with pytest.raises(CheckpointError, match=message):
+            _load(folder, dtype)
+        for quantization in NATIVE_FORMATS:
+            options = EngineOptions(backend="cpu", threads=1, quantization=None if quantization == "none" else quantization)
+            backend = choose_backend(options)
+            with pytest.raises(CheckpointError, match=message):
+                load_decoder(folder, dtype=dtype, ops=backend.ops, formats=backend.formats)
+
+
+def test_weights_beyond_the_range_of_a_dtype_are_refused_and_others_are_not(edit: Callable[..., Path]) -> None:
+    def enlarge(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = 1e6
+
+    folder = edit("llama-gqa", enlarge)
+    _load(folder, "float32"), _load(folder, "bfloat16")
+    with pytest.raises(CheckpointError, match=r"up_proj.weight of .* the dtype cannot hold.*use dtype='bfloat16'"):
+        _load(folder, "float16")

@@ -1,4 +1,4 @@
-"""``kernel_faults``: what the native kernels do not take of a decoder, before any of its weights is read."""
+"""``kernel_faults``: what the native kernels do not take of a decoder, from its spec alone."""
 
 from __future__ import annotations
 

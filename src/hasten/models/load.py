@@ -87,7 +87,10 @@ def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
 
 
 def read_spec(folder: Path) -> DecoderSpec:
-    """Return what config.json describes, before any weight is read. Raises ``CheckpointError`` as ``load_decoder`` does."""
+    """Return the decoder that config.json describes, before any weight is read.
+
+    Raises ``CheckpointError`` as ``load_decoder`` does.
+    """
     checkpoint = Checkpoint.open(folder)
     return find_family(checkpoint.config).spec(checkpoint.config, max_layers=len(checkpoint.tensors))
 

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +118,10 @@ def test_the_widest_quantised_products_are_exact(cpu: Cpu) -> None:
         matrix.pack(torch.ones(20, inputs), 0)
         for rows in (1, 10):
             torch.testing.assert_close(matrix.multiply(x[:rows], None), torch.full((rows, 20), float(inputs)), rtol=1e-6, atol=0)
+
+
+def test_the_documented_limits_are_those_of_the_kernels() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "run-fast-on-a-cpu.md").read_text()
+    most = library().limits
+    for number in (most.head_dim, most.int8_inputs, most.features, most.threads, most.block_size):
+        assert f"{number:,} |" in page, number

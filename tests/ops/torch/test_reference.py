@@ -88,3 +88,17 @@ def test_attend_dense_equals_its_formula(num_tokens: int, window: int | None, nu
     q, k = _draw(num_tokens, 4, 8), _draw(num_tokens, num_kv_heads, 8, seed=1)
     v, mask = _draw(num_tokens, num_kv_heads, 8, seed=2), AttentionMask(scale=0.7, window=window)
     torch.testing.assert_close(OPS.attend_dense(q, k, v, mask).double(), _reference_attention(q, k, v, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["query", "key"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_attention_hides_no_query_or_key_that_is_not_finite(part: str, number: float) -> None:
+    """PyTorch's own attention returns 0 for a query whose scores are all NaN."""
+    q_THD, k_TKD, v_TKD = _draw(5, 4, 8), _draw(5, 2, 8, seed=1), _draw(5, 2, 8, seed=2)
+    plain_THD = OPS.attend_dense(q_THD, k_TKD, v_TKD, AttentionMask(scale=0.3))
+    (q_THD if part == "query" else k_TKD)[:, 1, 3] = number
+    out_THD = OPS.attend_dense(q_THD, k_TKD, v_TKD, AttentionMask(scale=0.3))
+    heads = [1] if part == "query" else [2, 3]  # two query heads share a key head
+    assert out_THD[:, heads].isnan().any(dim=2).all()
+    others = [head for head in range(4) if head not in heads]
+    assert torch.equal(out_THD[:, others], plain_THD[:, others])

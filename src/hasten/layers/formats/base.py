@@ -12,7 +12,10 @@ class NotFiniteWeights(ValueError):
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise ``NotFiniteWeights`` if a value is NaN or infinite. One pass over the memory, as fast as a copy."""
+    """Raise ``NotFiniteWeights`` if a value is NaN or infinite.
+
+    This takes one pass over the memory, as fast as a copy.
+    """
     if values.numel() == 0:
         return
     low, high = values.detach().aminmax()  # both are NaN if any value is

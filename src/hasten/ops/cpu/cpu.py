@@ -37,9 +37,10 @@ class Cpu:
     """
 
     def __init__(self, library: NativeLibrary, isa: str | None, threads: int) -> None:
-        """Raises ``InvalidOption`` for an instruction set that this machine does not support, or for too many threads.
+        """Start the threads.
 
-        Raises ``CapacityError`` if the system refuses the threads or their memory.
+        Raises ``InvalidOption`` for an instruction set that this machine does not support, or for too many threads. Raises
+        ``CapacityError`` if the system refuses the threads or their memory.
         """
         self.library, self.threads = library, threads
         isas = supported_isas(library)

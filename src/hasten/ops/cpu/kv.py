@@ -19,7 +19,10 @@ class NativeKv:
         weakref.finalize(self, cpu.library.kv_free, self.handle)
 
     def add_layer(self, group: int, dtype: Dtype, num_kv_heads: int, head_dim: int) -> int:
-        """Add a layer and return its index. Raises ``MemoryError``, or ``UnsupportedModel`` for too large heads."""
+        """Add a layer and return its index.
+
+        Raises ``MemoryError``, or ``UnsupportedModel`` for heads that the kernels do not take.
+        """
         check_heads(self.cpu.library.limits, head_dim)
         try:
             return int(self.cpu.library.kv_add_layer(self.handle, group, dtype, num_kv_heads, head_dim))

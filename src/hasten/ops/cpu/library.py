@@ -27,7 +27,10 @@ class NotFinite(NativeError):
 
 
 class Limits(Structure):
-    """``hasten_limits`` of hasten.h: the largest values that the kernels take. No other file knows these numbers."""
+    """``hasten_limits`` of hasten.h: the largest values that the kernels take.
+
+    No other Python file knows these numbers.
+    """
 
     threads: int
     features: int  # inputs or outputs of a matrix, and columns of a buffer

@@ -1,4 +1,7 @@
-"""Which shapes the native kernels take, in words for the user. The numbers are those of the library (``Limits``)."""
+"""Which shapes the native kernels take, in words for the user.
+
+The numbers are those of the library (``Limits``).
+"""
 
 from __future__ import annotations
 

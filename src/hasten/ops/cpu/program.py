@@ -85,7 +85,10 @@ class Program:
     """
 
     def __init__(self, cpu: Cpu, kv: NativeKv, max_tokens: int) -> None:
-        """Create an empty program for steps of up to ``max_tokens`` tokens. Raises ``InvalidOption`` or ``MemoryError``."""
+        """Create an empty program for steps of up to ``max_tokens`` tokens.
+
+        Raises ``InvalidOption`` or ``MemoryError``.
+        """
         check_option("max_num_batched_tokens", max_tokens, cpu.library.limits.tokens)
         self.cpu, self.kv, self.max_tokens = cpu, kv, max_tokens
         self._library = cpu.library

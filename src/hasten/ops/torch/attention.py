@@ -51,9 +51,10 @@ def _attend(q_tHD: Tensor, k_nKD: Tensor, v_nKD: Tensor, scale: float, visible: 
 
 
 def _restore_nan(out_THD: Tensor, q_THD: Tensor, k_TKD: Tensor) -> Tensor:
-    """Return the output with NaN where PyTorch took a query whose scores are all NaN for one that sees no key, and gave 0.
+    """Return the output with NaN for queries whose scores are all NaN.
 
-    Then the query is not finite, or no key that it sees is, its own included.
+    PyTorch takes such a query for one that sees no key, and returns 0. Then the query is not finite, or no key that it sees is,
+    its own included.
     """
     num_tokens, num_kv_heads, head_dim = k_TKD.shape
     out_TKGD = torch.add(out_THD, q_THD, alpha=0).view(num_tokens, num_kv_heads, -1, head_dim)

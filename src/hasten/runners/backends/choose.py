@@ -19,7 +19,7 @@ from hasten.runners.backends.torch import TorchBackend
 
 
 def choose_backend(options: EngineOptions, spec: DecoderSpec | None = None) -> Backend:
-    """Return the native backend where its kernels run and take the model, and the PyTorch backend elsewhere.
+    """Return the native backend where its kernels run and take the model, else the PyTorch backend.
 
     ``spec``: the model; None: any. A model that the kernels do not take is computed by PyTorch, with a warning. Raises
     ``InvalidOption``, with the reason, if an option needs native kernels and there are none.
