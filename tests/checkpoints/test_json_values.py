@@ -80,7 +80,7 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], object], tmp_path: Pa
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, *arguments: object) -> None:
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     (tmp_path / "config.json").write_text("{}")

@@ -114,10 +114,10 @@ def test_a_long_list_of_faults_is_cut(folder: Path) -> None:
 
 
 def test_weights_that_cannot_be_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, *arguments: object) -> object:
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
         if path.name == "model.safetensors":
             raise PermissionError(13, "Permission denied")
-        return path_open(path, *arguments)
+        return path_open(path, *arguments, **options)
 
     path_open = Path.open
     monkeypatch.setattr(Path, "open", refuse)

@@ -23,8 +23,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         if not os.path.isfile(file):  # opening a pipe would wait for a writer
             raise OSError("it is not a readable file")
-        with file.open("rb") as stream:
-            values = parse_json(stream.read(MAX_JSON_BYTES + 1))
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise OSError(f"it is longer than {MAX_JSON_BYTES:,} bytes")
+        values = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON", got=error, remedy="Download the checkpoint again") from None
     if not isinstance(values, dict):
@@ -34,8 +35,6 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def parse_json(content: bytes) -> object:
     """Return the value of a JSON text. Raises ``ValueError`` that says what is wrong with it."""
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"it is longer than {MAX_JSON_BYTES:,} bytes")
     try:
         value: object = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
     except RecursionError:
