@@ -50,7 +50,10 @@ class Backend(Protocol):
         ...
 
     def batch_dependence(self, dtype: torch.dtype) -> str | None:
-        """Return why a row's logits depend on the size of its step, in one sentence; None if they have the same bits in all."""
+        """Return why a row's logits depend on the size of its step, in one clause; None if they do not.
+
+        None promises the same bits alone, in any batch, in chunks of a prompt and in draft trees (batch invariance).
+        """
         ...
 
     def token_selector(self, chain: Chain) -> TokenSelector:
