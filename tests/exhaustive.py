@@ -30,7 +30,7 @@ SUITES = {
     "steps": Suite(
         1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
     ),
-    "bad words": Suite(120, 5_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
+    "bad words": Suite(120, 2_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
     "shapes": Suite(8, 500, "random shapes of models on every instruction set", "tests/engine/test_shape_fuzz.py"),
 }

@@ -82,7 +82,7 @@ class TextTokenizer:
             return token_ids
         plain = self.encode(text, add_special_tokens=False)
         num_special = len(token_ids) - len(plain)
-        start = next((i for i in range(num_special) if token_ids[i : i + len(plain)] == plain), num_special)
+        start = next((i for i in range(num_special, -1, -1) if token_ids[i : i + len(plain)] == plain), num_special)
         return token_ids[: start + len(plain)]
 
     def encode_fragment(self, text: str) -> list[int]:
