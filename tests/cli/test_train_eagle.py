@@ -47,7 +47,7 @@ def test_a_trained_head_loads_beside_its_model(hasten, command, model, tmp_path)
     [
         (["--draft-vocab", "102"], ["102", "101"]),
         (["--aux-layers", "1", "--aux-layers", "2", "--aux-layers", "9"], ["1, 2, 9", "1 to 3"]),
-        (["--aux-layers", "1"], ["three numbers"]),
+        (["--aux-layers", "1"], ["aux_layers=(1,)", "exactly 3 items"]),
         (["--ttt-steps", "17"], ["ttt_steps=17", "1 to 16"]),
         (["--guesses", "3"], ["renamed to --ttt-steps"]),
         (["--state-layers", "1"], ["renamed to --aux-layers"]),

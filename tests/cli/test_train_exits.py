@@ -27,7 +27,12 @@ def test_a_training_prints_progress_and_scores_and_writes_a_checkpoint(hasten, m
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--layers", "3"], "1 to 2"), (["--layers", "0"], "from 1"), (["--texts", "-1"], "from 0"), (["--layer", "1"], "--layers")],
+    [
+        (["--layers", "3"], "1 to 2"),
+        (["--layers", "0"], "each 1 to"),
+        (["--texts", "-1"], "texts=-1 (allowed: 0 to"),
+        (["--layer", "1"], "--layers"),
+    ],
 )
 def test_a_training_that_cannot_work_is_refused(hasten, model, text, tmp_path, arguments, message):
     ran = hasten("train", "exits", model, "--data", text, "--out", str(tmp_path / "out"), *SHORT, *arguments)

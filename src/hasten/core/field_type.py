@@ -80,7 +80,7 @@ class _Integer:
         return str(self.range)
 
     def read(self, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError
         number = int(value)
         if number not in self.range:
@@ -97,7 +97,7 @@ class _Float:
         return str(self.range)
 
     def read(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real):
+        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
             raise TypeError
         number = float(value)
         if number not in self.range:
@@ -107,7 +107,7 @@ class _Float:
 
 @dataclass(frozen=True, slots=True)
 class _Constant:
-    """One of the values of a ``Literal``, ``None``, or either ``bool``. 1 is not True."""
+    """One of the values of a ``Literal``, or either ``bool``. 1 is not True."""
 
     values: tuple[object, ...]
 
@@ -182,12 +182,15 @@ class _Mapping:
 @dataclass(frozen=True, slots=True)
 class _Union:
     members: tuple[FieldType, ...]
+    optional: bool  # whether None is allowed, too
 
     @property
     def allowed(self) -> str:
-        return " or ".join(member.allowed for member in self.members)
+        return " or ".join([*(["None"] if self.optional else []), *(member.allowed for member in self.members)])
 
     def read(self, value: Any) -> Any:
+        if value is None and self.optional:
+            return None
         for member in self.members[:-1]:
             try:
                 return member.read(value)
@@ -206,12 +209,11 @@ def field_type(annotation: Any, *limits: Any) -> FieldType:
         return field_type(arguments[0], *arguments[1:])
     if annotation is bool:
         return _Constant((True, False))
-    if annotation is type(None):
-        return _Constant((None,))
     if origin is Literal:
         return _Constant(arguments)
-    if origin in (Union, types.UnionType):  # None comes first: it would be an empty tuple
-        return _Union(tuple(field_type(member) for member in sorted(arguments, key=lambda member: member is not type(None))))
+    if origin in (Union, types.UnionType):
+        members = tuple(field_type(member) for member in arguments if member is not type(None))
+        return _Union(members, optional=len(members) < len(arguments))
     if annotation is str:
         limit = limits[0] if limits else Length(0, MAX_TEXT)
         return limit if isinstance(limit, OneOf) else _Text(limit)
