@@ -13,8 +13,8 @@ INTRO = """\
 Generated from the commands by `make docs`; do not edit.
 
 Outputs, listings and reports go to standard output, everything else to standard error. `_` and `-` are equal in option names.
-Exit codes: 0 success, 1 a failed request or a bug in hasten, 2 a mistake in the command (one line explains it), 130 stopped with
-Ctrl-C. `--debug` shows the traceback of an error.
+Exit codes: 0 success, 1 a failed request or a bug in hasten, 2 a mistake in the command, or a file or stream that cannot be read or
+written (one line explains it), 130 stopped with Ctrl-C. `--debug` shows the traceback of an error.
 """
 
 
