@@ -2,7 +2,7 @@
 # make test    all tests; suites that repeat by the hundred run a fixed part
 # make exhaustive  the whole of those suites, after saying what they cover
 # make fuzz    malformed input by the thousand, from a new seed; FUZZ="--kind checkpoints --seed 7" names kind and seed
-# make native  the tests of the C++ kernels, with AddressSanitizer and UBSan
+# make native  the tests of the C++ kernels, with AddressSanitizer and UBSan; HASTEN_EXHAUSTIVE=1 tries every head size
 # make check   exactly what CI runs
 # make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 20 minutes
 PYTHON ?= python3

@@ -57,3 +57,11 @@ def test_only_processors_without_bf16_arithmetic_widen(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     ops, reason = choose.choose_ops()
     assert isinstance(ops._linear, WideningLinear) == widens == ("float32" in reason)  # type: ignore[attr-defined]
+
+
+def test_a_tile_made_in_inference_mode_serves_other_modes() -> None:
+    product, x_TI, weight_OI = WideningLinear(), torch.randn(8, 32).bfloat16(), torch.randn(20, 32).bfloat16()
+    with torch.inference_mode():
+        expected = product(x_TI, weight_OI, None)
+    with torch.no_grad():
+        assert torch.equal(product(x_TI, weight_OI, None), expected)

@@ -36,9 +36,9 @@ class WideningLinear:
             return F.linear(x_TI, weight_OI, bias_O)
         out_features, in_features = weight_OI.shape
         if in_features not in self._tiles:
-            self._tiles[in_features] = torch.empty(
-                max(64, TILE_BYTES // 4 // in_features), in_features, dtype=torch.float32, device=weight_OI.device
-            )
+            rows = max(64, TILE_BYTES // 4 // in_features)
+            with torch.inference_mode(False):  # later calls write to it in any mode
+                self._tiles[in_features] = torch.empty(rows, in_features, dtype=torch.float32, device=weight_OI.device)
         tile_JI = self._tiles[in_features]
         x_float_TI = x_TI.float()
         out_TO = torch.empty(len(x_TI), out_features, dtype=x_TI.dtype, device=x_TI.device)
