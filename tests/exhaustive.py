@@ -32,7 +32,6 @@ SUITES = {
     ),
     "bad words": Suite(120, 2_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
-    "shapes": Suite(8, 500, "random shapes of models on every instruction set", "tests/engine/test_shape_fuzz.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"
 

@@ -1,16 +1,18 @@
 """Random shapes of models: the native kernels give the logits of transformers, on every instruction set, or refuse by name.
 
-Head sizes from 1 to 600, odd ones too, one head or many, layers wider than 16 bits count.
+Head sizes from 1 to 600, odd ones too, one head or many, layers wider than 16 bits count. A case runs in two weight formats.
 """
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -24,7 +26,7 @@ from hasten.ops.cpu.cpu import ISA_VARIABLE, supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.base import KvCacheConfig
-from tests.exhaustive import repeats
+from tests.fuzz.report import Report
 from tests.tiny_models import redraw
 
 VOCAB_SIZE, BLOCK_SIZE = 40, 16
@@ -63,32 +65,60 @@ class Shape(NamedTuple):
         return model.eval().requires_grad_(False)
 
 
-FIXED = [
-    Shape("gpt2", 1, 1, 33, 33, 132),
-    Shape("gpt2", 1, 1, 1, 1, 1),
-    Shape("gpt2", 3, 3, 15, 45, 17),
-    Shape("gpt2", 1, 1, 511, 511, 5),
-    Shape("llama", 1, 1, 2, 2, 131_072),
-    Shape("llama", 1, 1, 512, 7, 19),
-    Shape("llama", 2, 1, 514, 16, 19),
-    Shape("llama", 1, 1, 2, 2, 2**19),
-]
+def run(rng: random.Random, cases: int, report: Report) -> None:
+    with tempfile.TemporaryDirectory(prefix="hasten-fuzz-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for draw in report.each(rng, cases):
+            shape = random_shape(draw)
+            report.case = str(shape)
+            for fault in compare(shape, draw.sample(FORMATS, 2), Path(folder), report):
+                report.fail(fault)
 
 
-def shapes() -> Iterator[Shape]:
-    yield from FIXED
-    draw = random.Random(1)
-    for _ in range(repeats("shapes")):
-        kv_heads = draw.choice((1, 1, 2, 3))
-        heads = kv_heads * draw.choice((1, 1, 2, 5))
-        head_dim = draw.randint(1, 600) if draw.random() < 0.3 else draw.randint(1, 80)
-        if heads * head_dim > 1_000:  # large models take long and say no more
-            heads = kv_heads = 1
-        width = draw.choice((draw.randint(1, 200), draw.randint(1, 2_000), draw.randint(60_000, 140_000)))
-        if draw.random() < 0.5:
-            yield Shape("gpt2", heads, heads, head_dim, heads * head_dim, min(width, 2_000))
-        else:
-            yield Shape("llama", heads, kv_heads, head_dim + head_dim % 2, heads * draw.randint(1, 60 // heads), width)
+def random_shape(draw: random.Random) -> Shape:
+    kv_heads = draw.choice((1, 1, 2, 3))
+    heads = kv_heads * draw.choice((1, 1, 2, 5))
+    head_dim = draw.randint(1, 600) if draw.random() < 0.3 else draw.randint(1, 80)
+    if heads * head_dim > 1_000:  # large models take long and say no more
+        heads = kv_heads = 1
+    width = draw.choice((draw.randint(1, 200), draw.randint(1, 2_000), draw.randint(60_000, 140_000)))
+    if draw.random() < 0.5:
+        return Shape("gpt2", heads, heads, head_dim, heads * head_dim, min(width, 2_000))
+    return Shape("llama", heads, kv_heads, head_dim + head_dim % 2, heads * draw.randint(1, 60 // heads), width)
+
+
+def compare(shape: Shape, formats: Sequence[tuple[dict[str, str], float]], folder: Path, report: Report) -> list[str]:
+    """Return the faults of one shape. Counts the outcomes in ``report``."""
+    library = native_library()
+    assert isinstance(library, NativeLibrary), library
+    reference, faults = shape.model(), []
+    reference.save_pretrained(folder)
+    expected = torch.cat([reference(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
+    forced = os.environ.get(ISA_VARIABLE)
+    try:
+        for options, tolerance in formats:
+            first = None
+            for isa in supported_isas(library):
+                os.environ[ISA_VARIABLE] = isa
+                part = refusal(shape, options)
+                try:
+                    actual = logits(folder, options)
+                except InvalidOption as error:
+                    report.outcomes["refused"] += 1
+                    faults += [] if part is not None and part in str(error) else [f"{options} is refused on {isa}: {error}"]
+                    continue
+                report.outcomes["compared"] += 1
+                error_share = float((actual - expected).norm() / expected.norm())
+                faults += [] if part is None else [f"{options} is not refused on {isa}"]
+                faults += [] if error_share <= tolerance else [f"{options} on {isa}: the logits are off by {error_share:.3g}"]
+                if not (isa == "amx" and options["dtype"] == "bfloat16"):  # whose tiles round activations
+                    first = actual if first is None else first
+                    faults += [] if torch.equal(actual, first) else [f"{options} on {isa}: other bits than elsewhere"]
+    finally:
+        os.environ.pop(ISA_VARIABLE, None)
+        if forced is not None:
+            os.environ[ISA_VARIABLE] = forced
+    return faults
 
 
 def logits(folder: Path, options: dict[str, Any]) -> Tensor:
@@ -110,32 +140,3 @@ def refusal(shape: Shape, options: dict[str, str]) -> str | None:
         return "layers.0.attention"
     wide = shape.intermediate_size > 131_072 and options.get("quantization") in ("int8", "int4")
     return "layers.0.mlp.down" if wide else None
-
-
-def test_native_logits_of_any_shape_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native_library()
-    assert isinstance(library, NativeLibrary), library
-    num_compared = 0
-    for number, shape in enumerate(shapes()):
-        reference, folder = shape.model(), tmp_path / str(number)
-        reference.save_pretrained(folder)
-        expected = torch.cat([reference(torch.tensor([prompt])).logits[0] for prompt in PROMPTS])
-        # In CI a random shape runs in two of the formats.
-        formats = FORMATS if number < len(FIXED) else [FORMATS[number % 8], FORMATS[number * 3 % 7]]
-        for options, tolerance in formats:
-            if (part := refusal(shape, options)) is not None:
-                with pytest.raises(InvalidOption, match=part):
-                    logits(folder, options)
-                continue
-            first = None
-            for isa in supported_isas(library):
-                monkeypatch.setenv(ISA_VARIABLE, isa)
-                actual = logits(folder, options)
-                error = float((actual - expected).norm() / expected.norm())
-                assert error <= tolerance, (shape, options, isa, error)
-                if not (isa == "amx" and options["dtype"] == "bfloat16"):  # whose tiles round activations
-                    first = actual if first is None else first
-                    assert torch.equal(actual, first), (shape, options, isa)
-                num_compared += 1
-            monkeypatch.delenv(ISA_VARIABLE)
-    assert num_compared > 100
