@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,11 +153,14 @@ def test_threads_share_the_process(process: TemplateProcess) -> None:
 
 def test_an_interrupt_leaves_no_answer_for_the_next_call(process: TemplateProcess) -> None:
     render(process, GOOD)
-    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        render(process, "{% for a in range(40) %}{% for b in range(99999) %}{% endfor %}{% endfor %}late")
-    timer.join()
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            render(process, "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}late")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
     assert render(process, GOOD) == "user: Hi\n"
 
 

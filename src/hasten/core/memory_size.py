@@ -12,10 +12,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 def parse_bytes(size: int | str) -> int:
     """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption``."""
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         number, unit = float(size), ""
     else:
-        match = re.fullmatch(r"\s*([0-9]{1,16}(?:\.[0-9]{1,16})?)\s*([kmgt]?i?)b?\s*", size.lower())
+        match = re.fullmatch(r"\s*([0-9]{1,16}(?:\.[0-9]{1,16})?)\s*([kmgt]?i?)b?\s*", str(size).lower())
         number, unit = (float(match[1]), match[2]) if match else (0.0, "")
     num_bytes = number * _UNITS.get(unit, 0)
     if not 1 <= num_bytes <= MAX_BYTES:

@@ -63,7 +63,10 @@ class DraftOutcome:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Every sampled sequence is the parent of a continuation, or its id is in ``dropped``, ``failed`` or ``corrupted``."""
+    """What became of each sampled sequence.
+
+    Each is the parent of a continuation, or its id is in ``dropped``, ``failed`` or ``corrupted``.
+    """
 
     continuations: tuple[Continuation, ...]
     dropped: tuple[int, ...] = ()  # lost beams: they end without a token

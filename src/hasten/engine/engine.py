@@ -148,7 +148,10 @@ class Engine:
             return f"{type(error).__name__}: {error}"
 
     def _move(self, committed: CommitResult) -> None:
-        """Move accepted drafts to their slots. If that fails, their requests end, and the prefix cache is emptied."""
+        """Move accepted drafts to their slots.
+
+        If that fails, their requests end, and the prefix cache is emptied.
+        """
         try:
             self._runner.move(committed.moves)
         except Exception as error:
@@ -219,9 +222,9 @@ class Engine:
         return deltas
 
     def _deltas(self, state: RequestState, completions: list[Completion] | None = None, now: float | None = None) -> list[Delta]:
-        """Return what is new in these completions, or in all. ``now``: the end of the step that gave them tokens.
+        """Return what is new in these completions, or in all.
 
-        A request that raises here ends.
+        ``now``: the end of the step that gave them tokens. A request that raises here ends.
         """
         try:
             if now is not None:
@@ -236,7 +239,7 @@ class Engine:
 
 
 class _CompleteCall:
-    """A context that notices a call of the engine that an interrupt, such as ``KeyboardInterrupt``, cuts short.
+    """A context that notices a call of the engine that an interrupt cuts short.
 
     The engine's state is then unknown, so the next call resets it first.
     """

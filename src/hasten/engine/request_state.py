@@ -73,9 +73,9 @@ class RequestState:
         return deltas
 
     def last_delta(self, error: str, now: float) -> Delta:
-        """Return a delta that ends the request with an error and its tokens, without text or log-probabilities.
+        """Return a delta that ends the request with an error.
 
-        It reads nothing that may be broken.
+        It has the tokens but no text and no log-probabilities: it reads nothing that may be broken.
         """
         outputs = [
             CompletionOutput(index=each.index, text="", token_ids=tuple(each.token_ids), finish_reason=FinishReason.ERROR)

@@ -76,7 +76,10 @@ def _sample_alone(
     outcome: StepOutcome,
     error: Exception,
 ) -> None:
-    """Sample the rows of each request alone, because sampling all of them raised ``error``; fail the one that raises again."""
+    """Sample the rows of each request alone, because sampling all of them raised ``error``.
+
+    The request that raises again fails.
+    """
     rows_of: dict[str, list[SampledRow]] = {}
     for row in rows:
         rows_of.setdefault(row.sequence.request.request_id, []).append(row)

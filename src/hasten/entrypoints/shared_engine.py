@@ -1,4 +1,4 @@
-"""``SharedEngine``: one engine for several threads, each of which waits for the deltas of its own requests.
+"""``SharedEngine``: one engine for several threads, each of which waits for its own deltas.
 
 There is no thread of its own: whichever thread waits takes the next step, and every step serves the requests of all threads. The
 lock is fair, so threads step in turn.
@@ -23,7 +23,10 @@ MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or an i
 
 
 class Inbox:
-    """The deltas of some requests that the caller has not taken. An inbox that is dropped ends its requests."""
+    """The deltas of some requests that the caller has not taken.
+
+    An inbox that is dropped ends its requests.
+    """
 
     def __init__(self, requests: Sequence[Request], abandon: Callable[[set[str]], None]) -> None:
         self.requests = requests
@@ -54,7 +57,10 @@ class SharedEngine:
         return Inbox(requests, self.abandon)
 
     def open(self, inbox: Inbox) -> None:
-        """Add the requests of an inbox, all of them or none. Raises ``InvalidRequest`` for one that can never run."""
+        """Add the requests of an inbox, all of them or none.
+
+        Raises ``InvalidRequest`` for one that can never run.
+        """
         with self.exclusive() as engine:
             try:
                 for request in inbox.requests:
@@ -67,7 +73,10 @@ class SharedEngine:
                 raise
 
     def take(self, inbox: Inbox, check: Callable[[], None]) -> list[Delta]:
-        """Step the engine until the inbox has deltas, and return them. ``check`` is called before each step and may raise."""
+        """Step the engine until the inbox has deltas, and return them.
+
+        ``check`` is called before each step and may raise.
+        """
         while not inbox.deltas:
             check()
             with self.exclusive() as engine:

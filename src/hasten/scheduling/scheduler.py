@@ -46,7 +46,10 @@ class Scheduler:
     # ---------------------------------------------------------------- adding and removing requests
 
     def add(self, request: Request) -> ScheduledRequest:
-        """Add a request to the waiting ones. Raises ``PromptTooLong``, and changes nothing, if it can never run."""
+        """Add a request to the waiting ones.
+
+        Raises ``PromptTooLong``, and changes nothing, if it can never run.
+        """
         self.check_capacity(request)
         number = next(self._arrival_numbers)
         # Without a prefix cache, only the sequences of one request share blocks.
@@ -94,7 +97,7 @@ class Scheduler:
     # ---------------------------------------------------------------- requests that raise
 
     def take_failures(self) -> list[tuple[str, Exception]]:
-        """Return the requests that ``plan`` and ``commit`` have removed since the last call, and what they raised.
+        """Return the requests that ``plan`` and ``commit`` have removed, and what they raised.
 
         Raises ``AssertionError`` if a fault has left the blocks inconsistent.
         """
@@ -161,7 +164,10 @@ class Scheduler:
     def _commit_row(
         self, row: RowPlan, sequence: Sequence, begin: int, accepted: Tokens[int], exit_layer: int | None, publish: bool
     ) -> tuple[CommittedSpan, list[SlotMove]]:
-        """Record one computed row, which begins at token ``begin`` of the step. ``accepted``: tokens of its draft."""
+        """Record one computed row.
+
+        It begins at token ``begin`` of the step. ``accepted``: tokens of its draft.
+        """
         token_ids: Tokens[int] = sequence.token_ids
         num_draft_tokens = len(sequence.draft)
         draft_begin = len(row.token_ids) - num_draft_tokens

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.reader import check_tokenizer_size
+from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import CheckpointError
 from hasten.text import sentencepiece_model
 from hasten.text.panics import is_panic
@@ -30,7 +31,7 @@ def read_tokenizer(folder: Path, config: TokenizerConfig, vocab_size: int) -> tu
 
     Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
     """
-    if (folder / _FILE).exists():
+    if has_file(folder / _FILE):
         with _reading(folder):
             tokenizer = Tokenizer.from_file(str(folder / _FILE))
             # The file may carry the settings of a training run. A saved truncation would cut prompts without a word.
@@ -50,7 +51,7 @@ def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path)
 
     Warn where the class of transformers, or ``tokenizer_config.json``, differs from ``tokenizer.json``.
     """
-    model_config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    model_config = read_json(folder / "config.json") if has_file(folder / "config.json") else {}
     class_name = rebuilding_class(tokenizer, config.values, model_config)
     probe = None if class_name is None else differing_probe(tokenizer, config.values, class_name)
     if probe is not None:
@@ -85,7 +86,7 @@ def _size(tokenizer: Tokenizer) -> int:
 def _convert(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Mapping[str, str]]:
     """Return the tokenizer of older files and its named special tokens."""
     with _reading(folder):
-        if (folder / sentencepiece_model.FILE).exists():
+        if has_file(folder / sentencepiece_model.FILE):
             return sentencepiece_model.read_sentencepiece(folder, config)
         from transformers import AutoTokenizer
 

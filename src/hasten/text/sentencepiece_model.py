@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, proc
 from tokenizers.models import BPE, Model, Unigram
 
 from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import CheckpointError
 from hasten.text.tokenizer_config import TokenizerConfig
 
@@ -95,7 +96,7 @@ def _later_tokens(folder: Path, config: TokenizerConfig) -> dict[int, AddedToken
             for token_id, token in sorted(listed.items(), key=lambda item: int(item[0]))
         }
     file = folder / "added_tokens.json"
-    if not file.exists():
+    if not has_file(file):
         return {}
     special = set(config.special_tokens.values())
     return {

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
+from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import InvalidRequest
 from hasten.sampling.bad_word_set import BadWordSet
 from hasten.sampling.token_texts import TokenTexts
@@ -51,7 +52,7 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if not any((folder / name).exists() for name in FILES):
+        if not any(has_file(folder / name) for name in FILES):
             return None
         config = TokenizerConfig.read(folder)
         tokenizer, special_tokens = read_tokenizer(folder, config, vocab_size)

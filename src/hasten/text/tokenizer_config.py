@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import CheckpointError, show
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -41,7 +42,7 @@ class TokenizerConfig:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
+    return read_json(file) if has_file(file) else {}
 
 
 def _special_tokens(values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
@@ -70,7 +71,7 @@ def _token_text(value: object, name: str, folder: Path) -> str:
 
 def _chat_template(values: Mapping[str, Any], folder: Path) -> str | dict[str, str] | None:
     """Return the template; files of templates come before ``tokenizer_config.json``."""
-    files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
+    files = {"default": folder / "chat_template.jinja"} if has_file(folder / "chat_template.jinja") else {}
     if (folder / "chat_templates").is_dir():
         files |= {file.stem: file for file in sorted((folder / "chat_templates").glob("*.jinja"))}
     if files:

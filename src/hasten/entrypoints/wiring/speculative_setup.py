@@ -99,7 +99,7 @@ class SpeculativeSetup:
     @property
     def state_bytes(self) -> int:
         """The bytes that the drafters fill while they run, beside their KV caches."""
-        method = self.options.speculative_method
+        method = self.options.resolved_speculative_method
         model_free = [name for name in MODEL_FREE if self.enabled and method in ("auto", name)]
         indexed = self.index_tokens * sum(_INDICES[name] for name in model_free)
         return indexed * INDEX_BYTES + sum(drafter.state_bytes for drafter in self.loaded)

@@ -18,6 +18,10 @@ from hasten.runners.backends.native import NativeBackend
 from hasten.runners.backends.torch import TorchBackend
 
 
+class KernelsWarning(UserWarning):
+    """The native kernels do not take a model, so PyTorch computes it; the message says why."""
+
+
 def choose_backend(options: EngineOptions, spec: DecoderSpec | None = None) -> Backend:
     """Return the native backend where its kernels run and take the model, else the PyTorch backend.
 
@@ -29,7 +33,7 @@ def choose_backend(options: EngineOptions, spec: DecoderSpec | None = None) -> B
     if not isinstance(cpu, str) and spec is not None and (faults := _faults(cpu, options, spec)):
         cpu = f"they do not take this model: {faults}"
         _check_kernels_are_optional(options, cpu, "Leave the option out, and PyTorch computes this model")
-        warnings.warn(f"PyTorch computes this model without the native CPU kernels: {cpu}.", stacklevel=2)
+        warnings.warn(f"PyTorch computes this model without the native CPU kernels: {cpu}", KernelsWarning, stacklevel=2)
     if not isinstance(cpu, str):
         int8_kv = options.kv_cache_dtype == "int8"
         return NativeBackend(cpu, options.quantization, draft_quantization=options.resolved_draft_quantization, int8_kv=int8_kv)
