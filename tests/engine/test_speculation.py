@@ -252,17 +252,19 @@ def test_an_eagle_head_changes_no_output(requests, reference) -> None:
     ],
 )
 def test_drafters_in_four_bits_have_nearly_the_acceptance_rate_of_int8(method: str, weights: dict[str, str], requests) -> None:
-    accepted, weight_bytes = {}, {}
+    accepted, counts, weight_bytes = {}, {}, {}
     for option, reported in (("auto", "int4"), ("int8", "int8"), ("int4-weight-only", "int4-weight-only")):
         llm = demo_llm(speculative_method=method, **weights, draft_quantization=option)
         description = llm.describe()
         assert description["draft_quantization"] == reported
         weight_bytes[reported] = description["draft_weight_bytes"]
         generate(llm, requests[:60])
-        accepted[reported] = llm.engine.stats.num_accepted_tokens
+        stats = llm.engine.stats
+        accepted[reported] = stats.num_accepted_tokens
+        counts[reported] = stats.num_drafts, stats.num_drafted_tokens, stats.num_accepted_tokens
     assert 0 < weight_bytes["int4"] < 0.65 * weight_bytes["int8"], weight_bytes
     assert accepted["int4"] > 0.85 * accepted["int8"] and accepted["int4-weight-only"] > 0.85 * accepted["int8"], accepted
-    assert accepted["int4"] != accepted["int8"], "the weights are the same"
+    assert counts["int4"] != counts["int8"], "the weights are the same"
 
 
 def test_medusa_heads_change_no_output(requests, reference) -> None:
