@@ -38,7 +38,6 @@ ONE_REQUEST = (
     "Completion.delta",
     "Completion.output",
     "RequestState.record_draft",
-    "RequestState.record_time",
     "RequestState.deltas",
     "StepOutcome.accept",
 )

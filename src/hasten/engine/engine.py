@@ -109,7 +109,7 @@ class Engine:
     def _step(self) -> list[Delta]:
         begin = self.clock()
         plan = self.scheduler.plan(begin)
-        deltas = self._close_raised()
+        deltas = self._close_raised() if self.scheduler.failures else []
         if not plan.rows:
             return deltas
         output = self._run(plan)
@@ -122,12 +122,14 @@ class Engine:
         committed = self.scheduler.commit(result)
         if committed.moves:
             self._move(committed)
-        deltas += self._close_raised()
+        if self.scheduler.failures:
+            deltas += self._close_raised()
         self.stats.count(plan, result)
         if self._drafter is not None:
             self._draft(self._drafter, plan, committed, output, begin)
             self.stats.count_time(plan, result, self.clock() - begin)
-        return deltas + self._report(outcome.updated, now)
+        self._report(outcome.updated, now, deltas)
+        return deltas
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -208,34 +210,31 @@ class Engine:
     def _close(self, request_id: str, reason: FinishReason, error: str | None = None) -> list[Delta]:
         state = self._states.pop(request_id)
         state.end(reason, self.clock(), error)
-        return self._deltas(state)
+        try:
+            return state.deltas(state.completions)
+        except Exception as exception:
+            return [self._last_delta(state, exception)]
 
-    def _report(self, updated: dict[str, list[Completion]], now: float) -> list[Delta]:
-        deltas = []
+    def _report(self, updated: dict[str, list[Completion]], now: float, deltas: list[Delta]) -> None:
+        """Add what is new in the completions to ``deltas``."""
         for request_id, completions in updated.items():
             state = self._states.get(request_id)
             if state is None:  # it raised in the scheduler
                 continue
-            deltas += self._deltas(state, completions, now)
-            if state.finished:
-                self._states.pop(request_id, None)
-        return deltas
+            try:
+                new = state.deltas(completions, now)
+                deltas += new
+                if new and new[-1].output is not None:
+                    del self._states[request_id]
+            except Exception as error:
+                self.scheduler.abort(request_id)
+                del self._states[request_id]
+                deltas.append(self._last_delta(state, error))
 
-    def _deltas(self, state: RequestState, completions: list[Completion] | None = None, now: float | None = None) -> list[Delta]:
-        """Return what is new in these completions, or in all.
-
-        ``now``: the end of the step that gave them tokens. A request that raises here ends.
-        """
-        try:
-            if now is not None:
-                state.record_time(now)
-            return state.deltas(state.completions if completions is None else completions)
-        except Exception as error:
-            request_id = state.request.request_id
-            log.exception("the output of request %s could not be reported", request_id)
-            self.scheduler.abort(request_id)
-            self._states.pop(request_id, None)
-            return [state.last_delta(describe_exception(error), self.clock())]
+    def _last_delta(self, state: RequestState, error: Exception) -> Delta:
+        """Return the end of a request whose output cannot be reported."""
+        log.error("the output of request %s could not be reported", state.request.request_id, exc_info=error)
+        return state.last_delta(describe_exception(error), self.clock())
 
 
 class _CompleteCall:

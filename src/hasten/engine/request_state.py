@@ -34,13 +34,6 @@ class RequestState:
     def finished(self) -> bool:
         return None not in [completion.finish for completion in self.completions]
 
-    def record_time(self, now: float) -> None:
-        """Note the end of a step that gave this request a token."""
-        if self._first_token is None:
-            self._first_token = now
-        if self.finished:
-            self._finished = now
-
     def record_draft(self, outcome: DraftOutcome) -> None:
         self._draft_outcomes.append(outcome)
 
@@ -65,10 +58,17 @@ class RequestState:
             finish = Finish(FinishReason.STOP, stop) if best.finished else Finish(FinishReason.LENGTH)
             completion.set_beam(best.token_ids, finish, best.score, self.beam_logprobs.get(best.token_ids, ()))
 
-    def deltas(self, completions: list[Completion]) -> list[Delta]:
-        """Return what is new in these completions. The last delta of the request carries its whole output."""
+    def deltas(self, completions: list[Completion], now: float | None = None) -> list[Delta]:
+        """Return what is new in these completions. The last delta of the request carries its whole output.
+
+        ``now``: the end of the step that gave them tokens; None: no step did.
+        """
+        finished = self.finished
+        if now is not None:
+            self._first_token = now if self._first_token is None else self._first_token
+            self._finished = now if finished else None
         deltas = [completion.delta() for completion in completions if not completion.finish_sent]
-        if deltas and self.finished:
+        if deltas and finished:
             deltas[-1] = dataclasses.replace(deltas[-1], output=self.output())
         return deltas
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from hasten.core.draft import Draft
+from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.result import DraftOutcome, TokenOrigin
 from hasten.engine.request_state import RequestState
 from hasten.engine.sampling_rows import NO_NODE, SampledRow, logits_of, sampling_row
@@ -51,7 +51,7 @@ def sample_and_verify(
                 sequences = row.sequence.scheduled_request.sequences
                 outcome.fail(state, sequences, NO_TOKEN if finite else NOT_FINITE, corrupted=not finite)
                 continue
-            draft = row.sequence.draft or None  # None is tested several times per row, and faster than an empty draft
+            draft = None if row.sequence.draft is NO_DRAFT else row.sequence.draft or None  # faster to test than an empty draft
             token = sampled
             if draft and not views[i].params.exact:
                 token = _apply_rule(sampler, row_logits_RV[i : i + 1], views[i], _children(draft, row.node), sampled)

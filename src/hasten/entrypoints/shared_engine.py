@@ -34,11 +34,6 @@ class Inbox:
         self.unfinished: set[str] = set()  # ids of requests in the engine
         self._abandon = abandon
 
-    def put(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-        if delta.output is not None:
-            self.unfinished.discard(delta.request_id)
-
     def __del__(self) -> None:
         if self.unfinished:
             self._abandon(self.unfinished)
@@ -48,7 +43,7 @@ class SharedEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine  # None: closed
         self._lock = FairLock()
-        self._inboxes: weakref.WeakValueDictionary[str, Inbox] = weakref.WeakValueDictionary()  # by request id
+        self._inboxes: dict[str, weakref.ref[Inbox]] = {}  # by the ids of open requests
         self._abandoned: deque[str] = deque()  # requests to end, by id
         _LIVE.add(self)
 
@@ -62,10 +57,11 @@ class SharedEngine:
         Raises ``InvalidRequest`` for one that can never run.
         """
         with self.exclusive() as engine:
+            receiver = weakref.ref(inbox)
             try:
                 for request in inbox.requests:
                     inbox.unfinished.add(request.request_id)
-                    self._inboxes[request.request_id] = inbox
+                    self._inboxes[request.request_id] = receiver
                     engine.add(request)
             except Exception:
                 self._abandoned.extend(inbox.unfinished)
@@ -79,12 +75,15 @@ class SharedEngine:
         """
         while not inbox.deltas:
             check()
-            with self.exclusive() as engine:
-                if inbox.deltas:  # from the step of another thread
-                    break
-                pause = engine.idle_seconds()
-                if not pause:
-                    self._step(engine, inbox)
+            pause = 0.0
+            self._lock.acquire()  # not ``exclusive``, which costs some microseconds more
+            try:
+                if not inbox.deltas:  # else another thread's step has filled it
+                    pause = self._step(inbox)
+            finally:
+                self._lock.release()
+                if self._abandoned:
+                    self._end_abandoned()
             if pause:
                 time.sleep(min(pause, MAX_PAUSE))
         deltas = list(inbox.deltas)
@@ -108,9 +107,7 @@ class SharedEngine:
         """Yield the engine between two steps; no other thread uses it meanwhile."""
         self._lock.acquire()
         try:
-            if self._engine is None:
-                raise HastenError("this LLM is closed", remedy="Make a new one")
-            yield self._engine
+            yield self._open_engine
         finally:
             self._lock.release()
             self._end_abandoned()
@@ -119,12 +116,30 @@ class SharedEngine:
         """Wait for the current step and allow no other: the interpreter is about to free what steps use."""
         self._lock.acquire()
 
-    def _step(self, engine: Engine, inbox: Inbox) -> None:
-        if not engine.has_unfinished_requests:
+    @property
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise HastenError("this LLM is closed", remedy="Make a new one")
+        return self._engine
+
+    def _step(self, inbox: Inbox) -> float:
+        """Take one step, unless the engine waits for a batch to fill. Return how many seconds it waits yet."""
+        engine = self._open_engine
+        if pause := engine.idle_seconds():
+            return pause
+        inboxes, deltas = self._inboxes, engine.step()
+        if not deltas and not engine.has_unfinished_requests:
             raise HastenError("the engine has lost a request", got=", ".join(sorted(inbox.unfinished)), remedy="Send it again")
-        for delta in engine.step():
-            if (receiver := self._inboxes.get(delta.request_id)) is not None:
-                receiver.put(delta)
+        for delta in deltas:
+            receiver = inboxes.get(delta.request_id)
+            owner = None if receiver is None else receiver()
+            if owner is not None:
+                owner.deltas.append(delta)
+            if delta.output is not None:
+                inboxes.pop(delta.request_id, None)
+                if owner is not None:
+                    owner.unfinished.discard(delta.request_id)
+        return 0.0
 
     def _end_abandoned(self) -> None:
         """End the abandoned requests, unless a thread holds the lock: it comes here after the release."""
@@ -132,6 +147,7 @@ class SharedEngine:
             try:
                 while self._abandoned:
                     request_id = self._abandoned.popleft()
+                    self._inboxes.pop(request_id, None)
                     if self._engine is not None:
                         self._engine.abort(request_id)
             finally:

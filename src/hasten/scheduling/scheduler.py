@@ -41,7 +41,7 @@ class Scheduler:
         self._running: list[ScheduledRequest] = []  # by rank
         self._sequences: dict[int, Sequence] = {}
         self._planned: tuple[RowPlan, ...] = ()  # rows of the step in progress
-        self._failures: list[tuple[str, Exception]] = []
+        self.failures: list[tuple[str, Exception]] = []  # see ``take_failures``
 
     # ---------------------------------------------------------------- adding and removing requests
 
@@ -101,9 +101,7 @@ class Scheduler:
 
         Raises ``AssertionError`` if a fault has left the blocks inconsistent.
         """
-        if not self._failures:
-            return []
-        failures, self._failures = self._failures, []
+        failures, self.failures = self.failures, []
         self.kv.check()
         return failures
 
@@ -113,7 +111,7 @@ class Scheduler:
             if self.kv.is_open(sequence.id):
                 self.kv.discard(sequence.id)
             self._end(sequence)
-        self._failures.append((scheduled.request.request_id, error))
+        self.failures.append((scheduled.request.request_id, error))
 
     # ---------------------------------------------------------------- one step
 
@@ -147,45 +145,34 @@ class Scheduler:
         begin = 0  # index of the row's first token in the step
         for row in self._planned:
             sequence = self._sequences.get(row.sequence_id)
-            if sequence is not None:  # else another row of the request has raised
-                publish = sequence.id not in unpublished
-                try:
-                    exit_layer = result.exit_layers.get(sequence.id)
-                    span, row_moves = self._commit_row(row, sequence, begin, accepted.get(sequence.id, ()), exit_layer, publish)
-                    spans.append(span)
-                    moves += row_moves
-                except Exception as error:
-                    self.fail(sequence.scheduled_request, error)
+            if sequence is None:  # another row of the request has raised
+                begin += len(row.token_ids)
+                continue
+            try:
+                token_ids: Tokens[int] = sequence.token_ids
+                num_draft_tokens = 0 if sequence.draft is NO_DRAFT else len(sequence.draft)
+                draft_begin = len(row.token_ids) - num_draft_tokens
+                path: tuple[int, ...] = ()
+                if num_draft_tokens:  # the slots of rejected tokens are overwritten later
+                    draft_token_ids = accepted.get(sequence.id, ())
+                    path, token_ids = sequence.draft.accepted_path(draft_token_ids), ConcatView(token_ids, draft_token_ids)
+                    moves += self.kv.slot_moves(sequence.id, row.start + draft_begin, path)
+                    sequence.draft = NO_DRAFT
+                sequence.num_computed_tokens = row.start + draft_begin + len(path)
+                if row.exit_plan is not None:
+                    sequence.record_exit(row, result.exit_layers.get(sequence.id))
+                if sequence.id not in unpublished:
+                    self.kv.commit(sequence.id, token_ids, sequence.num_computed_tokens, sequence.num_cacheable_tokens)
+                indices: Tokens[int] = range(begin, begin + draft_begin)
+                if path:
+                    indices = (*indices, *(begin + draft_begin + node for node in path))
+                spans.append(CommittedSpan(sequence.id, row.start, indices))
+            except Exception as error:
+                self.fail(sequence.scheduled_request, error)
             begin += len(row.token_ids)
         self._planned = ()
         self._apply(result)
         return CommitResult(tuple(spans), tuple(moves))
-
-    def _commit_row(
-        self, row: RowPlan, sequence: Sequence, begin: int, accepted: Tokens[int], exit_layer: int | None, publish: bool
-    ) -> tuple[CommittedSpan, list[SlotMove]]:
-        """Record one computed row.
-
-        It begins at token ``begin`` of the step. ``accepted``: tokens of its draft.
-        """
-        token_ids: Tokens[int] = sequence.token_ids
-        num_draft_tokens = len(sequence.draft)
-        draft_begin = len(row.token_ids) - num_draft_tokens
-        path: tuple[int, ...] = ()
-        moves: list[SlotMove] = []
-        if num_draft_tokens:  # the slots of rejected tokens are overwritten later
-            path, token_ids = sequence.draft.accepted_path(accepted), ConcatView(token_ids, accepted)
-            moves = self.kv.slot_moves(sequence.id, row.start + draft_begin, path)
-            sequence.draft = NO_DRAFT
-        sequence.num_computed_tokens = row.start + draft_begin + len(path)
-        if row.exit_plan is not None:
-            sequence.record_exit(row, exit_layer)
-        if publish:
-            self.kv.commit(sequence.id, token_ids, sequence.num_computed_tokens, sequence.num_cacheable_tokens)
-        indices: Tokens[int] = range(begin, begin + draft_begin)
-        if path:
-            indices = (*indices, *(begin + draft_begin + node for node in path))
-        return CommittedSpan(sequence.id, row.start, indices), moves
 
     def _apply(self, result: StepResult) -> None:
         """End, extend and fork sequences."""
@@ -203,19 +190,15 @@ class Scheduler:
             if parent is None:  # its request has raised
                 continue
             try:
-                self._extend(parent, continuations)
+                forks = [self._fork(parent) for _ in continuations[1:]]
+                for sequence, continuation in zip([parent, *forks], continuations, strict=True):
+                    sequence.token_ids += continuation.token_ids
+                    if continuation.index is not None:
+                        sequence.index = continuation.index
+                    if continuation.finish is not None:
+                        self._end(sequence)
             except Exception as error:
                 self.fail(parent.scheduled_request, error)
-
-    def _extend(self, parent: Sequence, continuations: Tokens[Continuation]) -> None:
-        """Add the tokens of the first continuation to the parent, and fork it for each other one."""
-        forks = [self._fork(parent) for _ in continuations[1:]]
-        for sequence, continuation in zip([parent, *forks], continuations, strict=True):
-            sequence.token_ids += continuation.token_ids
-            if continuation.index is not None:
-                sequence.index = continuation.index
-            if continuation.finish is not None:
-                self._end(sequence)
 
     def sequences_to_draft(self) -> list[Sequence]:
         """Return the sequences that the next step decodes and that accept drafts."""
@@ -244,8 +227,10 @@ class Scheduler:
         """Plan the rows of a running request; preempt requests of the largest rank if blocks run out."""
         for sequence, num_new_tokens in self._tokens_to_compute(scheduled, builder):
             start, stop = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new_tokens
-            draft = sequence.draft.truncate(builder.token_budget - num_new_tokens)
-            num_draft_tokens = len(draft)
+            draft, num_draft_tokens = sequence.draft, 0
+            if draft is not NO_DRAFT:
+                draft = draft.truncate(builder.token_budget - num_new_tokens)
+                num_draft_tokens = len(draft)
             while (copies := self.kv.reserve(sequence.id, start, stop + num_draft_tokens)) is None:
                 if num_draft_tokens:
                     draft, num_draft_tokens = NO_DRAFT, 0  # no request is preempted for a draft

@@ -26,13 +26,11 @@ class Sequence:
     token_exit_layers: dict[int, int] = field(default_factory=dict)  # position -> exit layer, for tokens that exited early
     num_cacheable_tokens: int | None = None  # the prefix cache may hold this many leading tokens; None: all
     history: TokenHistory | None = field(init=False)  # token counts; None without penalties. A fork starts its own
+    request: Request = field(init=False)
 
     def __post_init__(self) -> None:
+        self.request = self.scheduled_request.request
         self.history = TokenHistory(len(self.request.prompt_token_ids)) if self.request.params.has_penalties else None
-
-    @property
-    def request(self) -> Request:
-        return self.scheduled_request.request
 
     @property
     def num_uncomputed_tokens(self) -> int:
