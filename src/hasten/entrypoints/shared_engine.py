@@ -30,7 +30,7 @@ class Inbox:
 
     def __init__(self, requests: Sequence[Request], abandon: Callable[[set[str]], None]) -> None:
         self.requests = requests
-        self.deltas: deque[Delta] = deque()
+        self.deltas: list[Delta] = []  # guarded by the lock of the engine
         self.unfinished: set[str] = set()  # ids of requests in the engine
         self._abandon = abandon
 
@@ -73,22 +73,22 @@ class SharedEngine:
 
         ``check`` is called before each step and may raise.
         """
-        while not inbox.deltas:
+        while True:
             check()
             pause = 0.0
             self._lock.acquire()  # not ``exclusive``, which costs some microseconds more
             try:
                 if not inbox.deltas:  # else another thread's step has filled it
                     pause = self._step(inbox)
+                if inbox.deltas:
+                    deltas, inbox.deltas = inbox.deltas, []
+                    return deltas
             finally:
                 self._lock.release()
                 if self._abandoned:
                     self._end_abandoned()
             if pause:
                 time.sleep(min(pause, MAX_PAUSE))
-        deltas = list(inbox.deltas)
-        inbox.deltas.clear()
-        return deltas
 
     def abandon(self, request_ids: set[str]) -> None:
         """End requests. A finaliser may call it at any point, within a step too: then they end after the step."""

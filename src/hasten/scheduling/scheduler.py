@@ -139,7 +139,7 @@ class Scheduler:
         A request that raises is removed; see ``take_failures``.
         """
         accepted = {continuation.parent: continuation.token_ids[:-1] for continuation in result.continuations}
-        unpublished = {*result.corrupted, *result.failed}
+        unpublished = result.corrupted + result.failed
         spans: list[CommittedSpan] = []
         moves: list[SlotMove] = []
         begin = 0  # index of the row's first token in the step

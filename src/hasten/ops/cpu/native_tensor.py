@@ -39,5 +39,5 @@ def address(values: Tensor, dtype: torch.dtype, *shape: int) -> int:
 
 def strided_address(values: Tensor, dtype: torch.dtype, *shape: int) -> int:
     """Return the address of a tensor of this dtype and shape on the CPU; the caller passes its strides on."""
-    assert values.dtype == dtype and values.device == CPU and values.shape == shape, (values.dtype, values.device, values.shape)
+    assert values.dtype == dtype and values.is_cpu and values.shape == shape, (values.dtype, values.device, values.shape)
     return values.data_ptr()
