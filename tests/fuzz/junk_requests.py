@@ -148,7 +148,8 @@ def _chat(llm: LLM, draw: random.Random, report: Report) -> None:
     parts = [{"type": "text", "text": draw.choice(["hi", "\ud800", junk(draw)])}, junk(draw)]
     content = draw.choice(["hi", junk(draw), parts[:1], parts])
     message = draw.choice([{"role": "user", "content": content}, {"role": junk(draw), "content": "x"}, junk(draw)])
-    extra = draw.choice([{}, {}, {"tools": junk(draw)}, {"enable_thinking": junk(draw)}, {"chat_template": "x"}])
+    names = ("tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "enable_thinking")
+    extra = draw.choice([{}, {}, {draw.choice(names): junk(draw)}, {"chat_template": "x"}])
     report.case = f"chat {_show(message)} {_show(extra)}"
     llm.chat([message], GREEDY, use_tqdm=False, **extra)
 

@@ -68,7 +68,7 @@ class Scoring:
         self, prompt: Prompt, choices: Sequence[Continuation], params: SamplingParams | None, *, normalize: str, cache_salt: str
     ) -> Choice:
         """See ``LLM.choose``."""
-        if normalize not in NORMALIZATIONS:
+        if not isinstance(normalize, str) or normalize not in NORMALIZATIONS:
             raise InvalidRequest("unknown normalize", got=show(normalize), remedy=nearest(normalize, NORMALIZATIONS))
         scores = tuple(self.score(prompt, choices, params, cache_salt=cache_salt, name="choices"))
         logprobs = [score.mean if normalize == "mean" else score.total for score in scores]

@@ -64,19 +64,27 @@ class ChatTemplate:
                     | ({"continue_final_message": continue_final_message} if continue_final_message else {}),
                 ),
             )
+        for name, value, kinds in (
+            ("add_generation_prompt", add_generation_prompt, (bool, type(None))),
+            ("continue_final_message", continue_final_message, (bool, str)),
+        ):
+            if not isinstance(value, kinds):
+                allowed = "True or False" if str not in kinds else "True, False, or the name of a field"
+                raise InvalidRequest(f"{name} has the wrong type", got=show(value), allowed=allowed)
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest("continue_final_message does not go with add_generation_prompt", remedy="Pass one of them")
         source = self._choose(tools is not None)
-        self._check_names(source, variables, tools=tools, documents=documents)
+        schemas, plain_documents = _read_tools(tools), _plain(documents)
+        self._check_names(source, variables, tools=schemas, documents=plain_documents)
         chat = self._forms(source).normalize(_read_messages(messages))
         field = "content" if continue_final_message is True else continue_final_message
         ending = _tag_final_message(chat, field, source) if field else None
         given = {
             "messages": chat,
-            "tools": _read_tools(tools),
-            "documents": _plain(documents),
+            "tools": schemas,
+            "documents": plain_documents,
             "add_generation_prompt": bool(add_generation_prompt),
             **{name: _plain(value) for name, value in variables.items()},
         }
