@@ -11,7 +11,7 @@ import pytest
 from tests.exhaustive import repeats
 
 from hasten import LLM, SamplingParams
-from hasten.entrypoints.deferred_interrupt import DeferredInterrupt
+from hasten.entrypoints.deferred_signals import DEFERRED, DeferredSignals
 
 OPTIONS = {"dtype": "float32", "block_size": 4, "kv_cache_memory": "8MiB", "max_num_seqs": 8, "max_model_len": 256}
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
@@ -75,19 +75,20 @@ def test_other_streams_go_on_after_an_interrupt(tiny: Callable[[str], Path], int
     assert tuple(tokens + [token for delta in stream for token in delta.token_ids]) == expected
 
 
-def test_an_interrupt_waits_for_the_check_and_reaches_the_handler_that_was_there() -> None:
+@pytest.mark.parametrize("number", DEFERRED)
+def test_a_signal_waits_for_the_check_and_reaches_the_handler_that_was_there(number: signal.Signals) -> None:
     received: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    previous = signal.signal(number, lambda number, _: received.append(number))
     try:
-        with DeferredInterrupt() as interrupt:
-            signal.raise_signal(signal.SIGINT)
+        with DeferredSignals() as signals:
+            signal.raise_signal(number)
             assert not received
-            interrupt.check()
-            assert received == [signal.SIGINT]
-            signal.raise_signal(signal.SIGINT)
-        assert received == [signal.SIGINT] * 2
-        with DeferredInterrupt() as interrupt:
-            interrupt.check()
-        assert received == [signal.SIGINT] * 2
+            signals.check()
+            assert received == [number]
+            signal.raise_signal(number)
+        assert received == [number] * 2
+        with DeferredSignals() as signals:
+            signals.check()
+        assert received == [number] * 2
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,9 +38,9 @@ def call(llm: LLM, number: int) -> Any:
     if kind == 1:
         return [delta.output.outputs for delta in llm.stream(prompt, params) if delta.output is not None]
     if kind == 2:
-        return next(iter(llm.stream(prompt, params))).index  # the caller leaves after the first delta
+        return next(iter(llm.stream(prompt, params))).token_ids  # the caller leaves after the first delta
     if kind == 3:
-        return [score.token_ids for score in llm.score(prompt, [{"token_ids": [5, 6]}, {"token_ids": [7]}])]
+        return [score.logprobs for score in llm.score(prompt, [{"token_ids": [5, 6]}, {"token_ids": [7]}])]
     return llm.choose(prompt, [{"token_ids": [i]} for i in range(5, 9)]).index
 
 
@@ -64,12 +65,12 @@ def test_without_the_lock_threads_disturb_each_other(tiny: Callable[[str], Path]
     inside, most = 0, 0
     step = llm.engine._step
 
-    def counted() -> Any:
+    def counted(deltas: list[Any]) -> None:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         try:
-            return step()
+            step(deltas)
         finally:
             inside -= 1
 
@@ -111,6 +112,67 @@ def test_a_fair_lock_serves_threads_in_turn() -> None:
         thread.join()
     assert order == [0, 1, 2, 3, 4]
     assert lock.try_acquire()
+
+
+def test_a_closed_stream_ends_while_other_threads_generate(tiny: Callable[[str], Path]) -> None:
+    """The lock is never free then: the threads pass it on to each other."""
+    llm = LLM(str(tiny("llama-gqa")), **OPTIONS)
+    endless = SETTINGS[0].replace(max_tokens=110)
+    stop = threading.Event()
+
+    def generate() -> None:
+        while not stop.is_set():
+            llm.generate(PROMPTS[1], endless, use_tqdm=False)
+
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(3):
+            threads.submit(generate)
+        for _ in range(5):
+            stream = llm.stream(PROMPTS[0], endless)
+            request_id = next(stream).request_id
+            stream.close()
+            next(llm.stream(PROMPTS[2], SETTINGS[0]))  # at least one step later
+            assert request_id not in llm.engine._states
+        stop.set()
+    assert not llm.engine.has_unfinished_requests
+
+
+def test_a_thread_that_an_exception_takes_out_of_the_queue_does_not_keep_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = FairLock()
+    lock.acquire()
+
+    class Turn:
+        """A lock whose second acquisition raises, as a signal handler does."""
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def acquire(self) -> None:
+            self.calls += 1
+            if self.calls > 1:
+                raise KeyboardInterrupt
+
+        def release(self) -> None: ...
+
+    raised: list[str] = []
+
+    def wait() -> None:
+        try:
+            lock.acquire()
+        except KeyboardInterrupt:
+            raised.append("waiting")
+
+    with monkeypatch.context() as patch:
+        others = {name: getattr(threading, name) for name in ("get_ident", "current_thread", "main_thread")}
+        patch.setattr("hasten.entrypoints.fair_lock.threading", SimpleNamespace(Lock=Turn, **others))
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+    assert raised == ["waiting"]
+    lock.release()
+    assert lock.try_acquire()
+    with pytest.raises(HastenError, match="by the same thread"):
+        lock.acquire()
 
 
 def test_an_inbox_that_is_dropped_ends_its_request(tiny: Callable[[str], Path]) -> None:
@@ -172,9 +234,15 @@ def test_two_event_loops_with_random_cancels_get_exact_answers(tiny: Callable[[s
         results = list(threads.map(lambda seed: asyncio.run(session(seed)), range(2)))
     assert [wrong for _, wrong in results] == [[], []]
     assert sum(finished for finished, _ in results) > count
-    asyncio.run(llm.close())
     engine = llm._loaded.engine
-    assert all(allocator.num_held == 0 for allocator in engine.scheduler.kv.allocators) or engine.has_unfinished_requests
+
+    async def idle() -> None:
+        while engine.has_unfinished_requests or not llm._client._commands.empty():
+            await asyncio.sleep(0.001)
+        await llm.close()
+
+    asyncio.run(asyncio.wait_for(idle(), timeout=60))
+    assert all(allocator.num_held == 0 for allocator in engine.scheduler.kv.allocators)
     assert llm._router.open_requests == []
 
 

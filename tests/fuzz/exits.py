@@ -44,6 +44,20 @@ ENDS = {
         "for _ in range({number}):\n    threading.Thread(target=generate, daemon=True).start()\nbegun.wait()",
         0,
     ),
+    "a handler of SIGTERM that closes and exits": (
+        "import os, signal\nllm, begun = LLM('demo', **options), threading.Event()\n"
+        "def generate():\n    for _ in llm.stream('def f(x):', params):\n        begun.set()\n"
+        "def stop(*_):\n    llm.close()\n    sys.exit(5)\nsignal.signal(signal.SIGTERM, stop)\n"
+        "for _ in range({number}):\n    threading.Thread(target=generate, daemon=True).start()\nbegun.wait()\n"
+        "threading.Timer(0.02, os.kill, [os.getpid(), signal.SIGTERM]).start()\n"
+        "while True:\n    llm.generate('def h(x):', params, use_tqdm=False)",
+        5,
+    ),
+    "an LLM closed by a finaliser": (
+        "import weakref\nllm = LLM('demo', **options)\nkept.append(llm.stream('def f(x):', params))\nnext(kept[0])\n"
+        "class Server: pass\nserver = Server()\nweakref.finalize(server, llm.close)",
+        0,
+    ),
     "an open stream": ("llm = LLM('demo', **options)\nkept.append(llm.stream('def f(x):', params))\nnext(kept[0])", 0),
 }
 BACKENDS = (

@@ -125,6 +125,8 @@ def _prompt(draw: random.Random, report: Report) -> Any:
             lambda: junk(draw),
         ]
     )()
+    if isinstance(prompt, (list, tuple)):
+        prompt = prompt[:20]  # a list is a batch of prompts, and a long one takes its time
     report.case += f" prompt {_show(prompt)}"
     return prompt
 

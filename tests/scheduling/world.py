@@ -138,10 +138,10 @@ class World:
         self.faulty = True
         step, planted = self.engine._step, []
 
-        def faulty_step() -> list[Delta]:
+        def faulty_step(deltas: list[Delta]) -> None:
             with raise_at_call(number, functions) as calls:
                 planted.append(calls)
-                return step()
+                step(deltas)
 
         self.engine._step = faulty_step  # type: ignore[method-assign]
         try:
@@ -183,6 +183,7 @@ class World:
                 break
             self.step()
         assert not self.engine.has_unfinished_requests, "requests starve"
+        assert not self.requests, "requests got no last delta"
         assert all(allocator.num_held == 0 for allocator in self.kv.allocators), "ended requests hold blocks"
 
     def run(self, steps: int) -> World:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -195,3 +196,36 @@ def test_a_broken_template_is_an_error_of_the_checkpoint() -> None:
         with pytest.raises(CheckpointError, match="chat template cannot be read: got"):
             template.render(user("Hi"))
         template.close()
+
+
+def test_the_time_limit_holds_for_a_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding out which form of contents a template reads renders it several times."""
+    monkeypatch.setattr("hasten.text.chat_template.SECONDS", 0.3)
+    template = ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", {})
+    begin = time.monotonic()
+    with pytest.raises(InvalidRequest, match="exceeds its limits"):
+        template.render([*user("Hi"), {"role": "assistant", "content": "Hello"}, {"role": "tool", "content": "1"}])
+    assert time.monotonic() - begin < 0.9
+    # The limit says nothing about the template, so nothing is remembered of it.
+    assert [forms._reads for forms in template._content_forms.values()] == [{}]
+    template.close()
+
+
+def test_roles_that_a_client_invents_are_not_remembered_for_ever() -> None:
+    template = ChatTemplate(TEMPLATES["chatml"], SPECIAL_TOKENS)
+    for start in range(0, 120, 40):
+        text = template.render(
+            [{"role": f"{'role' * 100}{i}" if i % 2 else f"role {i}", "content": "Hi"} for i in range(start, start + 40)]
+        )
+        assert text.count("Hi") == 40
+    (forms,) = template._content_forms.values()
+    assert len(forms._reads) <= 64 and max(len(role) for role, _ in forms._reads) <= 64
+    template.close()
+
+
+@pytest.mark.parametrize("name", ["self", "messages", "source"])
+def test_names_of_the_method_are_no_variables(name: str) -> None:
+    template = ChatTemplate(TEMPLATES["chatml"], SPECIAL_TOKENS)
+    with pytest.raises(InvalidRequest, match=f"no such variable, or a request must not set it|cannot set {name}"):
+        template.render(user("Hi"), chat_template_kwargs={name: 1})
+    template.close()

@@ -24,9 +24,11 @@ TEXTS = (
     "",
     "x  ",
     "ﬁ Å",
+    "see <|x|> and<|x|><|x|>  end",
 )
 LLAMA = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
-OPTIONS = (LLAMA, {"byte_fallback": True}, {**LLAMA, "add_dummy_prefix": False}, {"user_defined_symbols": ["<|x|>"]})
+NO_PREFIX = {**LLAMA, "add_dummy_prefix": False}
+OPTIONS = (LLAMA, {"byte_fallback": True}, NO_PREFIX, {**NO_PREFIX, "user_defined_symbols": ["<|x|>"]})
 
 
 def train(folder: Path, **options: Any) -> Any:
@@ -113,3 +115,21 @@ def test_broken_added_tokens_are_one_sentence(later, tmp_path):
     (tmp_path / "added_tokens.json").write_text(later)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", ({**LLAMA, "user_defined_symbols": ["<|x|>"]}, {**LLAMA, "treat_whitespace_as_suffix": True}), ids="+".join
+)
+def test_settings_without_a_counterpart_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    train(tmp_path, model_type="bpe", **options)
+    with pytest.raises(CheckpointError, match=r"SentencePiece reads .* in another way"):
+        load(tmp_path)
+
+
+def test_runs_of_spaces_that_are_pieces_of_the_user_are_found(tmp_path: Path) -> None:
+    """Gemma has such pieces, which have no merges."""
+    processor = train(tmp_path, model_type="bpe", **NO_PREFIX, user_defined_symbols=["▁▁"])
+    tokenizer = load(tmp_path, values={"add_bos_token": False})
+    assert "▁▁" in processor.encode("a  b", out_type=str)
+    for text in TEXTS:
+        assert tokenizer.encode(text, add_special_tokens=False) == processor.encode(text), text

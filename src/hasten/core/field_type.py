@@ -176,7 +176,12 @@ class _Mapping:
             return {}
         if not isinstance(value, Mapping) or not self.length.low <= len(value) <= self.length.high:
             raise ValueError
-        return {self.key.read(key): self.value.read(item) for key, item in value.items()}
+        return {self._read_key(key): self.value.read(item) for key, item in value.items()}
+
+    def _read_key(self, key: Any) -> Any:
+        """Return the key. JSON has only texts as keys, so one of decimal digits stands for its number."""
+        is_number = isinstance(self.key, _Integer) and isinstance(key, str) and key.isdecimal() and len(key) < 20
+        return self.key.read(int(key) if is_number else key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,29 +92,40 @@ class Engine:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
         return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
+    def recover(self) -> None:
+        """Start afresh after a call that an interrupt cut short.
+
+        Speculation ends, because the state of its drafter is unknown too.
+        """
+        self._drafter = None
+        self.reset("an interrupt cut a step short")
+
     def step(self) -> list[Delta]:
         """Compute one batch and return what is new; empty if nothing could run."""
         with self._complete_call:
+            deltas: list[Delta] = []
             try:
-                deltas = self._step()
+                self._step(deltas)
             except Exception as error:
                 log.exception("a step failed; all requests end")
                 self.reset(describe_exception(error))
-                deltas = []
             if self._lost:
                 lost, self._lost = self._lost, []
                 return lost + deltas
             return deltas
 
-    def _step(self) -> list[Delta]:
+    def _step(self, deltas: list[Delta]) -> None:
+        """Compute one batch and add what is new to ``deltas``."""
         begin = self.clock()
         plan = self.scheduler.plan(begin)
-        deltas = self._close_raised() if self.scheduler.failures else []
+        if self.scheduler.failures:
+            deltas += self._close_raised()
         if not plan.rows:
-            return deltas
+            return
         output = self._run(plan)
         if isinstance(output, str):
-            return deltas + self._fail(plan, output)
+            deltas += self._fail(plan, output)
+            return
         now = self.clock()
         sequences = [self.scheduler.sequence(sequence_id) for sequence_id in plan.sampled_sequence_ids]
         outcome = accept(self._sampler, output, sequences, self._states, now)
@@ -129,7 +140,6 @@ class Engine:
             self._draft(self._drafter, plan, committed, output, begin)
             self.stats.count_time(plan, result, self.clock() - begin)
         self._report(outcome.updated, now, deltas)
-        return deltas
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -248,7 +258,7 @@ class _CompleteCall:
 
     def __enter__(self) -> None:
         if self._incomplete:
-            self._engine.reset("an interrupt cut a step short")
+            self._engine.recover()
         self._incomplete = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

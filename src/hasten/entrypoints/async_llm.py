@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -73,7 +73,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
         make = partial(self._request, prompt, sampling_params, priority, cache_salt)
         request = make() if _is_short(prompt) else await self._in_thread(make)
@@ -90,9 +90,10 @@ class AsyncLLM:
         cache_salt: str = "",
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
-        async for delta in self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt):
-            if delta.output is not None:
-                return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
+        async with aclosing(self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)) as deltas:
+            async for delta in deltas:
+                if delta.output is not None:
+                    return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
         raise AssertionError("a stream ended without its output")
 
     async def stream_chat(
@@ -104,7 +105,7 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         **template_kwargs: Any,
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
 
         def make() -> Request:

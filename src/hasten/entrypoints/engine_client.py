@@ -52,12 +52,12 @@ class EngineClient:
         self._commands.put(request_id)
 
     def close(self) -> None:
-        """Abort all requests and wait for the end of the engine's thread. Idempotent."""
+        """End the engine's thread, and wait for it. Requests that run get no more deltas. Idempotent."""
         with self._mutex:
             self._is_closed = True
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            self._commands.put(None)
+        self._commands.put(None)
+        if thread is not None and thread is not threading.current_thread():  # the collector may call this in any thread
             thread.join()
 
     def _run(self) -> None:

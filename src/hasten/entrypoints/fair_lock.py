@@ -8,36 +8,72 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from hasten.core.errors import HastenError
+
 
 class FairLock:
     def __init__(self) -> None:
         self._mutex = threading.Lock()  # held for a few instructions
-        self._is_held = False
-        self._waiting: deque[threading.Lock] = deque()  # each is locked until its thread's turn
+        self._owner: int | None = None  # the thread that holds the lock
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()  # threads; each lock is locked until the thread's turn
+        self._is_halted = False
 
     def acquire(self) -> None:
-        """Wait for all threads that asked before."""
+        """Wait for all threads that asked before.
+
+        Raises ``HastenError`` in a thread that holds the lock, as in a signal handler, and in the main thread after ``halt``.
+        """
+        thread = threading.get_ident()
+        if self._owner == thread:
+            raise HastenError("this LLM is in use by the same thread", remedy="Do not call it from a signal handler")
+        if self._is_halted and threading.current_thread() is threading.main_thread():
+            raise HastenError("this LLM cannot be used while the interpreter ends")
         with self._mutex:
-            if not self._is_held:
-                self._is_held = True
+            if self._owner is None:
+                self._owner = thread
                 return
             turn = threading.Lock()
             turn.acquire()
-            self._waiting.append(turn)
-        turn.acquire()
+            self._waiting.append((thread, turn))
+        try:
+            turn.acquire()
+        except BaseException:  # from a signal handler
+            with self._mutex:
+                if self._owner == thread:
+                    self._pass_on()
+                else:
+                    self._waiting.remove((thread, turn))
+            raise
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free. Never waits, so a finaliser may call it at any point."""
         if not self._mutex.acquire(blocking=False):
             return False
-        is_free = not self._is_held
-        self._is_held = True
+        is_free = self._owner is None
+        if is_free:
+            self._owner = threading.get_ident()
         self._mutex.release()
         return is_free
 
     def release(self) -> None:
         with self._mutex:
-            if self._waiting:  # the lock passes on and stays held
-                self._waiting.popleft().release()
-            else:
-                self._is_held = False
+            self._pass_on()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds the lock."""
+        return self._owner == threading.get_ident()
+
+    def halt(self) -> None:
+        """Take the lock and never give it back: the interpreter is about to free what daemon threads use."""
+        if not self._is_halted and not self.is_mine:
+            self.acquire()
+        self._is_halted = True
+
+    def _pass_on(self) -> None:
+        """Give the lock to the thread that has waited longest. The mutex is held."""
+        if not self._waiting:
+            self._owner = None
+            return
+        self._owner, turn = self._waiting.popleft()
+        turn.release()

@@ -14,7 +14,7 @@ from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
-from hasten.entrypoints.deferred_interrupt import DeferredInterrupt
+from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.input_processor import Prompt
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
@@ -44,8 +44,9 @@ class LLM:
 
     def close(self) -> None:
         """End all requests and free the model. Idempotent; every other call then raises ``HastenError``."""
-        self._shared.close()
-        self._open = None
+        with DeferredSignals():
+            self._shared.close()
+            self._open = None
 
     @property
     def engine(self) -> Engine:
@@ -73,7 +74,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Drop all cached KV blocks that no running request holds."""
-        with self._shared.exclusive() as engine:
+        with DeferredSignals(), self._shared.exclusive() as engine:
             engine.scheduler.kv.clear_cached()
 
     def generate(
@@ -154,8 +155,8 @@ class LLM:
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """
-        with DeferredInterrupt() as interrupt, self._shared.exclusive() as engine:
-            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(interrupt.check))
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
             return scoring.score(prompt, continuations, sampling_params, cache_salt=cache_salt)
 
     def choose(
@@ -172,8 +173,8 @@ class LLM:
         ``normalize``: by log-probability per token (``mean``) or in total (``sum``). Other arguments and errors are those of
         ``score``.
         """
-        with DeferredInterrupt() as interrupt, self._shared.exclusive() as engine:
-            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(interrupt.check))
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
             return scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, cache_salt: str = "") -> Request:
@@ -194,29 +195,29 @@ class LLM:
         is_open = False
         try:
             while True:
-                with DeferredInterrupt() as interrupt:
+                with DeferredSignals() as signals:
                     if not is_open:
                         shared.open(inbox)
                         is_open = True
-                    deltas = shared.take(inbox, interrupt.check)
+                    deltas = shared.take(inbox, signals.check)
                 for delta in deltas:
                     yield delta
                     if delta.output is not None:
                         return
         finally:
-            with DeferredInterrupt():
+            with DeferredSignals():
                 shared.abandon(inbox.unfinished)
 
     def _run(self, requests: Sequence[Request], use_tqdm: bool) -> dict[str, RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         shared = self._shared
-        with DeferredInterrupt() as interrupt:
+        with DeferredSignals() as signals:
             inbox = shared.inbox(requests)
             try:
                 shared.open(inbox)
                 with generation_bar(len(requests), visible=use_tqdm) as progress:
                     while inbox.unfinished or inbox.deltas:
-                        deltas = shared.take(inbox, interrupt.check)
+                        deltas = shared.take(inbox, signals.check)
                         finished = {delta.request_id: delta.output for delta in deltas if delta.output is not None}
                         outputs |= finished
                         progress(len(finished), sum(len(delta.token_ids) for delta in deltas))

@@ -6,7 +6,6 @@ lock is fair, so threads step in turn.
 
 from __future__ import annotations
 
-import atexit
 import time
 import weakref
 from collections import deque
@@ -19,7 +18,7 @@ from hasten.core.request import Request
 from hasten.engine.engine import Engine
 from hasten.entrypoints.fair_lock import FairLock
 
-MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or an interrupt has come
+MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or a signal has come
 
 
 class Inbox:
@@ -40,12 +39,15 @@ class Inbox:
 
 
 class SharedEngine:
+    """Every public method may be called from any thread."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine  # None: closed
+        self._is_closed = False
         self._lock = FairLock()
         self._inboxes: dict[str, weakref.ref[Inbox]] = {}  # by the ids of open requests
         self._abandoned: deque[str] = deque()  # requests to end, by id
-        _LIVE.add(self)
+        weakref.finalize(self, self._lock.halt)  # daemon threads may still step when the interpreter ends
 
     def inbox(self, requests: Sequence[Request]) -> Inbox:
         """Return an inbox; ``open`` sends its requests to the engine."""
@@ -84,47 +86,53 @@ class SharedEngine:
                     deltas, inbox.deltas = inbox.deltas, []
                     return deltas
             finally:
-                self._lock.release()
-                if self._abandoned:
-                    self._end_abandoned()
+                self._release()
             if pause:
                 time.sleep(min(pause, MAX_PAUSE))
 
     def abandon(self, request_ids: set[str]) -> None:
-        """End requests. A finaliser may call it at any point, within a step too: then they end after the step."""
+        """End requests.
+
+        A finaliser may call it at any point, within a step too: then they end before the next step.
+        """
         self._abandoned.extend(request_ids)
         request_ids.clear()
-        self._end_abandoned()
+        self._end_abandoned_if_free()
 
     def close(self) -> None:
         """Give up the engine with all its requests. Later calls raise ``HastenError``."""
-        self._lock.acquire()
-        self._engine = None
-        self._lock.release()
+        self._is_closed = True
+        if not self._lock.is_mine:  # else a signal handler calls it during a step, whose end frees the engine
+            self._lock.acquire()
+            self._release()
 
     @contextmanager
     def exclusive(self) -> Iterator[Engine]:
         """Yield the engine between two steps; no other thread uses it meanwhile."""
         self._lock.acquire()
         try:
-            yield self._open_engine
+            yield self._open_engine()
         finally:
-            self._lock.release()
-            self._end_abandoned()
+            self._release()
 
-    def halt(self) -> None:
-        """Wait for the current step and allow no other: the interpreter is about to free what steps use."""
-        self._lock.acquire()
-
-    @property
     def _open_engine(self) -> Engine:
-        if self._engine is None:
+        """Return the engine without abandoned requests. The lock is held."""
+        if self._engine is None or self._is_closed:
             raise HastenError("this LLM is closed", remedy="Make a new one")
+        if self._abandoned:
+            self._end_abandoned(self._engine)
         return self._engine
+
+    def _release(self) -> None:
+        if self._is_closed:
+            self._engine = None
+        self._lock.release()
+        if self._abandoned:
+            self._end_abandoned_if_free()
 
     def _step(self, inbox: Inbox) -> float:
         """Take one step, unless the engine waits for a batch to fill. Return how many seconds it waits yet."""
-        engine = self._open_engine
+        engine = self._open_engine()
         if pause := engine.idle_seconds():
             return pause
         inboxes, deltas = self._inboxes, engine.step()
@@ -141,24 +149,19 @@ class SharedEngine:
                     owner.unfinished.discard(delta.request_id)
         return 0.0
 
-    def _end_abandoned(self) -> None:
-        """End the abandoned requests, unless a thread holds the lock: it comes here after the release."""
+    def _end_abandoned_if_free(self) -> None:
+        """End the abandoned requests, unless a thread holds the lock: the next one to take it does so."""
         while self._abandoned and self._lock.try_acquire():
             try:
-                while self._abandoned:
-                    request_id = self._abandoned.popleft()
-                    self._inboxes.pop(request_id, None)
-                    if self._engine is not None:
-                        self._engine.abort(request_id)
+                if self._engine is None:
+                    self._abandoned.clear()
+                else:
+                    self._end_abandoned(self._engine)
             finally:
                 self._lock.release()
 
-
-_LIVE: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _halt_all() -> None:
-    """Daemon threads may still generate when the interpreter ends."""
-    for engine in list(_LIVE):
-        engine.halt()
+    def _end_abandoned(self, engine: Engine) -> None:
+        while self._abandoned:
+            request_id = self._abandoned.popleft()
+            self._inboxes.pop(request_id, None)
+            engine.abort(request_id)

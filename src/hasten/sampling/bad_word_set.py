@@ -28,6 +28,11 @@ class BadWordSet:
             for cut in range(1, len(word)):
                 self._rests.setdefault(word[:cut], []).append(word[cut:])
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the set, about; the vocabulary's own tables are shared."""
+        return int(self._containing.nbytes) + 200 * sum(map(len, self._rests.values()))
+
     def completing_tokens(self, token_ids: Sequence[int]) -> TokenIds:
         """Return the tokens that would complete a word after these."""
         tail = self._texts.tail(token_ids, self._num_tail_bytes)

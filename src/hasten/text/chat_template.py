@@ -7,12 +7,13 @@ The text equals that of ``apply_chat_template(tokenize=False)`` in transformers.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hasten.core.errors import InvalidRequest, nearest, show
 from hasten.text.message_content import ContentForms
-from hasten.text.template_process import TemplateProcess
+from hasten.text.template_process import SECONDS, TemplateProcess
 
 MAX_DEPTH = 64  # of nested lists and objects in messages and tools
 _FIXED_NAMES = frozenset({"messages", "tools", "chat_template"})
@@ -38,6 +39,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
@@ -78,7 +80,11 @@ class ChatTemplate:
         source = self._choose(tools is not None)
         schemas, plain_documents = _read_tools(tools), _plain(documents)
         self._check_names(source, variables, tools=schemas, documents=plain_documents)
-        chat = self._forms(source).normalize(_read_messages(messages))
+        deadline = time.monotonic() + SECONDS
+        unset = {"tools": None, "documents": None, "add_generation_prompt": False}
+        chat = self._content_forms.setdefault(source, ContentForms()).normalize(
+            _read_messages(messages), lambda probes: self._rendered(source, {"messages": list(probes), **unset}, deadline)
+        )
         field = "content" if continue_final_message is True else continue_final_message
         ending = _tag_final_message(chat, field, source) if field else None
         given = {
@@ -88,18 +94,18 @@ class ChatTemplate:
             "add_generation_prompt": bool(add_generation_prompt),
             **{name: _plain(value) for name, value in variables.items()},
         }
-        text = self._rendered(source, given)
+        text = self._rendered(source, given, deadline)
         return text if ending is None else _cut_at_tag(text, ending)
 
     def close(self) -> None:
         """End the process that renders. A later call starts a new one."""
         self._process.close()
 
-    def _rendered(self, source: str, variables: Mapping[str, Any]) -> str:
+    def _rendered(self, source: str, variables: Mapping[str, Any], deadline: float) -> str:
         try:
             written = json.dumps(variables, ensure_ascii=False)
             written.encode()
-            text = self._process.render(source, {**self._special_tokens, **variables}, len(source) + len(written))
+            text = self._process.render(source, {**self._special_tokens, **variables}, len(source) + len(written), deadline)
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
@@ -120,14 +126,6 @@ class ChatTemplate:
                 remedy="Name one of them default in tokenizer_config.json",
             )
         return self._templates[name]
-
-    def _forms(self, source: str) -> ContentForms:
-        if source not in self._content_forms:
-            unset = {"tools": None, "documents": None, "add_generation_prompt": False}
-            self._content_forms[source] = ContentForms(
-                lambda messages: self._rendered(source, {"messages": list(messages), **unset})
-            )
-        return self._content_forms[source]
 
     def _check_names(self, source: str, variables: Mapping[str, Any], **listed: Any) -> None:
         """Raise ``InvalidRequest`` for variables that the template does not read or a request must not set."""

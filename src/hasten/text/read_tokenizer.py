@@ -79,8 +79,8 @@ def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path)
 
 def _size(tokenizer: Tokenizer) -> int:
     """Return the largest id plus one, with added tokens and the tokens that begin or end each text."""
-    last_ids = (*tokenizer.get_added_tokens_decoder(), *tokenizer.encode("").ids)
-    return max((tokenizer.get_vocab_size() - 1, *last_ids)) + 1
+    token_ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    return max((-1, *token_ids, *tokenizer.get_added_tokens_decoder(), *tokenizer.encode("").ids)) + 1
 
 
 def _convert(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Mapping[str, str]]:

@@ -21,6 +21,8 @@ FILE = "tokenizer.model"
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # SentencePiece.Type
 _SPACE = "▁"
+_PROBES = ("a  b", " a", "a ", "two words", "The quick brown fox, 2023.", "x\ty\n\n z", "naïve 世界 😀", "   ")
+_MAX_PROBED_PIECES = 16
 
 
 def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Mapping[str, str]]:
@@ -29,9 +31,15 @@ def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer
     Raises ``CheckpointError``, or an error of protobuf or tokenizers for a broken file.
     """
     proto = _read_proto(folder)
+    # Pieces of the user are found in the normalized text. A dummy prefix would be put before the piece too.
+    in_normalized = not proto.normalizer_spec.add_dummy_prefix
     names = [piece.piece for piece in proto.pieces]
     added = {
-        token_id: AddedToken(piece.piece, normalized=False, special=piece.type != _USER_DEFINED)
+        token_id: AddedToken(
+            piece.piece,
+            normalized=in_normalized and piece.type == _USER_DEFINED,
+            special=piece.type != _USER_DEFINED,
+        )
         for token_id, piece in enumerate(proto.pieces)
         if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     }
@@ -48,6 +56,7 @@ def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer
     parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else parts)
     tokenizer.add_tokens([token for _, token in sorted(added.items())])
+    _compare(tokenizer, proto, folder)
     special_tokens = {
         **{
             name: names[token_id]
@@ -81,6 +90,27 @@ def _read_proto(folder: Path) -> Any:
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(content)
     return proto
+
+
+def _compare(tokenizer: Tokenizer, proto: Any, folder: Path) -> None:
+    """Raise ``CheckpointError`` if SentencePiece itself reads a probe in another way.
+
+    Not every setting of a SentencePiece model has a counterpart in ``tokenizers``.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=proto.SerializeToString())
+    own = [piece.piece.replace(_SPACE, " ") for piece in proto.pieces if piece.type == _USER_DEFINED][:_MAX_PROBED_PIECES]
+    known = {piece.piece for piece in proto.pieces}
+    later = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.content not in known]
+    for probe in (*_PROBES, *(f"see {piece} and{piece}, {piece}{piece}" for piece in own)):
+        expected = processor.encode(probe)
+        if any(token in probe for token in later) or tokenizer.encode(probe, add_special_tokens=False).ids == expected:
+            continue
+        raise CheckpointError(
+            f"{folder / FILE} has settings that hasten does not support: SentencePiece reads {probe!r} in another way",
+            remedy="Save the tokenizer as tokenizer.json beside it, with transformers",
+        )
 
 
 def _later_tokens(folder: Path, config: TokenizerConfig) -> dict[int, AddedToken]:

@@ -29,6 +29,10 @@ _LIMITS = f"{SECONDS:g} s, {template_renderer.MEMORY >> 20} MiB, 4 × the input 
 _REMEDY = "Shorten the messages, or render them yourself and use generate"
 
 
+class TemplateExceedsLimits(InvalidRequest):
+    """The template takes too long, too much memory, or writes too much with these messages."""
+
+
 class TemplateProcess:
     """Renders templates in a process of its own. Threads may share it; their calls take turns."""
 
@@ -36,13 +40,15 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._process: _RunningProcess | None = None
 
-    def render(self, template: str, variables: Mapping[str, Any], input_length: int) -> str:
+    def render(self, template: str, variables: Mapping[str, Any], input_length: int, deadline: float | None = None) -> str:
         """Return the text of a template. ``input_length``: characters of template and variables.
+
+        ``deadline``: when it has to be done, on ``time.monotonic``; None: in ``SECONDS`` from now.
 
         Raises ``InvalidRequest`` if the template raises an error or exceeds a limit, ``CheckpointError`` if it is not a template.
         """
         max_length = OUTPUT_PER_INPUT * input_length + MIN_OUTPUT
-        answer = self._ask({"template": template, "variables": variables, "max_length": max_length})
+        answer = self._ask({"template": template, "variables": variables, "max_length": max_length}, deadline)
         return str(answer["text"])
 
     def variable_names(self, template: str) -> frozenset[str]:
@@ -54,10 +60,11 @@ class TemplateProcess:
         with self._lock:
             self._end()
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: Mapping[str, Any], deadline: float | None = None) -> dict[str, Any]:
         with self._lock:
             try:
-                answer = self._started().ask(request)
+                process = self._started()
+                answer = process.ask(request, time.monotonic() + SECONDS if deadline is None else deadline)
             except TimeoutError:
                 self._end()
                 raise _exceeds(f"it takes more than {SECONDS:g} s") from None
@@ -132,9 +139,8 @@ class _RunningProcess:
         """Return whether it runs and is not that of a parent that was forked."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], deadline: float) -> dict[str, Any]:
         """Return the answer. Raises ``TimeoutError``, ``EOFError`` and errors of the socket."""
-        deadline = time.monotonic() + SECONDS
         self._connection.settimeout(SECONDS)
         template_renderer.send(self._connection, request)
         # JSON writes a character in six bytes at most.
@@ -169,5 +175,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, owner: int
         process.wait()
 
 
-def _exceeds(how: str) -> InvalidRequest:
-    return InvalidRequest("the chat template exceeds its limits with these messages", got=how, allowed=_LIMITS, remedy=_REMEDY)
+def _exceeds(how: str) -> TemplateExceedsLimits:
+    return TemplateExceedsLimits(
+        "the chat template exceeds its limits with these messages", got=how, allowed=_LIMITS, remedy=_REMEDY
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from hasten.text.tokenizer_config import TokenizerConfig
 from hasten.text.vocabulary_bytes import vocabulary_bytes
 
 _BEFORE_FRAGMENTS = ("\n", "x\n", "x", "0")  # texts that most tokenizers do not join with what follows
-_MAX_BAD_WORD_SETS = 32  # a full cache is emptied; a set has at most 8 bytes per token of the vocabulary
+_MAX_BAD_WORD_BYTES = 256 << 20  # of sets that are kept; one has at most 8 bytes per token of the vocabulary, most have a few KB
 
 
 class TextTokenizer:
@@ -45,6 +46,7 @@ class TextTokenizer:
         self._token_bytes: dict[bool, TokenBytes] = {}  # by skip_special_tokens
         self._token_texts: dict[bool, TokenTexts] = {}  # by skip_special_tokens
         self._bad_words: dict[tuple[tuple[str, ...], bool], BadWordSet] = {}
+        self._bad_words_mutex = threading.Lock()  # tokenizing threads and the engine's write to the cache
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int) -> TextTokenizer | None:
@@ -92,7 +94,7 @@ class TextTokenizer:
             with suppress(InvalidRequest):  # the vocabulary cannot express it
                 head = self.encode(before, add_special_tokens=False)
                 token_ids = self.encode(before + text, add_special_tokens=False)
-                if token_ids[: len(head)] == head:
+                if head and token_ids[: len(head)] == head:
                     return token_ids[len(head) :]
         return self.encode(text, add_special_tokens=False)
 
@@ -133,9 +135,11 @@ class TextTokenizer:
         if found is None:
             if skip_special_tokens not in self._token_texts:
                 self._token_texts[skip_special_tokens] = TokenTexts(vocabulary_bytes(self._tokenizer, skip_special_tokens))
-            if len(self._bad_words) >= _MAX_BAD_WORD_SETS:
-                self._bad_words.clear()
-            found = self._bad_words[words, skip_special_tokens] = BadWordSet(self._token_texts[skip_special_tokens], words)
+            found = BadWordSet(self._token_texts[skip_special_tokens], words)
+            with self._bad_words_mutex:
+                self._bad_words[words, skip_special_tokens] = found
+                while sum(each.num_bytes for each in self._bad_words.values()) > _MAX_BAD_WORD_BYTES and len(self._bad_words) > 1:
+                    del self._bad_words[next(iter(self._bad_words))]  # the oldest
         return found
 
     @functools.cached_property

@@ -41,6 +41,9 @@ class TokenizerConfig:
         return cls(dict(_special_tokens(tokens, folder)), _chat_template(values, folder), values)
 
 
+MAX_TEMPLATE_BYTES = 1_000_000  # of a template in a file of its own
+
+
 def _read(file: Path) -> dict[str, Any]:
     return read_json(file) if has_file(file) else {}
 
@@ -93,6 +96,8 @@ def _chat_template(values: Mapping[str, Any], folder: Path) -> str | dict[str, s
 
 def _read_text(file: Path) -> str:
     try:
+        if not has_file(file) or file.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise OSError(f"it is longer than {MAX_TEMPLATE_BYTES:,} bytes")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"the chat template {file} cannot be read", got=error, remedy="Copy it again") from None

@@ -44,13 +44,13 @@ def test_the_quota_of_the_control_group_limits_the_cores(
 def test_omp_num_threads_is_the_default_if_it_is_a_positive_number(
     monkeypatch: pytest.MonkeyPatch, value: str, threads: int | None
 ) -> None:
-    monkeypatch.setattr(cores_module, "available_cores", lambda: 6)
+    monkeypatch.setattr(cores_module, "available_cores", lambda **_: 6)
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert default_threads() == (threads or 6)
 
 
 def test_more_threads_than_cores_are_clamped_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores_module, "available_cores", lambda: 2)
+    monkeypatch.setattr(cores_module, "available_cores", lambda **_: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     with pytest.warns(ThreadsWarning, match=r"OMP_NUM_THREADS=64 is more than the 2 cores"):
         assert default_threads() == 2
@@ -65,7 +65,7 @@ def test_every_backend_computes_with_at_most_one_thread_per_core(
     monkeypatch: pytest.MonkeyPatch, backend: str, option: int | None
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(cores_module, "available_cores", lambda: 2)
+    monkeypatch.setattr(cores_module, "available_cores", lambda **_: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "50")
     torch.set_num_threads(50)  # as PyTorch does when it starts under this variable
     try:

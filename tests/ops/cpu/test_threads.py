@@ -19,7 +19,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 @pytest.fixture(autouse=True)
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the pool have more threads than this machine has cores, which an engine never asks for."""
-    monkeypatch.setattr(cores, "available_cores", lambda: 16)
+    monkeypatch.setattr(cores, "available_cores", lambda **_: 16)
 
 
 def engine(threads: int) -> LLM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from hasten.ops.cpu.control_groups import ControlGroups
@@ -29,8 +30,11 @@ def choose_threads(threads: int | None) -> int:
     ``ThreadsWarning`` if fewer are used than requested.
     """
     requested, cores = _environment_threads() if threads is None else threads, available_cores()
-    if requested is None or requested <= cores:
-        return cores if requested is None else requested
+    if requested is None:
+        return cores
+    cores = available_cores(rounded=math.ceil)  # of 1.5 processors, the default is one thread, and two are no mistake
+    if requested <= cores:
+        return requested
     source = THREADS_VARIABLE if threads is None else "threads"
     warnings.warn(
         f"{source}={requested} is more than the {cores} core{'s' if cores > 1 else ''} that this process may use: "
@@ -41,15 +45,17 @@ def choose_threads(threads: int | None) -> int:
     return cores
 
 
-def available_cores(topology: Path = TOPOLOGY, groups: ControlGroups | None = None) -> int:
-    """Return the number of available cores, at least 1.
+def available_cores(
+    topology: Path = TOPOLOGY, groups: ControlGroups | None = None, rounded: Callable[[float], int] = math.floor
+) -> int:
+    """Return the number of available cores, at least 1. ``rounded``: of a part of a core.
 
     The hyperthreads of a core count once, since they share the units that the kernels saturate.
     """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_core_name(cpu, topology) for cpu in cpus})
     quota = (groups or ControlGroups()).cpus()
-    return max(1, cores if quota is None else min(cores, math.floor(quota)))
+    return max(1, cores if quota is None else min(cores, rounded(quota)))
 
 
 def _environment_threads() -> int | None:
