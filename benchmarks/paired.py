@@ -160,8 +160,9 @@ def main() -> None:
         low, high = interval(ratios)
         failed |= high < options.limit
         result[name] = {"before": before, "after": after, "ratio": statistics.fmean(ratios), "interval": [low, high]}
+        mark = "  FAILED" if high < options.limit else ""
         medians = f"{statistics.median(before):10.1f}{statistics.median(after):10.1f}"
-        print(f"{name:40}{medians}{statistics.fmean(ratios):8.3f}  {low:.3f} to {high:.3f}{'  FAILED' if high < options.limit else ''}")
+        print(f"{name:40}{medians}{statistics.fmean(ratios):8.3f}  {low:.3f} to {high:.3f}{mark}")
     if options.out:
         from hasten.bench.provenance import provenance
 
