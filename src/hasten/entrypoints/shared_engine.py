@@ -34,7 +34,7 @@ class Inbox:
         self._abandon = abandon
 
     def __del__(self) -> None:
-        if self.unfinished:
+        if getattr(self, "unfinished", None):  # an interrupt may have cut ``__init__`` short
             self._abandon(self.unfinished)
 
 

@@ -176,12 +176,16 @@ class Scheduler:
 
     def _apply(self, result: StepResult) -> None:
         """End, extend and fork sequences."""
-        for sequence_id in result.corrupted:
-            if self.kv.is_open(sequence_id):
-                self.kv.discard(sequence_id)
         for sequence_id in (*result.corrupted, *result.failed, *result.dropped):
-            if (sequence := self._sequences.get(sequence_id)) is not None:
+            sequence = self._sequences.get(sequence_id)
+            if sequence is None:  # its request has raised
+                continue
+            try:
+                if sequence_id in result.corrupted and self.kv.is_open(sequence_id):
+                    self.kv.discard(sequence_id)
                 self._end(sequence)
+            except Exception as error:
+                self.fail(sequence.scheduled_request, error)
         children: dict[int, list[Continuation]] = {}
         for continuation in result.continuations:
             children.setdefault(continuation.parent, []).append(continuation)
