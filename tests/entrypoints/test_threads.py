@@ -182,6 +182,11 @@ def test_an_inbox_that_is_dropped_ends_its_request(tiny: Callable[[str], Path]) 
     assert llm.engine.has_unfinished_requests
     del stream
     assert not llm.engine.has_unfinished_requests
+    inbox = llm._shared.inbox([llm._request(PROMPTS[0], SETTINGS[0].replace(max_tokens=100))])
+    llm._shared.open(inbox)
+    del inbox  # as if an interrupt had kept its owner from leaving in order
+    llm.generate(PROMPTS[1], SETTINGS[0], use_tqdm=False)
+    assert not llm.engine.has_unfinished_requests
 
 
 def test_a_closed_llm_says_so(tiny: Callable[[str], Path]) -> None:

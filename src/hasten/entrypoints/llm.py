@@ -205,8 +205,12 @@ class LLM:
                     if delta.output is not None:
                         return
         finally:
-            with DeferredSignals():
-                shared.abandon(inbox.unfinished)
+            try:
+                with DeferredSignals():
+                    shared.abandon(inbox.unfinished)
+            finally:  # a signal may come before it can be deferred
+                if inbox.unfinished:
+                    shared.abandon(inbox.unfinished)
 
     def _run(self, requests: Sequence[Request], use_tqdm: bool) -> dict[str, RequestOutput]:
         outputs: dict[str, RequestOutput] = {}

@@ -24,18 +24,14 @@ MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or a si
 class Inbox:
     """The deltas of some requests that the caller has not taken.
 
-    An inbox that is dropped ends its requests.
+    If it is dropped without ``abandon``, its requests end with their next delta. It has no finaliser, because an interrupt that
+    comes within one is lost.
     """
 
-    def __init__(self, requests: Sequence[Request], abandon: Callable[[set[str]], None]) -> None:
+    def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
         self.deltas: list[Delta] = []  # guarded by the lock of the engine
         self.unfinished: set[str] = set()  # ids of requests in the engine
-        self._abandon = abandon
-
-    def __del__(self) -> None:
-        if getattr(self, "unfinished", None):  # an interrupt may have cut ``__init__`` short
-            self._abandon(self.unfinished)
 
 
 class SharedEngine:
@@ -51,7 +47,7 @@ class SharedEngine:
 
     def inbox(self, requests: Sequence[Request]) -> Inbox:
         """Return an inbox; ``open`` sends its requests to the engine."""
-        return Inbox(requests, self.abandon)
+        return Inbox(requests)
 
     def open(self, inbox: Inbox) -> None:
         """Add the requests of an inbox, all of them or none.
@@ -143,6 +139,8 @@ class SharedEngine:
             owner = None if receiver is None else receiver()
             if owner is not None:
                 owner.deltas.append(delta)
+            elif delta.output is None:
+                self._abandoned.append(delta.request_id)
             if delta.output is not None:
                 inboxes.pop(delta.request_id, None)
                 if owner is not None:
