@@ -16,6 +16,7 @@ from tests.exhaustive import repeats
 
 from hasten import LLM, AsyncLLM, HastenError, SamplingParams
 from hasten.entrypoints.fair_lock import FairLock
+from hasten.entrypoints.shared_engine import Inbox
 
 OPTIONS = {"dtype": "float32", "block_size": 4, "kv_cache_memory": "8MiB", "max_num_seqs": 8, "max_model_len": 128, "seed": 0}
 NUM_THREADS = 6
@@ -182,7 +183,7 @@ def test_an_inbox_that_is_dropped_ends_its_request(tiny: Callable[[str], Path]) 
     assert llm.engine.has_unfinished_requests
     del stream
     assert not llm.engine.has_unfinished_requests
-    inbox = llm._shared.inbox([llm._request(PROMPTS[0], SETTINGS[0].replace(max_tokens=100))])
+    inbox = Inbox([llm._request(PROMPTS[0], SETTINGS[0].replace(max_tokens=100))])
     llm._shared.open(inbox)
     del inbox  # as if an interrupt had kept its owner from leaving in order
     llm.generate(PROMPTS[1], SETTINGS[0], use_tqdm=False)

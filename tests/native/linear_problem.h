@@ -80,6 +80,16 @@ struct Operands {
         }
     }
 
+    // Gives row 0 and output 0 the largest sum that c.in products can have.
+    void set_largest_sum() {
+        sums[0] = 127 * c.in;
+        for (int k = 0; k < c.in; ++k) {
+            q[k] = 127;
+            if (c.dtype == Dtype::int8) weights.matrix.data[k / 4 * 64 + k % 4] = 255;
+            if (c.dtype == Dtype::int4) weights.set_extreme_weight(k);
+        }
+        read_weights();
+    }
     void read_weights() {
         for (int o = 0; o < c.out; ++o) {
             for (int k = 0; k < c.in; ++k) {

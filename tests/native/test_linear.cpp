@@ -180,15 +180,7 @@ TEST(linear_of_long_rows) {
         for (int rows = 1; rows <= 65; rows += 32) {
             Case c{format.dtype, format.quantized, 17, 19000, rows, true, false, false, Activation::none};
             Operands operands(c, random);
-            if (c.quantized) {  // the largest possible sum, in row 0 and output 0
-                operands.sums[0] = 127 * c.in;
-                for (int k = 0; k < c.in; ++k) {
-                    operands.q[k] = 127;
-                    if (c.dtype == Dtype::int8) operands.weights.matrix.data[k / 4 * 64 + k % 4] = 255;
-                    if (c.dtype == Dtype::int4) operands.weights.set_extreme_weight(k);
-                }
-                operands.read_weights();
-            }
+            if (c.quantized) operands.set_largest_sum();
             Buffer<float> actual(operands.out.count());
             check::for_each_isa([&](const hasten::Kernels& kernels) {
                 kernels.linear(operands.task(actual));
@@ -207,13 +199,7 @@ TEST(linear_of_the_widest_int8_rows) {
         for (const int rows : {1, 9}) {
             Case c{format.dtype, true, 33, inputs - (rows == 9 ? 3 : 0), rows, false, false, false, Activation::none};
             Operands operands(c, random);
-            operands.sums[0] = 127 * c.in;
-            for (int k = 0; k < c.in; ++k) {
-                operands.q[k] = 127;
-                if (c.dtype == Dtype::int8) operands.weights.matrix.data[k / 4 * 64 + k % 4] = 255;
-                if (c.dtype == Dtype::int4) operands.weights.set_extreme_weight(k);
-            }
-            operands.read_weights();
+            operands.set_largest_sum();
             Buffer<float> actual(operands.out.count());
             check::for_each_isa([&](const hasten::Kernels& kernels) {
                 kernels.linear(operands.task(actual));

@@ -186,10 +186,6 @@ class InputProcessor:
                 "stop and bad_words need a tokenizer, which this checkpoint has not",
                 remedy="Use stop_token_ids and bad_words_ids",
             )
-        for text in params.stop:
-            self.tokenizer_for(text, "stop string", "stop_token_ids")
-        for text in params.bad_words:
-            self.tokenizer_for(text, "bad word", "bad_words_ids")
         special = self.tokenizer.special_token_ids if params.skip_special_tokens else {}
         changes: dict[str, Any] = {}
         if stop_ids := tuple(special[text] for text in params.stop if text in special):

@@ -18,7 +18,7 @@ from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.input_processor import Prompt
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
-from hasten.entrypoints.shared_engine import SharedEngine
+from hasten.entrypoints.shared_engine import Inbox, SharedEngine
 from hasten.entrypoints.wiring.build_engine import LoadedEngine, build_engine
 
 Messages = Sequence[Mapping[str, Any]]
@@ -191,7 +191,7 @@ class LLM:
 
     def _stream(self, request: Request) -> Iterator[Delta]:
         shared = self._shared
-        inbox = shared.inbox([request])
+        inbox = Inbox([request])
         is_open = False
         try:
             while True:
@@ -216,7 +216,7 @@ class LLM:
         outputs: dict[str, RequestOutput] = {}
         shared = self._shared
         with DeferredSignals() as signals:
-            inbox = shared.inbox(requests)
+            inbox = Inbox(requests)
             try:
                 shared.open(inbox)
                 with generation_bar(len(requests), visible=use_tqdm) as progress:

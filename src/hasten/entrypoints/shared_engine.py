@@ -22,7 +22,7 @@ MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or a si
 
 
 class Inbox:
-    """The deltas of some requests that the caller has not taken.
+    """The deltas of some requests that the caller has not taken; ``SharedEngine.open`` sends the requests.
 
     If it is dropped without ``abandon``, its requests end with their next delta. It has no finaliser, because an interrupt that
     comes within one is lost.
@@ -44,10 +44,6 @@ class SharedEngine:
         self._inboxes: dict[str, weakref.ref[Inbox]] = {}  # by the ids of open requests
         self._abandoned: deque[str] = deque()  # requests to end, by id
         weakref.finalize(self, self._lock.halt)  # daemon threads may still step when the interpreter ends
-
-    def inbox(self, requests: Sequence[Request]) -> Inbox:
-        """Return an inbox; ``open`` sends its requests to the engine."""
-        return Inbox(requests)
 
     def open(self, inbox: Inbox) -> None:
         """Add the requests of an inbox, all of them or none.

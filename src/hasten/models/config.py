@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from hasten.core.errors import UnsupportedModel
+from hasten.core.errors import UnsupportedModel, show
 from hasten.layers.spec import Activation
 
 T = TypeVar("T")
@@ -85,7 +84,7 @@ class ConfigView:
 
     def refuse(self, name: str, allowed: str) -> None:
         """Record that the value of this key is not supported."""
-        self._faults.append(f"{name}={reprlib.repr(self.values.get(name))} (allowed: {allowed})")
+        self._faults.append(f"{name}={show(self.values.get(name))} (allowed: {allowed})")
 
     def require_off(self, names: Iterable[str]) -> None:
         """Refuse options that would change the computation and that hasten does not implement."""

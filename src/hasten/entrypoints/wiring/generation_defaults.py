@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.json_values import are_integers
-from hasten.core.errors import CheckpointError, InvalidRequest
+from hasten.core.errors import CheckpointError, InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
 from hasten.models.load import LoadedModel
 from hasten.text.tokenizer import TextTokenizer
@@ -28,7 +27,7 @@ def eos_token_ids(model: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[
         if not are_integers(listed, 0, model.spec.vocab_size - 1):
             raise CheckpointError(
                 f"eos_token_id in {file} of {model.folder} is not a token id, or a list of them",
-                got=reprlib.repr(value),
+                got=show(value),
                 allowed=f"whole numbers from 0 to {model.spec.vocab_size - 1}",
                 remedy=_CORRECT,
             )
@@ -46,7 +45,7 @@ def default_sampling_params(generation_config: Mapping[str, Any], folder: Path) 
     do_sample = generation_config.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise CheckpointError(
-            f"do_sample in generation_config.json of {folder} is not true or false", got=reprlib.repr(do_sample), remedy=_CORRECT
+            f"do_sample in generation_config.json of {folder} is not true or false", got=show(do_sample), remedy=_CORRECT
         )
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
     values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
