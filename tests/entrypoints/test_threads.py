@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -275,3 +277,20 @@ def test_the_next_event_loop_goes_on_where_a_closed_one_left_requests(tiny: Call
 
     asyncio.run(asyncio.wait_for(go_on(), timeout=60))
     assert llm._router.open_requests == []
+
+
+def test_the_collector_does_not_wait_for_a_lock_that_a_thread_has_kept(tiny: Callable[[str], Path]) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **OPTIONS)
+    shared = llm._shared
+    keeper = threading.Thread(target=shared._lock.acquire)
+    keeper.start()
+    keeper.join()
+    collected = weakref.ref(shared)
+    del llm, shared
+    gc.collect()
+    assert collected() is None
+    lock = FairLock()
+    keeper = threading.Thread(target=lock.acquire)
+    keeper.start()
+    keeper.join()
+    lock.halt()  # at the end of the interpreter, too

@@ -65,8 +65,13 @@ class FairLock:
         return self._owner == threading.get_ident()
 
     def halt(self) -> None:
-        """Take the lock and never give it back: the interpreter is about to free what daemon threads use."""
-        if not self._is_halted and not self.is_mine:
+        """Take the lock and never give it back: the interpreter is about to free what daemon threads use.
+
+        A lock that an ended thread has kept is nothing to wait for.
+        """
+        owner = self._owner
+        is_kept = owner is not None and owner not in {thread.ident for thread in threading.enumerate()}
+        if not (self._is_halted or self.is_mine or is_kept):
             self.acquire()
         self._is_halted = True
 

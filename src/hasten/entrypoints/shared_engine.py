@@ -6,6 +6,7 @@ lock is fair, so threads step in turn.
 
 from __future__ import annotations
 
+import atexit
 import time
 import weakref
 from collections import deque
@@ -43,7 +44,8 @@ class SharedEngine:
         self._lock = FairLock()
         self._inboxes: dict[str, weakref.ref[Inbox]] = {}  # by the ids of open requests
         self._abandoned: deque[str] = deque()  # requests to end, by id
-        weakref.finalize(self, self._lock.halt)  # daemon threads may still step when the interpreter ends
+        # Daemon threads may still step when the interpreter ends. Not a finaliser, which would wait in the collector too.
+        atexit.register(_halt, weakref.ref(self))
 
     def open(self, inbox: Inbox) -> None:
         """Add the requests of an inbox, all of them or none.
@@ -107,6 +109,10 @@ class SharedEngine:
         finally:
             self._release()
 
+    def halt(self) -> None:
+        """Wait for the current step and allow no other: the interpreter is about to free what steps use."""
+        self._lock.halt()
+
     def _open_engine(self) -> Engine:
         """Return the engine without abandoned requests. The lock is held."""
         if self._engine is None or self._is_closed:
@@ -159,3 +165,8 @@ class SharedEngine:
             request_id = self._abandoned.popleft()
             self._inboxes.pop(request_id, None)
             engine.abort(request_id)
+
+
+def _halt(engine: weakref.ref[SharedEngine]) -> None:
+    if (alive := engine()) is not None:
+        alive.halt()
