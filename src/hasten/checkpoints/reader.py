@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.quantized.find import find_matrices
 from hasten.checkpoints.shards import SINGLE, TensorEntry, count_faults, list_faults, read_shards
+from hasten.checkpoints.tensor_files import SafetensorsFiles, TensorFiles
 from hasten.core.errors import CheckpointError, ModelNotFound
+from hasten.layers.formats.stored_matrix import StoredMatrix
 
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 
@@ -30,8 +32,9 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]  # empty if the folder has none
-    tensors: Mapping[str, TensorEntry]  # by name; ``TensorEntry.name`` may differ where a format has several names
-    _files: dict[Path, Any] = field(default_factory=dict, repr=False)
+    files: TensorFiles
+    tensors: Mapping[str, TensorEntry]  # by name, without those of ``matrices``
+    matrices: Mapping[str, StoredMatrix] = field(default_factory=dict)  # the quantised ones, by the name of the weight
 
     @classmethod
     def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
@@ -52,28 +55,15 @@ class Checkpoint:
                 remedy="Use a checkpoint of an architecture that transformers includes, or remove 'auto_map' if it is one",
             )
         generation = folder / "generation_config.json"
-        return cls(folder, config, read_json(generation) if os.path.lexists(generation) else {}, read_shards(folder, single))
+        files = SafetensorsFiles(folder, read_shards(folder, single))
+        matrices = find_matrices(config, files)
+        parts = {part for matrix in matrices.values() for part in matrix.parts}
+        tensors = {name: entry for name, entry in files.entries.items() if name not in parts}
+        return cls(folder, config, read_json(generation) if os.path.lexists(generation) else {}, files, tensors, matrices)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, as a view of the memory-mapped file where possible: copy it and release it.
-
-        Raises ``CheckpointError`` for a file that safetensors does not accept, or that has changed since its header was read.
-        """
-        entry = self.tensors[name]
-        try:
-            if entry.file not in self._files:
-                self._files[entry.file] = safe_open(entry.file, framework="pt")
-            tensor: Tensor = self._files[entry.file].get_tensor(entry.name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{entry.file} is not a valid safetensors file", got=error, remedy="Download it again") from None
-        if tuple(tensor.shape) != entry.shape or tensor.nbytes != entry.nbytes:
-            raise CheckpointError(
-                f"{entry.file} changed while it was read",
-                got=f"{entry.name} {list(tensor.shape)}",
-                allowed=str(list(entry.shape)),
-                remedy="Load it again when nothing writes to it",
-            )
-        return tensor
+        """Return one tensor, as ``TensorFiles.read`` does."""
+        return self.files.read(name)
 
     def check_tensors(self, expected: Mapping[str, ExpectedTensor], contents: str) -> None:
         """Raise ``CheckpointError`` listing missing and unexpected tensors, and wrong shapes and dtypes."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from hasten.checkpoints.json_values import are_integers, are_shares, are_strings, is_integer, read_json
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, read_shards, refuse_pickles, write_checkpoint
+from hasten.checkpoints.tensor_files import SafetensorsFiles
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 # Copies of the target's weights that only training needs, and tensors that follow from the configuration.
@@ -85,7 +86,8 @@ def open_eagle3(folder: Path) -> tuple[Checkpoint, Eagle3Config]:
     config = _read_config(folder, values)
     remedy = "Convert it with PyTorch: safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
     refuse_pickles(folder, SINGLE, INDEX, remedy=remedy)
-    return Checkpoint(folder, values, {}, _canonical_names(folder, read_shards(folder))), config
+    files = SafetensorsFiles(folder, _canonical_names(folder, read_shards(folder)))
+    return Checkpoint(folder, values, {}, files, files.entries), config
 
 
 def write_eagle3(folder: Path, config: Eagle3Config, tensors: Mapping[str, Tensor], target_ids_D: Tensor, vocab_size: int) -> None:

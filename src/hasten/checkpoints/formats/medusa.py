@@ -27,6 +27,7 @@ from hasten.checkpoints.finite_weights import finite_weights
 from hasten.checkpoints.json_values import are_shares, is_integer
 from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
 from hasten.checkpoints.shards import INDEX, SINGLE, TensorEntry, refuse_pickles, write_checkpoint
+from hasten.checkpoints.tensor_files import SafetensorsFiles
 from hasten.core.errors import CheckpointError
 from hasten.layers.formats.base import check_finite
 from hasten.layers.layer_context import LayerContext
@@ -60,7 +61,8 @@ def read_medusa(folder: Path, *, hidden_size: int, vocab_size: int, layer_contex
     refuse_pickles(folder, SINGLE, INDEX, ORIGINAL, remedy=_CONVERT)
     original = os.path.isfile(folder / ORIGINAL) and not any(os.path.isfile(folder / name) for name in (SINGLE, INDEX))
     checkpoint = Checkpoint.open(folder, single=ORIGINAL if original else SINGLE)
-    checkpoint = dataclasses.replace(checkpoint, tensors=_canonical_names(checkpoint))
+    tensors = _canonical_names(checkpoint)
+    checkpoint = dataclasses.replace(checkpoint, tensors=tensors, files=SafetensorsFiles(folder, tensors))
     _check_model_sizes(checkpoint, hidden_size, vocab_size)
     spec = _read_spec(checkpoint, hidden_size, vocab_size)
     contents = f"{spec.num_heads} Medusa heads of {spec.num_layers} layers"

@@ -1,0 +1,1 @@
+"""GGUF: one file, or several, with weights, settings and tokenizer."""

@@ -1,0 +1,1 @@
+"""Quantised matrices of safetensors checkpoints. One scheme per file."""

@@ -1,0 +1,37 @@
+"""``find_matrices``: the quantised matrices of a checkpoint.
+
+The ``quantization_config`` in its ``config.json`` names the scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hasten.checkpoints.tensor_files import TensorFiles
+from hasten.core.errors import UnsupportedModel, nearest, show
+from hasten.layers.formats.stored_matrix import StoredMatrix
+
+# By ``quant_method``: what finds the matrices of a scheme among the tensors.
+SchemeReader = Callable[[Mapping[str, Any], TensorFiles], dict[str, StoredMatrix]]
+SCHEMES: dict[str, SchemeReader] = {}
+
+
+def find_matrices(config: Mapping[str, Any], files: TensorFiles) -> dict[str, StoredMatrix]:
+    """Return the quantised matrices by the name of the weight.
+
+    Empty for a checkpoint that is not quantised.
+    Raises ``UnsupportedModel`` for an unknown scheme, and ``CheckpointError`` for tensors that are not those of the scheme.
+    """
+    settings = config.get("quantization_config")
+    if not settings:
+        return {}
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    if not isinstance(method, str) or method not in SCHEMES:
+        raise UnsupportedModel(
+            f"hasten does not read the quantisation of {files.folder}",
+            got=show(method if isinstance(settings, Mapping) else settings),
+            allowed=", ".join(SCHEMES),
+            remedy=nearest(method, list(SCHEMES)) if isinstance(method, str) else "Use a checkpoint of one of these schemes",
+        )
+    return SCHEMES[method](settings, files)
