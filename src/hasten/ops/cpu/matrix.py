@@ -36,7 +36,7 @@ ZEROS = {Dtype.INT8: 128, Dtype.CODES4: 8, Dtype.CODES8: 128}  # the code of wei
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and an offset if there are any."""
+    """Of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and perhaps an offset."""
 
     size: int
     has_offsets: bool = False

@@ -201,6 +201,7 @@ int32_t hasten_matrix_pack_codes(hasten_cpu* cpu, hasten_matrix* matrix, const u
     return guarded([&]() -> int32_t {
         const Matrix& m = matrix->matrix;
         if (!in_range(row, 0, m.out_features) || !in_range(rows, 0, m.out_features - row)) return HASTEN_INVALID_ARGUMENT;
+        if (rows == 0) return HASTEN_OK;
         if ((!is_grouped(m.dtype) && m.dtype != Dtype::int8) || (offsets != nullptr) != m.has_offsets)
             return HASTEN_INVALID_ARGUMENT;
         const PackCodesTask task{&matrix->matrix,           codes, row_stride, scales, offsets, static_cast<int32_t>(row),
