@@ -16,6 +16,7 @@ from hasten.core.errors import UnsupportedModel
 from hasten.layers.attention import Attention
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.eagle import LAYER_INDEX, EagleHead, EagleLayer
+from hasten.layers.formats.fused import Fused
 from hasten.layers.formats.packed import Packed
 from hasten.layers.linear import Embedding, Linear
 from hasten.layers.mlp import Mlp
@@ -42,8 +43,9 @@ class CompiledProgram:
 def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Collection[int] = ()) -> CompiledProgram:
     """Record the decoder into an empty program whose KV pool has the decoder's layers in their order.
 
-    All matrices of the decoder must be ``Packed``. The program keeps the parameters that it needs. Layers [0, L) of the program are
-    those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values of layer i.
+    All matrices of the decoder must be ``Packed``, or ``Fused`` of such. The program keeps the parameters that it needs. Layers
+    [0, L) of the program are those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values
+    of layer i.
 
     Raises ``UnsupportedModel`` for layers that the kernels do not take.
     """
@@ -109,9 +111,11 @@ class _Compiler:
         self.program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
 
     def input_buffer(self, reader: Linear, name: str) -> Buffer:
-        """Return the buffer for the input of ``reader``, int8 if it takes int8."""
-        matrix = _matrix(reader)
-        return self.program.int8_buffer(matrix) if matrix.int8_activations else self.program.buffer(name, matrix.in_features)
+        """Return the buffer for the input of ``reader``, int8 if all its parts take int8."""
+        matrices = [matrix for _, matrix in _matrices(reader)]
+        if all(matrix.int8_activations for matrix in matrices):
+            return self.program.int8_buffer(matrices[0])
+        return self.program.buffer(name, matrices[0].in_features)
 
     def normalized(self, norm: Norm, x: Buffer, reader: Linear) -> Buffer:
         """Return norm(x) as an input of ``reader``."""
@@ -121,15 +125,24 @@ class _Compiler:
 
     def quantized(self, x: Buffer, reader: Linear) -> Buffer:
         """Return x as an input of ``reader``."""
-        matrix = _matrix(reader)
-        if not matrix.int8_activations:
+        matrices = [matrix for _, matrix in _matrices(reader)]
+        return self.as_input(x, matrices[0]) if all(matrix.int8_activations for matrix in matrices) else x
+
+    def as_input(self, x: Buffer, matrix: Matrix) -> Buffer:
+        """Return x, in int8 if the matrix takes int8."""
+        if x.quantized or not matrix.int8_activations:
             return x
         out = self.program.int8_buffer(matrix)
         self.program.copy(x, out)
         return out
 
     def linear(self, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:
-        self.program.linear(_matrix(linear), x, linear.bias, out, add=add)
+        """out = linear(x), or out += linear(x); each part of a fused matrix has columns of ``out``."""
+        for rows, matrix in _matrices(linear):
+            bias = None if linear.bias is None else linear.bias[rows]
+            is_part = matrix.out_features != linear.format.out_features
+            columns = self.program.slice(out, rows.start, matrix.out_features) if is_part else out
+            self.program.linear(matrix, self.as_input(x, matrix), bias, columns, add=add)
 
     def qkv(self, attention: Attention, index: int, x: Buffer) -> Buffer:
         """Store keys and values of layer ``index``; return the rows [q | k | v]."""
@@ -154,16 +167,16 @@ class _Compiler:
 
     def mlp(self, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
         size, gated, activation = mlp.spec.intermediate_size, mlp.spec.gated, _ACTIVATIONS[mlp.spec.activation]
-        if not gated or size % 16 == 0:
+        if not isinstance(mlp.up.format, Fused) and (not gated or size % 16 == 0):
             hidden = self.program.buffer("hidden", size)
             self.program.linear(_matrix(mlp.up), x, mlp.up.bias, hidden, gated=gated, activation=activation)
             hidden = self.quantized(hidden, mlp.down)
         else:
-            # The fused instruction needs the rows of up to begin at a panel of 16.
-            up = self.program.buffer("up", 2 * size)
+            # The fused instruction needs one matrix, with the rows of up at a panel of 16.
+            up = self.program.buffer("up", mlp.up.format.out_features)
             self.linear(mlp.up, x, up)
             hidden = self.input_buffer(mlp.down, "hidden")
-            self.program.activate(activation, up, hidden, gated=True)
+            self.program.activate(activation, up, hidden, gated=gated)
         self.linear(mlp.down, hidden, residual, add=True)
 
     def head(self, norm: Norm, lm_head: Linear, residual: Buffer) -> None:
@@ -171,6 +184,13 @@ class _Compiler:
         gathered = self.program.buffer("gathered", residual.width)
         self.program.gather(residual, gathered)
         self.program.linear(_matrix(lm_head), self.normalized(norm, gathered, lm_head), lm_head.bias, None)
+
+
+def _matrices(linear: Linear) -> list[tuple[slice, Matrix]]:
+    """Return the native matrices of a layer, each with its rows."""
+    if not isinstance(linear.format, Fused):
+        return [(slice(0, linear.format.out_features), _matrix(linear))]
+    return [(rows, cast(Packed, part).matrix) for rows, part in linear.format.parts]
 
 
 def _matrix(module: Linear | Embedding) -> Matrix:

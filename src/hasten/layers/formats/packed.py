@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hasten.layers.formats.base import NotFiniteWeights
+from hasten.layers.formats.base import NotFiniteWeights, StoredPart, WeightFormat
+from hasten.layers.formats.conversion import Conversion
 from hasten.layers.formats.dense import MetaFormatFactory
+from hasten.layers.formats.fused import format_of_parts
+from hasten.layers.formats.stored_matrix import StoredMatrix, dequantized_rows
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.library import NotFinite
 from hasten.ops.cpu.matrix import Matrix, Weights
@@ -19,18 +23,42 @@ BITS = {Dtype.FLOAT32: 32.0, Dtype.BFLOAT16: 12.0, Dtype.FLOAT16: 16.0, Dtype.IN
 
 
 class Packed(nn.Module):
-    """It has no parameters, so it cannot be trained. Native programs read ``matrix``."""
+    """It has no parameters, so it cannot be trained.
 
-    def __init__(self, matrix: Matrix) -> None:
+    Native programs read ``matrix``, which takes its memory on first use.
+    """
+
+    def __init__(
+        self, weights: Weights, out_features: int, in_features: int, dtype: Dtype, *, int8_activations: bool = False
+    ) -> None:
         super().__init__()
-        self.matrix = matrix
-        self.in_features, self.out_features = matrix.in_features, matrix.out_features
-        self.bits = BITS[matrix.dtype]
+        self.out_features, self.in_features, self.int8_activations = out_features, in_features, int8_activations
+        self.bits, self.form = BITS[dtype], dtype.name.lower()
+        self.conversion: Conversion | None = None
+        self._weights, self._dtype = weights, dtype
+        self._matrix: Matrix | None = None
 
-    def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
+    @property
+    def matrix(self) -> Matrix:
+        """The native matrix. Raises like ``Matrix``."""
+        if self._matrix is None:
+            self._matrix = Matrix(
+                self._weights, self.out_features, self.in_features, self._dtype, int8_activations=self.int8_activations
+            )
+        return self._matrix
+
+    def load(self, part: str, source: Tensor | StoredMatrix, rows: slice, *, transposed: bool) -> None:
         assert part == "weight", part
+        first = rows.start or 0
         try:
-            self.matrix.pack(source.T if transposed else source, rows.start or 0)
+            if isinstance(source, Tensor):
+                self.matrix.pack(source.T if transposed else source, first)
+                return
+            for start, weights in dequantized_rows(source):
+                self.matrix.pack(weights, first + start)
+                if self.conversion is not None:
+                    ids = torch.arange(first + start, first + start + len(weights), dtype=torch.int64, device="cpu")
+                    self.conversion.count(weights, self.matrix.lookup(ids))
         except NotFinite as error:
             raise NotFiniteWeights from error
 
@@ -52,21 +80,36 @@ class PackedFormatFactory:
     weights: Weights
     dtype: torch.dtype
     quantization: str | None = None
+    activations: str = "auto"  # of matrices that the checkpoint quantises: as its scheme says, "int8" or "float"
 
     def projection(self, in_features: int, out_features: int) -> Packed:
         if self.quantization is None:
             return self.table(out_features, in_features)
         int8_activations = not self.quantization.endswith("-weight-only")
-        return Packed(Matrix(self.weights, out_features, in_features, self._projection_dtype, int8_activations=int8_activations))
+        return Packed(self.weights, out_features, in_features, self._projection_dtype, int8_activations=int8_activations)
 
     lm_head = projection
 
     def table(self, num_rows: int, size: int) -> Packed:
         """Tables are never quantised."""
-        return Packed(Matrix(self.weights, num_rows, size, DTYPES[self.dtype]))
+        return Packed(self.weights, num_rows, size, DTYPES[self.dtype])
+
+    def stored(self, in_features: int, out_features: int, parts: Sequence[StoredPart]) -> WeightFormat:
+        return format_of_parts(in_features, out_features, parts, self._alike, self._mixed)
 
     def on_meta(self) -> MetaFormatFactory:
-        return MetaFormatFactory(TorchOps(), self.dtype, BITS[self._projection_dtype], BITS[DTYPES[self.dtype]])
+        bits, table_bits = BITS[self._projection_dtype], BITS[DTYPES[self.dtype]]
+        return MetaFormatFactory(TorchOps(), self.dtype, bits, table_bits, self.stored)
+
+    def _alike(self, in_features: int, out_features: int, matrix: StoredMatrix | None) -> Packed:
+        """Return the format of rows that are stored like ``matrix``, or as ordinary tensors."""
+        return self.projection(in_features, out_features) if matrix is None else self._mixed(in_features, out_features)
+
+    def _mixed(self, in_features: int, out_features: int) -> Packed:
+        """Return a format for rows that are stored in any way: the dense dtype."""
+        packed = self.table(out_features, in_features)
+        packed.conversion = None if self.dtype == torch.float32 else Conversion()
+        return packed
 
     @property
     def _projection_dtype(self) -> Dtype:
