@@ -278,12 +278,13 @@ constexpr uint8_t kFp8Nan = 0x7f;  // without its sign
 inline bool pack_codes_row(const Matrix& matrix, int32_t row, const uint8_t* codes, const float* scales, const float* offsets) {
     const GroupLayout layout(matrix);
     const int lane = row % kLanes;
+    const float largest = matrix.dtype == Dtype::fp8 ? 1.0f : matrix.dtype == Dtype::codes4 ? 16.0f : 256.0f;
     uint8_t* group = matrix.data + row / kLanes * matrix.panel_bytes;
     bool all_finite = true;
     for (int64_t k = 0, g = 0; k < matrix.in_features; k += layout.inputs, ++g, group += layout.bytes) {
         const float scale = codes == nullptr ? 0.0f : scales[g] * (matrix.dtype == Dtype::fp8 ? kFp8ScaleFactor : 1.0f);
         const float offset = codes == nullptr || offsets == nullptr ? 0.0f : offsets[g];
-        all_finite = all_finite && __builtin_isfinite(scale) && __builtin_isfinite(offset);
+        all_finite = all_finite && __builtin_isfinite(scale * largest + offset);
         memcpy(group + 4 * lane, &scale, 4);
         if (matrix.has_offsets) memcpy(group + 64 + 4 * lane, &offset, 4);
         if (codes == nullptr) continue;
