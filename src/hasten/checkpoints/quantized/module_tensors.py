@@ -92,10 +92,11 @@ def name_format(settings: Mapping[str, Any], *keys: str, default: str) -> object
 
 
 def check_scales(scales: Tensor, name: str, files: TensorFiles) -> None:
-    """Raise ``CheckpointError`` for the scales of some outputs that are not finite, and for a tensor of zeros.
+    """Raise ``CheckpointError`` for scales that are not finite, and for a tensor of zeros.
 
-    Quantisers write a scale of 0 where the weights of a group are too small for float16, and every library reads zeros there.
-    A matrix of such groups only comes from a file that was not written to its end.
+    ``scales`` are those of some outputs, and ``name`` is the tensor of all. Quantisers write a scale of 0 where the weights of a
+    group are too small for float16, and every library reads zeros there. A matrix of such groups only comes from a file that was
+    not written to its end.
     """
     if not torch.isfinite(scales).all():
         raise CheckpointError(f"the scales {name} of {files.folder} hold NaN or infinity", remedy="Download the checkpoint again")
