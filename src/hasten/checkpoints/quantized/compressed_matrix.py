@@ -55,7 +55,7 @@ class CompressedMatrix:
 
     def rows(self, start: int, stop: int) -> QuantizedRows:
         scales, order = self._scales(start, stop), self.input_order()
-        size = self.spec.group_size or (self.spec.block[1] if self.spec.block else self.shape[1])
+        size = min(self.spec.group_size or (self.spec.block[1] if self.spec.block else self.shape[1]), self.shape[1])
         if self.storage == "fp8":
             values = self._read("weight")[start:stop]
             if (values.view(torch.uint8) & 0x7F == 0x7F).any():

@@ -17,7 +17,7 @@ from hasten.core.errors import CheckpointError, show
 
 LINEAR = "Linear"  # the only class of modules that are stored quantised
 MAX_PATTERN = 1_000  # characters
-MAX_SECONDS = 5.0  # for the patterns of a checkpoint: a short pattern can take hours
+MAX_SECONDS = 2.0  # for the patterns of a checkpoint: a short pattern can take hours
 
 
 @dataclass(slots=True)

@@ -35,7 +35,9 @@ class WordPacking:
     def unpack(self, words_RW: Tensor, num_codes: int) -> Tensor:
         """Return the first ``num_codes`` codes of each row, uint8. ``words_RW`` is int32."""
         if self.dense:
-            return self._unpack_dense(words_RW.contiguous().view(torch.uint8), num_codes)
+            num_rows, num_words = words_RW.shape
+            # Through one dimension: a transposed row counts as contiguous, and its bytes cannot be viewed.
+            return self._unpack_dense(words_RW.reshape(-1).view(torch.uint8).view(num_rows, 4 * num_words), num_codes)
         per_word, mask = 32 // self.bits, (1 << self.bits) - 1
         codes = torch.empty((*words_RW.shape, per_word), dtype=torch.uint8, device=words_RW.device)
         for place in range(per_word):
