@@ -31,6 +31,9 @@ SUITES = {
         1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
     ),
     "bad words": Suite(120, 2_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
+    "compressed-tensors": Suite(
+        100, 1_000, "damaged checkpoints of every kind", "tests/checkpoints/quantized/test_compressed_tensors.py"
+    ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

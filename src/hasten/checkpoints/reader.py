@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from hasten.checkpoints.json_values import read_json
-from hasten.checkpoints.quantized.find import find_matrices
+from hasten.checkpoints.quantized.find import find_matrices, kv_cache_scales
 from hasten.checkpoints.shards import SINGLE, TensorEntry, count_faults, list_faults, read_shards
 from hasten.checkpoints.tensor_files import SafetensorsFiles, TensorFiles
 from hasten.core.errors import CheckpointError, ModelNotFound
@@ -58,7 +58,7 @@ class Checkpoint:
         generation = folder / "generation_config.json"
         files = SafetensorsFiles(folder, read_shards(folder, single))
         matrices = find_matrices(config, files)
-        parts = {part for matrix in matrices.values() for part in matrix.parts}
+        parts = {part for matrix in matrices.values() for part in matrix.parts} | kv_cache_scales(config, files)
         tensors = {name: entry for name, entry in files.entries.items() if name not in parts}
         return cls(folder, config, read_json(generation) if os.path.lexists(generation) else {}, files, tensors, matrices)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.quantized.awq import read_awq
+from hasten.checkpoints.quantized.compressed_tensors import read_compressed_tensors
 from hasten.checkpoints.quantized.fp8 import read_fp8
 from hasten.checkpoints.quantized.gptq import read_gptq
 from hasten.checkpoints.tensor_files import TensorFiles
@@ -19,9 +20,18 @@ from hasten.layers.formats.stored_matrix import StoredMatrix
 
 # By ``quant_method``: what finds the matrices of a scheme among the tensors.
 SchemeReader = Callable[[Mapping[str, Any], TensorFiles], dict[str, StoredMatrix]]
-SCHEMES: dict[str, SchemeReader] = {"gptq": read_gptq, "awq": read_awq, "fp8": read_fp8}
+SCHEMES: dict[str, SchemeReader] = {
+    "gptq": read_gptq,
+    "awq": read_awq,
+    "compressed-tensors": read_compressed_tensors,
+    "fp8": read_fp8,
+}
 # Files beside config.json that AutoGPTQ and AutoAWQ once wrote -> the scheme if they name none.
 SEPARATE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# Of attention modules; "output_scale" is the older name, in k_proj and v_proj.
+KV_CACHE_PARTS = frozenset(
+    f"{states}_{number}" for states in ("q", "k", "v", "kv", "output") for number in ("scale", "zero_point", "global_scale")
+)
 
 
 def find_matrices(config: Mapping[str, Any], files: TensorFiles) -> dict[str, StoredMatrix]:
@@ -30,7 +40,7 @@ def find_matrices(config: Mapping[str, Any], files: TensorFiles) -> dict[str, St
     Empty for a checkpoint that is not quantised.
     Raises ``UnsupportedModel`` for an unknown scheme, and ``CheckpointError`` for tensors that are not those of the scheme.
     """
-    settings = config.get("quantization_config") or _read_separate(files)
+    settings = _settings(config) or _read_separate(files)
     if not settings:
         return {}
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
@@ -59,3 +69,15 @@ def _read_separate(files: TensorFiles) -> dict[str, Any]:
         f"{files.folder} holds packed codes such as {packed}, and config.json has no quantization_config that describes them",
         remedy="Download the checkpoint again: its configuration is not complete",
     )
+
+
+def kv_cache_scales(config: Mapping[str, Any], files: TensorFiles) -> set[str]:
+    """Return the names of the tensors that hold scales of a quantised KV cache, which hasten does not need.
+
+    hasten stores the KV cache in the type that its user chose, whatever the checkpoint was calibrated for.
+    """
+    return {name for name in files.entries if name.rpartition(".")[2] in KV_CACHE_PARTS} if _settings(config) else set()
+
+
+def _settings(config: Mapping[str, Any]) -> Any:
+    return config.get("quantization_config") or config.get("compression_config")  # the key of early compressed-tensors
