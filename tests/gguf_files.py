@@ -35,11 +35,12 @@ def write_gguf(
     edit: Callable[[GGUFWriter], None] | None = None,
     tensors_per_part: int = 0,
 ) -> dict[str, Tensor]:
-    """Convert the checkpoint in ``folder`` to GGUF as llama.cpp's converter does. Return what it holds, float32 by Hugging Face name.
+    """Convert the checkpoint in ``folder`` to GGUF as llama.cpp's converter does.
 
-    ``types`` is the type of all matrices, or maps patterns of Hugging Face names to types; the first that fits counts, and the others
-    become F32. Rows that a block does not divide take llama.cpp's fallback, or F16. ``edit`` may add metadata, such as a tokenizer.
-    A file of several parts has the names that the package gives them: ``path`` with "-00001-of-00003".
+    Returns what the file holds, dequantised to float32, under the names and in the layout of Hugging Face: it loads into the model.
+    ``types`` is the type of all matrices, or maps patterns of Hugging Face names to types; the first that fits counts, and the
+    others become F32. Rows that a block does not divide take llama.cpp's fallback, or F16. ``edit`` may add metadata, such as a
+    tokenizer. A file of several parts has the names that the package gives them: ``path`` with "-00001-of-00003".
     """
     config = AutoConfig.from_pretrained(folder)
     architecture = ARCHITECTURES[config.model_type]

@@ -25,7 +25,7 @@ _REQUIRED_KEYS = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "frequency_factors": ("factors",),  # only in GGUF files
+    "frequency_factors": (),  # of GGUF files; ``_read_factors`` checks its key
 }
 
 

@@ -224,7 +224,7 @@ def test_big_endian_files_are_named(path: Path, version: int) -> None:
 
 
 def test_unknown_tensor_types_are_named(path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="'t' of .* type 4711"):
+    with pytest.raises(UnsupportedModel, match=r"'t' of .* type 4711"):
         opened(path, gguf_bytes((), [tensor("t", [8], 4711, 0)], 32))
 
 
