@@ -56,10 +56,11 @@ class _SilentBar(_ProgressBar):
 
 
 def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> Path:
-    """Return the folder of a model, or its GGUF file. Downloads it if necessary, and completes an interrupted download.
+    """Return the folder of a model, or its GGUF file.
 
-    A shipped name takes precedence over a folder of that name; ``./demo`` is the folder. Raises ``ModelNotFound``, and
-    ``CheckpointError`` for an incomplete cached copy that cannot be completed.
+    Downloads a model of the hub if necessary, and completes an interrupted download. A shipped name takes precedence over a
+    folder of that name; ``./demo`` is the folder. Raises ``ModelNotFound``, and ``CheckpointError`` for an incomplete cached copy
+    that cannot be completed.
     """
     shipped = (SHIPPED | SHIPPED_HEADS).get(name)
     if shipped is not None:

@@ -29,7 +29,10 @@ ExpectedTensor = tuple[tuple[int, ...], tuple[str, ...]]  # shape, allowed dtype
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The configuration and the tensor entries of a model folder or a GGUF file. Tensors are read on demand."""
+    """The configuration and the tensor entries of a model folder or a GGUF file.
+
+    Tensors are read on demand.
+    """
 
     folder: Path  # or the GGUF file
     config: dict[str, Any]

@@ -84,7 +84,10 @@ class YarnScaling:
 
 @dataclass(frozen=True, slots=True)
 class FrequencyFactors:
-    """Each inverse frequency is divided by its own factor, as GGUF files store the scaling of Llama 3.1 (``rope_freqs``)."""
+    """Each inverse frequency is divided by its own factor.
+
+    GGUF files store the scaling of Llama 3.1 as such factors (``rope_freqs``).
+    """
 
     factors: tuple[float, ...]  # [D/2]
     attention_factor: float = 1.0

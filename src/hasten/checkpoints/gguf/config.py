@@ -1,6 +1,7 @@
-"""``read_config``: the settings in a GGUF file, as ``config.json`` and ``generation_config.json`` have them.
+"""``read_config``: the settings in a GGUF file, in the form of ``config.json``.
 
-Values are passed on as they are where the model family checks them.
+``read_generation_config`` has the form of ``generation_config.json``. Values are passed on as they are where the model family
+checks them.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def find_architecture(file: GgufFile) -> str:
 
 
 def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[str, Any]:
-    """Return the configuration that the model's family reads. ``rope_factors``: the tensor ``rope_freqs``, if there is one.
+    """Return the configuration that the model's family reads.
 
+    ``rope_factors`` is the content of the tensor ``rope_freqs``, if there is one.
     Raises ``CheckpointError`` for missing settings, and ``UnsupportedModel`` for settings that hasten does not implement.
     """
     architecture = find_architecture(file)
@@ -172,7 +174,10 @@ def _read_attention(settings: _Settings, file: GgufFile) -> dict[str, Any]:
 
 
 def _read_rope(settings: _Settings, factors: Sequence[float] | None) -> dict[str, Any]:
-    """Return the base of the rotary embedding and its scaling. A factor without a type is linear, as in llama.cpp."""
+    """Return the base and the scaling of the rotary embedding.
+
+    A factor without a type is linear, as in llama.cpp.
+    """
     config = {} if (theta := settings.get("rope.freq_base")) is None else {"rope_theta": theta}
     factor = settings.get("rope.scaling.factor") or settings.get("rope.scale_linear")
     kind = settings.get("rope.scaling.type")

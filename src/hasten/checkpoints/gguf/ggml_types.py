@@ -1,4 +1,7 @@
-"""``GgmlType``: the number types of a GGUF file, with the sizes of their blocks (ggml's ``enum ggml_type``)."""
+"""``GgmlType``: the number types of a GGUF file, and the sizes of their blocks.
+
+The numbers are those of ggml's ``enum ggml_type``.
+"""
 
 from __future__ import annotations
 

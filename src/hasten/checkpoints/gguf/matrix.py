@@ -62,7 +62,7 @@ def interleaved_rows(start: int, stop: int, head_dim: int) -> Tensor:
     llama.cpp's converter stores the rows 0, D/2, 1, D/2 + 1, ... of each head of D rows, so that the two that the rotary embedding
     turns together are neighbours.
     """
-    rows = torch.arange(start, stop, device="cpu")
+    rows = torch.arange(start, stop, dtype=torch.int64, device="cpu")
     within = rows % head_dim
     half = head_dim // 2
     return rows - within + 2 * (within % half) + within // half

@@ -1,4 +1,7 @@
-"""``read_gguf``: a GGUF file as a checkpoint has it: settings, plain tensors and quantised matrices under Hugging Face names."""
+"""``read_gguf``: the settings, plain tensors and quantised matrices of a GGUF file.
+
+All have their Hugging Face names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from hasten.core.errors import CheckpointError, UnsupportedModel, show
 
 PLAIN_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 MAX_ROPE_FACTORS = 2**16  # half a head dim
-CONFIG_DTYPES = {"F16": "float16", "BF16": "bfloat16"}  # of files without quantised matrices
+CONFIG_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,10 @@ def read_plain(tensor: GgufTensor, files: MappedFiles) -> Tensor:
 
 
 def _find_layouts(file: GgufFile, architecture: str) -> list[tuple[GgufTensor, TensorLayout]]:
-    """Return the tensors that hold weights. Raises ``UnsupportedModel`` that lists those that hasten cannot read."""
+    """Return the tensors that hold weights.
+
+    Raises ``UnsupportedModel`` with a list of those that hasten cannot read.
+    """
     layouts, unknown, unreadable = [], [], []
     for name, tensor in file.tensors.items():
         if is_ignored(name):
@@ -134,8 +140,10 @@ def _read_rope_factors(file: GgufFile, files: MappedFiles) -> list[float] | None
 
 
 def _config_dtype(file: GgufFile) -> str:
-    """Return the dtype to compute in: that of most weights if it is a plain one of 16 bits, else float32."""
+    """Return the dtype of most weights, and float32 for a file with quantised ones."""
     sizes: dict[str, int] = {}
     for tensor in file.tensors.values():
         sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+    if sizes.keys() & BLOCK_FORMATS.keys():
+        return "float32"
     return CONFIG_DTYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "float32")
