@@ -35,6 +35,7 @@ SUITES = {
         100, 1_000, "damaged checkpoints of every kind", "tests/checkpoints/quantized/test_compressed_tensors.py"
     ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
+    "gguf damage": Suite(100, 1_000, "damaged GGUF files", "tests/checkpoints/gguf/test_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"
 
