@@ -117,7 +117,7 @@ def test_rows_are_decoded_a_few_at_a_time(name: str, tiny: Callable[[str], Path]
         assert torch.equal(torch.cat(pieces), whole)
         assert matrix.input_order() is None
         assert matrix.nbytes == matrix.shape[0] * matrix.shape[1] // 32 * 24
-        assert matrix.spec.describe() == "Q5_1 int5, groups of 32, offsets"
+        assert matrix.spec.describe() == "Q5_1, groups of 32, offsets"
 
 
 def test_a_split_file_is_one_checkpoint(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from hasten.layers.formats.conversion import Conversion
 from hasten.layers.formats.dense import MetaFormatFactory
 from hasten.layers.formats.fused import format_of_parts
 from hasten.layers.formats.native_form import NativeForm, find_native_form
-from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.layers.formats.stored_matrix import StoredMatrix, dequantized_rows, in_order, quantized_rows
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.library import NotFinite
@@ -131,16 +130,10 @@ class PackedFormatFactory:
         form = find_native_form(matrix.spec, in_features)
         if form is None:
             return self._mixed(in_features, out_features)
-        int8_activations = form.is_integer and self._quantizes_activations(matrix.spec)
-        if int8_activations and in_features > self.weights.cpu.library.limits.int8_inputs:
-            int8_activations = False
+        fits = in_features <= self.weights.cpu.library.limits.int8_inputs
+        int8_activations = fits and form.is_integer and matrix.spec.has_int8_activations(self.activations)
         order = matrix.input_order()
         return Packed(self.weights, out_features, in_features, form, int8_activations=int8_activations, input_order=order)
-
-    def _quantizes_activations(self, spec: QuantSpec) -> bool:
-        if self.activations != "auto":
-            return self.activations == "int8"
-        return spec.activations is not None and spec.activations.kind == "int" and spec.activations.bits == 8
 
     def _mixed(self, in_features: int, out_features: int) -> Packed:
         """Return a format for rows that are stored in any way: the dense dtype."""
