@@ -287,6 +287,13 @@ def test_token_types() -> None:
     assert without.token_to_id("<tool>") == tokenizer.token_to_id("<tool>")
 
 
+def test_text_never_merges_into_a_control_token() -> None:
+    types = list(sentencepiece_metadata()["tokenizer.ggml.token_type"])
+    types[-1] = TokenType.CONTROL
+    assert encode(sentencepiece_metadata(), "ab") == ["▁ab"]
+    assert encode(sentencepiece_metadata(token_type=list(map(int, types))), "ab") == ["▁a", "b"]
+
+
 def test_named_special_tokens() -> None:
     found = gguf_tokenizer(byte_metadata(padding_token_id=261, eot_token_id=1, unknown_token_id=2**32 - 1), "model.gguf")
     assert found is not None
