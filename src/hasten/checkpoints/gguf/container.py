@@ -169,7 +169,7 @@ def _read_tensor(path: Path, reader: ValueReader) -> tuple[str, GgmlType, tuple[
 
 
 def _check_spans(tensors: list[GgufTensor], data_start: int, alignment: int, size: int) -> None:
-    """Raise ``GgufError`` for tensors of one name, unaligned ones, ones that overlap and ones beyond the end of the file."""
+    """Raise ``GgufError`` for tensors that share a name or bytes, lie unaligned or beyond the end."""
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise GgufError("two of its tensors have one name")
     for tensor in tensors:

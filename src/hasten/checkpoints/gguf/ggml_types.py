@@ -1,4 +1,7 @@
-"""``GgmlType``: the number types of a GGUF file, with the sizes of their blocks (ggml's ``enum ggml_type``)."""
+"""``GgmlType``: the number types of a GGUF file, and the sizes of their blocks.
+
+The numbers are those of ggml's ``enum ggml_type``.
+"""
 
 from __future__ import annotations
 
@@ -47,4 +50,5 @@ GGML_TYPES = {
     39: GgmlType("MXFP4", 32, 17),
     40: GgmlType("NVFP4", 64, 36),
     41: GgmlType("Q1_0", 128, 18),
+    42: GgmlType("Q2_0", 64, 18),
 }

@@ -33,7 +33,10 @@ _U32, _U64 = Struct("<I"), Struct("<Q")
 
 
 class GgufError(Exception):
-    """The file is not a complete GGUF file; the message says why. ``GgufFile`` turns it into a ``CheckpointError``."""
+    """The file is not a complete GGUF file; the message says why.
+
+    ``GgufFile`` turns it into a ``CheckpointError``.
+    """
 
 
 class Buffer(Protocol):
