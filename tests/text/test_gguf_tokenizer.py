@@ -19,16 +19,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gguf import TokenType
+from gguf import GGUFWriter, TokenType
+from gguf.vocab import SpecialVocab
 from tests.exhaustive import repeats
+from tests.gguf_files import write_gguf
 from tests.text.families import LLAMA3_RULE, QWEN2_RULE, families, isolated
-from tests.text.gguf_files import write, write_byte_level, write_sentencepiece
+from tests.text.gguf_vocabularies import add_tokenizer, byte_level_tokens, write, write_byte_level, write_sentencepiece
 from tests.text.test_sentencepiece_model import LLAMA, NO_PREFIX, train
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from hasten import LLM, SamplingParams
 from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import CheckpointError, UnsupportedModel
@@ -471,3 +474,22 @@ def test_mutated_metadata_is_refused_or_works(monkeypatch: pytest.MonkeyPatch) -
     assert count / 4 < len(messages) < count
     assert all(len(message) <= 2100 and message.isprintable() for message in messages)
     assert slowest < 10  # seconds; a good one takes a few milliseconds
+
+
+def test_a_file_with_weights_answers_as_the_folder(tmp_path: Path) -> None:
+    folder = resolve("demo")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def edit(writer: GGUFWriter) -> None:
+        tokens, types = byte_level_tokens(tokenizer, tokenizer.get_vocab_size(with_added_tokens=True))
+        special = SpecialVocab(folder, load_merges=True, n_vocab=len(tokens))
+        add_tokenizer(writer, "gpt2", tokens, types, special, pre="deepseek-r1-qwen")
+
+    write_gguf(tmp_path / "model.gguf", folder, "F32", edit=edit)
+    messages = [{"role": "user", "content": "def add(a, b):"}]
+    params = SamplingParams(temperature=0, max_tokens=12)
+    texts = []
+    for name in ("demo", str(tmp_path / "model.gguf")):
+        with LLM(name, dtype="float32", max_model_len=256, kv_cache_memory="16MiB") as llm:
+            texts.append((llm.chat(messages, params)[0].outputs[0].text, llm.generate("def add(a, b):", params)[0].outputs[0].text))
+    assert texts[0] == texts[1] and texts[0][1]

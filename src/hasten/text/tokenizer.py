@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
+from hasten.checkpoints.reader import GGUF_SUFFIX
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import InvalidRequest
 from hasten.sampling.bad_word_set import BadWordSet
@@ -54,7 +55,7 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if folder.suffix == ".gguf" and not folder.is_dir():
+        if folder.suffix == GGUF_SUFFIX and not folder.is_dir():
             found = read_gguf_tokenizer(folder, vocab_size)
             return found and cls(found.tokenizer, special_tokens=found.special_tokens, chat_template=found.chat_template)
         if not any(has_file(folder / name) for name in FILES):

@@ -71,6 +71,25 @@ def write(
 ) -> Path:
     file = folder / "model.gguf"
     writer = GGUFWriter(file, architecture)
+    add_tokenizer(writer, model, tokens, types, special, pre=pre, scores=scores, add_space_prefix=add_space_prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def add_tokenizer(
+    writer: GGUFWriter,
+    model: str,
+    tokens: Sequence[str],
+    types: Sequence[TokenType],
+    special: SpecialVocab | None,
+    *,
+    pre: str,
+    scores: Sequence[float] | None = None,
+    add_space_prefix: bool | None = None,
+) -> None:
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(list(tokens))
@@ -81,8 +100,3 @@ def write(
         writer.add_add_space_prefix(add_space_prefix)
     if special is not None:
         special.add_to_gguf(writer, quiet=True)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
