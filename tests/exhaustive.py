@@ -32,6 +32,9 @@ SUITES = {
     ),
     "bad words": Suite(120, 2_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
     "gguf tokenizers": Suite(1_000, 20_000, "tokenizers of GGUF files with mutated metadata", "tests/text/test_gguf_tokenizer.py"),
+    "compressed-tensors": Suite(
+        100, 1_000, "damaged checkpoints of every kind", "tests/checkpoints/quantized/test_compressed_tensors.py"
+    ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
     "gguf damage": Suite(100, 1_000, "damaged GGUF files", "tests/checkpoints/gguf/test_damage.py"),
 }

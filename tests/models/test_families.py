@@ -78,7 +78,6 @@ def test_windows_are_read_per_layer() -> None:
         ("qwen2", {"layer_types": ["full_attention"]}, ["layer_types", "32"]),
         ("qwen3", {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}, ["layer_types", "full_attention"]),
         ("qwen2", {"num_hidden_layers": 1, "layer_types": ["chunked_attention"]}, ["chunked_attention"]),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
         ("llama", {"num_key_value_heads": 5}, ["num_key_value_heads=5", "divisor of num_attention_heads=32"]),
         ("llama", {"num_attention_heads": 7}, ["hidden_size=None", "multiple of num_attention_heads=7"]),
         ("llama", {"head_dim": 33}, ["head_dim=33", "even"]),

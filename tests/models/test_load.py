@@ -280,7 +280,7 @@ def test_a_refused_allocation_is_a_capacity_error(tiny: Callable[[str], Path], m
         raise MemoryError("no memory for 5 x 5 float32 weights")
 
     monkeypatch.setattr(DenseFormatFactory, "lm_head", refuse)
-    monkeypatch.setattr(DenseFormatFactory, "on_meta", lambda factory: MetaFormatFactory(factory.ops, factory.dtype, 32.0, 32.0))
+    monkeypatch.setattr(DenseFormatFactory, "on_meta", lambda f: MetaFormatFactory(f.ops, f.dtype, 32.0, 32.0, f.stored))
     with pytest.raises(CapacityError, match="the system refuses the memory"):
         _load(tiny("gpt2"))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hasten.checkpoints.gguf.reader import read_gguf
 from hasten.checkpoints.json_values import read_json
-from hasten.checkpoints.quantized.find import find_matrices
+from hasten.checkpoints.quantized.find import find_matrices, kv_cache_scales
 from hasten.checkpoints.shards import SINGLE, TensorEntry, count_faults, list_faults, read_shards
 from hasten.checkpoints.tensor_files import SafetensorsFiles, TensorFiles
 from hasten.core.errors import CheckpointError, ModelNotFound
@@ -23,6 +23,7 @@ from hasten.layers.formats.stored_matrix import StoredMatrix
 
 GGUF_SUFFIX = ".gguf"
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
+QUANTIZED = "quantised"  # of an expected tensor: it is one of ``Checkpoint.matrices``
 
 ExpectedTensor = tuple[tuple[int, ...], tuple[str, ...]]  # shape, allowed dtypes
 
@@ -67,7 +68,7 @@ class Checkpoint:
         generation = folder / "generation_config.json"
         files = SafetensorsFiles(folder, read_shards(folder, single))
         matrices = find_matrices(config, files)
-        parts = {part for matrix in matrices.values() for part in matrix.parts}
+        parts = {part for matrix in matrices.values() for part in matrix.parts} | kv_cache_scales(config, files)
         tensors = {name: entry for name, entry in files.entries.items() if name not in parts}
         return cls(folder, config, read_json(generation) if os.path.lexists(generation) else {}, files, tensors, matrices)
 
@@ -75,17 +76,32 @@ class Checkpoint:
         """Return one tensor, as ``TensorFiles.read`` does."""
         return self.files.read(name)
 
+    def has(self, name: str) -> bool:
+        """Whether a weight of this name is stored, quantised or not."""
+        return name in self.tensors or name in self.matrices
+
+    @property
+    def num_weights(self) -> int:
+        """How many tensors and quantised matrices there are."""
+        return len(self.tensors) + len(self.matrices)
+
+    def nbytes(self, name: str) -> int:
+        """Return the bytes of one weight in the file."""
+        return self.matrices[name].nbytes if name in self.matrices else self.tensors[name].nbytes
+
     def check_tensors(self, expected: Mapping[str, ExpectedTensor], contents: str) -> None:
         """Raise ``CheckpointError`` listing missing and unexpected tensors, and wrong shapes and dtypes."""
-        faults = [f"{name} {list(shape)} is missing" for name, (shape, _) in expected.items() if name not in self.tensors]
-        for name, entry in self.tensors.items():
-            shape, dtypes = expected.get(name, (None, ()))
+        faults = [f"{name} {list(shape)} is missing" for name, (shape, _) in expected.items() if not self.has(name)]
+        stored = {name: (entry.name, entry.shape, entry.dtype) for name, entry in self.tensors.items()}
+        stored |= {name: (matrix.name, matrix.shape, QUANTIZED) for name, matrix in self.matrices.items()}
+        for key, (name, stored_shape, dtype) in stored.items():
+            shape, dtypes = expected.get(key, (None, ()))
             if shape is None:
-                faults.append(f"{entry.name} {list(entry.shape)} is not expected")
-            elif entry.shape != shape:
-                faults.append(f"{entry.name} is {list(entry.shape)}, expected {list(shape)}")
-            elif entry.dtype not in dtypes:
-                faults.append(f"{entry.name} is {entry.dtype}, expected {' or '.join(dtypes)}")
+                faults.append(f"{name} {list(stored_shape)} is not expected")
+            elif stored_shape != shape:
+                faults.append(f"{name} is {list(stored_shape)}, expected {list(shape)}")
+            elif dtype not in dtypes:
+                faults.append(f"{name} is {dtype}, expected {' or '.join(dtypes)}")
         if faults:
             raise CheckpointError(
                 f"the tensors of {self.folder} are not those of {contents} ({count_faults(faults)}): {list_faults(faults)}",

@@ -15,6 +15,7 @@ from hasten.core.renamed import RENAMED_ENGINE_OPTIONS, remedy_for_unknown
 
 MODEL_FREE = ("prompt_lookup", "suffix")  # drafters that read only the sequence's tokens
 DRAFTERS = (*MODEL_FREE, "draft_model", "medusa", "eagle", "self_speculation")
+ACTIVATIONS = ("auto", "int8", "float")
 QUANTIZATIONS = ("int8", "int4", "int8-weight-only", "int4-weight-only")
 
 Name = Annotated[str, Length(1, MAX_TEXT)]
@@ -38,6 +39,8 @@ class EngineOptions:
     dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16", "float16"))] = "auto"
     # applied to weights while they load: int8, int4, int8-weight-only or int4-weight-only
     quantization: Annotated[str, OneOf(QUANTIZATIONS)] | None = None
+    # input of products with integer weights of a quantised checkpoint: "auto" (as its scheme says), "int8" or "float"
+    activations: Annotated[str, OneOf(ACTIVATIONS)] = "auto"
     kv_cache_dtype: Annotated[str, OneOf(("auto", "int8"))] = "auto"  # "auto" (the model's dtype) or "int8"
     # "cpu" (native kernels) or "torch"; "auto": native kernels where they run
     backend: Annotated[str, OneOf(("auto", "cpu", "torch"))] = "auto"

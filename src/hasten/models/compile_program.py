@@ -16,6 +16,7 @@ from hasten.core.errors import UnsupportedModel
 from hasten.layers.attention import Attention
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.eagle import LAYER_INDEX, EagleHead, EagleLayer
+from hasten.layers.formats.fused import Fused
 from hasten.layers.formats.packed import Packed
 from hasten.layers.linear import Embedding, Linear
 from hasten.layers.mlp import Mlp
@@ -23,7 +24,6 @@ from hasten.layers.norm import Norm
 from hasten.layers.rotary import RotaryTables
 from hasten.models.decoder import Decoder
 from hasten.models.kernel_shapes import kernel_faults
-from hasten.ops.cpu.matrix import Matrix
 from hasten.ops.cpu.program import Activation, AttentionParams, Buffer, NormKind, Program, QkNorm
 
 _NORMS = {"rms": NormKind.RMS, "layer": NormKind.LAYER}
@@ -42,8 +42,9 @@ class CompiledProgram:
 def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Collection[int] = ()) -> CompiledProgram:
     """Record the decoder into an empty program whose KV pool has the decoder's layers in their order.
 
-    All matrices of the decoder must be ``Packed``. The program keeps the parameters that it needs. Layers [0, L) of the program are
-    those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values of layer i.
+    All matrices of the decoder must be ``Packed``, or ``Fused`` of such. The program keeps the parameters that it needs. Layers
+    [0, L) of the program are those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values
+    of layer i.
 
     Raises ``UnsupportedModel`` for layers that the kernels do not take.
     """
@@ -52,9 +53,9 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
     num_layers, size = decoder.spec.num_layers, decoder.spec.hidden_size
     assert all(0 <= layer < num_layers for layer in aux_layer_indices), aux_layer_indices
     residual = program.buffer("residual", size)
-    program.embed(_matrix(decoder.embedding), residual)
+    _embed(program, decoder.embedding, residual)
     if decoder.positions is not None:
-        program.embed(_matrix(decoder.positions), residual, by_position=True)
+        program.embed(_packed(decoder.positions).matrix, residual, by_position=True)
     compiler = _Compiler(program, decoder.rotary)
     layers = [cast(DecoderLayer, layer) for layer in decoder.layers]
     aux_hidden_states: dict[int, Buffer] = {}
@@ -82,7 +83,7 @@ def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:
     layer, size = head.layer, head.spec.hidden_size
     hidden, embedded, residual = (program.buffer(name, size) for name in ("hidden state", "embedded", "residual"))
     attention_input = program.buffer("attention input", 2 * size)
-    program.embed(_matrix(head.embedding), embedded)
+    _embed(program, head.embedding, embedded)
     compiler = _Compiler(program, head.rotary)
     program.begin_layer()
     compiler.norm(layer.attention_norm, embedded, program.slice(attention_input, 0, size))
@@ -109,9 +110,11 @@ class _Compiler:
         self.program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
 
     def input_buffer(self, reader: Linear, name: str) -> Buffer:
-        """Return the buffer for the input of ``reader``, int8 if it takes int8."""
-        matrix = _matrix(reader)
-        return self.program.int8_buffer(matrix) if matrix.int8_activations else self.program.buffer(name, matrix.in_features)
+        """Return the buffer for the input of ``reader``, int8 if all its parts take int8 inputs in order."""
+        parts = [part for _, part in _parts(reader)]
+        if all(part.int8_activations and part.input_order is None for part in parts):
+            return self.program.int8_buffer(parts[0].matrix)
+        return self.program.buffer(name, parts[0].in_features)
 
     def normalized(self, norm: Norm, x: Buffer, reader: Linear) -> Buffer:
         """Return norm(x) as an input of ``reader``."""
@@ -120,16 +123,41 @@ class _Compiler:
         return out
 
     def quantized(self, x: Buffer, reader: Linear) -> Buffer:
-        """Return x as an input of ``reader``."""
-        matrix = _matrix(reader)
-        if not matrix.int8_activations:
+        """Return x as an input of ``reader``, quantised once if all its parts take that."""
+        parts = [part for _, part in _parts(reader)]
+        takes_int8 = all(part.int8_activations and part.input_order is None for part in parts)
+        return self.as_input(x, parts[0]) if takes_int8 else x
+
+    def as_input(self, x: Buffer, part: Packed) -> Buffer:
+        """Return x in the order of the columns of ``part``, in int8 if it takes int8."""
+        if part.input_order is not None:
+            columns = self.program.buffer("columns in order", x.width)
+            self.program.select_columns(x, part.input_order, columns)
+            x = columns
+        if x.quantized or not part.int8_activations:
             return x
-        out = self.program.int8_buffer(matrix)
+        out = self.program.int8_buffer(part.matrix)
         self.program.copy(x, out)
         return out
 
-    def linear(self, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:
-        self.program.linear(_matrix(linear), x, linear.bias, out, add=add)
+    def linear(
+        self,
+        linear: Linear,
+        x: Buffer,
+        out: Buffer | None,
+        *,
+        add: bool = False,
+        gated: bool = False,
+        activation: Activation = Activation.NONE,
+    ) -> None:
+        """out = linear(x), or as ``Program.linear`` says; each part of a fused matrix has columns of ``out``."""
+        for rows, part in _parts(linear):
+            bias = None if linear.bias is None else linear.bias[rows]
+            is_part = part.out_features != linear.format.out_features
+            assert not is_part or (out is not None and not gated), linear.format
+            columns = self.program.slice(out, rows.start, part.out_features) if is_part and out is not None else out
+            inputs = self.as_input(x, part)
+            self.program.linear(part.matrix, inputs, bias, columns, add=add, gated=gated, activation=activation)
 
     def qkv(self, attention: Attention, index: int, x: Buffer) -> Buffer:
         """Store keys and values of layer ``index``; return the rows [q | k | v]."""
@@ -154,25 +182,43 @@ class _Compiler:
 
     def mlp(self, mlp: Mlp, x: Buffer, residual: Buffer) -> None:
         size, gated, activation = mlp.spec.intermediate_size, mlp.spec.gated, _ACTIVATIONS[mlp.spec.activation]
-        if not gated or size % 16 == 0:
+        if not isinstance(mlp.up.format, Fused) and (not gated or size % 16 == 0):
             hidden = self.program.buffer("hidden", size)
-            self.program.linear(_matrix(mlp.up), x, mlp.up.bias, hidden, gated=gated, activation=activation)
+            self.linear(mlp.up, x, hidden, gated=gated, activation=activation)
             hidden = self.quantized(hidden, mlp.down)
         else:
-            # The fused instruction needs the rows of up to begin at a panel of 16.
-            up = self.program.buffer("up", 2 * size)
+            # The fused instruction needs one matrix, with the rows of up at a panel of 16.
+            up = self.program.buffer("up", mlp.up.format.out_features)
             self.linear(mlp.up, x, up)
             hidden = self.input_buffer(mlp.down, "hidden")
-            self.program.activate(activation, up, hidden, gated=True)
+            self.program.activate(activation, up, hidden, gated=gated)
         self.linear(mlp.down, hidden, residual, add=True)
 
     def head(self, norm: Norm, lm_head: Linear, residual: Buffer) -> None:
         self.program.begin_head()
         gathered = self.program.buffer("gathered", residual.width)
         self.program.gather(residual, gathered)
-        self.program.linear(_matrix(lm_head), self.normalized(norm, gathered, lm_head), lm_head.bias, None)
+        self.linear(lm_head, self.normalized(norm, gathered, lm_head), None)
 
 
-def _matrix(module: Linear | Embedding) -> Matrix:
+def _embed(program: Program, embedding: Embedding, out: Buffer) -> None:
+    """out = the embeddings of the step's tokens."""
+    packed = _packed(embedding)
+    if packed.input_order is None:
+        program.embed(packed.matrix, out)
+        return
+    columns = program.buffer("columns in order", out.width)
+    program.embed(packed.matrix, columns)
+    program.select_columns(columns, packed.input_order.argsort(), out)
+
+
+def _parts(linear: Linear) -> list[tuple[slice, Packed]]:
+    """Return the native parts of a layer, each with its rows."""
+    if isinstance(linear.format, Fused):
+        return [(rows, cast(Packed, part)) for rows, part in linear.format.parts]
+    return [(slice(0, linear.format.out_features), _packed(linear))]
+
+
+def _packed(module: Linear | Embedding) -> Packed:
     assert isinstance(module.format, Packed), module.format
-    return module.format.matrix
+    return module.format

@@ -37,7 +37,6 @@ def llama_like_spec(
     The sizes are the family's defaults for missing keys; the other defaults are common to all families.
     ``num_kv_heads`` None: as many as query heads. ``head_dim`` None: the hidden size divided by the number of heads.
     """
-    view.require_off(("quantization_config",))
     hidden_size = view.integer("hidden_size", 4096)
     max_positions = view.integer("max_position_embeddings", max_positions)
     norm = NormSpec("rms", view.number("rms_norm_eps", 1e-6))

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from hasten.checkpoints.reader import Checkpoint, ExpectedTensor
+from hasten.checkpoints.reader import QUANTIZED, Checkpoint, ExpectedTensor
 from hasten.checkpoints.shards import TensorEntry
 from hasten.core.errors import CheckpointError, InvalidOption, nearest, show
 from hasten.layers.formats.base import WeightFormatFactory
 from hasten.layers.formats.dense import DenseFormatFactory
+from hasten.layers.formats.stored_matrix import are_equal
 from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.spec import DecoderSpec
+from hasten.models.stored_formats import use_stored_formats
 from hasten.models.weights import Progress, WeightMap, allocation_errors, check_memory, expected_tensors, load_weights, weight_bytes
 from hasten.ops.base import Ops
 
@@ -35,6 +37,47 @@ class LoadedModel:
     generation_config: dict[str, Any]
     folder: Path
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderPlan:
+    """A decoder that fits its checkpoint, before any weight is read."""
+
+    checkpoint: Checkpoint
+    spec: DecoderSpec
+    dtype: torch.dtype
+    sources: WeightMap
+    formats: WeightFormatFactory
+    decoder: Decoder  # on the meta device, with the formats that it would have
+
+    @property
+    def weight_bytes(self) -> int:
+        """The memory that the weights take, without padding."""
+        return weight_bytes(self.decoder)
+
+
+def plan_decoder(
+    folder: Path, *, dtype: str = "auto", ops: Ops, formats: Callable[[torch.dtype], WeightFormatFactory] | None = None
+) -> DecoderPlan:
+    """Return the decoder that ``load_decoder`` would load. Raises like it, but never ``CapacityError``."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InvalidOption(
+            "unknown dtype", got=repr(dtype), allowed=f"auto, {', '.join(DTYPES)}", remedy=nearest(dtype, [*DTYPES, "auto"])
+        )
+    checkpoint = Checkpoint.open(folder)
+    family = find_family(checkpoint.config)
+    spec = _resolve_tied_embeddings(checkpoint, family, family.spec(checkpoint.config, max_layers=checkpoint.num_weights))
+    torch_dtype = DTYPES[_checkpoint_dtype(checkpoint) if dtype == "auto" else dtype]
+    sources = _weight_map(checkpoint, family, spec)
+    factory = DenseFormatFactory(ops, torch_dtype) if formats is None else formats(torch_dtype)
+    # The meta device allocates nothing, so a checkpoint of the wrong shape or size fails before it takes memory.
+    meta = factory.on_meta()
+    planned = Decoder(spec, ops, torch_dtype, "meta", meta)
+    use_stored_formats(planned, sources, checkpoint.matrices, meta)
+    expected = expected_tensors(sources, planned, checkpoint.matrices)
+    ignored = _ignored_tensors(checkpoint, family, spec)
+    checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its config.json describes")
+    return DecoderPlan(checkpoint, spec, torch_dtype, sources, factory, planned)
 
 
 def load_decoder(
@@ -54,26 +97,14 @@ def load_decoder(
     Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults of the folder, and ``CapacityError`` if the
     weights are larger than the free memory, before any weight is read. Raises ``InvalidOption`` for an unknown ``dtype``.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InvalidOption(
-            "unknown dtype", got=repr(dtype), allowed=f"auto, {', '.join(DTYPES)}", remedy=nearest(dtype, [*DTYPES, "auto"])
-        )
-    checkpoint = Checkpoint.open(folder)
-    family = find_family(checkpoint.config)
-    spec = _resolve_tied_embeddings(checkpoint, family, family.spec(checkpoint.config, max_layers=len(checkpoint.tensors)))
-    torch_dtype = DTYPES[_checkpoint_dtype(checkpoint) if dtype == "auto" else dtype]
-    sources = _weight_map(checkpoint, family, spec)
-    factory = DenseFormatFactory(ops, torch_dtype) if formats is None else formats(torch_dtype)
-    # The meta device allocates nothing, so a checkpoint of the wrong shape or size fails before it takes memory.
-    planned = Decoder(spec, ops, torch_dtype, "meta", factory.on_meta())
-    expected = expected_tensors(sources, planned)
-    ignored = _ignored_tensors(checkpoint, family, spec)
-    checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its config.json describes")
-    check_memory(weight_bytes(planned), str(folder), other_bytes)
+    plan = plan_decoder(folder, dtype=dtype, ops=ops, formats=formats)
+    checkpoint = plan.checkpoint
+    check_memory(plan.weight_bytes, str(folder), other_bytes)
     with allocation_errors(str(folder)):
-        decoder = Decoder(spec, ops, torch_dtype, formats=factory)
-        load_weights(decoder, checkpoint, sources, progress)
-    return LoadedModel(decoder.eval(), spec, checkpoint.config, checkpoint.generation_config, folder, torch_dtype)
+        decoder = Decoder(plan.spec, ops, plan.dtype, formats=plan.formats)
+        use_stored_formats(decoder, plan.sources, checkpoint.matrices, plan.formats)
+        load_weights(decoder, checkpoint, plan.sources, progress)
+    return LoadedModel(decoder.eval(), plan.spec, checkpoint.config, checkpoint.generation_config, folder, plan.dtype)
 
 
 def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
@@ -92,7 +123,7 @@ def read_spec(folder: Path) -> DecoderSpec:
     Raises ``CheckpointError`` as ``load_decoder`` does.
     """
     checkpoint = Checkpoint.open(folder)
-    return find_family(checkpoint.config).spec(checkpoint.config, max_layers=len(checkpoint.tensors))
+    return find_family(checkpoint.config).spec(checkpoint.config, max_layers=checkpoint.num_weights)
 
 
 def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
@@ -124,7 +155,7 @@ def _checkpoint_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _has_prefix(checkpoint: Checkpoint, family: ModelFamily) -> bool:
-    return any(name.startswith(family.prefix) for name in checkpoint.tensors)
+    return any(name.startswith(family.prefix) for name in (*checkpoint.tensors, *checkpoint.matrices))
 
 
 def _weight_map(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> WeightMap:
@@ -136,7 +167,7 @@ def _weight_map(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) 
     for source in family.weights(spec):
         name = source.name if has_prefix else source.name.removeprefix(family.prefix)
         is_embedding = source.target == "embedding.format.weight"
-        if is_embedding and spec.tie_word_embeddings and name not in checkpoint.tensors and LM_HEAD in checkpoint.tensors:
+        if is_embedding and spec.tie_word_embeddings and not checkpoint.has(name) and checkpoint.has(LM_HEAD):
             name = LM_HEAD
         sources.append(dataclasses.replace(source, name=name))
     return tuple(sources)
@@ -145,9 +176,11 @@ def _weight_map(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) 
 def _ignored_tensors(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec) -> dict[str, ExpectedTensor]:
     """Return the stored tensors that the family ignores, and ``lm_head`` if it is a copy of the embedding."""
     prefix = "" if _has_prefix(checkpoint, family) else family.prefix
+    stored: dict[str, ExpectedTensor] = {name: (entry.shape, (entry.dtype,)) for name, entry in checkpoint.tensors.items()}
+    stored |= {name: (matrix.shape, (QUANTIZED,)) for name, matrix in checkpoint.matrices.items()}
     return {
-        name: (entry.shape, (entry.dtype,))
-        for name, entry in checkpoint.tensors.items()
+        name: expected
+        for name, expected in stored.items()
         if (name == LM_HEAD and spec.tie_word_embeddings) or any(re.fullmatch(pattern, prefix + name) for pattern in family.ignored)
     }
 
@@ -159,8 +192,13 @@ def _resolve_tied_embeddings(checkpoint: Checkpoint, family: ModelFamily, spec: 
     untied = dataclasses.replace(spec, tie_word_embeddings=False)
     names = {source.target: source.name for source in _weight_map(checkpoint, family, untied)}
     embedding = names["embedding.format.weight"]
-    stored = [checkpoint.tensors[name] for name in (LM_HEAD, embedding) if name in checkpoint.tensors]
-    if len(stored) < 2 or any(entry.dtype not in STORED_DTYPES for entry in stored):
+    if not (checkpoint.has(LM_HEAD) and checkpoint.has(embedding)):
+        return spec
+    matrices = [checkpoint.matrices.get(name) for name in (LM_HEAD, embedding)]
+    if matrices[0] is not None or matrices[1] is not None:
+        return spec if are_equal(*matrices) else untied
+    stored = [checkpoint.tensors[name] for name in (LM_HEAD, embedding)]
+    if any(entry.dtype not in STORED_DTYPES for entry in stored):
         return spec
     equal = stored[0].dtype == stored[1].dtype and torch.equal(checkpoint.read(LM_HEAD), checkpoint.read(embedding))
     return spec if equal else untied

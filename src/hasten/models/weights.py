@@ -5,7 +5,7 @@ The map is read forwards to load a checkpoint and backwards to save one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -13,10 +13,12 @@ from typing import cast
 from torch import Tensor, nn
 
 from hasten.checkpoints.finite_weights import finite_weights
-from hasten.checkpoints.reader import FLOAT_DTYPES, Checkpoint, ExpectedTensor
+from hasten.checkpoints.reader import FLOAT_DTYPES, QUANTIZED, Checkpoint, ExpectedTensor
 from hasten.core.errors import CapacityError
 from hasten.layers.formats.base import WeightFormat, check_finite
 from hasten.layers.formats.dense import Dense
+from hasten.layers.formats.packed import Packed
+from hasten.layers.formats.stored_matrix import StoredMatrix
 from hasten.ops.cpu.memory import available_bytes, format_bytes
 
 Progress = Callable[[int, int], None]  # (bytes read, total bytes)
@@ -49,13 +51,36 @@ def fused(names: Sequence[str], sizes: Sequence[int], target: str) -> WeightMap:
     return tuple(sources)
 
 
-def expected_tensors(sources: WeightMap, module: nn.Module) -> dict[str, ExpectedTensor]:
-    """Return the shape and the readable dtypes of every tensor that fills ``module``."""
+def find_format(module: nn.Module, target: str) -> WeightFormat | None:
+    """Return the format of ``module`` that the parameter ``target`` belongs to; None if it is a vector."""
+    path, _, _ = target.rpartition(".")
+    return cast("WeightFormat", module.get_submodule(path)) if path.endswith(".format") else None
+
+
+def expected_tensors(
+    sources: WeightMap, module: nn.Module, matrices: Mapping[str, StoredMatrix] | None = None
+) -> dict[str, ExpectedTensor]:
+    """Return the shape and the readable dtypes of every tensor that fills ``module``.
+
+    ``matrices``: those that the checkpoint quantises, always [out, in]; None: no matrix may be quantised.
+    """
     expected: dict[str, ExpectedTensor] = {}
     for source in sources:
-        shape = source.rows(module).shape
-        expected[source.name] = (tuple(reversed(shape)) if source.transposed else tuple(shape), FLOAT_DTYPES)
+        weight_format = find_format(module, source.target)
+        if weight_format is None:
+            shape = tuple(source.rows(module).shape)
+        else:
+            shape = len(range(weight_format.out_features)[source.start : source.stop]), weight_format.in_features
+        if weight_format is not None and matrices is not None and source.name in matrices:
+            expected[source.name] = shape, (QUANTIZED,)
+        else:
+            expected[source.name] = tuple(reversed(shape)) if source.transposed else shape, FLOAT_DTYPES
     return expected
+
+
+def leaf_formats(module: nn.Module) -> list[Dense | Packed]:
+    """Return every matrix of ``module`` once; the parts of a fused one are matrices."""
+    return [part for part in module.modules() if isinstance(part, (Dense, Packed))]
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -63,8 +88,8 @@ def weight_bytes(module: nn.Module) -> int:
 
     The module may be on the meta device.
     """
-    matrices = [part for part in module.modules() if isinstance(part, Dense)]
-    of_matrices = {id(matrix.weight) for matrix in matrices}
+    matrices = leaf_formats(module)
+    of_matrices = {id(matrix.weight) for matrix in matrices if isinstance(matrix, Dense)}
     vectors = sum(parameter.nbytes for parameter in module.parameters() if id(parameter) not in of_matrices)
     return vectors + int(sum(matrix.in_features * matrix.out_features * matrix.bits for matrix in matrices)) // 8
 
@@ -98,21 +123,22 @@ def allocation_errors(what: str) -> Iterator[None]:
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:
-    """Read every tensor of ``sources`` into its parameter of ``module``.
+    """Read every tensor and every quantised matrix of ``sources`` into its parameter of ``module``.
 
     Raises ``CheckpointError`` for a tensor that holds NaN or infinity.
     """
-    total = sum(checkpoint.tensors[source.name].nbytes for source in sources)
+    total = sum(checkpoint.nbytes(source.name) for source in sources)
     done = 0
     for source in sources:
-        path, _, part = source.target.rpartition(".")
-        tensor = checkpoint.read(source.name)
+        matrix = checkpoint.matrices.get(source.name)
+        stored = checkpoint.read(source.name) if matrix is None else matrix
         with finite_weights(source.name, checkpoint.folder):
-            if path.endswith(".format"):
-                weight_format = cast("WeightFormat", module.get_submodule(path))
-                weight_format.load(part, tensor, slice(source.start, source.stop), transposed=source.transposed)
+            if (weight_format := find_format(module, source.target)) is not None:
+                part = source.target.rpartition(".")[2]
+                weight_format.load(part, stored, slice(source.start, source.stop), transposed=source.transposed)
             else:
-                check_finite(source.rows(module).copy_(tensor))
-        done += checkpoint.tensors[source.name].nbytes
+                assert isinstance(stored, Tensor), source.name
+                check_finite(source.rows(module).copy_(stored))
+        done += checkpoint.nbytes(source.name)
         if progress is not None:
             progress(done, total)

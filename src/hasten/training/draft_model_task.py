@@ -28,7 +28,7 @@ from hasten.training.corpus import Batch, Corpus, draft_token_ids
 from hasten.training.draft_score import DraftScore, count_accepted, topk_tokens
 from hasten.training.lm_head_loss import Labels, lm_head_loss, teacher_probs
 from hasten.training.recipes import DraftModelRecipe
-from hasten.training.target_model import TargetModel, dense_weight
+from hasten.training.target_model import TargetModel, dense_weight, trainable_spec
 
 CHAIN_LENGTH = 4  # draft tokens of the validation score
 DEFAULT_LAYERS, DEFAULT_HIDDEN = 2, 128  # of a new model; the hidden size is approximate
@@ -145,8 +145,13 @@ def _new_draft(recipe: DraftModelRecipe, target: TargetModel, seed: int) -> tupl
 
 
 def _load_draft(init_from: str, target: TargetModel) -> tuple[Mapping[str, Any], Decoder]:
-    """Load the initial model. Raises ``CheckpointError``, and ``InvalidOption`` for another vocabulary."""
-    loaded = load_decoder(resolve(init_from, None, quiet=True), dtype="float32", ops=target.ops)
+    """Load the initial model.
+
+    Raises like ``TargetModel.load``, and ``InvalidOption`` for another vocabulary.
+    """
+    folder = resolve(init_from, None, quiet=True)
+    trainable_spec(folder)
+    loaded = load_decoder(folder, dtype="float32", ops=target.ops)
     remedy = "Give a smaller model of the same family, or leave out init_from"
     check_draft_vocabulary(loaded, init_from, target.spec.vocab_size, remedy)
     return loaded.config, loaded.decoder

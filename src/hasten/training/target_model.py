@@ -5,6 +5,7 @@ Shape suffixes: B sequences · S tokens per sequence · T = B·S tokens · X any
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.reader import Checkpoint
-from hasten.core.errors import UnsupportedModel
+from hasten.core.errors import UnsupportedModel, show
 from hasten.layers.attention import DenseContext
 from hasten.layers.formats.dense import Dense, DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
@@ -89,16 +91,22 @@ class TargetModel:
 
 def trainable_spec(folder: Path) -> DecoderSpec:
     """Return the spec that a folder's configuration describes. Raises like ``TargetModel.load``."""
-    config = Checkpoint.open(folder).config
-    quantization = config.get("quantization_config")
+    if os.path.isfile(folder / "config.json"):
+        _refuse_quantized(folder, read_json(folder / "config.json").get("quantization_config"))
+    checkpoint = Checkpoint.open(folder)
+    _refuse_quantized(folder, next((matrix.spec.describe() for matrix in checkpoint.matrices.values()), None))
+    return find_family(checkpoint.config).spec(checkpoint.config, max_layers=checkpoint.num_weights)
+
+
+def _refuse_quantized(folder: Path, quantization: object) -> None:
+    """Raise ``UnsupportedModel`` if there is a quantisation: its settings, or its scheme in words."""
     if quantization:
         raise UnsupportedModel(
             f"the weights of {folder} are quantised, and training needs them in floating point",
-            got=quantization.get("quant_method", "quantization_config") if isinstance(quantization, dict) else quantization,
+            got=show(quantization.get("quant_method", "quantization_config") if isinstance(quantization, dict) else quantization),
             allowed="float32, bfloat16 or float16",
             remedy="Train on the unquantised model: the result also serves the quantised one",
         )
-    return find_family(config).spec(config)
 
 
 def dense_weight(linear: Linear) -> Tensor:

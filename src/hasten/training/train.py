@@ -64,6 +64,7 @@ def train(
     if options.threads is not None or torch.get_num_threads() > threads:
         torch.set_num_threads(threads)
     folder = resolve(model, quiet=quiet)
+    trainable_spec(folder)  # before its files are read
     settings = _settings(folder, data, recipe, options)
     resume = ResumeFolder.open(out, settings)
     corpus = _load_corpus(model, folder, data, recipe, options, resume, callback, should_stop)

@@ -17,6 +17,7 @@ from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cach
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
+from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
 from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
@@ -46,6 +47,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
     folder = resolve(model, options.revision, quiet=not options.show_progress)
     timer = LoadTimer()
+    check_quantization(options, folder)
     with timer.phase("kernels"):
         backend = choose_backend(options, read_spec(folder))
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:

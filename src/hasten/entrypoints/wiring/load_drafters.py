@@ -19,6 +19,7 @@ from hasten.checkpoints.shards import SINGLE, read_shards
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import CheckpointError, InvalidOption
 from hasten.engine.kv_cache_sizing import kv_groups
+from hasten.entrypoints.wiring.check_quantization import check_draft_quantization
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
 from hasten.layers.eagle import LAYER_INDEX
@@ -82,6 +83,7 @@ def load_draft_model(name: str, options: EngineOptions, backend: Backend, target
     Raises ``InvalidOption`` for another vocabulary than the target's, and ``CheckpointError`` for faulty files.
     """
     folder = resolve(name, None, quiet=not options.show_progress)
+    check_draft_quantization(options, folder)
     model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats)
     remedy = "Take a smaller model of the same family, or train one: hasten train draft"
     check_draft_vocabulary(model, name, target.spec.vocab_size, remedy)

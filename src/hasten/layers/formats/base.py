@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from hasten.layers.formats.conversion import Conversion
+from hasten.layers.formats.stored_matrix import StoredMatrix
 
 
 class NotFiniteWeights(ValueError):
@@ -23,6 +28,15 @@ def check_finite(values: Tensor) -> None:
         raise NotFiniteWeights
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """Output rows ``[start, stop)`` of a matrix, as a checkpoint stores them."""
+
+    start: int
+    stop: int
+    matrix: StoredMatrix | None  # None: an ordinary tensor
+
+
 class WeightFormat(Protocol):
     """One matrix [O, I].
 
@@ -32,11 +46,14 @@ class WeightFormat(Protocol):
     out_features: int
     in_features: int
     bits: float  # that a product reads for each weight
+    form: str  # how the matrix is kept, in words, such as "bfloat16"
+    int8_activations: bool  # products quantise their input
+    conversion: Conversion | None  # of a quantised matrix whose form rounds its weights
 
-    def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
-        """Convert a checkpoint tensor and write it into the output rows ``rows`` of the parameter ``part``.
+    def load(self, part: str, source: Tensor | StoredMatrix, rows: slice, *, transposed: bool) -> None:
+        """Convert a checkpoint's tensor or matrix into the rows ``rows`` of the parameter ``part``.
 
-        ``source`` is a memory-mapped view that is only valid during the call. ``transposed``: it is stored as [I, O].
+        A tensor is a memory-mapped view that is only valid during the call. ``transposed``: it is stored as [I, O].
         Raises ``NotFiniteWeights`` for NaN and infinity, which quantised formats would turn into ordinary numbers.
         """
         ...
@@ -63,6 +80,13 @@ class WeightFormatFactory(Protocol):
 
     def table(self, num_rows: int, size: int) -> WeightFormat:
         """Return a matrix that is only looked up, such as learned positions."""
+        ...
+
+    def stored(self, in_features: int, out_features: int, parts: Sequence[StoredPart]) -> WeightFormat:
+        """Return a matrix whose rows, or some of them, are quantised in the checkpoint.
+
+        ``parts`` covers its rows in order. Raises ``CheckpointError`` as ``StoredMatrix.input_order`` does.
+        """
         ...
 
     def on_meta(self) -> WeightFormatFactory:

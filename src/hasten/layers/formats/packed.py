@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hasten.layers.formats.base import NotFiniteWeights
+from hasten.layers.formats.base import NotFiniteWeights, StoredPart, WeightFormat
+from hasten.layers.formats.conversion import Conversion
 from hasten.layers.formats.dense import MetaFormatFactory
+from hasten.layers.formats.fused import format_of_parts
+from hasten.layers.formats.native_form import NativeForm, find_native_form
+from hasten.layers.formats.quant_spec import QuantSpec
+from hasten.layers.formats.stored_matrix import StoredMatrix, dequantized_rows, in_order, quantized_rows
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.library import NotFinite
 from hasten.ops.cpu.matrix import Matrix, Weights
@@ -19,26 +25,71 @@ BITS = {Dtype.FLOAT32: 32.0, Dtype.BFLOAT16: 12.0, Dtype.FLOAT16: 16.0, Dtype.IN
 
 
 class Packed(nn.Module):
-    """It has no parameters, so it cannot be trained. Native programs read ``matrix``."""
+    """It has no parameters, so it cannot be trained.
 
-    def __init__(self, matrix: Matrix) -> None:
+    Native programs read ``matrix``, which takes its memory on first use.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        out_features: int,
+        in_features: int,
+        form: NativeForm | Dtype,
+        *,
+        int8_activations: bool = False,
+        input_order: Tensor | None = None,
+    ) -> None:
+        """``form``: that of quantised matrices, which are kept as they are; or a dtype, to which weights are converted.
+
+        ``input_order``: the input that each column of the native matrix belongs to; None: their own order.
+        """
         super().__init__()
-        self.matrix = matrix
-        self.in_features, self.out_features = matrix.in_features, matrix.out_features
-        self.bits = BITS[matrix.dtype]
+        self.out_features, self.in_features, self.int8_activations = out_features, in_features, int8_activations
+        self.bits, self.form = (BITS[form], form.name.lower()) if isinstance(form, Dtype) else (form.bits, form.describe())
+        self.conversion: Conversion | None = None
+        self.input_order = input_order
+        self._weights, self._form = weights, form
+        self._matrix: Matrix | None = None
 
-    def load(self, part: str, source: Tensor, rows: slice, *, transposed: bool) -> None:
+    @property
+    def matrix(self) -> Matrix:
+        """The native matrix. Raises like ``Matrix``."""
+        if self._matrix is None:
+            dtype, groups = (self._form, None) if isinstance(self._form, Dtype) else (self._form.dtype, self._form.groups)
+            shape = (self.out_features, self.in_features)
+            self._matrix = Matrix(self._weights, *shape, dtype, groups=groups, int8_activations=self.int8_activations)
+        return self._matrix
+
+    def load(self, part: str, source: Tensor | StoredMatrix, rows: slice, *, transposed: bool) -> None:
         assert part == "weight", part
+        first = rows.start or 0
         try:
-            self.matrix.pack(source.T if transposed else source, rows.start or 0)
+            if isinstance(source, Tensor):
+                self.matrix.pack(source.T if transposed else source, first)
+            elif isinstance(self._form, NativeForm):
+                for start, quantized in quantized_rows(source):
+                    self.matrix.pack_codes(*self._form.convert(quantized), first + start)
+            else:
+                self._convert(source, first)
         except NotFinite as error:
             raise NotFiniteWeights from error
 
+    def _convert(self, source: StoredMatrix, first: int) -> None:
+        """Pack dequantised weights."""
+        for start, weights in dequantized_rows(source):
+            self.matrix.pack(weights, first + start)
+            if self.conversion is not None:
+                ids = torch.arange(first + start, first + start + len(weights), dtype=torch.int64, device="cpu")
+                self.conversion.count(weights, self.matrix.lookup(ids))
+
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
-        return self.matrix.multiply(x_TI, bias_O).to(x_TI.dtype)
+        columns = x_TI if self.input_order is None else x_TI[:, self.input_order]
+        return self.matrix.multiply(columns, bias_O).to(x_TI.dtype)
 
     def lookup(self, ids_T: Tensor) -> Tensor:
-        return self.matrix.lookup(ids_T)
+        columns = self.matrix.lookup(ids_T)
+        return columns if self.input_order is None else in_order(columns, self.input_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +103,50 @@ class PackedFormatFactory:
     weights: Weights
     dtype: torch.dtype
     quantization: str | None = None
+    activations: str = "auto"  # of matrices that the checkpoint quantises: as its scheme says, "int8" or "float"
 
     def projection(self, in_features: int, out_features: int) -> Packed:
         if self.quantization is None:
             return self.table(out_features, in_features)
         int8_activations = not self.quantization.endswith("-weight-only")
-        return Packed(Matrix(self.weights, out_features, in_features, self._projection_dtype, int8_activations=int8_activations))
+        return Packed(self.weights, out_features, in_features, self._projection_dtype, int8_activations=int8_activations)
 
     lm_head = projection
 
     def table(self, num_rows: int, size: int) -> Packed:
         """Tables are never quantised."""
-        return Packed(Matrix(self.weights, num_rows, size, DTYPES[self.dtype]))
+        return Packed(self.weights, num_rows, size, DTYPES[self.dtype])
+
+    def stored(self, in_features: int, out_features: int, parts: Sequence[StoredPart]) -> WeightFormat:
+        return format_of_parts(in_features, out_features, parts, self._alike, self._mixed)
 
     def on_meta(self) -> MetaFormatFactory:
-        return MetaFormatFactory(TorchOps(), self.dtype, BITS[self._projection_dtype], BITS[DTYPES[self.dtype]])
+        bits, table_bits = BITS[self._projection_dtype], BITS[DTYPES[self.dtype]]
+        return MetaFormatFactory(TorchOps(), self.dtype, bits, table_bits, self.stored)
+
+    def _alike(self, in_features: int, out_features: int, matrix: StoredMatrix | None) -> Packed:
+        """Return the format of rows that are stored like ``matrix``, or as ordinary tensors."""
+        if matrix is None:
+            return self.projection(in_features, out_features)
+        form = find_native_form(matrix.spec, in_features)
+        if form is None:
+            return self._mixed(in_features, out_features)
+        int8_activations = form.is_integer and self._quantizes_activations(matrix.spec)
+        if int8_activations and in_features > self.weights.cpu.library.limits.int8_inputs:
+            int8_activations = False
+        order = matrix.input_order()
+        return Packed(self.weights, out_features, in_features, form, int8_activations=int8_activations, input_order=order)
+
+    def _quantizes_activations(self, spec: QuantSpec) -> bool:
+        if self.activations != "auto":
+            return self.activations == "int8"
+        return spec.activations is not None and spec.activations.kind == "int" and spec.activations.bits == 8
+
+    def _mixed(self, in_features: int, out_features: int) -> Packed:
+        """Return a format for rows that are stored in any way: the dense dtype."""
+        packed = self.table(out_features, in_features)
+        packed.conversion = None if self.dtype == torch.float32 else Conversion()
+        return packed
 
     @property
     def _projection_dtype(self) -> Dtype:

@@ -43,11 +43,26 @@ class QuantSpec:
         """Whether each group has an offset of its own."""
         return self.kind == "int" and self.zero is None
 
+    @property
+    def name(self) -> str:
+        """The scheme and its bits, such as "GPTQ int4"; "Q4_K" and "FP8" say their bits themselves."""
+        return self.scheme if str(self.bits) in self.scheme else f"{self.scheme} {'int' if self.kind == 'int' else 'fp'}{self.bits}"
+
+    def has_int8_activations(self, activations: str) -> bool:
+        """Whether products quantise their input to int8: always for integer weights and ``activations`` "int8".
+
+        "auto": if the scheme does; "float": never.
+        """
+        if self.kind != "int" or activations == "float":
+            return False
+        own = self.activations
+        return activations == "int8" or (own is not None and own.kind == "int" and own.bits == 8)
+
     def describe(self) -> str:
         """Return the scheme in words, such as "GPTQ int4, groups of 128, offsets"."""
         sizes = {"tensor": "one scale", "channel": "scale per output", "group": f"groups of {self.group_size}"}
         size = sizes.get(self.granularity) or "blocks of {} x {}".format(*(self.block or ()))
-        parts = [f"{self.scheme} {'int' if self.kind == 'int' else 'fp'}{self.bits}", size]
+        parts = [self.name, size]
         if self.has_offsets:
             parts.append("offsets")
         if self.reorders_inputs:

@@ -17,7 +17,7 @@ _LINEARS = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out", "mlp
 
 def read_spec(view: ConfigView) -> DecoderSpec:
     # reorder_and_upcast_attn needs no support: it asks for float32 inside attention, which every backend has.
-    view.require_off(("add_cross_attention", "quantization_config"))
+    view.require_off(("add_cross_attention",))
     hidden_size, num_heads = view.integer("n_embd", 768), view.integer("n_head", 12)
     if hidden_size % num_heads:
         view.refuse("n_embd", f"a multiple of n_head={num_heads}")

@@ -35,8 +35,13 @@ def choose_backend(options: EngineOptions, spec: DecoderSpec | None = None) -> B
         _check_kernels_are_optional(options, cpu, "Leave the option out, and PyTorch computes this model")
         warnings.warn(f"PyTorch computes this model without the native CPU kernels: {cpu}", KernelsWarning, stacklevel=2)
     if not isinstance(cpu, str):
-        int8_kv = options.kv_cache_dtype == "int8"
-        return NativeBackend(cpu, options.quantization, draft_quantization=options.resolved_draft_quantization, int8_kv=int8_kv)
+        return NativeBackend(
+            cpu,
+            options.quantization,
+            draft_quantization=options.resolved_draft_quantization,
+            int8_kv=options.kv_cache_dtype == "int8",
+            activations=options.activations,
+        )
     _check_kernels_are_optional(options, cpu, "Run hasten doctor to see which kernels this machine has")
     if options.threads is not None or torch.get_num_threads() > threads:
         torch.set_num_threads(threads)  # for the whole process: PyTorch has no other setting
@@ -45,7 +50,7 @@ def choose_backend(options: EngineOptions, spec: DecoderSpec | None = None) -> B
 
 
 def _faults(cpu: Cpu, options: EngineOptions, spec: DecoderSpec) -> str:
-    int8_activations = options.quantization in ("int8", "int4")
+    int8_activations = options.quantization in ("int8", "int4") or options.activations == "int8"
     return "; ".join(kernel_faults(spec, cpu.library.limits, int8_activations=int8_activations))
 
 
@@ -55,6 +60,7 @@ def _check_kernels_are_optional(options: EngineOptions, reason: str, remedy: str
         "backend": options.backend == "cpu",
         "quantization": options.quantization is not None,
         "draft_quantization": options.draft_quantization != "auto",
+        "activations": options.activations == "int8",
         "kv_cache_dtype": options.kv_cache_dtype == "int8",
     }
     names = [name for name, needs in needs_kernels.items() if needs]

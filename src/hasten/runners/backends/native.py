@@ -32,21 +32,25 @@ from hasten.sampling.token_selector import TorchTokenSelector
 class NativeBackend:
     """``quantization`` is the target's, ``draft_quantization`` that of draft models and draft heads.
 
-    ``int8_kv``: keys and values in int8 with one scale per token and head; otherwise in the model's dtype.
+    ``activations`` is the engine option. ``int8_kv``: keys and values in int8 with one scale per token and head; otherwise in the
+    model's dtype.
     """
 
     has_own_thread_pool: ClassVar[bool] = True
 
-    def __init__(self, cpu: Cpu, quantization: str | None, *, draft_quantization: str | None, int8_kv: bool) -> None:
+    def __init__(
+        self, cpu: Cpu, quantization: str | None, *, draft_quantization: str | None, int8_kv: bool, activations: str = "auto"
+    ) -> None:
         self.cpu, self.quantization, self.draft_quantization, self._int8_kv = cpu, quantization, draft_quantization, int8_kv
+        self._activations = activations
         self._weights, self._draft_weights = Weights(cpu), Weights(cpu)
         self.ops: Ops = TorchOps()
 
     def formats(self, dtype: torch.dtype) -> PackedFormatFactory:
-        return PackedFormatFactory(self._weights, dtype, self.quantization)
+        return PackedFormatFactory(self._weights, dtype, self.quantization, self._activations)
 
     def draft_formats(self, dtype: torch.dtype) -> PackedFormatFactory:
-        return PackedFormatFactory(self._draft_weights, dtype, self.draft_quantization)
+        return PackedFormatFactory(self._draft_weights, dtype, self.draft_quantization, self._activations)
 
     def block_bytes(self, groups: Sequence[KvGroup], block_size: int, dtype: torch.dtype) -> int:
         return native_block_bytes(self.cpu, groups, block_size, self._kv_dtype(dtype))
