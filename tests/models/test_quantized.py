@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.engine.paged_runner import PagedRunner
+from tests.models.dense import dense_logits
 from tests.quantized_models import Scheme, decode, quantize, register
 from tests.tiny_models import TINY, TinyModel
 from torch import Tensor
@@ -18,9 +19,14 @@ from torch import Tensor
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import CheckpointError
 from hasten.layers.formats import stored_matrix
+from hasten.layers.formats.base import StoredPart, WeightFormat
+from hasten.layers.formats.dense import Dense
 from hasten.layers.formats.fused import Fused
+from hasten.layers.formats.packed import Packed, PackedFormatFactory
 from hasten.models.load import LoadedModel, load_decoder, plan_decoder, read_spec
 from hasten.models.weights import leaf_formats, weight_bytes
+from hasten.ops.cpu.cpu import Dtype
+from hasten.ops.cpu.matrix import Weights
 from hasten.ops.torch.backend import TorchOps
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
@@ -264,6 +270,43 @@ def test_native_forms_convert_nothing(quantised: Path) -> None:
     decoder = load(quantised, "cpu", dtype="bfloat16")[1].decoder
     assert all(part.conversion is None for part in leaf_formats(decoder))
     assert decoder.layers[2].mlp.down.format.form == "4-bit codes in groups of 16"
+
+
+@pytest.mark.parametrize("int8_parts", [(True, True, True), (True, False, True), (False, True, False)])
+def test_parts_take_int8_and_float_inputs(tiny: Callable[[str], Path], tmp_path: Path, int8_parts: tuple[bool, bool, bool]) -> None:
+    """The native program of a decoder with fused matrices computes what its modules compute."""
+
+    class MixedFactory(PackedFormatFactory):
+        def stored(self, in_features: int, out_features: int, parts: Sequence[StoredPart]) -> WeightFormat:
+            if len(parts) == 1:
+                return self.projection(in_features, out_features)
+            sizes = [part.stop - part.start for part in parts]
+            return Fused(
+                [
+                    Packed(self.weights, size, in_features, Dtype.INT8, int8_activations=is_int8)
+                    for size, is_int8 in zip(sizes, int8_parts, strict=False)
+                ]
+            )
+
+    kernels, _ = load(tiny("llama-mqa-bias"), "cpu")
+    assert isinstance(kernels, NativeBackend)
+    quantised, _ = quantize(tiny("llama-mqa-bias"), tmp_path, lambda _: INT4)
+    weights = Weights(kernels.cpu)
+    model = load_decoder(quantised, ops=kernels.ops, formats=lambda dtype: MixedFactory(weights, dtype))
+    assert sum(isinstance(part, Fused) for part in model.decoder.modules()) == 6
+    found = torch.cat(PagedRunner(kernels, model, 16).prompt_logits(*PROMPTS))
+    expected = dense_logits(model.decoder, PROMPTS)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_a_fused_matrix_looks_up_rows_of_its_parts() -> None:
+    ops = TorchOps()
+    parts = [Dense(8, size, ops, torch.float32) for size in (16, 32)]
+    for part in parts:
+        part.weight.normal_()
+    rows = torch.cat([part.weight for part in parts])
+    ids = torch.tensor([0, 47, 15, 16, 15])
+    assert torch.equal(Fused(parts).lookup(ids), rows[ids])
 
 
 def decode_file(folder: Path, name: str) -> Tensor:
