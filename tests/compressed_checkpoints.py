@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import compressed_tensors
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
@@ -76,7 +77,7 @@ MIXED = {
     "group_0": {"targets": ["Linear"], "weights": integers(4, symmetric=False), "format": "pack-quantized"},
     "group_1": {"targets": ["re:.*down_proj", "layers.1.up"], "weights": floats("channel"), "format": "float-quantized"},
     "group_2": {"targets": ["re:.*[.]1[.].*"], "weights": integers(8, "channel"), "format": "pack-quantized"},
-    "group_3": {"targets": ["re:layers.2"], "weights": KINDS["nvfp4"][1], "format": "nvfp4-pack-quantized"},
+    "group_3": {"targets": ["re:layers.2[.].*"], "weights": KINDS["nvfp4"][1], "format": "nvfp4-pack-quantized"},
 }
 MIXED_NAMES = [f"layers.{layer}.{name}" for layer in range(3) for name in ("up", "down_proj", "q")]
 
@@ -215,7 +216,8 @@ def write_linear_groups(
     decoded = quantize_modules(model, groups)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
-    settings = {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "quantization_status": "compressed"}
+    version = {"version": compressed_tensors.__version__, "quantization_status": "compressed"}
+    settings = {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, **version}
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": settings}))
     return decoded
 
