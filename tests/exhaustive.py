@@ -31,7 +31,7 @@ SUITES = {
         1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
     ),
     "bad words": Suite(120, 2_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
-    "gguf tokenizers": Suite(1_000, 20_000, "tokenizers of GGUF files with mutated metadata", "tests/text/test_gguf_tokenizer.py"),
+    "gguf tokenizers": Suite(1_000, 20_000, "tokenizers of GGUF files with mutated metadata", "tests/text/test_gguf_vocabulary.py"),
     "compressed-tensors": Suite(
         100, 1_000, "damaged checkpoints of every kind", "tests/checkpoints/quantized/test_compressed_tensors.py"
     ),

@@ -1,14 +1,16 @@
-"""GGUF files with the tokenizer of a checkpoint and nothing else, as llama.cpp's converter writes them."""
+"""GGUF files, and their metadata, with the tokenizer of a checkpoint as llama.cpp's converter writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 from gguf import GGUFWriter, TokenType
 from gguf.vocab import SpecialVocab
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 
 def looks_special(token: str) -> bool:
@@ -100,3 +102,38 @@ def add_tokenizer(
         writer.add_add_space_prefix(add_space_prefix)
     if special is not None:
         special.add_to_gguf(writer, quiet=True)
+
+
+def byte_metadata(pre: str = "gpt-2", **values: Any) -> dict[str, Any]:
+    letters = sorted(ByteLevel.alphabet())
+    tokens = ["<s>", "</s>", *letters, "he", "hello", "<tool>", "<pad>", "[PAD262]"]
+    types = [3, 3, *[1] * len(letters), 1, 1, 4, 3, 5]
+    metadata = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": ["h e"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    return changed(metadata, **values)
+
+
+def sentencepiece_metadata(**values: Any) -> dict[str, Any]:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    letters = ["▁", "a", "b", "c", "▁a", "bc", "ab", "▁ab"]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*tokens, *letters],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(letters)],
+        "tokenizer.ggml.scores": [0.0] * 259 + [-10.0, -11.0, -12.0, -13.0, -3.0, -9.0, -4.0, -5.0],
+    }
+    return changed(metadata, **values)
+
+
+def changed(metadata: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Return the metadata with other values under ``tokenizer.ggml.``; None removes one."""
+    result = metadata | {f"tokenizer.ggml.{name}": value for name, value in values.items()}
+    return {key: value for key, value in result.items() if value is not None}

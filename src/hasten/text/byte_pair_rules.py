@@ -1,7 +1,7 @@
-"""``BYTE_PAIR_RULES``: how a text becomes words for byte-level BPE, by the names of GGUF's ``tokenizer.ggml.pre``.
+"""``BYTE_PAIR_RULES``: how a text becomes words for byte-level BPE.
 
-A GGUF file names its pre-tokenizer and llama.cpp knows what the name means; the table says the same in the terms of
-``tokenizers``. Unicode normalization is that of the checkpoint's ``tokenizer.json``, which llama.cpp leaves out.
+The keys are the values of GGUF's ``tokenizer.ggml.pre``, names that llama.cpp gives a meaning. The table says the same in the terms
+of ``tokenizers``. Unicode normalization is that of the checkpoint's ``tokenizer.json``, which llama.cpp leaves out.
 """
 
 from __future__ import annotations

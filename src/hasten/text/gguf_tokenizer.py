@@ -1,8 +1,8 @@
 """``gguf_tokenizer``: the tokenizer and the chat template in the metadata of a GGUF file.
 
-It is built from the metadata alone and equals the original ``tokenizer.json``. transformers' mapping is not used: it adds the
-special tokens of a class to the vocabulary, drops control tokens such as ``<｜end▁of▁sentence｜>``, and splits a text by GPT-2's
-pattern where it does not know the file's.
+It is built from the metadata alone and equals the original ``tokenizer.json``. transformers' mapping is not used. That mapping adds
+``<|endoftext|>`` to vocabularies without it, cuts control tokens such as ``<｜end▁of▁sentence｜>`` into pieces, normalizes no text,
+ignores ``add_space_prefix``, and splits a text by GPT-2's pattern where it does not know the file's.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ _AGAIN = "Download the file again, or convert the original model again with llam
 
 @dataclass(frozen=True, slots=True)
 class GgufVocabulary:
-    """``tokens`` are distinct texts by id, ``types`` their types. ``merges`` and ``scores`` are None if the file has none.
+    """``tokens`` are distinct texts by id, ``types`` their types.
 
+    ``merges`` and ``scores`` are None if the file has none.
     ``special_ids``: the ids of ``bos_token`` and the like, those that the file names. The flags are None where it is silent.
     """
 

@@ -1,4 +1,7 @@
-"""``read_tokenizer``: a tokenizer from the files of a checkpoint, of which ``tokenizer.json`` decides, or from a GGUF file."""
+"""``read_tokenizer``: a tokenizer from the files of a checkpoint; ``tokenizer.json`` decides.
+
+``read_gguf_tokenizer`` reads that of a GGUF file.
+"""
 
 from __future__ import annotations
 

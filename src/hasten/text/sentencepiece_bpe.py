@@ -1,4 +1,7 @@
-"""Parts of a ``tokenizers`` tokenizer that reads and writes as SentencePiece does (Kudo and Richardson, 2018)."""
+"""Parts of a tokenizer that reads and writes texts as SentencePiece does.
+
+SentencePiece: Kudo and Richardson, 2018.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ def merges(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def decoder(*, strip_prefix: bool) -> decoders.Decoder:
-    """Return the decoder; with ``strip_prefix``, one that removes the space that encoding put before the text."""
+    """Return the decoder from tokens to text.
+
+    With ``strip_prefix`` it removes the space that encoding put before the text.
+    """
     parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if strip_prefix else parts)
 

@@ -1,4 +1,4 @@
-"""Patterns that split a text before byte-level BPE, each named after the model family that introduced it."""
+"""Patterns that split a text before byte-level BPE, named after the families that introduced them."""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
