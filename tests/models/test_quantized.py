@@ -96,12 +96,14 @@ def test_logits_are_those_of_the_dequantised_weights(folders: tuple[str, tuple[P
     settings = json.loads((quantised / "config.json").read_text())["quantization_config"]
     assert settings["matrices"]
     found, expected = logits(quantised, backend), logits(plain, backend)
-    if backend == "cpu" and any(scheme["reorder"] for scheme in settings["matrices"].values()):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # sums of another order
-    else:
-        assert torch.equal(found, expected)
+    check_logits(found, expected, exact=backend == "torch" or case == "no native form")
     decoder = load(quantised, "cpu")[1].decoder
     assert sum(isinstance(part, Fused) for part in decoder.modules()) == CASES[case][2]
+
+
+def check_logits(found: Tensor, expected: Tensor, *, exact: bool) -> None:
+    """``exact``: bit for bit. Native products of codes round their inputs to 16 bits."""
+    assert torch.equal(found, expected) if exact else float((found - expected).norm() / expected.norm()) < 1e-3
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
@@ -183,7 +185,8 @@ def test_an_lm_head_that_is_quantised_alone_is_no_tied_one(tiny: Callable[[str],
     assert load_decoder(source, ops=TorchOps()).spec.tie_word_embeddings
     quantised, plain = quantize(source, tmp_path, by_part({"lm_head": INT4}))
     assert not load_decoder(quantised, ops=TorchOps()).spec.tie_word_embeddings
-    assert torch.equal(logits(quantised, "cpu"), logits(plain, "cpu"))
+    check_logits(logits(quantised, "cpu"), logits(plain, "cpu"), exact=False)
+    assert torch.equal(logits(quantised, "torch"), logits(plain, "torch"))
 
 
 @pytest.mark.parametrize("differ", [False, True])
@@ -198,7 +201,8 @@ def test_two_quantised_embeddings_are_tied_if_they_are_equal(tiny: Callable[[str
     model = load(quantised, "cpu")[1]
     assert model.spec.tie_word_embeddings is not differ
     assert (model.decoder.lm_head.format is model.decoder.embedding.format) is not differ
-    assert torch.equal(logits(quantised, "cpu"), logits(plain, "cpu"))
+    check_logits(logits(quantised, "cpu"), logits(plain, "cpu"), exact=False)
+    assert torch.equal(logits(quantised, "torch"), logits(plain, "torch"))
 
 
 def test_a_tied_embedding_may_be_stored_as_the_lm_head(tiny: Callable[[str], Path], tmp_path: Path) -> None:
