@@ -174,6 +174,11 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "vector": (_with("qweight", lambda t: t.flatten()), {}, ["m.qweight is [256], expected a matrix"]),
     "empty": (_with("qweight", lambda t: t[:0]), {}, ["m.qweight is [0, 32], expected a matrix"]),
     "3 bits": (lambda t: t, {"bits": 3}, ["m.qweight is [8, 32]", "multiples of 3"]),
+    "outputs of 3 bits": (
+        lambda t: {**t, **named(_encode(40, 64, bits=3)[0])},
+        {"bits": 3},
+        ["m.qweight is [6, 40]", "columns in multiples of 32"],
+    ),
     "group that does not divide": (lambda t: t, {"group_size": 48, "desc_act": True}, ["groups of 48", "32, 32"]),
     "other groups": (lambda t: t, {"group_size": 16}, ["m.scales is [2, 32], expected [4, 32]"]),
     "g_idx too large": (_with("g_idx", lambda t: t + 1), {}, ["got group 2", "groups 0 to 1"]),
@@ -238,6 +243,7 @@ def test_a_scale_of_0_means_weights_of_0(tmp_path: Path) -> None:
 
 def test_rows_do_not_share_memory_with_the_file(tmp_path: Path) -> None:
     parts, expected = _encode(1, 64, 32, bits=8)
+    parts["scales"] = parts["scales"].float()
     matrix = Checkpoint.open(store(tmp_path, named(parts), _settings(8))).matrices["m.weight"]
     rows = matrix.rows(0, 1)
     assert isinstance(rows, GroupedRows)
