@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.checkpoints.quantized.stored import check_meaning, named, refusal, store
-from tests.quantized_checkpoints import encode_gptq, input_groups, write_gptq
+from tests.quantized_checkpoints import encode_gptq, input_groups, write_dequantized, write_gptq
 from tests.tiny_models import tiny_checkpoint
 from torch import Tensor
 
@@ -82,6 +82,10 @@ def test_a_checkpoint_keeps_its_other_tensors(name: str, tmp_path: Path) -> None
     assert ("lm_head.weight" in expected) is (name != "llama-sharded")
     assert set(checkpoint.tensors) == set(plain.tensors) - set(expected)
     assert all(torch.equal(checkpoint.read(tensor), plain.read(tensor)) for tensor in checkpoint.tensors)
+    write_dequantized(tmp_path / "float32", source, expected)
+    twin = Checkpoint.open(tmp_path / "float32")
+    assert set(twin.tensors) == set(plain.tensors)
+    assert all(torch.equal(twin.read(weight), weights) for weight, weights in expected.items())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
