@@ -19,6 +19,7 @@ from tests.tiny_models import TINY, tiny_reference
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, UnsupportedModel
 from hasten.layers.formats.stored_matrix import dequantize
@@ -125,6 +126,20 @@ def test_a_split_file_is_one_checkpoint(tiny: Callable[[str], Path], tmp_path: P
     assert_equal(contents(Checkpoint.open(tmp_path / "m-00001-of-00004.gguf")), held)
 
 
+def test_tensors_may_lie_at_any_address(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    types, starts = {"*q_proj*": "Q4_0", "*k_proj*": "Q6_K", "*v_proj*": "F16", "*gate*": "BF16"}, set()
+    for length in range(1, 5):  # the writer leaves out empty strings
+
+        def edit(writer: GGUFWriter, length: int = length) -> None:
+            writer.add_custom_alignment(1)
+            writer.add_string("filler", "x" * length)
+
+        held = write_gguf(tmp_path / "model.gguf", tiny("llama-gqa"), types, edit=edit)
+        assert_equal(contents(Checkpoint.open(tmp_path / "model.gguf")), held)
+        starts |= {tensor.start % 4 for tensor in GgufFile.open(tmp_path / "model.gguf").tensors.values()}
+    assert starts == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize(("types", "dtype"), [("F16", "float16"), ("BF16", "bfloat16"), ("Q8_0", "float32"), ("F32", "float32")])
 def test_the_dtype_is_that_of_most_weights(types: str, dtype: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", tiny("llama-gqa"), types)
@@ -134,6 +149,10 @@ def test_the_dtype_is_that_of_most_weights(types: str, dtype: str, tiny: Callabl
 def edited(tiny: Callable[[str], Path], folder: Path, edit: Callable[[GGUFWriter], None], name: str = "llama-gqa") -> Path:
     write_gguf(folder / "model.gguf", tiny(name), "Q8_0", edit=edit)
     return folder / "model.gguf"
+
+
+def with_tensor(name: str, values: np.ndarray, kind: str = "F32") -> Callable[[GGUFWriter], None]:
+    return lambda writer: writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
 
 
 def setting(key: str, value: Any) -> Callable[[GGUFWriter], None]:
@@ -201,6 +220,41 @@ def test_a_value_for_each_layer_may_be_the_same(tiny: Callable[[str], Path], tmp
     assert config["num_key_value_heads"] == 2
 
 
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda writer: writer.add_rope_scaling_yarn_ext_factor(0.5), r"yarn_ext_factor=0.5 \(allowed: 1\)"),
+        (with_tensor("rope_freqs.weight", np.ones(8, np.float32)), "scaling.type='yarn' .*none beside the tensor rope_freqs"),
+    ],
+)
+def test_other_rotary_scalings_are_refused(
+    add: Callable[[GGUFWriter], None], message: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=message):
+        Checkpoint.open(edited(tiny, tmp_path, add, "llama-yarn"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "scaling"),
+    [
+        ("linear", 1.0, None),
+        ("linear", None, None),
+        ("none", 4.0, None),
+        (None, None, None),
+        (None, 4.0, {"rope_type": "linear", "factor": 4.0}),
+        ("linear", 4.0, {"rope_type": "linear", "factor": 4.0}),
+    ],
+)
+def test_scaling_without_type_is_linear(
+    kind: str | None, factor: float | None, scaling: dict[str, Any] | None, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def edit(writer: GGUFWriter) -> None:
+        setting("llama.rope.scaling.type", kind)(writer)
+        setting("llama.rope.scaling.factor", factor)(writer)
+
+    assert Checkpoint.open(edited(tiny, tmp_path, edit)).config.get("rope_scaling") == scaling
+
+
 def test_yarn_settings_reach_the_family(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     def edit(writer: GGUFWriter) -> None:
         writer.add_rope_scaling_yarn_beta_fast(24.0)
@@ -227,10 +281,6 @@ def test_tokens_that_end_a_text_or_a_turn_are_generation_settings(tiny: Callable
     assert Checkpoint.open(edited(tiny, tmp_path, edit)).generation_config == {"bos_token_id": 1, "eos_token_id": [2, 7]}
 
 
-def with_tensor(name: str, values: np.ndarray, kind: str = "F32") -> Callable[[GGUFWriter], None]:
-    return lambda writer: writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -245,6 +295,7 @@ def with_tensor(name: str, values: np.ndarray, kind: str = "F32") -> Callable[[G
         (with_tensor("output.bias", np.zeros(8, np.int32), "I32"), "is I32"),
         (with_tensor("rope_freqs.weight", np.ones(8, np.float16), "F16"), r"no list of factors.*F16 \[8\]"),
         (with_tensor("rope_freqs.weight", np.ones((2, 4), np.float32)), "no list of factors"),
+        (with_tensor("rope_freqs.weight", np.ones(2**16 + 1, np.float32)), r"no list of factors.*F32 \[65537\]"),
         (with_tensor("blk.0.attn_q.bias", np.zeros(24, np.float32)), "no whole heads: got 24 rows and head dim 16"),
     ],
 )
