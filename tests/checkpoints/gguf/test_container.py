@@ -72,6 +72,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
+@pytest.mark.parametrize("value", [0.6, 1e-6, 1e-5, 500_000.0, 0.1, -3.4e38, 0.0, float("inf")])
+def test_a_float32_is_the_decimal_number_that_was_meant(path: Path, value: float) -> None:
+    assert opened(path, gguf_bytes([entry("k", 6, struct.pack("<f", value))])).metadata == {"k": value}
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("name", VALUES)
 def test_reads_values_and_arrays_of_every_type(path: Path, name: str, version: int) -> None:

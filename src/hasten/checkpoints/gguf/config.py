@@ -54,6 +54,14 @@ _YARN_KEYS = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
+# Recommended sampling, which llama.cpp's converter copies from generation_config.json.
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 
 
@@ -117,13 +125,14 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
 
 
 def read_generation_config(file: GgufFile) -> dict[str, Any]:
-    """Return the ids of the first token and of the tokens that end a text."""
+    """Return recommended sampling, and the ids of the first token and of the tokens that end a text."""
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", *_END_KEYS)}
     ends: list[object] = []
     for key in _END_KEYS:
         if tokens[key] is not None and tokens[key] not in ends:
             ends.append(tokens[key])
-    values = {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
+    values = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
+    values |= {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
     return {key: value for key, value in values.items() if value not in (None, [])}
 
 
