@@ -193,6 +193,8 @@ def setting(key: str, value: Any) -> Callable[[GGUFWriter], None]:
         ("llama.attention.head_count_kv", [2, 1, 2], r"head_count_kv=\[2, 1, 2\] \(allowed: one value for all layers\)"),
         ("llama.attention.causal", False, "causal=False"),
         ("llama.logit_scale", 2.0, "logit_scale=2.0"),
+        ("llama.rope.dimension_sections", [8, 4, 4, 0], r"dimension_sections=\[8, 4, 4, 0\]"),
+        ("llama.rope.scaling.attn_factor", 0.5, r"attn_factor=0.5 \(allowed: 1\)"),
     ],
 )
 def test_unsupported_settings_are_named(key: str, value: Any, message: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_a_value_for_each_layer_may_be_the_same(tiny: Callable[[str], Path], tmp
 @pytest.mark.parametrize(
     ("add", "message"),
     [
-        (lambda writer: writer.add_rope_scaling_yarn_ext_factor(0.5), r"yarn_ext_factor=0.5 \(allowed: 1\)"),
+        (lambda writer: writer.add_rope_scaling_yarn_ext_factor(0.5), r"yarn_ext_factor=0.5 \(allowed: 1, or -1"),
         (with_tensor("rope_freqs.weight", np.ones(8, np.float32)), "scaling.type='yarn' .*none beside the tensor rope_freqs"),
     ],
 )
@@ -283,6 +285,38 @@ def test_yarn_settings_reach_the_family(tiny: Callable[[str], Path], tmp_path: P
         "attention_factor": 0.75,
     }
     assert find_family(config).spec(config).layers[0].attention.rotary.attention_factor == 0.75
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-gqa"])
+def test_settings_that_llama_cpp_saves_with_their_defaults_change_nothing(
+    name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """``llama_model_save_to_file`` writes every setting; those of other architectures have their defaults."""
+    defaults = {
+        "attn_logit_softcapping": 50.0,
+        "attention.causal": True,
+        "attention.scale": 0.0,
+        "attention.sliding_window": 0,
+        "embedding_scale": 0.0,
+        "expert_count": 0,
+        "logit_scale": 0.0,
+        "rope.dimension_sections": [0, 0, 0, 0],
+        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.yarn_attn_factor": 1.0,
+        "rope.scaling.yarn_beta_fast": 32.0,
+        "rope.scaling.yarn_beta_slow": 1.0,
+        "rope.scaling.yarn_ext_factor": -1.0,
+        "rope.scaling.yarn_log_multiplier": 0.0,
+    }
+    if name != "llama-yarn":
+        defaults |= {"rope.scaling.type": "linear", "rope.scaling.factor": 0.0, "rope.scaling.original_context_length": 256}
+
+    def edit(writer: GGUFWriter) -> None:
+        for key, value in defaults.items():
+            setting(f"{name.split('-')[0]}.{key}", value)(writer)
+
+    ours, theirs = (Checkpoint.open(path).config for path in (edited(tiny, tmp_path, edit, name), tiny(name)))
+    assert find_family(ours).spec(ours) == find_family(theirs).spec(theirs)
 
 
 def test_recommended_sampling_is_a_generation_setting(tiny: Callable[[str], Path], tmp_path: Path) -> None:
