@@ -124,14 +124,17 @@ def quantize(
 
 
 def encode(weights: Tensor, scheme: Scheme) -> dict[str, Tensor]:
-    """Quantise [O, I] to the codes 0 to 2**bits - 1, from the smallest weight of a group to its largest."""
+    """Quantise [O, I] to the codes 0 to 2**bits - 1, from the smallest weight of a group to its largest.
+
+    A product of a scale, rounded to bfloat16, and a code is exact. So rounding once, as native kernels do, is rounding twice.
+    """
     order = torch.arange(weights.shape[1])
     if scheme.reorder:
         order = torch.randperm(weights.shape[1], generator=torch.Generator().manual_seed(scheme.reorder))
     groups = weights.float()[:, order].unflatten(1, (-1, scheme.group_size))
     low, high = groups.amin(-1), groups.amax(-1)
-    scales = (high - low) / (2**scheme.bits - 1)
-    codes = ((groups - low[..., None]) / scales[..., None]).round().flatten(1).to(torch.uint8)
+    scales = ((high - low) / (2**scheme.bits - 1)).bfloat16().float()
+    codes = ((groups - low[..., None]) / scales[..., None]).round().clamp(0, 2**scheme.bits - 1).flatten(1).to(torch.uint8)
     parts = {"codes": codes, "scales": scales, "offsets": low}
     return parts | ({"order": order} if scheme.reorder else {})
 

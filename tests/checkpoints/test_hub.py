@@ -101,6 +101,24 @@ def test_a_file_is_not_a_model(tmp_path, cache):
         hub.resolve(str(tmp_path / "model.safetensors"))
 
 
+def test_a_gguf_file_is_a_model(tmp_path, cache):
+    (tmp_path / "a.gguf").touch()
+    assert hub.resolve(str(tmp_path / "a.gguf")) == tmp_path / "a.gguf"
+    with pytest.raises(InvalidOption, match="and this is a file"):
+        hub.resolve(str(tmp_path / "a.gguf"), "main")
+    with pytest.raises(ModelNotFound, match="no such"):
+        hub.resolve(str(tmp_path / "b.gguf"))
+
+
+def test_a_folder_of_gguf_files_names_them(tmp_path, cache):
+    for name in ("b.gguf", "a.gguf", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelNotFound, match=rf"holds GGUF files.*got a.gguf, b.gguf.*Give the file: {tmp_path}/a.gguf"):
+        hub.resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert hub.resolve(str(tmp_path)) == tmp_path
+
+
 def test_an_incomplete_download_is_refused(cache):
     """The hub client stores the file list of a revision, and one of its files is missing."""
     from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.gguf_files import llama3_factors
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -88,6 +89,25 @@ def test_older_configurations_give_the_same_spec(name: str, kind_key: str) -> No
     assert _rotary({"rope_theta": theta, "rope_scaling": scaling}) == _rotary({"rope_parameters": TABLES[name]})
 
 
+@pytest.mark.parametrize("factor", [8.0, 32.0, 3.0])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_frequency_factors_of_gguf_equal_llama3_scaling(factor: float, head_dim: int) -> None:
+    """Bit for bit where waves stay or are stretched by a power of two, else within two units in the last place."""
+    table = {**TABLES["llama3"], "factor": factor}
+    config = LlamaConfig(hidden_size=head_dim, num_attention_heads=1, max_position_embeddings=4096, rope_parameters=dict(table))
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+    factors = [float(value) for value in llama3_factors(table, head_dim)]
+    view = ConfigView({"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "frequency_factors", "factors": factors}})
+    frequencies = read_rotary(view, head_dim, MAX_POSITIONS).inverse_frequencies()
+    view.check()
+    blended = [1.0 < value < factor for value in factors]
+    assert {1.0, factor} <= set(factors)
+    assert any(blended)
+    assert torch.allclose(frequencies, expected, rtol=2.4e-7, atol=0.0)
+    exact = torch.tensor([not value for value in blended]) if factor != 3.0 else torch.tensor([value == 1.0 for value in factors])
+    assert torch.equal(frequencies[exact], expected[exact])
+
+
 def test_theta_is_10000_without_rotary_settings() -> None:
     assert _rotary({}) == _rotary({"rope_parameters": TABLES["default"]})
 
@@ -114,6 +134,10 @@ def test_yarn_extends_the_context() -> None:
         ({"rope_parameters": {"rope_type": "yarn", "factor": -1.0}}, ["factor=-1.0"]),
         ({"rope_parameters": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}, ["high_freq_factor=1.0", "above"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5"]),
+        ({"rope_scaling": {"rope_type": "frequency_factors"}}, ["factors=None", "32 numbers above 0"]),
+        ({"rope_scaling": {"rope_type": "frequency_factors", "factors": [1.0] * 31}}, ["32 numbers above 0"]),
+        ({"rope_scaling": {"rope_type": "frequency_factors", "factors": [1.0] * 31 + [0.0]}}, ["32 numbers above 0"]),
+        ({"rope_scaling": {"rope_type": "frequency_factors", "factors": [1.0] * 31 + ["1"]}}, ["32 numbers above 0"]),
         ({"rope_parameters": {"rope_theta": "large"}}, ["rope_theta='large'"]),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["rope_parameters", "one table for all layers"]),
     ],

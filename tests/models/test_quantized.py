@@ -1,4 +1,4 @@
-"""A quantised checkpoint computes what the same weights in float32 compute, on both backends, bit for bit."""
+"""A quantised checkpoint computes what the same weights in float32 compute, on both backends."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ CASES: dict[str, tuple[str, Callable[[str], Scheme | None], int]] = {
     "tied embedding": ("llama-mha-tied", lambda _: INT4, 0),
     "tied embedding left alone": ("llama-mha-tied", all_layers, 0),
     "one order of inputs": ("llama-gqa", lambda _: REORDERED, 0),
+    "no native form": ("llama-gqa", lambda _: Scheme(group_size=8), 0),
     "orders that differ": ("llama-gqa", by_part({"k_proj": Scheme(reorder=9), "up_proj": Scheme(reorder=9)}, REORDERED), 6),
     "schemes that differ": ("llama-mqa-bias", by_part({"v_proj": GROUPS_OF_32, "gate_proj": INT3}, INT4), 6),
     "plain parts": ("llama-mqa-bias", by_part({"q_proj": None, "up_proj": None}, INT4), 6),
@@ -96,7 +97,10 @@ def test_logits_are_those_of_the_dequantised_weights(folders: tuple[str, tuple[P
     settings = json.loads((quantised / "config.json").read_text())["quantization_config"]
     assert settings["matrices"]
     found, expected = logits(quantised, backend), logits(plain, backend)
-    assert torch.equal(found, expected)
+    if backend == "cpu" and any(scheme["reorder"] for scheme in settings["matrices"].values()):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # sums of another order
+    else:
+        assert torch.equal(found, expected)
     decoder = load(quantised, "cpu")[1].decoder
     assert sum(isinstance(part, Fused) for part in decoder.modules()) == CASES[case][2]
 
@@ -228,7 +232,7 @@ def test_planned_memory_is_that_of_the_loaded_formats(quantised: Path, backend: 
 
 
 def test_native_memory_is_taken_once_and_by_loading(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """Neither a plan nor a format that another one replaces takes any."""
+    """Neither a plan nor a format that another one replaces takes any: four bits are less than 32."""
     quantised, plain = quantize(tiny("llama-gqa"), tmp_path, all_layers)
     taken = []
     for folder in (quantised, plain):
@@ -238,7 +242,7 @@ def test_native_memory_is_taken_once_and_by_loading(tiny: Callable[[str], Path],
         assert kernels._weights.num_bytes == 0
         load_decoder(folder, ops=kernels.ops, formats=kernels.formats)
         taken.append(kernels._weights.num_bytes)
-    assert taken[0] == taken[1] > 0
+    assert 0 < taken[0] < taken[1]
 
 
 def test_progress_counts_the_bytes_of_the_file(quantised: Path) -> None:
@@ -248,8 +252,11 @@ def test_progress_counts_the_bytes_of_the_file(quantised: Path) -> None:
     assert told[-1] == (stored, stored) and len(told) == len({done for done, _ in told})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("folders", ["layers", "plain parts", "gpt2"], indirect=True)
+@pytest.mark.parametrize(
+    ("backend", "folders"),
+    [("torch", "layers"), ("torch", "plain parts"), ("torch", "gpt2"), ("torch", "no native form"), ("cpu", "no native form")],
+    indirect=["folders"],
+)
 def test_the_conversion_error_is_that_of_rounding_to_bfloat16(folders: tuple[str, tuple[Path, Path]], backend: str) -> None:
     _, (quantised, plain) = folders
     decoder = load(quantised, backend, dtype="bfloat16")[1].decoder
@@ -258,6 +265,12 @@ def test_the_conversion_error_is_that_of_rounding_to_bfloat16(folders: tuple[str
     expected = (stored.bfloat16().float() - stored).double().norm() / stored.double().norm()
     assert layer.conversion.relative_error == pytest.approx(float(expected), rel=1e-5)
     assert all(part.conversion is None for part in leaf_formats(load(quantised, backend)[1].decoder))  # float32 is exact
+
+
+def test_native_forms_convert_nothing(quantised: Path) -> None:
+    decoder = load(quantised, "cpu", dtype="bfloat16")[1].decoder
+    assert all(part.conversion is None for part in leaf_formats(decoder))
+    assert decoder.layers[2].mlp.down.format.form == "4-bit codes in groups of 16"
 
 
 @pytest.mark.parametrize("int8_parts", [(True, True, True), (True, False, True), (False, True, False)])

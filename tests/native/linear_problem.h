@@ -14,6 +14,7 @@ struct Case {
     int out, in, rows;
     bool bias, add, gated;
     Activation activation;
+    Groups groups = {};
 
     int width() const { return gated ? out / 2 : out; }
     int64_t out_stride() const { return round_up(width(), 16); }
@@ -24,13 +25,21 @@ struct WeightFormat {
     bool quantized;
 };
 constexpr WeightFormat kWeightFormats[] = {
-    {Dtype::f32, false}, {Dtype::bf16, false}, {Dtype::f16, false}, {Dtype::int8, false},
-    {Dtype::int8, true}, {Dtype::int4, false}, {Dtype::int4, true}, {Dtype::bf16_compressed, false}};
+    {Dtype::f32, false},    {Dtype::bf16, false},  {Dtype::f16, false},    {Dtype::int8, false},
+    {Dtype::int8, true},    {Dtype::int4, false},  {Dtype::int4, true},    {Dtype::bf16_compressed, false},
+    {Dtype::codes4, false}, {Dtype::codes4, true}, {Dtype::codes8, false}, {Dtype::codes8, true},
+    {Dtype::fp8, false}};
+
+inline Groups random_groups(Random& random, Dtype dtype) {
+    if (!hasten::is_grouped(dtype)) return {};
+    return {16 << random.integer(0, 3), dtype != Dtype::fp8 && random.coin()};
+}
 
 inline Case random_case(Random& random, WeightFormat format) {
     Case c{};
     c.dtype = format.dtype;
     c.quantized = format.quantized;
+    c.groups = random_groups(random, format.dtype);
     c.gated = random.integer(0, 3) == 0;
     c.out = c.gated ? 32 * random.integer(1, 4) : random.integer(1, 150);
     c.in = random.integer(1, 300);
@@ -56,7 +65,7 @@ struct Operands {
 
     Operands(const Case& linear_case, Random& random)
         : c(linear_case),
-          weights(c.dtype, c.out, c.in),
+          weights(c.dtype, c.out, c.in, c.groups),
           x_stride(round_up(c.in, 16)),
           q_stride(round_up(c.in, 64)),
           x(c.quantized ? 0 : c.rows * x_stride),
@@ -87,6 +96,7 @@ struct Operands {
             q[k] = 127;
             if (c.dtype == Dtype::int8) weights.matrix.data[k / 4 * 64 + k % 4] = 255;
             if (c.dtype == Dtype::int4) weights.set_extreme_weight(k);
+            if (hasten::is_grouped(c.dtype)) weights.matrix.data[weights.group_position(0, k).byte] = 255;
         }
         read_weights();
     }
@@ -138,7 +148,21 @@ struct Operands {
         weights.data[at.nibble_byte] = static_cast<uint8_t>(weights.data[at.nibble_byte] | (sign * 8 + code) << at.shift);
     }
 
+    void set_grouped(int64_t o, int64_t k, bool in_matrix, Random& random) {
+        const PackedMatrix::GroupPosition at = weights.group_position(o, k);
+        uint8_t* data = weights.matrix.data;
+        const bool has_codes = hasten::is_coded(c.dtype);
+        const float scale = o < c.out ? random.uniform(0.001f, 0.02f) * (has_codes ? 1.0f : 0x1p120f) : 0.0f;
+        const float offset = o < c.out ? 0.1f * random.normal() : 0.0f;
+        if (k % c.groups.inputs == 0) std::memcpy(data + at.scale, &scale, 4);
+        if (k % c.groups.inputs == 0 && c.groups.has_offsets) std::memcpy(data + at.scale + 64, &offset, 4);
+        const int code = !in_matrix ? 0 : c.dtype == Dtype::codes4 ? random.integer(0, 15) : random.integer(0, 255);
+        const bool is_nan = c.dtype == Dtype::fp8 && (code & 127) == 127;
+        data[at.byte] = static_cast<uint8_t>((at.shift == 0 ? 0 : data[at.byte]) | (is_nan ? 0 : code) << at.shift);
+    }
+
     void set_weight(int64_t o, int64_t k, bool in_matrix, Random& random) {
+        if (hasten::is_grouped(c.dtype)) return set_grouped(o, k, in_matrix, random);
         const hasten::Matrix& matrix = weights.matrix;
         uint8_t* panel = matrix.data + o / 16 * matrix.panel_bytes;
         const float value = in_matrix ? random.normal() : 0.0f;
@@ -158,7 +182,7 @@ struct Operands {
             case Dtype::int8:
                 panel[(k / 4 * 16 + o % 16) * 4 + k % 4] = static_cast<uint8_t>(in_matrix ? random.integer(0, 255) : 128);
                 return;
-            case Dtype::int4:
+            default:
                 break;
         }
         const PackedMatrix::NibblePosition at = weights.nibble_position(o, k);
@@ -203,8 +227,27 @@ struct Operands {
         return t;
     }
 
+    // A product of integer codes in groups with int8 activations.
+    float grouped_int8_sum(int r, int o) const {
+        float total = 0.0f;
+        for (int begin = 0; begin < c.in; begin += c.groups.inputs) {
+            int64_t products = 0, activations = 0;
+            for (int k = begin; k < c.in && k < begin + c.groups.inputs; ++k) {
+                products += int64_t{weights.code(o, k) - weights.zero()} * q[r * q_stride + k];
+                activations += q[r * q_stride + k];
+            }
+            total = std::fmaf(weights.group_scale(o, begin), static_cast<float>(products), total);
+            if (c.groups.has_offsets) total = std::fmaf(weights.group_offset(o, begin), static_cast<float>(activations), total);
+        }
+        return total * scales[r];
+    }
+
     // Row r of the product with output feature o, by the documented operations one at a time.
     float sum(int r, int o) const {
+        if (c.quantized && hasten::is_grouped(c.dtype)) {
+            const float product = grouped_int8_sum(r, o);
+            return c.bias ? product + bias[o] : product;
+        }
         const float scale = (c.quantized ? scales[r] : 1.0f) * weights.scale(o);
         int64_t int_sum = 0;
         float float_sum = 0.0f;

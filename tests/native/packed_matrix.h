@@ -5,6 +5,12 @@
 
 namespace check {
 
+// The groups of types that have some.
+struct Groups {
+    int inputs = 0;
+    bool has_offsets = false;
+};
+
 struct PackedMatrix {
     hasten::Matrix matrix;
     Buffer<uint8_t> data;
@@ -42,9 +48,15 @@ struct PackedMatrix {
         }
     }
 
-    PackedMatrix(hasten::Dtype dtype, int out, int in)
+    static int64_t data_bytes(hasten::Dtype dtype, int out, int in, Groups groups) {
+        if (!hasten::is_grouped(dtype)) return round_up(out, 16) * padded(dtype, in) * half_bits(dtype) / 16;
+        const int64_t lines = 1 + groups.has_offsets + groups.inputs / (dtype == hasten::Dtype::codes4 ? 8 : 4);
+        return round_up(out, 16) / 16 * (round_up(in, groups.inputs) / groups.inputs) * lines * 64;
+    }
+
+    PackedMatrix(hasten::Dtype dtype, int out, int in, Groups groups = {})
         : matrix{},
-          data(round_up(out, 16) * padded(dtype, in) * half_bits(dtype) / 16),
+          data(data_bytes(dtype, out, in, groups)),
           scales(has_scales(dtype) ? round_up(out, 16) : 0),
           exponent_bases(dtype == hasten::Dtype::bf16_compressed ? round_up(out, 16) * 4 : 0),
           outliers(dtype == hasten::Dtype::bf16_compressed ? round_up(out, 16) / 16 * kMaxOutliers : 0),
@@ -52,10 +64,12 @@ struct PackedMatrix {
         matrix.dtype = dtype;
         matrix.out_features = out;
         matrix.in_features = in;
-        matrix.padded_in = static_cast<int32_t>(padded(dtype, in));
+        matrix.group_inputs = groups.inputs;
+        matrix.has_offsets = groups.has_offsets;
+        matrix.padded_in = static_cast<int32_t>(hasten::is_grouped(dtype) ? round_up(in, groups.inputs) : padded(dtype, in));
         matrix.panels = static_cast<int32_t>(round_up(out, 16) / 16);
         matrix.data = data.data();
-        matrix.panel_bytes = matrix.padded_in * half_bits(dtype);
+        matrix.panel_bytes = data_bytes(dtype, 16, in, groups);
         matrix.scales = has_scales(dtype) ? scales.data() : nullptr;
         matrix.exponent_bases = exponent_bases.data();
         matrix.outliers = outliers.data();
@@ -101,12 +115,51 @@ struct PackedMatrix {
         return from_bf16(static_cast<uint16_t>(high_byte * 256 + matrix.data[at.low_byte]));
     }
 
+    // Position of a weight in groups: the byte of its scale, with its offset 64 bytes on, the byte of its code, and the shift
+    // within that byte.
+    struct GroupPosition {
+        int64_t scale, byte;
+        int shift;
+    };
+    GroupPosition group_position(int64_t o, int64_t k) const {
+        const int64_t group = k / matrix.group_inputs, i = k % matrix.group_inputs;
+        const int64_t begin =
+            o / 16 * matrix.panel_bytes + group * data_bytes(matrix.dtype, 16, 1, {matrix.group_inputs, matrix.has_offsets});
+        const int64_t codes = begin + (matrix.has_offsets ? 128 : 64), lane = o % 16;
+        if (matrix.dtype != hasten::Dtype::codes4) return {begin + 4 * lane, codes + i / 4 * 64 + 4 * lane + i % 4, 0};
+        return {begin + 4 * lane, codes + i / 8 * 64 + 4 * lane + i % 4, i % 8 < 4 ? 0 : 4};
+    }
+    int code(int64_t o, int64_t k) const {
+        const GroupPosition at = group_position(o, k);
+        return matrix.data[at.byte] >> at.shift & (matrix.dtype == hasten::Dtype::codes4 ? 15 : 255);
+    }
+    int zero() const { return matrix.has_offsets ? 0 : matrix.dtype == hasten::Dtype::codes4 ? 8 : 128; }
+    float group_scale(int64_t o, int64_t k) const {
+        float value;
+        std::memcpy(&value, matrix.data + group_position(o, k).scale, 4);
+        return matrix.dtype == hasten::Dtype::fp8 ? value * 0x1p-120f : value;
+    }
+    float group_offset(int64_t o, int64_t k) const {
+        float value = 0.0f;
+        if (matrix.has_offsets) std::memcpy(&value, matrix.data + group_position(o, k).scale + 64, 4);
+        return value;
+    }
+    float grouped_weight(int64_t o, int64_t k) const {
+        if (matrix.dtype != hasten::Dtype::fp8)
+            return std::fmaf(group_scale(o, k), static_cast<float>(code(o, k) - zero()), group_offset(o, k));
+        const int bits = code(o, k), exponent = bits >> 3 & 15, fraction = bits & 7;
+        const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
+                                         : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
+        return (bits < 128 ? size : -size) * group_scale(o, k);
+    }
+
     // Weight (o, k) before its scale: a value, or a level after subtraction of the zero point.
     float level(int64_t o, int64_t k) const {
         const uint8_t* panel = matrix.data + o / 16 * matrix.panel_bytes;
         const int64_t lane = o % 16;
         float wide;
         uint16_t half;
+        if (hasten::is_grouped(matrix.dtype)) return grouped_weight(o, k);
         switch (matrix.dtype) {
             case hasten::Dtype::f32:
                 std::memcpy(&wide, panel + (k * 16 + lane) * 4, 4);

@@ -97,7 +97,16 @@ TEST(linear_matches_the_reference_with_every_epilogue) {
 TEST(linear_is_close_to_the_product_in_double) {
     Random random(2);
     for (const WeightFormat format : check::kWeightFormats) {
-        Case c{format.dtype, format.quantized, 40, 1500, 11, false, false, false, Activation::none};
+        Case c{format.dtype,
+               format.quantized,
+               40,
+               1500,
+               11,
+               false,
+               false,
+               false,
+               Activation::none,
+               check::random_groups(random, format.dtype)};
         Operands operands(c, random);
         Buffer<float> actual(operands.out.count());
         check::for_each_isa([&](const hasten::Kernels& kernels) {
@@ -178,7 +187,16 @@ TEST(linear_of_long_rows) {
     Random random(5);
     for (const WeightFormat format : check::kWeightFormats) {
         for (int rows = 1; rows <= 65; rows += 32) {
-            Case c{format.dtype, format.quantized, 17, 19000, rows, true, false, false, Activation::none};
+            Case c{format.dtype,
+                   format.quantized,
+                   17,
+                   19000,
+                   rows,
+                   true,
+                   false,
+                   false,
+                   Activation::none,
+                   check::random_groups(random, format.dtype)};
             Operands operands(c, random);
             if (c.quantized) operands.set_largest_sum();
             Buffer<float> actual(operands.out.count());
@@ -197,7 +215,16 @@ TEST(linear_of_the_widest_int8_rows) {
     for (const WeightFormat format : check::kWeightFormats) {
         if (!format.quantized) continue;
         for (const int rows : {1, 9}) {
-            Case c{format.dtype, true, 33, inputs - (rows == 9 ? 3 : 0), rows, false, false, false, Activation::none};
+            Case c{format.dtype,
+                   true,
+                   33,
+                   inputs - (rows == 9 ? 3 : 0),
+                   rows,
+                   false,
+                   false,
+                   false,
+                   Activation::none,
+                   check::random_groups(random, format.dtype)};
             Operands operands(c, random);
             operands.set_largest_sum();
             Buffer<float> actual(operands.out.count());

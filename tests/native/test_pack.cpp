@@ -1,4 +1,5 @@
 // Weight packing: every source type and stride into every layout, against a scalar reading of the source.
+#include <initializer_list>
 #include <limits>
 
 #include "packed_matrix.h"
@@ -273,4 +274,66 @@ TEST(packing_finds_weights_that_are_not_finite) {
     large.set(1, 39, 1e6f);
     PackedMatrix packed(Dtype::f16, 3, 40);
     check::for_each_isa([&](const hasten::Kernels& kernels) { CHECK(!large.pack(kernels, packed, random)); });
+}
+
+// Codes, scales and offsets are kept bit by bit, in pieces and in every group size; embedding returns the documented weight.
+TEST(pack_codes_keeps_what_is_stored) {
+    Random random(16);
+    for (const Dtype dtype : {Dtype::codes4, Dtype::codes8, Dtype::fp8, Dtype::int8}) {
+        for (int i = 0; i < 12; ++i) {
+            const int out = random.integer(1, 70), in = random.integer(1, 300), size = 16 << random.integer(0, 3);
+            const bool is_grouped = hasten::is_grouped(dtype), has_offsets = hasten::is_coded(dtype) && random.coin();
+            const int groups = is_grouped ? (in + size - 1) / size : 1;
+            PackedMatrix packed(dtype, out, in, is_grouped ? check::Groups{size, has_offsets} : check::Groups{});
+            Buffer<uint8_t> codes(int64_t{out} * in);
+            Buffer<float> scales(int64_t{out} * groups), offsets(int64_t{out} * groups), row(check::round_up(in, 16));
+            for (int64_t j = 0; j < codes.count(); ++j) {
+                const int code = random.integer(0, dtype == Dtype::codes4 ? 15 : 255);
+                codes[j] = static_cast<uint8_t>(dtype == Dtype::fp8 && (code & 127) == 127 ? 0 : code);
+            }
+            for (int64_t j = 0; j < scales.count(); ++j) scales[j] = random.normal(), offsets[j] = random.normal();
+            check::for_each_isa([&](const hasten::Kernels& kernels) {
+                std::memset(packed.data.data(), 0, packed.data.bytes());
+                const auto pack = [&] {
+                    bool all_finite = true;
+                    for (int begin = 0, rows = 0; begin < out; begin += rows) {
+                        rows = random.integer(1, out - begin);
+                        const int64_t first = int64_t{begin} * groups;
+                        if (!kernels.pack_codes({&packed.matrix, codes.data() + int64_t{begin} * in, in, scales.data() + first,
+                                                 has_offsets ? offsets.data() + first : nullptr, begin, rows}))
+                            all_finite = false;
+                    }
+                    return all_finite;
+                };
+                CHECK(pack());
+                for (int32_t o = 0; o < out; ++o) {
+                    kernels.embed({&packed.matrix, &o, false, {row.data(), row.count()}, 0, 1});
+                    for (int k = 0; k < in; ++k) {
+                        const int64_t group = o * groups + (is_grouped ? k / size : 0);
+                        if (is_grouped) {
+                            CHECK(packed.code(o, k) == codes[int64_t{o} * in + k]);
+                            CHECK(packed.group_scale(o, k) == scales[group]);
+                            CHECK(!has_offsets || packed.group_offset(o, k) == offsets[group]);
+                            CHECK(row[k] == packed.grouped_weight(o, k));
+                        } else {
+                            CHECK(row[k] == scales[group] * static_cast<float>(codes[int64_t{o} * in + k] - 128));
+                        }
+                    }
+                }
+                if (!is_grouped) check_padding(packed);
+                Buffer<float>& spoiled = has_offsets && random.coin() ? offsets : scales;
+                const int64_t at = random.integer(0, static_cast<int>(spoiled.count()) - 1);
+                const float value = spoiled[at];
+                spoiled[at] = random.coin() ? std::nanf("") : std::numeric_limits<float>::infinity();
+                CHECK(!pack());
+                spoiled[at] = value;
+                if (dtype != Dtype::fp8) return;
+                const int64_t nan_at = random.integer(0, static_cast<int>(codes.count()) - 1);
+                const uint8_t code = codes[nan_at];
+                codes[nan_at] = random.coin() ? 0x7f : 0xff;
+                CHECK(!pack());
+                codes[nan_at] = code;
+            });
+        }
+    }
 }

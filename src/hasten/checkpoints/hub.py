@@ -56,10 +56,11 @@ class _SilentBar(_ProgressBar):
 
 
 def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> Path:
-    """Return the folder of a model. Downloads it if necessary, and completes an interrupted download.
+    """Return the folder of a model, or its GGUF file.
 
-    A shipped name takes precedence over a folder of that name; ``./demo`` is the folder. Raises ``ModelNotFound``, and
-    ``CheckpointError`` for an incomplete cached copy that cannot be completed.
+    Downloads a model of the hub if necessary, and completes an interrupted download. A shipped name takes precedence over a
+    folder of that name; ``./demo`` is the folder. Raises ``ModelNotFound``, and ``CheckpointError`` for an incomplete cached copy
+    that cannot be completed.
     """
     shipped = (SHIPPED | SHIPPED_HEADS).get(name)
     if shipped is not None:
@@ -70,12 +71,16 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
         return shipped
     _check_names(name, revision)
     folder = _expanded(name)
-    if os.path.isdir(folder):
+    if os.path.isdir(folder) or (os.path.isfile(folder) and folder.suffix == ".gguf"):
         if revision is not None:
-            raise InvalidOption("a revision needs a hub model, and this is a folder", got=f"revision {revision!r} of {name}")
+            kind = "folder" if os.path.isdir(folder) else "file"
+            raise InvalidOption(f"a revision needs a hub model, and this is a {kind}", got=f"revision {revision!r} of {name}")
+        _refuse_gguf_folder(folder)
         return folder
     if os.path.isfile(folder):
-        raise ModelNotFound(f"{name} is a file, and a model is a folder", remedy=f"Give the folder: {folder.parent}")
+        raise ModelNotFound(
+            f"{name} is a file, and a model is a folder or a .gguf file", remedy=f"Give the folder: {folder.parent}"
+        )
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFound("there is no such model folder", got=repr(name), remedy=_nearest_model(name))
     return _download(name, revision, quiet)
@@ -130,6 +135,22 @@ def _check_names(name: str, revision: str | None) -> None:
             got=repr(revision[:80]),
             allowed="a branch, a tag or a commit of up to 250 characters",
             remedy="Leave --revision out for the newest",
+        )
+
+
+def _refuse_gguf_folder(folder: Path) -> None:
+    """Raise ``ModelNotFound`` for a folder that holds GGUF files and no other model: each of them is one."""
+    if not os.path.isdir(folder) or os.path.lexists(folder / "config.json"):
+        return
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf"))
+    except OSError:
+        return  # reading the model says what is wrong
+    if names:
+        raise ModelNotFound(
+            f"{folder} holds GGUF files, and each is a model of its own",
+            got=", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+            remedy=f"Give the file: {folder / names[0]}",
         )
 
 

@@ -1,4 +1,4 @@
-"""``Checkpoint``: a model folder on disk, checked when it is opened.
+"""``Checkpoint``: a model folder or a GGUF file on disk, checked when it is opened.
 
 It knows files and tensors, and no architecture.
 """
@@ -13,13 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
+from hasten.checkpoints.gguf.reader import read_gguf
 from hasten.checkpoints.json_values import read_json
-from hasten.checkpoints.quantized.find import find_matrices
+from hasten.checkpoints.quantized.find import find_matrices, kv_cache_scales
 from hasten.checkpoints.shards import SINGLE, TensorEntry, count_faults, list_faults, read_shards
 from hasten.checkpoints.tensor_files import SafetensorsFiles, TensorFiles
 from hasten.core.errors import CheckpointError, ModelNotFound
 from hasten.layers.formats.stored_matrix import StoredMatrix
 
+GGUF_SUFFIX = ".gguf"
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 QUANTIZED = "quantised"  # of an expected tensor: it is one of ``Checkpoint.matrices``
 
@@ -28,11 +30,14 @@ ExpectedTensor = tuple[tuple[int, ...], tuple[str, ...]]  # shape, allowed dtype
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The configuration and the tensor entries of a model folder. Tensors are read on demand."""
+    """The configuration and the tensor entries of a model folder or a GGUF file.
 
-    folder: Path
+    Tensors are read on demand.
+    """
+
+    folder: Path  # or the GGUF file
     config: dict[str, Any]
-    generation_config: dict[str, Any]  # empty if the folder has none
+    generation_config: dict[str, Any]  # empty if there is none
     files: TensorFiles
     tensors: Mapping[str, TensorEntry]  # by name, without those of ``matrices``
     matrices: Mapping[str, StoredMatrix] = field(default_factory=dict)  # the quantised ones, by the name of the weight
@@ -41,9 +46,14 @@ class Checkpoint:
     def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
         """Read the configuration and every shard's header.
 
-        ``single`` is the name of an unsharded weights file. Raises ``ModelNotFound`` for a folder that is missing or holds no
-        model. Raises ``CheckpointError`` for a broken model, pickled weights, or a model that needs its own code.
+        ``folder`` may be a GGUF file, the first part of a split one. ``single`` is the name of an unsharded weights file.
+
+        Raises ``ModelNotFound`` for a folder that is missing or holds no model. Raises ``CheckpointError`` for a broken model,
+        pickled weights, or a model that needs its own code.
         """
+        if folder.suffix == GGUF_SUFFIX and not os.path.isdir(folder):
+            model = read_gguf(folder)
+            return cls(folder, model.config, model.generation_config, model.tensors, model.tensors.entries, model.matrices)
         if not os.path.isdir(folder):
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
         if not os.path.isfile(folder / "config.json"):
@@ -58,7 +68,7 @@ class Checkpoint:
         generation = folder / "generation_config.json"
         files = SafetensorsFiles(folder, read_shards(folder, single))
         matrices = find_matrices(config, files)
-        parts = {part for matrix in matrices.values() for part in matrix.parts}
+        parts = {part for matrix in matrices.values() for part in matrix.parts} | kv_cache_scales(config, files)
         tensors = {name: entry for name, entry in files.entries.items() if name not in parts}
         return cls(folder, config, read_json(generation) if os.path.lexists(generation) else {}, files, tensors, matrices)
 

@@ -29,7 +29,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_DIMENSIONS = 8  # of a tensor
 MAX_LISTED = 20  # faults that an error message lists; the rest is counted
 DTYPES_OF_SIZE = {
-    1: ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"),
+    1: ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"),
     2: ("U16", "I16", "F16", "BF16"),
     4: ("U32", "I32", "F32"),
     8: ("U64", "I64", "F64"),

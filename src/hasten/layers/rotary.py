@@ -82,7 +82,21 @@ class YarnScaling:
         return dim * math.log(self.original_max_positions / (num_turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
-RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True, slots=True)
+class FrequencyFactors:
+    """Each inverse frequency is divided by its own factor.
+
+    GGUF files store the scaling of Llama 3.1 as such factors (``rope_freqs``).
+    """
+
+    factors: tuple[float, ...]  # [D/2]
+    attention_factor: float = 1.0
+
+    def scale(self, powers: Tensor, theta: float) -> Tensor:
+        return 1.0 / powers / torch.tensor(self.factors, dtype=torch.float32, device=powers.device)
+
+
+RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling | FrequencyFactors
 
 
 def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:

@@ -24,7 +24,6 @@ from hasten.layers.norm import Norm
 from hasten.layers.rotary import RotaryTables
 from hasten.models.decoder import Decoder
 from hasten.models.kernel_shapes import kernel_faults
-from hasten.ops.cpu.matrix import Matrix
 from hasten.ops.cpu.program import Activation, AttentionParams, Buffer, NormKind, Program, QkNorm
 
 _NORMS = {"rms": NormKind.RMS, "layer": NormKind.LAYER}
@@ -54,9 +53,9 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
     num_layers, size = decoder.spec.num_layers, decoder.spec.hidden_size
     assert all(0 <= layer < num_layers for layer in aux_layer_indices), aux_layer_indices
     residual = program.buffer("residual", size)
-    program.embed(_matrix(decoder.embedding), residual)
+    _embed(program, decoder.embedding, residual)
     if decoder.positions is not None:
-        program.embed(_matrix(decoder.positions), residual, by_position=True)
+        program.embed(_packed(decoder.positions).matrix, residual, by_position=True)
     compiler = _Compiler(program, decoder.rotary)
     layers = [cast(DecoderLayer, layer) for layer in decoder.layers]
     aux_hidden_states: dict[int, Buffer] = {}
@@ -84,7 +83,7 @@ def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:
     layer, size = head.layer, head.spec.hidden_size
     hidden, embedded, residual = (program.buffer(name, size) for name in ("hidden state", "embedded", "residual"))
     attention_input = program.buffer("attention input", 2 * size)
-    program.embed(_matrix(head.embedding), embedded)
+    _embed(program, head.embedding, embedded)
     compiler = _Compiler(program, head.rotary)
     program.begin_layer()
     compiler.norm(layer.attention_norm, embedded, program.slice(attention_input, 0, size))
@@ -111,11 +110,11 @@ class _Compiler:
         self.program.norm(_NORMS[norm.spec.kind], x, norm.weight, norm.bias, norm.spec.eps, out)
 
     def input_buffer(self, reader: Linear, name: str) -> Buffer:
-        """Return the buffer for the input of ``reader``, int8 if all its parts take int8."""
-        matrices = [matrix for _, matrix in _matrices(reader)]
-        if all(matrix.int8_activations for matrix in matrices):
-            return self.program.int8_buffer(matrices[0])
-        return self.program.buffer(name, matrices[0].in_features)
+        """Return the buffer for the input of ``reader``, int8 if all its parts take int8 inputs in order."""
+        parts = [part for _, part in _parts(reader)]
+        if all(part.int8_activations and part.input_order is None for part in parts):
+            return self.program.int8_buffer(parts[0].matrix)
+        return self.program.buffer(name, parts[0].in_features)
 
     def normalized(self, norm: Norm, x: Buffer, reader: Linear) -> Buffer:
         """Return norm(x) as an input of ``reader``."""
@@ -124,25 +123,41 @@ class _Compiler:
         return out
 
     def quantized(self, x: Buffer, reader: Linear) -> Buffer:
-        """Return x as an input of ``reader``."""
-        matrices = [matrix for _, matrix in _matrices(reader)]
-        return self.as_input(x, matrices[0]) if all(matrix.int8_activations for matrix in matrices) else x
+        """Return x as an input of ``reader``, quantised once if all its parts take that."""
+        parts = [part for _, part in _parts(reader)]
+        takes_int8 = all(part.int8_activations and part.input_order is None for part in parts)
+        return self.as_input(x, parts[0]) if takes_int8 else x
 
-    def as_input(self, x: Buffer, matrix: Matrix) -> Buffer:
-        """Return x, in int8 if the matrix takes int8."""
-        if x.quantized or not matrix.int8_activations:
+    def as_input(self, x: Buffer, part: Packed) -> Buffer:
+        """Return x in the order of the columns of ``part``, in int8 if it takes int8."""
+        if part.input_order is not None:
+            columns = self.program.buffer("columns in order", x.width)
+            self.program.select_columns(x, part.input_order, columns)
+            x = columns
+        if x.quantized or not part.int8_activations:
             return x
-        out = self.program.int8_buffer(matrix)
+        out = self.program.int8_buffer(part.matrix)
         self.program.copy(x, out)
         return out
 
-    def linear(self, linear: Linear, x: Buffer, out: Buffer, *, add: bool = False) -> None:
-        """out = linear(x), or out += linear(x); each part of a fused matrix has columns of ``out``."""
-        for rows, matrix in _matrices(linear):
+    def linear(
+        self,
+        linear: Linear,
+        x: Buffer,
+        out: Buffer | None,
+        *,
+        add: bool = False,
+        gated: bool = False,
+        activation: Activation = Activation.NONE,
+    ) -> None:
+        """out = linear(x), or as ``Program.linear`` says; each part of a fused matrix has columns of ``out``."""
+        for rows, part in _parts(linear):
             bias = None if linear.bias is None else linear.bias[rows]
-            is_part = matrix.out_features != linear.format.out_features
-            columns = self.program.slice(out, rows.start, matrix.out_features) if is_part else out
-            self.program.linear(matrix, self.as_input(x, matrix), bias, columns, add=add)
+            is_part = part.out_features != linear.format.out_features
+            assert not is_part or (out is not None and not gated), linear.format
+            columns = self.program.slice(out, rows.start, part.out_features) if is_part and out is not None else out
+            inputs = self.as_input(x, part)
+            self.program.linear(part.matrix, inputs, bias, columns, add=add, gated=gated, activation=activation)
 
     def qkv(self, attention: Attention, index: int, x: Buffer) -> Buffer:
         """Store keys and values of layer ``index``; return the rows [q | k | v]."""
@@ -169,7 +184,7 @@ class _Compiler:
         size, gated, activation = mlp.spec.intermediate_size, mlp.spec.gated, _ACTIVATIONS[mlp.spec.activation]
         if not isinstance(mlp.up.format, Fused) and (not gated or size % 16 == 0):
             hidden = self.program.buffer("hidden", size)
-            self.program.linear(_matrix(mlp.up), x, mlp.up.bias, hidden, gated=gated, activation=activation)
+            self.linear(mlp.up, x, hidden, gated=gated, activation=activation)
             hidden = self.quantized(hidden, mlp.down)
         else:
             # The fused instruction needs one matrix, with the rows of up at a panel of 16.
@@ -183,16 +198,27 @@ class _Compiler:
         self.program.begin_head()
         gathered = self.program.buffer("gathered", residual.width)
         self.program.gather(residual, gathered)
-        self.program.linear(_matrix(lm_head), self.normalized(norm, gathered, lm_head), lm_head.bias, None)
+        self.linear(lm_head, self.normalized(norm, gathered, lm_head), None)
 
 
-def _matrices(linear: Linear) -> list[tuple[slice, Matrix]]:
-    """Return the native matrices of a layer, each with its rows."""
-    if not isinstance(linear.format, Fused):
-        return [(slice(0, linear.format.out_features), _matrix(linear))]
-    return [(rows, cast(Packed, part).matrix) for rows, part in linear.format.parts]
+def _embed(program: Program, embedding: Embedding, out: Buffer) -> None:
+    """out = the embeddings of the step's tokens."""
+    packed = _packed(embedding)
+    if packed.input_order is None:
+        program.embed(packed.matrix, out)
+        return
+    columns = program.buffer("columns in order", out.width)
+    program.embed(packed.matrix, columns)
+    program.select_columns(columns, packed.input_order.argsort(), out)
 
 
-def _matrix(module: Linear | Embedding) -> Matrix:
+def _parts(linear: Linear) -> list[tuple[slice, Packed]]:
+    """Return the native parts of a layer, each with its rows."""
+    if isinstance(linear.format, Fused):
+        return [(rows, cast(Packed, part)) for rows, part in linear.format.parts]
+    return [(slice(0, linear.format.out_features), _packed(linear))]
+
+
+def _packed(module: Linear | Embedding) -> Packed:
     assert isinstance(module.format, Packed), module.format
-    return module.format.matrix
+    return module.format

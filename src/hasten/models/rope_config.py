@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasten.layers.rotary import LinearScaling, Llama3Scaling, RotaryScaling, RotarySpec, YarnScaling, yarn_attention_factor
-from hasten.models.config import MAX_SIZE, ConfigView
+from hasten.layers.rotary import (
+    FrequencyFactors,
+    LinearScaling,
+    Llama3Scaling,
+    RotaryScaling,
+    RotarySpec,
+    YarnScaling,
+    yarn_attention_factor,
+)
+from hasten.models.config import MAX_NUMBER, MAX_SIZE, MIN_NUMBER, ConfigView
 
 # The supported rope types and the keys that each requires.
 _REQUIRED_KEYS = {
@@ -17,6 +25,7 @@ _REQUIRED_KEYS = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "frequency_factors": (),  # of GGUF files; ``_read_factors`` checks its key
 }
 
 
@@ -42,7 +51,7 @@ def read_rotary(view: ConfigView, head_dim: int, max_positions: int) -> RotarySp
         view.refuse("rope_parameters", "one table for all layers")
     elif rope_type not in _REQUIRED_KEYS:
         rope.refuse("rope_type" if "rope_type" in merged else "type", ", ".join(_REQUIRED_KEYS))
-    scaling = _read_scaling(rope_type, rope)
+    scaling = _read_scaling(rope_type, rope, head_dim)
     theta = rope.number("rope_theta", 10_000.0, above=1.0)  # YaRN divides by its logarithm
     rope.check()
     return RotarySpec(theta=theta, dim=head_dim, scaling=scaling)
@@ -60,12 +69,14 @@ def longest_context(view: ConfigView, rotary: RotarySpec | None, max_positions: 
     return max_positions
 
 
-def _read_scaling(rope_type: str, rope: ConfigView) -> RotaryScaling | None:
+def _read_scaling(rope_type: str, rope: ConfigView, head_dim: int) -> RotaryScaling | None:
     for name in _REQUIRED_KEYS.get(rope_type, ()):
         if name not in rope.values:
             rope.refuse(name, f"a number above 0, which rope type {rope_type!r} needs")
     original = rope.integer("original_max_position_embeddings", 1)
     factor = rope.number("factor", 1.0)
+    if rope_type == "frequency_factors":
+        return _read_factors(rope, head_dim)
     if rope_type == "linear":
         return LinearScaling(factor)
     if rope_type == "llama3":
@@ -80,3 +91,15 @@ def _read_scaling(rope_type: str, rope: ConfigView) -> RotaryScaling | None:
         beta_fast, beta_slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
         return YarnScaling(factor, original, attention_factor, beta_fast, beta_slow, rope.flag("truncate", True))
     return None
+
+
+def _read_factors(rope: ConfigView, head_dim: int) -> FrequencyFactors | None:
+    factors = rope.values.get("factors")
+    if isinstance(factors, list) and len(factors) == head_dim // 2 and all(map(_is_factor, factors)):
+        return FrequencyFactors(tuple(factors))
+    rope.refuse("factors", f"{head_dim // 2} numbers above 0, within float32")
+    return None
+
+
+def _is_factor(value: object) -> bool:
+    return type(value) is float and MIN_NUMBER < value <= MAX_NUMBER

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hasten.core.errors import InvalidOption, UnsupportedModel
-from hasten.ops.cpu.cpu import Cpu, Dtype, find_cpu
+from hasten.ops.cpu.cpu import DTYPES, Cpu, Dtype, find_cpu
 from hasten.ops.cpu.kv import NativeKv, kv_block_bytes
 from hasten.ops.cpu.library import NativeLibrary, NotFinite, native_library
 from hasten.ops.cpu.matrix import Matrix, Weights
@@ -99,7 +99,7 @@ def test_matrices_and_heads_beyond_the_kernels_are_refused_with_shape_and_bound(
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), Dtype.INT8, Dtype.INT4])
 def test_weights_that_are_not_finite_are_refused_in_every_format(cpu: Cpu, dtype: Dtype, number: float) -> None:
     for source in (torch.float32, torch.bfloat16, torch.float16):
         weight = torch.ones(70, 130, dtype=source)

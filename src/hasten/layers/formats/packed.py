@@ -12,7 +12,8 @@ from hasten.layers.formats.base import NotFiniteWeights, StoredPart, WeightForma
 from hasten.layers.formats.conversion import Conversion
 from hasten.layers.formats.dense import MetaFormatFactory
 from hasten.layers.formats.fused import format_of_parts
-from hasten.layers.formats.stored_matrix import StoredMatrix, dequantized_rows
+from hasten.layers.formats.native_form import NativeForm, find_native_form
+from hasten.layers.formats.stored_matrix import StoredMatrix, dequantized_rows, in_order, quantized_rows
 from hasten.ops.cpu.cpu import DTYPES, Dtype
 from hasten.ops.cpu.library import NotFinite
 from hasten.ops.cpu.matrix import Matrix, Weights
@@ -29,22 +30,34 @@ class Packed(nn.Module):
     """
 
     def __init__(
-        self, weights: Weights, out_features: int, in_features: int, dtype: Dtype, *, int8_activations: bool = False
+        self,
+        weights: Weights,
+        out_features: int,
+        in_features: int,
+        form: NativeForm | Dtype,
+        *,
+        int8_activations: bool = False,
+        input_order: Tensor | None = None,
     ) -> None:
+        """``form``: that of quantised matrices, which are kept as they are; or a dtype, to which weights are converted.
+
+        ``input_order``: the input that each column of the native matrix belongs to; None: their own order.
+        """
         super().__init__()
         self.out_features, self.in_features, self.int8_activations = out_features, in_features, int8_activations
-        self.bits, self.form = BITS[dtype], dtype.name.lower()
+        self.bits, self.form = (BITS[form], form.name.lower()) if isinstance(form, Dtype) else (form.bits, form.describe())
         self.conversion: Conversion | None = None
-        self._weights, self._dtype = weights, dtype
+        self.input_order = input_order
+        self._weights, self._form = weights, form
         self._matrix: Matrix | None = None
 
     @property
     def matrix(self) -> Matrix:
         """The native matrix. Raises like ``Matrix``."""
         if self._matrix is None:
-            self._matrix = Matrix(
-                self._weights, self.out_features, self.in_features, self._dtype, int8_activations=self.int8_activations
-            )
+            dtype, groups = (self._form, None) if isinstance(self._form, Dtype) else (self._form.dtype, self._form.groups)
+            shape = (self.out_features, self.in_features)
+            self._matrix = Matrix(self._weights, *shape, dtype, groups=groups, int8_activations=self.int8_activations)
         return self._matrix
 
     def load(self, part: str, source: Tensor | StoredMatrix, rows: slice, *, transposed: bool) -> None:
@@ -53,20 +66,29 @@ class Packed(nn.Module):
         try:
             if isinstance(source, Tensor):
                 self.matrix.pack(source.T if transposed else source, first)
-                return
-            for start, weights in dequantized_rows(source):
-                self.matrix.pack(weights, first + start)
-                if self.conversion is not None:
-                    ids = torch.arange(first + start, first + start + len(weights), dtype=torch.int64, device="cpu")
-                    self.conversion.count(weights, self.matrix.lookup(ids))
+            elif isinstance(self._form, NativeForm):
+                for start, quantized in quantized_rows(source):
+                    self.matrix.pack_codes(*self._form.convert(quantized), first + start)
+            else:
+                self._convert(source, first)
         except NotFinite as error:
             raise NotFiniteWeights from error
 
+    def _convert(self, source: StoredMatrix, first: int) -> None:
+        """Pack dequantised weights."""
+        for start, weights in dequantized_rows(source):
+            self.matrix.pack(weights, first + start)
+            if self.conversion is not None:
+                ids = torch.arange(first + start, first + start + len(weights), dtype=torch.int64, device="cpu")
+                self.conversion.count(weights, self.matrix.lookup(ids))
+
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
-        return self.matrix.multiply(x_TI, bias_O).to(x_TI.dtype)
+        columns = x_TI if self.input_order is None else x_TI[:, self.input_order]
+        return self.matrix.multiply(columns, bias_O).to(x_TI.dtype)
 
     def lookup(self, ids_T: Tensor) -> Tensor:
-        return self.matrix.lookup(ids_T)
+        columns = self.matrix.lookup(ids_T)
+        return columns if self.input_order is None else in_order(columns, self.input_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +125,15 @@ class PackedFormatFactory:
 
     def _alike(self, in_features: int, out_features: int, matrix: StoredMatrix | None) -> Packed:
         """Return the format of rows that are stored like ``matrix``, or as ordinary tensors."""
-        return self.projection(in_features, out_features) if matrix is None else self._mixed(in_features, out_features)
+        if matrix is None:
+            return self.projection(in_features, out_features)
+        form = find_native_form(matrix.spec, in_features)
+        if form is None:
+            return self._mixed(in_features, out_features)
+        fits = in_features <= self.weights.cpu.library.limits.int8_inputs
+        int8_activations = fits and form.is_integer and matrix.spec.has_int8_activations(self.activations)
+        order = matrix.input_order()
+        return Packed(self.weights, out_features, in_features, form, int8_activations=int8_activations, input_order=order)
 
     def _mixed(self, in_features: int, out_features: int) -> Packed:
         """Return a format for rows that are stored in any way: the dense dtype."""

@@ -114,23 +114,38 @@ class StoredMatrix(Protocol):
         ...
 
 
-def dequantize(matrix: StoredMatrix, start: int, stop: int) -> Tensor:
-    """Return the outputs ``[start, stop)`` with their inputs in order, float32 [O, I]."""
-    columns, order = matrix.rows(start, stop).dequantize(), matrix.input_order()
-    if order is None:
-        return columns
-    weights = torch.empty_like(columns)
-    weights[:, order] = columns
+def in_order(columns_OI: Tensor, order_I: Tensor) -> Tensor:
+    """Return the matrix whose input ``order_I[j]`` is column j of ``columns_OI``."""
+    weights = torch.empty_like(columns_OI)
+    weights[:, order_I] = columns_OI
     return weights
 
 
-def dequantized_rows(matrix: StoredMatrix) -> Iterator[tuple[int, Tensor]]:
-    """Decode the matrix a few rows at a time: their first output, and their weights as of ``dequantize``."""
+def dequantize(matrix: StoredMatrix, start: int, stop: int) -> Tensor:
+    """Return the outputs ``[start, stop)`` with their inputs in order, float32 [O, I]."""
+    columns, order = matrix.rows(start, stop).dequantize(), matrix.input_order()
+    return columns if order is None else in_order(columns, order)
+
+
+def _chunks(matrix: StoredMatrix) -> Iterator[tuple[int, int]]:
+    """Yield ranges of outputs that are decoded at a time."""
     out_features, in_features = matrix.shape
     step = max(1, CHUNK_WEIGHTS // max(1, in_features))
     step = step // CHUNK_ROWS * CHUNK_ROWS or step
     for start in range(0, out_features, step):
-        yield start, dequantize(matrix, start, min(start + step, out_features))
+        yield start, min(start + step, out_features)
+
+
+def quantized_rows(matrix: StoredMatrix) -> Iterator[tuple[int, QuantizedRows]]:
+    """Decode the matrix a few rows at a time: their first output, and their codes as of ``StoredMatrix.rows``."""
+    for start, stop in _chunks(matrix):
+        yield start, matrix.rows(start, stop)
+
+
+def dequantized_rows(matrix: StoredMatrix) -> Iterator[tuple[int, Tensor]]:
+    """Decode the matrix a few rows at a time: their first output, and their weights as of ``dequantize``."""
+    for start, stop in _chunks(matrix):
+        yield start, dequantize(matrix, start, stop)
 
 
 def are_equal(one: StoredMatrix | None, other: StoredMatrix | None) -> bool:

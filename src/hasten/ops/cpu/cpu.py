@@ -25,6 +25,9 @@ class Dtype(IntEnum):
     FLOAT16 = 2
     INT8 = 3
     INT4 = 4
+    CODES4 = 6
+    CODES8 = 7
+    FP8 = 8
 
 
 DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}

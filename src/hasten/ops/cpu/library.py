@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 7
+ABI = 8
 NONE, LOGITS = -1, -2  # as buffers of a program: no buffer, and the logits of the step
 # Results that stand for errors, as in hasten.h.
 _OUT_OF_MEMORY, _INVALID_ARGUMENT, _NO_THREADS, _NOT_FINITE = -1, -2, -4, -5
@@ -88,6 +88,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "weights_bytes": (_L, (_P,)),
     "matrix_new": (_I, (_P, _N, _N, _N, _OUT)),
     "matrix_pack": (_I, (_P, _P, _P, _N, _N, _N, _N, _N)),
+    "matrix_new_grouped": (_I, (_P, _N, _N, _N, _N, _N, _OUT)),
+    "matrix_pack_codes": (_I, (_P, _P, _P, _N, _P, _P, _N, _N)),
     "matrix_multiply": (_I, (_P, _P, _P, _N, _P, _N, _P)),
     "matrix_lookup": (_I, (_P, _P, _P, _N, _P)),
     "kv_new": (_I, (_N, _N, _OUT)),
@@ -112,6 +114,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "program_rope_and_cache": (_I, (_P, _N, _N, _N, _N, _P, _P, _P, _P, _F, _N)),
     "program_attend": (_I, (_P, _N, _N, _N, _F, _F, _N, _P, _N)),
     "program_gather": (_I, (_P, _N, _N, _N)),
+    "program_select_columns": (_I, (_P, _N, _P, _N, _N)),
     "program_run": (_I, (_P, POINTER(StepArguments))),
     "sample_tokens": (_I, (_P, _P, _L, _L, _L, c_char_p, _P, _P, _P)),
 }
@@ -156,9 +159,9 @@ class NativeLibrary:
         self.get_limits(ctypes.byref(self.limits))
 
     def new(self, kind: str, *arguments: object) -> int:
-        """Return the handle of a new object of this kind, such as "matrix"."""
+        """Return the handle of a new object of this kind, such as "matrix" or "matrix_new_grouped"."""
         handle = c_void_p()
-        getattr(self, f"{kind}_new")(*arguments, ctypes.byref(handle))
+        getattr(self, kind if "_new_" in kind else f"{kind}_new")(*arguments, ctypes.byref(handle))
         assert handle.value is not None
         return handle.value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,12 +29,26 @@ class Weights:
         return int(self.cpu.library.weights_bytes(self.handle))
 
 
+INTEGERS = (Dtype.INT8, Dtype.INT4, Dtype.CODES4, Dtype.CODES8)  # products may take int8 activations
+GROUP_SIZES = (128, 64, 32, 16)  # inputs that share a scale
+ZEROS = {Dtype.INT8: 128, Dtype.CODES4: 8, Dtype.CODES8: 128}  # the code of weight 0, without offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and perhaps an offset."""
+
+    size: int
+    has_offsets: bool = False
+
+
 class Matrix:
     """One weight matrix [O, I] in the layout of the kernels; zero until packed.
 
     bfloat16 is losslessly compressed to 12 bits per weight. int8 has a scale per output feature. int4 (-8 to 7) has the same
-    scale, times an integer from -15 to 15 for each 16 inputs of an output. ``int8_activations`` (int8, int4): products quantise
-    their input to int8 per row; else the input stays float32 and the weights are dequantised.
+    scale, times an integer from -15 to 15 for each 16 inputs of an output. Matrices that were quantised before are kept as they
+    are: integer codes of 4 or 8 bits with scales and offsets of ``groups``, or FP8 numbers with scales. ``int8_activations``
+    (``INTEGERS``): products quantise their input to int8 per row; else the input stays float32 and the weights are dequantised.
     """
 
     def __init__(
@@ -43,16 +58,22 @@ class Matrix:
         in_features: int,
         dtype: Dtype,
         *,
+        groups: Groups | None = None,
         int8_activations: bool = False,
     ) -> None:
         """Raises ``MemoryError``, or ``UnsupportedModel`` for a shape that the kernels do not take."""
-        assert not int8_activations or dtype in (Dtype.INT8, Dtype.INT4), dtype
+        assert not int8_activations or dtype in INTEGERS, dtype
+        assert (groups is not None) == (dtype >= Dtype.CODES4), (dtype, groups)
         self.weights, self.cpu = weights, weights.cpu
         self.out_features, self.in_features = out_features, in_features
-        self.dtype, self.int8_activations = dtype, int8_activations
+        self.dtype, self.groups, self.int8_activations = dtype, groups, int8_activations
         check_matrix(self.cpu.library.limits, out_features, in_features, int8_activations=int8_activations)
+        shape = (weights.handle, dtype, out_features, in_features)
         with self._memory_errors():
-            self.handle = self.cpu.library.new("matrix", weights.handle, dtype, out_features, in_features)
+            if groups is None:
+                self.handle = self.cpu.library.new("matrix", *shape)
+            else:
+                self.handle = self.cpu.library.new("matrix_new_grouped", *shape, groups.size, groups.has_offsets)
 
     def pack(self, source_OI: Tensor, row: int) -> None:
         """Pack output features [row, row + len(source)), each once, from a floating-point tensor.
@@ -66,6 +87,28 @@ class Matrix:
         dtype, strides = DTYPES[source_OI.dtype], source_OI.stride()
         with self._memory_errors():
             self.cpu.library.matrix_pack(self.cpu.handle, self.handle, source, dtype, *strides, row, rows)
+
+    def pack_codes(self, codes_OI: Tensor, scales_OG: Tensor, offsets_OG: Tensor | None, row: int) -> None:
+        """Pack output features [row, row + len(codes)), each once, as they were quantised.
+
+        ``codes_OI`` are bytes, uint8 or FP8. Scales and offsets are float32, [O, ceil(I / size)]; scales of int8 are [O, 1]. Raises
+        ``NotFinite`` for scales or offsets that are NaN or infinite, FP8 scales of 256 and more, and FP8 numbers that are NaN.
+        """
+        rows = len(codes_OI)
+        num_groups = 1 if self.groups is None else -(-self.in_features // self.groups.size)
+        codes = codes_OI.view(torch.uint8).contiguous()
+        scales = float_rows(scales_OG)
+        offsets = None if offsets_OG is None else float_rows(offsets_OG)
+        self.cpu.library.matrix_pack_codes(
+            self.cpu.handle,
+            self.handle,
+            address(codes, torch.uint8, rows, self.in_features),
+            self.in_features,
+            address(scales, torch.float32, rows, num_groups),
+            None if offsets is None else address(offsets, torch.float32, rows, num_groups),
+            row,
+            rows,
+        )
 
     def multiply(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """Return x Wᵀ + b in float32, [T, O]. Raises ``MemoryError``."""

@@ -211,6 +211,11 @@ class Program:
         """out = rows logits_indices of x."""
         self._library.program_gather(self._handle, x.index, x.width, out.index)
 
+    def select_columns(self, x: Buffer, columns_I: Tensor, out: Buffer) -> None:
+        """out = x with its column ``columns_I[i]`` at column i."""
+        columns = columns_I.to(torch.int32).contiguous()
+        self._library.program_select_columns(self._handle, x.index, address(columns, torch.int32, out.width), out.width, out.index)
+
     def view(self, buffer: Buffer) -> Tensor:
         """Return the memory of a float32 buffer, [max_tokens, width].
 

@@ -36,7 +36,8 @@ bool decompress_matrix(hasten_cpu* cpu, hasten_matrix& matrix) {
     const int64_t stride = round_up(compressed.in_features, kLanes);
     // Allocated here, since an exception in another thread would end the process.
     std::vector<float> thread_rows(static_cast<size_t>(stride * cpu->threads.threads()));
-    if (!allocate_matrix(*matrix.arena, Dtype::bf16, compressed.out_features, compressed.in_features, matrix.matrix)) return false;
+    if (!allocate_matrix(*matrix.arena, {Dtype::bf16, compressed.out_features, compressed.in_features}, matrix.matrix))
+        return false;
     parallel_for(cpu, (compressed.out_features + kPackRows - 1) / kPackRows, [&](int64_t item, int thread) {
         float* row = thread_rows.data() + stride * thread;
         const auto begin = static_cast<int32_t>(item) * kPackRows;
@@ -49,7 +50,24 @@ bool decompress_matrix(hasten_cpu* cpu, hasten_matrix& matrix) {
     return true;
 }
 
-bool is_int(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype::int4; }
+// As pack_rows, of codes.
+bool pack_code_rows(hasten_cpu* cpu, const PackCodesTask& full, int64_t groups) {
+    const int32_t first = full.row / kPackRows, last = (full.row + full.rows + kPackRows - 1) / kPackRows;
+    std::atomic<bool> all_finite{true};
+    parallel_for(cpu, last - first, [&](int64_t item, int) {
+        PackCodesTask task = full;
+        task.row = std::max(full.row, (first + static_cast<int32_t>(item)) * kPackRows);
+        task.rows = std::min(full.row + full.rows, (first + static_cast<int32_t>(item) + 1) * kPackRows) - task.row;
+        const int64_t skipped = task.row - full.row;
+        task.codes = full.codes + skipped * full.row_stride;
+        task.scales = full.scales + skipped * groups;
+        if (full.offsets != nullptr) task.offsets = full.offsets + skipped * groups;
+        if (!cpu->kernels.pack_codes(task)) all_finite = false;
+    });
+    return all_finite;
+}
+
+bool is_group_size(int64_t inputs) { return inputs == 16 || inputs == 32 || inputs == 64 || inputs == 128; }
 
 // Contiguous rows copied with zero padding, and memory for their quantised and bf16 forms.
 struct PaddedRows {
@@ -151,7 +169,7 @@ int32_t hasten_matrix_new(hasten_weights* weights, int64_t dtype, int64_t out_fe
         made->arena = &weights->arena;
         const auto requested = static_cast<Dtype>(dtype);
         const Dtype stored = requested == Dtype::bf16 ? Dtype::bf16_compressed : requested;
-        if (!allocate_matrix(weights->arena, stored, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features),
+        if (!allocate_matrix(weights->arena, {stored, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features)},
                              made->matrix))
             return HASTEN_OUT_OF_MEMORY;
         weights->matrices.push_back(std::move(made));
@@ -160,11 +178,44 @@ int32_t hasten_matrix_new(hasten_weights* weights, int64_t dtype, int64_t out_fe
     });
 }
 
+int32_t hasten_matrix_new_grouped(hasten_weights* weights, int64_t dtype, int64_t out_features, int64_t in_features,
+                                  int64_t group_inputs, int64_t has_offsets, hasten_matrix** matrix) {
+    return guarded([&]() -> int32_t {
+        if (!in_range(dtype, static_cast<int64_t>(Dtype::codes4), static_cast<int64_t>(Dtype::fp8))) return HASTEN_INVALID_ARGUMENT;
+        if (!in_range(out_features, 1, kMaxFeatures) || !in_range(in_features, 1, kMaxFeatures)) return HASTEN_INVALID_ARGUMENT;
+        const auto grouped = static_cast<Dtype>(dtype);
+        if (!is_group_size(group_inputs) || (has_offsets != 0 && grouped == Dtype::fp8)) return HASTEN_INVALID_ARGUMENT;
+        auto made = std::make_unique<hasten_matrix>();
+        made->arena = &weights->arena;
+        const MatrixShape shape{grouped, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features),
+                                static_cast<int32_t>(group_inputs), has_offsets != 0};
+        if (!allocate_matrix(weights->arena, shape, made->matrix)) return HASTEN_OUT_OF_MEMORY;
+        weights->matrices.push_back(std::move(made));
+        *matrix = weights->matrices.back().get();
+        return HASTEN_OK;
+    });
+}
+
+int32_t hasten_matrix_pack_codes(hasten_cpu* cpu, hasten_matrix* matrix, const uint8_t* codes, int64_t row_stride,
+                                 const float* scales, const float* offsets, int64_t row, int64_t rows) {
+    return guarded([&]() -> int32_t {
+        const Matrix& m = matrix->matrix;
+        if (!in_range(row, 0, m.out_features) || !in_range(rows, 0, m.out_features - row)) return HASTEN_INVALID_ARGUMENT;
+        if (rows == 0) return HASTEN_OK;
+        if ((!is_grouped(m.dtype) && m.dtype != Dtype::int8) || (offsets != nullptr) != m.has_offsets)
+            return HASTEN_INVALID_ARGUMENT;
+        const PackCodesTask task{&matrix->matrix,           codes, row_stride, scales, offsets, static_cast<int32_t>(row),
+                                 static_cast<int32_t>(rows)};
+        return pack_code_rows(cpu, task, m.dtype == Dtype::int8 ? 1 : num_groups(m)) ? HASTEN_OK : HASTEN_NOT_FINITE;
+    });
+}
+
 int32_t hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* source, int64_t source_dtype, int64_t row_stride,
                            int64_t column_stride, int64_t row, int64_t rows) {
     return guarded([&]() -> int32_t {
         const int64_t out_features = matrix->matrix.out_features;
-        if (!in_range(source_dtype, 0, static_cast<int64_t>(Dtype::f16))) return HASTEN_INVALID_ARGUMENT;
+        if (!in_range(source_dtype, 0, static_cast<int64_t>(Dtype::f16)) || is_grouped(matrix->matrix.dtype))
+            return HASTEN_INVALID_ARGUMENT;
         if (!in_range(row, 0, out_features) || !in_range(rows, 0, out_features - row)) return HASTEN_INVALID_ARGUMENT;
         PackTask task{&matrix->matrix,
                       source,
@@ -187,7 +238,7 @@ int32_t hasten_matrix_multiply(hasten_cpu* cpu, const hasten_matrix* matrix, con
         const Matrix& m = matrix->matrix;
         const bool quantize = int8_activations != 0;
         if (!in_range(rows, 0, kMaxTokens)) return HASTEN_INVALID_ARGUMENT;
-        if (quantize && (!is_int(m.dtype) || m.in_features > kMaxInt8Inputs)) return HASTEN_INVALID_ARGUMENT;
+        if (quantize && (!is_integer(m.dtype) || m.in_features > kMaxInt8Inputs)) return HASTEN_INVALID_ARGUMENT;
         return multiply(cpu, m, x, static_cast<int32_t>(rows), bias, quantize, out);
     });
 }

@@ -1,6 +1,9 @@
 // The C interface of programs: checks what is recorded against limits.h and the buffers, then records it.
+#include <algorithm>
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "handles.h"
 
@@ -145,9 +148,9 @@ int32_t hasten_program_linear(hasten_program* program, const hasten_matrix* matr
         Program& p = get(program);
         const Matrix& m = matrix->matrix;
         const int64_t width = gated != 0 ? m.out_features / 2 : m.out_features;
-        const bool has_int8_input = quantized != HASTEN_NONE, is_int = m.dtype == Dtype::int8 || m.dtype == Dtype::int4;
+        const bool has_int8_input = quantized != HASTEN_NONE;
         if (!is_input(p, x, quantized, m.in_features) || !is_activation(activation)) return HASTEN_INVALID_ARGUMENT;
-        if (has_int8_input && (!is_int || m.in_features > kMaxInt8Inputs)) return HASTEN_INVALID_ARGUMENT;
+        if (has_int8_input && (!is_integer(m.dtype) || m.in_features > kMaxInt8Inputs)) return HASTEN_INVALID_ARGUMENT;
         if (gated != 0 && m.out_features % (2 * kLanes) != 0) return HASTEN_INVALID_ARGUMENT;
         if (out == HASTEN_LOGITS ? p.scope() != RowScope::logits || add != 0 : !p.has_columns(out, width))
             return HASTEN_INVALID_ARGUMENT;
@@ -256,6 +259,22 @@ int32_t hasten_program_gather(hasten_program* program, int64_t x, int64_t width,
         if (!fits || p.scope() != RowScope::logits) return HASTEN_INVALID_ARGUMENT;
         p.add(std::make_unique<Gather>(p.rows(static_cast<int32_t>(x)), static_cast<int32_t>(width),
                                        p.rows(static_cast<int32_t>(out))));
+        return HASTEN_OK;
+    });
+}
+
+int32_t hasten_program_select_columns(hasten_program* program, int64_t x, const int32_t* columns, int64_t width, int64_t out) {
+    return guarded([&]() -> int32_t {
+        Program& p = get(program);
+        if (!is_width(width) || !p.has_columns(x, width) || !p.has_whole_rows(out, width) || x == out)
+            return HASTEN_INVALID_ARGUMENT;
+        std::vector<int32_t> selected(columns, columns + width);
+        if (!std::all_of(selected.begin(), selected.end(), [&](int32_t column) { return p.has_columns(x, int64_t{column} + 1); }))
+            return HASTEN_INVALID_ARGUMENT;
+        if (std::any_of(selected.begin(), selected.end(), [](int32_t column) { return column < 0; }))
+            return HASTEN_INVALID_ARGUMENT;
+        p.add(std::make_unique<SelectColumns>(p.scope(), p.rows(static_cast<int32_t>(x)), std::move(selected),
+                                              p.rows(static_cast<int32_t>(out))));
         return HASTEN_OK;
     });
 }

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 #define HASTEN_API __attribute__((visibility("default")))
-#define HASTEN_ABI 7
+#define HASTEN_ABI 8
 
 enum { HASTEN_NONE = -1, HASTEN_LOGITS = -2 };
 
@@ -64,6 +64,16 @@ HASTEN_API int64_t hasten_weights_bytes(const hasten_weights*);
 /* dtype: 0 float32, 1 bfloat16 (losslessly compressed to 12 bits), 2 float16, 3 int8, 4 int4. Freed with its weights. */
 HASTEN_API int32_t hasten_matrix_new(hasten_weights*, int64_t dtype, int64_t out_features, int64_t in_features,
                                      hasten_matrix** matrix);
+/* A matrix that was quantised before. dtype: 6 codes of 4 bits, 7 codes of 8 bits, 8 FP8 e4m3. Groups of 16, 32, 64 or 128 inputs
+   of an output share a float scale. A weight is scale * code + offset; without offsets scale * (code - 8) or scale * (code - 128),
+   or scale * the FP8 number. */
+HASTEN_API int32_t hasten_matrix_new_grouped(hasten_weights*, int64_t dtype, int64_t out_features, int64_t in_features,
+                                             int64_t group_inputs, int64_t has_offsets, hasten_matrix** matrix);
+/* Packs output features as hasten_matrix_pack does, from codes [rows, row_stride] of one byte and scales and offsets [rows,
+   groups]. Also for a matrix of dtype 3, with codes around 128 and scales [rows]. Refuses scales and offsets that are not finite,
+   also FP8 scales of 2^8 and more, and FP8 numbers that are NaN. */
+HASTEN_API int32_t hasten_matrix_pack_codes(hasten_cpu*, hasten_matrix*, const uint8_t* codes, int64_t row_stride,
+                                            const float* scales, const float* offsets, int64_t row, int64_t rows);
 /* Packs output features [row, row + rows), each once, from a tensor of dtype 0, 1 or 2. Strides are in elements. Refuses weights
    that are not finite, after which the matrix is unusable. */
 HASTEN_API int32_t hasten_matrix_pack(hasten_cpu*, hasten_matrix*, const void* source, int64_t source_dtype, int64_t row_stride,
@@ -136,6 +146,9 @@ typedef struct hasten_step {
     float* logits;                   /* [num_logits][logits_stride] */
     int64_t logits_stride;           /* at least the outputs of the last matrix, rounded up to 16 */
 } hasten_step;
+
+/* out = x with its column columns[i] at column i. */
+HASTEN_API int32_t hasten_program_select_columns(hasten_program*, int64_t x, const int32_t* columns, int64_t width, int64_t out);
 
 /* Runs one step and blocks until it is done. Callers of one cpu take turns. */
 HASTEN_API int32_t hasten_program_run(hasten_program*, const hasten_step*);

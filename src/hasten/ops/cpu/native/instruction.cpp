@@ -104,4 +104,13 @@ void Gather::run(const Step& step, int64_t item, void*) const {
     }
 }
 
+void SelectColumns::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, scope_);
+    for (int32_t row = items.begin(item); row < items.end(item); ++row) {
+        const float* from = x_.data + row * x_.stride;
+        float* to = out_.data + row * out_.stride;
+        for (const int32_t column : columns_) *to++ = from[column];
+    }
+}
+
 }  // namespace hasten

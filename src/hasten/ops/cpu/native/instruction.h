@@ -1,6 +1,7 @@
 // The instructions of a program. An instruction is recorded once; in every step all threads run its work items.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "attention_planner.h"
@@ -147,6 +148,21 @@ public:
 private:
     Rows x_;
     int32_t width_;
+    Rows out_;
+};
+
+// out[t][i] = x[t][columns[i]].
+class SelectColumns final : public Instruction {
+public:
+    SelectColumns(RowScope scope, Rows x, std::vector<int32_t> columns, Rows out)
+        : scope_(scope), x_(x), columns_(std::move(columns)), out_(out) {}
+    int64_t items(const Step& step) const override { return partition_rows(step, scope_).count(); }
+    void run(const Step& step, int64_t item, void*) const override;
+
+private:
+    RowScope scope_;
+    Rows x_;
+    std::vector<int32_t> columns_;
     Rows out_;
 };
 

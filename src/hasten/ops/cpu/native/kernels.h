@@ -17,9 +17,13 @@ namespace hasten {
 constexpr int kLanes = 16;           // output features of a weight panel, slots of a key panel
 constexpr int kInt8RowPadding = 64;  // rows of int8 activations are padded to a multiple of this many bytes
 
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4, bf16_compressed = 5 };
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4, bf16_compressed = 5, codes4 = 6, codes8 = 7, fp8 = 8 };
 
 constexpr bool is_bf16(Dtype dtype) { return dtype == Dtype::bf16 || dtype == Dtype::bf16_compressed; }
+constexpr bool is_coded(Dtype dtype) { return dtype == Dtype::codes4 || dtype == Dtype::codes8; }
+constexpr bool is_grouped(Dtype dtype) { return is_coded(dtype) || dtype == Dtype::fp8; }
+// Whether products may take int8 activations.
+constexpr bool is_integer(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype::int4 || is_coded(dtype); }
 
 enum class Activation : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
 
@@ -60,6 +64,7 @@ struct ConvertToBf16Task {
 //   int8  data[panel][I'/4][16][4]            unsigned, zero point 128: w ~ scales[panel][16] * (data - 128)
 //   int4  data[panel][I'/64][576 bytes]       see kernels/int4_block.h: w ~ scales[panel][16] * s * (nibble - 8)
 //   bf16_compressed  data[panel][I'/8][192 bytes]   see kernels/bf16_compressed.h: bf16 in 12 bits per weight, lossless
+//   codes4, codes8, fp8  data[panel][ceil(I / G)][group]   see kernels/grouped_block.h: groups of G inputs with a float scale each
 // The group scale s of int4 is an integer from -15 to 15 for each 16 inputs of an output. s * (nibble - 8) fits a byte, so products
 // are those of an int8 matrix, as in Lin et al., "QServe", 2024.
 //
@@ -77,6 +82,9 @@ struct Matrix {
     uint8_t* data;      // 64-byte aligned
     int64_t panel_bytes;
     float* scales;  // int8, int4: [panels * 16]
+    // codes4, codes8, fp8.
+    int32_t group_inputs = 0;  // G: 16, 32, 64 or 128
+    bool has_offsets = false;  // codes4, codes8: w = scale * code + offset; else w = scale * (code - 8 or 128)
     // bf16_compressed. Each row is packed once. A count above max_outliers means that the list overflowed and the matrix is
     // unusable. The outliers of one output ascend by input.
     // exponent_bases holds the base of each output at the bytes of its codes.
@@ -85,6 +93,12 @@ struct Matrix {
     int32_t* num_outliers = nullptr;    // [panels]
     int32_t max_outliers = 0;
 };
+
+// Bytes of a group of a panel: a line of 16 scales, one of offsets if there are any, and lines of codes.
+constexpr int64_t group_bytes(Dtype dtype, int64_t group_inputs, bool has_offsets) {
+    return (has_offsets ? 128 : 64) + group_inputs * (dtype == Dtype::codes4 ? 8 : 16);
+}
+inline int64_t num_groups(const Matrix& matrix) { return (matrix.in_features + matrix.group_inputs - 1) / matrix.group_inputs; }
 
 // Packs rows [row, row + rows) of a matrix from a checkpoint tensor. `source` points at the first of these rows.
 struct PackTask {
@@ -96,6 +110,16 @@ struct PackTask {
     int32_t row, rows;
 };
 
+// Packs rows [row, row + rows) of a quantised matrix as they are stored.
+struct PackCodesTask {
+    Matrix* matrix;        // int8, codes4, codes8 or fp8
+    const uint8_t* codes;  // [rows][row_stride]: codes, or FP8 numbers
+    int64_t row_stride;
+    const float* scales;   // [rows][groups]; int8: [rows]
+    const float* offsets;  // the same, or null
+    int32_t row, rows;
+};
+
 // The product x W^T of panels [panel_begin, panel_end), with its epilogue, for all rows of the task:
 //   out = activation(x W^T + bias)                            [add: out += ...]
 //   gated: out[:, j] = activation((x W^T + b)[j]) * (x W^T + b)[j + out/2], for the panels of the first half (out/2 % 16 == 0)
@@ -103,7 +127,7 @@ struct LinearTask {
     const Matrix* matrix;
     int32_t rows;
     Rows x;                   // float activations, if quantized.data is null
-    QuantizedRows quantized;  // int8 activations (int8 and int4 weights only)
+    QuantizedRows quantized;  // int8 activations (weights of is_integer types only)
     Bf16Rows x_bf16;          // the same as x, for bf16 weights; null: these are multiplied in float
     const float* bias;        // [panels * 16], zero in the padding, or null
     Rows out;
@@ -269,6 +293,7 @@ struct Kernels {
     int32_t item_panels, item_rows;
     // Returns whether all weights, as stored, are finite. Quantised formats have no NaN, which would vanish.
     bool (*pack)(const PackTask&);
+    bool (*pack_codes)(const PackCodesTask&);
     void (*linear)(const LinearTask&);
     void (*convert_to_bf16)(const ConvertToBf16Task&);  // null if no product of this instruction set reads bf16 rows
     void (*norm)(const NormTask&);

@@ -64,14 +64,19 @@ int64_t bf16_stride(int64_t width) {
     return row_bytes(round_up(width, 32) * int64_t{sizeof(uint16_t)}) / int64_t{sizeof(uint16_t)};
 }
 
-bool allocate_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, Matrix& matrix) {
+bool allocate_matrix(Arena& arena, const MatrixShape& shape, Matrix& matrix) {
+    const Dtype dtype = shape.dtype;
     matrix = {};
     matrix.dtype = dtype;
-    matrix.out_features = out_features;
-    matrix.in_features = in_features;
-    matrix.padded_in = static_cast<int32_t>(round_up(in_features, input_alignment(dtype)));
-    matrix.panels = static_cast<int32_t>(round_up(out_features, kLanes) / kLanes);
-    matrix.panel_bytes = panel_bytes(dtype, matrix.padded_in);
+    matrix.out_features = shape.out_features;
+    matrix.in_features = shape.in_features;
+    matrix.group_inputs = shape.group_inputs;
+    matrix.has_offsets = shape.has_offsets;
+    matrix.padded_in =
+        static_cast<int32_t>(round_up(shape.in_features, is_grouped(dtype) ? shape.group_inputs : input_alignment(dtype)));
+    matrix.panels = static_cast<int32_t>(round_up(shape.out_features, kLanes) / kLanes);
+    matrix.panel_bytes = is_grouped(dtype) ? num_groups(matrix) * group_bytes(dtype, shape.group_inputs, shape.has_offsets)
+                                           : panel_bytes(dtype, matrix.padded_in);
     const int64_t panels = matrix.panels;
     matrix.data = static_cast<uint8_t*>(arena.allocate(static_cast<size_t>(panels * matrix.panel_bytes)));
     if (matrix.data == nullptr) return false;

@@ -15,8 +15,15 @@ int64_t row_bytes(int64_t width_bytes);
 // Elements between rows of bf16 activations.
 int64_t bf16_stride(int64_t width);
 
+struct MatrixShape {
+    Dtype dtype;
+    int32_t out_features, in_features;
+    int32_t group_inputs = 0;  // of types in groups
+    bool has_offsets = false;
+};
+
 // Sets the geometry of a matrix and allocates its memory. Returns false when out of memory.
-bool allocate_matrix(Arena& arena, Dtype dtype, int32_t out_features, int32_t in_features, Matrix& matrix);
+bool allocate_matrix(Arena& arena, const MatrixShape& shape, Matrix& matrix);
 
 // Returns whether an outlier list of the panels of these rows overflowed.
 bool outliers_overflow(const Matrix& matrix, int32_t row, int32_t rows);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bf16_compressed.h"
+#include "grouped_block.h"
 #include "int4_block.h"
 
 namespace hasten::HASTEN_ISA {
@@ -46,6 +47,11 @@ inline void read_bf16_compressed(const Matrix& matrix, int64_t panel_index, cons
     }
 }
 
+inline void read_grouped(const Matrix& matrix, const uint8_t* panel, int lane, int32_t i, float* out) {
+    const int32_t count = matrix.in_features - i < 16 ? matrix.in_features - i : 16;
+    for (int32_t j = 0; j < count; ++j) out[j] = grouped_weight(matrix, panel, lane, i + j);
+}
+
 inline void embed_row(const EmbedTask& task, int64_t t) {
     const Matrix& matrix = *task.matrix;
     const int64_t id = task.ids[t], panel_index = id / kLanes;
@@ -59,6 +65,8 @@ inline void embed_row(const EmbedTask& task, int64_t t) {
             read_int8(matrix, panel_index, panel, lane, i, values);
         else if (matrix.dtype == Dtype::int4)
             read_int4(matrix, panel_index, panel, lane, i, values);
+        else if (is_grouped(matrix.dtype))
+            read_grouped(matrix, panel, lane, i, values);
         else if (matrix.dtype == Dtype::bf16_compressed)
             read_bf16_compressed(matrix, panel_index, panel, lane, i, values);
         else

@@ -281,8 +281,8 @@ inline void linear_amx(const LinearTask& task) {
     const bool quantized = task.quantized.data != nullptr;
     const bool compressed = matrix.dtype == Dtype::bf16_compressed && bf16_panels_fit_scratch(matrix);
     const bool bf16 = task.x_bf16.data != nullptr && (matrix.dtype == Dtype::bf16 || compressed);
-    if (task.rows <= (matrix.dtype == Dtype::int8 ? kMaxInt8VectorRows : kMaxVectorRows) || !(bf16 || quantized))
-        return linear(task);
+    const bool has_tiles = bf16 || (quantized && !is_grouped(matrix.dtype));
+    if (!has_tiles || task.rows <= (matrix.dtype == Dtype::int8 ? kMaxInt8VectorRows : kMaxVectorRows)) return linear(task);
     bf16 ? linear_bf16_amx(task) : linear_int8_amx(task);
     _tile_release();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bf16_compressed.h"
+#include "grouped_block.h"
 #include "int4_block.h"
 
 namespace hasten::HASTEN_ISA {
@@ -262,6 +263,72 @@ inline bool pack_int4(const PackRow& row) {
     return finite.passed();
 }
 
+// Writes four codes of an output to a line of its panel, or eight (`high` set) to a line of codes4.
+inline void store_line_codes(uint8_t* line, int lane, const uint8_t* low, int64_t low_count, const uint8_t* high,
+                             int64_t high_count) {
+    uint8_t bytes[4] = {};
+    for (int64_t j = 0; j < 4 && j < low_count; ++j) bytes[j] = low[j];
+    for (int64_t j = 0; high != nullptr && j < 4 && j < high_count; ++j) bytes[j] = static_cast<uint8_t>(bytes[j] | high[j] << 4);
+    memcpy(line + 4 * lane, bytes, 4);
+}
+
+constexpr uint8_t kFp8Nan = 0x7f;  // without its sign
+
+// Packs one output of a quantised matrix. codes null: a row of zeros.
+inline bool pack_codes_row(const Matrix& matrix, int32_t row, const uint8_t* codes, const float* scales, const float* offsets) {
+    const GroupLayout layout(matrix);
+    const int lane = row % kLanes;
+    const float largest = matrix.dtype == Dtype::fp8 ? 1.0f : matrix.dtype == Dtype::codes4 ? 16.0f : 256.0f;
+    uint8_t* group = matrix.data + row / kLanes * matrix.panel_bytes;
+    bool all_finite = true;
+    for (int64_t k = 0, g = 0; k < matrix.in_features; k += layout.inputs, ++g, group += layout.bytes) {
+        const float scale = codes == nullptr ? 0.0f : scales[g] * (matrix.dtype == Dtype::fp8 ? kFp8ScaleFactor : 1.0f);
+        const float offset = codes == nullptr || offsets == nullptr ? 0.0f : offsets[g];
+        all_finite = all_finite && __builtin_isfinite(scale * largest + offset);
+        memcpy(group + 4 * lane, &scale, 4);
+        if (matrix.has_offsets) memcpy(group + 64 + 4 * lane, &offset, 4);
+        if (codes == nullptr) continue;
+        uint8_t* line = group + layout.codes_begin;
+        for (int64_t i = k, lines = layout.lines(k, matrix.in_features); lines > 0; --lines, i += layout.line_inputs, line += 64) {
+            const int64_t remaining = matrix.in_features - i;
+            store_line_codes(line, lane, codes + i, remaining, layout.line_inputs == 8 ? codes + i + 4 : nullptr, remaining - 4);
+        }
+    }
+    for (int64_t i = 0; codes != nullptr && matrix.dtype == Dtype::fp8 && i < matrix.in_features; ++i) {
+        all_finite = all_finite && (codes[i] & 0x7f) != kFp8Nan;
+    }
+    return all_finite;
+}
+
+inline bool pack_int8_codes_row(const Matrix& matrix, int32_t row, const uint8_t* codes, const float* scales) {
+    matrix.scales[row] = codes == nullptr ? 0.0f : scales[0];
+    uint8_t* out = matrix.data + row / kLanes * matrix.panel_bytes + 4 * (row % kLanes);
+    for (int64_t i = 0; i < matrix.padded_in; i += 4, out += 64) {
+        uint8_t bytes[4] = {128, 128, 128, 128};
+        for (int64_t j = i; codes != nullptr && j < i + 4 && j < matrix.in_features; ++j) bytes[j - i] = codes[j];
+        memcpy(out, bytes, 4);
+    }
+    return __builtin_isfinite(matrix.scales[row]);
+}
+
+// As `pack`, of codes.
+inline bool pack_codes(const PackCodesTask& task) {
+    const Matrix& matrix = *task.matrix;
+    const int64_t groups = matrix.dtype == Dtype::int8 ? 1 : num_groups(matrix);
+    const auto pack_one = [&](int32_t row, const uint8_t* codes, int64_t first_scale) {
+        const float* offsets = task.offsets == nullptr ? nullptr : task.offsets + first_scale;
+        if (matrix.dtype == Dtype::int8) return pack_int8_codes_row(matrix, row, codes, task.scales + first_scale);
+        return pack_codes_row(matrix, row, codes, task.scales + first_scale, offsets);
+    };
+    bool all_finite = true;
+    for (int32_t i = 0; i < task.rows; ++i) {
+        if (!pack_one(task.row + i, task.codes + i * task.row_stride, i * groups)) all_finite = false;
+    }
+    if (task.row + task.rows != matrix.out_features || task.rows == 0) return all_finite;
+    for (int32_t row = matrix.out_features; row < matrix.panels * kLanes; ++row) pack_one(row, nullptr, 0);
+    return all_finite;
+}
+
 inline bool pack_row(const PackRow& row) {
     switch (row.matrix.dtype) {
         case Dtype::f32:
@@ -276,8 +343,9 @@ inline bool pack_row(const PackRow& row) {
             return pack_int8(row);
         case Dtype::int4:
             return pack_int4(row);
+        default:
+            return false;  // pack_codes packs the others
     }
-    return false;
 }
 
 // Packs rows in any order and in any thread. The task with the last row also writes the zero rows that pad its panel.

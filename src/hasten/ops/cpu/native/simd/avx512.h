@@ -106,6 +106,13 @@ inline F32x16 nibble_to_float(I32x16 a) {
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return {_mm512_permutexvar_ps(a.v, values)};
 }
+// 2^23 + byte J of each lane, as a float whose lowest bits are the byte.
+template <int J>
+inline F32x16 biased_byte(I32x16 a) {
+    const __m512i from = _mm512_add_epi8(_mm512_set1_epi32(J), _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 0, 0, 0,  //
+                                                                                                    8, 0, 0, 0, 12, 0, 0, 0)));
+    return {_mm512_castsi512_ps(_mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111, a.v, from))};
+}
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 

@@ -22,10 +22,10 @@ struct WeightQuads {
 struct RowQuad {
     __m256i even, odd;
 };
-inline WeightQuads load_weight_quads(const uint8_t* p) {
-    const I32x16 quads = load_i32(p);
+inline WeightQuads widen_quads(I32x16 quads) {
     return {quads & broadcast_i32(0x00ff00ff), {_mm256_srli_epi16(quads.lo, 8), _mm256_srli_epi16(quads.hi, 8)}};
 }
+inline WeightQuads load_weight_quads(const uint8_t* p) { return widen_quads(load_i32(p)); }
 inline RowQuad load_row_quad(const char* p) {
     int32_t even, odd;
     memcpy(&even, p, 4);

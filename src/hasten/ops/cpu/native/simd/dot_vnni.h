@@ -7,6 +7,7 @@ namespace hasten::HASTEN_ISA {
 constexpr int kRowQuadBytes = 4;
 using WeightQuads = I32x16;
 using RowQuad = I32x16;
+inline WeightQuads widen_quads(I32x16 quads) { return quads; }
 inline WeightQuads load_weight_quads(const uint8_t* p) { return load_i32(p); }
 inline RowQuad load_row_quad(const char* p) {
     int32_t quad;

@@ -1,0 +1,125 @@
+"""``BLOCK_FORMATS``: decode the eight block types of ggml that hasten reads into grouped rows.
+
+A block holds 32 or 256 consecutive weights of a row: float16 scales, and codes whose bits are spread over several fields.
+The layouts are those of ggml's ``ggml-common.h`` and ``ggml-quants.c``. Weights equal ggml's bit for bit.
+
+Legend: N blocks, B bytes of a block, G groups of a block, W weights of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.layers.formats.quant_spec import QuantSpec
+from hasten.layers.formats.stored_matrix import GroupedRows
+
+# Codes uint8 [N, W], scales float32 [N, G], and offsets float32 [N, G] or None.
+Decoded = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    spec: QuantSpec
+    decode: Callable[[Tensor], Decoded]
+
+    def rows(self, blocks_NB: Tensor, num_rows: int) -> GroupedRows:
+        """Decode the blocks of ``num_rows`` whole rows, uint8 [N, B]."""
+        codes_NW, scales_NG, offsets_NG = self.decode(blocks_NB)
+        return GroupedRows(
+            codes_NW.reshape(num_rows, -1),
+            scales_NG.reshape(num_rows, -1),
+            self.spec.group_size or 0,
+            self.spec.zero or 0,
+            None if offsets_NG is None else offsets_NG.reshape(num_rows, -1),
+        )
+
+
+def _q4_0(blocks_NB: Tensor) -> Decoded:
+    return _nibbles(blocks_NB[:, 2:18], 16), _halves(blocks_NB[:, 0:2]), None
+
+
+def _q4_1(blocks_NB: Tensor) -> Decoded:
+    return _nibbles(blocks_NB[:, 4:20], 16), _halves(blocks_NB[:, 0:2]), _halves(blocks_NB[:, 2:4])
+
+
+def _q5_0(blocks_NB: Tensor) -> Decoded:
+    return _nibbles(blocks_NB[:, 6:22], 16) | _fifth_bits(blocks_NB[:, 2:6]), _halves(blocks_NB[:, 0:2]), None
+
+
+def _q5_1(blocks_NB: Tensor) -> Decoded:
+    codes_NW = _nibbles(blocks_NB[:, 8:24], 16) | _fifth_bits(blocks_NB[:, 4:8])
+    return codes_NW, _halves(blocks_NB[:, 0:2]), _halves(blocks_NB[:, 2:4])
+
+
+def _q8_0(blocks_NB: Tensor) -> Decoded:
+    return blocks_NB[:, 2:34] ^ 0x80, _halves(blocks_NB[:, 0:2]), None  # int8 + 128
+
+
+def _q4_k(blocks_NB: Tensor) -> Decoded:
+    return _nibbles(blocks_NB[:, 16:144], 32), *_k_scales(blocks_NB)
+
+
+def _q5_k(blocks_NB: Tensor) -> Decoded:
+    # Byte l of the field holds the fifth bits of weight l of all eight groups.
+    fifth = (blocks_NB[:, None, 16:48] >> _shifts(range(8))) & 1  # [N, G, 32]
+    return _nibbles(blocks_NB[:, 48:176], 32) | (fifth << 4).flatten(1), *_k_scales(blocks_NB)
+
+
+def _q6_k(blocks_NB: Tensor) -> Decoded:
+    low_NW = _nibbles(blocks_NB[:, :128], 64)
+    high = (blocks_NB[:, 128:192].reshape(-1, 2, 1, 32) >> _shifts(range(0, 8, 2))) & 3  # [N, 2, 4, 32]
+    scales_NG = _halves(blocks_NB[:, 208:210]) * blocks_NB[:, 192:208].view(torch.int8).float()
+    return low_NW | (high << 4).flatten(1), scales_NG, None
+
+
+def _format(name: str, bits: int, group_size: int, zero: int | None, decode: Callable[[Tensor], Decoded]) -> BlockFormat:
+    spec = QuantSpec(scheme=name, kind="int", bits=bits, granularity="group", group_size=group_size, zero=zero)
+    return BlockFormat(spec, decode)
+
+
+BLOCK_FORMATS = {
+    "Q4_0": _format("Q4_0", 4, 32, 8, _q4_0),
+    "Q4_1": _format("Q4_1", 4, 32, None, _q4_1),
+    "Q5_0": _format("Q5_0", 5, 32, 16, _q5_0),
+    "Q5_1": _format("Q5_1", 5, 32, None, _q5_1),
+    "Q8_0": _format("Q8_0", 8, 32, 128, _q8_0),
+    "Q4_K": _format("Q4_K", 4, 32, None, _q4_k),
+    "Q5_K": _format("Q5_K", 5, 32, None, _q5_k),
+    "Q6_K": _format("Q6_K", 6, 16, 32, _q6_k),
+}
+
+
+def _halves(bytes_NB: Tensor) -> Tensor:
+    """Return float16 fields as float32. [N, B/2]"""
+    # A copy, because numbers of a mapped file may lie at odd addresses.
+    return bytes_NB.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
+
+
+def _nibbles(bytes_NB: Tensor, run: int) -> Tensor:
+    """Return the low halves of ``run`` bytes, then the high halves of the same bytes, and so on. [N, 2 B]"""
+    return ((bytes_NB.reshape(len(bytes_NB), -1, 1, run) >> _shifts((0, 4))) & 15).flatten(1)
+
+
+def _fifth_bits(bytes_N4: Tensor) -> Tensor:
+    """Return bit j of a 32-bit field as bit 4 of weight j. [N, 32]"""
+    return (((bytes_N4[:, :, None] >> _shifts(range(8)).T) & 1) << 4).flatten(1)
+
+
+def _k_scales(blocks_NB: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scales and offsets of Q4_K and Q5_K. [N, 8] each
+
+    Eight 6-bit scales and eight 6-bit minima share 12 bytes: the first four of each are whole, the others are in two pieces.
+    """
+    first, second, third = blocks_NB[:, 4:16].reshape(-1, 3, 4).unbind(1)
+    scales = torch.cat((first & 63, (third & 15) | (first >> 6 << 4)), dim=1)
+    minima = torch.cat((second & 63, (third >> 4) | (second >> 6 << 4)), dim=1)
+    return _halves(blocks_NB[:, 0:2]) * scales.float(), -(_halves(blocks_NB[:, 2:4]) * minima.float())
+
+
+def _shifts(amounts: range | tuple[int, ...]) -> Tensor:
+    """Return shift amounts as a column."""
+    return torch.tensor(tuple(amounts), dtype=torch.uint8, device="cpu")[:, None]

@@ -1,0 +1,92 @@
+"""``NativeForm``: in which form native memory keeps a quantised matrix of a checkpoint, without a change of value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.layers.formats.quant_spec import QuantSpec
+from hasten.layers.formats.stored_matrix import Fp8Rows, QuantizedRows
+from hasten.ops.cpu.cpu import Dtype
+from hasten.ops.cpu.matrix import GROUP_SIZES, INTEGERS, ZEROS, Groups
+
+_LARGEST = {Dtype.CODES4: 15, Dtype.CODES8: 255}
+_NAMES = {Dtype.INT8: "int8", Dtype.CODES4: "4-bit codes", Dtype.CODES8: "8-bit codes", Dtype.FP8: "fp8"}
+
+
+@dataclass(frozen=True, slots=True)
+class NativeForm:
+    """A dtype of native matrices, with its groups.
+
+    ``shift`` is added to the codes, so that weight 0 has the code that the kernels expect.
+    """
+
+    dtype: Dtype
+    groups: Groups | None = None
+    shift: int = 0
+
+    @property
+    def bits(self) -> float:
+        """Bits that a product reads for each weight."""
+        bits = 4.0 if self.dtype is Dtype.CODES4 else 8.0
+        return bits if self.groups is None else bits + (64 if self.groups.has_offsets else 32) / self.groups.size
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether products may take int8 activations."""
+        return self.dtype in INTEGERS
+
+    def describe(self) -> str:
+        name = _NAMES[self.dtype]
+        return name if self.groups is None else f"{name} in groups of {self.groups.size}"
+
+    def convert(self, rows: QuantizedRows) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return codes, scales and offsets as ``Matrix.pack_codes`` takes them."""
+        if isinstance(rows, Fp8Rows):
+            return rows.values_OI, self._regrouped(rows.scales_OC, rows.values_OI, rows.block_size), None
+        codes = rows.codes_OI if self.shift == 0 else rows.codes_OI + self.shift
+        offsets = rows.offsets()
+        if self.groups is None:
+            return codes, rows.scales_OG[:, :1], None
+        scales = self._regrouped(rows.scales_OG, codes, rows.group_size)
+        return codes, scales, None if offsets is None else self._regrouped(offsets, codes, rows.group_size)
+
+    def _regrouped(self, values_OG: Tensor, codes_OI: Tensor, group_size: int) -> Tensor:
+        """Return the values of the native groups, each of which lies in one group of ``group_size`` inputs."""
+        assert self.groups is not None
+        if group_size == self.groups.size:
+            return values_OG
+        starts = torch.arange(0, codes_OI.shape[1], self.groups.size, dtype=torch.int64, device="cpu")
+        return values_OG[:, starts // group_size]
+
+
+def find_native_form(spec: QuantSpec, in_features: int) -> NativeForm | None:
+    """Return the form that keeps every weight, or None if there is none."""
+    inputs = _inputs_of_a_scale(spec, in_features)
+    size = next((size for size in GROUP_SIZES if inputs is None or inputs % size == 0), None)
+    if size is None:
+        return None
+    if spec.kind == "float" and spec.bits == 8:
+        return NativeForm(Dtype.FP8, Groups(size))
+    if spec.has_offsets and spec.kind == "int":
+        return NativeForm(Dtype.CODES4 if spec.bits <= 4 else Dtype.CODES8, Groups(size, has_offsets=True))
+    assert spec.zero is not None, spec
+    largest = 2 * spec.zero if spec.kind == "float" else 2**spec.bits - 1  # codes of FP4 numbers lie around that of 0
+    if inputs is None and spec.bits > 4:
+        return NativeForm(Dtype.INT8, shift=ZEROS[Dtype.INT8] - spec.zero)
+    for dtype in (Dtype.CODES4, Dtype.CODES8):
+        shift = ZEROS[dtype] - spec.zero
+        if shift >= 0 and largest + shift <= _LARGEST[dtype]:
+            return NativeForm(dtype, Groups(size), shift)
+    return None
+
+
+def _inputs_of_a_scale(spec: QuantSpec, in_features: int) -> int | None:
+    """Return how many inputs of an output share a scale; None: all of them."""
+    if spec.granularity in ("tensor", "channel"):
+        return None
+    inputs = spec.block[1] if spec.block is not None else spec.group_size
+    assert inputs is not None, spec
+    return None if inputs >= in_features else inputs
