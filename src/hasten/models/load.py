@@ -104,8 +104,9 @@ def load_decoder(
     """
     plan = plan_decoder(folder, dtype=dtype, ops=ops, formats=formats)
     checkpoint = plan.checkpoint
-    check_memory(plan.weight_bytes, str(folder), other_bytes)
-    with allocation_errors(str(folder)):
+    is_quantized = bool(checkpoint.matrices)
+    check_memory(plan.weight_bytes, str(folder), other_bytes, is_quantized=is_quantized)
+    with allocation_errors(str(folder), is_quantized=is_quantized):
         decoder = Decoder(plan.spec, ops, plan.dtype, formats=plan.formats)
         use_stored_formats(decoder, plan.sources, checkpoint.matrices, plan.formats)
         load_weights(decoder, checkpoint, plan.sources, progress)
