@@ -39,7 +39,7 @@ class Packed(nn.Module):
         int8_activations: bool = False,
         input_order: Tensor | None = None,
     ) -> None:
-        """``form``: that of quantised matrices, which are kept as they are; or a dtype, to which weights are converted.
+        """``form``: a dtype, to which weights are converted, or the form of quantised matrices.
 
         ``input_order``: the input that each column of the native matrix belongs to; None: their own order.
         """

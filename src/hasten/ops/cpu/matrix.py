@@ -38,7 +38,7 @@ ZEROS = {Dtype.INT8: 128, Dtype.CODES4: 8, Dtype.CODES8: 128}  # the code of wei
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and perhaps an offset.
+    """``size`` inputs of an output share a scale, and perhaps an offset (``CODES4``, ``CODES8``, ``FP8``).
 
     ``is_nested`` (``CODES4``, ``CODES8``): these are signed bytes, times a float16 for all of ``NESTED_INPUTS`` inputs.
     """
