@@ -127,11 +127,10 @@ class PackedFormatFactory:
         """Return the format of rows that are stored like ``matrix``, or as ordinary tensors."""
         if matrix is None:
             return self.projection(in_features, out_features)
-        form = find_native_form(matrix.spec, in_features)
+        form = find_native_form(matrix.spec, in_features, self.weights.cpu.library.limits.int8_inputs)
         if form is None:
             return self._mixed(in_features, out_features)
-        fits = in_features <= self.weights.cpu.library.limits.int8_inputs
-        int8_activations = fits and form.is_integer and matrix.spec.has_int8_activations(self.activations)
+        int8_activations = form.is_integer and matrix.spec.has_int8_activations(self.activations)
         order = matrix.input_order()
         return Packed(self.weights, out_features, in_features, form, int8_activations=int8_activations, input_order=order)
 
