@@ -156,7 +156,7 @@ def main() -> None:
         "seed": options.seed,
         "quick": options.quick,
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "goals": goals.results(measured["rows"], kernels(measured["engines"])),
+        "goals": goals.results(measured["rows"], kernels(measured["engines"]), options.weights),
         **measured,
     }
     write(options.out or HERE / "results" / f"peers-{options.model}.json", result)

@@ -1,6 +1,6 @@
 """The result of each goal: the ratio of hasten to the best other engine, or void."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from engines.registry import ENGINES, GOALS, HASTEN, PHASES, EngineSpec, Goal
@@ -9,12 +9,14 @@ Row = dict[str, Any]
 MIN_REPEATS = 3
 
 
-def results(rows: Sequence[Row], kernels: str) -> list[dict[str, Any]]:
+def results(rows: Sequence[Row], kernels: str, weights: Collection[str] | None = None) -> list[dict[str, Any]]:
     """Return one result per goal: a ratio of medians, or ``void`` with the reasons.
 
-    A goal is void if an engine is missing or had too few repeats. ``kernels`` is the instruction set of hasten's kernels.
+    A goal is void if an engine is missing or had too few repeats. ``kernels`` is the instruction set of hasten's kernels. Only
+    goals with ``weights`` are returned; None: all.
     """
-    return [_result(goal, rows, has_avx512=kernels in ("avx512", "amx")) for goal in GOALS]
+    has_avx512 = kernels in ("avx512", "amx")
+    return [_result(goal, rows, has_avx512=has_avx512) for goal in GOALS if weights is None or goal.weights in weights]
 
 
 def expected(goal: Goal) -> list[tuple[EngineSpec, str]]:
