@@ -6,20 +6,30 @@ good the scales are and not what is stored.
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import compressed_tensors
+import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme, apply_quantization_config
-from compressed_tensors.quantization.lifecycle.forward import dequantize
+from compressed_tensors.quantization.lifecycle import forward
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
+
+from hasten.checkpoints.reader import Checkpoint
+from hasten.core.errors import CheckpointError
+from hasten.layers.formats.stored_matrix import StoredMatrix, dequantize
+
+Change = Callable[[dict[str, Tensor]], None]
 
 INT8_PER_TOKEN = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 FP8_PER_TOKEN = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
@@ -63,6 +73,14 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     ),
 }
 
+MIXED = {
+    "group_0": {"targets": ["Linear"], "weights": integers(4, symmetric=False), "format": "pack-quantized"},
+    "group_1": {"targets": ["re:.*down_proj", "layers.1.up"], "weights": floats("channel"), "format": "float-quantized"},
+    "group_2": {"targets": ["re:.*[.]1[.].*"], "weights": integers(8, "channel"), "format": "pack-quantized"},
+    "group_3": {"targets": ["re:layers.2[.].*"], "weights": KINDS["nvfp4"][1], "format": "nvfp4-pack-quantized"},
+}
+MIXED_NAMES = [f"layers.{layer}.{name}" for layer in range(3) for name in ("up", "down_proj", "q")]
+
 
 def write_compressed(
     folder: Path,
@@ -103,19 +121,19 @@ def decompress(module: nn.Module) -> Tensor:
     """Return the float32 weight that the library decodes from a compressed module."""
     scheme, state = module.quantization_scheme, {name: value.detach() for name, value in module.named_parameters()}
     state |= dict(module.named_buffers())
+    compressor = BaseCompressor.get_value_from_registry(scheme.format)
     if scheme.weights.num_bits == 4 and scheme.weights.type == "float":
         # The library decodes FP4 into bfloat16. These are its steps in float32.
-        compressor = BaseCompressor.get_value_from_registry(scheme.format)
         packed, scale = state["weight_packed"], compressor._decompress_scale(state["weight_scale"], torch.float32)
         numbers = unpack_fp4_from_uint8(packed, len(packed), 2 * packed.shape[1], dtype=torch.float32)
-        return dequantize(numbers, scale, args=scheme.weights, global_scale=state.get("weight_global_scale"), dtype=torch.float32)
+        options = {"args": scheme.weights, "global_scale": state.get("weight_global_scale"), "dtype": torch.float32}
+        return forward.dequantize(numbers, scale, **options)
     zero_point = state.get("weight_zero_point")
     if zero_point is not None and zero_point.dtype == torch.int32 and len(zero_point) == 1:
         state["weight_zero_point"] = zero_point.repeat(2, 1)  # the library cannot unpack one row of words, and cuts off the second
     if state["weight_scale"].is_floating_point():
         state["weight_scale"] = state["weight_scale"].float()
-    weight = BaseCompressor.get_value_from_registry(scheme.format).decompress(state, scheme)["weight"]
-    return weight.float()
+    return compressor.decompress(state, scheme)["weight"].float()
 
 
 def _calibrate(module: nn.Module) -> None:
@@ -149,3 +167,89 @@ def weight_ranges(weight: Tensor, args: QuantizationArgs) -> tuple[Tensor, Tenso
     padded = pad(weight, (0, -columns % width, 0, -rows % height))
     tiles = padded.view(padded.shape[0] // height, height, padded.shape[1] // width, width)
     return tiles.amin((1, 3)), tiles.amax((1, 3))
+
+
+class Linears(nn.Module):
+    """Linear layers by name, with random weights."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(len(shapes))
+        for name, (num_outputs, num_inputs) in shapes.items():
+            layer = nn.Linear(num_inputs, num_outputs, bias=False, dtype=dtype)
+            layer.weight = nn.Parameter(torch.randn(num_outputs, num_inputs, generator=draw).to(dtype), requires_grad=False)
+            self._insert(name, layer)
+
+    def _insert(self, name: str, layer: nn.Module) -> None:
+        parent: nn.Module = self
+        *parents, last = name.split(".")
+        for part in parents:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = getattr(parent, part)
+        parent.add_module(last, layer)
+
+
+def write_linears(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    weights: Mapping[str, Any],
+    form: str,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Write linear layers that the library compressed. Return its float32 weights."""
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
+    return write_linear_groups(folder, shapes, {"group_0": group}, form, dtype=dtype)
+
+
+def write_linear_groups(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    groups: Mapping[str, Mapping[str, Any]],
+    form: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    model = Linears(shapes, dtype)
+    decoded = quantize_modules(model, groups)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    version = {"version": compressed_tensors.__version__, "quantization_status": "compressed"}
+    settings = {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, **version}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": settings}))
+    return decoded
+
+
+def change_settings(folder: Path, **changes: Any) -> None:
+    """Change keys of the ``quantization_config``; ``weights`` and ``inputs`` update those of the first group."""
+    config = json.loads((folder / "config.json").read_text())
+    settings = config["quantization_config"]
+    group = next(iter(settings["config_groups"].values()), {})
+    group.get("weights", {}).update(changes.pop("weights", {}))
+    if "inputs" in changes:
+        group["input_activations"] = changes.pop("inputs")
+    group.update(changes.pop("group", {}))
+    settings.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_tensors(folder: Path, change: Change) -> None:
+    """Let ``change`` edit the tensors of the file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def open_error(folder: Path, kind: type[CheckpointError] = CheckpointError) -> str:
+    with pytest.raises(kind) as error:
+        Checkpoint.open(folder)
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+def weight_of(matrix: StoredMatrix) -> Tensor:
+    """Return all of a matrix that hasten read, float32."""
+    return dequantize(matrix, 0, matrix.shape[0])

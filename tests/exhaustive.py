@@ -31,6 +31,7 @@ SUITES = {
         1, 60, "cuts into random steps, per instruction set, dtype and quantisation", "tests/runners/backends/test_native.py"
     ),
     "bad words": Suite(120, 2_000, "texts of 16 tokens per kind of tokenizer", "tests/sampling/test_bad_words.py"),
+    "gguf tokenizers": Suite(1_000, 20_000, "tokenizers of GGUF files with mutated metadata", "tests/text/test_gguf_vocabulary.py"),
     "compressed-tensors": Suite(
         100, 1_000, "damaged checkpoints of every kind", "tests/checkpoints/quantized/test_compressed_tensors.py"
     ),
@@ -49,9 +50,9 @@ def main() -> None:
     if "--files" in sys.argv:
         print(*{suite.file: None for suite in SUITES.values()})
         return
-    print(f"{'suite':12}{'in CI':>8}{'exhaustive':>12}  what is repeated")
+    print(f"{'suite':16}{'in CI':>8}{'exhaustive':>12}  what is repeated")
     for name, suite in SUITES.items():
-        print(f"{name:12}{suite.ci:>8,}{suite.full:>12,}  {suite.unit} ({suite.file})")
+        print(f"{name:16}{suite.ci:>8,}{suite.full:>12,}  {suite.unit} ({suite.file})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``ls``, ``rm``, ``pull`` and ``doctor``, without a network."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,11 +21,12 @@ def cache(tmp_path, monkeypatch):
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
-    (snapshot / "config.json").write_text("{}")
+    (snapshot / "config.json").write_text(CONFIG)
     (snapshot / "model.safetensors").write_bytes(bytes(2_000_000))
     return snapshot
 
 
+CONFIG = '{"quantization_config": {"quant_method": "gptq", "bits": 4}}'
 NAME = "someone/a-model-with-quite-a-long-name-to-print-in-a-table"
 
 
@@ -32,7 +34,16 @@ def test_ls_lists_shipped_and_cached_models(hasten, cache):
     rows = json.loads(hasten("ls", "--json").out)
     assert {row["name"]: row["source"] for row in rows} == dict.fromkeys(hub.SHIPPED, "shipped") | {NAME: "cache"}
     line = next(line for line in hasten("ls").out.splitlines() if line.startswith("someone"))
-    assert line.split()[:5] == [NAME, "2.0", "MB", "cache", COMMIT[:8]]
+    assert line.split()[:7] == [NAME, "2.0", "MB", "GPTQ", "int4", "cache", COMMIT[:8]]
+    schemes = {row["name"]: row["scheme"] for row in rows}
+    assert schemes == dict.fromkeys(hub.SHIPPED, "bf16") | {NAME: "GPTQ int4"}
+
+
+@pytest.mark.parametrize("config", ["{", "[]", None])
+def test_ls_lists_models_with_a_broken_configuration(hasten, cache, config):
+    (cache / "config.json").write_text(config) if config else (cache / "config.json").unlink()
+    (row,) = (row for row in json.loads(hasten("ls", "--json").out) if row["name"] == NAME)
+    assert row["scheme"] == "-"
 
 
 def test_pull_prints_the_folder_of_a_cached_or_shipped_model(hasten, cache):
@@ -66,7 +77,7 @@ def test_doctor_reports_the_kernels_and_the_reason(hasten, cache):
         "shipped": [*hub.SHIPPED],
         "cache": str(cache.parents[2]),
         "cached": 1,
-        "cached_bytes": 2_000_002,
+        "cached_bytes": 2_000_000 + len(CONFIG),
         "offline": True,
     }
     assert len(report["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -75,3 +86,22 @@ def test_doctor_reports_the_kernels_and_the_reason(hasten, cache):
     assert [
         word for word in ("cpu", "memory", report["kernels"]["why"], torch.__version__, "HF_HUB_OFFLINE") if word not in text
     ] == []
+
+
+def test_doctor_reports_a_model_before_it_is_loaded(hasten, tmp_path, monkeypatch, model):
+    from tests.quantized_models import Scheme, quantize, register
+
+    register(monkeypatch)
+    folder, _ = quantize(Path(model), tmp_path, lambda name: Scheme(group_size=8) if "mlp" in name else None)
+    report = json.loads(hasten("doctor", str(folder), "--dtype", "bfloat16", "--json").out)
+    assert report["schemes"][0]["matrices"] == 9 and "hardware" not in report
+    text = hasten("doctor", "--model", str(folder), "--dtype", "bfloat16").out
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
+    assert [title for title, _ in lines] == ["model", "architecture", "file", "weights", "dtype", "memory", "kernels"]
+    bits = f"{report['schemes'][0]['bits_per_weight']:.2f}"
+    form = "kept as bfloat16 (rounded), float activations"
+    assert dict(lines)["weights"] == f"Tiny int4, groups of 8, offsets: 9 matrices of {bits} bits per weight, {form}"
+    assert "(rounded)" not in hasten("doctor", str(folder), "--dtype", "float32").out
+    assert "not quantised; float activations" in hasten("doctor", model).out
+    ran = hasten("doctor", model, "--activations", "int8")
+    assert ran.code == 2 and "are not quantised" in ran.err

@@ -109,8 +109,8 @@ def _mutate_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 def _mutate_json(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     value = json.loads(content)
-    containers = list(_containers(value))
-    parent = rng.choice(containers[:1] if rng.random() < 0.5 else containers)
+    parents = containers(value)
+    parent = rng.choice(parents[:1] if rng.random() < 0.5 else parents)
     keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
     junk, kind = rng.choice(JUNK), rng.choice(["replace", "replace", "replace", "remove", "add", "rename", "wrap", "twice"])
     what = f"{kind} {str(junk)[:40]!r}"
@@ -137,7 +137,7 @@ def _mutate_json(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     return json.dumps(value).encode(), what
 
 
-def _containers(value: Any) -> list[Any]:
+def containers(value: Any) -> list[Any]:
     """Return all objects and lists in a JSON value."""
     found, queue = [], [value]
     while queue:
@@ -163,7 +163,7 @@ def _mutate_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
         if kind == "dtype":
             entry["dtype"] = rng.choice(DTYPES)
         elif kind == "shape":
-            shape = entry["shape"]
+            shape = entry["shape"] if isinstance(entry["shape"], list) else []  # None after an earlier change
             entry["shape"] = rng.choice([*SHAPES, shape[::-1], [*shape, 1], [1, *shape], [2 * size for size in shape]])
         elif kind == "offsets":
             entry["data_offsets"] = rng.choice(OFFSETS)

@@ -32,7 +32,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 TENSOR_KINDS = (
     "remove", "rename", "copy", "reinterpret", "cast", "transpose", "reshape", "cut", "repeat", "empty", "random bytes",
-    "flip a byte", "fill", "swap", "dimensions",
+    "flip a byte", "fill", "swap", "dimensions", "empty module", "halve module",
 )  # fmt: skip
 
 
@@ -85,6 +85,11 @@ def _change(tensors: dict[str, Tensor], name: str, kind: str, rng: random.Random
         tensors[f"{name.rpartition('.')[0]}.{other.rpartition('.')[2]}"] = tensor.clone()
     elif kind == "swap":
         tensors[name], tensors[other] = tensors[other], tensor
+    elif kind in ("empty module", "halve module"):
+        dim = rng.choice([0, -1])
+        for part in [part for part in tensors if part.rpartition(".")[0] == name.rpartition(".")[0] and tensors[part].ndim]:
+            size = tensors[part].shape[dim] // 2 if kind == "halve module" else 0
+            tensors[part] = tensors[part].narrow(dim, 0, size)
     elif kind in ("random bytes", "flip a byte"):
         content = tensor.contiguous().reshape(-1).view(torch.uint8)
         if len(content):
@@ -105,7 +110,7 @@ def _reshaped(tensor: Tensor, kind: str, rng: random.Random) -> Tensor:
     if kind == "reshape":
         return tensor.reshape(rng.choice([(-1,), (1, -1), (-1, 1), (1, *tensor.shape)]))
     if kind == "dimensions":
-        return tensor.reshape(*tensor.shape, 1) if rng.random() < 0.5 else tensor.reshape(-1)[:1].reshape(())
+        return tensor.reshape(*tensor.shape, 1) if rng.random() < 0.5 or not tensor.numel() else tensor.reshape(-1)[0]
     if kind == "fill":
         value = rng.choice([0, 1, -1, 127, float("inf"), float("nan"), 2**31 - 1])
         filled = torch.full(tensor.shape, value, dtype=torch.float64).nan_to_num(7) if not tensor.is_floating_point() else value

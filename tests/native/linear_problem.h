@@ -1,6 +1,8 @@
 // Random matrix products with their operands, and the sums that kernels.h documents.
 #pragma once
 
+#include <vector>
+
 #include "packed_matrix.h"
 
 namespace check {
@@ -61,6 +63,9 @@ struct Operands {
     Buffer<uint8_t> outlier_mask;
     Buffer<int8_t> q;
     Buffer<int32_t> sums;
+    Buffer<uint8_t> int16_data;
+    Buffer<float> int16_scales;
+    Buffer<int32_t> int16_sums;
     Buffer<uint8_t> scratch;
 
     Operands(const Case& linear_case, Random& random)
@@ -77,6 +82,9 @@ struct Operands {
           outlier_mask(int64_t{c.out} * c.in),
           q(c.quantized ? c.rows * q_stride : 0),
           sums(c.rows),
+          int16_data(has_int16_inputs() ? c.rows * int16_blocks() * 256 : 0),
+          int16_scales(has_int16_inputs() ? c.rows * int16_blocks() : 0),
+          int16_sums(has_int16_inputs() ? c.rows * int16_blocks() * 8 : 0),
           scratch(hasten::kLinearScratch) {
         fill_weights(random);
         read_weights();
@@ -111,6 +119,8 @@ struct Operands {
     float level(int o, int k) const { return levels[int64_t{o} * c.in + k]; }
     bool is_outlier(int o, int k) const { return outlier_mask[int64_t{o} * c.in + k] != 0; }
 
+    bool has_int16_inputs() const { return hasten::is_coded(c.dtype) && !c.quantized; }
+    int64_t int16_blocks() const { return round_up(c.in, 128) / 128; }
     int64_t bf16_stride() const { return round_up(c.in, 32) + 32; }
 
     // Zero rows pad the last panel and zero columns pad every row, as after packing.
@@ -207,7 +217,7 @@ struct Operands {
         }
     }
 
-    hasten::LinearTask task(Buffer<float>& to) {
+    hasten::LinearTask task(const hasten::Kernels& kernels, Buffer<float>& to) {
         hasten::LinearTask t{};
         t.matrix = &weights.matrix;
         t.rows = c.rows;
@@ -215,6 +225,10 @@ struct Operands {
             t.quantized = {q.data(), q_stride, scales.data(), sums.data()};
         } else {
             t.x = {x.data(), x_stride};
+            if (has_int16_inputs()) {
+                t.x_int16 = {int16_data.data(), int16_blocks() * 256, int16_scales.data(), int16_sums.data(), int16_blocks()};
+                kernels.convert_to_int16({t.x, c.in, t.x_int16, 0, c.rows});
+            }
             if (hasten::is_bf16(c.dtype)) t.x_bf16 = {x_bf16.data(), bf16_stride()};
         }
         t.bias = c.bias ? bias.data() : nullptr;
@@ -227,8 +241,41 @@ struct Operands {
         return t;
     }
 
+    // Activations of 16 bits and their scales, one for each 128 inputs.
+    struct Int16Row {
+        std::vector<int64_t> q;
+        std::vector<float> scales;
+    };
+    Int16Row int16_row(int r) const {
+        Int16Row row;
+        for (int begin = 0; begin < c.in; begin += 128) {
+            float absmax = 0.0f;
+            for (int k = begin; k < c.in && k < begin + 128; ++k) absmax = std::fmax(absmax, std::fabs(x[r * x_stride + k]));
+            row.scales.push_back(absmax <= 1e-30f ? 0.0f : absmax / 32512.0f);
+            const float inverse = absmax <= 1e-30f ? 0.0f : 32512.0f / absmax;
+            for (int k = begin; k < c.in && k < begin + 128; ++k)
+                row.q.push_back(static_cast<int64_t>(std::nearbyint(x[r * x_stride + k] * inverse)));
+        }
+        return row;
+    }
+    float codes_int16_sum(const Int16Row& row, int o) const {
+        float total = 0.0f;
+        for (int begin = 0; begin < c.in; begin += c.groups.inputs) {
+            int64_t products = 0, activations = 0;
+            for (int k = begin; k < c.in && k < begin + c.groups.inputs; ++k) {
+                products += int64_t{weights.code(o, k) - weights.zero()} * row.q[static_cast<size_t>(k)];
+                activations += row.q[static_cast<size_t>(k)];
+            }
+            const float scale = row.scales[static_cast<size_t>(begin / 128)];
+            total = std::fmaf(weights.group_scale(o, begin) * scale, static_cast<float>(products), total);
+            if (c.groups.has_offsets)
+                total = std::fmaf(weights.group_offset(o, begin) * scale, static_cast<float>(activations), total);
+        }
+        return total;
+    }
+
     // A product of integer codes in groups with int8 activations.
-    float grouped_int8_sum(int r, int o) const {
+    float codes_int8_sum(int r, int o) const {
         float total = 0.0f;
         for (int begin = 0; begin < c.in; begin += c.groups.inputs) {
             int64_t products = 0, activations = 0;
@@ -244,8 +291,8 @@ struct Operands {
 
     // Row r of the product with output feature o, by the documented operations one at a time.
     float sum(int r, int o) const {
-        if (c.quantized && hasten::is_grouped(c.dtype)) {
-            const float product = grouped_int8_sum(r, o);
+        if (hasten::is_coded(c.dtype)) {
+            const float product = c.quantized ? codes_int8_sum(r, o) : codes_int16_sum(int16_row(r), o);
             return c.bias ? product + bias[o] : product;
         }
         const float scale = (c.quantized ? scales[r] : 1.0f) * weights.scale(o);

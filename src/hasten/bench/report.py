@@ -20,7 +20,7 @@ def make_report(kind: str, description: Mapping[str, Any], workload: Workload, r
         "engine": dict(description),
         "workload": dataclasses.asdict(workload),
         "repeats": len(runs),
-        "quality": f"the checkpoint as it is, computed in {description['dtype']}; greedy",
+        "quality": f"the checkpoint as it is, in {description['dtype']} with {description['activations']} activations; greedy",
         "output_tokens_per_second": spread([run.output_tokens / run.seconds for run in runs]),
         "total_tokens_per_second": spread([(run.prompt_tokens + run.output_tokens) / run.seconds for run in runs]),
         "requests_per_second": spread([len(run.e2e) / run.seconds for run in runs]),

@@ -5,19 +5,41 @@ from __future__ import annotations
 import dataclasses
 import json as encoder
 import os
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from hasten.cli.engine_options import Debug, Json
+import typer
+
+from hasten.cli.engine_options import HELP, Debug, Json, ModelArgument, ModelOption, model_name
+from hasten.cli.report import megabytes
 
 if TYPE_CHECKING:
     from hasten.ops.cpu.cpu import Cpu
 
 
-def doctor(json: Json = False, debug: Debug = False) -> None:
-    """Report the hardware, the kernels that would run on it and why, the versions, and the model cache."""
-    report = collect_report()
-    print(encoder.dumps(report) if json else "\n".join(_report_lines(report)))
+def doctor(
+    name: ModelArgument = None,
+    model: ModelOption = None,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="TEXT", help=HELP["dtype"])] = "auto",
+    backend: Annotated[str, typer.Option("--backend", metavar="TEXT", help=HELP["backend"])] = "auto",
+    activations: Annotated[str, typer.Option("--activations", metavar="TEXT", help=HELP["activations"])] = "auto",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Report the hardware, the kernels that would run on it and why, the versions, and the model cache.
+
+    With a model: how its weights are stored and how they would be kept, before they are loaded.
+    """
+    if name is None and model is None:
+        report, lines_of = collect_report(), _report_lines
+    else:
+        from hasten.core.engine_options import EngineOptions
+        from hasten.entrypoints.model_report import report_model
+
+        options = EngineOptions(dtype=dtype, backend=backend, activations=activations, show_progress=sys.stderr.isatty())
+        report, lines_of = report_model(model_name(name, model), options), _model_lines
+    print(encoder.dumps(report) if json else "\n".join(f"{title:<14}{text}" for title, text in lines_of(report)))
 
 
 def collect_report() -> dict[str, Any]:
@@ -79,7 +101,7 @@ def _speculation(off_because: Mapping[str, str | None]) -> str:
     return "; ".join(parts + [f"off by default for {', '.join(names)}: {reason}" for reason, names in off.items()])
 
 
-def _report_lines(report: Mapping[str, Any]) -> list[str]:
+def _report_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     hardware, kernels, models = report["hardware"], report["kernels"], report["models"]
     core_limit = "no limit" if hardware["core_limit"] is None else f"limit {hardware['core_limit']:g}"
     memory_limit = "no limit" if hardware["memory_limit"] is None else f"limit {hardware['memory_limit'] / 2**30:.1f} GiB"
@@ -88,7 +110,7 @@ def _report_lines(report: Mapping[str, Any]) -> list[str]:
         f"{d['name']}, {d['memory'] / 2**30:.1f} GiB, compute {d['capability']} (not used by this version)" for d in report["cuda"]
     ]
     cached = f"{models['cached']} ({models['cached_bytes'] / 1e9:.1f} GB)"
-    rows = [
+    return [
         ("cpu", f"{hardware['cpu']} ({hardware['architecture']}, {hardware['system']})"),
         ("cores", f"{hardware['logical_cores']} logical, {hardware['usable_cores']} usable, {core_limit}"),
         ("memory", f"{hardware['memory'] / 2**30:.1f} GiB, {memory_limit}"),
@@ -101,4 +123,20 @@ def _report_lines(report: Mapping[str, Any]) -> list[str]:
         ("cache", models["cache"]),
         ("hub", "offline (HF_HUB_OFFLINE)" if models["offline"] else "online, used for models that are not in the cache"),
     ]
-    return [f"{name:<14}{text}" for name, text in rows]
+
+
+def _model_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    weights = [
+        f"{use['scheme']}: {use['matrices']} matrices of {use['bits_per_weight']:.2f} bits per weight, "
+        f"kept as {use['kept_as']}{'' if use['exact'] else ' (rounded)'}, {use['activations']} activations"
+        for use in report["schemes"]
+    ]
+    return [
+        ("model", report["folder"]),
+        ("architecture", f"{report['architecture']}, {report['layers']} layers, {report['parameters']:,} parameters"),
+        ("file", f"{megabytes(report['file_bytes'])} of weights, {report['bits_per_weight']:.2f} bits per weight"),
+        *(("weights", text) for text in weights or [f"not quantised; {report['activations']} activations"]),
+        ("dtype", report["dtype"]),
+        ("memory", f"{megabytes(report['weight_bytes'])} for the weights, of {megabytes(report['free_bytes'])} that are free"),
+        ("kernels", report["kernels"]),
+    ]

@@ -89,8 +89,8 @@ def _write(file: Path, line: str) -> None:
 def _show(evaluation: Evaluation) -> None:
     quality = evaluation.quality
     for side, about in (("reference", evaluation.reference), ("candidate", evaluation.candidate)):
-        weights, kv_cache = about.get("quantization") or about["dtype"], about.get("kv_cache_dtype") or about["dtype"]
-        print(f"{side}: {about['model']}, weights {weights}, KV cache {kv_cache}, {about['kernels']}", file=sys.stderr)
+        kv_cache = about.get("kv_cache_dtype") or about["dtype"]
+        print(f"{side}: {about['model']}, weights {about['weights']}, KV cache {kv_cache}, {about['kernels']}", file=sys.stderr)
     plural = "" if quality.num_windows == 1 else "s"
     windows = f"{quality.num_windows:,} window{plural} of up to {evaluation.window:,}"
     print(f"{evaluation.text}: {quality.num_tokens:,} tokens in {windows}", file=sys.stderr)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json as encoder
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hasten.cli.engine_options import Debug, Json, ModelArgument, ModelOption, model_name
 from hasten.cli.report import megabytes, print_table
+from hasten.core.errors import CheckpointError
 
 
 def ls(json: Json = False, debug: Debug = False) -> None:
     """List the models on this machine: those shipped with hasten and those in the Hugging Face cache."""
     from hasten.checkpoints import hub
 
-    names = ("name", "source", "commit", "bytes", "modified", "path")
+    names = ("name", "source", "commit", "bytes", "modified", "path", "scheme")
     models = [
-        (name, "shipped", None, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), None, str(folder))
+        (name, "shipped", None, _size(folder), None, str(folder), _scheme(folder))
         for name, folder in hub.SHIPPED.items()
         if folder.is_dir()
     ] + [
@@ -30,6 +32,7 @@ def ls(json: Json = False, debug: Debug = False) -> None:
             model.size,
             datetime.fromtimestamp(model.last_modified, UTC).isoformat(timespec="seconds"),
             str(model.path),
+            _scheme(model.path),
         )
         for model in hub.cached_models()
     ]
@@ -37,10 +40,25 @@ def ls(json: Json = False, debug: Debug = False) -> None:
         print(encoder.dumps([dict(zip(names, model, strict=True)) for model in models]))
         return
     rows = [
-        (name, megabytes(num_bytes), source, (commit or "-")[:8], (modified or "-")[:10])
-        for name, source, commit, num_bytes, modified, _ in models
+        (name, megabytes(num_bytes), scheme, source, (commit or "-")[:8], (modified or "-")[:10])
+        for name, source, commit, num_bytes, modified, _, scheme in models
     ]
-    print_table(("NAME", "SIZE", "SOURCE", "COMMIT", "MODIFIED"), rows)
+    print_table(("NAME", "SIZE", "WEIGHTS", "SOURCE", "COMMIT", "MODIFIED"), rows)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _scheme(folder: Path) -> str:
+    """Return how the weights are stored; "-" if the configuration cannot be read."""
+    from hasten.checkpoints.json_values import read_json
+    from hasten.checkpoints.quantized.scheme_name import UNKNOWN, scheme_name
+
+    try:
+        return scheme_name(read_json(folder / "config.json"))
+    except CheckpointError:
+        return UNKNOWN
 
 
 def pull(

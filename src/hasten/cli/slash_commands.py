@@ -47,7 +47,7 @@ def _set(session: Session, argument: str) -> CommandResult:
 
 
 def _show(session: Session, argument: str) -> CommandResult:
-    rows = [f"  {name}: {value}" for name, value in session.llm.describe().items()]
+    rows = [f"  {name}: {value}" for name, value in session.llm.describe().items() if name != "schemes"]
     rows += [f"  system: {session.system}"] if session.system else []
     rows += [f"  messages: {len(session.history)}", f"  settings: {session.settings}"]
     return CommandResult("\n".join(rows))

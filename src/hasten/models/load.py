@@ -21,6 +21,7 @@ from hasten.models.decoder import Decoder
 from hasten.models.family import ModelFamily, find_family
 from hasten.models.spec import DecoderSpec
 from hasten.models.stored_formats import use_stored_formats
+from hasten.models.weight_summary import WeightSummary, summarize_weights
 from hasten.models.weights import Progress, WeightMap, allocation_errors, check_memory, expected_tensors, load_weights, weight_bytes
 from hasten.ops.base import Ops
 
@@ -37,6 +38,7 @@ class LoadedModel:
     generation_config: dict[str, Any]
     folder: Path
     dtype: torch.dtype
+    weights: WeightSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,9 @@ class DecoderPlan:
     def weight_bytes(self) -> int:
         """The memory that the weights take, without padding."""
         return weight_bytes(self.decoder)
+
+    def summary(self) -> WeightSummary:
+        return summarize_weights(self.decoder, self.sources, self.checkpoint)
 
 
 def plan_decoder(
@@ -99,12 +104,14 @@ def load_decoder(
     """
     plan = plan_decoder(folder, dtype=dtype, ops=ops, formats=formats)
     checkpoint = plan.checkpoint
-    check_memory(plan.weight_bytes, str(folder), other_bytes)
-    with allocation_errors(str(folder)):
+    is_quantized = bool(checkpoint.matrices)
+    check_memory(plan.weight_bytes, str(folder), other_bytes, is_quantized=is_quantized)
+    with allocation_errors(str(folder), is_quantized=is_quantized):
         decoder = Decoder(plan.spec, ops, plan.dtype, formats=plan.formats)
         use_stored_formats(decoder, plan.sources, checkpoint.matrices, plan.formats)
         load_weights(decoder, checkpoint, plan.sources, progress)
-    return LoadedModel(decoder.eval(), plan.spec, checkpoint.config, checkpoint.generation_config, folder, plan.dtype)
+    weights = summarize_weights(decoder, plan.sources, checkpoint)
+    return LoadedModel(decoder.eval(), plan.spec, checkpoint.config, checkpoint.generation_config, folder, plan.dtype, weights)
 
 
 def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:

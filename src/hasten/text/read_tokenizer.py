@@ -1,4 +1,7 @@
-"""``read_tokenizer``: a tokenizer from the files of a checkpoint; ``tokenizer.json`` decides."""
+"""``read_tokenizer``: a tokenizer from the files of a checkpoint; ``tokenizer.json`` decides.
+
+``read_gguf_tokenizer`` reads that of a GGUF file.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.reader import check_tokenizer_size
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import CheckpointError
 from hasten.text import sentencepiece_model
+from hasten.text.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from hasten.text.panics import is_panic
 from hasten.text.rebuilt_tokenizer import CLASSES, differing_probe, rebuilding_class
 from hasten.text.tokenizer_config import TokenizerConfig
@@ -44,6 +49,19 @@ def read_tokenizer(folder: Path, config: TokenizerConfig, vocab_size: int) -> tu
         size = _size(tokenizer)
     check_tokenizer_size(size, vocab_size)
     return tokenizer, special_tokens
+
+
+def read_gguf_tokenizer(file: Path, vocab_size: int) -> GgufTokenizer | None:
+    """Return the tokenizer in a GGUF file, or None if the file has none.
+
+    Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
+    """
+    metadata = GgufFile.open(file).metadata
+    with _reading(file):
+        found = gguf_tokenizer(metadata, str(file))
+        size = 0 if found is None else _size(found.tokenizer)
+    check_tokenizer_size(size, vocab_size)
+    return found
 
 
 def _special_tokens(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> Mapping[str, str]:

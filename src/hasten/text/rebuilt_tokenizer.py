@@ -13,10 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.normalizers import NFC, Normalizer, Replace
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, PreTokenizer, Split
 
-_QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN3_5_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from hasten.text import split_patterns
+
 _PROBES = (
     "In 2023 it cost €1,234.56, don't you WE'LL say? café naïve (50%)",
     "  two  spaces\n\n\tdef f(x):\r\n    return x**2  # ok\n",
@@ -84,8 +82,8 @@ CLASSES: Mapping[str, RebuildingClass] = {
     "GPT2Tokenizer": RebuildingClass(None, _byte_level, _GPT2_TOKENS),
     "GPTNeoXTokenizer": RebuildingClass(NFC, _byte_level, {**_GPT2_TOKENS, "pad_token": "<|padding|>"}),
     "CohereTokenizer": RebuildingClass(NFC, _digits_and_bytes, _COHERE_TOKENS),
-    "Qwen2Tokenizer": RebuildingClass(NFC, _split_and_bytes(_QWEN2_SPLIT), _QWEN2_TOKENS),
-    "Qwen3_5Tokenizer": RebuildingClass(NFC, _split_and_bytes(_QWEN3_5_SPLIT), _QWEN2_TOKENS),
+    "Qwen2Tokenizer": RebuildingClass(NFC, _split_and_bytes(split_patterns.QWEN2), _QWEN2_TOKENS),
+    "Qwen3_5Tokenizer": RebuildingClass(NFC, _split_and_bytes(split_patterns.QWEN3_5), _QWEN2_TOKENS),
     "LlamaTokenizer": RebuildingClass(None, _metaspace, _LLAMA_TOKENS),
     "GemmaTokenizer": RebuildingClass(lambda: Replace(" ", "▁"), lambda values: Split(" ", "merged_with_previous"), _GEMMA_TOKENS),
 }

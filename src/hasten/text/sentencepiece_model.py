@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 from tokenizers.models import BPE, Model, Unigram
 
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import CheckpointError
+from hasten.text import sentencepiece_bpe
+from hasten.text.sentencepiece_bpe import SPACE
 from hasten.text.tokenizer_config import TokenizerConfig
 
 FILE = "tokenizer.model"
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # SentencePiece.Type
-_SPACE = "▁"
 _PROBES = ("a  b", " a", "a ", "two words", "The quick brown fox, 2023.", "x\ty\n\n z", "naïve 世界 😀", "   ")
 _MAX_PROBED_PIECES = 16
 
@@ -53,8 +54,7 @@ def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer
         raise CheckpointError(f"{folder / FILE} has empty pieces, or the same twice", remedy="Copy it again")
     tokenizer = Tokenizer(_model(proto, names, folder))
     tokenizer.normalizer = _normalizer(proto.normalizer_spec)
-    parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if proto.normalizer_spec.add_dummy_prefix else parts)
+    tokenizer.decoder = sentencepiece_bpe.decoder(strip_prefix=proto.normalizer_spec.add_dummy_prefix)
     tokenizer.add_tokens([token for _, token in sorted(added.items())])
     _compare(tokenizer, proto, folder)
     special_tokens = {
@@ -69,7 +69,9 @@ def read_sentencepiece(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer
         },
         **config.special_tokens,
     }
-    _add_post_processor(tokenizer, special_tokens, config.values)
+    first = special_tokens.get("bos_token") if config.values.get("add_bos_token", True) else None
+    last = special_tokens.get("eos_token") if config.values.get("add_eos_token", False) else None
+    tokenizer.post_processor = sentencepiece_bpe.first_and_last(tokenizer, first, last)
     return tokenizer, special_tokens
 
 
@@ -100,7 +102,7 @@ def _compare(tokenizer: Tokenizer, proto: Any, folder: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_proto=proto.SerializeToString())
-    own = [piece.piece.replace(_SPACE, " ") for piece in proto.pieces if piece.type == _USER_DEFINED][:_MAX_PROBED_PIECES]
+    own = [piece.piece.replace(SPACE, " ") for piece in proto.pieces if piece.type == _USER_DEFINED][:_MAX_PROBED_PIECES]
     known = {piece.piece for piece in proto.pieces}
     later = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.content not in known]
     for probe in (*_PROBES, *(f"see {piece} and{piece}, {piece}{piece}" for piece in own)):
@@ -149,13 +151,7 @@ def _model(proto: Any, names: list[str], folder: Path) -> Model:
         for name, piece in zip(names, proto.pieces, strict=False)
         if piece.type in (_NORMAL, _UNUSED) and name == piece.piece
     }
-    # The best piece is merged first. All its splits lead to it.
-    merges = [
-        (name[:end], name[end:])
-        for name in sorted(pieces, key=lambda name: -pieces[name])
-        for end in range(1, len(name))
-        if name[:end] in pieces and name[end:] in pieces
-    ]
+    merges = sentencepiece_bpe.merges(pieces)
     vocabulary = {name: token_id for token_id, name in enumerate(names)}
     return BPE(vocabulary, merges, unk_token=names[spec.unk_id], fuse_unk=True, byte_fallback=spec.byte_fallback)
 
@@ -167,21 +163,5 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     if spec.remove_extra_whitespaces:
         parts += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
-        parts.append(normalizers.Prepend(_SPACE))
-    return normalizers.Sequence([*parts, normalizers.Replace(" ", _SPACE)])
-
-
-def _add_post_processor(tokenizer: Tokenizer, special_tokens: Mapping[str, str], values: Mapping[str, Any]) -> None:
-    """Let each text begin and end with the tokens of ``tokenizer_config.json``.
-
-    By default it begins with the first one and has no last one.
-    """
-    first = special_tokens.get("bos_token") if values.get("add_bos_token", True) else None
-    last = special_tokens.get("eos_token") if values.get("add_eos_token", False) else None
-    added = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token is not None]
-    added = [(token, token_id) for token, token_id in added if token_id is not None]
-    if added:
-        before, after = ([token] if token in dict(added) else [] for token in (first, last))
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after], pair=[*before, "$A", *before, "$B:1", *after], special_tokens=added
-        )
+        parts.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*parts, normalizers.Replace(" ", SPACE)])

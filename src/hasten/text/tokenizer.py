@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
+from hasten.checkpoints.reader import GGUF_SUFFIX
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import InvalidRequest
 from hasten.sampling.bad_word_set import BadWordSet
@@ -21,7 +22,7 @@ from hasten.text.byte_detokenizer import ByteDetokenizer, TokenBytes
 from hasten.text.chat_template import ChatTemplate
 from hasten.text.detokenizer import Detokenizer, WindowDetokenizer
 from hasten.text.panics import is_panic
-from hasten.text.read_tokenizer import FILES, read_tokenizer
+from hasten.text.read_tokenizer import FILES, read_gguf_tokenizer, read_tokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
 from hasten.text.vocabulary_bytes import vocabulary_bytes
 
@@ -50,10 +51,13 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int) -> TextTokenizer | None:
-        """Return None if the folder holds no tokenizer.
+        """Return None if the folder, or the GGUF file, holds no tokenizer.
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
+        if folder.suffix == GGUF_SUFFIX and not folder.is_dir():
+            found = read_gguf_tokenizer(folder, vocab_size)
+            return found and cls(found.tokenizer, special_tokens=found.special_tokens, chat_template=found.chat_template)
         if not any(has_file(folder / name) for name in FILES):
             return None
         config = TokenizerConfig.read(folder)

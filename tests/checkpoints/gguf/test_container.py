@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from hasten.checkpoints.gguf import container, value_reader
 from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.gguf.ggml_types import GGML_TYPES
 from hasten.core.errors import CheckpointError, ModelNotFound, UnsupportedModel
@@ -68,6 +70,11 @@ def opened(path: Path, content: bytes) -> GgufFile:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("value", [0.6, 1e-6, 1e-5, 500_000.0, 0.1, -3.4e38, 0.0, float("inf")])
+def test_a_float32_is_the_decimal_number_that_was_meant(path: Path, value: float) -> None:
+    assert opened(path, gguf_bytes([entry("k", 6, struct.pack("<f", value))])).metadata == {"k": value}
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -221,6 +228,26 @@ def test_other_versions_are_named(path: Path, version: int) -> None:
 def test_big_endian_files_are_named(path: Path, version: int) -> None:
     with pytest.raises(UnsupportedModel, match="big-endian"):
         opened(path, b"GGUF" + struct.pack(">IQQ", version, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("module", "limit", "value", "message"),
+    [
+        (container, "MAX_TENSORS", 1, "it has 2 tensors and 1 metadata values"),
+        (container, "MAX_VALUES", 0, "it has 2 tensors and 1 metadata values"),
+        (container, "MAX_HEADER", 90, "before them|ends within its header"),
+        (value_reader, "MAX_ITEMS", 2, "its arrays have more than 2 items"),
+    ],
+)
+def test_sizes_are_limited(
+    path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, limit: str, value: int, message: str
+) -> None:
+    array = entry("k", 9, struct.pack("<IQ", 0, 3) + b"abc")
+    content = gguf_bytes([array], [tensor("t", [8], 0, 0), tensor("u", [8], 0, 32)], 64)
+    assert len(opened(path, content).tensors) == 2
+    monkeypatch.setattr(module, limit, value)
+    with pytest.raises(CheckpointError, match=message):
+        opened(path, content)
 
 
 def test_unknown_tensor_types_are_named(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -19,9 +20,13 @@ from tests.tiny_models import TINY, tiny_reference
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, UnsupportedModel
+from hasten.core.sampling_params import SamplingParams
+from hasten.entrypoints.wiring.generation_defaults import default_sampling_params
 from hasten.layers.formats.stored_matrix import dequantize
+from hasten.layers.spec import LayerSpec
 from hasten.models.family import find_family
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
@@ -74,6 +79,15 @@ def test_tensors_equal_transformers(name: str, tiny: Callable[[str], Path], tmp_
     assert_equal(contents(checkpoint), expected)
 
 
+def _with_rotary_of(layer: LayerSpec, other: LayerSpec) -> LayerSpec:
+    """Return ``layer`` with the rotary embedding of ``other``, which has the same frequencies up to rounding."""
+    ours, theirs = layer.attention.rotary, other.attention.rotary
+    assert ours is not None
+    assert theirs is not None
+    assert torch.allclose(ours.inverse_frequencies(), theirs.inverse_frequencies(), rtol=2.4e-7, atol=0.0)
+    return dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rotary=theirs))
+
+
 @pytest.mark.parametrize("types", ["BF16", "Q4_1"])
 @pytest.mark.parametrize("name", CONVERTED)
 def test_tensors_and_settings_equal_the_converted_checkpoint(
@@ -84,18 +98,12 @@ def test_tensors_and_settings_equal_the_converted_checkpoint(
     assert_equal(contents(checkpoint), held)
     original = Checkpoint.open(tiny(name))
     ours, theirs = (find_family(values.config).spec(values.config) for values in (checkpoint, original))
-    for field in ("vocab_size", "hidden_size", "max_positions", "tie_word_embeddings", "learned_positions", "num_layers"):
-        assert getattr(ours, field) == getattr(theirs, field)
-    assert ours.norm.eps == pytest.approx(theirs.norm.eps, rel=1e-7)
-    for layer, other in zip(ours.layers, theirs.layers, strict=True):
-        for field in ("num_heads", "num_kv_heads", "head_dim", "scale", "window", "qkv_bias", "out_bias"):
-            assert getattr(layer.attention, field) == getattr(other.attention, field), field
-        assert layer.mlp == other.mlp
-        if other.attention.rotary is not None:
-            assert layer.attention.rotary is not None
-            frequencies = layer.attention.rotary.inverse_frequencies()
-            assert torch.allclose(frequencies, other.attention.rotary.inverse_frequencies(), rtol=3e-7, atol=0)
-            assert layer.attention.rotary.attention_factor == other.attention.rotary.attention_factor
+    if name == "llama-llama3":  # the file has the factors of the scaling, and not its settings
+        ours = dataclasses.replace(
+            ours, layers=tuple(_with_rotary_of(*pair) for pair in zip(ours.layers, theirs.layers, strict=True))
+        )
+    assert dataclasses.replace(ours, model_type=theirs.model_type) == theirs
+    assert ours.model_type == ("llama" if name == "mistral-full" else theirs.model_type)
     assert checkpoint.generation_config == {"bos_token_id": 1, "eos_token_id": [2]}
 
 
@@ -125,15 +133,38 @@ def test_a_split_file_is_one_checkpoint(tiny: Callable[[str], Path], tmp_path: P
     assert_equal(contents(Checkpoint.open(tmp_path / "m-00001-of-00004.gguf")), held)
 
 
+def test_tensors_may_lie_at_any_address(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    types, starts = {"*q_proj*": "Q4_0", "*k_proj*": "Q6_K", "*v_proj*": "F16", "*gate*": "BF16"}, set()
+    for length in range(1, 5):  # the writer leaves out empty strings
+
+        def edit(writer: GGUFWriter, length: int = length) -> None:
+            writer.add_custom_alignment(1)
+            writer.add_string("filler", "x" * length)
+
+        held = write_gguf(tmp_path / "model.gguf", tiny("llama-gqa"), types, edit=edit)
+        assert_equal(contents(Checkpoint.open(tmp_path / "model.gguf")), held)
+        starts |= {tensor.start % 4 for tensor in GgufFile.open(tmp_path / "model.gguf").tensors.values()}
+    assert starts == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize(("types", "dtype"), [("F16", "float16"), ("BF16", "bfloat16"), ("Q8_0", "float32"), ("F32", "float32")])
 def test_the_dtype_is_that_of_most_weights(types: str, dtype: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", tiny("llama-gqa"), types)
     assert Checkpoint.open(tmp_path / "model.gguf").config["dtype"] == dtype
 
 
+def test_a_file_with_quantised_matrices_computes_in_float32(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny("llama-gqa"), {"*down_proj*": "Q4_0", "*": "F16"})
+    assert Checkpoint.open(tmp_path / "model.gguf").config["dtype"] == "float32"
+
+
 def edited(tiny: Callable[[str], Path], folder: Path, edit: Callable[[GGUFWriter], None], name: str = "llama-gqa") -> Path:
     write_gguf(folder / "model.gguf", tiny(name), "Q8_0", edit=edit)
     return folder / "model.gguf"
+
+
+def with_tensor(name: str, values: np.ndarray, kind: str = "F32") -> Callable[[GGUFWriter], None]:
+    return lambda writer: writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
 
 
 def setting(key: str, value: Any) -> Callable[[GGUFWriter], None]:
@@ -162,6 +193,8 @@ def setting(key: str, value: Any) -> Callable[[GGUFWriter], None]:
         ("llama.attention.head_count_kv", [2, 1, 2], r"head_count_kv=\[2, 1, 2\] \(allowed: one value for all layers\)"),
         ("llama.attention.causal", False, "causal=False"),
         ("llama.logit_scale", 2.0, "logit_scale=2.0"),
+        ("llama.rope.dimension_sections", [8, 4, 4, 0], r"dimension_sections=\[8, 4, 4, 0\]"),
+        ("llama.rope.scaling.attn_factor", 0.5, r"attn_factor=0.5 \(allowed: 1\)"),
     ],
 )
 def test_unsupported_settings_are_named(key: str, value: Any, message: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -201,6 +234,41 @@ def test_a_value_for_each_layer_may_be_the_same(tiny: Callable[[str], Path], tmp
     assert config["num_key_value_heads"] == 2
 
 
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda writer: writer.add_rope_scaling_yarn_ext_factor(0.5), r"yarn_ext_factor=0.5 \(allowed: 1, or -1"),
+        (with_tensor("rope_freqs.weight", np.ones(8, np.float32)), "scaling.type='yarn' .*none beside the tensor rope_freqs"),
+    ],
+)
+def test_other_rotary_scalings_are_refused(
+    add: Callable[[GGUFWriter], None], message: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=message):
+        Checkpoint.open(edited(tiny, tmp_path, add, "llama-yarn"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "scaling"),
+    [
+        ("linear", 1.0, None),
+        ("linear", None, None),
+        ("none", 4.0, None),
+        (None, None, None),
+        (None, 4.0, {"rope_type": "linear", "factor": 4.0}),
+        ("linear", 4.0, {"rope_type": "linear", "factor": 4.0}),
+    ],
+)
+def test_scaling_without_type_is_linear(
+    kind: str | None, factor: float | None, scaling: dict[str, Any] | None, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def edit(writer: GGUFWriter) -> None:
+        setting("llama.rope.scaling.type", kind)(writer)
+        setting("llama.rope.scaling.factor", factor)(writer)
+
+    assert Checkpoint.open(edited(tiny, tmp_path, edit)).config.get("rope_scaling") == scaling
+
+
 def test_yarn_settings_reach_the_family(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     def edit(writer: GGUFWriter) -> None:
         writer.add_rope_scaling_yarn_beta_fast(24.0)
@@ -219,16 +287,58 @@ def test_yarn_settings_reach_the_family(tiny: Callable[[str], Path], tmp_path: P
     assert find_family(config).spec(config).layers[0].attention.rotary.attention_factor == 0.75
 
 
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-gqa"])
+def test_settings_that_llama_cpp_saves_with_their_defaults_change_nothing(
+    name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """``llama_model_save_to_file`` writes every setting; those of other architectures have their defaults."""
+    defaults = {
+        "attn_logit_softcapping": 50.0,
+        "attention.causal": True,
+        "attention.scale": 0.0,
+        "attention.sliding_window": 0,
+        "embedding_scale": 0.0,
+        "expert_count": 0,
+        "logit_scale": 0.0,
+        "rope.dimension_sections": [0, 0, 0, 0],
+        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.yarn_attn_factor": 1.0,
+        "rope.scaling.yarn_beta_fast": 32.0,
+        "rope.scaling.yarn_beta_slow": 1.0,
+        "rope.scaling.yarn_ext_factor": -1.0,
+        "rope.scaling.yarn_log_multiplier": 0.0,
+    }
+    if name != "llama-yarn":
+        defaults |= {"rope.scaling.type": "linear", "rope.scaling.factor": 0.0, "rope.scaling.original_context_length": 256}
+
+    def edit(writer: GGUFWriter) -> None:
+        for key, value in defaults.items():
+            setting(f"{name.split('-')[0]}.{key}", value)(writer)
+
+    ours, theirs = (Checkpoint.open(path).config for path in (edited(tiny, tmp_path, edit, name), tiny(name)))
+    assert find_family(ours).spec(ours) == find_family(theirs).spec(theirs)
+
+
+def test_recommended_sampling_is_a_generation_setting(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    def edit(writer: GGUFWriter) -> None:
+        writer.add_sampling_temp(0.6)
+        writer.add_sampling_top_k(20)
+        writer.add_sampling_top_p(0.95)
+        writer.add_sampling_min_p(0.05)
+        writer.add_sampling_penalty_repeat(1.1)
+
+    checkpoint = Checkpoint.open(edited(tiny, tmp_path, edit))
+    params = default_sampling_params(checkpoint.generation_config, checkpoint.folder)
+    expected = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
+    assert params == SamplingParams.from_dict(expected)
+
+
 def test_tokens_that_end_a_text_or_a_turn_are_generation_settings(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     def edit(writer: GGUFWriter) -> None:
         writer.add_eot_token_id(7)
         writer.add_eom_token_id(2)
 
     assert Checkpoint.open(edited(tiny, tmp_path, edit)).generation_config == {"bos_token_id": 1, "eos_token_id": [2, 7]}
-
-
-def with_tensor(name: str, values: np.ndarray, kind: str = "F32") -> Callable[[GGUFWriter], None]:
-    return lambda writer: writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +355,7 @@ def with_tensor(name: str, values: np.ndarray, kind: str = "F32") -> Callable[[G
         (with_tensor("output.bias", np.zeros(8, np.int32), "I32"), "is I32"),
         (with_tensor("rope_freqs.weight", np.ones(8, np.float16), "F16"), r"no list of factors.*F16 \[8\]"),
         (with_tensor("rope_freqs.weight", np.ones((2, 4), np.float32)), "no list of factors"),
+        (with_tensor("rope_freqs.weight", np.ones(2**16 + 1, np.float32)), r"no list of factors.*F32 \[65537\]"),
         (with_tensor("blk.0.attn_q.bias", np.zeros(24, np.float32)), "no whole heads: got 24 rows and head dim 16"),
     ],
 )

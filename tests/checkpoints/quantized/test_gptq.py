@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.checkpoints.quantized.stored import check_meaning, named, refusal, store
-from tests.quantized_checkpoints import encode_gptq, input_groups, write_gptq
+from tests.quantized_checkpoints import encode_gptq, input_groups, write_dequantized, write_gptq
 from tests.tiny_models import tiny_checkpoint
 from torch import Tensor
 
@@ -82,6 +82,10 @@ def test_a_checkpoint_keeps_its_other_tensors(name: str, tmp_path: Path) -> None
     assert ("lm_head.weight" in expected) is (name != "llama-sharded")
     assert set(checkpoint.tensors) == set(plain.tensors) - set(expected)
     assert all(torch.equal(checkpoint.read(tensor), plain.read(tensor)) for tensor in checkpoint.tensors)
+    write_dequantized(tmp_path / "float32", source, expected)
+    twin = Checkpoint.open(tmp_path / "float32")
+    assert set(twin.tensors) == set(plain.tensors)
+    assert all(torch.equal(twin.read(weight), weights) for weight, weights in expected.items())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -174,6 +178,11 @@ FAULTS: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "vector": (_with("qweight", lambda t: t.flatten()), {}, ["m.qweight is [256], expected a matrix"]),
     "empty": (_with("qweight", lambda t: t[:0]), {}, ["m.qweight is [0, 32], expected a matrix"]),
     "3 bits": (lambda t: t, {"bits": 3}, ["m.qweight is [8, 32]", "multiples of 3"]),
+    "outputs of 3 bits": (
+        lambda t: {**t, **named(_encode(40, 64, bits=3)[0])},
+        {"bits": 3},
+        ["m.qweight is [6, 40]", "columns in multiples of 32"],
+    ),
     "group that does not divide": (lambda t: t, {"group_size": 48, "desc_act": True}, ["groups of 48", "32, 32"]),
     "other groups": (lambda t: t, {"group_size": 16}, ["m.scales is [2, 32], expected [4, 32]"]),
     "g_idx too large": (_with("g_idx", lambda t: t + 1), {}, ["got group 2", "groups 0 to 1"]),
@@ -238,6 +247,7 @@ def test_a_scale_of_0_means_weights_of_0(tmp_path: Path) -> None:
 
 def test_rows_do_not_share_memory_with_the_file(tmp_path: Path) -> None:
     parts, expected = _encode(1, 64, 32, bits=8)
+    parts["scales"] = parts["scales"].float()
     matrix = Checkpoint.open(store(tmp_path, named(parts), _settings(8))).matrices["m.weight"]
     rows = matrix.rows(0, 1)
     assert isinstance(rows, GroupedRows)

@@ -12,6 +12,7 @@ from tests.quantized_models import Scheme, quantize, register
 from hasten import LLM, SamplingParams
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
+from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.backends.native import NativeBackend
 
@@ -66,3 +67,10 @@ def test_int8_activations_need_native_kernels(quantised: str) -> None:
     with pytest.raises(InvalidOption, match="activations needs the native CPU kernels"):
         LLM(quantised, activations="int8", backend="torch", **SMALL)
     assert LLM(quantised, activations="float", backend="torch", **SMALL).generate(PROMPT, use_tqdm=False)
+
+
+def test_a_quantised_draft_model_counts_as_it_is_kept(tiny: Callable[[str], Path], quantised: str) -> None:
+    options = EngineOptions(draft_model=quantised, backend="cpu", threads=1)
+    planned = stored_weight_bytes(options, choose_backend(options))
+    loaded = LLM(str(tiny("llama-gqa")), draft_model=quantised, backend="cpu", **SMALL).describe()["draft_weight_bytes"]
+    assert planned == pytest.approx(loaded, rel=0.05)  # the plan has no padding, and has the vectors

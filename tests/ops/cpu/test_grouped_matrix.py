@@ -53,9 +53,8 @@ def packed(cpu: Cpu, dtype: Dtype, groups: Groups, rows: GroupedRows | Fp8Rows, 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("dtype", "groups"), KINDS, ids=str)
-def test_weights_are_stored_exactly_and_multiplied_in_float32(
-    cpu: Cpu, dtype: Dtype, groups: Groups, shape: tuple[int, int]
-) -> None:
+def test_weights_are_exact_and_multiplied_as_in_float32(cpu: Cpu, dtype: Dtype, groups: Groups, shape: tuple[int, int]) -> None:
+    """Integer codes are multiplied with inputs of 16 bits: the largest of 128 inputs is 32,512 steps."""
     stored = draw(dtype, groups, shape)
     weight = stored.dequantize()
     matrix = packed(cpu, dtype, groups, stored)
@@ -63,9 +62,43 @@ def test_weights_are_stored_exactly_and_multiplied_in_float32(
     rng = torch.Generator().manual_seed(7)
     for rows in ROWS:
         x, bias = torch.randn(rows, shape[1], generator=rng), torch.randn(shape[0], generator=rng)
+        x[:, ::97] *= 30
         expected = x.double() @ weight.double().T + bias
         bound = 1e-5 * (x.abs().double() @ weight.abs().double().T + bias.abs())
+        if dtype is not Dtype.FP8:
+            bound += half_steps(x).double() @ weight.abs().double().T
         assert ((matrix.multiply(x, bias) - expected).abs() <= bound).all()
+
+
+def half_steps(x: Tensor) -> Tensor:
+    """Return half a step of the 16-bit form of each input."""
+    blocks = [part.abs().amax(1, keepdim=True).expand_as(part) for part in x.split(128, dim=1)]
+    return torch.cat(blocks, dim=1) / 32_512 / 2
+
+
+@pytest.mark.parametrize("dtype", [Dtype.CODES4, Dtype.CODES8])
+def test_products_with_16_bit_inputs_are_close_to_float32(cpu: Cpu, dtype: Dtype) -> None:
+    """Within a thousandth of the norm, with an input a thousand times as large as the others."""
+    groups = Groups(64, has_offsets=True)
+    stored = draw(dtype, groups, (64, 4096))
+    x = torch.randn(20, 4096, generator=torch.Generator().manual_seed(2))
+    x[:, 70] = 1000
+    x[3] = 0
+    exact = x.double() @ stored.dequantize().double().T
+    found = packed(cpu, dtype, groups, stored).multiply(x, None)
+    assert ((found - exact).norm(dim=1) <= 1e-3 * exact.norm(dim=1)).all()
+
+
+def test_an_input_that_is_not_finite_spoils_its_own_row(cpu: Cpu) -> None:
+    groups = Groups(32)
+    stored = draw(Dtype.CODES4, groups, (40, 300))
+    matrix = packed(cpu, Dtype.CODES4, groups, stored)
+    x = torch.randn(3, 300, generator=torch.Generator().manual_seed(2))
+    clean = matrix.multiply(x, None)
+    for value in (float("nan"), float("inf")):
+        x[1, 290] = value
+        found = matrix.multiply(x, None)
+        assert found[1].isnan().all() and torch.equal(found[[0, 2]], clean[[0, 2]])
 
 
 def int8_product(stored: GroupedRows, x: Tensor) -> Tensor:

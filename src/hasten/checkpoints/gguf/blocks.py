@@ -65,15 +65,17 @@ def _q4_k(blocks_NB: Tensor) -> Decoded:
 
 def _q5_k(blocks_NB: Tensor) -> Decoded:
     # Byte l of the field holds the fifth bits of weight l of all eight groups.
-    fifth = (blocks_NB[:, None, 16:48] >> _shifts(range(8))) & 1  # [N, G, 32]
-    return _nibbles(blocks_NB[:, 48:176], 32) | (fifth << 4).flatten(1), *_k_scales(blocks_NB)
+    high = blocks_NB[:, 16:48].contiguous()
+    fifth = torch.stack([(high >> group & 1) << 4 for group in range(8)], dim=1)  # [N, G, 32]
+    return _nibbles(blocks_NB[:, 48:176], 32) | fifth.flatten(1), *_k_scales(blocks_NB)
 
 
 def _q6_k(blocks_NB: Tensor) -> Decoded:
     low_NW = _nibbles(blocks_NB[:, :128], 64)
-    high = (blocks_NB[:, 128:192].reshape(-1, 2, 1, 32) >> _shifts(range(0, 8, 2))) & 3  # [N, 2, 4, 32]
+    high = blocks_NB[:, 128:192].contiguous().view(-1, 2, 32)
+    high = torch.stack([(high >> shift & 3) << 4 for shift in (0, 2, 4, 6)], dim=2)  # [N, 2, 4, 32]
     scales_NG = _halves(blocks_NB[:, 208:210]) * blocks_NB[:, 192:208].view(torch.int8).float()
-    return low_NW | (high << 4).flatten(1), scales_NG, None
+    return low_NW | high.flatten(1), scales_NG, None
 
 
 def _format(name: str, bits: int, group_size: int, zero: int | None, decode: Callable[[Tensor], Decoded]) -> BlockFormat:
@@ -93,6 +95,15 @@ BLOCK_FORMATS = {
 }
 
 
+def _spread_table() -> Tensor:
+    """Return for each byte its eight bits as bit 4 of eight bytes, int64 [256]."""
+    bits = [[(byte >> bit & 1) << 4 for bit in range(8)] for byte in range(256)]
+    return torch.tensor(bits, dtype=torch.uint8, device="cpu").view(torch.int64).flatten()
+
+
+_SPREAD = _spread_table()
+
+
 def _halves(bytes_NB: Tensor) -> Tensor:
     """Return float16 fields as float32. [N, B/2]"""
     # A copy, because numbers of a mapped file may lie at odd addresses.
@@ -101,12 +112,14 @@ def _halves(bytes_NB: Tensor) -> Tensor:
 
 def _nibbles(bytes_NB: Tensor, run: int) -> Tensor:
     """Return the low halves of ``run`` bytes, then the high halves of the same bytes, and so on. [N, 2 B]"""
-    return ((bytes_NB.reshape(len(bytes_NB), -1, 1, run) >> _shifts((0, 4))) & 15).flatten(1)
+    runs = bytes_NB.contiguous().view(len(bytes_NB), -1, run)
+    return torch.stack((runs & 15, runs >> 4), dim=2).flatten(1)
 
 
 def _fifth_bits(bytes_N4: Tensor) -> Tensor:
     """Return bit j of a 32-bit field as bit 4 of weight j. [N, 32]"""
-    return (((bytes_N4[:, :, None] >> _shifts(range(8)).T) & 1) << 4).flatten(1)
+    spread = _SPREAD.index_select(0, bytes_N4.flatten().int())  # [4 N]
+    return spread.view(-1, 4).view(torch.uint8)
 
 
 def _k_scales(blocks_NB: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +131,3 @@ def _k_scales(blocks_NB: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.cat((first & 63, (third & 15) | (first >> 6 << 4)), dim=1)
     minima = torch.cat((second & 63, (third >> 4) | (second >> 6 << 4)), dim=1)
     return _halves(blocks_NB[:, 0:2]) * scales.float(), -(_halves(blocks_NB[:, 2:4]) * minima.float())
-
-
-def _shifts(amounts: range | tuple[int, ...]) -> Tensor:
-    """Return shift amounts as a column."""
-    return torch.tensor(tuple(amounts), dtype=torch.uint8, device="cpu")[:, None]

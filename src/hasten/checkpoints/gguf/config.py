@@ -30,7 +30,7 @@ _GPT2_KEYS = {
     "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
-# Settings that change the computation in ways that hasten's families do not have; 0 and false are off.
+# Settings that change the computation in ways that hasten's families do not have. Off is 0, false, or 0 for each layer.
 _UNSUPPORTED = (
     "expert_count",
     "nextn_predict_layers",
@@ -38,14 +38,11 @@ _UNSUPPORTED = (
     "attention.clamp_kqv",
     "attention.max_alibi_bias",
     "attention.temperature_scale",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
     "embedding_scale",
     "residual_scale",
     "logit_scale",
     "use_parallel_residual",
     "rope.dimension_sections",
-    "rope.scaling.attn_factor",
     "rope.scaling.yarn_log_multiplier",
 )
 _YARN_KEYS = {
@@ -53,6 +50,14 @@ _YARN_KEYS = {
     "yarn_attn_factor": "attention_factor",
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
+}
+# Recommended sampling, which llama.cpp's converter copies from generation_config.json.
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
 }
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 
@@ -94,7 +99,8 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
             f"{file.path} lacks settings of its model", got=", ".join(missing), remedy="Convert the original model again"
         )
     for key in _UNSUPPORTED:
-        if settings.get(key):
+        value = settings.get(key)
+        if any(value) if isinstance(value, list) else value:
             settings.refuse(key, "off")
     if settings.get("attention.causal") is False:
         settings.refuse("attention.causal", "true")
@@ -117,13 +123,14 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
 
 
 def read_generation_config(file: GgufFile) -> dict[str, Any]:
-    """Return the ids of the first token and of the tokens that end a text."""
+    """Return recommended sampling, and the ids of the first token and of the tokens that end a text."""
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", *_END_KEYS)}
     ends: list[object] = []
     for key in _END_KEYS:
         if tokens[key] is not None and tokens[key] not in ends:
             ends.append(tokens[key])
-    values = {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
+    values = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
+    values |= {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
     return {key: value for key, value in values.items() if value not in (None, [])}
 
 
@@ -187,14 +194,18 @@ def _read_rope(settings: _Settings, factors: Sequence[float] | None) -> dict[str
         settings.refuse("rope.scaling.type", "none, linear, yarn")
     if factors is not None and kind != "none":
         settings.refuse("rope.scaling.type", "none beside the tensor rope_freqs")
-    if settings.get("rope.scaling.yarn_ext_factor") not in (None, 1.0):
-        settings.refuse("rope.scaling.yarn_ext_factor", "1")
+    if settings.get("rope.scaling.yarn_ext_factor") not in (None, 1.0, -1.0):
+        settings.refuse("rope.scaling.yarn_ext_factor", "1, or -1 for the default")
+    if settings.get("rope.scaling.attn_factor") not in (None, 1.0):
+        settings.refuse("rope.scaling.attn_factor", "1")
     if factors is not None:
         return config | {"rope_scaling": {"rope_type": "frequency_factors", "factors": list(factors)}}
     if kind == "linear":
         return config | {"rope_scaling": {"rope_type": "linear", "factor": factor}}
     if kind == "yarn":
         values = {name: settings.get(f"rope.scaling.{key}") for key, name in _YARN_KEYS.items()}
+        if settings.get("rope.scaling.attn_factor") is not None:
+            del values["attention_factor"]  # a file that llama.cpp saved, where 1 is the default and not the factor of the model
         scaling: Mapping[str, Any] = {name: value for name, value in values.items() if value is not None}
         return config | {"rope_scaling": {"rope_type": "yarn", "factor": factor, **scaling}}
     return config

@@ -13,7 +13,7 @@ import numpy as np
 
 MAX_KEY = 65_535  # bytes of a metadata key, by the specification
 MAX_ITEMS = 2**24  # of all arrays of a file; vocabularies have up to 2**19 tokens
-BOOL, STRING, ARRAY = 7, 8, 9
+FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
 
 # By type number: the little-endian NumPy dtype of a metadata value.
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -82,20 +82,24 @@ class ValueReader:
             raise GgufError(f"{what} is not UTF-8") from None
 
     def value(self, key: str) -> object:
-        """Read a type and a value of this type. Arrays become lists."""
+        """Read a type and a value of this type. Arrays become lists.
+
+        A float32 becomes the shortest decimal number that rounds to it, such as the 0.6 or 1e-6 of the original configuration.
+        """
         kind = self.u32()
         if kind == STRING:
             return self.string(f"the value of {key}")
         if kind != ARRAY:
-            return self._numbers(kind, 1, key)[0]
+            number = self._numbers(kind, 1, key)[0]
+            return float(str(np.float32(number))) if isinstance(number, float) and kind == FLOAT32 else number
         kind = self.u32()
         if kind == ARRAY:
             raise GgufError(f"{key} is an array of arrays, which hasten does not read")
-        number = self.count(f"items of {key}", 8 if kind == STRING else 1)
-        self._num_items += number
+        length = self.count(f"items of {key}", 8 if kind == STRING else 1)
+        self._num_items += length
         if self._num_items > MAX_ITEMS:
             raise GgufError(f"its arrays have more than {MAX_ITEMS:,} items")
-        return self._strings(number, key) if kind == STRING else self._numbers(kind, number, key)
+        return self._strings(length, key) if kind == STRING else self._numbers(kind, length, key)
 
     def _take(self, length: int) -> bytes:
         if length > self.remaining:

@@ -1,6 +1,6 @@
 """``read_groups``: what a ``quantization_config`` of compressed-tensors says about the modules.
 
-The keys are those of ``compressed_tensors.quantization.QuantizationConfig``, versions 0.4 to 0.20. ``ignore`` and
+The keys are those of ``compressed_tensors.quantization.QuantizationConfig``, version 0.20, and older spellings. ``ignore`` and
 ``quantization_status`` are not read: the tensors show which modules are quantised.
 """
 

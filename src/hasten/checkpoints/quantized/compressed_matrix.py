@@ -44,7 +44,7 @@ class CompressedMatrix:
     def input_order(self) -> Tensor | None:
         if not self.spec.reorders_inputs:
             return None
-        groups, size = self._read("weight_g_idx").long(), self.spec.group_size
+        groups, size = self._read("weight_g_idx").flatten().long(), self.spec.group_size
         assert size is not None
         if (groups == -1).any():  # the library's mark of an index that was never filled in
             return None
@@ -91,7 +91,8 @@ class CompressedMatrix:
             return self._unsigned("weight_zero_point", self._per_output("weight_zero_point", start, stop)).float()
         assert self.packing is not None
         first, word = self.packing.aligned(start)
-        words_GW = self._read("weight_zero_point")[word : word + self.packing.num_words(stop - first)].t()
+        words_WG = self._read("weight_zero_point").reshape(self.packing.num_words(self.shape[0]), -1)
+        words_GW = words_WG[word : word + self.packing.num_words(stop - first)].t()
         return self.packing.unpack(words_GW, stop - first).t()[start - first :].float()
 
     def _per_output(self, part: str, start: int, stop: int) -> Tensor:
@@ -103,7 +104,7 @@ class CompressedMatrix:
             return values.reshape(self.shape[0], -1)[start:stop]
         outputs, inputs = self.spec.block
         values = values.reshape(-(-self.shape[0] // outputs), -(-self.shape[1] // inputs))
-        return values[torch.arange(start, stop, device="cpu") // outputs]
+        return values[torch.arange(start, stop, dtype=torch.int64, device="cpu") // outputs]
 
     def _unsigned(self, part: str, values: Tensor) -> Tensor:
         """Return signed integers as codes from 0, uint8."""

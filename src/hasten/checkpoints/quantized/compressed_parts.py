@@ -18,7 +18,10 @@ _FLOATS = ("F16", "BF16", "F32")
 
 @dataclass(slots=True)
 class ModuleParts:
-    """The tensors of one module, checked against its group. ``prefers_dense`` decides where two packings need as many words."""
+    """The tensors of one module, checked against its group.
+
+    ``prefers_dense`` decides where two packings of the codes need as many words.
+    """
 
     files: TensorFiles
     module: str
@@ -54,7 +57,7 @@ class ModuleParts:
         entry, sizes = self._take_matrix("weight_packed", "I32"), self._take("weight_shape", ("I64", "I32"), (2,))
         if entry is None or sizes is None:
             return None, None
-        num_outputs, num_inputs = self.files.read(f"{self.module}.weight_shape").tolist()
+        num_outputs, num_inputs = self.files.read(f"{self.module}.weight_shape").flatten().tolist()
         packing = None
         if num_outputs == entry.shape[0] and num_inputs > 0:
             packing = find_packing(self.group.spec.bits, num_inputs, entry.shape[1], prefer_dense=self.prefers_dense)

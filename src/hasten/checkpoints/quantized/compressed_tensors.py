@@ -1,4 +1,4 @@
-"""``read_compressed_tensors``: the matrices of a checkpoint that llm-compressor or compressed-tensors wrote.
+"""``read_compressed_tensors``: the quantised matrices of a compressed-tensors checkpoint.
 
 ::
 
@@ -11,7 +11,7 @@
     any, static inputs      input_scale or input_global_scale
 
 A scale belongs to a tensor [1], an output [O, 1], a group of inputs [O, I / group] or a block [⌈O / bo⌉, ⌈I / bi⌉].
-Versions 0.15 to 0.20 of the library were read, and files of 0.17 and 0.20 compared bit for bit.
+Files that versions 0.17 and 0.20 of the library wrote decode to its weights, bit for bit.
 """
 
 from __future__ import annotations

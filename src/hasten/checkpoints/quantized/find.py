@@ -72,7 +72,7 @@ def _read_separate(files: TensorFiles) -> dict[str, Any]:
 
 
 def kv_cache_scales(config: Mapping[str, Any], files: TensorFiles) -> set[str]:
-    """Return the names of the tensors that hold scales of a quantised KV cache, which hasten does not need.
+    """Return the names of the tensors that calibrate a quantised KV cache, which hasten does not read.
 
     hasten stores the KV cache in the type that its user chose, whatever the checkpoint was calibrated for.
     """

@@ -109,7 +109,7 @@ class GptqMatrix:
         return self._order
 
     def rows(self, start: int, stop: int) -> GroupedRows:
-        words = self._read("qweight")[:, start:stop].t().clone(memory_format=torch.contiguous_format)
+        words = self._read("qweight")[:, start:stop].t().contiguous()
         codes = unpack_bits(words, self.bits)
         if self._order is not None:
             codes = codes[:, self._order]

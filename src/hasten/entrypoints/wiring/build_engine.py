@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
@@ -47,9 +48,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
     folder = resolve(model, options.revision, quiet=not options.show_progress)
     timer = LoadTimer()
-    check_quantization(options, folder)
     with timer.phase("kernels"):
-        backend = choose_backend(options, read_spec(folder))
+        backend = _choose_backend(options, folder)
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         target = load_decoder(
             folder,
@@ -95,7 +95,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
     )
-    print_status(f"loaded {model} in {timer}", visible=options.show_progress)
+    print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
     description = {
         "model": model,
         **_describe(target, backend, sizing, options),
@@ -104,6 +104,11 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
     return LoadedEngine(engine, input_processor, description)
+
+
+def _choose_backend(options: EngineOptions, folder: Path) -> Backend:
+    check_quantization(options, folder)
+    return choose_backend(options, read_spec(folder))
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:
@@ -121,6 +126,11 @@ def _fields(options: EngineOptions, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def _with_scheme(model: str, target: LoadedModel) -> str:
+    clause = target.weights.clause()
+    return f"{model} ({clause})" if clause else model
+
+
 def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, options: EngineOptions) -> dict[str, Any]:
     return {
         "folder": str(target.folder),
@@ -128,6 +138,8 @@ def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, opti
         "vocab_size": target.spec.vocab_size,
         "dtype": str(target.dtype).removeprefix("torch."),
         **backend.describe(target.decoder),
+        "weights": target.weights.clause() or options.quantization or str(target.dtype).removeprefix("torch."),
+        **target.weights.as_dict(),
         "max_model_len": sizing.max_model_len,
         "kv_blocks": sizing.num_blocks,
         "kv_tokens": sizing.num_blocks * options.block_size,

@@ -12,7 +12,7 @@ from hasten.layers.formats.stored_matrix import StoredMatrix
 
 
 def check_quantization(options: EngineOptions, folder: Path) -> None:
-    """Raise ``InvalidOption`` if ``quantization`` or ``activations`` does not suit the checkpoint in ``folder``.
+    """Raise ``InvalidOption`` if an option does not suit the checkpoint: quantization or activations.
 
     Raises ``CheckpointError`` like ``Checkpoint.open``.
     """
@@ -26,7 +26,7 @@ def check_quantization(options: EngineOptions, folder: Path) -> None:
 
 
 def check_draft_quantization(options: EngineOptions, folder: Path) -> None:
-    """Raise ``InvalidOption`` if ``draft_quantization`` is given and the draft model in ``folder`` is quantised.
+    """Raise ``InvalidOption`` if ``draft_quantization`` would quantise a quantised draft model again.
 
     Raises ``CheckpointError`` like ``Checkpoint.open``.
     """

@@ -25,7 +25,7 @@ from hasten.kv.group import KvGroup
 from hasten.layers.eagle import LAYER_INDEX
 from hasten.layers.layer_context import LayerContext
 from hasten.models.eagle import load_eagle
-from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder, weight_dtype
+from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder, plan_decoder, weight_dtype
 from hasten.ops.cpu.memory import available_bytes
 from hasten.ops.torch.inference import inference
 from hasten.runners.backends.base import Backend
@@ -67,7 +67,11 @@ def stored_weight_bytes(options: EngineOptions, backend: Backend) -> int:
     It reads the headers of their files. What is not valid counts nothing: loading it raises the error.
     """
     total = 0.0
-    for name in filter(None, (options.draft_model, options.draft_heads, options.exits)):
+    if options.draft_model is not None:
+        folder = resolve(options.draft_model, None, quiet=not options.show_progress)
+        with suppress(CheckpointError):
+            total += plan_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats).weight_bytes
+    for name in filter(None, (options.draft_heads, options.exits)):
         folder = resolve(name, None, quiet=not options.show_progress)
         with suppress(CheckpointError):
             for entry in read_shards(folder, ORIGINAL if os.path.isfile(folder / ORIGINAL) else SINGLE).values():

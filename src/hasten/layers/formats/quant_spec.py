@@ -49,9 +49,9 @@ class QuantSpec:
         return self.scheme if str(self.bits) in self.scheme else f"{self.scheme} {'int' if self.kind == 'int' else 'fp'}{self.bits}"
 
     def has_int8_activations(self, activations: str) -> bool:
-        """Whether products quantise their input to int8: always for integer weights and ``activations`` "int8".
+        """Whether products quantise their input to int8, with the engine option ``activations``.
 
-        "auto": if the scheme does; "float": never.
+        "int8": if weights are integers; "auto": if the scheme does, too; "float": never.
         """
         if self.kind != "int" or activations == "float":
             return False

@@ -74,6 +74,7 @@ struct PaddedRows {
     Rows rows{};
     QuantizedRows quantized{};
     Bf16Rows bf16{};
+    Int16Rows int16{};
 
     PaddedRows(Workspace& workspace, const Matrix& matrix, const float* x, int32_t count, bool quantize, bool use_bf16) {
         const int64_t width = matrix.in_features;
@@ -88,6 +89,13 @@ struct PaddedRows {
             bf16.stride = bf16_stride(width);
             bf16.data = workspace.allocate<uint16_t>(count * bf16.stride);
         }
+        if (is_coded(matrix.dtype) && !quantize) {
+            int16.stride = int16_stride(width);
+            int16.blocks = int16_blocks(width);
+            int16.data = workspace.allocate<uint8_t>(count * int16.stride);
+            int16.scales = workspace.allocate<float>(count * int16.blocks);
+            int16.sums = workspace.allocate<int32_t>(count * int16.blocks * 8);
+        }
         if (!quantize) return;
         quantized.stride = row_bytes(round_up(width, kInt8RowPadding));
         quantized.data = workspace.allocate<int8_t>(count * quantized.stride);
@@ -99,7 +107,7 @@ struct PaddedRows {
 
     // An upper bound for the bytes of `count` rows, with alignment.
     static int64_t bytes(const Matrix& matrix, int32_t count) {
-        const int64_t width = round_up(matrix.in_features, kInt8RowPadding) + 256;
+        const int64_t width = round_up(matrix.in_features, kInt16BlockInputs) + 256;
         return count * width * int64_t{2 * sizeof(float) + 1} + 1024;
     }
 };
@@ -130,6 +138,8 @@ int32_t multiply(hasten_cpu* cpu, const Matrix& m, const float* x, int32_t rows,
     task.x = padded_x.rows;
     task.quantized = padded_x.quantized;
     task.x_bf16 = padded_x.bf16;
+    task.x_int16 = padded_x.int16;
+    if (task.x_int16.data != nullptr) cpu->kernels.convert_to_int16({padded_x.rows, m.in_features, padded_x.int16, 0, rows});
     if (task.x_bf16.data != nullptr) cpu->kernels.convert_to_bf16({padded_x.rows, m.in_features, padded_x.bf16, 0, rows});
     task.bias = bias == nullptr ? nullptr : padded_bias;
     task.out = {padded_out, stride};

@@ -170,6 +170,12 @@ int32_t hasten_program_linear(hasten_program* program, const hasten_matrix* matr
             p.add(
                 std::make_unique<ConvertToBf16>(p.kernels(), p.scope(), ConvertToBf16Task{task.x, in_features, task.x_bf16, 0, 0}));
         }
+        if (is_coded(m.dtype) && task.x.data != nullptr) {
+            task.x_int16 = p.int16_rows(m.in_features);
+            if (task.x_int16.data == nullptr) return HASTEN_OUT_OF_MEMORY;
+            p.add(std::make_unique<ConvertToInt16>(p.kernels(), p.scope(),
+                                                   ConvertToInt16Task{task.x, m.in_features, task.x_int16, 0, 0}));
+        }
         if (out == HASTEN_LOGITS) p.limit_logits_stride(round_up(width, kLanes));
         p.add(std::make_unique<Linear>(p.kernels(), p.scope(), task));
         return HASTEN_OK;

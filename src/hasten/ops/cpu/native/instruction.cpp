@@ -33,6 +33,14 @@ void ConvertToBf16::run(const Step& step, int64_t item, void*) const {
     kernels_.convert_to_bf16(task);
 }
 
+void ConvertToInt16::run(const Step& step, int64_t item, void*) const {
+    const RowPartition items = partition_rows(step, scope_);
+    ConvertToInt16Task task = task_;
+    task.begin = items.begin(item);
+    task.end = items.end(item);
+    kernels_.convert_to_int16(task);
+}
+
 void Activate::run(const Step& step, int64_t item, void* scratch) const {
     const RowPartition items = partition_rows(step, scope_);
     ActivateTask task = task_;

@@ -57,6 +57,19 @@ private:
     ConvertToBf16Task task_;
 };
 
+class ConvertToInt16 final : public Instruction {
+public:
+    ConvertToInt16(const Kernels& kernels, RowScope scope, const ConvertToInt16Task& task)
+        : kernels_(kernels), scope_(scope), task_(task) {}
+    int64_t items(const Step& step) const override { return partition_rows(step, scope_).count(); }
+    void run(const Step& step, int64_t item, void*) const override;
+
+private:
+    const Kernels& kernels_;
+    RowScope scope_;
+    ConvertToInt16Task task_;
+};
+
 class Activate final : public Instruction {
 public:
     Activate(const Kernels& kernels, RowScope scope, const ActivateTask& task) : kernels_(kernels), scope_(scope), task_(task) {}

@@ -56,6 +56,28 @@ struct ConvertToBf16Task {
     int32_t begin, end;
 };
 
+// Rows of activations in 16 bits, for products with integer codes: x ~ scales[t][k / 128] * q[t][k], symmetric, |q| <= 32512,
+// scale = max|x| of the block / 32512. So an input is rounded to a 65,024th of the range of its block.
+constexpr int64_t kInt16BlockInputs = 128;
+struct Int16Rows {
+    uint8_t* data;   // [t][stride]: eight bytes for four inputs, in the order of the instruction set (simd/dot_*.h)
+    int64_t stride;  // bytes
+    float* scales;   // [t][blocks]
+    int32_t* sums;   // [t][8 * blocks]: of q, for 16 inputs each
+    int64_t blocks;  // of a row
+
+    Int16Rows from(int64_t row) const {
+        return {data + row * stride, stride, scales + row * blocks, sums + row * 8 * blocks, blocks};
+    }
+};
+
+struct ConvertToInt16Task {
+    Rows x;
+    int32_t width;
+    Int16Rows out;
+    int32_t begin, end;
+};
+
 // A packed weight matrix [out, in]: panels of 16 output features. The inputs that one vector instruction multiplies at once lie
 // side by side. I' is `in` padded to a multiple of 64 (int8, int4), of 32 (bf16), or `in` itself (f32, f16). Padding weights are
 // zero, and outputs are padded to a multiple of 16:
@@ -129,6 +151,7 @@ struct LinearTask {
     Rows x;                   // float activations, if quantized.data is null
     QuantizedRows quantized;  // int8 activations (weights of is_integer types only)
     Bf16Rows x_bf16;          // the same as x, for bf16 weights; null: these are multiplied in float
+    Int16Rows x_int16;        // the same as x, for codes, which need it unless `quantized` is given
     const float* bias;        // [panels * 16], zero in the padding, or null
     Rows out;
     bool add;
@@ -295,6 +318,7 @@ struct Kernels {
     bool (*pack)(const PackTask&);
     bool (*pack_codes)(const PackCodesTask&);
     void (*linear)(const LinearTask&);
+    void (*convert_to_int16)(const ConvertToInt16Task&);
     void (*convert_to_bf16)(const ConvertToBf16Task&);  // null if no product of this instruction set reads bf16 rows
     void (*norm)(const NormTask&);
     void (*activate)(const ActivateTask&);

@@ -64,6 +64,8 @@ int64_t bf16_stride(int64_t width) {
     return row_bytes(round_up(width, 32) * int64_t{sizeof(uint16_t)}) / int64_t{sizeof(uint16_t)};
 }
 
+int64_t int16_stride(int64_t width) { return row_bytes(2 * round_up(width, kInt16BlockInputs)); }
+
 bool allocate_matrix(Arena& arena, const MatrixShape& shape, Matrix& matrix) {
     const Dtype dtype = shape.dtype;
     matrix = {};
@@ -127,6 +129,7 @@ void run_linear_item(const Kernels& kernels, const LinearTask& full, const Linea
     task.panel_end = partition.panel_begin(panel_item + 1);
     if (task.x.data != nullptr) task.x.data += row * task.x.stride;
     if (task.x_bf16.data != nullptr) task.x_bf16.data += row * task.x_bf16.stride;
+    if (task.x_int16.data != nullptr) task.x_int16 = task.x_int16.from(row);
     if (task.quantized.data != nullptr) {
         task.quantized.data += row * task.quantized.stride;
         task.quantized.scales += row;

@@ -15,6 +15,10 @@ int64_t row_bytes(int64_t width_bytes);
 // Elements between rows of bf16 activations.
 int64_t bf16_stride(int64_t width);
 
+// Bytes between rows of activations in 16 bits.
+int64_t int16_stride(int64_t width);
+inline int64_t int16_blocks(int64_t width) { return (width + kInt16BlockInputs - 1) / kInt16BlockInputs; }
+
 struct MatrixShape {
     Dtype dtype;
     int32_t out_features, in_features;

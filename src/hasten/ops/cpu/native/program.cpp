@@ -62,6 +62,22 @@ Bf16Rows Program::bf16_rows(int32_t width) {
     return bf16_rows_.back();
 }
 
+Int16Rows Program::int16_rows(int32_t width) {
+    Int16Rows rows{};
+    rows.stride = int16_stride(width);
+    rows.blocks = int16_blocks(width);
+    for (const Int16Rows& other : int16_rows_) {
+        if (other.blocks == rows.blocks) return other;
+    }
+    const auto tokens = static_cast<size_t>(max_tokens_), blocks = static_cast<size_t>(rows.blocks);
+    rows.data = static_cast<uint8_t*>(arena_.allocate(tokens * static_cast<size_t>(rows.stride)));
+    rows.scales = static_cast<float*>(arena_.allocate(tokens * blocks * sizeof(float)));
+    rows.sums = static_cast<int32_t*>(arena_.allocate(tokens * blocks * 8 * sizeof(int32_t)));
+    if (rows.data == nullptr || rows.scales == nullptr || rows.sums == nullptr) return {};
+    int16_rows_.push_back(rows);
+    return rows;
+}
+
 Rows Program::rows(int32_t buffer) const { return buffer < 0 ? Rows{nullptr, 0} : rows_[static_cast<size_t>(buffer)]; }
 
 QuantizedRows Program::quantized_rows(int32_t buffer) const {

@@ -20,7 +20,9 @@ public:
     int32_t add_slice(int32_t buffer, int32_t column, int32_t width);  // shares the buffer's memory
     int32_t add_int8_buffer(int32_t width);
     int32_t add_rotary_table(int32_t half);
-    Bf16Rows bf16_rows(int32_t width);  // one buffer for each width; null when out of memory
+    // One buffer for each width; null when out of memory.
+    Bf16Rows bf16_rows(int32_t width);
+    Int16Rows int16_rows(int32_t width);
 
     // Whether a float buffer of this index has at least this width, an int8 buffer exactly this width.
     bool has_columns(int64_t buffer, int64_t width) const { return contains(widths_, buffer, width); }
@@ -80,6 +82,7 @@ private:
     int32_t num_token_ids_ = INT32_MAX, num_positions_ = INT32_MAX, num_groups_ = 0;
     int64_t logits_width_ = 0;
     std::vector<Bf16Rows> bf16_rows_;
+    std::vector<Int16Rows> int16_rows_;
     std::vector<std::unique_ptr<AttentionPlanner>> planners_;
     std::vector<std::unique_ptr<Instruction>> instructions_;
     std::vector<size_t> layer_begins_;  // the first instruction of each layer

@@ -49,37 +49,12 @@ struct Codes8 {
     static void load(const uint8_t* line, I32x16 (&quads)[kQuads]) { quads[0] = load_i32(line); }
 };
 
-// The readers below convert a step, one line of codes, to floats.
-
-// Weights of integer codes. A byte becomes the lowest bits of the float 2^23, from which 2^23 + zero is subtracted.
-template <class Codes>
-struct CodedWeights {
-    static constexpr int kStepInputs = 4 * Codes::kQuads, kStepBytes = 64;
-    F32x16 bias;
-
-    explicit CodedWeights(const Matrix& matrix) : bias(broadcast(0x1p23f + code_zero(matrix.dtype, matrix.has_offsets))) {}
-
-    [[gnu::always_inline]] void dequantize(const uint8_t* line, F32x16 scale, F32x16 offset, F32x16 (&w)[kStepInputs]) const {
-        I32x16 quads[Codes::kQuads];
-        Codes::load(line, quads);
-#pragma GCC unroll 2
-        for (int i = 0; i < Codes::kQuads; ++i) {
-            w[4 * i] = fma(scale, biased_byte<0>(quads[i]) - bias, offset);
-            w[4 * i + 1] = fma(scale, biased_byte<1>(quads[i]) - bias, offset);
-            w[4 * i + 2] = fma(scale, biased_byte<2>(quads[i]) - bias, offset);
-            w[4 * i + 3] = fma(scale, biased_byte<3>(quads[i]) - bias, offset);
-        }
-    }
-};
-
-// Weights of FP8 numbers: sign, four bits of exponent with bias 7, three of fraction. At their place in a float, whose exponent
-// has the bias 127, they are 2^-120 times the number, exactly and for subnormal numbers too.
+// The reader of FP8 numbers: a step is one line. Sign, four bits of exponent with bias 7, three of fraction. At their place in a
+// float, whose exponent has the bias 127, they are 2^-120 times the number, exactly and for subnormal numbers too.
 struct Fp8Weights {
     static constexpr int kStepInputs = 4, kStepBytes = 64;
 
-    explicit Fp8Weights(const Matrix&) {}
-
-    [[gnu::always_inline]] void dequantize(const uint8_t* line, F32x16 scale, F32x16, F32x16 (&w)[kStepInputs]) const {
+    [[gnu::always_inline]] void dequantize(const uint8_t* line, F32x16 scale, F32x16 (&w)[kStepInputs]) const {
         const I32x16 quads = load_i32(line), mask = broadcast_i32(static_cast<int32_t>(0x87f00000u));
         w[0] = as_float(shift_right_signed(shift_left(quads, 24), 4) & mask) * scale;
         w[1] = as_float(shift_right_signed(shift_left(quads, 16), 4) & mask) * scale;
@@ -88,11 +63,7 @@ struct Fp8Weights {
     }
 };
 
-[[gnu::always_inline]] inline F32x16 load_offsets(const Matrix& matrix, const uint8_t* group) {
-    return matrix.has_offsets ? load(group_offsets(group)) : zero();
-}
-
-// The weight of output `lane` and input k of a panel, with the arithmetic of the functions above.
+// The weight of output `lane` and input k of a panel.
 inline float grouped_weight(const Matrix& matrix, const uint8_t* panel, int lane, int64_t k) {
     const GroupLayout layout(matrix);
     const uint8_t* group = panel + k / layout.inputs * layout.bytes;

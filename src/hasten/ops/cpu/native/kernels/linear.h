@@ -2,7 +2,7 @@
 #pragma once
 
 #include "linear_float.h"
-#include "linear_grouped_int8.h"
+#include "linear_codes.h"
 #include "linear_int4.h"
 
 namespace hasten::HASTEN_ISA {
@@ -24,9 +24,9 @@ inline void linear(const LinearTask& task) {
         case Dtype::int4:
             return quantized ? linear_int4(task) : linear_float<WeightsInt4>(task);
         case Dtype::codes4:
-            return quantized ? linear_grouped_int8<Codes4>(task) : linear_float<CodedWeights<Codes4>>(task);
+            return linear_codes<Codes4>(task);
         case Dtype::codes8:
-            return quantized ? linear_grouped_int8<Codes8>(task) : linear_float<CodedWeights<Codes8>>(task);
+            return linear_codes<Codes8>(task);
         case Dtype::fp8:
             return linear_float<Fp8Weights>(task);
     }

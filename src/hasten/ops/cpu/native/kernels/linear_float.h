@@ -69,13 +69,9 @@ struct WeightsInt4 {
     }
 };
 
-// Whether steps lie in groups, behind scales and offsets (grouped_block.h).
+// Whether steps lie in groups, behind their scales (grouped_block.h).
 template <class W>
-constexpr bool kIsGrouped = false;
-template <class Codes>
-constexpr bool kIsGrouped<CodedWeights<Codes>> = true;
-template <>
-constexpr bool kIsGrouped<Fp8Weights> = true;
+constexpr bool kIsGrouped = std::is_same_v<W, Fp8Weights>;
 
 // The reader of panel `panel` of a matrix.
 template <class W>
@@ -161,7 +157,7 @@ template <class W, int R, int P>
                                            Prefetcher prefetcher, float* sums, int64_t sums_stride) {
     const Matrix& matrix = *task.matrix;
     const GroupLayout layout(matrix);
-    const W reader(matrix);
+    const W reader{};
     RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
     const uint8_t* w[P];
     for (int p = 0; p < P; ++p) w[p] = weights[p];
@@ -169,18 +165,14 @@ template <class W, int R, int P>
     clear_accumulators(acc);
     int64_t line = 0;
     for (int64_t k = 0; k < matrix.in_features; k += layout.inputs) {
-        F32x16 scales[P], offsets[P];
-        for (int p = 0; p < P; ++p) {
-            scales[p] = load(group_scales(w[p] + line * 64));
-            offsets[p] = load_offsets(matrix, w[p] + line * 64);
-        }
+        F32x16 scales[P];
+        for (int p = 0; p < P; ++p) scales[p] = load(group_scales(w[p] + line * 64));
         prefetcher.issue<true>(w, line++);
-        if (matrix.has_offsets) prefetcher.issue<true>(w, line++);
         for (const int64_t end = line + layout.lines(k, matrix.in_features); line < end; ++line) {
             F32x16 values[P][W::kStepInputs];
             prefetcher.issue<true>(w, line);
 #pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) reader.dequantize(w[p] + line * 64, scales[p], offsets[p], values[p]);
+            for (int p = 0; p < P; ++p) reader.dequantize(w[p] + line * 64, scales[p], values[p]);
 #pragma GCC unroll 8
             for (int j = 0; j < W::kStepInputs; ++j) {
 #pragma GCC unroll 16
@@ -281,13 +273,13 @@ inline void dequantize_panel(const Matrix& matrix, int32_t panel, int64_t begin,
     F32x16 w[W::kStepInputs];
     if constexpr (kIsGrouped<W>) {
         const GroupLayout layout(matrix);
-        const W reader(matrix);
+        const W reader{};
         const uint8_t* group = data + begin / layout.inputs * layout.bytes;
         for (int64_t k = begin; k < begin + inputs; k += layout.inputs, group += layout.bytes) {
             const uint8_t* line = group + layout.codes_begin;
-            const F32x16 scale = load(group_scales(group)), offset = load_offsets(matrix, group);
+            const F32x16 scale = load(group_scales(group));
             for (int64_t i = layout.lines(k, matrix.in_features); i > 0; --i, line += 64, out += W::kStepInputs * kLanes) {
-                reader.dequantize(line, scale, offset, w);
+                reader.dequantize(line, scale, w);
                 store_step<W>(w, out);
             }
         }

@@ -172,17 +172,6 @@ inline F32x16 nibble_to_float(I32x16 a) {
     const I32x16 value = (a & broadcast_i32(15)) - broadcast_i32(8);
     return {_mm256_cvtepi32_ps(value.lo), _mm256_cvtepi32_ps(value.hi)};
 }
-// 2^23 + byte J of each lane, as a float whose lowest bits are the byte.
-template <int J>
-inline __m256 biased_byte(__m256i a) {
-    const __m256i from = _mm256_setr_epi8(J, -1, -1, -1, J + 4, -1, -1, -1, J + 8, -1, -1, -1, J + 12, -1, -1, -1,  //
-                                          J, -1, -1, -1, J + 4, -1, -1, -1, J + 8, -1, -1, -1, J + 12, -1, -1, -1);
-    return _mm256_castsi256_ps(_mm256_or_si256(_mm256_shuffle_epi8(a, from), _mm256_set1_epi32(0x4b000000)));
-}
-template <int J>
-inline F32x16 biased_byte(I32x16 a) {
-    return {biased_byte<J>(a.lo), biased_byte<J>(a.hi)};
-}
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 inline int32_t reduce_add(I32x16 a) {
     const __m256i h = _mm256_add_epi32(a.lo, a.hi);

@@ -106,13 +106,6 @@ inline F32x16 nibble_to_float(I32x16 a) {
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
     return {_mm512_permutexvar_ps(a.v, values)};
 }
-// 2^23 + byte J of each lane, as a float whose lowest bits are the byte.
-template <int J>
-inline F32x16 biased_byte(I32x16 a) {
-    const __m512i from = _mm512_add_epi8(_mm512_set1_epi32(J), _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 0, 0, 0,  //
-                                                                                                    8, 0, 0, 0, 12, 0, 0, 0)));
-    return {_mm512_castsi512_ps(_mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111, a.v, from))};
-}
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 
@@ -192,6 +185,14 @@ inline void store_weights(uint8_t* out, const I32x16* n) {
     const __m512i lower = _mm512_packus_epi16(_mm512_and_si512(a, low_byte), _mm512_and_si512(b, low_byte));
     _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, high_bytes));
     _mm512_storeu_si512(out + 64, _mm512_permutexvar_epi32(order, lower));
+}
+
+// Stores 16 activations of 16 bits as four quads: the upper bytes of four, rounded, then their lower bytes.
+inline void store_int16_quads(uint8_t* out, I32x16 q) {
+    const __m128i high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(q.v, _mm512_set1_epi32(128)), 8));
+    const __m128i low = _mm512_cvtepi32_epi8(q.v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi32(high, low));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16), _mm_unpackhi_epi32(high, low));
 }
 
 // Decompresses 128 weights (8 inputs of 16 outputs, kernels/bf16_compressed.h) to four vectors of bf16 pairs. base: exponent bases.

@@ -19,6 +19,20 @@ inline I32x16 add_scaled_sums(I32x16 acc, I32x16 sums, I32x16 scales) {
     return {_mm256_dpwssd_avx_epi32(acc.lo, sums.lo, scales.lo), _mm256_dpwssd_avx_epi32(acc.hi, sums.hi, scales.hi)};
 }
 
+// The low bytes of 16 lanes.
+inline __m128i low_bytes(I32x16 a) {
+    const __m256i byte = _mm256_set1_epi32(0xff);
+    const __m256i words = _mm256_packus_epi32(_mm256_and_si256(a.lo, byte), _mm256_and_si256(a.hi, byte));
+    const __m256i in_order = _mm256_permute4x64_epi64(words, 0xd8);
+    return _mm_packus_epi16(_mm256_castsi256_si128(in_order), _mm256_extracti128_si256(in_order, 1));
+}
+// Stores 16 activations of 16 bits as four quads: the upper bytes of four, rounded, then their lower bytes.
+inline void store_int16_quads(uint8_t* out, I32x16 q) {
+    const __m128i high = low_bytes(shift_right(q + broadcast_i32(128), 8)), low = low_bytes(q);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi32(high, low));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16), _mm_unpackhi_epi32(high, low));
+}
+
 // Stores 64 weights in the layout of dot_vnni.h.
 inline void store_weights(uint8_t* out, const I32x16* n) {
     const __m256i low_byte = _mm256_set1_epi16(0xff);

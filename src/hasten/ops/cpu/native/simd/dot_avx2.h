@@ -38,6 +38,21 @@ inline __m256i dot4(__m256i acc, __m256i even, __m256i odd, RowQuad s) {
 inline I32x16 dot4(I32x16 acc, const WeightQuads& u, RowQuad s) {
     return {dot4(acc.lo, u.even.lo, u.odd.lo, s), dot4(acc.hi, u.even.hi, u.odd.hi, s)};
 }
+// Four activations of 16 bits, in the order of RowQuad.
+using Int16Quad = RowQuad;
+inline Int16Quad load_int16_quad(const char* p) { return load_row_quad(p); }
+// Sums of products of unsigned weights and such activations.
+using Int16Sums = I32x16;
+inline Int16Sums int16_sums(int32_t initial) { return broadcast_i32(initial); }
+inline void add_products(Int16Sums& sums, const WeightQuads& u, const Int16Quad& s) { sums = dot4(sums, u, s); }
+inline I32x16 total(const Int16Sums& sums) { return sums; }
+// Stores 16 activations of 16 bits as four quads.
+inline void store_int16_quads(uint8_t* out, I32x16 q) {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q.lo, q.hi), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(words, order));
+}
 // Packs a row of `bytes` bytes, a multiple of 16.
 inline void pack_activation_row(const int8_t* row, int64_t bytes, int8_t* out) {
     const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);

@@ -14,6 +14,22 @@ inline RowQuad load_row_quad(const char* p) {
     memcpy(&quad, p, 4);
     return broadcast_i32(quad);
 }
+// Four activations of 16 bits: their upper bytes, then their lower bytes, all signed.
+struct Int16Quad {
+    I32x16 high, low;
+};
+inline Int16Quad load_int16_quad(const char* p) { return {load_row_quad(p), load_row_quad(p + 4)}; }
+// Sums of products of unsigned weights and such activations.
+struct Int16Sums {
+    I32x16 high, low;
+};
+inline Int16Sums int16_sums(int32_t initial) { return {zero_i32(), broadcast_i32(initial)}; }
+inline void add_products(Int16Sums& sums, WeightQuads u, const Int16Quad& s) {
+    sums.high = dot4(sums.high, u, s.high);
+    sums.low = dot4(sums.low, u, s.low);
+}
+inline I32x16 total(const Int16Sums& sums) { return shift_left(sums.high, 8) + sums.low; }
+
 inline void pack_activation_row(const int8_t* row, int64_t bytes, int8_t* out) { memcpy(out, row, static_cast<size_t>(bytes)); }
 
 // Sums of up to 16 products of nibbles (0 to 15) and signed bytes in each lane. Exact.
