@@ -38,6 +38,8 @@ class Limits:
 def ops_per_second(limits: dict[str, Any], activations: str) -> float:
     """Return the limit of products with these activations.
 
-    Those that are not int8 are computed in bf16 or, without such instructions, in fp32.
+    A product of 16-bit integers takes two of 8 bits. Floats are computed in bf16 or, without such instructions, in fp32.
     """
+    if activations.startswith("int16"):
+        return float(limits["int8"]) / 2
     return float(limits["int8"] if activations.startswith("int8") else limits["bf16"])

@@ -73,8 +73,10 @@ class Phase:
     repeats: dict[str, int] = field(default_factory=dict)
 
 
-# float32 is rounded to bf16 where the processor has AMX (hasten) or any bf16 instructions (OpenVINO).
-FLOAT, BF16, ROW, GROUP = "float32", "bf16", "int8, scale per row", "int8, groups of 32"
+# float32 is rounded to bf16 where the processor has AMX (hasten) or any bf16 instructions (OpenVINO). hasten multiplies integer
+# codes with inputs of 16 bits, which are closer to float32 than bf16 is, unless int8 activations are asked for.
+FLOAT, BF16, INT16 = "float32", "bf16", "int16, groups of 128"
+ROW, GROUP = "int8, scale per row", "int8, groups of 32"
 GPTQ, FP8, GROUPS = "GPTQ int4, groups of 128", "FP8, blocks of 128 x 128", "int4, groups of 128"
 # Published checkpoints have a bf16 lm_head. Other engines quantise it, so hasten also reads a checkpoint with a quantised one.
 LM_HEAD_TOO = Converter("hasten-lm_head", "hasten", None)
@@ -99,8 +101,8 @@ ENGINES = (
         "hasten",
         None,
         {
-            "int4-g128": Entry("int4-g128", "bf16", FLOAT, GPTQ),
-            "q4_k_m": Entry("q4_k_m", "q6_k", FLOAT, "Q4_K_M", converter=LLAMA_CPP),
+            "int4-g128": Entry("int4-g128", "bf16", INT16, GPTQ),
+            "q4_k_m": Entry("q4_k_m", "q6_k", INT16, "Q4_K_M", converter=LLAMA_CPP),
             "fp8": Entry("fp8", "bf16", FLOAT, FP8),
         },
     ),
@@ -118,7 +120,7 @@ ENGINES = (
         "hasten",
         None,
         {
-            "int4-g128": Entry("int4-g128", "int4-g128", FLOAT, GPTQ, converter=LM_HEAD_TOO),
+            "int4-g128": Entry("int4-g128", "int4-g128", INT16, GPTQ, converter=LM_HEAD_TOO),
             "fp8": Entry("fp8", "fp8", FLOAT, FP8, converter=LM_HEAD_TOO),
         },
     ),

@@ -148,6 +148,14 @@ def test_every_goal_has_an_engine_to_compare_and_every_entry_a_phase(goals):
         assert all({entry.weights, entry.lm_head} <= shapes.BYTES.keys() for entry in spec.entries.values())
 
 
+def test_the_limit_of_products_follows_from_the_activations(importable):
+    """A product of 16-bit integers takes two of 8 bits."""
+    limits = importlib.import_module("engines.limits")
+    measured = {"int8": 8.0, "bf16": 3.0, "fp32": 1.0}
+    activations = ("int8, groups of 32", "int16, groups of 128", "bf16", "float32")
+    assert [limits.ops_per_second(measured, name) for name in activations] == [8.0, 4.0, 3.0, 3.0]
+
+
 def test_hasten_and_llama_cpp_read_the_same_q4_k_m_file(importable):
     """llama.cpp converts, whichever of them is loaded first."""
     registry = importlib.import_module("engines.registry")
