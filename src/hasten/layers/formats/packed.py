@@ -39,7 +39,7 @@ class Packed(nn.Module):
         int8_activations: bool = False,
         input_order: Tensor | None = None,
     ) -> None:
-        """``form``: that of quantised matrices, which are kept as they are; or a dtype, to which weights are converted.
+        """``form``: a dtype, to which weights are converted, or the form of quantised matrices.
 
         ``input_order``: the input that each column of the native matrix belongs to; None: their own order.
         """
@@ -68,7 +68,7 @@ class Packed(nn.Module):
                 self.matrix.pack(source.T if transposed else source, first)
             elif isinstance(self._form, NativeForm):
                 for start, quantized in quantized_rows(source):
-                    self.matrix.pack_codes(*self._form.convert(quantized), first + start)
+                    self._form.pack(quantized, self.matrix, first + start)
             else:
                 self._convert(source, first)
         except NotFinite as error:
