@@ -125,6 +125,7 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
 def read_generation_config(file: GgufFile) -> dict[str, Any]:
     """Return recommended sampling, and the ids of the first token and of the tokens that end a text."""
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", *_END_KEYS)}
+    tokens = {key: None if names_no_token(value) else value for key, value in tokens.items()}
     ends: list[object] = []
     for key in _END_KEYS:
         if tokens[key] is not None and tokens[key] not in ends:
@@ -132,6 +133,11 @@ def read_generation_config(file: GgufFile) -> dict[str, Any]:
     values = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
     values |= {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
     return {key: value for key, value in values.items() if value not in (None, [])}
+
+
+def names_no_token(token_id: object) -> bool:
+    """Whether the metadata's value of a token id says that there is no such token."""
+    return token_id is None or (type(token_id) is int and token_id in (-1, 2**32 - 1))
 
 
 class _Settings:
