@@ -92,7 +92,7 @@ def test_doctor_reports_a_model_before_it_is_loaded(hasten, tmp_path, monkeypatc
     from tests.quantized_models import Scheme, quantize, register
 
     register(monkeypatch)
-    folder, _ = quantize(Path(model), tmp_path, lambda name: Scheme() if "mlp" in name else None)
+    folder, _ = quantize(Path(model), tmp_path, lambda name: Scheme(group_size=8) if "mlp" in name else None)
     report = json.loads(hasten("doctor", str(folder), "--dtype", "bfloat16", "--json").out)
     assert report["schemes"][0]["matrices"] == 9 and "hardware" not in report
     text = hasten("doctor", "--model", str(folder), "--dtype", "bfloat16").out
@@ -100,7 +100,7 @@ def test_doctor_reports_a_model_before_it_is_loaded(hasten, tmp_path, monkeypatc
     assert [title for title, _ in lines] == ["model", "architecture", "file", "weights", "dtype", "memory", "kernels"]
     bits = f"{report['schemes'][0]['bits_per_weight']:.2f}"
     form = "kept as bfloat16 (rounded), float activations"
-    assert dict(lines)["weights"] == f"Tiny int4, groups of 16, offsets: 9 matrices of {bits} bits per weight, {form}"
+    assert dict(lines)["weights"] == f"Tiny int4, groups of 8, offsets: 9 matrices of {bits} bits per weight, {form}"
     assert "(rounded)" not in hasten("doctor", str(folder), "--dtype", "float32").out
     assert "not quantised; float activations" in hasten("doctor", model).out
     ran = hasten("doctor", model, "--activations", "int8")

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import CheckpointError
+from hasten.core.errors import CapacityError, CheckpointError
 from hasten.layers.formats import stored_matrix
 from hasten.layers.formats.base import StoredPart, WeightFormat
 from hasten.layers.formats.dense import Dense
 from hasten.layers.formats.fused import Fused
 from hasten.layers.formats.packed import Packed, PackedFormatFactory
+from hasten.models import weights
 from hasten.models.load import LoadedModel, load_decoder, plan_decoder, read_spec
 from hasten.models.weights import leaf_formats, weight_bytes
 from hasten.ops.cpu.cpu import Dtype
@@ -296,8 +297,8 @@ def test_parts_take_int8_and_float_inputs(tiny: Callable[[str], Path], tmp_path:
     kernels, _ = load(tiny("llama-mqa-bias"), "cpu")
     assert isinstance(kernels, NativeBackend)
     quantised, _ = quantize(tiny("llama-mqa-bias"), tmp_path, lambda _: INT4)
-    weights = Weights(kernels.cpu)
-    model = load_decoder(quantised, ops=kernels.ops, formats=lambda dtype: MixedFactory(weights, dtype))
+    memory = Weights(kernels.cpu)
+    model = load_decoder(quantised, ops=kernels.ops, formats=lambda dtype: MixedFactory(memory, dtype))
     assert sum(isinstance(part, Fused) for part in model.decoder.modules()) == 6
     found = torch.cat(PagedRunner(kernels, model, 16).prompt_logits(*PROMPTS))
     expected = dense_logits(model.decoder, PROMPTS)
@@ -321,3 +322,9 @@ def decode_file(folder: Path, name: str) -> Tensor:
 
 def is_down(name: str) -> bool:
     return name.endswith(("down_proj.weight", "mlp.c_proj.weight"))
+
+
+def test_quantisation_is_no_remedy_for_weights_that_do_not_fit(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "available_bytes", lambda: 1000)
+    with pytest.raises(CapacityError, match=r"do not fit in memory: .*\. Free memory, or use a smaller model\.$"):
+        load_decoder(quantised, ops=TorchOps())

@@ -76,8 +76,9 @@ class DecoderPlan:
         weights that cannot be read.
         """
         checkpoint, name = self.checkpoint, str(self.checkpoint.folder)
-        check_memory(self.weight_bytes, name, other_bytes)
-        with allocation_errors(name):
+        is_quantized = bool(checkpoint.matrices)
+        check_memory(self.weight_bytes, name, other_bytes, is_quantized=is_quantized)
+        with allocation_errors(name, is_quantized=is_quantized):
             decoder = Decoder(self.spec, self.decoder.ops, self.dtype, formats=self.formats)
             use_stored_formats(decoder, self.sources, checkpoint.matrices, self.formats)
             load_weights(decoder, checkpoint, self.sources, progress)

@@ -94,8 +94,11 @@ def weight_bytes(module: nn.Module) -> int:
     return vectors + int(sum(matrix.in_features * matrix.out_features * matrix.bits for matrix in matrices)) // 8
 
 
-def check_memory(needed: int, what: str, other_bytes: int = 0) -> None:
-    """Raise ``CapacityError`` if ``needed`` bytes of weights, and ``other_bytes`` of drafters, do not fit."""
+def check_memory(needed: int, what: str, other_bytes: int = 0, *, is_quantized: bool = False) -> None:
+    """Raise ``CapacityError`` if ``needed`` bytes of weights, and ``other_bytes`` of drafters, do not fit.
+
+    ``is_quantized``: the checkpoint already is, so that quantisation is no remedy.
+    """
     free = available_bytes()
     if needed + other_bytes > free:
         others = f" and {format_bytes(other_bytes)} for what drafts" if other_bytes else ""
@@ -103,12 +106,12 @@ def check_memory(needed: int, what: str, other_bytes: int = 0) -> None:
             f"the weights of {what} do not fit in memory",
             got=f"{format_bytes(needed)}{others}",
             allowed=f"up to the {format_bytes(free)} that are free",
-            remedy="Free memory, use a smaller model, or load it with quantization='int8' or 'int4'",
+            remedy=_memory_remedy(is_quantized),
         )
 
 
 @contextmanager
-def allocation_errors(what: str) -> Iterator[None]:
+def allocation_errors(what: str, *, is_quantized: bool = False) -> Iterator[None]:
     """Raise ``CapacityError`` where the system refuses memory for the weights of ``what``."""
     try:
         yield
@@ -118,8 +121,12 @@ def allocation_errors(what: str) -> Iterator[None]:
         raise CapacityError(
             f"the system refuses the memory for the weights of {what}",
             got=str(error).splitlines()[0],
-            remedy="Free memory, use a smaller model, or load it with quantization='int8' or 'int4'",
+            remedy=_memory_remedy(is_quantized),
         ) from error
+
+
+def _memory_remedy(is_quantized: bool) -> str:
+    return "Free memory, or use a smaller model" + ("" if is_quantized else ", or load it with quantization='int8' or 'int4'")
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, sources: WeightMap, progress: Progress | None) -> None:

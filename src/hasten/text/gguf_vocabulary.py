@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.checkpoints.gguf.config import names_no_token
+from hasten.checkpoints.gguf.token_ids import names_no_token
 from hasten.core.errors import CheckpointError, UnsupportedModel, show
 from hasten.text.tokenizer_config import MAX_TEMPLATE_BYTES
 

@@ -54,9 +54,7 @@ def dtype_of(path: Path) -> object:
         ((1 + 2**-11,), "float32"),
     ],
 )
-def test_vectors_are_kept_exactly(
-    values: tuple[float, ...], expected: str, tiny: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_vectors_are_kept_exactly(values: tuple[float, ...], expected: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     path = write(tmp_path, tiny("llama-gqa"), QUANTISED, *values)
     assert dtype_of(path) == expected
     vectors = {name: tensor for name, tensor in load_file(tmp_path / "source" / "model.safetensors").items() if tensor.ndim == 1}

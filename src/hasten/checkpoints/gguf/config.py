@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.gguf.names import NAME_TABLES
+from hasten.checkpoints.gguf.token_ids import names_no_token
 from hasten.core.errors import CheckpointError, UnsupportedModel, nearest, show
 
 # The GGUF key after the architecture -> the key of config.json.
@@ -133,11 +134,6 @@ def read_generation_config(file: GgufFile) -> dict[str, Any]:
     values = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
     values |= {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
     return {key: value for key, value in values.items() if value not in (None, [])}
-
-
-def names_no_token(token_id: object) -> bool:
-    """Whether the metadata's value of a token id says that there is no such token."""
-    return token_id is None or (type(token_id) is int and token_id in (-1, 2**32 - 1))
 
 
 class _Settings:

@@ -59,7 +59,8 @@ def read_gguf(file: GgufFile) -> GgufModel:
     broken file.
     """
     architecture, files = find_architecture(file), MappedFiles(file.sizes)
-    config = read_config(file, _read_rope_factors(file, files))
+    files_now = MappedFiles(file.sizes)  # released here: a mapping does not see that its file changes
+    config = read_config(file, _read_rope_factors(file, files_now))
     layouts = _find_layouts(file, architecture)
     head_dim = config.get("head_dim")
     entries, stored, matrices = {}, {}, {}
@@ -78,7 +79,7 @@ def read_gguf(file: GgufFile) -> GgufModel:
             shape = tensor.shape[::-1] if layout.transposed else tensor.shape
             entries[layout.name] = TensorEntry(tensor.name, tensor.file, tensor.type.name, shape, tensor.nbytes)
             stored[layout.name] = (tensor, layout)
-    config["dtype"] = choose_dtype((tensor for tensor, _ in layouts), files)
+    config["dtype"] = choose_dtype((tensor for tensor, _ in layouts), files_now)
     tensors = GgufTensors(file.path, entries, stored, files, head_dim if type(head_dim) is int else 0)
     return GgufModel(config, read_generation_config(file), tensors, matrices)
 
