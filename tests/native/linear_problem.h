@@ -34,7 +34,8 @@ constexpr WeightFormat kWeightFormats[] = {
 
 inline Groups random_groups(Random& random, Dtype dtype) {
     if (!hasten::is_grouped(dtype)) return {};
-    return {16 << random.integer(0, 3), dtype != Dtype::fp8 && random.coin()};
+    const bool has_codes = hasten::is_coded(dtype);
+    return {16 << random.integer(0, 3), has_codes && random.coin(), has_codes && random.coin()};
 }
 
 inline Case random_case(Random& random, WeightFormat format) {
@@ -158,14 +159,26 @@ struct Operands {
         weights.data[at.nibble_byte] = static_cast<uint8_t>(weights.data[at.nibble_byte] | (sign * 8 + code) << at.shift);
     }
 
+    // The scale (value 0) or the offset (value 1) of a weight.
+    void set_group_value(int64_t o, int64_t k, int value, float number, Random& random) {
+        uint8_t* data = weights.matrix.data;
+        const int64_t block = weights.group_position(o, k).block;
+        if (!c.groups.is_nested) {
+            std::memcpy(data + block + 64 * value + 4 * (o % 16), &number, 4);
+            return;
+        }
+        const uint16_t half = to_f16(number / 64.0f);
+        if (k % 256 == 0) std::memcpy(data + block + 32 * value + 2 * (o % 16), &half, 2);
+        data[weights.nested_byte(o, k, value)] = static_cast<uint8_t>(random.integer(-128, 127));
+    }
     void set_grouped(int64_t o, int64_t k, bool in_matrix, Random& random) {
         const PackedMatrix::GroupPosition at = weights.group_position(o, k);
         uint8_t* data = weights.matrix.data;
         const bool has_codes = hasten::is_coded(c.dtype);
         const float scale = o < c.out ? random.uniform(0.001f, 0.02f) * (has_codes ? 1.0f : 0x1p120f) : 0.0f;
         const float offset = o < c.out ? 0.1f * random.normal() : 0.0f;
-        if (k % c.groups.inputs == 0) std::memcpy(data + at.scale, &scale, 4);
-        if (k % c.groups.inputs == 0 && c.groups.has_offsets) std::memcpy(data + at.scale + 64, &offset, 4);
+        if (k % c.groups.inputs == 0) set_group_value(o, k, 0, scale, random);
+        if (k % c.groups.inputs == 0 && c.groups.has_offsets) set_group_value(o, k, 1, offset, random);
         const int code = !in_matrix ? 0 : c.dtype == Dtype::codes4 ? random.integer(0, 15) : random.integer(0, 255);
         const bool is_nan = c.dtype == Dtype::fp8 && (code & 127) == 127;
         data[at.byte] = static_cast<uint8_t>((at.shift == 0 ? 0 : data[at.byte]) | (is_nan ? 0 : code) << at.shift);

@@ -5,11 +5,7 @@
 
 namespace check {
 
-// The groups of types that have some.
-struct Groups {
-    int inputs = 0;
-    bool has_offsets = false;
-};
+using hasten::Groups;
 
 struct PackedMatrix {
     hasten::Matrix matrix;
@@ -50,8 +46,17 @@ struct PackedMatrix {
 
     static int64_t data_bytes(hasten::Dtype dtype, int out, int in, Groups groups) {
         if (!hasten::is_grouped(dtype)) return round_up(out, 16) * padded(dtype, in) * half_bits(dtype) / 16;
-        const int64_t lines = 1 + groups.has_offsets + groups.inputs / (dtype == hasten::Dtype::codes4 ? 8 : 4);
-        return round_up(out, 16) / 16 * (round_up(in, groups.inputs) / groups.inputs) * lines * 64;
+        return round_up(out, 16) / 16 * (round_up(in, block_inputs(groups)) / block_inputs(groups)) * block_lines(dtype, groups) *
+               64;
+    }
+    static int64_t block_inputs(Groups groups) { return groups.is_nested ? 256 : groups.inputs; }
+    // Lines before the codes: floats, or a line of float16 and the bytes of the groups.
+    static int64_t header_lines(Groups groups) {
+        const int64_t values = 1 + groups.has_offsets;
+        return groups.is_nested ? 1 + round_up(256 / groups.inputs * 16 * values, 64) / 64 : values;
+    }
+    static int64_t block_lines(hasten::Dtype dtype, Groups groups) {
+        return header_lines(groups) + block_inputs(groups) / (dtype == hasten::Dtype::codes4 ? 8 : 4);
     }
 
     PackedMatrix(hasten::Dtype dtype, int out, int in, Groups groups = {})
@@ -64,9 +69,8 @@ struct PackedMatrix {
         matrix.dtype = dtype;
         matrix.out_features = out;
         matrix.in_features = in;
-        matrix.group_inputs = groups.inputs;
-        matrix.has_offsets = groups.has_offsets;
-        matrix.padded_in = static_cast<int32_t>(hasten::is_grouped(dtype) ? round_up(in, groups.inputs) : padded(dtype, in));
+        matrix.groups = groups;
+        matrix.padded_in = static_cast<int32_t>(hasten::is_grouped(dtype) ? round_up(in, block_inputs(groups)) : padded(dtype, in));
         matrix.panels = static_cast<int32_t>(round_up(out, 16) / 16);
         matrix.data = data.data();
         matrix.panel_bytes = data_bytes(dtype, 16, in, groups);
@@ -115,35 +119,44 @@ struct PackedMatrix {
         return from_bf16(static_cast<uint16_t>(high_byte * 256 + matrix.data[at.low_byte]));
     }
 
-    // Position of a weight in groups: the byte of its scale, with its offset 64 bytes on, the byte of its code, and the shift
-    // within that byte.
+    // Position of a weight in groups: its block, the group of the block, the byte of its code, and the shift within that byte.
     struct GroupPosition {
-        int64_t scale, byte;
+        int64_t block, group, byte;
         int shift;
     };
     GroupPosition group_position(int64_t o, int64_t k) const {
-        const int64_t group = k / matrix.group_inputs, i = k % matrix.group_inputs;
-        const int64_t begin =
-            o / 16 * matrix.panel_bytes + group * data_bytes(matrix.dtype, 16, 1, {matrix.group_inputs, matrix.has_offsets});
-        const int64_t codes = begin + (matrix.has_offsets ? 128 : 64), lane = o % 16;
-        if (matrix.dtype != hasten::Dtype::codes4) return {begin + 4 * lane, codes + i / 4 * 64 + 4 * lane + i % 4, 0};
-        return {begin + 4 * lane, codes + i / 8 * 64 + 4 * lane + i % 4, i % 8 < 4 ? 0 : 4};
+        const Groups& groups = matrix.groups;
+        const int64_t inputs = block_inputs(groups), i = k % inputs, lane = o % 16;
+        const int64_t block = o / 16 * matrix.panel_bytes + k / inputs * block_lines(matrix.dtype, groups) * 64;
+        const int64_t codes = block + header_lines(groups) * 64;
+        if (matrix.dtype != hasten::Dtype::codes4) return {block, i / groups.inputs, codes + i / 4 * 64 + 4 * lane + i % 4, 0};
+        return {block, i / groups.inputs, codes + i / 8 * 64 + 4 * lane + i % 4, i % 8 < 4 ? 0 : 4};
+    }
+    // The scale (0) or offset (1) of a weight in groups, and where its byte is if it is nested.
+    int64_t nested_byte(int64_t o, int64_t k, int value) const {
+        const GroupPosition at = group_position(o, k);
+        return at.block + 64 + (at.group * (1 + matrix.groups.has_offsets) + value) * 16 + o % 16;
+    }
+    float group_value(int64_t o, int64_t k, int value) const {
+        const int64_t block = group_position(o, k).block;
+        float wide;
+        uint16_t half;
+        if (!matrix.groups.is_nested) {
+            std::memcpy(&wide, matrix.data + block + 64 * value + 4 * (o % 16), 4);
+            return wide;
+        }
+        std::memcpy(&half, matrix.data + block + 32 * value + 2 * (o % 16), 2);
+        return from_f16(half) * static_cast<float>(static_cast<int8_t>(matrix.data[nested_byte(o, k, value)]));
     }
     int code(int64_t o, int64_t k) const {
         const GroupPosition at = group_position(o, k);
         return matrix.data[at.byte] >> at.shift & (matrix.dtype == hasten::Dtype::codes4 ? 15 : 255);
     }
-    int zero() const { return matrix.has_offsets ? 0 : matrix.dtype == hasten::Dtype::codes4 ? 8 : 128; }
+    int zero() const { return matrix.groups.has_offsets ? 0 : matrix.dtype == hasten::Dtype::codes4 ? 8 : 128; }
     float group_scale(int64_t o, int64_t k) const {
-        float value;
-        std::memcpy(&value, matrix.data + group_position(o, k).scale, 4);
-        return matrix.dtype == hasten::Dtype::fp8 ? value * 0x1p-120f : value;
+        return matrix.dtype == hasten::Dtype::fp8 ? group_value(o, k, 0) * 0x1p-120f : group_value(o, k, 0);
     }
-    float group_offset(int64_t o, int64_t k) const {
-        float value = 0.0f;
-        if (matrix.has_offsets) std::memcpy(&value, matrix.data + group_position(o, k).scale + 64, 4);
-        return value;
-    }
+    float group_offset(int64_t o, int64_t k) const { return matrix.groups.has_offsets ? group_value(o, k, 1) : 0.0f; }
     float grouped_weight(int64_t o, int64_t k) const {
         if (matrix.dtype != hasten::Dtype::fp8)
             return std::fmaf(group_scale(o, k), static_cast<float>(code(o, k) - zero()), group_offset(o, k));

@@ -284,7 +284,7 @@ TEST(pack_codes_keeps_what_is_stored) {
             const int out = random.integer(1, 70), in = random.integer(1, 300), size = 16 << random.integer(0, 3);
             const bool is_grouped = hasten::is_grouped(dtype), has_offsets = hasten::is_coded(dtype) && random.coin();
             const int groups = is_grouped ? (in + size - 1) / size : 1;
-            PackedMatrix packed(dtype, out, in, is_grouped ? check::Groups{size, has_offsets} : check::Groups{});
+            PackedMatrix packed(dtype, out, in, is_grouped ? check::Groups{size, has_offsets, false} : check::Groups{});
             Buffer<uint8_t> codes(int64_t{out} * in);
             Buffer<float> scales(int64_t{out} * groups), offsets(int64_t{out} * groups), row(check::round_up(in, 16));
             for (int64_t j = 0; j < codes.count(); ++j) {
@@ -333,6 +333,59 @@ TEST(pack_codes_keeps_what_is_stored) {
                 codes[nan_at] = random.coin() ? 0x7f : 0xff;
                 CHECK(!pack());
                 codes[nan_at] = code;
+            });
+        }
+    }
+}
+
+// The same for nested groups, whose scales and offsets are bytes times a float16 for 256 inputs.
+TEST(pack_nested_keeps_what_is_stored) {
+    Random random(17);
+    for (const Dtype dtype : {Dtype::codes4, Dtype::codes8}) {
+        for (int i = 0; i < 12; ++i) {
+            const int out = random.integer(1, 40), in = random.integer(1, 700), size = 16 << random.integer(0, 3);
+            const bool has_offsets = random.coin();
+            const int groups = (in + size - 1) / size, blocks = (in + 255) / 256;
+            PackedMatrix packed(dtype, out, in, {size, has_offsets, true});
+            Buffer<uint8_t> codes(int64_t{out} * in);
+            Buffer<int8_t> scales(int64_t{out} * groups), offsets(int64_t{out} * groups);
+            Buffer<uint16_t> block_scales(int64_t{out} * blocks), block_offsets(int64_t{out} * blocks);
+            Buffer<float> row(check::round_up(in, 16));
+            for (int64_t j = 0; j < codes.count(); ++j)
+                codes[j] = static_cast<uint8_t>(random.integer(0, dtype == Dtype::codes4 ? 15 : 255));
+            for (int64_t j = 0; j < scales.count(); ++j) {
+                scales[j] = static_cast<int8_t>(random.integer(-128, 127));
+                offsets[j] = static_cast<int8_t>(random.integer(-128, 127));
+            }
+            for (int64_t j = 0; j < block_scales.count(); ++j) {
+                block_scales[j] = check::to_f16(0.01f * random.normal());
+                block_offsets[j] = check::to_f16(0.01f * random.normal());
+            }
+            check::for_each_isa([&](const hasten::Kernels& kernels) {
+                std::memset(packed.data.data(), 0, packed.data.bytes());
+                const auto pack = [&] {
+                    return kernels.pack_nested({&packed.matrix, codes.data(), in, scales.data(),
+                                                has_offsets ? offsets.data() : nullptr, block_scales.data(),
+                                                has_offsets ? block_offsets.data() : nullptr, 0, out});
+                };
+                CHECK(pack());
+                for (int32_t o = 0; o < out; ++o) {
+                    kernels.embed({&packed.matrix, &o, false, {row.data(), row.count()}, 0, 1});
+                    for (int k = 0; k < in; ++k) {
+                        const int64_t group = o * groups + k / size, block = o * blocks + k / 256;
+                        const float scale = check::from_f16(block_scales[block]) * static_cast<float>(scales[group]);
+                        const float offset =
+                            has_offsets ? check::from_f16(block_offsets[block]) * static_cast<float>(offsets[group]) : 0.0f;
+                        CHECK(packed.code(o, k) == codes[int64_t{o} * in + k]);
+                        CHECK(packed.group_scale(o, k) == scale && packed.group_offset(o, k) == offset);
+                        CHECK(row[k] == std::fmaf(scale, static_cast<float>(packed.code(o, k) - packed.zero()), offset));
+                    }
+                }
+                const int64_t at = random.integer(0, static_cast<int>(block_scales.count()) - 1);
+                const uint16_t finite = block_scales[at];
+                block_scales[at] = random.coin() ? 0x7c00 : 0xfe00;
+                CHECK(!pack());
+                block_scales[at] = finite;
             });
         }
     }

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from hasten.layers.formats.quant_spec import QuantSpec
-from hasten.layers.formats.stored_matrix import GroupedRows
+from hasten.layers.formats.stored_matrix import GroupedRows, Nested
 
-# Codes uint8 [N, W], scales float32 [N, G], and offsets float32 [N, G] or None.
-Decoded = tuple[Tensor, Tensor, Tensor | None]
+# Codes uint8 [N, W], scales and offsets of the groups. Offsets: or None.
+Values = Tensor | Nested  # float32 [N, G], or int8 [N, G] with float16 [N, 1]
+Decoded = tuple[Tensor, Values, Values | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,17 @@ class BlockFormat:
 
     def rows(self, blocks_NB: Tensor, num_rows: int) -> GroupedRows:
         """Decode the blocks of ``num_rows`` whole rows, uint8 [N, B]."""
-        codes_NW, scales_NG, offsets_NG = self.decode(blocks_NB)
-        return GroupedRows(
-            codes_NW.reshape(num_rows, -1),
-            scales_NG.reshape(num_rows, -1),
-            self.spec.group_size or 0,
-            self.spec.zero or 0,
-            None if offsets_NG is None else offsets_NG.reshape(num_rows, -1),
-        )
+        codes_NW, *values = self.decode(blocks_NB)
+        nested = [_nested_rows(part, num_rows) if isinstance(part, Nested) else None for part in values]
+        plain = [part.values() if isinstance(part, Nested) else part for part in values]
+        scales_OG, offsets_OG = (None if part is None else part.reshape(num_rows, -1) for part in plain)
+        assert scales_OG is not None
+        codes_OI, group_size = codes_NW.reshape(num_rows, -1), self.spec.group_size or 0
+        return GroupedRows(codes_OI, scales_OG, group_size, self.spec.zero or 0, offsets_OG, *nested)
+
+
+def _nested_rows(values: Nested, num_rows: int) -> Nested:
+    return Nested(values.steps_OG.reshape(num_rows, -1), values.factors_OB.reshape(num_rows, -1))
 
 
 def _q4_0(blocks_NB: Tensor) -> Decoded:
@@ -74,12 +78,12 @@ def _q6_k(blocks_NB: Tensor) -> Decoded:
     low_NW = _nibbles(blocks_NB[:, :128], 64)
     high = blocks_NB[:, 128:192].contiguous().view(-1, 2, 32)
     high = torch.stack([(high >> shift & 3) << 4 for shift in (0, 2, 4, 6)], dim=2)  # [N, 2, 4, 32]
-    scales_NG = _halves(blocks_NB[:, 208:210]) * blocks_NB[:, 192:208].view(torch.int8).float()
-    return low_NW | high.flatten(1), scales_NG, None
+    return low_NW | high.flatten(1), Nested(blocks_NB[:, 192:208].view(torch.int8), _float16(blocks_NB[:, 208:210])), None
 
 
 def _format(name: str, bits: int, group_size: int, zero: int | None, decode: Callable[[Tensor], Decoded]) -> BlockFormat:
-    spec = QuantSpec(scheme=name, kind="int", bits=bits, granularity="group", group_size=group_size, zero=zero)
+    is_nested = name.endswith("_K")
+    spec = QuantSpec(scheme=name, kind="int", bits=bits, granularity="group", group_size=group_size, zero=zero, is_nested=is_nested)
     return BlockFormat(spec, decode)
 
 
@@ -106,8 +110,12 @@ _SPREAD = _spread_table()
 
 def _halves(bytes_NB: Tensor) -> Tensor:
     """Return float16 fields as float32. [N, B/2]"""
+    return _float16(bytes_NB).float()
+
+
+def _float16(bytes_NB: Tensor) -> Tensor:
     # A copy, because numbers of a mapped file may lie at odd addresses.
-    return bytes_NB.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
+    return bytes_NB.clone(memory_format=torch.contiguous_format).view(torch.float16)
 
 
 def _nibbles(bytes_NB: Tensor, run: int) -> Tensor:
@@ -122,12 +130,16 @@ def _fifth_bits(bytes_N4: Tensor) -> Tensor:
     return spread.view(-1, 4).view(torch.uint8)
 
 
-def _k_scales(blocks_NB: Tensor) -> tuple[Tensor, Tensor]:
+def _k_scales(blocks_NB: Tensor) -> tuple[Nested, Nested]:
     """Return the scales and offsets of Q4_K and Q5_K. [N, 8] each
 
     Eight 6-bit scales and eight 6-bit minima share 12 bytes: the first four of each are whole, the others are in two pieces.
+    An offset is minus its minimum.
     """
     first, second, third = blocks_NB[:, 4:16].reshape(-1, 3, 4).unbind(1)
     scales = torch.cat((first & 63, (third & 15) | (first >> 6 << 4)), dim=1)
     minima = torch.cat((second & 63, (third >> 4) | (second >> 6 << 4)), dim=1)
-    return _halves(blocks_NB[:, 0:2]) * scales.float(), -(_halves(blocks_NB[:, 2:4]) * minima.float())
+    return (
+        Nested(scales.view(torch.int8), _float16(blocks_NB[:, 0:2])),
+        Nested(minima.view(torch.int8), -_float16(blocks_NB[:, 2:4])),
+    )

@@ -1,4 +1,7 @@
-"""``NativeForm``: in which form native memory keeps a quantised matrix of a checkpoint, without a change of value."""
+"""``NativeForm``: in which form native memory keeps a quantised matrix.
+
+No weight changes its value.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.layers.formats.stored_matrix import Fp8Rows, QuantizedRows
 from hasten.ops.cpu.cpu import Dtype
-from hasten.ops.cpu.matrix import GROUP_SIZES, INTEGERS, ZEROS, Groups
+from hasten.ops.cpu.matrix import GROUP_SIZES, INTEGERS, NESTED_INPUTS, ZEROS, Groups, Matrix
 
 _LARGEST = {Dtype.CODES4: 15, Dtype.CODES8: 255}
 _NAMES = {Dtype.INT8: "int8", Dtype.CODES4: "4-bit codes", Dtype.CODES8: "8-bit codes", Dtype.FP8: "fp8"}
@@ -31,7 +34,12 @@ class NativeForm:
     def bits(self) -> float:
         """Bits that a product reads for each weight."""
         bits = 4.0 if self.dtype is Dtype.CODES4 else 8.0
-        return bits if self.groups is None else bits + (64 if self.groups.has_offsets else 32) / self.groups.size
+        if self.groups is None:
+            return bits
+        values = 2 if self.groups.has_offsets else 1
+        if self.groups.is_nested:
+            return bits + 8 * values / self.groups.size + 32 / NESTED_INPUTS
+        return bits + 32 * values / self.groups.size
 
     @property
     def is_integer(self) -> bool:
@@ -42,16 +50,22 @@ class NativeForm:
         name = _NAMES[self.dtype]
         return name if self.groups is None else f"{name} in groups of {self.groups.size}"
 
-    def convert(self, rows: QuantizedRows) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return codes, scales and offsets as ``Matrix.pack_codes`` takes them."""
+    def pack(self, rows: QuantizedRows, matrix: Matrix, first: int) -> None:
+        """Write rows into a native matrix of this form, from output ``first`` on. Raises ``NotFinite``."""
         if isinstance(rows, Fp8Rows):
-            return rows.values_OI, self._regrouped(rows.scales_OC, rows.values_OI, rows.block_size), None
+            scales = self._regrouped(rows.scales_OC, rows.values_OI, rows.block_size)
+            matrix.pack_codes(rows.values_OI, scales, None, first)
+            return
         codes = rows.codes_OI if self.shift == 0 else rows.codes_OI + self.shift
-        offsets = rows.offsets()
         if self.groups is None:
-            return codes, rows.scales_OG[:, :1], None
-        scales = self._regrouped(rows.scales_OG, codes, rows.group_size)
-        return codes, scales, None if offsets is None else self._regrouped(offsets, codes, rows.group_size)
+            matrix.pack_codes(codes, rows.scales_OG[:, :1], None, first)
+        elif self.groups.is_nested:
+            assert rows.nested_scales is not None, rows
+            matrix.pack_nested(codes, rows.nested_scales, rows.nested_offsets, first)
+        else:
+            offsets = rows.offsets()
+            scales = self._regrouped(rows.scales_OG, codes, rows.group_size)
+            matrix.pack_codes(codes, scales, None if offsets is None else self._regrouped(offsets, codes, rows.group_size), first)
 
     def _regrouped(self, values_OG: Tensor, codes_OI: Tensor, group_size: int) -> Tensor:
         """Return the values of the native groups, each of which lies in one group of ``group_size`` inputs."""
@@ -71,7 +85,7 @@ def find_native_form(spec: QuantSpec, in_features: int) -> NativeForm | None:
     if spec.kind == "float" and spec.bits == 8:
         return NativeForm(Dtype.FP8, Groups(size))
     if spec.has_offsets and spec.kind == "int":
-        return NativeForm(Dtype.CODES4 if spec.bits <= 4 else Dtype.CODES8, Groups(size, has_offsets=True))
+        return NativeForm(Dtype.CODES4 if spec.bits <= 4 else Dtype.CODES8, Groups(size, True, spec.is_nested))
     assert spec.zero is not None, spec
     largest = 2 * spec.zero if spec.kind == "float" else 2**spec.bits - 1  # codes of FP4 numbers lie around that of 0
     if inputs is None and spec.bits > 4:
@@ -79,7 +93,7 @@ def find_native_form(spec: QuantSpec, in_features: int) -> NativeForm | None:
     for dtype in (Dtype.CODES4, Dtype.CODES8):
         shift = ZEROS[dtype] - spec.zero
         if shift >= 0 and largest + shift <= _LARGEST[dtype]:
-            return NativeForm(dtype, Groups(size), shift)
+            return NativeForm(dtype, Groups(size, False, spec.is_nested), shift)
     return None
 
 

@@ -68,7 +68,7 @@ class Packed(nn.Module):
                 self.matrix.pack(source.T if transposed else source, first)
             elif isinstance(self._form, NativeForm):
                 for start, quantized in quantized_rows(source):
-                    self.matrix.pack_codes(*self._form.convert(quantized), first + start)
+                    self._form.pack(quantized, self.matrix, first + start)
             else:
                 self._convert(source, first)
         except NotFinite as error:

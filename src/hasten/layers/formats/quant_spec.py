@@ -35,6 +35,7 @@ class QuantSpec:
     group_size: int | None = None
     block: tuple[int, int] | None = None
     zero: int | None = None  # the code of weight 0 in all groups; None: groups have offsets, or codes are floats
+    is_nested: bool = False  # scales and offsets are bytes times a float16 for each 256 inputs
     activations: ActivationSpec | None = None  # None: products are weight-only
     reorders_inputs: bool = False  # groups hold inputs in another order (GPTQ's desc_act)
 

@@ -20,6 +20,19 @@ CHUNK_ROWS = 64  # of a chunk, times a whole number: schemes pack up to 64 outpu
 
 
 @dataclass(frozen=True, slots=True)
+class Nested:
+    """Scales or offsets of groups that are whole multiples of a float16, one for each 256 inputs of a row."""
+
+    steps_OG: Tensor  # int8
+    factors_OB: Tensor  # float16
+
+    def values(self) -> Tensor:
+        """Return the products, float32 [O, G]. They are exact."""
+        groups_per_block = self.steps_OG.shape[1] // self.factors_OB.shape[1]
+        return self.steps_OG.float() * self.factors_OB.float().repeat_interleave(groups_per_block, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
 class GroupedRows:
     """Rows in integer codes, with a scale for ``group_size`` inputs of a row.
 
@@ -32,6 +45,8 @@ class GroupedRows:
     group_size: int
     zeros: int | Tensor = 0  # the same for all groups, or float32 [O, G]
     offsets_OG: Tensor | None = None  # float32; ``zeros`` is then 0
+    nested_scales: Nested | None = None  # the same scales
+    nested_offsets: Nested | None = None  # the same offsets
 
     def offsets(self) -> Tensor | None:
         """Return the offsets of the form scale * code + offset, float32 [O, G].

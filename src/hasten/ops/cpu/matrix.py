@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,16 +31,31 @@ class Weights:
 
 
 INTEGERS = (Dtype.INT8, Dtype.INT4, Dtype.CODES4, Dtype.CODES8)  # products may take int8 activations
+NESTED_INPUTS = 256
 GROUP_SIZES = (128, 64, 32, 16)  # inputs that share a scale
 ZEROS = {Dtype.INT8: 128, Dtype.CODES4: 8, Dtype.CODES8: 128}  # the code of weight 0, without offsets
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and perhaps an offset."""
+    """Of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and perhaps an offset.
+
+    ``is_nested`` (``CODES4``, ``CODES8``): these are signed bytes, times a float16 for all of ``NESTED_INPUTS`` inputs.
+    """
 
     size: int
     has_offsets: bool = False
+    is_nested: bool = False
+
+
+class Nested(Protocol):
+    """Scales or offsets of nested groups: ``steps_OG``, int8, times ``factors_OB``, float16."""
+
+    @property
+    def steps_OG(self) -> Tensor: ...
+
+    @property
+    def factors_OB(self) -> Tensor: ...
 
 
 class Matrix:
@@ -73,7 +89,7 @@ class Matrix:
             if groups is None:
                 self.handle = self.cpu.library.new("matrix", *shape)
             else:
-                self.handle = self.cpu.library.new("matrix_new_grouped", *shape, groups.size, groups.has_offsets)
+                self.handle = self.cpu.library.new("matrix_new_grouped", *shape, groups.size, groups.has_offsets, groups.is_nested)
 
     def pack(self, source_OI: Tensor, row: int) -> None:
         """Pack output features [row, row + len(source)), each once, from a floating-point tensor.
@@ -106,6 +122,34 @@ class Matrix:
             self.in_features,
             address(scales, torch.float32, rows, num_groups),
             None if offsets is None else address(offsets, torch.float32, rows, num_groups),
+            row,
+            rows,
+        )
+
+    def pack_nested(self, codes_OI: Tensor, scales: Nested, offsets: Nested | None, row: int) -> None:
+        """Pack output features [row, row + len(codes)) of nested groups, each once.
+
+        Raises ``NotFinite`` for scales or offsets of blocks that are NaN or infinite.
+        """
+        assert self.groups is not None
+        rows, num_groups, num_blocks = (
+            len(codes_OI),
+            -(-self.in_features // self.groups.size),
+            -(-self.in_features // NESTED_INPUTS),
+        )
+        nested = (scales,) if offsets is None else (scales, offsets)
+        steps = [values.steps_OG.contiguous() for values in nested]
+        factors = [values.factors_OB.contiguous() for values in nested]
+        codes, none = codes_OI.contiguous(), [None] * (2 - len(nested))
+        self.cpu.library.matrix_pack_nested(
+            self.cpu.handle,
+            self.handle,
+            address(codes, torch.uint8, rows, self.in_features),
+            self.in_features,
+            *(address(values, torch.int8, rows, num_groups) for values in steps),
+            *none,
+            *(address(values, torch.float16, rows, num_blocks) for values in factors),
+            *none,
             row,
             rows,
         )

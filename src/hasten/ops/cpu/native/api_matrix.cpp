@@ -15,19 +15,27 @@ namespace {
 // Items end at multiples of 16 rows, so that no two threads write to one panel.
 constexpr int32_t kPackRows = 64;
 
-// Returns whether all weights are finite.
-bool pack_rows(hasten_cpu* cpu, const PackTask& full) {
-    const int32_t first = full.row / kPackRows, last = (full.row + full.rows + kPackRows - 1) / kPackRows;
-    const int64_t row_bytes = full.row_stride * (full.source_dtype == Dtype::f32 ? 4 : 2);
+// Calls pack(row, rows) for pieces of rows [row, row + rows) in all threads. Returns HASTEN_NOT_FINITE if one call returns false.
+template <class Pack>
+int32_t pack_pieces(hasten_cpu* cpu, int64_t row, int64_t rows, Pack pack) {
+    const int64_t first = row / kPackRows, last = (row + rows + kPackRows - 1) / kPackRows;
     std::atomic<bool> all_finite{true};
     parallel_for(cpu, last - first, [&](int64_t item, int) {
-        PackTask task = full;
-        task.row = std::max(full.row, (first + static_cast<int32_t>(item)) * kPackRows);
-        task.rows = std::min(full.row + full.rows, (first + static_cast<int32_t>(item) + 1) * kPackRows) - task.row;
-        task.source = static_cast<const char*>(full.source) + (task.row - full.row) * row_bytes;
-        if (!cpu->kernels.pack(task)) all_finite = false;
+        const int64_t begin = std::max(row, (first + item) * kPackRows), end = std::min(row + rows, (first + item + 1) * kPackRows);
+        if (!pack(static_cast<int32_t>(begin), static_cast<int32_t>(end - begin))) all_finite = false;
     });
-    return all_finite;
+    return all_finite ? HASTEN_OK : HASTEN_NOT_FINITE;
+}
+
+int32_t pack_rows(hasten_cpu* cpu, const PackTask& full) {
+    const int64_t row_bytes = full.row_stride * (full.source_dtype == Dtype::f32 ? 4 : 2);
+    return pack_pieces(cpu, full.row, full.rows, [&](int32_t begin, int32_t count) {
+        PackTask task = full;
+        task.row = begin;
+        task.rows = count;
+        task.source = static_cast<const char*>(full.source) + (begin - full.row) * row_bytes;
+        return cpu->kernels.pack(task);
+    });
 }
 
 // Converts a matrix with too many outliers to plain bf16, with the rows packed so far. Returns false when out of memory.
@@ -48,23 +56,6 @@ bool decompress_matrix(hasten_cpu* cpu, hasten_matrix& matrix) {
     });
     matrix.arena->release(compressed.data, static_cast<size_t>(compressed.panels * compressed.panel_bytes));
     return true;
-}
-
-// As pack_rows, of codes.
-bool pack_code_rows(hasten_cpu* cpu, const PackCodesTask& full, int64_t groups) {
-    const int32_t first = full.row / kPackRows, last = (full.row + full.rows + kPackRows - 1) / kPackRows;
-    std::atomic<bool> all_finite{true};
-    parallel_for(cpu, last - first, [&](int64_t item, int) {
-        PackCodesTask task = full;
-        task.row = std::max(full.row, (first + static_cast<int32_t>(item)) * kPackRows);
-        task.rows = std::min(full.row + full.rows, (first + static_cast<int32_t>(item) + 1) * kPackRows) - task.row;
-        const int64_t skipped = task.row - full.row;
-        task.codes = full.codes + skipped * full.row_stride;
-        task.scales = full.scales + skipped * groups;
-        if (full.offsets != nullptr) task.offsets = full.offsets + skipped * groups;
-        if (!cpu->kernels.pack_codes(task)) all_finite = false;
-    });
-    return all_finite;
 }
 
 bool is_group_size(int64_t inputs) { return inputs == 16 || inputs == 32 || inputs == 64 || inputs == 128; }
@@ -189,16 +180,19 @@ int32_t hasten_matrix_new(hasten_weights* weights, int64_t dtype, int64_t out_fe
 }
 
 int32_t hasten_matrix_new_grouped(hasten_weights* weights, int64_t dtype, int64_t out_features, int64_t in_features,
-                                  int64_t group_inputs, int64_t has_offsets, hasten_matrix** matrix) {
+                                  int64_t group_inputs, int64_t has_offsets, int64_t is_nested, hasten_matrix** matrix) {
     return guarded([&]() -> int32_t {
         if (!in_range(dtype, static_cast<int64_t>(Dtype::codes4), static_cast<int64_t>(Dtype::fp8))) return HASTEN_INVALID_ARGUMENT;
         if (!in_range(out_features, 1, kMaxFeatures) || !in_range(in_features, 1, kMaxFeatures)) return HASTEN_INVALID_ARGUMENT;
         const auto grouped = static_cast<Dtype>(dtype);
-        if (!is_group_size(group_inputs) || (has_offsets != 0 && grouped == Dtype::fp8)) return HASTEN_INVALID_ARGUMENT;
+        if (!is_group_size(group_inputs) || ((has_offsets != 0 || is_nested != 0) && grouped == Dtype::fp8))
+            return HASTEN_INVALID_ARGUMENT;
         auto made = std::make_unique<hasten_matrix>();
         made->arena = &weights->arena;
-        const MatrixShape shape{grouped, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features),
-                                static_cast<int32_t>(group_inputs), has_offsets != 0};
+        const MatrixShape shape{grouped,
+                                static_cast<int32_t>(out_features),
+                                static_cast<int32_t>(in_features),
+                                {static_cast<int32_t>(group_inputs), has_offsets != 0, is_nested != 0}};
         if (!allocate_matrix(weights->arena, shape, made->matrix)) return HASTEN_OUT_OF_MEMORY;
         weights->matrices.push_back(std::move(made));
         *matrix = weights->matrices.back().get();
@@ -212,11 +206,32 @@ int32_t hasten_matrix_pack_codes(hasten_cpu* cpu, hasten_matrix* matrix, const u
         const Matrix& m = matrix->matrix;
         if (!in_range(row, 0, m.out_features) || !in_range(rows, 0, m.out_features - row)) return HASTEN_INVALID_ARGUMENT;
         if (rows == 0) return HASTEN_OK;
-        if ((!is_grouped(m.dtype) && m.dtype != Dtype::int8) || (offsets != nullptr) != m.has_offsets)
-            return HASTEN_INVALID_ARGUMENT;
-        const PackCodesTask task{&matrix->matrix,           codes, row_stride, scales, offsets, static_cast<int32_t>(row),
-                                 static_cast<int32_t>(rows)};
-        return pack_code_rows(cpu, task, m.dtype == Dtype::int8 ? 1 : num_groups(m)) ? HASTEN_OK : HASTEN_NOT_FINITE;
+        if ((!is_grouped(m.dtype) && m.dtype != Dtype::int8) || m.groups.is_nested) return HASTEN_INVALID_ARGUMENT;
+        if ((offsets != nullptr) != m.groups.has_offsets) return HASTEN_INVALID_ARGUMENT;
+        const int64_t groups = m.dtype == Dtype::int8 ? 1 : num_groups(m);
+        return pack_pieces(cpu, row, rows, [&](int32_t begin, int32_t count) {
+            const int64_t skipped = begin - row;
+            return cpu->kernels.pack_codes({&matrix->matrix, codes + skipped * row_stride, row_stride, scales + skipped * groups,
+                                            offsets == nullptr ? nullptr : offsets + skipped * groups, begin, count});
+        });
+    });
+}
+
+int32_t hasten_matrix_pack_nested(hasten_cpu* cpu, hasten_matrix* matrix, const uint8_t* codes, int64_t row_stride,
+                                  const int8_t* scales, const int8_t* offsets, const uint16_t* block_scales,
+                                  const uint16_t* block_offsets, int64_t row, int64_t rows) {
+    return guarded([&]() -> int32_t {
+        const Matrix& m = matrix->matrix;
+        if (!in_range(row, 0, m.out_features) || !in_range(rows, 0, m.out_features - row)) return HASTEN_INVALID_ARGUMENT;
+        if (rows == 0) return HASTEN_OK;
+        if (!m.groups.is_nested || (offsets != nullptr) != m.groups.has_offsets) return HASTEN_INVALID_ARGUMENT;
+        if ((block_offsets != nullptr) != m.groups.has_offsets) return HASTEN_INVALID_ARGUMENT;
+        return pack_pieces(cpu, row, rows, [&](int32_t begin, int32_t count) {
+            const int64_t skipped = begin - row, groups = skipped * num_groups(m), blocks = skipped * num_blocks(m);
+            return cpu->kernels.pack_nested({&matrix->matrix, codes + skipped * row_stride, row_stride, scales + groups,
+                                             offsets == nullptr ? nullptr : offsets + groups, block_scales + blocks,
+                                             block_offsets == nullptr ? nullptr : block_offsets + blocks, begin, count});
+        });
     });
 }
 
@@ -234,7 +249,7 @@ int32_t hasten_matrix_pack(hasten_cpu* cpu, hasten_matrix* matrix, const void* s
                       column_stride,
                       static_cast<int32_t>(row),
                       static_cast<int32_t>(rows)};
-        if (!pack_rows(cpu, task)) return HASTEN_NOT_FINITE;
+        if (const int32_t result = pack_rows(cpu, task); result != HASTEN_OK) return result;
         if (!outliers_overflow(matrix->matrix, task.row, task.rows)) return HASTEN_OK;
         if (!decompress_matrix(cpu, *matrix)) return HASTEN_OUT_OF_MEMORY;
         pack_rows(cpu, task);

@@ -65,15 +65,20 @@ HASTEN_API int64_t hasten_weights_bytes(const hasten_weights*);
 HASTEN_API int32_t hasten_matrix_new(hasten_weights*, int64_t dtype, int64_t out_features, int64_t in_features,
                                      hasten_matrix** matrix);
 /* A matrix that was quantised before. dtype: 6 codes of 4 bits, 7 codes of 8 bits, 8 FP8 e4m3. Groups of 16, 32, 64 or 128 inputs
-   of an output share a float scale. A weight is scale * code + offset; without offsets scale * (code - 8) or scale * (code - 128),
-   or scale * the FP8 number. */
+   of an output share a scale. A weight is scale * code + offset; without offsets scale * (code - 8) or scale * (code - 128), or
+   scale * the FP8 number. Scales and offsets are floats. is_nested: they are bytes, times a float16 for all those of 256 inputs. */
 HASTEN_API int32_t hasten_matrix_new_grouped(hasten_weights*, int64_t dtype, int64_t out_features, int64_t in_features,
-                                             int64_t group_inputs, int64_t has_offsets, hasten_matrix** matrix);
+                                             int64_t group_inputs, int64_t has_offsets, int64_t is_nested, hasten_matrix** matrix);
 /* Packs output features as hasten_matrix_pack does, from codes [rows, row_stride] of one byte and scales and offsets [rows,
    groups]. Also for a matrix of dtype 3, with codes around 128 and scales [rows]. Refuses scales and offsets that are not finite,
    also FP8 scales of 2^8 and more, and FP8 numbers that are NaN. */
 HASTEN_API int32_t hasten_matrix_pack_codes(hasten_cpu*, hasten_matrix*, const uint8_t* codes, int64_t row_stride,
                                             const float* scales, const float* offsets, int64_t row, int64_t rows);
+/* The same for nested groups: scale = block_scales * scales and offset = block_offsets * offsets, with the bits of a float16 for
+   each 256 inputs. */
+HASTEN_API int32_t hasten_matrix_pack_nested(hasten_cpu*, hasten_matrix*, const uint8_t* codes, int64_t row_stride,
+                                             const int8_t* scales, const int8_t* offsets, const uint16_t* block_scales,
+                                             const uint16_t* block_offsets, int64_t row, int64_t rows);
 /* Packs output features [row, row + rows), each once, from a tensor of dtype 0, 1 or 2. Strides are in elements. Refuses weights
    that are not finite, after which the matrix is unusable. */
 HASTEN_API int32_t hasten_matrix_pack(hasten_cpu*, hasten_matrix*, const void* source, int64_t source_dtype, int64_t row_stride,

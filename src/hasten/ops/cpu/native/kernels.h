@@ -96,6 +96,15 @@ struct Outlier {
     uint16_t lane, bits;  // the output within its panel, the weight as bf16
 };
 
+// Inputs of an output that share a scale.
+struct Groups {
+    int32_t inputs = 0;        // 16, 32, 64 or 128
+    bool has_offsets = false;  // codes4, codes8: w = scale * code + offset; else w = scale * (code - 8 or 128)
+    bool is_nested = false;    // codes4, codes8: scales and offsets are bytes, with a scale for all those of 256 inputs
+
+    int64_t block_inputs() const { return is_nested ? 256 : inputs; }
+};
+
 struct Matrix {
     Dtype dtype;
     int32_t out_features, in_features;
@@ -105,8 +114,7 @@ struct Matrix {
     int64_t panel_bytes;
     float* scales;  // int8, int4: [panels * 16]
     // codes4, codes8, fp8.
-    int32_t group_inputs = 0;  // G: 16, 32, 64 or 128
-    bool has_offsets = false;  // codes4, codes8: w = scale * code + offset; else w = scale * (code - 8 or 128)
+    Groups groups;
     // bf16_compressed. Each row is packed once. A count above max_outliers means that the list overflowed and the matrix is
     // unusable. The outliers of one output ascend by input.
     // exponent_bases holds the base of each output at the bytes of its codes.
@@ -116,11 +124,19 @@ struct Matrix {
     int32_t max_outliers = 0;
 };
 
-// Bytes of a group of a panel: a line of 16 scales, one of offsets if there are any, and lines of codes.
-constexpr int64_t group_bytes(Dtype dtype, int64_t group_inputs, bool has_offsets) {
-    return (has_offsets ? 128 : 64) + group_inputs * (dtype == Dtype::codes4 ? 8 : 16);
+// A block of a panel in groups is a group, or 256 inputs if its groups are nested (kernels/grouped_block.h).
+inline int64_t block_codes_begin(const Groups& groups) {
+    const int64_t values = groups.has_offsets ? 2 : 1;  // for each group and output
+    if (!groups.is_nested) return 64 * values;
+    return 64 + (groups.block_inputs() / groups.inputs * kLanes * values + 63) / 64 * 64;
 }
-inline int64_t num_groups(const Matrix& matrix) { return (matrix.in_features + matrix.group_inputs - 1) / matrix.group_inputs; }
+inline int64_t block_bytes(Dtype dtype, const Groups& groups) {
+    return block_codes_begin(groups) + groups.block_inputs() * (dtype == Dtype::codes4 ? 8 : 16);
+}
+inline int64_t num_groups(const Matrix& matrix) { return (matrix.in_features + matrix.groups.inputs - 1) / matrix.groups.inputs; }
+inline int64_t num_blocks(const Matrix& matrix) {
+    return (matrix.in_features + matrix.groups.block_inputs() - 1) / matrix.groups.block_inputs();
+}
 
 // Packs rows [row, row + rows) of a matrix from a checkpoint tensor. `source` points at the first of these rows.
 struct PackTask {
@@ -134,11 +150,21 @@ struct PackTask {
 
 // Packs rows [row, row + rows) of a quantised matrix as they are stored.
 struct PackCodesTask {
-    Matrix* matrix;        // int8, codes4, codes8 or fp8
+    Matrix* matrix;        // int8, codes4, codes8 or fp8, not nested
     const uint8_t* codes;  // [rows][row_stride]: codes, or FP8 numbers
     int64_t row_stride;
     const float* scales;   // [rows][groups]; int8: [rows]
     const float* offsets;  // the same, or null
+    int32_t row, rows;
+};
+
+// The same for nested groups: scale = block_scales * scales, offset = block_offsets * offsets.
+struct PackNestedTask {
+    Matrix* matrix;
+    const uint8_t* codes;
+    int64_t row_stride;
+    const int8_t *scales, *offsets;                // [rows][groups]; offsets: or null
+    const uint16_t *block_scales, *block_offsets;  // [rows][blocks], float16
     int32_t row, rows;
 };
 
@@ -317,6 +343,7 @@ struct Kernels {
     // Returns whether all weights, as stored, are finite. Quantised formats have no NaN, which would vanish.
     bool (*pack)(const PackTask&);
     bool (*pack_codes)(const PackCodesTask&);
+    bool (*pack_nested)(const PackNestedTask&);
     void (*linear)(const LinearTask&);
     void (*convert_to_int16)(const ConvertToInt16Task&);
     void (*convert_to_bf16)(const ConvertToBf16Task&);  // null if no product of this instruction set reads bf16 rows

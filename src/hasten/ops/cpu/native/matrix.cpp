@@ -72,13 +72,12 @@ bool allocate_matrix(Arena& arena, const MatrixShape& shape, Matrix& matrix) {
     matrix.dtype = dtype;
     matrix.out_features = shape.out_features;
     matrix.in_features = shape.in_features;
-    matrix.group_inputs = shape.group_inputs;
-    matrix.has_offsets = shape.has_offsets;
-    matrix.padded_in =
-        static_cast<int32_t>(round_up(shape.in_features, is_grouped(dtype) ? shape.group_inputs : input_alignment(dtype)));
+    matrix.groups = shape.groups;
+    const int64_t alignment = is_grouped(dtype) ? shape.groups.block_inputs() : input_alignment(dtype);
+    matrix.padded_in = static_cast<int32_t>(round_up(shape.in_features, alignment));
     matrix.panels = static_cast<int32_t>(round_up(shape.out_features, kLanes) / kLanes);
-    matrix.panel_bytes = is_grouped(dtype) ? num_groups(matrix) * group_bytes(dtype, shape.group_inputs, shape.has_offsets)
-                                           : panel_bytes(dtype, matrix.padded_in);
+    matrix.panel_bytes =
+        is_grouped(dtype) ? num_blocks(matrix) * block_bytes(dtype, shape.groups) : panel_bytes(dtype, matrix.padded_in);
     const int64_t panels = matrix.panels;
     matrix.data = static_cast<uint8_t*>(arena.allocate(static_cast<size_t>(panels * matrix.panel_bytes)));
     if (matrix.data == nullptr) return false;

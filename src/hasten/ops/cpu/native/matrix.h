@@ -22,8 +22,7 @@ inline int64_t int16_blocks(int64_t width) { return (width + kInt16BlockInputs -
 struct MatrixShape {
     Dtype dtype;
     int32_t out_features, in_features;
-    int32_t group_inputs = 0;  // of types in groups
-    bool has_offsets = false;
+    Groups groups = {};  // of types in groups
 };
 
 // Sets the geometry of a matrix and allocates its memory. Returns false when out of memory.

@@ -20,8 +20,8 @@ inline Kernels make_kernel_table(const char* name) {
     // int8 rows of 4,096 inputs stay in the cache beside 128 outputs of weights.
     constexpr int32_t kItemPanels = 8, kItemRows = 384;
     return Kernels{
-        name,     kItemPanels, kItemRows,    pack,           pack_codes,     linear, convert_to_int16, nullptr, norm,
-        activate, embed,       rotary_table, rope_and_cache, plan_attention, attend, merge_splits,     sample,
+        name, kItemPanels, kItemRows, pack,         pack_codes,     pack_nested,    linear, convert_to_int16, nullptr,
+        norm, activate,    embed,     rotary_table, rope_and_cache, plan_attention, attend, merge_splits,     sample,
     };
 }
 

@@ -62,8 +62,9 @@ struct CodeRowView {
 template <class Codes, class Inputs, int R, int P>
 [[gnu::noinline]] void codes_microkernel(const Matrix& matrix, const CodeRowView& rows, const uint8_t* const* weights,
                                          Prefetcher prefetcher, float* out, int64_t out_stride) {
-    const GroupLayout layout(matrix);
-    const auto zero_point = static_cast<int32_t>(code_zero(matrix.dtype, matrix.has_offsets));
+    const BlockLayout layout(matrix);
+    const bool has_offsets = layout.groups.has_offsets;
+    const auto zero_point = static_cast<int32_t>(code_zero(matrix.dtype, has_offsets));
     RowCursor<R> x(rows.data, rows.stride);
     F32x16 acc[R][P];
 #pragma GCC unroll 16
@@ -75,48 +76,49 @@ template <class Codes, class Inputs, int R, int P>
     for (int p = 0; p < P; ++p) w[p] = weights[p];
     const int32_t* group_sums = rows.sums;
     int64_t line = 0;
-    for (int64_t k = 0; k < matrix.in_features; k += layout.inputs, group_sums += rows.sums_stride) {
-        const int64_t group = line * 64;
-        prefetcher.issue<true>(w, line++);
-        if (matrix.has_offsets) prefetcher.issue<true>(w, line++);
-        typename Inputs::Sums sums[R][P];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) sums[r][p] = Inputs::start(-zero_point * group_sums[r]);
-        }
-        for (const int64_t end = line + layout.lines(k, matrix.in_features); line < end; ++line) {
-            WeightQuads quads[P][Codes::kQuads];
-            prefetcher.issue<true>(w, line);
-#pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) {
-                I32x16 codes[Codes::kQuads];
-                Codes::load(w[p] + line * 64, codes);
-                for (int i = 0; i < Codes::kQuads; ++i) quads[p][i] = widen_quads(codes[i]);
-            }
-#pragma GCC unroll 2
-            for (int i = 0; i < Codes::kQuads; ++i) {
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-                    for (int p = 0; p < P; ++p) Inputs::add(sums[r][p], quads[p][i], x.at(r) + i * Inputs::kQuadBytes);
-                }
-            }
-            x.advance(Codes::kQuads * Inputs::kQuadBytes);
-        }
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-            const F32x16 scale = load(group_scales(w[p] + group));
+    for (int64_t block = 0, k = 0; k < matrix.in_features; block += layout.bytes) {
+        for (const int64_t end = line + layout.codes_begin / 64; line < end; ++line) prefetcher.issue<true>(w, line);
+        const int64_t block_end = k + layout.inputs < matrix.in_features ? k + layout.inputs : matrix.in_features;
+        for (int64_t g = 0; k < block_end; ++g, k += layout.groups.inputs, group_sums += rows.sums_stride) {
+            typename Inputs::Sums sums[R][P];
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
-                const float block_scale =
-                    Inputs::kHasBlockScales ? rows.scales[r * rows.scales_stride + k / kInt16BlockInputs] : 1.0f;
-                const F32x16 factor = Inputs::kHasBlockScales ? scale * broadcast(block_scale) : scale;
-                acc[r][p] = fma(factor, to_float(Inputs::total(sums[r][p])), acc[r][p]);
-                if (matrix.has_offsets) {
-                    const F32x16 offset = load(group_offsets(w[p] + group));
-                    acc[r][p] = fma(Inputs::kHasBlockScales ? offset * broadcast(block_scale) : offset,
-                                    broadcast(static_cast<float>(group_sums[r])), acc[r][p]);
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p) sums[r][p] = Inputs::start(-zero_point * group_sums[r]);
+            }
+            for (const int64_t end = line + layout.lines(k, matrix.in_features); line < end; ++line) {
+                WeightQuads quads[P][Codes::kQuads];
+                prefetcher.issue<true>(w, line);
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p) {
+                    I32x16 codes[Codes::kQuads];
+                    Codes::load(w[p] + line * 64, codes);
+                    for (int i = 0; i < Codes::kQuads; ++i) quads[p][i] = widen_quads(codes[i]);
+                }
+#pragma GCC unroll 2
+                for (int i = 0; i < Codes::kQuads; ++i) {
+#pragma GCC unroll 16
+                    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+                        for (int p = 0; p < P; ++p) Inputs::add(sums[r][p], quads[p][i], x.at(r) + i * Inputs::kQuadBytes);
+                    }
+                }
+                x.advance(Codes::kQuads * Inputs::kQuadBytes);
+            }
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                const F32x16 scale = layout.scales(w[p] + block, g);
+                const F32x16 offset = has_offsets ? layout.offsets(w[p] + block, g) : zero();
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    F32x16 row_scale = scale, row_offset = offset;
+                    if constexpr (Inputs::kHasBlockScales) {
+                        const F32x16 factor = broadcast(rows.scales[r * rows.scales_stride + k / kInt16BlockInputs]);
+                        row_scale = scale * factor;
+                        row_offset = offset * factor;
+                    }
+                    acc[r][p] = fma(row_scale, to_float(Inputs::total(sums[r][p])), acc[r][p]);
+                    if (has_offsets) acc[r][p] = fma(row_offset, broadcast(static_cast<float>(group_sums[r])), acc[r][p]);
                 }
             }
         }
@@ -170,7 +172,7 @@ inline void int8_group_sums(const int8_t* row, const Matrix& matrix, int64_t str
     for (int64_t k = 0; k < matrix.in_features; k += 64) {
         store_i32(quads, dot4(zero_i32(), ones, load_i32(row + k)));
         for (int64_t quad = 0; quad < kLanes; quad += 4) {
-            const int64_t g = (k + 4 * quad) / matrix.group_inputs;
+            const int64_t g = (k + 4 * quad) / matrix.groups.inputs;
             if (g < groups) sums[g * stride] += quads[quad] + quads[quad + 1] + quads[quad + 2] + quads[quad + 3];
         }
     }
@@ -202,7 +204,7 @@ inline void linear_codes_int8(const LinearTask& task) {
 template <class Codes>
 inline void linear_codes_int16(const LinearTask& task) {
     auto* const group_sums = static_cast<int32_t*>(task.scratch);
-    const int64_t groups = num_groups(*task.matrix), sums_per_group = task.matrix->group_inputs / 16;
+    const int64_t groups = num_groups(*task.matrix), sums_per_group = task.matrix->groups.inputs / 16;
     const auto fitting = static_cast<int32_t>(kLinearScratch / (groups * int64_t{sizeof(int32_t)}));
     const int32_t max_rows = fitting < 1 ? 1 : fitting < kGroupSumRows ? fitting : kGroupSumRows;
     for_each_row_block(task.rows, max_rows, [&](int32_t first, int32_t count) {

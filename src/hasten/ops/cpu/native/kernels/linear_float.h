@@ -156,7 +156,7 @@ template <class W, int R, int P>
 [[gnu::noinline]] void grouped_microkernel(const LinearTask& task, int32_t row, const uint8_t* const* weights,
                                            Prefetcher prefetcher, float* sums, int64_t sums_stride) {
     const Matrix& matrix = *task.matrix;
-    const GroupLayout layout(matrix);
+    const BlockLayout layout(matrix);
     const W reader{};
     RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
     const uint8_t* w[P];
@@ -166,7 +166,7 @@ template <class W, int R, int P>
     int64_t line = 0;
     for (int64_t k = 0; k < matrix.in_features; k += layout.inputs) {
         F32x16 scales[P];
-        for (int p = 0; p < P; ++p) scales[p] = load(group_scales(w[p] + line * 64));
+        for (int p = 0; p < P; ++p) scales[p] = layout.scales(w[p] + line * 64, 0);
         prefetcher.issue<true>(w, line++);
         for (const int64_t end = line + layout.lines(k, matrix.in_features); line < end; ++line) {
             F32x16 values[P][W::kStepInputs];
@@ -272,12 +272,12 @@ inline void dequantize_panel(const Matrix& matrix, int32_t panel, int64_t begin,
     const uint8_t* data = matrix.data + panel * matrix.panel_bytes;
     F32x16 w[W::kStepInputs];
     if constexpr (kIsGrouped<W>) {
-        const GroupLayout layout(matrix);
+        const BlockLayout layout(matrix);
         const W reader{};
         const uint8_t* group = data + begin / layout.inputs * layout.bytes;
         for (int64_t k = begin; k < begin + inputs; k += layout.inputs, group += layout.bytes) {
             const uint8_t* line = group + layout.codes_begin;
-            const F32x16 scale = load(group_scales(group));
+            const F32x16 scale = layout.scales(group, 0);
             for (int64_t i = layout.lines(k, matrix.in_features); i > 0; --i, line += 64, out += W::kStepInputs * kLanes) {
                 reader.dequantize(line, scale, w);
                 store_step<W>(w, out);

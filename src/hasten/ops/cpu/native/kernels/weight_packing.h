@@ -274,29 +274,75 @@ inline void store_line_codes(uint8_t* line, int lane, const uint8_t* low, int64_
 
 constexpr uint8_t kFp8Nan = 0x7f;  // without its sign
 
-// Packs one output of a quantised matrix. codes null: a row of zeros.
-inline bool pack_codes_row(const Matrix& matrix, int32_t row, const uint8_t* codes, const float* scales, const float* offsets) {
-    const GroupLayout layout(matrix);
-    const int lane = row % kLanes;
-    const float largest = matrix.dtype == Dtype::fp8 ? 1.0f : matrix.dtype == Dtype::codes4 ? 16.0f : 256.0f;
-    uint8_t* group = matrix.data + row / kLanes * matrix.panel_bytes;
-    bool all_finite = true;
-    for (int64_t k = 0, g = 0; k < matrix.in_features; k += layout.inputs, ++g, group += layout.bytes) {
-        const float scale = codes == nullptr ? 0.0f : scales[g] * (matrix.dtype == Dtype::fp8 ? kFp8ScaleFactor : 1.0f);
-        const float offset = codes == nullptr || offsets == nullptr ? 0.0f : offsets[g];
-        all_finite = all_finite && __builtin_isfinite(scale * largest + offset);
-        memcpy(group + 4 * lane, &scale, 4);
-        if (matrix.has_offsets) memcpy(group + 64 + 4 * lane, &offset, 4);
-        if (codes == nullptr) continue;
-        uint8_t* line = group + layout.codes_begin;
-        for (int64_t i = k, lines = layout.lines(k, matrix.in_features); lines > 0; --lines, i += layout.line_inputs, line += 64) {
-            const int64_t remaining = matrix.in_features - i;
-            store_line_codes(line, lane, codes + i, remaining, layout.line_inputs == 8 ? codes + i + 4 : nullptr, remaining - 4);
+// Packs the codes of one output. Returns whether FP8 numbers are finite.
+inline bool pack_code_lines(const Matrix& matrix, int32_t row, const uint8_t* codes) {
+    const BlockLayout layout(matrix);
+    uint8_t* block = matrix.data + row / kLanes * matrix.panel_bytes;
+    for (int64_t k = 0; k < matrix.in_features; k += layout.inputs, block += layout.bytes) {
+        const int64_t end = k + layout.inputs < matrix.in_features ? k + layout.inputs : matrix.in_features;
+        uint8_t* line = block + layout.codes_begin;
+        for (int64_t i = k; i < end; i += layout.line_inputs, line += 64) {
+            const uint8_t* high = layout.line_inputs == 8 ? codes + i + 4 : nullptr;
+            store_line_codes(line, row % kLanes, codes + i, end - i, high, end - i - 4);
         }
     }
-    for (int64_t i = 0; codes != nullptr && matrix.dtype == Dtype::fp8 && i < matrix.in_features; ++i) {
-        all_finite = all_finite && (codes[i] & 0x7f) != kFp8Nan;
+    if (matrix.dtype != Dtype::fp8) return true;
+    bool all_finite = true;
+    for (int64_t i = 0; i < matrix.in_features; ++i) all_finite = all_finite && (codes[i] & 0x7f) != kFp8Nan;
+    return all_finite;
+}
+
+// Packs one output of a quantised matrix. codes null: a row of zeros.
+inline bool pack_codes_row(const Matrix& matrix, int32_t row, const uint8_t* codes, const float* scales, const float* offsets) {
+    const float factor = matrix.dtype == Dtype::fp8 ? kFp8ScaleFactor : 1.0f;
+    const float largest = matrix.dtype == Dtype::fp8 ? 1.0f : matrix.dtype == Dtype::codes4 ? 16.0f : 256.0f;
+    uint8_t* block = matrix.data + row / kLanes * matrix.panel_bytes + 4 * (row % kLanes);
+    bool all_finite = true;
+    for (int64_t g = 0; g < num_groups(matrix); ++g, block += block_bytes(matrix.dtype, matrix.groups)) {
+        const float scale = codes == nullptr ? 0.0f : scales[g] * factor;
+        const float offset = codes == nullptr || offsets == nullptr ? 0.0f : offsets[g];
+        all_finite = all_finite && __builtin_isfinite(scale * largest + offset);
+        memcpy(block, &scale, 4);
+        if (matrix.groups.has_offsets) memcpy(block + 64, &offset, 4);
     }
+    return codes == nullptr || (pack_code_lines(matrix, row, codes) && all_finite);
+}
+
+// The scales and offsets of one output of nested groups. task null: a row of zeros.
+inline bool pack_nested_scales(const Matrix& matrix, int32_t row, const PackNestedTask* task) {
+    const BlockLayout layout(matrix);
+    const int lane = row % kLanes;
+    const int64_t source = task == nullptr ? 0 : row - task->row, groups_per_block = layout.inputs / layout.groups.inputs;
+    bool all_finite = true;
+    for (int64_t b = 0; b < num_blocks(matrix); ++b) {
+        uint8_t* block = matrix.data + row / kLanes * matrix.panel_bytes + b * layout.bytes;
+        const bool has_offsets = layout.groups.has_offsets;
+        const int64_t at = source * num_blocks(matrix) + b;
+        const uint16_t scale = task == nullptr ? 0 : task->block_scales[at];
+        const uint16_t offset = task == nullptr || !has_offsets ? 0 : task->block_offsets[at];
+        memcpy(block + 2 * lane, &scale, 2);
+        memcpy(block + 32 + 2 * lane, &offset, 2);
+        all_finite = all_finite && (scale & 0x7c00) != 0x7c00 && (offset & 0x7c00) != 0x7c00;
+        for (int64_t g = 0; g < groups_per_block && b * groups_per_block + g < num_groups(matrix); ++g) {
+            const int64_t group = source * num_groups(matrix) + b * groups_per_block + g;
+            const_cast<int8_t*>(layout.nested(block, g, 0))[lane] = task == nullptr ? int8_t{0} : task->scales[group];
+            if (has_offsets)
+                const_cast<int8_t*>(layout.nested(block, g, 1))[lane] = task == nullptr ? int8_t{0} : task->offsets[group];
+        }
+    }
+    return all_finite;
+}
+
+// As `pack_codes`, of nested groups.
+inline bool pack_nested(const PackNestedTask& task) {
+    const Matrix& matrix = *task.matrix;
+    bool all_finite = true;
+    for (int32_t i = 0; i < task.rows; ++i) {
+        if (!pack_nested_scales(matrix, task.row + i, &task)) all_finite = false;
+        pack_code_lines(matrix, task.row + i, task.codes + i * task.row_stride);
+    }
+    if (task.row + task.rows != matrix.out_features || task.rows == 0) return all_finite;
+    for (int32_t row = matrix.out_features; row < matrix.panels * kLanes; ++row) pack_nested_scales(matrix, row, nullptr);
     return all_finite;
 }
 
