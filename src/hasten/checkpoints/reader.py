@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hasten.checkpoints.gguf.container import GgufFile, is_gguf
+from hasten.checkpoints.gguf.container import GgufFile
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.gguf.reader import read_gguf
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.quantized.find import find_matrices, kv_cache_scales
@@ -88,6 +89,13 @@ class Checkpoint:
         return settings_name(self.folder)
 
     @property
+    def mismatch_remedy(self) -> str:
+        """What helps if the tensors are not those of the configuration."""
+        if self.gguf is not None:
+            return "Download the file again, or convert the original model again"
+        return "Check that config.json belongs to these weights; if it does, download or train them again"
+
+    @property
     def num_weights(self) -> int:
         """How many tensors and quantised matrices there are."""
         return len(self.tensors) + len(self.matrices)
@@ -110,10 +118,9 @@ class Checkpoint:
             elif dtype not in dtypes:
                 faults.append(f"{name} is {dtype}, expected {' or '.join(dtypes)}")
         if faults:
-            remedy = "Check that config.json belongs to these weights; if it does, download or train them again"
             raise CheckpointError(
                 f"the tensors of {self.folder} are not those of {contents} ({count_faults(faults)}): {list_faults(faults)}",
-                remedy=remedy if self.gguf is None else "Download the file again, or convert the original model again",
+                remedy=self.mismatch_remedy,
             )
 
 

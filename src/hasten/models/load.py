@@ -110,7 +110,7 @@ def plan_decoder(
     use_stored_formats(planned, sources, checkpoint.matrices, meta)
     expected = expected_tensors(sources, planned, checkpoint.matrices)
     ignored = _ignored_tensors(checkpoint, family, spec) | zero_biases(checkpoint, expected)
-    described = "config.json describes" if checkpoint.gguf is None else "metadata describe"
+    described = "config.json describes" if checkpoint.gguf is None else "metadata describes"
     checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its {described}")
     return DecoderPlan(checkpoint, spec, torch_dtype, sources, factory, planned)
 

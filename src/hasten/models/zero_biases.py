@@ -33,6 +33,6 @@ def zero_biases(checkpoint: Checkpoint, expected: Collection[str]) -> dict[str, 
         raise CheckpointError(
             f"{checkpoint.folder} has biases that are not zero, and its configuration describes a model without them: "
             f"{list_faults(faults)}",
-            remedy=f"Check that {checkpoint.config_name} belongs to these weights; attention_bias and mlp_bias stand for biases",
+            remedy=checkpoint.mismatch_remedy,
         )
     return found

@@ -13,7 +13,8 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
-from hasten.checkpoints.gguf.container import GgufFile, is_gguf
+from hasten.checkpoints.gguf.container import GgufFile
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import InvalidRequest

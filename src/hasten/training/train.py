@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hasten.checkpoints.gguf.container import is_gguf
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import InvalidOption

@@ -26,7 +26,6 @@ from hasten.checkpoints.gguf.value_reader import MAX_KEY, GgufError, ValueReader
 from hasten.checkpoints.shards import count_faults, list_faults
 from hasten.core.errors import CheckpointError, ModelNotFound, UnsupportedModel, show
 
-SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER = 2**28  # bytes before the data; half a million strings take 20 MB
@@ -35,11 +34,6 @@ MAX_DIMS = 4
 MIN_TENSOR_BYTES, MIN_VALUE_BYTES = 8 + 4 + 8 + 4 + 8, 8 + 4 + 1  # of an item in the tables
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 2**20
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a model of this path is a GGUF file, by its name. A folder of such a name is none."""
-    return path.suffix == SUFFIX and not os.path.isdir(path)
 
 
 @dataclass(frozen=True, slots=True)

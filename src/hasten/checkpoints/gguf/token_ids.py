@@ -1,4 +1,4 @@
-"""``names_no_token``: whether the metadata of a GGUF file say that there is no such token."""
+"""``names_no_token``: whether the metadata of a GGUF file says that there is no such token."""
 
 from __future__ import annotations
 

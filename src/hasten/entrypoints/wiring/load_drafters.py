@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
 from hasten.checkpoints.formats.medusa import ORIGINAL, read_medusa
-from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.hub import resolve, resolve_heads
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import SINGLE, read_shards
@@ -81,7 +81,7 @@ def drafter_weight_bytes(options: EngineOptions, backend: Backend, draft_plan: D
     """
     total = 0.0 if draft_plan is None else float(draft_plan.weight_bytes)
     for name in filter(None, (options.draft_heads, options.exits)):
-        folder = resolve(name, None, quiet=not options.show_progress)
+        folder = resolve_heads(name, quiet=not options.show_progress)
         with suppress(CheckpointError):
             for entry in read_shards(folder, ORIGINAL if os.path.isfile(folder / ORIGINAL) else SINGLE).values():
                 if (dtype := weight_dtype(entry, options.dtype)) is not None:
@@ -126,7 +126,7 @@ def load_draft_heads(name: str, options: EngineOptions, backend: Backend, target
 
     Raises ``InvalidOption`` for heads that ``speculative_method`` excludes, and ``CheckpointError`` for heads of another model.
     """
-    folder = resolve(name, None, quiet=not options.show_progress)
+    folder = resolve_heads(name, quiet=not options.show_progress)
     load = _load_eagle if _is_eagle(folder) else _load_medusa
     heads = load(folder, options, backend, target)
     if options.resolved_speculative_method not in ("auto", heads.name):
