@@ -88,7 +88,10 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
 
 
 def resolve_heads(name: str, *, quiet: bool = False) -> Path:
-    """Return the folder of draft heads or of exits, as ``resolve`` does. Raises ``InvalidOption`` for a GGUF file."""
+    """Return the folder of draft heads or of exits, as ``resolve`` does.
+
+    Raises ``InvalidOption`` for a GGUF file.
+    """
     folder = resolve(name, quiet=quiet)
     if is_gguf(folder):
         raise InvalidOption(f"{folder} is a GGUF file, which holds a whole model", remedy="Give the folder of draft heads or exits")

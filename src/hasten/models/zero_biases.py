@@ -1,4 +1,4 @@
-"""``zero_biases``: biases of quantised modules that a checkpoint stores and that its model does not have.
+"""``zero_biases``: biases in a checkpoint that its model does not have.
 
 AutoGPTQ gives every module that it quantises a bias, which is zero where the model has none.
 """

@@ -67,7 +67,10 @@ class TextTokenizer:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, vocab_size: int) -> TextTokenizer | None:
-        """Return what ``load`` returns for the path of a checkpoint, without reading the header of a GGUF file again."""
+        """Return the tokenizer of an open checkpoint, as ``load`` does.
+
+        The header of a GGUF file is not read again.
+        """
         file = checkpoint.gguf
         return cls.load(checkpoint.folder, vocab_size) if file is None else cls._of_gguf(file, vocab_size)
 

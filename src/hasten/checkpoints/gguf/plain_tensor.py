@@ -12,7 +12,10 @@ PLAIN_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 
 
 def read_plain(tensor: GgufTensor, files: MappedFiles) -> Tensor:
-    """Return the tensor in its own dtype, as a view of the file where possible. Raises like ``MappedFiles.read``."""
+    """Return the tensor in its own dtype, as a view of the file where possible.
+
+    Raises like ``MappedFiles.read``.
+    """
     raw, dtype = files.read(tensor), PLAIN_DTYPES[tensor.type.name]
     if tensor.start % dtype.itemsize:
         raw = raw.clone()  # a file may align its tensors to less than a number

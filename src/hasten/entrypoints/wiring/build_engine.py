@@ -45,7 +45,10 @@ class LoadedEngine:
 
 
 def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
-    """Load ``model`` (a folder, a GGUF file, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
+    """Load ``model`` (a folder, a GGUF file, a hub id or ``demo``) and build its engine.
+
+    Raises ``HastenError``.
+    """
     folder = resolve(model, options.revision, quiet=not options.show_progress)
     timer = LoadTimer()
     with timer.phase("kernels"):

@@ -56,9 +56,9 @@ class SpeculativeSetup:
     def load(
         cls, options: EngineOptions, backend: Backend, target: LoadedModel, draft_plan: DecoderPlan | None
     ) -> SpeculativeSetup:
-        """Load the drafters that the options name, and say why none may draft. ``draft_plan`` is the draft model, if there is one.
+        """Load the drafters that the options name, and say why none may draft.
 
-        Warns if ``auto`` was given and has no effect. Raises ``InvalidOption`` and ``CheckpointError``.
+        ``draft_plan`` is the draft model, if there is one. Warns if ``auto`` was given and has no effect. Raises ``InvalidOption`` and ``CheckpointError``.
         """
         loaded = []
         if draft_plan is not None:
