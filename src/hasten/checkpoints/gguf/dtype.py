@@ -18,11 +18,11 @@ _MAX_VECTOR = 2**20  # values; the vectors of a model have its hidden size, or t
 
 
 def choose_dtype(tensors: Iterable[GgufTensor], files: MappedFiles) -> str:
-    """Return a dtype that keeps exactly every tensor that is not quantised.
+    """Return the dtype of most weights, or one for what is not quantised where matrices are.
 
-    Where no matrix is quantised, it is the dtype of most weights. Otherwise it is the first of bfloat16, float16 and float32 that
-    does. A matrix that is not quantised needs its own type. A vector needs one that holds its values: converters store vectors in F32,
-    whatever the type of the model was. Only vectors are read. Raises ``CheckpointError`` like ``MappedFiles.read``.
+    That is the first of bfloat16, float16 and float32 that keeps each of these tensors exactly. A matrix needs its own type. A
+    vector needs one that holds its values: converters store vectors in F32, whatever the type of the model was. Only vectors are
+    read. Raises ``CheckpointError`` like ``MappedFiles.read``.
     """
     tensors = list(tensors)
     plain = [tensor for tensor in tensors if tensor.type.name not in BLOCK_FORMATS]

@@ -58,7 +58,8 @@ class SpeculativeSetup:
     ) -> SpeculativeSetup:
         """Load the drafters that the options name, and say why none may draft.
 
-        ``draft_plan`` is the draft model, if there is one. Warns if ``auto`` was given and has no effect. Raises ``InvalidOption`` and ``CheckpointError``.
+        ``draft_plan`` is the draft model, if there is one. Warns if ``auto`` was given and has no effect. Raises ``InvalidOption``
+        and ``CheckpointError``.
         """
         loaded = []
         if draft_plan is not None:
