@@ -4,7 +4,7 @@
 # make fuzz    malformed input by the thousand, from a new seed; FUZZ="--kind checkpoints --seed 7" names kind and seed
 # make native  the tests of the C++ kernels, with AddressSanitizer and UBSan; HASTEN_EXHAUSTIVE=1 tries every head size
 # make check   exactly what CI runs
-# make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 20 minutes
+# make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 30 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

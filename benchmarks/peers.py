@@ -5,10 +5,11 @@ makes the checkpoint (random weights of a published shape, or the shipped demo m
 measures. It writes ``benchmarks/results/peers-<model>.json``, a table (``.md``) and the roofline (``.svg``).
 
 Every engine is a process with its own Python that lives through one phase. A phase has all engines with one kind of weights: bf16,
-int8, int4, or int8 with an 8-bit KV cache. Its engines alternate, A B C A B C; all phases at once would not fit in 24 GB. A signal
-stops the process between its repeats, so it cannot disturb the others, and every engine keeps its own thread settings. The first
-repeat of every workload is a warm-up. All engines decode greedily and ignore end-of-sequence tokens. The machine's limits are
-measured before, between and after the phases. OpenVINO has an 8-bit KV cache by default; hasten has one with quantised weights.
+int8, int4, int8 with an 8-bit KV cache, or a checkpoint that is quantised before hasten reads it (GPTQ int4, GGUF Q4_K_M, FP8). Its
+engines alternate, A B C A B C; all phases at once would not fit in 24 GB. A signal stops the process between its repeats, so it
+cannot disturb the others, and every engine keeps its own thread settings. The first repeat of every workload is a warm-up. All
+engines decode greedily and ignore end-of-sequence tokens. The machine's limits are measured before, between and after the phases.
+OpenVINO has an 8-bit KV cache by default; hasten has one with integer weights.
 
 A goal is void if one of its engines is missing. Only onnxruntime-genai is optional.
 """
@@ -44,7 +45,7 @@ def parse() -> argparse.Namespace:
         "--only", nargs="+", choices=[e.name for e in ENGINES], help="these engines; the goals of the others are void"
     )
     parser.add_argument("--works", nargs="+", choices=list(workloads(10**6, False)), help="these workloads")
-    parser.add_argument("--weights", nargs="+", choices=list(shapes.BYTES), help="these weights")
+    parser.add_argument("--weights", nargs="+", choices=list(dict.fromkeys(p.weights for p in PHASES)), help="these weights")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of each engine in each workload, after its warm-up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -87,21 +88,22 @@ def run_phase(phase: Phase, run: Run, specs: Sequence[EngineSpec], selected: Seq
 
 
 def measure(options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    specs = [spec for spec in ENGINES if not options.only or spec.name in options.only]
+    phases = [phase for phase in PHASES if not options.weights or phase.weights in options.weights]
+    named_specs = [spec for spec in ENGINES if not options.only or spec.name in options.only]
+    specs = [spec for spec in named_specs if any(phase.weights in spec.entries for phase in phases)]
     failed = install(specs, run.folder)
     missing = [
         {"engine": e.name, "weights": w, "kv": None, "work": None, "reason": failed[e.environment]}
         for e in specs
         if e.environment in failed
-        for w in e.workloads
+        for w in dict.fromkeys(phase.weights for phase in phases)
+        if w in e.entries
     ]
     specs = [spec for spec in specs if spec.environment not in failed]
     named = workloads(run.costs.max_positions, options.quick)
     selected = [workload for name, workload in named.items() if not options.works or name in options.works]
     limits, rows, loaded = Limits(run.folder, run.threads), [], {}
-    for phase in PHASES:
-        if options.weights and phase.weights not in options.weights:
-            continue
+    for phase in phases:
         limits.measure()
         group = run_phase(phase, run, specs, selected)
         rows += group.rows
@@ -111,7 +113,7 @@ def measure(options: argparse.Namespace, run: Run) -> dict[str, Any]:
     limit = limits.report()
     add_agreement(rows)
     for row in rows:
-        minimum = Demand(**row["demand"]).seconds(ops_per_second(limit, row["weights"]), limit["bytes_per_second"])
+        minimum = Demand(**row["demand"]).seconds(ops_per_second(limit, row["activations"]), limit["bytes_per_second"])
         row["share_of_limit"] = minimum / spread(row["seconds"])["median"]
     return {"limits": limit, "rows": rows, "missing": missing, "engines": loaded}
 
@@ -120,6 +122,12 @@ def peer_versions(engines: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the versions of the main packages, as the engines reported them."""
     names = {"llama_cpp_python", "openvino", "openvino-genai", "optimum-intel", "ctranslate2", "onnxruntime", "onnxruntime-genai"}
     return {k: v for phase in engines.values() for about in phase.values() for k, v in about.items() if k in names}
+
+
+def kernels(engines: dict[str, dict[str, Any]]) -> str:
+    """Return the instruction set of hasten's kernels, or "" if no phase had hasten."""
+    described = [about["engine"]["kernels"] for phase in engines.values() for about in phase.values() if "engine" in about]
+    return described[0].removeprefix("native ") if described else ""
 
 
 def main() -> None:
@@ -148,7 +156,7 @@ def main() -> None:
         "seed": options.seed,
         "quick": options.quick,
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "goals": goals.results(measured["rows"]),
+        "goals": goals.results(measured["rows"], kernels(measured["engines"]), options.weights),
         **measured,
     }
     write(options.out or HERE / "results" / f"peers-{options.model}.json", result)

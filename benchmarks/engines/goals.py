@@ -1,6 +1,6 @@
 """The result of each goal: the ratio of hasten to the best other engine, or void."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from engines.registry import ENGINES, GOALS, HASTEN, PHASES, EngineSpec, Goal
@@ -9,25 +9,35 @@ Row = dict[str, Any]
 MIN_REPEATS = 3
 
 
-def results(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def results(rows: Sequence[Row], kernels: str, weights: Collection[str] | None = None) -> list[dict[str, Any]]:
     """Return one result per goal: a ratio of medians, or ``void`` with the reasons.
 
-    A goal is void if an engine is missing or had too few repeats.
+    A goal is void if an engine is missing or had too few repeats. ``kernels`` is the instruction set of hasten's kernels. Only
+    goals with ``weights`` are returned; None: all.
     """
-    return [_result(goal, rows) for goal in GOALS]
+    has_avx512 = kernels in ("avx512", "amx")
+    return [_result(goal, rows, has_avx512=has_avx512) for goal in GOALS if weights is None or goal.weights in weights]
 
 
 def expected(goal: Goal) -> list[tuple[EngineSpec, str]]:
     """Return the (engine, weights) pairs that hasten is compared with."""
     phases = [p for p in PHASES if goal.workload in p.workloads and p.kv == goal.kv and goal.weights in (None, p.weights)]
-    return [(e, p.weights) for p in phases for e in ENGINES if e.name != HASTEN and e.runs(p.weights, p.kv, goal.workload)]
+    others = [e for e in ENGINES if (e.name in goal.others if goal.others else e.program != HASTEN)]
+    return [(e, p.weights) for p in phases for e in others if e.runs(p.weights, p.kv, goal.workload)]
 
 
-def _result(goal: Goal, rows: Sequence[Row]) -> dict[str, Any]:
+def _result(goal: Goal, rows: Sequence[Row], *, has_avx512: bool) -> dict[str, Any]:
+    compared = {goal.engine, *(engine.name for engine, _ in expected(goal))}
     goal_rows = [
-        row for row in rows if row["work"] == goal.workload and row["kv"] == goal.kv and goal.weights in (None, row["weights"])
+        row
+        for row in rows
+        if row["engine"] in compared
+        and row["work"] == goal.workload
+        and row["kv"] == goal.kv
+        and goal.weights in (None, row["weights"])
     ]
-    result: dict[str, Any] = {"goal": goal.name, "at_least": goal.factor, "aim": goal.aim}
+    factor = goal.factor if has_avx512 or goal.factor_avx2 is None else goal.factor_avx2
+    result: dict[str, Any] = {"goal": goal.name, "at_least": factor, "aim": goal.aim}
     repeats = {(row["engine"], row["weights"]): (len(row["seconds"]), _min_repeats(row)) for row in goal_rows}
     short = [
         f"{engine} {weights} ({count} of {minimum} repeats)"
@@ -35,19 +45,19 @@ def _result(goal: Goal, rows: Sequence[Row]) -> dict[str, Any]:
         if count < minimum
     ]
     missing = [f"{e.name} {weights}" for e, weights in expected(goal) if e.required and (e.name, weights) not in repeats]
-    hasten_rows = [row for row in goal_rows if row["engine"] == HASTEN]
-    missing = ([] if hasten_rows else [HASTEN]) + missing + short
+    hasten_rows = [row for row in goal_rows if row["engine"] == goal.engine]
+    missing = ([] if hasten_rows else [goal.engine]) + missing + short
     if missing:
         return {**result, "void": missing}
-    peer_rows = [row for row in goal_rows if row["engine"] != HASTEN]
+    peer_rows = [row for row in goal_rows if row["engine"] != goal.engine]
     best, peer = (max(side, key=median) for side in (hasten_rows, peer_rows))
     ratio = median(best) / median(peer)
     return {
         **result,
-        "hasten": {"weights": best["weights"], "tokens_per_second": median(best), "share_of_limit": best["share_of_limit"]},
-        "peer": {"engine": peer["engine"], "weights": peer["weights"], "tokens_per_second": median(peer)},
+        "hasten": {"weights": best["label"], "tokens_per_second": median(best), "share_of_limit": best["share_of_limit"]},
+        "peer": {"engine": peer["engine"], "weights": peer["label"], "tokens_per_second": median(peer)},
         "ratio": ratio,
-        "met": ratio >= goal.factor,
+        "met": ratio >= factor,
     }
 
 

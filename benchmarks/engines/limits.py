@@ -35,9 +35,11 @@ class Limits:
         }
 
 
-def ops_per_second(limits: dict[str, Any], weights: str) -> float:
-    """Return the limit for these weights.
+def ops_per_second(limits: dict[str, Any], activations: str) -> float:
+    """Return the limit of products with these activations.
 
-    int4 is computed in int8, and bf16 in bf16 or, without such instructions, in fp32.
+    A product of 16-bit integers takes two of 8 bits. Floats are computed in bf16 or, without such instructions, in fp32.
     """
-    return float(limits["bf16"] if weights == "bf16" else limits["int8"])
+    if activations.startswith("int16"):
+        return float(limits["int8"]) / 2
+    return float(limits["int8"] if activations.startswith("int8") else limits["bf16"])

@@ -6,8 +6,11 @@ from typing import Any
 
 WIDTH, HEIGHT = 980, 640
 LEFT, RIGHT, TOP, BOTTOM = 90, 240, 50, 70
-COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
-SHAPES = {"bf16": "circle", "int8": "square", "int4": "diamond"}
+COLORS = (
+    *("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f"),
+    *("#e377c2", "#bcbd22", "#ff9896", "#aec7e8", "#98df8a"),
+)
+SHAPES = {"bf16": "circle", "int8": "square", "int4": "diamond", "int4-g128": "bar", "q4_k_m": "up", "fp8": "down"}
 
 
 class Axes:
@@ -36,7 +39,7 @@ def draw_roofline(result: dict[str, Any]) -> str:
     color = {engine: COLORS[i % len(COLORS)] for i, engine in enumerate(engines)}
     elements = [_grid(axes, result), *_roofs(axes, roofs, limits)]
     for row, (x, y) in zip(rows, points, strict=True):
-        title = f"{row['engine']} {row['weights']}, {row['words']}: {row['tokens_per_second']['median']:.1f} tokens/s"
+        title = f"{row['engine']} {row['label']}, {row['words']}: {row['tokens_per_second']['median']:.1f} tokens/s"
         elements.append(_mark(row["weights"], *axes.at(x, y), color[row["engine"]], title))
     elements.append(_legend(color))
     return (
@@ -93,6 +96,9 @@ def _mark(weights: str, x: float, y: float, color: str, title: str) -> str:
         "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" {style}>',
         "square": f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9" {style}>',
         "diamond": f'<path d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z" {style}>',
+        "bar": f'<path d="M{x - 3:.1f} {y - 6:.1f}h6v12h-6z" {style}>',
+        "up": f'<path d="M{x:.1f} {y - 6:.1f}l6 11h-12z" {style}>',
+        "down": f'<path d="M{x:.1f} {y + 6:.1f}l6 -11h-12z" {style}>',
     }[SHAPES[weights]]
     return f"{shape}<title>{escape(title)}</title></{shape[1:].split()[0]}>"
 

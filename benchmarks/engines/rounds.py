@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from engines.environment import python_of
 from engines.process import EngineError, Worker
-from engines.registry import EngineSpec, Phase
+from engines.registry import Converter, EngineSpec, Phase
 from engines.shapes import Costs
 from engines.workloads import Workload
 from hasten.bench.report import spread
@@ -29,27 +30,27 @@ class Run:
     python: Path  # hasten's
     log: Callable[[str], None]
 
-    def worker(self, spec: EngineSpec, weights: str) -> Worker:
-        python = python_of(spec.environment, self.folder) if spec.environment else self.python
-        log = self.folder / "logs" / f"{self.checkpoint.parent.name}-{spec.program}-{weights}.log"
-        return Worker(python, spec.program, threads=self.threads, log=log, cache=self.folder)
+    def worker(self, source: EngineSpec | Converter, log: str) -> Worker:
+        python = python_of(source.environment, self.folder) if source.environment else self.python
+        file = self.folder / "logs" / f"{self.checkpoint.parent.name}-{log}.log"
+        return Worker(python, source.program, threads=self.threads, log=file, cache=self.folder)
 
     def setup(self, spec: EngineSpec, phase: Phase, workloads: Sequence[Workload]) -> dict[str, Any]:
         max_len = max(workload.max_len for workload in workloads) + sum(
             w.steps * (self.repeats + 2) for w in workloads if w.kind == "long"
         )
+        entry = spec.entries[phase.weights]
         return {
             "checkpoint": str(self.checkpoint),
-            "converted": str(self.converted(spec, phase.weights)),
-            "weights": phase.weights,
+            "converted": str(self.checkpoint.parent / f"{spec.converter(phase.weights).folder}-{entry.weights}"),
+            "weights": entry.weights,
+            "lm_head": entry.lm_head,
+            "int8_activations": entry.has_int8_activations,
             "kv": phase.kv,
             "threads": self.threads,
             "max_len": -(-(max_len + 64) // 256) * 256,
             "sequences": max(workload.batch for workload in workloads),
         }
-
-    def converted(self, spec: EngineSpec, weights: str) -> Path:
-        return self.checkpoint.parent / f"{spec.converted or spec.program}-{weights}"
 
 
 class EngineGroup:
@@ -70,12 +71,12 @@ class EngineGroup:
             setup = self.run.setup(spec, self.phase, workloads)
             try:
                 self._convert(spec, setup)
-                self.workers[spec] = self.run.worker(spec, self.phase.weights)
+                self.workers[spec] = self.run.worker(spec, f"{spec.name}-{self.phase.weights}")
                 start = time.perf_counter()
                 description = self.workers[spec].call(command="load", **setup)
                 self.loaded[spec.name] = {**description, "load_seconds": round(time.perf_counter() - start, 2)}
                 self.run.log(f"{self._name(spec)} is loaded")
-            except (EngineError, OSError) as error:
+            except (EngineError, OSError, CalledProcessError) as error:
                 self._remove(spec, None, str(error))
 
     def _convert(self, spec: EngineSpec, setup: dict[str, Any]) -> None:
@@ -84,7 +85,8 @@ class EngineGroup:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.run.log(f"converting for {self._name(spec)}")
-        worker = self.run.worker(spec, self.phase.weights)  # a separate process, because a conversion leaves memory allocated
+        # A separate process, because a conversion leaves memory allocated.
+        worker = self.run.worker(spec.converter(self.phase.weights), f"{folder.name}-conversion")
         try:
             worker.call(command="convert", **setup)
         finally:
@@ -136,10 +138,14 @@ class EngineGroup:
         warmup, measured = answers[0], answers[1:]
         seconds = [answer["seconds"] for answer in measured]
         all_tokens = workload.all_tokens(self.run.seed)
-        demand = workload.demand(self.run.costs, self.phase.weights, self.phase.kv, self.run.seed)
+        entry = spec.entries[self.phase.weights]
+        demand = workload.demand(self.run.costs, entry.weights, self.phase.kv, self.run.seed, entry.lm_head)
         return {
             "engine": spec.name,
             "weights": self.phase.weights,
+            "label": entry.label or entry.weights,
+            "lm_head": entry.lm_head,
+            "activations": entry.activations,
             "kv": self.phase.kv,
             "work": workload.name,
             "words": workload.title,

@@ -43,8 +43,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 MODELS = (*SHAPES, "demo")
 DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
-# Bytes per weight that a step must read; int4 has a bf16 scale for every group of 128.
-BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 128}
+# Bytes per weight that a step must read; int4 has a 16-bit scale for every group of 128. Q4_K_M has 4.5 bits (Q4_K) in most
+# matrices and 6.5625 (Q6_K) in half of the down and value projections, which are two fifteenths of Qwen3-0.6B's layers.
+BYTES = {
+    "bf16": 2.0,
+    "int8": 1.0,
+    "int4": 0.5 + 2 / 128,
+    "int4-g128": 0.5 + 2 / 128,
+    "q4_k_m": (4.5 * 13 + 6.5625 * 2) / 15 / 8,
+    "q6_k": 6.5625 / 8,
+    "fp8": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,12 @@ class Costs:
             max_positions=config["max_position_embeddings"],
         )
 
-    def step_bytes(self, weights: str, context: int, kv: str | None) -> float:
-        """Return the bytes of one step: the weights, and the KV cache of ``context`` tokens in total."""
-        weight_bytes = (self.layer_weights + self.head_weights) * BYTES[weights]
-        return weight_bytes + context * self.kv_values * (1 if kv == "int8" else 2)
+    def weight_bytes(self, weights: str, lm_head: str) -> float:
+        return self.layer_weights * BYTES[weights] + self.head_weights * BYTES[lm_head]
+
+    def cache_bytes(self, context: int, kv: str | None) -> float:
+        """Return the bytes of the KV cache of ``context`` tokens in total."""
+        return float(context * self.kv_values * (1 if kv == "int8" else 2))
 
     def prefill_ops(self, tokens: int) -> float:
         """Return multiplications and additions; the lm_head is computed for the last token only."""

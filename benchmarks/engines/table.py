@@ -20,7 +20,8 @@ def _head(result: dict[str, Any]) -> str:
         f"Limits measured in this run: memory {limits['bytes_per_second'] / 1e9:.1f} GB/s, int8 {limits['int8'] / 1e12:.2f} Top/s "
         f"({units['int8']}), bf16 {limits['bf16'] / 1e12:.2f} TFLOP/s ({units['bf16']}), fp32 {limits['fp32'] / 1e12:.2f} TFLOP/s. "
         f"Tokens/s are medians of {result['repeats']} repeats, with the slowest and the fastest. OpenVINO has an "
-        f"8-bit KV cache in every row, hasten with quantised weights."
+        f"8-bit KV cache in every row, hasten with integer weights. Activations are the type in which products take their input; "
+        f"float32 is rounded to bf16 where OpenVINO finds bf16 instructions and hasten AMX."
         + (" The workloads are shortened, so these figures are not a result." if result["quick"] else "")
     )
 
@@ -44,18 +45,18 @@ def _goals(goals: list[dict[str, Any]]) -> str:
 
 def _figures(rows: list[dict[str, Any]]) -> str:
     table = [
-        "| work | weights | engine | tokens/s | of the limit | first tokens as transformers | memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| work | weights | lm_head | activations | engine | tokens/s | of the limit | first tokens as transformers | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         rate, total_rate = row["tokens_per_second"], row["all_tokens_per_second"]
         rate_text = f"{rate['median']:.1f} ({rate['min']:.1f} to {rate['max']:.1f})"
         rate_text += f" out, {total_rate['median']:.1f} in total" if total_rate else ""
         rate_text += ", one repeat" if len(row["seconds"]) == 1 else ""
-        weights = row["weights"] + (", 8-bit KV" if row["kv"] else "")
+        weights = row["label"] + (", 8-bit KV" if row["kv"] else "")
         table.append(
-            f"| {row['words']} | {weights} | {row['engine']} | {rate_text} | {row['share_of_limit']:.0%} "
-            f"| {row['first_tokens_as_transformers'] or '–'} | {row['peak_memory'] / 1e9:.1f} GB |"
+            f"| {row['words']} | {weights} | {row['lm_head']} | {row['activations']} | {row['engine']} | {rate_text} "
+            f"| {row['share_of_limit']:.0%} | {row['first_tokens_as_transformers'] or '–'} | {row['peak_memory'] / 1e9:.1f} GB |"
         )
     return "\n".join(table)
 

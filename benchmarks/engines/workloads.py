@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from engines.shapes import BYTES, Costs
+from engines.shapes import Costs
 
 Ids = list[int]
 
@@ -66,19 +66,22 @@ class Workload:
     def all_tokens(self, seed: int) -> int | None:
         return sum(self.input_lengths(seed)) + self.tokens(seed) if self.kind == "mixed" else None
 
-    def demand(self, costs: Costs, weights: str, kv: str | None, seed: int) -> Demand:
+    def demand(self, costs: Costs, weights: str, kv: str | None, seed: int, lm_head: str | None = None) -> Demand:
+        """Return what one repeat needs with these weights; ``lm_head`` None: stored like the layers."""
         all_weights = costs.layer_weights + costs.head_weights
+        weight_bytes = costs.weight_bytes(weights, lm_head or weights)
         if self.kind == "prefill":
-            return Demand(costs.prefill_ops(self.context), all_weights * BYTES[weights])
+            return Demand(costs.prefill_ops(self.context), weight_bytes)
         if self.kind == "mixed":
             # The KV cache of outputs is not counted, because the engine chooses how many sequences run together.
             inputs, outputs = self.input_lengths(seed), self.output_lengths(seed)
             ops = sum(costs.prefill_ops(n) for n in inputs) + 2.0 * all_weights * sum(outputs)
-            return Demand(ops, max(outputs) * all_weights * BYTES[weights])
+            return Demand(ops, max(outputs) * weight_bytes)
         context = self.batch * (self.context + self.steps / 2)
         ops = 2.0 * all_weights * self.batch + costs.attention_ops * context
-        # Most engines with quantised weights have an 8-bit KV cache by default.
-        return Demand(self.steps * ops, self.steps * costs.step_bytes(weights, round(context), "int8" if weights != "bf16" else kv))
+        # Most engines with integer weights have an 8-bit KV cache by default.
+        cache_bytes = costs.cache_bytes(round(context), kv if weights in ("bf16", "fp8") else "int8")
+        return Demand(self.steps * ops, self.steps * (weight_bytes + cache_bytes))
 
 
 def workloads(max_positions: int, quick: bool) -> dict[str, Workload]:

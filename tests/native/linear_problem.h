@@ -175,7 +175,7 @@ struct Operands {
         const PackedMatrix::GroupPosition at = weights.group_position(o, k);
         uint8_t* data = weights.matrix.data;
         const bool has_codes = hasten::is_coded(c.dtype);
-        const float scale = o < c.out ? random.uniform(0.001f, 0.02f) * (has_codes ? 1.0f : 0x1p120f) : 0.0f;
+        const float scale = o < c.out ? random.uniform(0.001f, 0.02f) * (has_codes ? 1.0f : 0x1p60f) : 0.0f;
         const float offset = o < c.out ? 0.1f * random.normal() : 0.0f;
         if (k % c.groups.inputs == 0) set_group_value(o, k, 0, scale, random);
         if (k % c.groups.inputs == 0 && c.groups.has_offsets) set_group_value(o, k, 1, offset, random);
@@ -287,6 +287,18 @@ struct Operands {
         return total;
     }
 
+    float fp8_sum(int r, int o) const {
+        float total = 0.0f;
+        for (int begin = 0; begin < c.in; begin += c.groups.inputs) {
+            const float scale = weights.group_scale(o, begin);
+            float sum = 0.0f;
+            for (int k = begin; k < c.in && k < begin + c.groups.inputs; ++k)
+                sum = std::fmaf(weights.fp8_number(o, k), x[r * x_stride + k], sum);
+            total = std::fmaf(scale, sum, total);
+        }
+        return total;
+    }
+
     // A product of integer codes in groups with int8 activations.
     float codes_int8_sum(int r, int o) const {
         float total = 0.0f;
@@ -304,8 +316,10 @@ struct Operands {
 
     // Row r of the product with output feature o, by the documented operations one at a time.
     float sum(int r, int o) const {
-        if (hasten::is_coded(c.dtype)) {
-            const float product = c.quantized ? codes_int8_sum(r, o) : codes_int16_sum(int16_row(r), o);
+        if (hasten::is_grouped(c.dtype)) {
+            const float product = c.dtype == Dtype::fp8 ? fp8_sum(r, o)
+                                  : c.quantized         ? codes_int8_sum(r, o)
+                                                        : codes_int16_sum(int16_row(r), o);
             return c.bias ? product + bias[o] : product;
         }
         const float scale = (c.quantized ? scales[r] : 1.0f) * weights.scale(o);

@@ -154,16 +154,19 @@ struct PackedMatrix {
     }
     int zero() const { return matrix.groups.has_offsets ? 0 : matrix.dtype == hasten::Dtype::codes4 ? 8 : 128; }
     float group_scale(int64_t o, int64_t k) const {
-        return matrix.dtype == hasten::Dtype::fp8 ? group_value(o, k, 0) * 0x1p-120f : group_value(o, k, 0);
+        return matrix.dtype == hasten::Dtype::fp8 ? group_value(o, k, 0) * 0x1p-60f : group_value(o, k, 0);
     }
     float group_offset(int64_t o, int64_t k) const { return matrix.groups.has_offsets ? group_value(o, k, 1) : 0.0f; }
     float grouped_weight(int64_t o, int64_t k) const {
         if (matrix.dtype != hasten::Dtype::fp8)
             return std::fmaf(group_scale(o, k), static_cast<float>(code(o, k) - zero()), group_offset(o, k));
+        return fp8_number(o, k) * group_scale(o, k);
+    }
+    float fp8_number(int64_t o, int64_t k) const {
         const int bits = code(o, k), exponent = bits >> 3 & 15, fraction = bits & 7;
         const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
                                          : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
-        return (bits < 128 ? size : -size) * group_scale(o, k);
+        return bits < 128 ? size : -size;
     }
 
     // Weight (o, k) before its scale: a value, or a level after subtraction of the zero point.

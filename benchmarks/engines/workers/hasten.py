@@ -2,14 +2,28 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from engines.quantised import write_fp8, write_gptq
 from engines.workers.worker import Ids, Setup, Timed, run_worker
 from hasten import LLM, Delta, SamplingParams
+
+WRITERS = {"int4-g128": write_gptq, "fp8": write_fp8}
 
 
 def params(tokens: int) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+
+def source(setup: Setup) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint, and the options that say how its weights are multiplied."""
+    if setup.weights == "bf16":
+        return setup.checkpoint, {}
+    if setup.weights in ("int8", "int4"):
+        return setup.checkpoint, {"quantization": setup.weights}
+    checkpoint = setup.converted if setup.weights in WRITERS else setup.converted / "model.gguf"
+    return checkpoint, {"activations": "int8" if setup.int8_activations else "float"}
 
 
 class Hasten:
@@ -19,14 +33,16 @@ class Hasten:
         self.streams: list[Iterator[Delta]] = []
 
     def convert(self, setup: Setup) -> None:
-        """Do nothing: weights are quantised while they load."""
+        """Write a quantised checkpoint; int8 and int4 are made of the original one while it loads."""
+        if setup.weights in WRITERS:
+            WRITERS[setup.weights](setup.checkpoint, setup.converted, lm_head=setup.lm_head == setup.weights)
 
     def load(self, setup: Setup) -> dict[str, Any]:
-        quantization = {"quantization": setup.weights} if setup.weights != "bf16" else {}
-        # An 8-bit KV cache with quantised weights, as OpenVINO has by default.
-        kv_cache = {"kv_cache_dtype": "int8"} if setup.kv or quantization else {}
+        # An 8-bit KV cache with integer weights, as OpenVINO has by default.
+        kv_cache = {"kv_cache_dtype": "int8"} if setup.kv or setup.weights not in ("bf16", "fp8") else {}
+        checkpoint, quantization = source(setup)
         self.llm = LLM(
-            str(setup.checkpoint),
+            str(checkpoint),
             dtype="bfloat16",
             threads=setup.threads,
             speculative_method="off",  # outputs of random weights repeat themselves, so drafts would be accepted too often

@@ -1,12 +1,13 @@
-"""llama.cpp through llama-cpp-python: bf16, Q8_0, Q4_0, and a q8_0 KV cache for the long context."""
+"""llama.cpp through llama-cpp-python: bf16, Q8_0, Q4_0, Q4_K_M, and a q8_0 KV cache for the long context."""
 
+import ctypes
 from importlib.metadata import version
 from typing import Any
 
 import llama_cpp as lib
 import numpy as np
 
-from engines.workers.gguf_file import KINDS, write
+from engines.workers.gguf_file import write
 from engines.workers.worker import Ids, Setup, run_worker
 
 CHUNK = 512  # tokens per physical batch, llama.cpp's default
@@ -16,7 +17,17 @@ class LlamaCpp:
     context: Any
 
     def convert(self, setup: Setup) -> None:
-        write(setup.checkpoint, setup.converted / "model.gguf", setup.weights)
+        file = setup.converted / "model.gguf"
+        if setup.weights != "q4_k_m":
+            write(setup.checkpoint, file, setup.weights)
+            return
+        source = file.with_suffix(".bf16")
+        write(setup.checkpoint, source, "bf16")
+        params = lib.llama_model_quantize_default_params()
+        params.ftype, params.nthread = lib.LLAMA_FTYPE_MOSTLY_Q4_K_M, setup.threads
+        if lib.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(params)):
+            raise RuntimeError("llama_model_quantize failed")
+        source.unlink()
 
     def load(self, setup: Setup) -> dict[str, Any]:
         lib.llama_backend_init()
@@ -36,9 +47,11 @@ class LlamaCpp:
             raise RuntimeError("llama.cpp created no context")
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.batch = lib.llama_batch_init(CHUNK, 0, 1)
+        description = ctypes.create_string_buffer(128)
+        lib.llama_model_desc(self.model, description, len(description))
         return {
             "llama_cpp_python": version("llama_cpp_python"),
-            "weights": KINDS[setup.weights].name,
+            "model": description.value.decode(),
             "system": lib.llama_print_system_info().decode(),
         }
 

@@ -25,7 +25,9 @@ class Setup:
 
     checkpoint: Path  # as transformers wrote it
     converted: Path  # folder of the checkpoint in this engine's format
-    weights: str  # bf16, int8 or int4
+    weights: str  # of the layers, a key of ``shapes.BYTES``
+    lm_head: str  # likewise
+    int8_activations: bool  # of hasten with a quantised checkpoint
     kv: str | None  # int8, or None: the engine's default
     threads: int
     max_len: int  # tokens of the longest sequence

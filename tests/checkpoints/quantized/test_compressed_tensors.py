@@ -1,8 +1,8 @@
 """Compressed-tensors checkpoints: the decoded weights equal those of the library, bit for bit.
 
-The files of this suite come from the installed library, 0.20. With version 0.17 in front of it on the path it passed too, but
-for blocks that do not divide a matrix, which 0.17 writes and cannot decode. It packs 3, 5, 6 and 7 bits in another way and writes
-group indices: both were compared with its decoded weights, and here formulas write them.
+The files of this suite come from the installed library, 0.20. With version 0.17 in front of it on the path the suite passed too,
+but for blocks that do not divide a matrix, which 0.17 writes and cannot decode. It packs 3, 5, 6 and 7 bits in another way and
+writes group indices: both were compared with its decoded weights, and here formulas write them.
 """
 
 from __future__ import annotations

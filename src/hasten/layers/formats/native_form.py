@@ -76,11 +76,14 @@ class NativeForm:
         return values_OG[:, starts // group_size]
 
 
-def find_native_form(spec: QuantSpec, in_features: int) -> NativeForm | None:
-    """Return the form that keeps every weight, or None if there is none."""
+def find_native_form(spec: QuantSpec, in_features: int, max_inputs: int) -> NativeForm | None:
+    """Return the form that keeps every weight, or None if there is none.
+
+    ``max_inputs``: of a matrix in groups.
+    """
     inputs = _inputs_of_a_scale(spec, in_features)
     size = next((size for size in GROUP_SIZES if inputs is None or inputs % size == 0), None)
-    if size is None:
+    if size is None or in_features > max_inputs:
         return None
     if spec.kind == "float" and spec.bits == 8:
         return NativeForm(Dtype.FP8, Groups(size))

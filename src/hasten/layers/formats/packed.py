@@ -39,7 +39,7 @@ class Packed(nn.Module):
         int8_activations: bool = False,
         input_order: Tensor | None = None,
     ) -> None:
-        """``form``: that of quantised matrices, which are kept as they are; or a dtype, to which weights are converted.
+        """``form``: a dtype, to which weights are converted, or the form of quantised matrices.
 
         ``input_order``: the input that each column of the native matrix belongs to; None: their own order.
         """
@@ -127,11 +127,10 @@ class PackedFormatFactory:
         """Return the format of rows that are stored like ``matrix``, or as ordinary tensors."""
         if matrix is None:
             return self.projection(in_features, out_features)
-        form = find_native_form(matrix.spec, in_features)
+        form = find_native_form(matrix.spec, in_features, self.weights.cpu.library.limits.int8_inputs)
         if form is None:
             return self._mixed(in_features, out_features)
-        fits = in_features <= self.weights.cpu.library.limits.int8_inputs
-        int8_activations = fits and form.is_integer and matrix.spec.has_int8_activations(self.activations)
+        int8_activations = form.is_integer and matrix.spec.has_int8_activations(self.activations)
         order = matrix.input_order()
         return Packed(self.weights, out_features, in_features, form, int8_activations=int8_activations, input_order=order)
 

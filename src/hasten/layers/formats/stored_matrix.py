@@ -152,13 +152,19 @@ def _chunks(matrix: StoredMatrix) -> Iterator[tuple[int, int]]:
 
 
 def quantized_rows(matrix: StoredMatrix) -> Iterator[tuple[int, QuantizedRows]]:
-    """Decode the matrix a few rows at a time: their first output, and their codes as of ``StoredMatrix.rows``."""
+    """Decode the matrix a few rows at a time.
+
+    Yields their first output, and their codes as of ``StoredMatrix.rows``.
+    """
     for start, stop in _chunks(matrix):
         yield start, matrix.rows(start, stop)
 
 
 def dequantized_rows(matrix: StoredMatrix) -> Iterator[tuple[int, Tensor]]:
-    """Decode the matrix a few rows at a time: their first output, and their weights as of ``dequantize``."""
+    """Decode the matrix a few rows at a time.
+
+    Yields their first output, and their weights as of ``dequantize``.
+    """
     for start, stop in _chunks(matrix):
         yield start, dequantize(matrix, start, stop)
 

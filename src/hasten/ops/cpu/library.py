@@ -34,7 +34,7 @@ class Limits(Structure):
 
     threads: int
     features: int  # inputs or outputs of a matrix, and columns of a buffer
-    int8_inputs: int  # inputs of a matrix that is multiplied with int8 activations
+    int8_inputs: int  # inputs of a matrix in groups, or multiplied with int8 activations
     head_dim: int
     block_size: int  # tokens
     tokens: int  # of one step

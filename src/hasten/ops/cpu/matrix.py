@@ -38,7 +38,7 @@ ZEROS = {Dtype.INT8: 128, Dtype.CODES4: 8, Dtype.CODES8: 128}  # the code of wei
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Of ``CODES4``, ``CODES8`` and ``FP8``: ``size`` inputs of an output share a scale, and perhaps an offset.
+    """``size`` inputs of an output share a scale, and perhaps an offset (``CODES4``, ``CODES8``, ``FP8``).
 
     ``is_nested`` (``CODES4``, ``CODES8``): these are signed bytes, times a float16 for all of ``NESTED_INPUTS`` inputs.
     """
@@ -83,7 +83,7 @@ class Matrix:
         self.weights, self.cpu = weights, weights.cpu
         self.out_features, self.in_features = out_features, in_features
         self.dtype, self.groups, self.int8_activations = dtype, groups, int8_activations
-        check_matrix(self.cpu.library.limits, out_features, in_features, int8_activations=int8_activations)
+        check_matrix(self.cpu.library.limits, out_features, in_features, int8_activations=int8_activations or groups is not None)
         shape = (weights.handle, dtype, out_features, in_features)
         with self._memory_errors():
             if groups is None:
@@ -108,7 +108,7 @@ class Matrix:
         """Pack output features [row, row + len(codes)), each once, as they were quantised.
 
         ``codes_OI`` are bytes, uint8 or FP8. Scales and offsets are float32, [O, ceil(I / size)]; scales of int8 are [O, 1]. Raises
-        ``NotFinite`` for scales or offsets that are NaN or infinite, FP8 scales of 256 and more, and FP8 numbers that are NaN.
+        ``NotFinite`` for scales or offsets that are NaN or infinite, and FP8 numbers that are NaN.
         """
         rows = len(codes_OI)
         num_groups = 1 if self.groups is None else -(-self.in_features // self.groups.size)

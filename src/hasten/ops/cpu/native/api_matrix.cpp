@@ -183,7 +183,7 @@ int32_t hasten_matrix_new_grouped(hasten_weights* weights, int64_t dtype, int64_
                                   int64_t group_inputs, int64_t has_offsets, int64_t is_nested, hasten_matrix** matrix) {
     return guarded([&]() -> int32_t {
         if (!in_range(dtype, static_cast<int64_t>(Dtype::codes4), static_cast<int64_t>(Dtype::fp8))) return HASTEN_INVALID_ARGUMENT;
-        if (!in_range(out_features, 1, kMaxFeatures) || !in_range(in_features, 1, kMaxFeatures)) return HASTEN_INVALID_ARGUMENT;
+        if (!in_range(out_features, 1, kMaxFeatures) || !in_range(in_features, 1, kMaxInt8Inputs)) return HASTEN_INVALID_ARGUMENT;
         const auto grouped = static_cast<Dtype>(dtype);
         if (!is_group_size(group_inputs) || ((has_offsets != 0 || is_nested != 0) && grouped == Dtype::fp8))
             return HASTEN_INVALID_ARGUMENT;

@@ -42,7 +42,7 @@ HASTEN_API int32_t hasten_abi(void);
 typedef struct hasten_limits {
     int64_t threads;
     int64_t features;    /* inputs or outputs of a matrix, and columns of a buffer */
-    int64_t int8_inputs; /* inputs of a matrix that is multiplied with int8 activations */
+    int64_t int8_inputs; /* inputs of a matrix in groups, or multiplied with int8 activations */
     int64_t head_dim;
     int64_t block_size; /* tokens */
     int64_t tokens;     /* of one step */
@@ -71,7 +71,7 @@ HASTEN_API int32_t hasten_matrix_new_grouped(hasten_weights*, int64_t dtype, int
                                              int64_t group_inputs, int64_t has_offsets, int64_t is_nested, hasten_matrix** matrix);
 /* Packs output features as hasten_matrix_pack does, from codes [rows, row_stride] of one byte and scales and offsets [rows,
    groups]. Also for a matrix of dtype 3, with codes around 128 and scales [rows]. Refuses scales and offsets that are not finite,
-   also FP8 scales of 2^8 and more, and FP8 numbers that are NaN. */
+   and FP8 numbers that are NaN. */
 HASTEN_API int32_t hasten_matrix_pack_codes(hasten_cpu*, hasten_matrix*, const uint8_t* codes, int64_t row_stride,
                                             const float* scales, const float* offsets, int64_t row, int64_t rows);
 /* The same for nested groups: scale = block_scales * scales and offset = block_offsets * offsets, with the bits of a float16 for

@@ -8,7 +8,7 @@ namespace hasten {
 
 constexpr int64_t kMaxThreads = 4096;
 constexpr int64_t kMaxFeatures = int64_t{1} << 26;    // inputs or outputs of a matrix, and columns of a buffer
-constexpr int64_t kMaxInt8Inputs = int64_t{1} << 17;  // inputs of a product with int8 activations
+constexpr int64_t kMaxInt8Inputs = int64_t{1} << 17;  // inputs of a product with int8 activations, or with weights in groups
 constexpr int64_t kMaxHeadDim = 512;                  // any number from 1; rotary embeddings need an even one
 constexpr int64_t kMaxBlockSize = int64_t{1} << 20;   // tokens
 constexpr int64_t kMaxTokens = int64_t{1} << 24;      // of one step

@@ -9,7 +9,7 @@
 // codes.
 //
 // A weight is scale * code + offset, rounded once; without offsets it is scale * (code - zero), where zero is 8 or 128. The scale
-// of FP8 numbers is stored times 2^120 (see Fp8Weights). Nested scales and offsets are exact products.
+// of FP8 numbers is stored times 2^60 (kernels/linear_fp8.h). Nested scales and offsets are exact products.
 #pragma once
 
 #include "gemm_blocking.h"
@@ -48,7 +48,7 @@ struct BlockLayout {
     }
 };
 
-constexpr float kFp8ScaleFactor = 0x1p120f;
+constexpr float kFp8Factor = 0x1p60f;
 constexpr float code_zero(Dtype dtype, bool has_offsets) { return has_offsets ? 0.0f : dtype == Dtype::codes4 ? 8.0f : 128.0f; }
 
 // The codes of a line, as quads of unsigned bytes: the four inputs of an output side by side.
@@ -65,20 +65,6 @@ struct Codes8 {
     static void load(const uint8_t* line, I32x16 (&quads)[kQuads]) { quads[0] = load_i32(line); }
 };
 
-// The reader of FP8 numbers: a step is one line. Sign, four bits of exponent with bias 7, three of fraction. At their place in a
-// float, whose exponent has the bias 127, they are 2^-120 times the number, exactly and for subnormal numbers too.
-struct Fp8Weights {
-    static constexpr int kStepInputs = 4, kStepBytes = 64;
-
-    [[gnu::always_inline]] void dequantize(const uint8_t* line, F32x16 scale, F32x16 (&w)[kStepInputs]) const {
-        const I32x16 quads = load_i32(line), mask = broadcast_i32(static_cast<int32_t>(0x87f00000u));
-        w[0] = as_float(shift_right_signed(shift_left(quads, 24), 4) & mask) * scale;
-        w[1] = as_float(shift_right_signed(shift_left(quads, 16), 4) & mask) * scale;
-        w[2] = as_float(shift_right_signed(shift_left(quads, 8), 4) & mask) * scale;
-        w[3] = as_float(shift_right_signed(quads, 4) & mask) * scale;
-    }
-};
-
 // The weight of output `lane` and input k of a panel.
 inline float grouped_weight(const Matrix& matrix, const uint8_t* panel, int lane, int64_t k) {
     const BlockLayout layout(matrix);
@@ -91,7 +77,7 @@ inline float grouped_weight(const Matrix& matrix, const uint8_t* panel, int lane
         const uint32_t bits = (static_cast<uint32_t>(byte) << 24 & 0x80000000u) | (static_cast<uint32_t>(byte) & 0x7f) << 20;
         float value;
         memcpy(&value, &bits, 4);
-        return value * scales[lane];
+        return value * kFp8Factor * scales[lane];
     }
     if (layout.groups.has_offsets) store(offsets, layout.offsets(block, g));
     const int code = matrix.dtype == Dtype::codes8 ? byte : i % 8 < 4 ? byte & 15 : byte >> 4;

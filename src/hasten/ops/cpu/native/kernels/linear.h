@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear_float.h"
+#include "linear_fp8.h"
 #include "linear_codes.h"
 #include "linear_int4.h"
 
@@ -28,7 +29,7 @@ inline void linear(const LinearTask& task) {
         case Dtype::codes8:
             return linear_codes<Codes8>(task);
         case Dtype::fp8:
-            return linear_float<Fp8Weights>(task);
+            return linear_fp8(task);
     }
 }
 

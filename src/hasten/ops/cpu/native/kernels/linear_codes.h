@@ -205,9 +205,7 @@ template <class Codes>
 inline void linear_codes_int16(const LinearTask& task) {
     auto* const group_sums = static_cast<int32_t*>(task.scratch);
     const int64_t groups = num_groups(*task.matrix), sums_per_group = task.matrix->groups.inputs / 16;
-    const auto fitting = static_cast<int32_t>(kLinearScratch / (groups * int64_t{sizeof(int32_t)}));
-    const int32_t max_rows = fitting < 1 ? 1 : fitting < kGroupSumRows ? fitting : kGroupSumRows;
-    for_each_row_block(task.rows, max_rows, [&](int32_t first, int32_t count) {
+    for_each_row_block(task.rows, kGroupSumRows, [&](int32_t first, int32_t count) {
         const Int16Rows rows = task.x_int16.from(first);
         for (int32_t r = 0; r < count; ++r) {
             const int32_t* sums = rows.from(r).sums;

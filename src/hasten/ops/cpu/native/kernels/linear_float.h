@@ -9,7 +9,6 @@
 
 #include "bf16_compressed.h"
 #include "epilogue.h"
-#include "grouped_block.h"
 #include "int4_block.h"
 
 namespace hasten::HASTEN_ISA {
@@ -68,10 +67,6 @@ struct WeightsInt4 {
         }
     }
 };
-
-// Whether steps lie in groups, behind their scales (grouped_block.h).
-template <class W>
-constexpr bool kIsGrouped = std::is_same_v<W, Fp8Weights>;
 
 // The reader of panel `panel` of a matrix.
 template <class W>
@@ -151,55 +146,13 @@ template <class W, int R, int P>
     store_accumulators(acc, sums, sums_stride);
 }
 
-// The same for weights in groups.
-template <class W, int R, int P>
-[[gnu::noinline]] void grouped_microkernel(const LinearTask& task, int32_t row, const uint8_t* const* weights,
-                                           Prefetcher prefetcher, float* sums, int64_t sums_stride) {
-    const Matrix& matrix = *task.matrix;
-    const BlockLayout layout(matrix);
-    const W reader{};
-    RowCursor<R> x(task.x.data + row * task.x.stride, task.x.stride * static_cast<int64_t>(sizeof(float)));
-    const uint8_t* w[P];
-    for (int p = 0; p < P; ++p) w[p] = weights[p];
-    F32x16 acc[R][P];
-    clear_accumulators(acc);
-    int64_t line = 0;
-    for (int64_t k = 0; k < matrix.in_features; k += layout.inputs) {
-        F32x16 scales[P];
-        for (int p = 0; p < P; ++p) scales[p] = layout.scales(w[p] + line * 64, 0);
-        prefetcher.issue<true>(w, line++);
-        for (const int64_t end = line + layout.lines(k, matrix.in_features); line < end; ++line) {
-            F32x16 values[P][W::kStepInputs];
-            prefetcher.issue<true>(w, line);
-#pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) reader.dequantize(w[p] + line * 64, scales[p], values[p]);
-#pragma GCC unroll 8
-            for (int j = 0; j < W::kStepInputs; ++j) {
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-                    const F32x16 s = broadcast(reinterpret_cast<const float*>(x.at(r))[j]);
-#pragma GCC unroll 4
-                    for (int p = 0; p < P; ++p) acc[r][p] = fma(values[p][j], s, acc[r][p]);
-                }
-            }
-            x.advance(W::kStepInputs * static_cast<int64_t>(sizeof(float)));
-        }
-    }
-    store_accumulators(acc, sums, sums_stride);
-}
-
 template <class W, int R, int P>
 [[gnu::always_inline]] inline void stream_panels(const LinearTask& task, const PanelSet& set, const uint8_t* const* weights, int i,
                                                  int32_t row, float* sums) {
-    const Matrix& matrix = *task.matrix;
-    const int64_t steps = kIsGrouped<W> ? matrix.panel_bytes / 64 : (matrix.in_features + W::kStepInputs - 1) / W::kStepInputs;
-    const Prefetcher prefetcher(steps, W::kStepBytes, set.next_bytes);
+    const Prefetcher prefetcher((task.matrix->in_features + W::kStepInputs - 1) / W::kStepInputs, W::kStepBytes, set.next_bytes);
     weights += i;
     float* out = sums + i * kLanes;
-    if constexpr (kIsGrouped<W>)
-        grouped_microkernel<W, R, P>(task, row, weights, prefetcher, out, set.count * kLanes);
-    else
-        stream_microkernel<W, R, P>(task, row, set.panels + i, weights, prefetcher, out, set.count * kLanes);
+    stream_microkernel<W, R, P>(task, row, set.panels + i, weights, prefetcher, out, set.count * kLanes);
 }
 
 // Prefetches the outlier lists of a set, which are read after its panels.
@@ -262,34 +215,11 @@ struct KBlock {
 };
 
 template <class W>
-inline void store_step(const F32x16 (&w)[W::kStepInputs], float* out) {
-    for (int j = 0; j < W::kStepInputs; ++j) store(out + j * kLanes, w[j]);
-}
-
-// Dequantises inputs [begin, begin + inputs) of a panel. begin: a multiple of kBlockInputs.
-template <class W>
-inline void dequantize_panel(const Matrix& matrix, int32_t panel, int64_t begin, int64_t inputs, float* out) {
-    const uint8_t* data = matrix.data + panel * matrix.panel_bytes;
-    F32x16 w[W::kStepInputs];
-    if constexpr (kIsGrouped<W>) {
-        const BlockLayout layout(matrix);
-        const W reader{};
-        const uint8_t* group = data + begin / layout.inputs * layout.bytes;
-        for (int64_t k = begin; k < begin + inputs; k += layout.inputs, group += layout.bytes) {
-            const uint8_t* line = group + layout.codes_begin;
-            const F32x16 scale = layout.scales(group, 0);
-            for (int64_t i = layout.lines(k, matrix.in_features); i > 0; --i, line += 64, out += W::kStepInputs * kLanes) {
-                reader.dequantize(line, scale, w);
-                store_step<W>(w, out);
-            }
-        }
-    } else {
-        const W reader = make_reader<W>(matrix, panel);
-        const uint8_t* steps = data + begin / W::kStepInputs * W::kStepBytes;
-        for (int64_t k = 0; k < inputs; k += W::kStepInputs) {
-            reader.dequantize(steps, k / W::kStepInputs, w);
-            store_step<W>(w, out + k * kLanes);
-        }
+inline void dequantize_panel(const W& reader, const uint8_t* steps, int64_t inputs, float* out) {
+    for (int64_t k = 0; k < inputs; k += W::kStepInputs) {
+        F32x16 w[W::kStepInputs];
+        reader.dequantize(steps, k / W::kStepInputs, w);
+        for (int j = 0; j < W::kStepInputs; ++j) store(out + (k + j) * kLanes, w[j]);
     }
 }
 
@@ -323,10 +253,11 @@ inline KBlock dequantize_k_block(const Matrix& matrix, const PanelSet& set, int6
     KBlock k_block{};
     k_block.inputs = matrix.in_features - k < kBlockInputs ? matrix.in_features - k : kBlockInputs;
     for (int i = 0; i < set.count; ++i) {
+        const uint8_t* steps = set.data(matrix, i) + k / W::kStepInputs * W::kStepBytes;
         float* to = dequantized + i * kBlockInputs * kLanes;
         const bool is_float = W::kStepInputs == 1 && W::kStepBytes == 64;
-        if (!is_float) dequantize_panel<W>(matrix, set.panels[i], k, k_block.inputs, to);
-        k_block.weights[i] = is_float ? set.data(matrix, i) + k * W::kStepBytes : reinterpret_cast<const uint8_t*>(to);
+        if (!is_float) dequantize_panel(make_reader<W>(matrix, set.panels[i]), steps, k_block.inputs, to);
+        k_block.weights[i] = is_float ? steps : reinterpret_cast<const uint8_t*>(to);
     }
     return k_block;
 }

@@ -294,7 +294,7 @@ inline bool pack_code_lines(const Matrix& matrix, int32_t row, const uint8_t* co
 
 // Packs one output of a quantised matrix. codes null: a row of zeros.
 inline bool pack_codes_row(const Matrix& matrix, int32_t row, const uint8_t* codes, const float* scales, const float* offsets) {
-    const float factor = matrix.dtype == Dtype::fp8 ? kFp8ScaleFactor : 1.0f;
+    const float factor = matrix.dtype == Dtype::fp8 ? kFp8Factor : 1.0f;
     const float largest = matrix.dtype == Dtype::fp8 ? 1.0f : matrix.dtype == Dtype::codes4 ? 16.0f : 256.0f;
     uint8_t* block = matrix.data + row / kLanes * matrix.panel_bytes + 4 * (row % kLanes);
     bool all_finite = true;
