@@ -13,19 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from hasten import LLM, SamplingParams
 from hasten.checkpoints.formats.draft_ids import write_draft_ids
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.output import RequestOutput
 from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
+from hasten.layers.formats.stored_matrix import dequantize
+from hasten.layers.layer_context import LayerContext
 from hasten.models.eagle import load_eagle
-from hasten.models.load import load_decoder
+from hasten.models.load import LM_HEAD, load_decoder, plan_decoder
 from hasten.ops.torch.backend import TorchOps
 from hasten.runners.backends.choose import choose_backend
 from hasten.speculative.drafters import draft_model
 from tests.compressed_checkpoints import write_compressed
 from tests.engine.constant_step_cost import constant_step_cost
-from tests.gguf_files import write_gguf
+from tests.gguf_files import BLOCK_TYPES, write_gguf
 from tests.quantized_checkpoints import write_awq, write_fp8, write_gptq
 from tests.tiny_heads import HEADS, write_heads
+from tests.tiny_models import TINY, TinyModel
 
 Writer = Callable[[Path, Path], Any]
 
@@ -118,6 +122,29 @@ def test_all_drafts_are_accepted_if_the_draft_model_is_the_target(
         llm = LLM(model, draft_model=model, speculative_method="draft_model", num_speculative_tokens=5, **SMALL)
     for output in generate(llm):
         assert output.metrics.num_accepted_tokens == output.metrics.num_drafted_tokens > 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ["gptq", "gptq-8-bits", *BLOCK_TYPES])
+def test_the_lm_head_of_a_draft_vocabulary_has_its_rows(
+    name: str, backend: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.gguf"
+    if name in BLOCK_TYPES:
+        monkeypatch.setitem(TINY, "wide", TinyModel("Llama", {"hidden_size": 256, "num_hidden_layers": 1}))
+        write_gguf(target, tiny("wide"), {"*lm_head*": name, "*": "F32"})
+    else:
+        write_gptq(target, tiny("llama-gqa"), lm_head=True, desc_act=True, bits=8 if name == "gptq-8-bits" else 4)
+    checkpoint = Checkpoint.open(target)
+    assert LM_HEAD in checkpoint.matrices
+    kernels = choose_backend(EngineOptions(backend=backend, threads=1))
+    decoder = plan_decoder(checkpoint, dtype="float32", ops=kernels.ops, formats=kernels.formats).load().decoder
+    context = LayerContext(kernels.ops, kernels.draft_formats(torch.float32), torch.float32)
+    ids = torch.tensor([0, 3, 50, 97, 100])
+    sliced = decoder.lm_head.slice_rows(ids, context)
+    inputs = torch.randn(4, decoder.spec.hidden_size, generator=torch.Generator().manual_seed(1))
+    expected = inputs.double() @ dequantize(checkpoint.matrices[LM_HEAD], 0, 101).double()[ids].T
+    assert torch.allclose(sliced(inputs).double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
