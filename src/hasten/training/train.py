@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import InvalidOption
@@ -108,7 +109,8 @@ def _load_corpus(
         )
     tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     if tokenizer is None:
-        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy="Copy one into its folder")
+        remedy = "Use a file that has one" if is_gguf(folder) else "Copy one into its folder"
+        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy=remedy)
     if options.self_distill is not None:
         # Refuse a bad recipe before hours of generation. The task is dropped: the engine needs its memory.
         token = torch.zeros(1, dtype=torch.int32)
@@ -161,7 +163,8 @@ def _fingerprint(folder: Path) -> str:
 def _sha256(folder: Path) -> str:
     """Return a hash of all files of a checkpoint, which tells heads of equal size and configuration apart."""
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+    files = [folder] if is_gguf(folder) else sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+    for file in files:
         with file.open("rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()} ".encode())
     return digest.hexdigest()
