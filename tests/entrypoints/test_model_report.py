@@ -60,11 +60,11 @@ def test_a_report_before_loading_is_that_of_the_loaded_model(
         ("Tiny int3, groups of 8, offsets", 9, bits(quantised, plain, "mlp")),
         ("Tiny int4, groups of 16, offsets", 12, bits(quantised, plain, "attn")),
     ]
-    dense = (dtype, dtype == "float32")
-    forms = (dense, ("4-bit codes in groups of 16", True) if backend == "cpu" else dense)
+    dense = (dtype, dtype == "float32", "float")
+    forms = (dense, ("4-bit codes in groups of 16", True, "int16") if backend == "cpu" else dense)
     for use, loaded, form in zip(report["schemes"], about["schemes"], forms, strict=True):
         assert use == {**loaded, "relative_error": None}
-        assert (use["kept_as"], use["exact"], use["activations"]) == (*form, "float")
+        assert (use["kept_as"], use["exact"], use["activations"]) == form
     for loaded, part in zip(about["schemes"], ("mlp", "attn"), strict=True):
         if loaded["exact"]:
             assert loaded["relative_error"] is None
@@ -83,11 +83,13 @@ def test_the_load_line_names_the_scheme_in_one_clause(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     quantised, plain = folders
     llm = LLM(str(quantised), dtype="bfloat16", show_progress=True, **SMALL)
-    clause = f"Tiny int3 and Tiny int4, {bits(quantised, plain, ''):.1f} bits per weight, float activations, kept as bfloat16"
+    clause = (
+        f"Tiny int3 and Tiny int4, {bits(quantised, plain, ''):.1f} bits per weight, float and int16 activations, kept as bfloat16"
+    )
     assert f"loaded {quantised} ({clause} (relative error 0.00" in capsys.readouterr().err
     assert llm.describe()["weights"].startswith(clause)
     LLM(str(quantised), dtype="float32", show_progress=True, **SMALL)
-    assert "float activations) in " in capsys.readouterr().err
+    assert "float and int16 activations) in " in capsys.readouterr().err
     LLM(str(plain), dtype="bfloat16", show_progress=True, **SMALL)
     assert f"loaded {plain} in " in capsys.readouterr().err
 

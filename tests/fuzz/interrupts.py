@@ -49,7 +49,7 @@ def run(rng: random.Random, cases: int, report: Report) -> None:
 
 
 def _call(llm: LLM, draw: random.Random) -> None:
-    kind = draw.randrange(4)
+    kind = draw.randrange(5)
     if kind == 0:
         llm.generate([PROMPT] * 4, LONG, use_tqdm=False)
     elif kind == 1:
@@ -57,5 +57,7 @@ def _call(llm: LLM, draw: random.Random) -> None:
             pass
     elif kind == 2:
         llm.generate(PROMPT, LONG.replace(beam_width=4, temperature=1.0), use_tqdm=False)
+    elif kind == 3:
+        llm.generate(PROMPT, SHORT, use_tqdm=False)  # most interrupts come after it
     else:
         llm.score(PROMPT, ["return a + b"] * 60)

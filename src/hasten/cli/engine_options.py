@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 HELP = {
     "dtype": "Data type of weights and KV cache: auto (the checkpoint's), float32, bfloat16 or float16.",
     "quantization": "Quantise weights: int8 or int4 (with int8 activations), int8-weight-only or int4-weight-only.",
-    "activations": "Inputs of integer weights in a quantised checkpoint: auto (as its scheme says), int8 or float.",
+    "activations": "Inputs of integer weights in a quantised checkpoint: auto (as its scheme says), int8 or float "
+    "(16-bit integers for codes).",
     "kv_cache_dtype": "Data type of the KV cache: auto (the model's) or int8.",
     "backend": "cpu (native kernels), torch, or auto (native kernels where they run).",
     "threads": "Number of compute threads; one per usable core if left out.",

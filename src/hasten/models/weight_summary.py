@@ -20,7 +20,7 @@ class SchemeUse:
 
     spec: QuantSpec
     form: str  # as ``WeightFormat.form``
-    int8_activations: bool
+    activations: str  # as ``WeightFormat.activations``
     is_exact: bool  # False: the form rounds the weights
     num_matrices: int = 0
     num_weights: int = 0
@@ -35,7 +35,7 @@ class SchemeUse:
             "kept_as": self.form,
             "exact": self.is_exact,
             "relative_error": self.error,
-            "activations": _activations(self.int8_activations),
+            "activations": self.activations,
         }
 
 
@@ -44,7 +44,7 @@ class WeightSummary:
     num_weights: int
     file_bytes: int
     schemes: tuple[SchemeUse, ...]  # empty for a checkpoint that is not quantised; most weights first
-    activations: str  # of the quantised matrices: "float", "int8" or "int8 and float"
+    activations: str  # of the quantised matrices: "float", "int16", "int8", or several of them
 
     @property
     def bits_per_weight(self) -> float:
@@ -61,7 +61,7 @@ class WeightSummary:
     def clause(self) -> str:
         """Return the quantised weights in one clause; empty if none are.
 
-        ``GPTQ int4, 4.6 bits per weight, float activations, kept as bfloat16 (relative error 0.0017)``
+        ``GPTQ int4, 4.6 bits per weight, int16 activations, kept as bfloat16 (relative error 0.0017)``
         """
         if not self.schemes:
             return ""
@@ -80,18 +80,20 @@ def summarize_weights(decoder: Decoder, sources: WeightMap, checkpoint: Checkpoi
     num_weights = sum(math.prod(shape) for shape, _ in shapes.values())
     file_bytes = sum(checkpoint.nbytes(name) for name in shapes)
     schemes = _schemes(decoder, sources, checkpoint)
-    kinds = {use.int8_activations for use in schemes} or {any(part.int8_activations for part in leaf_formats(decoder))}
-    return WeightSummary(num_weights, file_bytes, schemes, " and ".join(_activations(kind) for kind in sorted(kinds, reverse=True)))
+    kinds = {use.activations for use in schemes} or {part.activations for part in leaf_formats(decoder)}
+    if not schemes and "int8" in kinds:
+        kinds = {"int8"}  # the tables beside quantised matrices
+    return WeightSummary(num_weights, file_bytes, schemes, " and ".join(sorted(kinds)))
 
 
 def _schemes(decoder: Decoder, sources: WeightMap, checkpoint: Checkpoint) -> tuple[SchemeUse, ...]:
-    found: dict[tuple[QuantSpec, str, bool, bool], SchemeUse] = {}
+    found: dict[tuple[QuantSpec, str, str, bool], SchemeUse] = {}
     for source in sources:
         weight_format, matrix = find_format(decoder, source.target), checkpoint.matrices.get(source.name)
         if weight_format is None or matrix is None:
             continue
         part = _part(weight_format, source.start)
-        key = matrix.spec, part.form, part.int8_activations, part.conversion is None
+        key = matrix.spec, part.form, part.activations, part.conversion is None
         use = found.setdefault(key, SchemeUse(*key))
         use.num_matrices += 1
         use.num_weights += math.prod(matrix.shape)
@@ -106,7 +108,3 @@ def _part(weight_format: WeightFormat, row: int) -> WeightFormat:
     if not isinstance(weight_format, Fused):
         return weight_format
     return next(part for rows, part in weight_format.parts if row in range(rows.start, rows.stop))
-
-
-def _activations(is_int8: bool) -> str:
-    return "int8" if is_int8 else "float"

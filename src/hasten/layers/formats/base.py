@@ -47,7 +47,7 @@ class WeightFormat(Protocol):
     in_features: int
     bits: float  # that a product reads for each weight
     form: str  # how the matrix is kept, in words, such as "bfloat16"
-    int8_activations: bool  # products quantise their input
+    activations: str  # as products read their input: "float", "int16" or "int8"
     conversion: Conversion | None  # of a quantised matrix whose form rounds its weights
 
     def load(self, part: str, source: Tensor | StoredMatrix, rows: slice, *, transposed: bool) -> None:

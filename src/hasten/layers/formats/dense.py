@@ -18,7 +18,7 @@ from hasten.ops.base import Ops
 class Dense(nn.Module):
     """One parameter, ``weight`` [O, I], allocated but not initialised."""
 
-    int8_activations = False
+    activations = "float"
 
     def __init__(
         self, in_features: int, out_features: int, ops: Ops, dtype: torch.dtype, device: torch.device | str = "cpu"

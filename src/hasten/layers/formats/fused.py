@@ -28,7 +28,7 @@ class Fused(nn.Module):
         self.in_features, self.out_features = formats[0].in_features, sum(part.out_features for part in formats)
         self.bits = sum(part.bits * part.out_features for part in formats) / self.out_features
         self.form = " and ".join(dict.fromkeys(part.form for part in formats))
-        self.int8_activations = any(part.int8_activations for part in formats)
+        self.activations = " and ".join(dict.fromkeys(part.activations for part in formats))
         self.conversion: Conversion | None = None  # each part has its own
 
     @property

@@ -46,6 +46,11 @@ class NativeForm:
         """Whether products may take int8 activations."""
         return self.dtype in INTEGERS
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether weights are codes in groups, which are multiplied with int16 activations in place of floats."""
+        return self.dtype in (Dtype.CODES4, Dtype.CODES8)
+
     def describe(self) -> str:
         name = _NAMES[self.dtype]
         return name if self.groups is None else f"{name} in groups of {self.groups.size}"

@@ -46,6 +46,9 @@ class Packed(nn.Module):
         super().__init__()
         self.out_features, self.in_features, self.int8_activations = out_features, in_features, int8_activations
         self.bits, self.form = (BITS[form], form.name.lower()) if isinstance(form, Dtype) else (form.bits, form.describe())
+        # Codes take 16-bit integers in place of floats.
+        has_codes = isinstance(form, NativeForm) and form.has_codes
+        self.activations = "int8" if int8_activations else "int16" if has_codes else "float"
         self.conversion: Conversion | None = None
         self.input_order = input_order
         self._weights, self._form = weights, form
