@@ -132,8 +132,8 @@ def test_the_lm_head_of_a_draft_vocabulary_has_its_rows(
 ) -> None:
     target = tmp_path / "model.gguf"
     if name in BLOCK_TYPES:
-        monkeypatch.setitem(TINY, "wide", TinyModel("Llama", {"hidden_size": 256, "num_hidden_layers": 1}))
-        write_gguf(target, tiny("wide"), {"*lm_head*": name, "*": "F32"})
+        monkeypatch.setitem(TINY, "wide-one-layer", TinyModel("Llama", {"hidden_size": 256, "num_hidden_layers": 1}))
+        write_gguf(target, tiny("wide-one-layer"), {"*lm_head*": name, "*": "F32"})
     else:
         write_gptq(target, tiny("llama-gqa"), lm_head=True, desc_act=True, bits=8 if name == "gptq-8-bits" else 4)
     checkpoint = Checkpoint.open(target)
