@@ -107,6 +107,17 @@ def check_logits(found: Tensor, expected: Tensor, *, exact: bool) -> None:
     assert torch.equal(found, expected) if exact else float((found - expected).norm() / expected.norm()) < 1e-3
 
 
+def test_a_step_that_begins_at_a_later_layer_keeps_its_hidden_state(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """It embeds no tokens, so it has no columns to put in order. Other tokens run between its two halves."""
+    folder, _ = quantize(tiny("llama-mha-tied"), tmp_path, lambda _: REORDERED)
+    paged = PagedRunner(*load(folder, "cpu"), 16)
+    rows = [paged.row(0, 0, PROMPTS[0], len(PROMPTS[0]))]
+    expected = paged.run(*rows)
+    hidden = paged.runner.layers(rows, None, 0, 1).clone()
+    paged.prompt_logits(PROMPTS[1])
+    assert torch.equal(paged.runner.finish(rows, hidden, 1), expected)
+
+
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

@@ -63,7 +63,7 @@ void Linear::run(const Step& step, int64_t item, void* scratch) const {
 }
 
 int64_t Embed::items(const Step& step) const {
-    return step.arguments().first_layer > 0 ? 0 : partition_rows(step, RowScope::tokens).count();
+    return embeds(step) ? partition_rows(step, RowScope::tokens).count() : 0;
 }
 
 void Embed::run(const Step& step, int64_t item, void*) const {
