@@ -76,6 +76,7 @@ CASES: dict[str, tuple[str, Callable[[str], Scheme | None], int]] = {
     "a part that ends within 16 rows": ("llama-odd", by_part({"k_proj": None}, INT4), 0),
     "gpt2": ("gpt2", all_layers, 0),
     "gpt2 with its embeddings": ("gpt2", lambda _: INT4, 0),
+    "gpt2 in one order of inputs": ("gpt2", lambda _: REORDERED, 0),
     "gpt2 untied": ("gpt2-untied-gelu", by_part({"c_fc": None, "wpe": None, "c_attn": REORDERED}, INT4), 0),
 }
 
