@@ -19,6 +19,7 @@ KINDS = [
         for size in GROUP_SIZES
         for offsets in (False, True)
     ),
+    *((Dtype.FP8, Groups(size)) for size in GROUP_SIZES),
 ]
 SHAPES = [(1, 1), (33, 100), (80, 1537)]  # [out, in]
 ROWS = [1, 3, 8, 70]
