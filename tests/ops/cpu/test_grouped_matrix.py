@@ -149,6 +149,20 @@ def test_products_do_not_depend_on_batch_or_threads(cpu: Cpu, dtype: Dtype, grou
         assert torch.equal(matrix.multiply(x[80 - rows :], None), separate[80 - rows :])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_fp8_numbers_count_where_the_caller_flushes_them(cpu: Cpu, threads: int) -> None:
+    """At their place in a float they are subnormal. The mode of the calling thread stays as it was."""
+    codes = torch.full((300, 64), 2.0**-9).to(torch.float8_e4m3fn)
+    torch.set_flush_denormal(True)
+    try:
+        matrix = packed(Cpu(cpu.library, cpu.isa, threads), Dtype.FP8, Groups(64), Fp8Rows(codes, torch.ones(300, 1), 64))
+        assert (matrix.multiply(torch.ones(3, 64), None) == 2.0**-3).all()
+        assert (matrix.lookup(torch.arange(300)) == 2.0**-9).all()
+        assert float(torch.tensor([1e-40]) * 2) == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_int8_codes_are_kept_with_their_scales(cpu: Cpu) -> None:
     rng = torch.Generator().manual_seed(1)
     codes, scales = torch.randint(0, 256, (40, 90), dtype=torch.uint8, generator=rng), torch.rand(40, 1, generator=rng)
