@@ -22,7 +22,14 @@ def check_quantization(options: EngineOptions, folder: Path) -> None:
     if not matrices:
         _refuse_activations(options, folder)
     elif options.quantization is not None:
-        _refuse_quantization("quantization", options.quantization, folder, matrices)
+        faster = "; activations='int8' quantises the input of products, which is faster and less exact"
+        _refuse_quantization("quantization", options.quantization, folder, matrices, faster if _has_integers(matrices) else "")
+    elif options.activations == "int8" and not _has_integers(matrices):
+        raise InvalidOption(
+            f"activations='int8' is for integer weights, and {folder} has none",
+            got=next(iter(matrices.values())).spec.describe(),
+            remedy="Leave activations out",
+        )
 
 
 def check_draft_quantization(options: EngineOptions, folder: Path) -> None:
@@ -34,12 +41,18 @@ def check_draft_quantization(options: EngineOptions, folder: Path) -> None:
         _refuse_quantization("draft_quantization", options.draft_quantization, folder, matrices)
 
 
-def _refuse_quantization(option: str, value: str, folder: Path, matrices: Mapping[str, StoredMatrix]) -> None:
+def _has_integers(matrices: Mapping[str, StoredMatrix]) -> bool:
+    return any(matrix.spec.kind == "int" for matrix in matrices.values())
+
+
+def _refuse_quantization(
+    option: str, value: str, folder: Path, matrices: Mapping[str, StoredMatrix], other_remedy: str = ""
+) -> None:
     scheme = next(iter(matrices.values())).spec.describe()
     raise InvalidOption(
         f"the weights of {folder} are already quantised, so {option} does not apply to them",
         got=f"{option}={value!r} for {scheme}",
-        remedy=f"Leave {option} out; activations='int8' quantises the input of products, which is faster and less exact",
+        remedy=f"Leave {option} out{other_remedy}",
     )
 
 
