@@ -18,7 +18,8 @@
 namespace hasten {
 
 // Floating point as C++ starts it, for as long as this lives: rounded to nearest, with subnormal numbers. The caller's thread may
-// flush these to zero (torch.set_flush_denormal), which the kernels take for FP8 numbers. Threads begin with the mode of their maker.
+// flush these to zero (torch.set_flush_denormal), which the kernels take for FP8 numbers. Threads begin with the mode of their
+// maker.
 class DefaultFloats {
 #if defined(__x86_64__)
 public:
