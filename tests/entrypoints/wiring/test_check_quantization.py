@@ -44,7 +44,9 @@ def test_int8_activations_need_integer_weights(tiny: Callable[[str], Path], tmp_
     write_fp8(tmp_path / "model", tiny("llama-gqa"))
     with pytest.raises(InvalidOption, match=r"activations='int8' is for integer weights.*got FP8, blocks of 32 x 32"):
         LLM(str(tmp_path / "model"), activations="int8", **SMALL)
-    with pytest.raises(InvalidOption, match=r"got quantization='int8' for FP8, blocks of 32 x 32, .*activations\. Leave quantization out\.$"):
+    with pytest.raises(
+        InvalidOption, match=r"got quantization='int8' for FP8, blocks of 32 x 32, .*activations\. Leave quantization out\.$"
+    ):
         LLM(str(tmp_path / "model"), quantization="int8", **SMALL)
     assert LLM(str(tmp_path / "model"), activations="float", **SMALL).describe()["activations"] == "float"
 
