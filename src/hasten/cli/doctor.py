@@ -136,7 +136,8 @@ def _report_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _model_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     weights = [
-        f"{use['scheme']}: {use['matrices']} {'matrix' if use['matrices'] == 1 else 'matrices'} of {use['bits_per_weight']:.2f} bits per weight, "
+        f"{use['scheme']}: {use['matrices']} {'matrix' if use['matrices'] == 1 else 'matrices'} "
+        f"of {use['bits_per_weight']:.2f} bits per weight, "
         f"kept as {use['kept_as']}{'' if use['exact'] else ' (rounded)'}, {use['activations']} activations"
         for use in report["schemes"]
     ]
