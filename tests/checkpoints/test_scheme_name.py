@@ -38,6 +38,13 @@ def group(bits: object, kind: object = "int") -> dict[str, Any]:
             "compressed-tensors int4 and fp8",
         ),
         ({"quantization_config": {"quant_method": "new"}}, "new"),
+        ({"quantization_config": {"quant_method": "\x1b[31mred\nline"}}, "-"),
+        ({"quantization_config": {"quant_method": "x" * 10_000}}, "-"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 10**1000}}, "GPTQ"),
+        (
+            {"compression_config": {"quant_method": "compressed-tensors", "config_groups": {"a": group(4)}}, "dtype": "bfloat16"},
+            "compressed-tensors int4",
+        ),
         ({"quantization_config": {"quant_method": "gptq", "bits": "4"}}, "GPTQ"),
         ({"quantization_config": {"quant_method": ["gptq"]}}, "-"),
         ({"quantization_config": "gptq"}, "-"),

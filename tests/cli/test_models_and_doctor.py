@@ -105,3 +105,8 @@ def test_doctor_reports_a_model_before_it_is_loaded(hasten, tmp_path, monkeypatc
     assert "not quantised; float activations" in hasten("doctor", model).out
     ran = hasten("doctor", model, "--activations", "int8")
     assert ran.code == 2 and "are not quantised" in ran.err
+
+
+def test_doctor_takes_no_options_of_a_model_without_one(hasten):
+    ran = hasten("doctor", "--activations", "int8", "--dtype", "float32")
+    assert ran.code == 2 and "there is no model for these options: got --dtype float32 --activations int8" in ran.err

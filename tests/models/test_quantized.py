@@ -77,6 +77,7 @@ CASES: dict[str, tuple[str, Callable[[str], Scheme | None], int]] = {
     "a part that ends within 16 rows": ("llama-odd", by_part({"k_proj": None}, INT4), 0),
     "gpt2": ("gpt2", all_layers, 0),
     "gpt2 with its embeddings": ("gpt2", lambda _: INT4, 0),
+    "gpt2 in one order of inputs": ("gpt2", lambda _: REORDERED, 0),
     "gpt2 untied": ("gpt2-untied-gelu", by_part({"c_fc": None, "wpe": None, "c_attn": REORDERED}, INT4), 0),
 }
 
@@ -106,6 +107,17 @@ def test_logits_are_those_of_the_dequantised_weights(folders: tuple[str, tuple[P
 def check_logits(found: Tensor, expected: Tensor, *, exact: bool) -> None:
     """``exact``: bit for bit. Native products of codes round their inputs to 16 bits."""
     assert torch.equal(found, expected) if exact else float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_a_step_that_begins_at_a_later_layer_keeps_its_hidden_state(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """It embeds no tokens, so it has no columns to put in order. Other tokens run between its two halves."""
+    folder, _ = quantize(tiny("llama-mha-tied"), tmp_path, lambda _: REORDERED)
+    paged = PagedRunner(*load(folder, "cpu"), 16)
+    rows = [paged.row(0, 0, PROMPTS[0], len(PROMPTS[0]))]
+    expected = paged.run(*rows)
+    hidden = paged.runner.layers(rows, None, 0, 1).clone()
+    paged.prompt_logits(PROMPTS[1])
+    assert torch.equal(paged.runner.finish(rows, hidden, 1), expected)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:

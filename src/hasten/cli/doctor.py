@@ -13,6 +13,7 @@ import typer
 
 from hasten.cli.engine_options import HELP, Debug, Json, ModelArgument, ModelOption, model_name
 from hasten.cli.report import megabytes
+from hasten.core.errors import InvalidOption
 
 if TYPE_CHECKING:
     from hasten.ops.cpu.cpu import Cpu
@@ -32,6 +33,7 @@ def doctor(
     With a model: how its weights are stored and how they would be kept, before they are loaded.
     """
     if name is None and model is None:
+        _refuse_options(dtype=dtype, backend=backend, activations=activations)
         report, lines_of = collect_report(), _report_lines
     else:
         from hasten.core.engine_options import EngineOptions
@@ -40,6 +42,13 @@ def doctor(
         options = EngineOptions(dtype=dtype, backend=backend, activations=activations, show_progress=sys.stderr.isatty())
         report, lines_of = report_model(model_name(name, model), options), _model_lines
     print(encoder.dumps(report) if json else "\n".join(f"{title:<14}{text}" for title, text in lines_of(report)))
+
+
+def _refuse_options(**options: str) -> None:
+    """Raise ``InvalidOption`` for options of a model where there is none."""
+    given = [f"--{name} {value}" for name, value in options.items() if value != "auto"]
+    if given:
+        raise InvalidOption("there is no model for these options", got=" ".join(given), remedy="Name one, for instance: demo")
 
 
 def collect_report() -> dict[str, Any]:
@@ -127,7 +136,8 @@ def _report_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _model_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     weights = [
-        f"{use['scheme']}: {use['matrices']} matrices of {use['bits_per_weight']:.2f} bits per weight, "
+        f"{use['scheme']}: {use['matrices']} {'matrix' if use['matrices'] == 1 else 'matrices'} "
+        f"of {use['bits_per_weight']:.2f} bits per weight, "
         f"kept as {use['kept_as']}{'' if use['exact'] else ' (rounded)'}, {use['activations']} activations"
         for use in report["schemes"]
     ]

@@ -32,7 +32,7 @@ HELP = {
     "draft_model": "A smaller model with the same vocabulary that drafts: a folder, a GGUF file, a hub id or demo-draft.",
     "draft_heads": "Medusa heads or an EAGLE-3 head of the model that draft.",
     "draft_quantization": "Quantise the weights that draft (draft model, draft heads, lm_head of the exits), as --quantization; "
-    "auto: four bits if the model is quantised.",
+    "auto: four bits with --quantization.",
     "self_draft_layers": "First layers of the model that draft; if left out, with --exits, chosen by their expected speed.",
     "num_speculative_tokens": "Maximum tokens of a draft; the drafter's own number if left out.",
     "exits": "Trained early exits of the model, for --exit-rule: a folder, a hub id or demo-exits.",

@@ -121,7 +121,7 @@ class EngineOptions:
 
     @property
     def resolved_draft_quantization(self) -> str | None:
-        """``draft_quantization`` as a value of ``quantization``; "auto" is four bits for a quantised model.
+        """``draft_quantization`` as a value of ``quantization``; "auto" is four bits if there is one.
 
         Drafters are bound by memory bandwidth, and four bits lower their acceptance only a little.
         """

@@ -55,7 +55,7 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
     residual = program.buffer("residual", size)
     _embed(program, decoder.embedding, residual)
     if decoder.positions is not None:
-        program.embed(_packed(decoder.positions).matrix, residual, by_position=True)
+        _embed(program, decoder.positions, residual, by_position=True)
     compiler = _Compiler(program, decoder.rotary)
     layers = [cast(DecoderLayer, layer) for layer in decoder.layers]
     aux_hidden_states: dict[int, Buffer] = {}
@@ -201,14 +201,16 @@ class _Compiler:
         self.linear(lm_head, self.normalized(norm, gathered, lm_head), None)
 
 
-def _embed(program: Program, embedding: Embedding, out: Buffer) -> None:
-    """out = the embeddings of the step's tokens."""
+def _embed(program: Program, embedding: Embedding, out: Buffer, *, by_position: bool = False) -> None:
+    """out = the embeddings of the step's tokens; ``by_position``: out += those of their positions."""
     packed = _packed(embedding)
     if packed.input_order is None:
-        program.embed(packed.matrix, out)
+        program.embed(packed.matrix, out, by_position=by_position)
         return
     columns = program.buffer("columns in order", out.width)
-    program.embed(packed.matrix, columns)
+    if by_position:
+        program.select_columns(out, packed.input_order, columns)
+    program.embed(packed.matrix, columns, by_position=by_position)
     program.select_columns(columns, packed.input_order.argsort(), out)
 
 

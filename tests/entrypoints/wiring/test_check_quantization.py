@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.quantized_checkpoints import write_fp8
 from tests.quantized_models import Scheme, quantize, register
 
 from hasten import LLM, SamplingParams
@@ -37,6 +38,17 @@ def test_a_quantised_checkpoint_is_not_quantised_again(quantised: str) -> None:
 def test_activations_need_a_quantised_checkpoint(tiny: Callable[[str], Path], value: str, remedy: str) -> None:
     with pytest.raises(InvalidOption, match=rf"the weights of .* are not quantised: got activations='{value}'.*{remedy}"):
         LLM(str(tiny("llama-gqa")), activations=value, **SMALL)
+
+
+def test_int8_activations_need_integer_weights(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    write_fp8(tmp_path / "model", tiny("llama-gqa"))
+    with pytest.raises(InvalidOption, match=r"activations='int8' is for integer weights.*got FP8, blocks of 32 x 32"):
+        LLM(str(tmp_path / "model"), activations="int8", **SMALL)
+    with pytest.raises(
+        InvalidOption, match=r"got quantization='int8' for FP8, blocks of 32 x 32, .*activations\. Leave quantization out\.$"
+    ):
+        LLM(str(tmp_path / "model"), quantization="int8", **SMALL)
+    assert LLM(str(tmp_path / "model"), activations="float", **SMALL).describe()["activations"] == "float"
 
 
 def test_a_quantised_draft_model_is_not_quantised_again(tiny: Callable[[str], Path], quantised: str) -> None:

@@ -19,6 +19,7 @@ KINDS = [
         for size in GROUP_SIZES
         for offsets in (False, True)
     ),
+    *((Dtype.FP8, Groups(size)) for size in GROUP_SIZES),
 ]
 SHAPES = [(1, 1), (33, 100), (80, 1537)]  # [out, in]
 ROWS = [1, 3, 8, 70]
@@ -146,6 +147,20 @@ def test_products_do_not_depend_on_batch_or_threads(cpu: Cpu, dtype: Dtype, grou
     separate = torch.cat([alone.multiply(row[None], None) for row in x])
     for rows in (2, 3, 7, 8, 9, 31, 80):
         assert torch.equal(matrix.multiply(x[80 - rows :], None), separate[80 - rows :])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_fp8_numbers_count_where_the_caller_flushes_them(cpu: Cpu, threads: int) -> None:
+    """At their place in a float they are subnormal. The mode of the calling thread stays as it was."""
+    codes = torch.full((300, 64), 2.0**-9).to(torch.float8_e4m3fn)
+    torch.set_flush_denormal(True)
+    try:
+        matrix = packed(Cpu(cpu.library, cpu.isa, threads), Dtype.FP8, Groups(64), Fp8Rows(codes, torch.ones(300, 1), 64))
+        assert (matrix.multiply(torch.ones(3, 64), None) == 2.0**-3).all()
+        assert (matrix.lookup(torch.arange(300)) == 2.0**-9).all()
+        assert float(torch.tensor([1e-40]) * 2) == 0
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_int8_codes_are_kept_with_their_scales(cpu: Cpu) -> None:

@@ -5,6 +5,7 @@ It is for lists of models, so it reads no weight file. What it does not know it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +19,12 @@ def scheme_name(config: Mapping[str, Any]) -> str:
 
     "compressed-tensors int4 and fp8" has two schemes; "-" is no name.
     """
-    settings = config.get("quantization_config")
+    settings = config.get("quantization_config") or config.get("compression_config")
     if not settings:
         name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
         return DTYPES.get(name, UNKNOWN)
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-    if not isinstance(method, str):
+    if not isinstance(method, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", method):
         return UNKNOWN
     name, codes = METHODS.get(method, method), _codes(settings)
     return f"{name} {' and '.join(codes)}" if codes and name != "FP8" else name
@@ -32,7 +33,7 @@ def scheme_name(config: Mapping[str, Any]) -> str:
 def _codes(settings: Mapping[str, Any]) -> list[str]:
     """Return the kinds of codes, such as ["int4"]."""
     bits, groups = settings.get("bits", settings.get("w_bit")), settings.get("config_groups")
-    if type(bits) is int:
+    if _is_width(bits):
         return [f"int{bits}"]
     weights = (
         [group.get("weights") for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
@@ -40,6 +41,10 @@ def _codes(settings: Mapping[str, Any]) -> list[str]:
     kinds = [
         f"{'fp' if weight.get('type') == 'float' else 'int'}{weight['num_bits']}"
         for weight in weights
-        if isinstance(weight, Mapping) and type(weight.get("num_bits")) is int
+        if isinstance(weight, Mapping) and _is_width(weight.get("num_bits"))
     ]
     return list(dict.fromkeys(kinds))
+
+
+def _is_width(bits: object) -> bool:
+    return type(bits) is int and 1 <= bits <= 64

@@ -64,7 +64,8 @@ class Matrix:
     bfloat16 is losslessly compressed to 12 bits per weight. int8 has a scale per output feature. int4 (-8 to 7) has the same
     scale, times an integer from -15 to 15 for each 16 inputs of an output. Matrices that were quantised before are kept as they
     are: integer codes of 4 or 8 bits with scales and offsets of ``groups``, or FP8 numbers with scales. ``int8_activations``
-    (``INTEGERS``): products quantise their input to int8 per row; else the input stays float32 and the weights are dequantised.
+    (``INTEGERS``): products quantise their input to int8 per row; else codes in groups take it in 16 bits, with a scale for each
+    128 inputs, and weights of the other dtypes are dequantised and take it in float32.
     """
 
     def __init__(

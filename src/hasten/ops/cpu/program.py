@@ -212,7 +212,10 @@ class Program:
         self._library.program_gather(self._handle, x.index, x.width, out.index)
 
     def select_columns(self, x: Buffer, columns_I: Tensor, out: Buffer) -> None:
-        """out = x with its column ``columns_I[i]`` at column i."""
+        """out = x with its column ``columns_I[i]`` at column i.
+
+        In the prologue it runs in steps that begin at layer 0.
+        """
         columns = columns_I.to(torch.int32).contiguous()
         self._library.program_select_columns(self._handle, x.index, address(columns, torch.int32, out.width), out.width, out.index)
 

@@ -279,7 +279,7 @@ int32_t hasten_program_select_columns(hasten_program* program, int64_t x, const 
             return HASTEN_INVALID_ARGUMENT;
         if (std::any_of(selected.begin(), selected.end(), [](int32_t column) { return column < 0; }))
             return HASTEN_INVALID_ARGUMENT;
-        p.add(std::make_unique<SelectColumns>(p.scope(), p.rows(static_cast<int32_t>(x)), std::move(selected),
+        p.add(std::make_unique<SelectColumns>(p.scope(), p.is_in_prologue(), p.rows(static_cast<int32_t>(x)), std::move(selected),
                                               p.rows(static_cast<int32_t>(out))));
         return HASTEN_OK;
     });

@@ -11,7 +11,27 @@
 #include "hasten.h"
 #include "program.h"
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace hasten {
+
+// Floating point as C++ starts it, for as long as this lives: rounded to nearest, with subnormal numbers. The caller's thread may
+// flush these to zero (torch.set_flush_denormal), which the kernels take for FP8 numbers. Threads begin with the mode of their
+// maker.
+class DefaultFloats {
+#if defined(__x86_64__)
+public:
+    DefaultFloats() { _mm_setcsr(0x1f80); }
+    ~DefaultFloats() { _mm_setcsr(callers_mode_); }
+    DefaultFloats(const DefaultFloats&) = delete;
+    DefaultFloats& operator=(const DefaultFloats&) = delete;
+
+private:
+    const unsigned callers_mode_ = _mm_getcsr();
+#endif
+};
 
 // Memory of one product outside programs. It is reused, since mapping and touching new memory costs more than a small product.
 class Workspace {
@@ -50,6 +70,7 @@ private:
 // Runs the body of a function of the C interface, which no exception may leave. Returns its result, or an error.
 template <class Body>
 auto guarded(Body body) noexcept -> decltype(body()) {
+    const DefaultFloats floats;
     try {
         return body();
     } catch (const std::bad_alloc&) {

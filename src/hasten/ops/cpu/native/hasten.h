@@ -152,7 +152,7 @@ typedef struct hasten_step {
     int64_t logits_stride;           /* at least the outputs of the last matrix, rounded up to 16 */
 } hasten_step;
 
-/* out = x with its column columns[i] at column i. */
+/* out = x with its column columns[i] at column i. Before the first layer: only in steps that begin at layer 0. */
 HASTEN_API int32_t hasten_program_select_columns(hasten_program*, int64_t x, const int32_t* columns, int64_t width, int64_t out);
 
 /* Runs one step and blocks until it is done. Callers of one cpu take turns. */

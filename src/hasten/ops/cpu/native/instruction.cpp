@@ -62,9 +62,7 @@ void Linear::run(const Step& step, int64_t item, void* scratch) const {
     run_linear_item(kernels_, task, partition_linear(kernels_, task, step.threads()), item, scratch);
 }
 
-int64_t Embed::items(const Step& step) const {
-    return step.arguments().first_layer > 0 ? 0 : partition_rows(step, RowScope::tokens).count();
-}
+int64_t Embed::items(const Step& step) const { return embeds(step) ? partition_rows(step, RowScope::tokens).count() : 0; }
 
 void Embed::run(const Step& step, int64_t item, void*) const {
     const RowPartition items = partition_rows(step, RowScope::tokens);

@@ -28,6 +28,9 @@ struct RowPartition {
 };
 RowPartition partition_rows(const Step& step, RowScope scope);
 
+// Whether the step embeds its tokens. The others begin with a hidden state.
+inline bool embeds(const Step& step) { return step.arguments().first_layer == 0; }
+
 class Norm final : public Instruction {
 public:
     Norm(const Kernels& kernels, RowScope scope, const NormTask& task) : kernels_(kernels), scope_(scope), task_(task) {}
@@ -164,16 +167,19 @@ private:
     Rows out_;
 };
 
-// out[t][i] = x[t][columns[i]].
+// out[t][i] = x[t][columns[i]]. of_embeddings: only in steps that embed their tokens.
 class SelectColumns final : public Instruction {
 public:
-    SelectColumns(RowScope scope, Rows x, std::vector<int32_t> columns, Rows out)
-        : scope_(scope), x_(x), columns_(std::move(columns)), out_(out) {}
-    int64_t items(const Step& step) const override { return partition_rows(step, scope_).count(); }
+    SelectColumns(RowScope scope, bool of_embeddings, Rows x, std::vector<int32_t> columns, Rows out)
+        : scope_(scope), of_embeddings_(of_embeddings), x_(x), columns_(std::move(columns)), out_(out) {}
+    int64_t items(const Step& step) const override {
+        return of_embeddings_ && !embeds(step) ? 0 : partition_rows(step, scope_).count();
+    }
     void run(const Step& step, int64_t item, void*) const override;
 
 private:
     RowScope scope_;
+    bool of_embeddings_;
     Rows x_;
     std::vector<int32_t> columns_;
     Rows out_;

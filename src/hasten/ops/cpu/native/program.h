@@ -48,6 +48,7 @@ public:
     void limit_positions(int32_t count) { num_positions_ = std::min(num_positions_, count); }
     void use_group(int32_t group) { num_groups_ = std::max(num_groups_, group + 1); }
     void limit_logits_stride(int64_t width) { logits_width_ = std::max(logits_width_, width); }
+    bool is_in_prologue() const { return layer_begins_.empty() && head_begin_ < 0; }
     RowScope scope() const { return head_begin_ < 0 ? RowScope::tokens : RowScope::logits; }
 
     const Kernels& kernels() const { return kernels_; }
