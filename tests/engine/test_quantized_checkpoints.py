@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.layers.formats.packed import Packed
 from hasten.models.load import load_decoder, read_spec
@@ -133,7 +134,7 @@ def oracle(source: Path, weights: dict[str, Tensor], *, int8_activations: bool) 
 
 
 def native_logits(folder: Path, tokens: list[int], activations: str) -> tuple[Tensor, set[Dtype]]:
-    backend = choose_backend(EngineOptions(backend="cpu", threads=1, activations=activations), read_spec(folder))
+    backend = choose_backend(EngineOptions(backend="cpu", threads=1, activations=activations), read_spec(Checkpoint.open(folder)))
     model = load_decoder(folder, dtype="float32", ops=backend.ops, formats=backend.formats)
     dtypes = {part.matrix.dtype for part in model.decoder.modules() if isinstance(part, Packed)}
     return torch.cat(PagedRunner(backend, model, 16).prompt_logits(tokens)), dtypes

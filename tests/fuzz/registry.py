@@ -17,7 +17,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "checkpoints": Kind("tests.fuzz.checkpoint_mutations", 3_000, "mutations of a checkpoint's or a head's files"),
-    "quantized": Kind("tests.fuzz.quantized", 3_000, "mutations of a quantised checkpoint, 1,000 per format"),
+    "quantized": Kind("tests.fuzz.quantized", 5_000, "mutations of a quantised checkpoint, 1,000 per format"),
     "requests": Kind("tests.fuzz.junk_requests", 3_000, "junk requests"),
     "shapes": Kind("tests.fuzz.shapes", 500, "shapes of models, each in two weight formats"),
     "interrupts": Kind("tests.fuzz.interrupts", 300, "interrupts at random moments"),

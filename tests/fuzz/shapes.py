@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
 from hasten.core.plan import RowPlan, StepPlan
@@ -124,7 +125,7 @@ def compare(shape: Shape, formats: Sequence[tuple[dict[str, str], float]], folde
 def logits(folder: Path, options: dict[str, Any]) -> Tensor:
     """Return the logits of all tokens of the prompts, computed in one step."""
     engine_options = EngineOptions(backend="cpu", threads=1, **options)
-    backend = choose_backend(engine_options, read_spec(folder))
+    backend = choose_backend(engine_options, read_spec(Checkpoint.open(folder)))
     model = load_decoder(folder, dtype=engine_options.dtype, ops=backend.ops, formats=backend.formats)
     runner = backend.make_runner(model.decoder, KvCacheConfig(kv_groups(model.spec), 16, BLOCK_SIZE, model.dtype), 64)
     rows, block = [], 0

@@ -25,7 +25,7 @@ from hasten.layers.formats.dense import DenseFormatFactory, MetaFormatFactory
 from hasten.models import weights
 from hasten.models.decoder import Decoder
 from hasten.models.family import family_names, find_family
-from hasten.models.load import LoadedModel, load_decoder
+from hasten.models.load import LoadedModel, load_decoder, plan_decoder
 from hasten.models.weights import WeightSource
 from hasten.ops.torch.backend import TorchOps
 from hasten.runners.backends.choose import choose_backend
@@ -257,7 +257,7 @@ def test_weights_beyond_the_free_memory_are_refused_before_they_are_read(
     with pytest.raises(CapacityError, match=r"got \d+\.\d KiB; allowed: up to the \d+\.\d KiB that are free"):
         _load(tiny("gpt2"))
     with pytest.raises(CapacityError, match=r"and 1\.0 KiB for what drafts"):
-        load_decoder(tiny("gpt2"), ops=TorchOps(), other_bytes=1024)
+        plan_decoder(Checkpoint.open(tiny("gpt2")), ops=TorchOps()).load(other_bytes=1024)
     monkeypatch.undo()
     assert reads == []
     monkeypatch.setattr(weights, "available_bytes", lambda: needed)

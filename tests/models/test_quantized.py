@@ -16,6 +16,7 @@ from tests.quantized_models import Scheme, decode, quantize, register
 from tests.tiny_models import TINY, TinyModel
 from torch import Tensor
 
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import CapacityError, CheckpointError
 from hasten.layers.formats import stored_matrix
@@ -45,7 +46,7 @@ def scheme(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(folder: Path, backend: str, **options: str) -> tuple[Backend, LoadedModel]:
-    kernels = choose_backend(EngineOptions(backend=backend, threads=1, **options), read_spec(folder))
+    kernels = choose_backend(EngineOptions(backend=backend, threads=1, **options), read_spec(Checkpoint.open(folder)))
     return kernels, load_decoder(folder, dtype=options.get("dtype", "auto"), ops=kernels.ops, formats=kernels.formats)
 
 
@@ -229,8 +230,8 @@ def test_a_bare_model_whose_tensors_are_all_quantised_has_its_prefix(quantised: 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_planned_memory_is_that_of_the_loaded_formats(quantised: Path, backend: str, dtype: str) -> None:
-    kernels = choose_backend(EngineOptions(backend=backend, threads=1), read_spec(quantised))
-    plan = plan_decoder(quantised, dtype=dtype, ops=kernels.ops, formats=kernels.formats)
+    kernels = choose_backend(EngineOptions(backend=backend, threads=1), read_spec(Checkpoint.open(quantised)))
+    plan = plan_decoder(Checkpoint.open(quantised), dtype=dtype, ops=kernels.ops, formats=kernels.formats)
     loaded = load_decoder(quantised, dtype=dtype, ops=kernels.ops, formats=kernels.formats)
     assert plan.weight_bytes == weight_bytes(loaded.decoder)
 
@@ -240,9 +241,9 @@ def test_native_memory_is_taken_once_and_by_loading(tiny: Callable[[str], Path],
     quantised, plain = quantize(tiny("llama-gqa"), tmp_path, all_layers)
     taken = []
     for folder in (quantised, plain):
-        kernels = choose_backend(EngineOptions(backend="cpu", threads=1), read_spec(folder))
+        kernels = choose_backend(EngineOptions(backend="cpu", threads=1), read_spec(Checkpoint.open(folder)))
         assert isinstance(kernels, NativeBackend)
-        plan_decoder(folder, ops=kernels.ops, formats=kernels.formats)
+        plan_decoder(Checkpoint.open(folder), ops=kernels.ops, formats=kernels.formats)
         assert kernels._weights.num_bytes == 0
         load_decoder(folder, ops=kernels.ops, formats=kernels.formats)
         taken.append(kernels._weights.num_bytes)

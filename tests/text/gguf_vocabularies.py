@@ -137,3 +137,12 @@ def changed(metadata: dict[str, Any], **values: Any) -> dict[str, Any]:
     """Return the metadata with other values under ``tokenizer.ggml.``; None removes one."""
     result = metadata | {f"tokenizer.ggml.{name}": value for name, value in values.items()}
     return {key: value for key, value in result.items() if value is not None}
+
+
+def add_letters(writer: GGUFWriter, num_tokens: int = 101) -> None:
+    """Add a byte-level tokenizer of ``num_tokens`` tokens: control tokens, printable ASCII, the space and one merge."""
+    tokens = ["<pad>", "<s>", "</s>", "Ġ", *map(chr, range(ord("!"), ord("~") + 1)), "ab"]
+    tokens += [f"[PAD{token_id}]" for token_id in range(len(tokens), num_tokens)]
+    types = [TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (num_tokens - 3)
+    add_tokenizer(writer, "gpt2", tokens, types, None, pre="gpt-2")
+    writer.add_token_merges(["a b"])

@@ -130,7 +130,7 @@ def mutate(metadata: dict[str, Any], rng: random.Random) -> None:
 
 def test_mutated_metadata_is_refused_or_works(monkeypatch: pytest.MonkeyPatch) -> None:
     metadata: dict[str, Any] = {}
-    monkeypatch.setattr(GgufFile, "open", lambda path: SimpleNamespace(metadata=metadata))
+    monkeypatch.setattr(GgufFile, "open", lambda path: SimpleNamespace(path=path, metadata=metadata))
     sources = (byte_metadata("llama-bpe"), byte_metadata("qwen2"), sentencepiece_metadata(), sentencepiece_metadata(merges=["▁ a"]))
     messages: list[str] = []
     slowest = 0.0

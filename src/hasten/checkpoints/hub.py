@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound, nearest
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
         return shipped
     _check_names(name, revision)
     folder = _expanded(name)
-    if os.path.isdir(folder) or (os.path.isfile(folder) and folder.suffix == ".gguf"):
+    if os.path.isdir(folder) or (os.path.isfile(folder) and is_gguf(folder)):
         if revision is not None:
             kind = "folder" if os.path.isdir(folder) else "file"
             raise InvalidOption(f"a revision needs a hub model, and this is a {kind}", got=f"revision {revision!r} of {name}")
@@ -84,6 +85,17 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFound("there is no such model folder", got=repr(name), remedy=_nearest_model(name))
     return _download(name, revision, quiet)
+
+
+def resolve_heads(name: str, *, quiet: bool = False) -> Path:
+    """Return the folder of draft heads or of exits, as ``resolve`` does.
+
+    Raises ``InvalidOption`` for a GGUF file.
+    """
+    folder = resolve(name, quiet=quiet)
+    if is_gguf(folder):
+        raise InvalidOption(f"{folder} is a GGUF file, which holds a whole model", remedy="Give the folder of draft heads or exits")
+    return folder
 
 
 def cached_models() -> list[CachedModel]:

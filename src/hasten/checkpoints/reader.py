@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hasten.checkpoints.gguf.container import GgufFile
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.gguf.reader import read_gguf
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.quantized.find import find_matrices, kv_cache_scales
@@ -21,7 +23,6 @@ from hasten.checkpoints.tensor_files import SafetensorsFiles, TensorFiles
 from hasten.core.errors import CheckpointError, ModelNotFound
 from hasten.layers.formats.stored_matrix import StoredMatrix
 
-GGUF_SUFFIX = ".gguf"
 FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 QUANTIZED = "quantised"  # of an expected tensor: it is one of ``Checkpoint.matrices``
 
@@ -41,6 +42,7 @@ class Checkpoint:
     files: TensorFiles
     tensors: Mapping[str, TensorEntry]  # by name, without those of ``matrices``
     matrices: Mapping[str, StoredMatrix] = field(default_factory=dict)  # the quantised ones, by the name of the weight
+    gguf: GgufFile | None = None  # None: a folder
 
     @classmethod
     def open(cls, folder: Path, *, single: str = SINGLE) -> Checkpoint:
@@ -51,9 +53,10 @@ class Checkpoint:
         Raises ``ModelNotFound`` for a folder that is missing or holds no model. Raises ``CheckpointError`` for a broken model,
         pickled weights, or a model that needs its own code.
         """
-        if folder.suffix == GGUF_SUFFIX and not os.path.isdir(folder):
-            model = read_gguf(folder)
-            return cls(folder, model.config, model.generation_config, model.tensors, model.tensors.entries, model.matrices)
+        if is_gguf(folder):
+            file = GgufFile.open(folder)
+            model = read_gguf(file)
+            return cls(folder, model.config, model.generation_config, model.tensors, model.tensors.entries, model.matrices, file)
         if not os.path.isdir(folder):
             raise ModelNotFound("there is no such model folder", got=str(folder), remedy="Check the path")
         if not os.path.isfile(folder / "config.json"):
@@ -81,6 +84,18 @@ class Checkpoint:
         return name in self.tensors or name in self.matrices
 
     @property
+    def config_name(self) -> str:
+        """What holds the configuration, for messages."""
+        return settings_name(self.folder)
+
+    @property
+    def mismatch_remedy(self) -> str:
+        """What helps if the tensors are not those of the configuration."""
+        if self.gguf is not None:
+            return "Download the file again, or convert the original model again"
+        return "Check that config.json belongs to these weights; if it does, download or train them again"
+
+    @property
     def num_weights(self) -> int:
         """How many tensors and quantised matrices there are."""
         return len(self.tensors) + len(self.matrices)
@@ -105,8 +120,13 @@ class Checkpoint:
         if faults:
             raise CheckpointError(
                 f"the tensors of {self.folder} are not those of {contents} ({count_faults(faults)}): {list_faults(faults)}",
-                remedy="Check that config.json belongs to these weights; if it does, download or train them again",
+                remedy=self.mismatch_remedy,
             )
+
+
+def settings_name(folder: Path, name: str = "config.json") -> str:
+    """Return the file ``name`` of a model folder, or what a GGUF file has in its place, for messages."""
+    return f"the metadata of {folder}" if is_gguf(folder) else f"{name} of {folder}"
 
 
 def check_tokenizer_size(tokenizer_size: int, embedding_size: int) -> None:

@@ -28,7 +28,7 @@ HELP = {
     "prefix_caching": "Keep the KV cache of prompts, and compute shared prefixes once.",
     "speculative_method": "Speculative decoding: auto (the default: where it pays and changes no output), off, or one drafter: "
     "prompt_lookup, suffix, draft_model, medusa, eagle or self_speculation.",
-    "draft_model": "A smaller model with the same vocabulary that drafts.",
+    "draft_model": "A smaller model with the same vocabulary that drafts: a folder, a GGUF file, a hub id or demo-draft.",
     "draft_heads": "Medusa heads or an EAGLE-3 head of the model that draft.",
     "draft_quantization": "Quantise the weights that draft (draft model, draft heads, lm_head of the exits), as --quantization; "
     "auto: four bits if the model is quantised.",
@@ -63,7 +63,7 @@ SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without(_DECODING_OPTIONS)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-MODEL_HELP = "A folder, a model of the Hugging Face hub, or 'demo'."
+MODEL_HELP = "A folder, a GGUF file, a model of the Hugging Face hub, or 'demo'."
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=f"{MODEL_HELP} The same as the argument.")]
 ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 

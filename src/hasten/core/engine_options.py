@@ -55,7 +55,7 @@ class EngineOptions:
     prefix_caching: bool = True
     # "off", one drafter, or "auto": speculate where it pays and no bit of a logit changes. None: "auto", without a warning.
     speculative_method: Annotated[str, OneOf(("auto", "off", *DRAFTERS))] | None = None
-    draft_model: Name | None = None  # a folder, a hub id or "demo-draft"
+    draft_model: Name | None = None  # a folder, a GGUF file, a hub id or "demo-draft"
     draft_heads: Name | None = None  # Medusa heads or an EAGLE-3 head: a folder, a hub id, "demo-eagle" or "demo-medusa"
     # Of the draft model, the draft heads and the lm_head of exits; "auto": four bits if the model is quantised.
     draft_quantization: Annotated[str, OneOf(("auto", *QUANTIZATIONS))] = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.models.load import plan_decoder, read_spec
@@ -18,9 +19,10 @@ def report_model(model: str, options: EngineOptions) -> dict[str, Any]:
     Raises like ``LLM``, but never ``CapacityError``.
     """
     folder = resolve(model, options.revision, quiet=not options.show_progress)
-    check_quantization(options, folder)
-    backend = choose_backend(options, read_spec(folder))
-    plan = plan_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
+    checkpoint = Checkpoint.open(folder)
+    check_quantization(options, checkpoint)
+    backend = choose_backend(options, read_spec(checkpoint))
+    plan = plan_decoder(checkpoint, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
     weights = plan.summary()
     return {
         "model": model,

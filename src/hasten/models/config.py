@@ -24,6 +24,7 @@ GELU: dict[str, Activation] = {
 # Sums of three sizes are below 2**31, and the bytes of their products below 2**63. The meta device has no larger tensors.
 MAX_SIZE = 2**29 - 1
 MAX_LAYERS = 10_000
+CONFIG_FILE = "config.json"
 MIN_NUMBER, MAX_NUMBER = 1.2e-38, 3.4e38  # of float32, in which the kernels compute
 
 
@@ -31,11 +32,11 @@ class ConfigView:
     """Reading a faulty key records the fault and returns a placeholder; ``check`` raises all faults.
 
     ``max_layers`` bounds the number of layers, for each of which objects are made. Where the weights are known, it is the number of
-    their tensors.
+    their tensors. ``source`` is the name of the configuration in messages.
     """
 
-    def __init__(self, values: Mapping[str, Any], max_layers: int = MAX_LAYERS) -> None:
-        self.values, self._max_layers = values, max_layers
+    def __init__(self, values: Mapping[str, Any], max_layers: int = MAX_LAYERS, source: str = CONFIG_FILE) -> None:
+        self.values, self._max_layers, self.source = values, max_layers, source
         self._faults: list[str] = []
 
     def integer(self, name: str, default: int, *, low: int = 1, high: int = MAX_SIZE) -> int:
@@ -98,7 +99,7 @@ class ConfigView:
             raise UnsupportedModel(
                 f"the configuration of this {self.values.get('model_type')} model has values that hasten does not support: "
                 + "; ".join(self._faults),
-                remedy="Use another checkpoint, or correct config.json if it is wrong",
+                remedy=f"Use another checkpoint, or correct {self.source} if it is wrong",
             )
 
     def _get(self, name: str, default: object) -> Any:

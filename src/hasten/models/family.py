@@ -10,7 +10,7 @@ from typing import Any
 
 from hasten.core.errors import UnsupportedModel, nearest, show
 from hasten.models import families
-from hasten.models.config import MAX_LAYERS, ConfigView
+from hasten.models.config import CONFIG_FILE, MAX_LAYERS, ConfigView
 from hasten.models.spec import DecoderSpec
 from hasten.models.weights import WeightMap
 
@@ -24,12 +24,13 @@ class ModelFamily:
     prefix: str  # of every tensor name but that of lm_head; checkpoints of the bare model leave it out
     ignored: tuple[str, ...] = ()  # patterns (full match) of tensors that old checkpoints hold and that hasten does not need
 
-    def spec(self, config: Mapping[str, Any], max_layers: int = MAX_LAYERS) -> DecoderSpec:
-        """Return the decoder that ``config.json`` describes.
+    def spec(self, config: Mapping[str, Any], max_layers: int = MAX_LAYERS, source: str = CONFIG_FILE) -> DecoderSpec:
+        """Return the decoder that a configuration describes.
 
-        ``max_layers`` is the number of tensors in the weights. Raises ``UnsupportedModel`` with all unsupported values.
+        ``max_layers`` is the number of tensors in the weights, ``source`` the name of the configuration in messages. Raises
+        ``UnsupportedModel`` with all unsupported values.
         """
-        view = ConfigView(config, max_layers)
+        view = ConfigView(config, max_layers, source)
         spec = self.read_spec(view)
         view.check()
         return spec

@@ -22,7 +22,16 @@ from hasten.models.family import ModelFamily, find_family
 from hasten.models.spec import DecoderSpec
 from hasten.models.stored_formats import use_stored_formats
 from hasten.models.weight_summary import WeightSummary, summarize_weights
-from hasten.models.weights import Progress, WeightMap, allocation_errors, check_memory, expected_tensors, load_weights, weight_bytes
+from hasten.models.weights import (
+    Progress,
+    WeightMap,
+    allocation_errors,
+    check_memory,
+    expected_tensors,
+    load_weights,
+    weight_bytes,
+)
+from hasten.models.zero_biases import zero_biases
 from hasten.ops.base import Ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,18 +69,38 @@ class DecoderPlan:
     def summary(self) -> WeightSummary:
         return summarize_weights(self.decoder, self.sources, self.checkpoint)
 
+    def load(self, progress: Progress | None = None, other_bytes: int = 0) -> LoadedModel:
+        """Read the weights. ``other_bytes``: weights that will be loaded beside these.
+
+        Raises ``CapacityError`` if the weights are larger than the free memory, before any is read, and ``CheckpointError`` for
+        weights that cannot be read.
+        """
+        checkpoint, name = self.checkpoint, str(self.checkpoint.folder)
+        is_quantized = bool(checkpoint.matrices)
+        check_memory(self.weight_bytes, name, other_bytes, is_quantized=is_quantized)
+        with allocation_errors(name, is_quantized=is_quantized):
+            decoder = Decoder(self.spec, self.decoder.ops, self.dtype, formats=self.formats)
+            use_stored_formats(decoder, self.sources, checkpoint.matrices, self.formats)
+            load_weights(decoder, checkpoint, self.sources, progress)
+        weights = summarize_weights(decoder, self.sources, checkpoint)
+        settings = checkpoint.config, checkpoint.generation_config
+        return LoadedModel(decoder.eval(), self.spec, *settings, checkpoint.folder, self.dtype, weights)
+
 
 def plan_decoder(
-    folder: Path, *, dtype: str = "auto", ops: Ops, formats: Callable[[torch.dtype], WeightFormatFactory] | None = None
+    checkpoint: Checkpoint, *, dtype: str = "auto", ops: Ops, formats: Callable[[torch.dtype], WeightFormatFactory] | None = None
 ) -> DecoderPlan:
-    """Return the decoder that ``load_decoder`` would load. Raises like it, but never ``CapacityError``."""
+    """Return the decoder that fits a checkpoint. The arguments are those of ``load_decoder``.
+
+    Raises ``CheckpointError`` (``UnsupportedModel``) with all faults of the checkpoint, and ``InvalidOption`` for an unknown
+    ``dtype``.
+    """
     if dtype != "auto" and dtype not in DTYPES:
         raise InvalidOption(
             "unknown dtype", got=repr(dtype), allowed=f"auto, {', '.join(DTYPES)}", remedy=nearest(dtype, [*DTYPES, "auto"])
         )
-    checkpoint = Checkpoint.open(folder)
     family = find_family(checkpoint.config)
-    spec = _resolve_tied_embeddings(checkpoint, family, family.spec(checkpoint.config, max_layers=checkpoint.num_weights))
+    spec = _resolve_tied_embeddings(checkpoint, family, read_spec(checkpoint))
     torch_dtype = DTYPES[_checkpoint_dtype(checkpoint) if dtype == "auto" else dtype]
     sources = _weight_map(checkpoint, family, spec)
     factory = DenseFormatFactory(ops, torch_dtype) if formats is None else formats(torch_dtype)
@@ -80,8 +109,9 @@ def plan_decoder(
     planned = Decoder(spec, ops, torch_dtype, "meta", meta)
     use_stored_formats(planned, sources, checkpoint.matrices, meta)
     expected = expected_tensors(sources, planned, checkpoint.matrices)
-    ignored = _ignored_tensors(checkpoint, family, spec)
-    checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its config.json describes")
+    ignored = _ignored_tensors(checkpoint, family, spec) | zero_biases(checkpoint, expected)
+    described = "config.json describes" if checkpoint.gguf is None else "metadata describes"
+    checkpoint.check_tensors(ignored | expected, f"the {spec.model_type} model that its {described}")
     return DecoderPlan(checkpoint, spec, torch_dtype, sources, factory, planned)
 
 
@@ -92,26 +122,16 @@ def load_decoder(
     ops: Ops,
     formats: Callable[[torch.dtype], WeightFormatFactory] | None = None,
     progress: Progress | None = None,
-    other_bytes: int = 0,
 ) -> LoadedModel:
-    """Load the model of a local folder with config.json and safetensors.
+    """Open, plan and load the model of a local folder, or of a GGUF file.
 
     ``dtype`` "auto" is the dtype of the checkpoint. ``formats`` returns the weight formats for a dtype; None makes all matrices
-    dense. ``other_bytes``: weights that will be loaded beside these.
+    dense.
 
     Raises ``CheckpointError`` (``ModelNotFound``, ``UnsupportedModel``) with all faults of the folder, and ``CapacityError`` if the
     weights are larger than the free memory, before any weight is read. Raises ``InvalidOption`` for an unknown ``dtype``.
     """
-    plan = plan_decoder(folder, dtype=dtype, ops=ops, formats=formats)
-    checkpoint = plan.checkpoint
-    is_quantized = bool(checkpoint.matrices)
-    check_memory(plan.weight_bytes, str(folder), other_bytes, is_quantized=is_quantized)
-    with allocation_errors(str(folder), is_quantized=is_quantized):
-        decoder = Decoder(plan.spec, ops, plan.dtype, formats=plan.formats)
-        use_stored_formats(decoder, plan.sources, checkpoint.matrices, plan.formats)
-        load_weights(decoder, checkpoint, plan.sources, progress)
-    weights = summarize_weights(decoder, plan.sources, checkpoint)
-    return LoadedModel(decoder.eval(), plan.spec, checkpoint.config, checkpoint.generation_config, folder, plan.dtype, weights)
+    return plan_decoder(Checkpoint.open(folder), dtype=dtype, ops=ops, formats=formats).load(progress)
 
 
 def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
@@ -124,21 +144,18 @@ def weight_dtype(entry: TensorEntry, dtype: str) -> torch.dtype | None:
     return DTYPES[STORED_DTYPES[entry.dtype] if dtype == "auto" else dtype]
 
 
-def read_spec(folder: Path) -> DecoderSpec:
-    """Return the decoder that config.json describes, before any weight is read.
-
-    Raises ``CheckpointError`` as ``load_decoder`` does.
-    """
-    checkpoint = Checkpoint.open(folder)
-    return find_family(checkpoint.config).spec(checkpoint.config, max_layers=checkpoint.num_weights)
+def read_spec(checkpoint: Checkpoint) -> DecoderSpec:
+    """Return the decoder that the configuration describes. Raises ``UnsupportedModel``."""
+    config, source = checkpoint.config, checkpoint.config_name
+    return find_family(config).spec(config, max_layers=checkpoint.num_weights, source=source)
 
 
-def check_draft_vocabulary(draft: LoadedModel, name: str, vocab_size: int, remedy: str) -> None:
+def check_draft_vocabulary(draft: DecoderSpec, name: str, vocab_size: int, remedy: str) -> None:
     """Raise ``InvalidOption`` if the draft model's vocabulary is not of this size."""
-    if draft.spec.vocab_size != vocab_size:
+    if draft.vocab_size != vocab_size:
         raise InvalidOption(
             "the vocabularies of the draft model and the model differ",
-            got=f"{draft.spec.vocab_size} tokens in {name}",
+            got=f"{draft.vocab_size} tokens in {name}",
             allowed=f"{vocab_size} tokens",
             remedy=remedy,
         )
@@ -153,7 +170,7 @@ def _checkpoint_dtype(checkpoint: Checkpoint) -> str:
     name = str(configured).removeprefix("torch.")
     if name not in DTYPES:
         raise CheckpointError(
-            f"hasten does not compute in the dtype that config.json of {checkpoint.folder} names",
+            f"hasten does not compute in the dtype that {checkpoint.config_name} names",
             got=show(configured),
             allowed=", ".join(DTYPES),
             remedy="Choose one with the option dtype",

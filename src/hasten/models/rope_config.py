@@ -41,7 +41,7 @@ def read_rotary(view: ConfigView, head_dim: int, max_positions: int) -> RotarySp
     merged |= {key: value for key, value in table.items() if value is not None}
     original = view.values.get("original_max_position_embeddings") or table.get("original_max_position_embeddings")
     merged["original_max_position_embeddings"] = original or max_positions
-    rope = ConfigView({"model_type": view.values.get("model_type"), **merged})
+    rope = ConfigView({"model_type": view.values.get("model_type"), **merged}, source=view.source)
     rope_type = str(merged.get("rope_type", merged.get("type", "default")))
     if merged.get("partial_rotary_factor", 1.0) != 1.0:
         rope.refuse("partial_rotary_factor", "1: the full head is rotated")

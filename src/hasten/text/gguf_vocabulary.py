@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hasten.checkpoints.gguf.token_ids import names_no_token
 from hasten.core.errors import CheckpointError, UnsupportedModel, show
 from hasten.text.tokenizer_config import MAX_TEMPLATE_BYTES
 
@@ -31,7 +32,6 @@ _IDS = {
     "eot_token": "eot_token_id",
     "eom_token": "eom_token_id",
 }
-_NO_ID = (-1, 2**32 - 1)  # some writers say so that there is no such token
 _SENTENCEPIECE_IDS = {"unk_token": (0, UNKNOWN), "bos_token": (1, CONTROL), "eos_token": (2, CONTROL)}  # where the file has none
 _AGAIN = "Download the file again, or convert the original model again with llama.cpp's convert_hf_to_gguf.py"
 
@@ -196,7 +196,7 @@ class _Fields:
         ids = {}
         for name, key in _IDS.items():
             value = self.metadata.get(_PREFIX + key)
-            if value is None or (type(value) is int and value in _NO_ID):
+            if names_no_token(value):
                 continue
             if type(value) is not int or not 0 <= value < num_tokens:
                 raise self.wrong(key, "is not the id of a token", show(value), f"0 to {num_tokens - 1:,}")

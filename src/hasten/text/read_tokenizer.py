@@ -51,14 +51,13 @@ def read_tokenizer(folder: Path, config: TokenizerConfig, vocab_size: int) -> tu
     return tokenizer, special_tokens
 
 
-def read_gguf_tokenizer(file: Path, vocab_size: int) -> GgufTokenizer | None:
+def read_gguf_tokenizer(file: GgufFile, vocab_size: int) -> GgufTokenizer | None:
     """Return the tokenizer in a GGUF file, or None if the file has none.
 
     Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
     """
-    metadata = GgufFile.open(file).metadata
-    with _reading(file):
-        found = gguf_tokenizer(metadata, str(file))
+    with _reading(file.path):
+        found = gguf_tokenizer(file.metadata, str(file.path))
         size = 0 if found is None else _size(found.tokenizer)
     check_tokenizer_size(size, vocab_size)
     return found

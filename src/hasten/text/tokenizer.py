@@ -13,7 +13,9 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
-from hasten.checkpoints.reader import GGUF_SUFFIX
+from hasten.checkpoints.gguf.container import GgufFile
+from hasten.checkpoints.gguf.gguf_path import is_gguf
+from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import InvalidRequest
 from hasten.sampling.bad_word_set import BadWordSet
@@ -55,14 +57,27 @@ class TextTokenizer:
 
         Raises ``CheckpointError`` if the tokenizer is broken or larger than the embedding.
         """
-        if folder.suffix == GGUF_SUFFIX and not folder.is_dir():
-            found = read_gguf_tokenizer(folder, vocab_size)
-            return found and cls(found.tokenizer, special_tokens=found.special_tokens, chat_template=found.chat_template)
+        if is_gguf(folder):
+            return cls._of_gguf(GgufFile.open(folder), vocab_size)
         if not any(has_file(folder / name) for name in FILES):
             return None
         config = TokenizerConfig.read(folder)
         tokenizer, special_tokens = read_tokenizer(folder, config, vocab_size)
         return cls(tokenizer, special_tokens=special_tokens, chat_template=config.chat_template)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, vocab_size: int) -> TextTokenizer | None:
+        """Return the tokenizer of an open checkpoint, as ``load`` does.
+
+        The header of a GGUF file is not read again.
+        """
+        file = checkpoint.gguf
+        return cls.load(checkpoint.folder, vocab_size) if file is None else cls._of_gguf(file, vocab_size)
+
+    @classmethod
+    def _of_gguf(cls, file: GgufFile, vocab_size: int) -> TextTokenizer | None:
+        found = read_gguf_tokenizer(file, vocab_size)
+        return found and cls(found.tokenizer, special_tokens=found.special_tokens, chat_template=found.chat_template)
 
     def detokenizer(self, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """Return an incremental detokenizer for one completion of this prompt."""

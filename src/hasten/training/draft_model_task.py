@@ -153,7 +153,7 @@ def _load_draft(init_from: str, target: TargetModel) -> tuple[Mapping[str, Any],
     trainable_spec(folder)
     loaded = load_decoder(folder, dtype="float32", ops=target.ops)
     remedy = "Give a smaller model of the same family, or leave out init_from"
-    check_draft_vocabulary(loaded, init_from, target.spec.vocab_size, remedy)
+    check_draft_vocabulary(loaded.spec, init_from, target.spec.vocab_size, remedy)
     return loaded.config, loaded.decoder
 
 

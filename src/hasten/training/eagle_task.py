@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from hasten.checkpoints.formats.eagle3 import Eagle3Config, write_eagle3
-from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.hub import resolve_heads
 from hasten.core.errors import InvalidOption
 from hasten.layers.eagle import EagleHead
 from hasten.layers.linear import Embedding
@@ -147,7 +147,7 @@ def _new_head(recipe: EagleRecipe, target: TargetModel, corpus: Corpus, seed: in
 
 def _load_head(init_from: str, target: TargetModel) -> tuple[Eagle3Config, EagleHead]:
     """Load the initial head. Raises ``CheckpointError``, and ``InvalidOption`` for an own embedding."""
-    loaded = load_eagle(resolve(init_from, None, quiet=True), target.decoder)
+    loaded = load_eagle(resolve_heads(init_from, quiet=True), target.decoder)
     if loaded.head.embedding.format is not target.decoder.embedding.format:
         raise InvalidOption(
             "this head has its own embedding, which training neither changes nor saves",

@@ -22,8 +22,7 @@ from hasten.layers.formats.dense import Dense, DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
 from hasten.layers.linear import Linear
 from hasten.models.decoder import Decoder
-from hasten.models.family import find_family
-from hasten.models.load import load_decoder
+from hasten.models.load import load_decoder, read_spec
 from hasten.models.spec import DecoderSpec
 from hasten.models.weights import Progress
 from hasten.ops.torch.backend import TorchOps
@@ -95,7 +94,7 @@ def trainable_spec(folder: Path) -> DecoderSpec:
         _refuse_quantized(folder, read_json(folder / "config.json").get("quantization_config"))
     checkpoint = Checkpoint.open(folder)
     _refuse_quantized(folder, next((matrix.spec.describe() for matrix in checkpoint.matrices.values()), None))
-    return find_family(checkpoint.config).spec(checkpoint.config, max_layers=checkpoint.num_weights)
+    return read_spec(checkpoint)
 
 
 def _refuse_quantized(folder: Path, quantization: object) -> None:

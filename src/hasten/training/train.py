@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import InvalidOption
@@ -161,7 +162,8 @@ def _fingerprint(folder: Path) -> str:
 def _sha256(folder: Path) -> str:
     """Return a hash of all files of a checkpoint, which tells heads of equal size and configuration apart."""
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+    files = [folder] if is_gguf(folder) else sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+    for file in files:
         with file.open("rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()} ".encode())
     return digest.hexdigest()

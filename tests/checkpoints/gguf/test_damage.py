@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFWriter
 from tests.exhaustive import repeats
+from tests.fuzz.gguf_mutations import damage_header
 from tests.gguf_files import write_gguf
 
 from hasten.checkpoints.gguf.container import GgufFile
@@ -20,7 +20,6 @@ from hasten.core.errors import CheckpointError
 from hasten.models.family import find_family
 
 MAX_BYTES, MAX_SECONDS = 4_000_000, 2.0  # of a file of 150 kB
-NUMBERS = (0, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
 
 def read_all(path: Path) -> None:
@@ -46,26 +45,6 @@ def outcome_of(path: Path, seed: int) -> str:
     return "read"
 
 
-def damage(content: bytes, header: int, rng: random.Random) -> bytes:
-    """Return the file cut, or with changed bytes, mostly of the header."""
-    damaged, place = bytearray(content), rng.randrange(header)
-    match rng.randrange(6):
-        case 0:
-            return content[: rng.choice((place, rng.randrange(len(content))))]
-        case 1:
-            for _ in range(rng.randint(1, 4)):
-                damaged[rng.randrange(header)] = rng.randrange(256)
-        case 2:
-            damaged[place : place + 8] = struct.pack("<Q", rng.choice((*NUMBERS, len(content), header)))
-        case 3:
-            damaged[place : place + 4] = struct.pack("<I", rng.choice(NUMBERS) & 0xFFFFFFFF)
-        case 4:
-            del damaged[place : place + rng.randint(1, 16)]
-        case 5:
-            damaged[place:place] = content[(start := rng.randrange(header)) : start + rng.randint(1, 64)]
-    return bytes(damaged)
-
-
 @pytest.fixture
 def original(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
     def add_tokenizer(writer: GGUFWriter) -> None:
@@ -89,7 +68,7 @@ def test_damaged_files_give_checkpoint_errors_only(original: Path, tmp_path: Pat
     tracemalloc.start()
     try:
         for seed in range(repeats("gguf damage")):
-            path.write_bytes(damage(content, header, random.Random(seed)))
+            path.write_bytes(damage_header(content, header, random.Random(seed)))
             tracemalloc.reset_peak()
             before, start = tracemalloc.get_traced_memory()[0], time.process_time()
             outcome = outcome_of(path, seed)

@@ -12,7 +12,7 @@ from tests.quantized_models import Scheme, quantize, register
 from hasten import LLM, SamplingParams
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
-from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
+from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.backends.native import NativeBackend
 
@@ -71,6 +71,7 @@ def test_int8_activations_need_native_kernels(quantised: str) -> None:
 
 def test_a_quantised_draft_model_counts_as_it_is_kept(tiny: Callable[[str], Path], quantised: str) -> None:
     options = EngineOptions(draft_model=quantised, backend="cpu", threads=1)
-    planned = stored_weight_bytes(options, choose_backend(options))
+    backend = choose_backend(options)
+    planned = drafter_weight_bytes(options, backend, plan_draft_model(options, backend))
     loaded = LLM(str(tiny("llama-gqa")), draft_model=quantised, backend="cpu", **SMALL).describe()["draft_weight_bytes"]
     assert planned == pytest.approx(loaded, rel=0.05)  # the plan has no padding, and has the vectors

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
 from hasten.models.load import read_spec
@@ -19,7 +20,7 @@ from hasten.runners.backends.torch import TorchBackend
 
 @pytest.fixture
 def spec(tiny: Callable[[str], Path]) -> DecoderSpec:
-    return read_spec(tiny("gpt2"))
+    return read_spec(Checkpoint.open(tiny("gpt2")))
 
 
 def changed(spec: DecoderSpec, *, head_dim: int | None = None, intermediate_size: int | None = None) -> DecoderSpec:

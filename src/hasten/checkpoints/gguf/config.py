@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.gguf.names import NAME_TABLES
+from hasten.checkpoints.gguf.token_ids import names_no_token
 from hasten.core.errors import CheckpointError, UnsupportedModel, nearest, show
 
 # The GGUF key after the architecture -> the key of config.json.
@@ -125,6 +126,7 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
 def read_generation_config(file: GgufFile) -> dict[str, Any]:
     """Return recommended sampling, and the ids of the first token and of the tokens that end a text."""
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", *_END_KEYS)}
+    tokens = {key: None if names_no_token(value) else value for key, value in tokens.items()}
     ends: list[object] = []
     for key in _END_KEYS:
         if tokens[key] is not None and tokens[key] not in ends:

@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hasten.checkpoints.gguf.blocks import BLOCK_FORMATS
 from hasten.checkpoints.gguf.config import find_architecture, read_config, read_generation_config
 from hasten.checkpoints.gguf.container import GgufFile, GgufTensor
+from hasten.checkpoints.gguf.dtype import choose_dtype
 from hasten.checkpoints.gguf.mapped_files import MappedFiles
 from hasten.checkpoints.gguf.matrix import GgufMatrix, interleaved_rows
 from hasten.checkpoints.gguf.names import ROPE_FACTORS, TensorLayout, find_layout, is_ignored
+from hasten.checkpoints.gguf.plain_tensor import PLAIN_DTYPES, read_plain
 from hasten.checkpoints.shards import TensorEntry, list_faults
 from hasten.core.errors import CheckpointError, UnsupportedModel, show
 
-PLAIN_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 MAX_ROPE_FACTORS = 2**16  # half a head dim
-CONFIG_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +52,22 @@ class GgufModel:
     matrices: dict[str, GgufMatrix]
 
 
-def read_gguf(path: Path) -> GgufModel:
-    """Read the header of a GGUF file, and no weights.
+def read_gguf(file: GgufFile) -> GgufModel:
+    """Return the model in a GGUF file. Of its data, only vectors are read.
 
-    Raises ``UnsupportedModel`` for architectures, settings, tensors and number types that hasten does not know, and
-    ``CheckpointError`` for a broken file.
+    Raises ``UnsupportedModel`` for architectures, settings and tensors that hasten does not know, and ``CheckpointError`` for a
+    broken file.
     """
-    file = GgufFile.open(path)
     architecture, files = find_architecture(file), MappedFiles(file.sizes)
-    config = read_config(file, _read_rope_factors(file, files))
+    files_now = MappedFiles(file.sizes)  # released here: a mapping does not see that its file changes
+    config = read_config(file, _read_rope_factors(file, files_now))
     layouts = _find_layouts(file, architecture)
     head_dim = config.get("head_dim")
     entries, stored, matrices = {}, {}, {}
     for tensor, layout in layouts:
         if layout.interleaved and (type(head_dim) is not int or head_dim < 2 or head_dim % 2 or tensor.shape[0] % head_dim):
             raise CheckpointError(
-                f"the rows of {tensor.name} of {path} are no whole heads",
+                f"the rows of {tensor.name} of {file.path} are no whole heads",
                 got=f"{tensor.shape[0]:,} rows and head dim {show(head_dim)}",
                 allowed="an even head dim that divides the rows",
                 remedy="Convert the original model again",
@@ -80,17 +79,9 @@ def read_gguf(path: Path) -> GgufModel:
             shape = tensor.shape[::-1] if layout.transposed else tensor.shape
             entries[layout.name] = TensorEntry(tensor.name, tensor.file, tensor.type.name, shape, tensor.nbytes)
             stored[layout.name] = (tensor, layout)
-    config["dtype"] = _config_dtype(file)
-    tensors = GgufTensors(path, entries, stored, files, head_dim if type(head_dim) is int else 0)
+    config["dtype"] = choose_dtype((tensor for tensor, _ in layouts), files_now)
+    tensors = GgufTensors(file.path, entries, stored, files, head_dim if type(head_dim) is int else 0)
     return GgufModel(config, read_generation_config(file), tensors, matrices)
-
-
-def read_plain(tensor: GgufTensor, files: MappedFiles) -> Tensor:
-    """Return a tensor that is not quantised, in its own dtype."""
-    raw, dtype = files.read(tensor), PLAIN_DTYPES[tensor.type.name]
-    if tensor.start % dtype.itemsize:
-        raw = raw.clone()  # a file may align its tensors to less than a number
-    return raw.view(dtype).view(tensor.shape)
 
 
 def _find_layouts(file: GgufFile, architecture: str) -> list[tuple[GgufTensor, TensorLayout]]:
@@ -137,13 +128,3 @@ def _read_rope_factors(file: GgufFile, files: MappedFiles) -> list[float] | None
         )
     factors: list[float] = read_plain(tensor, files).tolist()
     return factors
-
-
-def _config_dtype(file: GgufFile) -> str:
-    """Return the dtype of most weights, and float32 for a file with quantised ones."""
-    sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
-    if sizes.keys() & BLOCK_FORMATS.keys():
-        return "float32"
-    return CONFIG_DTYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "float32")

@@ -7,10 +7,10 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.request import Request
 from hasten.engine.engine import Engine
@@ -21,10 +21,10 @@ from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
-from hasten.entrypoints.wiring.load_drafters import stored_weight_bytes
+from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
-from hasten.models.load import LoadedModel, load_decoder, read_spec
+from hasten.models.load import LoadedModel, plan_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.base import KvCacheConfig
@@ -45,24 +45,24 @@ class LoadedEngine:
 
 
 def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
-    """Load ``model`` (a folder, a hub id or ``demo``) and build its engine. Raises ``HastenError``."""
+    """Load ``model`` (a folder, a GGUF file, a hub id or ``demo``) and build its engine.
+
+    Raises ``HastenError``.
+    """
     folder = resolve(model, options.revision, quiet=not options.show_progress)
     timer = LoadTimer()
     with timer.phase("kernels"):
-        backend = _choose_backend(options, folder)
+        checkpoint = Checkpoint.open(folder)
+        check_quantization(options, checkpoint)
+        backend = choose_backend(options, read_spec(checkpoint))
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
-        target = load_decoder(
-            folder,
-            dtype=options.dtype,
-            ops=backend.ops,
-            formats=backend.formats,
-            progress=progress,
-            other_bytes=stored_weight_bytes(options, backend),
-        )
-        speculative = SpeculativeSetup.load(options, backend, target)
+        plan = plan_decoder(checkpoint, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
+        draft_plan = plan_draft_model(options, backend)
+        target = plan.load(progress, other_bytes=drafter_weight_bytes(options, backend, draft_plan))
+        speculative = SpeculativeSetup.load(options, backend, target, draft_plan)
         early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
     with timer.phase("tokenizer"):
-        tokenizer = TextTokenizer.load(folder, target.spec.vocab_size)
+        tokenizer = TextTokenizer.of(checkpoint, target.spec.vocab_size)
     end_ids, defaults = eos_token_ids(target, tokenizer), default_sampling_params(target.generation_config, folder)
     sizing = _size_kv_cache(options, backend, target, speculative)
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
@@ -104,11 +104,6 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
     return LoadedEngine(engine, input_processor, description)
-
-
-def _choose_backend(options: EngineOptions, folder: Path) -> Backend:
-    check_quantization(options, folder)
-    return choose_backend(options, read_spec(folder))
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
-from hasten.layers.formats.stored_matrix import StoredMatrix
 
 
-def check_quantization(options: EngineOptions, folder: Path) -> None:
-    """Raise ``InvalidOption`` if an option does not suit the checkpoint: quantization or activations.
-
-    Raises ``CheckpointError`` like ``Checkpoint.open``.
-    """
-    if options.quantization is None and options.activations == "auto":
-        return
-    matrices = Checkpoint.open(folder).matrices
-    if not matrices:
-        _refuse_activations(options, folder)
+def check_quantization(options: EngineOptions, checkpoint: Checkpoint) -> None:
+    """Raise ``InvalidOption`` if an option does not suit the checkpoint: quantization or activations."""
+    if not checkpoint.matrices:
+        _refuse_activations(options, checkpoint.folder)
     elif options.quantization is not None:
-        _refuse_quantization("quantization", options.quantization, folder, matrices)
+        _refuse_quantization("quantization", options.quantization, checkpoint)
 
 
-def check_draft_quantization(options: EngineOptions, folder: Path) -> None:
-    """Raise ``InvalidOption`` if ``draft_quantization`` would quantise a quantised draft model again.
-
-    Raises ``CheckpointError`` like ``Checkpoint.open``.
-    """
-    if options.draft_quantization != "auto" and (matrices := Checkpoint.open(folder).matrices):
-        _refuse_quantization("draft_quantization", options.draft_quantization, folder, matrices)
+def check_draft_quantization(options: EngineOptions, checkpoint: Checkpoint) -> None:
+    """Raise ``InvalidOption`` if ``draft_quantization`` would quantise a quantised draft model again."""
+    if options.draft_quantization != "auto" and checkpoint.matrices:
+        _refuse_quantization("draft_quantization", options.draft_quantization, checkpoint)
 
 
-def _refuse_quantization(option: str, value: str, folder: Path, matrices: Mapping[str, StoredMatrix]) -> None:
-    scheme = next(iter(matrices.values())).spec.describe()
+def _refuse_quantization(option: str, value: str, checkpoint: Checkpoint) -> None:
+    scheme = next(iter(checkpoint.matrices.values())).spec.describe()
     raise InvalidOption(
-        f"the weights of {folder} are already quantised, so {option} does not apply to them",
+        f"the weights of {checkpoint.folder} are already quantised, so {option} does not apply to them",
         got=f"{option}={value!r} for {scheme}",
         remedy=f"Leave {option} out; activations='int8' quantises the input of products, which is faster and less exact",
     )

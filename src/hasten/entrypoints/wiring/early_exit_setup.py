@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint, read_exits
-from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.hub import resolve_heads
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidOption
 from hasten.kv.cache_manager import KvCacheManager
@@ -42,7 +42,7 @@ class EarlyExitSetup:
             return cls(target.decoder, options, self_drafting)
         spec, decoder = target.spec, target.decoder
         checkpoint = read_exits(
-            resolve(options.exits, None, quiet=not options.show_progress),
+            resolve_heads(options.exits, quiet=not options.show_progress),
             hidden_size=spec.hidden_size,
             num_layers=spec.num_layers,
             vocab_size=spec.vocab_size,

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hasten.checkpoints.json_values import are_integers
+from hasten.checkpoints.reader import settings_name
 from hasten.core.errors import CheckpointError, InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
 from hasten.models.load import LoadedModel
 from hasten.text.tokenizer import TextTokenizer
 
+_FILE = "generation_config.json"
 _CORRECT = "Correct the file"
 
 
@@ -21,12 +23,12 @@ def eos_token_ids(model: LoadedModel, tokenizer: TextTokenizer | None) -> tuple[
     Raises ``CheckpointError`` for a value that no token has, because sequences would never end there.
     """
     token_ids: list[int] = []
-    for file, values in (("generation_config.json", model.generation_config), ("config.json", model.config)):
+    for file, values in ((_FILE, model.generation_config), ("config.json", model.config)):
         value = values.get("eos_token_id")
         listed = value if isinstance(value, list) else [] if value is None else [value]
         if not are_integers(listed, 0, model.spec.vocab_size - 1):
             raise CheckpointError(
-                f"eos_token_id in {file} of {model.folder} is not a token id, or a list of them",
+                f"eos_token_id in {settings_name(model.folder, file)} is not a token id, or a list of them",
                 got=show(value),
                 allowed=f"whole numbers from 0 to {model.spec.vocab_size - 1}",
                 remedy=_CORRECT,
@@ -45,7 +47,7 @@ def default_sampling_params(generation_config: Mapping[str, Any], folder: Path) 
     do_sample = generation_config.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise CheckpointError(
-            f"do_sample in generation_config.json of {folder} is not true or false", got=show(do_sample), remedy=_CORRECT
+            f"do_sample in {settings_name(folder, _FILE)} is not true or false", got=show(do_sample), remedy=_CORRECT
         )
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
     values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
@@ -57,4 +59,4 @@ def default_sampling_params(generation_config: Mapping[str, Any], folder: Path) 
     try:
         return SamplingParams.from_dict(values)
     except InvalidRequest as error:
-        raise CheckpointError(f"generation_config.json in {folder} is wrong: {error.what}", remedy=_CORRECT) from error
+        raise CheckpointError(f"the sampling in {settings_name(folder, _FILE)} is wrong: {error.what}", remedy=_CORRECT) from error

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
 from hasten.checkpoints.formats.medusa import ORIGINAL, read_medusa
-from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.hub import resolve, resolve_heads
 from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import SINGLE, read_shards
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import CheckpointError, InvalidOption
@@ -25,7 +26,7 @@ from hasten.kv.group import KvGroup
 from hasten.layers.eagle import LAYER_INDEX
 from hasten.layers.layer_context import LayerContext
 from hasten.models.eagle import load_eagle
-from hasten.models.load import LoadedModel, check_draft_vocabulary, load_decoder, plan_decoder, weight_dtype
+from hasten.models.load import DecoderPlan, LoadedModel, check_draft_vocabulary, plan_decoder, weight_dtype
 from hasten.ops.cpu.memory import available_bytes
 from hasten.ops.torch.inference import inference
 from hasten.runners.backends.base import Backend
@@ -61,18 +62,26 @@ def max_draft_tokens(options: EngineOptions) -> dict[str, int]:
     return {} if options.num_speculative_tokens is None else {"num_tokens": options.num_speculative_tokens}
 
 
-def stored_weight_bytes(options: EngineOptions, backend: Backend) -> int:
-    """Return the memory that the weights of drafters and exits will take.
+def plan_draft_model(options: EngineOptions, backend: Backend) -> DecoderPlan | None:
+    """Return the draft model that the options name, before its weights are read. None if they name none.
 
-    It reads the headers of their files. What is not valid counts nothing: loading it raises the error.
+    Raises ``CheckpointError`` for faulty files, and ``InvalidOption`` if ``draft_quantization`` would quantise it again.
     """
-    total = 0.0
-    if options.draft_model is not None:
-        folder = resolve(options.draft_model, None, quiet=not options.show_progress)
-        with suppress(CheckpointError):
-            total += plan_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats).weight_bytes
+    if options.draft_model is None:
+        return None
+    checkpoint = Checkpoint.open(resolve(options.draft_model, None, quiet=not options.show_progress))
+    check_draft_quantization(options, checkpoint)
+    return plan_decoder(checkpoint, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats)
+
+
+def drafter_weight_bytes(options: EngineOptions, backend: Backend, draft_plan: DecoderPlan | None) -> int:
+    """Return the memory that the weights of the draft model, or of draft heads, and of exits will take.
+
+    It reads the headers of heads and exits. What is not valid counts nothing: loading it raises the error.
+    """
+    total = 0.0 if draft_plan is None else float(draft_plan.weight_bytes)
     for name in filter(None, (options.draft_heads, options.exits)):
-        folder = resolve(name, None, quiet=not options.show_progress)
+        folder = resolve_heads(name, quiet=not options.show_progress)
         with suppress(CheckpointError):
             for entry in read_shards(folder, ORIGINAL if os.path.isfile(folder / ORIGINAL) else SINGLE).values():
                 if (dtype := weight_dtype(entry, options.dtype)) is not None:
@@ -81,16 +90,14 @@ def stored_weight_bytes(options: EngineOptions, backend: Backend) -> int:
     return int(total)
 
 
-def load_draft_model(name: str, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
-    """Load the draft model in the folder or hub id ``name``.
+def load_draft_model(plan: DecoderPlan, options: EngineOptions, backend: Backend, target: LoadedModel) -> LoadedDrafter:
+    """Load the draft model ``plan``.
 
     Raises ``InvalidOption`` for another vocabulary than the target's, and ``CheckpointError`` for faulty files.
     """
-    folder = resolve(name, None, quiet=not options.show_progress)
-    check_draft_quantization(options, folder)
-    model = load_decoder(folder, dtype=options.dtype, ops=backend.ops, formats=backend.draft_formats)
     remedy = "Take a smaller model of the same family, or train one: hasten train draft"
-    check_draft_vocabulary(model, name, target.spec.vocab_size, remedy)
+    check_draft_vocabulary(plan.spec, str(options.draft_model), target.spec.vocab_size, remedy)
+    model, folder = plan.load(), plan.checkpoint.folder
     draft_ids, vocabulary = read_draft_ids(folder, model.spec.vocab_size), None
     if draft_ids is not None:  # the lm_head keeps only the rows of the draft vocabulary
         layer_context = LayerContext(backend.ops, backend.draft_formats(model.dtype), model.dtype)
@@ -119,7 +126,7 @@ def load_draft_heads(name: str, options: EngineOptions, backend: Backend, target
 
     Raises ``InvalidOption`` for heads that ``speculative_method`` excludes, and ``CheckpointError`` for heads of another model.
     """
-    folder = resolve(name, None, quiet=not options.show_progress)
+    folder = resolve_heads(name, quiet=not options.show_progress)
     load = _load_eagle if _is_eagle(folder) else _load_medusa
     heads = load(folder, options, backend, target)
     if options.resolved_speculative_method not in ("auto", heads.name):

@@ -17,7 +17,7 @@ from hasten.entrypoints.wiring.load_drafters import (
     load_draft_model,
     max_draft_tokens,
 )
-from hasten.models.load import LoadedModel
+from hasten.models.load import DecoderPlan, LoadedModel
 from hasten.ops.cpu.memory import available_bytes
 from hasten.runners.backends.base import Backend
 from hasten.runners.base import KvCacheConfig
@@ -53,14 +53,17 @@ class SpeculativeSetup:
     index_tokens: int = MAX_INDEXED_TOKENS  # that each model-free drafter may index
 
     @classmethod
-    def load(cls, options: EngineOptions, backend: Backend, target: LoadedModel) -> SpeculativeSetup:
+    def load(
+        cls, options: EngineOptions, backend: Backend, target: LoadedModel, draft_plan: DecoderPlan | None
+    ) -> SpeculativeSetup:
         """Load the drafters that the options name, and say why none may draft.
 
-        Warns if ``auto`` was given and has no effect. Raises ``InvalidOption`` and ``CheckpointError``.
+        ``draft_plan`` is the draft model, if there is one. Warns if ``auto`` was given and has no effect. Raises ``InvalidOption``
+        and ``CheckpointError``.
         """
         loaded = []
-        if options.draft_model is not None:
-            loaded.append(load_draft_model(options.draft_model, options, backend, target))
+        if draft_plan is not None:
+            loaded.append(load_draft_model(draft_plan, options, backend, target))
         if options.draft_heads is not None:
             loaded.append(load_draft_heads(options.draft_heads, options, backend, target))
         fitting = available_bytes() // STATE_SHARE // (INDEX_BYTES * sum(_INDICES.values()))
