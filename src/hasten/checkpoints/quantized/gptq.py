@@ -150,7 +150,8 @@ class GptqMatrix:
         if f"{self.module}.g_idx" not in self.parts:
             return None
         groups = self._read("g_idx").to(torch.int64)
-        if torch.equal(groups, natural):
+        # All zeros: GPTQ-for-LLaMa never filled the tensor in. ExLlama and TGI read such files in order, too.
+        if torch.equal(groups, natural) or not groups.any():
             return None
         by_group, order = groups.sort(stable=True)
         if torch.equal(by_group, natural):
