@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ def test_modules_have_the_width_of_their_tensors(tmp_path: Path) -> None:
     for module, weights in expected.items():
         check_meaning(checkpoint.matrices[f"{module}.weight"], weights)
     assert set(checkpoint.tensors) == {"c.weight"}
+
+
+def test_many_overrides_take_linear_time(tmp_path: Path) -> None:
+    parts, expected = _encode()
+    many = {f"key{index}": 0 for index in range(30_000)}
+    folder = store(tmp_path, named(parts), _settings(dynamic={f"m{index}": {} for index in range(30_000)}, **many))
+    start = time.process_time()
+    check_meaning(Checkpoint.open(folder).matrices["m.weight"], expected)
+    assert time.process_time() - start < 2
 
 
 def _without(*parts: str) -> Any:

@@ -182,9 +182,11 @@ def _read_widths(settings: Mapping[str, Any], files: TensorFiles) -> list[Width]
         )
     widths: dict[Width, None] = {}
     for override in ({}, *dynamic.values()):
-        values = {**settings, **override} if isinstance(override, Mapping) else settings
-        refuse_setting(files, "GPTQ", "bits", values.get("bits"), BITS)
-        widths[values["bits"], read_group_size(values.get("group_size", 128), files)] = None
+        # Two keys only: a copy of all settings for each override would take quadratic time.
+        values = override if isinstance(override, Mapping) else {}
+        bits = values.get("bits", settings.get("bits"))
+        refuse_setting(files, "GPTQ", "bits", bits, BITS)
+        widths[bits, read_group_size(values.get("group_size", settings.get("group_size", 128)), files)] = None
     if len(widths) > MAX_WIDTHS:
         raise UnsupportedModel(
             f"the GPTQ checkpoint {files.folder} mixes too many widths and group sizes",
