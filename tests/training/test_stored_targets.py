@@ -78,6 +78,12 @@ def test_what_is_trained_on_a_plain_gguf_file_serves_it(
     assert drafting.engine.stats.num_drafted_tokens > 0
 
 
+def test_a_target_needs_a_tokenizer(tiny: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny("llama-gqa"), "F16", edit=lambda writer: writer.add_tokenizer_model("no_vocab"))
+    with pytest.raises(HastenError, match=r"no tokenizer to encode text with\. Use a file that has one\."):
+        train(str(tmp_path / "model.gguf"), text, tmp_path / "out", MedusaRecipe(), OPTIONS)
+
+
 def test_a_run_is_not_resumed_after_a_change_of_its_initial_gguf_file(
     tiny: Callable[[str], Path], text: Path, tmp_path: Path
 ) -> None:

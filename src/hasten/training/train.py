@@ -109,7 +109,8 @@ def _load_corpus(
         )
     tokenizer = TextTokenizer.load(folder, spec.vocab_size)
     if tokenizer is None:
-        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy="Copy one into its folder")
+        remedy = "Use a file that has one" if is_gguf(folder) else "Copy one into its folder"
+        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy=remedy)
     if options.self_distill is not None:
         # Refuse a bad recipe before hours of generation. The task is dropped: the engine needs its memory.
         token = torch.zeros(1, dtype=torch.int32)
