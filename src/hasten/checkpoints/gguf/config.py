@@ -62,10 +62,8 @@ _SAMPLING_KEYS = {
 }
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 # Files often name one end only, and generation_config.json named several. llama.cpp finds the others by their text, too.
-_END_TOKENS = frozenset(
-    ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<end_of_turn>")
-    + ("</s>", "<EOT>", "<｜end▁of▁sentence｜>")
-)
+_END_TOKENS = {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<end_of_turn>"}
+_END_TOKENS |= {"</s>", "<EOT>", "<｜end▁of▁sentence｜>"}
 _SPECIAL_TYPES = (3, 4)  # control tokens, and those of the user; "</s>" is text in some vocabularies
 
 
