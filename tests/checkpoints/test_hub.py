@@ -119,6 +119,27 @@ def test_a_folder_of_gguf_files_names_them(tmp_path, cache):
     assert hub.resolve(str(tmp_path)) == tmp_path
 
 
+def test_a_gguf_file_without_the_suffix_says_so(tmp_path, cache):
+    """Ollama names its blobs after their hash."""
+    (tmp_path / "sha256-0123").write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(ModelNotFound, match=r"link to it whose name ends in \.gguf"):
+        hub.resolve(str(tmp_path / "sha256-0123"))
+
+
+def test_a_missing_gguf_file_is_not_looked_for_on_the_hub(tmp_path, cache, monkeypatch):
+    (tmp_path / "qwen.Q4_K_M.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFound, match=r"no such GGUF file: got 'qwen.Q4_K_N.gguf'\. Did you mean 'qwen.Q4_K_M.gguf'"):
+        hub.resolve("qwen.Q4_K_N.gguf")
+
+
+@pytest.mark.parametrize("files", [{"config.json": "{}"}, {"params": "x"}])
+def test_a_hub_model_of_gguf_files_says_how_to_get_one(cache, files):
+    add_model(cache, "someone/small-GGUF", files)
+    with pytest.raises(ModelNotFound, match=r"no GGUF files\. Download one with: hf download someone/small-GGUF NAME\.gguf"):
+        hub.resolve("someone/small-GGUF", quiet=True)
+
+
 def test_an_incomplete_download_is_refused(cache):
     """The hub client stores the file list of a revision, and one of its files is missing."""
     from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache

@@ -227,6 +227,15 @@ def test_a_pickle_is_refused_and_never_read(name: str, folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+def test_a_model_folder_with_gguf_files_instead_of_weights_names_one(folder: Path) -> None:
+    """Repositories of GGUF files often hold the original config.json, too."""
+    (folder / "model.safetensors").unlink()
+    (folder / "small.Q8_0.gguf").touch()
+    (folder / "small.Q4_0.gguf").touch()
+    with pytest.raises(ModelNotFound, match=rf"Give the GGUF file: {folder}/small\.Q4_0\.gguf"):
+        Checkpoint.open(folder)
+
+
 def test_code_of_the_checkpoint_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "auto_map": {"AutoModel": "modeling.py"}}))
     message = _message(folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from hasten.checkpoints.gguf.gguf_path import is_gguf
+from hasten.checkpoints.gguf.gguf_path import MAGIC, SUFFIX, is_gguf
 from hasten.core.errors import CheckpointError, InvalidOption, ModelNotFound, nearest
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ def resolve(name: str, revision: str | None = None, *, quiet: bool = False) -> P
         _refuse_gguf_folder(folder)
         return folder
     if os.path.isfile(folder):
-        raise ModelNotFound(
-            f"{name} is a file, and a model is a folder or a .gguf file", remedy=f"Give the folder: {folder.parent}"
-        )
+        remedy = "Make a link to it whose name ends in .gguf" if _begins_as_gguf(folder) else f"Give the folder: {folder.parent}"
+        raise ModelNotFound(f"{name} is a file, and a model is a folder or a .gguf file", remedy=remedy)
+    if is_gguf(folder):
+        raise ModelNotFound("there is no such GGUF file", got=repr(name), remedy=_nearest_model(name))
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFound("there is no such model folder", got=repr(name), remedy=_nearest_model(name))
     return _download(name, revision, quiet)
@@ -166,6 +167,15 @@ def _refuse_gguf_folder(folder: Path) -> None:
         )
 
 
+def _begins_as_gguf(file: Path) -> bool:
+    """Whether the content is GGUF: the files of some tools, such as Ollama's blobs, have no suffix."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def _expanded(name: str) -> Path:
     """Return the path with ``~`` replaced by the home folder, if there is one."""
     try:
@@ -204,6 +214,11 @@ def _download(name: str, revision: str | None, quiet: bool) -> Path:
         if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(("huggingface_hub", "http")):
             raise
         raise ModelNotFound(_reason(error), got=repr(name), remedy=_nearest_model(name)) from error
+    if "gguf" in name.lower() and not any(Path(folder).glob("*.safetensors")):
+        raise ModelNotFound(
+            f"{name} has no safetensors files, and hasten downloads no GGUF files",
+            remedy=f"Download one with: hf download {name} NAME.gguf, and give its path",
+        )
     if not os.path.isfile(Path(folder) / "config.json"):
         raise ModelNotFound(f"{name} has no config.json, so it is not a model", remedy=_nearest_model(name))
     return Path(folder)
@@ -238,7 +253,8 @@ def _nearest_model(name: str) -> str:
     """Return a remedy with the nearest model that is shipped, cached, or in a sibling folder."""
     parent = _expanded(name).parent
     try:
-        siblings = [str(parent / entry.name) for entry in parent.iterdir() if os.path.isfile(entry / "config.json")]
+        entries = [entry for entry in parent.iterdir() if entry.suffix == SUFFIX or os.path.isfile(entry / "config.json")]
+        siblings = [str(parent / entry.name) for entry in entries]
     except (OSError, ValueError):
         siblings = []
     return nearest(name, [*SHIPPED, *SHIPPED_HEADS, *(model.name for model in cached_models()), *siblings])

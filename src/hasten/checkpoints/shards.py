@@ -20,6 +20,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hasten.checkpoints.gguf.gguf_path import SUFFIX
 from hasten.checkpoints.json_values import MAX_JSON_BYTES, are_integers, are_strings, parse_json, read_json
 from hasten.core.errors import CheckpointError, ModelNotFound
 
@@ -182,12 +183,13 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not os.path.isfile(file):
         remedy = "Convert it with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         refuse_pickles(folder, "*.safetensors", remedy=remedy)
-        others = [name for name in _file_names(folder) if name.endswith((*PICKLES, ".safetensors", ".gguf"))]
+        others = [name for name in _file_names(folder) if name.endswith((*PICKLES, ".safetensors", SUFFIX))]
+        gguf = next((name for name in others if name.endswith(SUFFIX)), None)
         raise ModelNotFound(
             f"{folder} has no weights",
             got=", ".join(others) or "no weight file",
             allowed=f"{SINGLE}, or shards with {INDEX}",
-            remedy="Check the path, or download the checkpoint again",
+            remedy=f"Give the GGUF file: {folder / gguf}" if gguf else "Check the path, or download the checkpoint again",
         )
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not are_strings(list(weight_map.values())):

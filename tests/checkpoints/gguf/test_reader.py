@@ -341,6 +341,18 @@ def test_tokens_that_end_a_text_or_a_turn_are_generation_settings(tiny: Callable
     assert Checkpoint.open(edited(tiny, tmp_path, edit)).generation_config == {"bos_token_id": 1, "eos_token_id": [2, 7]}
 
 
+def test_special_tokens_say_by_their_text_that_they_end_a_turn(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Files of Llama 3 and Qwen name one end only; their generation_config.json had two or three."""
+
+    def edit(writer: GGUFWriter) -> None:
+        texts = ["a", "</s>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>", "<|im_start|>", "b"]
+        writer.add_token_list([*texts, *(f"[PAD{index}]" for index in range(256 - len(texts)))])
+        writer.add_token_types([1, 1, 3, 3, 4, 3, 5, *[5] * (256 - len(texts))])
+
+    generation_config = Checkpoint.open(edited(tiny, tmp_path, edit)).generation_config
+    assert generation_config == {"bos_token_id": 1, "eos_token_id": [2, 3, 4]}
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -43,7 +43,7 @@ from hasten.checkpoints.quantized.compressed_config import FORMATS
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.shards import ITEM_BYTES
 from hasten.core.errors import CheckpointError
-from hasten.layers.formats.stored_matrix import Fp8Rows, StoredMatrix, dequantize
+from hasten.layers.formats.stored_matrix import Fp8Rows, GroupedRows, StoredMatrix, dequantize
 
 MODULE = "model.layers.0.mlp.up_proj"
 
@@ -262,6 +262,20 @@ def test_zero_points_of_symmetric_weights_are_not_used(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tmp_path)
     assert torch.equal(weight_of(checkpoint.matrices[f"{MODULE}.weight"]), decoded[f"{MODULE}.weight"])
     assert not checkpoint.tensors
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("strategy", ["channel", "group"])
+def test_zero_points_of_old_versions_are_not_packed(strategy: str, bits: int, tmp_path: Path) -> None:
+    """Versions before 0.9.4 store them as int8, in the shape of the scales."""
+    decoded = write_linears(tmp_path, {MODULE: (37, 64)}, integers(bits, strategy, symmetric=False), "pack-quantized")
+    (matrix,) = Checkpoint.open(tmp_path).matrices.values()
+    rows = matrix.rows(0, 37)
+    assert isinstance(rows, GroupedRows)
+    assert isinstance(rows.zeros, Tensor)
+    assert rows.zeros.unique().numel() > 1
+    change_tensors(tmp_path, _set("weight_zero_point", (rows.zeros - (1 << (bits - 1))).to(torch.int8).contiguous()))
+    assert torch.equal(weight_of(Checkpoint.open(tmp_path).matrices[f"{MODULE}.weight"]), decoded[f"{MODULE}.weight"])
 
 
 def test_scalar_scales_and_old_spellings_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,13 @@ def test_the_order_of_inputs_makes_groups_contiguous(tmp_path: Path) -> None:
     assert matrix.spec.reorders_inputs
 
 
-@pytest.mark.parametrize("g_idx", ["int64", "absent"])
+@pytest.mark.parametrize("g_idx", ["int64", "absent", "zeros"])
 def test_inputs_in_order_have_no_order(g_idx: str, tmp_path: Path) -> None:
     parts, expected = _encode()
     if g_idx == "absent":
         del parts["g_idx"]
     else:
-        parts["g_idx"] = parts["g_idx"].long()
+        parts["g_idx"] = parts["g_idx"].long() * (g_idx == "int64")
     matrix = Checkpoint.open(store(tmp_path, named(parts), _settings(desc_act=False))).matrices["m.weight"]
     assert matrix.input_order() is None
     check_meaning(matrix, expected)
@@ -149,6 +150,15 @@ def test_modules_have_the_width_of_their_tensors(tmp_path: Path) -> None:
     for module, weights in expected.items():
         check_meaning(checkpoint.matrices[f"{module}.weight"], weights)
     assert set(checkpoint.tensors) == {"c.weight"}
+
+
+def test_many_overrides_take_linear_time(tmp_path: Path) -> None:
+    parts, expected = _encode()
+    many = {f"key{index}": 0 for index in range(30_000)}
+    folder = store(tmp_path, named(parts), _settings(dynamic={f"m{index}": {} for index in range(30_000)}, **many))
+    start = time.process_time()
+    check_meaning(Checkpoint.open(folder).matrices["m.weight"], expected)
+    assert time.process_time() - start < 2
 
 
 def _without(*parts: str) -> Any:

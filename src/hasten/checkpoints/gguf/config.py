@@ -61,6 +61,10 @@ _SAMPLING_KEYS = {
     "penalty_repeat": "repetition_penalty",
 }
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
+# Files often name one end only, and generation_config.json named several. llama.cpp finds the others by their text, too.
+_END_TOKENS = {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "<end_of_turn>"}
+_END_TOKENS |= {"</s>", "<EOT>", "<｜end▁of▁sentence｜>"}
+_SPECIAL_TYPES = (3, 4)  # control tokens, and those of the user; "</s>" is text in some vocabularies
 
 
 def find_architecture(file: GgufFile) -> str:
@@ -124,16 +128,26 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
 
 
 def read_generation_config(file: GgufFile) -> dict[str, Any]:
-    """Return recommended sampling, and the ids of the first token and of the tokens that end a text."""
+    """Return recommended sampling, and the ids of the first token and of the tokens that end a text or a turn."""
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", *_END_KEYS)}
     tokens = {key: None if names_no_token(value) else value for key, value in tokens.items()}
     ends: list[object] = []
     for key in _END_KEYS:
         if tokens[key] is not None and tokens[key] not in ends:
             ends.append(tokens[key])
+    ends += [token_id for token_id in _find_end_tokens(file) if token_id not in ends]
     values = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
     values |= {"bos_token_id": tokens["bos_token_id"], "eos_token_id": ends}
     return {key: value for key, value in values.items() if value not in (None, [])}
+
+
+def _find_end_tokens(file: GgufFile) -> list[int]:
+    """Return the ids of special tokens whose text says that they end a text, a turn or a message."""
+    tokens, types = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(types, list):
+        return []
+    pairs = enumerate(zip(tokens, types, strict=False))  # the tokenizer's reader checks the lengths
+    return [token_id for token_id, (token, kind) in pairs if kind in _SPECIAL_TYPES and token in _END_TOKENS]
 
 
 class _Settings:

@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from hasten.checkpoints.gguf.ggml_types import GGML_TYPES, GgmlType
+from hasten.checkpoints.gguf.gguf_path import MAGIC
 from hasten.checkpoints.gguf.value_reader import MAX_KEY, GgufError, ValueReader
 from hasten.checkpoints.shards import count_faults, list_faults
 from hasten.core.errors import CheckpointError, ModelNotFound, UnsupportedModel, show
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER = 2**28  # bytes before the data; half a million strings take 20 MB
 MAX_TENSORS, MAX_VALUES = 2**17, 2**16

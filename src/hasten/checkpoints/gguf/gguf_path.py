@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 SUFFIX = ".gguf"
+MAGIC = b"GGUF"  # the first bytes of a file
 
 
 def is_gguf(path: Path) -> bool:

@@ -74,7 +74,10 @@ class ModuleParts:
         self._take("weight_scale", ("U8",) if has_exponents else ("F8_E4M3",) if has_global_scale else _FLOATS, scales)
         if has_global_scale:
             self._take("weight_global_scale", ("F32",), (1,))
-        has_packed_zeros = packing is not None and spec.granularity in ("channel", "group")
+        # Versions before 0.9.4 pack no zero points.
+        zeros = self.files.entries.get(f"{self.module}.weight_zero_point")
+        stores_bytes = zeros is not None and zeros.dtype == "I8"
+        has_packed_zeros = packing is not None and spec.granularity in ("channel", "group") and not stores_bytes
         if spec.has_offsets and packing is not None and has_packed_zeros:
             self._take("weight_zero_point", ("I32",), (packing.num_words(shape[0]), scales[1]))
         elif spec.has_offsets:

@@ -150,7 +150,8 @@ class GptqMatrix:
         if f"{self.module}.g_idx" not in self.parts:
             return None
         groups = self._read("g_idx").to(torch.int64)
-        if torch.equal(groups, natural):
+        # All zeros: GPTQ-for-LLaMa never filled the tensor in. ExLlama and TGI read such files in order, too.
+        if torch.equal(groups, natural) or not groups.any():
             return None
         by_group, order = groups.sort(stable=True)
         if torch.equal(by_group, natural):
@@ -181,9 +182,11 @@ def _read_widths(settings: Mapping[str, Any], files: TensorFiles) -> list[Width]
         )
     widths: dict[Width, None] = {}
     for override in ({}, *dynamic.values()):
-        values = {**settings, **override} if isinstance(override, Mapping) else settings
-        refuse_setting(files, "GPTQ", "bits", values.get("bits"), BITS)
-        widths[values["bits"], read_group_size(values.get("group_size", 128), files)] = None
+        # Two keys only: a copy of all settings for each override would take quadratic time.
+        values = override if isinstance(override, Mapping) else {}
+        bits = values.get("bits", settings.get("bits"))
+        refuse_setting(files, "GPTQ", "bits", bits, BITS)
+        widths[bits, read_group_size(values.get("group_size", settings.get("group_size", 128)), files)] = None
     if len(widths) > MAX_WIDTHS:
         raise UnsupportedModel(
             f"the GPTQ checkpoint {files.folder} mixes too many widths and group sizes",

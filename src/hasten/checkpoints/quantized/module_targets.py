@@ -35,19 +35,30 @@ class TargetMatcher:
     def __post_init__(self) -> None:
         self._deadline = time.monotonic() + MAX_SECONDS
         self._names = {target for target in self.targets if not target.startswith("re:")}
-        self._patterns = [(target, _compile(target)) for target in sorted({*self.targets} - self._names)]
+        self._patterns = []
+        for target in sorted({*self.targets} - self._names):
+            self._refuse_late(target)
+            self._patterns.append((target, _compile(target)))
 
     def find(self, module: str) -> str | None:
         """Return the first target that names ``module``; None if there is none."""
         if module in self._names:
             return module
         for target, pattern in self._patterns:
+            remaining = self._refuse_late(target)
             try:
-                if pattern.match(module, timeout=max(self._deadline - time.monotonic(), 1e-3)):
+                if pattern.match(module, timeout=remaining):
                     return target
             except (TimeoutError, MemoryError):
-                raise _invalid(target, f"patterns that take less than {MAX_SECONDS:g} s") from None
+                raise _too_slow(target) from None
         return LINEAR if LINEAR in self._names else None
+
+    def _refuse_late(self, target: str) -> float:
+        """Return the seconds that are left; many patterns that are fast take long together."""
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise _too_slow(target)
+        return remaining
 
 
 def _compile(target: str) -> regex.Pattern[str]:
@@ -60,6 +71,10 @@ def _compile(target: str) -> regex.Pattern[str]:
             return regex.compile(pattern)
     except (re.error, regex.error, RecursionError, OverflowError, MemoryError):
         raise _invalid(target, "a regular expression of Python") from None
+
+
+def _too_slow(target: str) -> CheckpointError:
+    return _invalid(target, f"patterns that together take less than {MAX_SECONDS:g} s")
 
 
 def _invalid(target: str, allowed: str) -> CheckpointError:
