@@ -89,7 +89,7 @@ def test_the_load_line_names_the_scheme_in_one_clause(
     assert f"loaded {quantised} ({clause} (relative error 0.00" in capsys.readouterr().err
     assert llm.describe()["weights"].startswith(clause)
     LLM(str(quantised), dtype="float32", show_progress=True, **SMALL)
-    assert "float and int16 activations) in " in capsys.readouterr().err
+    assert "float and int16 activations, kept as float32) in " in capsys.readouterr().err
     LLM(str(plain), dtype="bfloat16", show_progress=True, **SMALL)
     assert f"loaded {plain} in " in capsys.readouterr().err
 
@@ -103,6 +103,13 @@ def test_activations_of_weights_that_are_quantised_while_they_load(
     about = LLM(str(tiny("llama-gqa")), backend="cpu", quantization=quantization, **SMALL).describe()
     assert (about["activations"], about["schemes"]) == (activations, [])
     assert about["weights"] == (quantization or "float32") and about["bits_per_weight"] == 32
+
+
+def test_codes_that_are_kept_need_no_word(folders: Folders, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    quantised, _ = quantize(tiny("llama-gqa"), tmp_path / "other", lambda _: Scheme())
+    assert LLM(str(quantised), backend="cpu", **SMALL).describe()["weights"].endswith("float activations")
+    assert LLM(str(quantised), backend="torch", **SMALL).describe()["weights"].endswith("float activations, kept as float32")
 
 
 def test_a_report_refuses_what_loading_refuses(folders: Folders) -> None:

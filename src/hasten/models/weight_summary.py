@@ -13,6 +13,8 @@ from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.models.decoder import Decoder
 from hasten.models.weights import WeightMap, expected_tensors, find_format, leaf_formats
 
+_WIDE = frozenset({"float32", "bfloat16", "float16"})  # forms that read more memory than the codes of a scheme
+
 
 @dataclass(slots=True)
 class SchemeUse:
@@ -59,7 +61,7 @@ class WeightSummary:
         }
 
     def clause(self) -> str:
-        """Return the quantised weights in one clause; empty if none are.
+        """Return the quantised weights in one clause; empty if none are. It says which are no longer codes.
 
         ``GPTQ int4, 4.6 bits per weight, int16 activations, kept as bfloat16 (relative error 0.0017)``
         """
@@ -69,9 +71,9 @@ class WeightSummary:
         parts = [names, f"{self.bits_per_weight:.1f} bits per weight", f"{self.activations} activations"]
         errors: dict[str, float] = {}
         for use in self.schemes:
-            if not use.is_exact:
+            if use.form in _WIDE:
                 errors[use.form] = max(errors.get(use.form, 0.0), use.error or 0.0)
-        return ", ".join(parts + [f"kept as {form} (relative error {error:.2g})" for form, error in errors.items()])
+        return ", ".join(parts + [f"kept as {form}" + (f" (relative error {e:.2g})" if e else "") for form, e in errors.items()])
 
 
 def summarize_weights(decoder: Decoder, sources: WeightMap, checkpoint: Checkpoint) -> WeightSummary:
