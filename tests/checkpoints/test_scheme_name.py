@@ -37,6 +37,10 @@ def group(bits: object, kind: object = "int") -> dict[str, Any]:
             },
             "compressed-tensors int4 and fp8",
         ),
+        (
+            {"compression_config": {"quant_method": "compressed-tensors", "config_groups": {"a": group(8)}}},
+            "compressed-tensors int8",
+        ),
         ({"quantization_config": {"quant_method": "new"}}, "new"),
         ({"quantization_config": {"quant_method": "\x1b[31mred\nline"}}, "-"),
         ({"quantization_config": {"quant_method": "x" * 10_000}}, "-"),

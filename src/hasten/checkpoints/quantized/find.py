@@ -14,6 +14,7 @@ from hasten.checkpoints.quantized.awq import read_awq
 from hasten.checkpoints.quantized.compressed_tensors import read_compressed_tensors
 from hasten.checkpoints.quantized.fp8 import read_fp8
 from hasten.checkpoints.quantized.gptq import read_gptq
+from hasten.checkpoints.quantized.scheme_name import quantization_settings
 from hasten.checkpoints.tensor_files import TensorFiles
 from hasten.core.errors import CheckpointError, UnsupportedModel, nearest, show
 from hasten.layers.formats.stored_matrix import StoredMatrix
@@ -40,7 +41,7 @@ def find_matrices(config: Mapping[str, Any], files: TensorFiles) -> dict[str, St
     Empty for a checkpoint that is not quantised.
     Raises ``UnsupportedModel`` for an unknown scheme, and ``CheckpointError`` for tensors that are not those of the scheme.
     """
-    settings = _settings(config) or _read_separate(files)
+    settings = quantization_settings(config) or _read_separate(files)
     if not settings:
         return {}
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
@@ -76,8 +77,4 @@ def kv_cache_scales(config: Mapping[str, Any], files: TensorFiles) -> set[str]:
 
     hasten stores the KV cache in the type that its user chose, whatever the checkpoint was calibrated for.
     """
-    return {name for name in files.entries if name.rpartition(".")[2] in KV_CACHE_PARTS} if _settings(config) else set()
-
-
-def _settings(config: Mapping[str, Any]) -> Any:
-    return config.get("quantization_config") or config.get("compression_config")  # the key of early compressed-tensors
+    return {name for name in files.entries if name.rpartition(".")[2] in KV_CACHE_PARTS} if quantization_settings(config) else set()

@@ -14,12 +14,17 @@ METHODS = {"gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "fp8": "FP8", "fbgemm_fp8
 UNKNOWN = "-"
 
 
+def quantization_settings(config: Mapping[str, Any]) -> Any:
+    """Return the value that describes the quantisation; None, or what is empty, if there is none."""
+    return config.get("quantization_config") or config.get("compression_config")  # the key of early compressed-tensors
+
+
 def scheme_name(config: Mapping[str, Any]) -> str:
     """Return a name such as "bf16" or "GPTQ int4".
 
     "compressed-tensors int4 and fp8" has two schemes; "-" is no name.
     """
-    settings = config.get("quantization_config") or config.get("compression_config")
+    settings = quantization_settings(config)
     if not settings:
         name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
         return DTYPES.get(name, UNKNOWN)
