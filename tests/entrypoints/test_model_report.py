@@ -108,7 +108,7 @@ def test_activations_of_weights_that_are_quantised_while_they_load(
 def test_codes_that_are_kept_need_no_word(folders: Folders, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     quantised, _ = quantize(tiny("llama-gqa"), tmp_path / "other", lambda _: Scheme())
-    assert LLM(str(quantised), backend="cpu", **SMALL).describe()["weights"].endswith("float activations")
+    assert LLM(str(quantised), backend="cpu", **SMALL).describe()["weights"].endswith("int16 activations")
     assert LLM(str(quantised), backend="torch", **SMALL).describe()["weights"].endswith("float activations, kept as float32")
 
 
