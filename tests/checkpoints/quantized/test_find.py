@@ -72,3 +72,14 @@ def test_codes_without_a_configuration_are_refused(tmp_path: Path) -> None:
     message = refusal(store(tmp_path, named(parts), None))
     assert "m.qweight" in message
     assert "quantization_config" in message
+
+
+def test_weights_of_modelopt_are_named_by_the_file_beside_the_configuration(tmp_path: Path) -> None:
+    parts = {"weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "weight_scale": torch.tensor(1.0)}
+    folder = store(tmp_path, named(parts), None)
+    (folder / "hf_quant_config.json").write_text(
+        json.dumps({"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}})
+    )
+    assert "got 'modelopt'" in refusal(folder, UnsupportedModel)
+    store(folder, {"m.weight": torch.ones(4, 4)}, None)  # a file that quantises the KV cache only
+    assert not Checkpoint.open(folder).matrices

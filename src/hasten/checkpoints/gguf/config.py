@@ -128,7 +128,7 @@ def read_config(file: GgufFile, rope_factors: Sequence[float] | None) -> dict[st
 
 
 def read_generation_config(file: GgufFile) -> dict[str, Any]:
-    """Return recommended sampling, and the ids of the tokens at the ends of a text and of a turn."""
+    """Return recommended sampling, the id of the first token, and those that end a text or a turn."""
     tokens = {key: file.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", *_END_KEYS)}
     tokens = {key: None if names_no_token(value) else value for key, value in tokens.items()}
     ends: list[object] = []

@@ -29,6 +29,7 @@ SCHEMES: dict[str, SchemeReader] = {
 }
 # Files beside config.json that AutoGPTQ and AutoAWQ once wrote -> the scheme if they name none.
 SEPARATE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+MODELOPT_FILE = "hf_quant_config.json"  # which NVIDIA's ModelOpt once wrote instead of a quantization_config
 # Of attention modules; "output_scale" is the older name, in k_proj and v_proj.
 KV_CACHE_PARTS = frozenset(
     f"{states}_{number}" for states in ("q", "k", "v", "kv", "output") for number in ("scale", "zero_point", "global_scale")
@@ -56,10 +57,12 @@ def find_matrices(config: Mapping[str, Any], files: TensorFiles) -> dict[str, St
 
 
 def _read_separate(files: TensorFiles) -> dict[str, Any]:
-    """Return the settings of packed codes that config.json does not describe.
+    """Return the settings of quantised weights that config.json does not describe.
 
-    Empty for a checkpoint without packed codes.
+    Empty for a checkpoint without such weights.
     """
+    if os.path.lexists(files.folder / MODELOPT_FILE) and any(name.endswith(".weight_scale") for name in files.entries):
+        return {"quant_method": "modelopt"}  # which is refused by name
     packed = next((name for name in files.entries if name.endswith(".qweight")), None)
     if packed is None:
         return {}
