@@ -39,6 +39,18 @@ def test_ls_lists_shipped_and_cached_models(hasten, cache):
     assert schemes == dict.fromkeys(hub.SHIPPED, "bf16") | {NAME: "GPTQ int4"}
 
 
+def test_a_long_list_shows_what_a_model_takes_before_it_is_loaded(hasten, cache):
+    """The cached model has no tensors that can be read."""
+    rows = {row["name"]: row for row in json.loads(hasten("ls", "--long", "--json").out)}
+    assert [rows[NAME][name] for name in ("bits_per_weight", "weight_bytes", "kernels")] == [None] * 3
+    report = json.loads(hasten("doctor", "demo", "--json").out)
+    assert {rows["demo"][name] == report[name] for name in ("bits_per_weight", "weight_bytes", "kernels")} == {True}
+    lines = hasten("ls", "-l").out.splitlines()
+    demo = next(line for line in lines if line.startswith("demo "))
+    assert f"{report['bits_per_weight']:.1f}  {report['weight_bytes'] / 1e6:.1f} MB" in demo and demo.endswith(report["kernels"])
+    assert next(line for line in lines if line.startswith("someone")).split()[-3:] == ["-", "-", "-"]
+
+
 @pytest.mark.parametrize("config", ["{", "[]", None])
 def test_ls_lists_models_with_a_broken_configuration(hasten, cache, config):
     (cache / "config.json").write_text(config) if config else (cache / "config.json").unlink()

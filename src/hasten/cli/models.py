@@ -6,16 +6,23 @@ import json as encoder
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hasten.cli.engine_options import Debug, Json, ModelArgument, ModelOption, model_name
 from hasten.cli.report import megabytes, print_table
-from hasten.core.errors import CheckpointError
+from hasten.core.errors import CheckpointError, HastenError
 
 
-def ls(json: Json = False, debug: Debug = False) -> None:
+def ls(
+    long: Annotated[
+        bool,
+        typer.Option("--long", "-l", help="Also show bits per weight, memory and kernels, for which headers are read."),
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """List the models on this machine: those shipped with hasten and those in the Hugging Face cache."""
     from hasten.checkpoints import hub
 
@@ -36,14 +43,43 @@ def ls(json: Json = False, debug: Debug = False) -> None:
         )
         for model in hub.cached_models()
     ]
+    rows: list[dict[str, Any]] = [dict(zip(names, model, strict=True)) for model in models]
+    if long:
+        rows = [row | _plan(Path(row["path"])) for row in rows]
     if json:
-        print(encoder.dumps([dict(zip(names, model, strict=True)) for model in models]))
+        print(encoder.dumps(rows))
         return
-    rows = [
-        (name, megabytes(num_bytes), scheme, source, (commit or "-")[:8], (modified or "-")[:10])
-        for name, source, commit, num_bytes, modified, _, scheme in models
-    ]
-    print_table(("NAME", "SIZE", "WEIGHTS", "SOURCE", "COMMIT", "MODIFIED"), rows)
+    titles = ("NAME", "SIZE", "WEIGHTS", "SOURCE", "COMMIT", "MODIFIED") + (("BITS", "MEMORY", "KERNELS") if long else ())
+    print_table(titles, [_cells(row, long=long) for row in rows])
+
+
+def _cells(row: dict[str, Any], *, long: bool) -> tuple[str, ...]:
+    """Return the cells of a model, with "-" for what is not known."""
+    commit, modified = row["commit"] or "-", row["modified"] or "-"
+    cells = (row["name"], megabytes(row["bytes"]), row["scheme"], row["source"], commit[:8], modified[:10])
+    if not long:
+        return cells
+    if row["kernels"] is None:
+        return (*cells, "-", "-", "-")
+    return (*cells, f"{row['bits_per_weight']:.1f}", megabytes(row["weight_bytes"]), row["kernels"])
+
+
+_PLANNED = ("bits_per_weight", "weight_bytes", "kernels")
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    """Return what the weights take in the file and in memory, and the kernels.
+
+    None stands for each of them if the model cannot be loaded.
+    """
+    from hasten.core.engine_options import EngineOptions
+    from hasten.entrypoints.model_report import report_model
+
+    try:
+        report = report_model(str(folder), EngineOptions())
+    except HastenError:
+        return dict.fromkeys(_PLANNED)
+    return {name: report[name] for name in _PLANNED}
 
 
 def _size(folder: Path) -> int:
