@@ -37,7 +37,7 @@ def test_a_float_checkpoint_has_no_matrices(settings: dict[str, Any] | None, tmp
 )
 def test_an_unknown_scheme_is_named_with_the_known_ones(settings: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
     message = refusal(store(tmp_path, {"a.weight": torch.ones(2, 2)}, settings), UnsupportedModel)
-    assert all(part in message for part in ["gptq, awq, compressed-tensors, fp8", *expected]), message
+    assert all(part in message for part in ["gptq, awq, auto-round, compressed-tensors, fp8", *expected]), message
 
 
 def test_settings_that_are_no_table_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.quantized.auto_round import read_auto_round
 from hasten.checkpoints.quantized.awq import read_awq
 from hasten.checkpoints.quantized.compressed_tensors import read_compressed_tensors
 from hasten.checkpoints.quantized.fp8 import read_fp8
@@ -24,6 +25,7 @@ SchemeReader = Callable[[Mapping[str, Any], TensorFiles], dict[str, StoredMatrix
 SCHEMES: dict[str, SchemeReader] = {
     "gptq": read_gptq,
     "awq": read_awq,
+    "auto-round": read_auto_round,
     "compressed-tensors": read_compressed_tensors,
     "fp8": read_fp8,
 }

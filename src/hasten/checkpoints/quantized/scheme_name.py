@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-METHODS = {"gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "fp8": "FP8", "fbgemm_fp8": "FP8"}  # as in ``QuantSpec.scheme``
+# As in ``QuantSpec.scheme``.
+METHODS = {"gptq": "GPTQ", "awq": "AWQ", "auto-round": "AutoRound", "hqq": "HQQ", "fp8": "FP8", "fbgemm_fp8": "FP8"}
 UNKNOWN = "-"
 
 
