@@ -22,10 +22,12 @@ PROMPTS = [{"prompt_token_ids": [3 + i, 4, 5 + 2 * i, 6]} for i in range(6)]
 @pytest.fixture
 def interrupt_after() -> Iterator[Callable[[float], None]]:
     """A function that sends SIGINT to this process after some seconds; 0 calls it off."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
     previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
+    signal.signal(signal.SIGINT, handler)
 
 
 def call(llm: LLM, number: int) -> None:
