@@ -36,8 +36,11 @@ class WordPacking:
         """Return the first ``num_codes`` codes of each row, uint8. ``words_RW`` is int32."""
         if self.dense:
             num_rows, num_words = words_RW.shape
-            # Through one dimension: a transposed row counts as contiguous, and its bytes cannot be viewed.
-            return self._unpack_dense(words_RW.reshape(-1).view(torch.uint8).view(num_rows, 4 * num_words), num_codes)
+            # A copy in one dimension: strided rows, or a single one that counts as contiguous, cannot be viewed as bytes.
+            return self._unpack_dense(
+                words_RW.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).view(num_rows, 4 * num_words),
+                num_codes,
+            )
         per_word, mask = 32 // self.bits, (1 << self.bits) - 1
         codes = torch.empty((*words_RW.shape, per_word), dtype=torch.uint8, device=words_RW.device)
         for place in range(per_word):
