@@ -146,6 +146,16 @@ int32_t multiply(hasten_cpu* cpu, const Matrix& m, const float* x, int32_t rows,
     return HASTEN_OK;
 }
 
+// Adds an empty matrix to the weights, which own it.
+int32_t add_matrix(hasten_weights* weights, const MatrixShape& shape, hasten_matrix** matrix) {
+    auto made = std::make_unique<hasten_matrix>();
+    made->arena = &weights->arena;
+    if (!allocate_matrix(weights->arena, shape, made->matrix)) return HASTEN_OUT_OF_MEMORY;
+    weights->matrices.push_back(std::move(made));
+    *matrix = weights->matrices.back().get();
+    return HASTEN_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -166,16 +176,9 @@ int32_t hasten_matrix_new(hasten_weights* weights, int64_t dtype, int64_t out_fe
     return guarded([&]() -> int32_t {
         if (!in_range(dtype, 0, static_cast<int64_t>(Dtype::int4))) return HASTEN_INVALID_ARGUMENT;
         if (!in_range(out_features, 1, kMaxFeatures) || !in_range(in_features, 1, kMaxFeatures)) return HASTEN_INVALID_ARGUMENT;
-        auto made = std::make_unique<hasten_matrix>();
-        made->arena = &weights->arena;
         const auto requested = static_cast<Dtype>(dtype);
         const Dtype stored = requested == Dtype::bf16 ? Dtype::bf16_compressed : requested;
-        if (!allocate_matrix(weights->arena, {stored, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features)},
-                             made->matrix))
-            return HASTEN_OUT_OF_MEMORY;
-        weights->matrices.push_back(std::move(made));
-        *matrix = weights->matrices.back().get();
-        return HASTEN_OK;
+        return add_matrix(weights, {stored, static_cast<int32_t>(out_features), static_cast<int32_t>(in_features)}, matrix);
     });
 }
 
@@ -187,16 +190,11 @@ int32_t hasten_matrix_new_grouped(hasten_weights* weights, int64_t dtype, int64_
         const auto grouped = static_cast<Dtype>(dtype);
         if (!is_group_size(group_inputs) || ((has_offsets != 0 || is_nested != 0) && grouped == Dtype::fp8))
             return HASTEN_INVALID_ARGUMENT;
-        auto made = std::make_unique<hasten_matrix>();
-        made->arena = &weights->arena;
         const MatrixShape shape{grouped,
                                 static_cast<int32_t>(out_features),
                                 static_cast<int32_t>(in_features),
                                 {static_cast<int32_t>(group_inputs), has_offsets != 0, is_nested != 0}};
-        if (!allocate_matrix(weights->arena, shape, made->matrix)) return HASTEN_OUT_OF_MEMORY;
-        weights->matrices.push_back(std::move(made));
-        *matrix = weights->matrices.back().get();
-        return HASTEN_OK;
+        return add_matrix(weights, shape, matrix);
     });
 }
 
