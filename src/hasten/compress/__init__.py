@@ -1,0 +1,1 @@
+"""Compression: from a checkpoint to a smaller one. It writes checkpoints and never serves."""

@@ -1,0 +1,4 @@
+"""Quantisation of a checkpoint, layer by layer over memory-mapped weights.
+
+``rounding`` and ``transforms`` hold the mathematics of the methods; ``quantize`` runs them over a model.
+"""

@@ -1,0 +1,48 @@
+"""``QuantizeOptions``: what is quantised, how, and on which text it is calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from hasten.core.check_fields import Fault, check_fields
+from hasten.core.engine_options import Seed, Threads
+from hasten.core.errors import InvalidOption
+from hasten.core.field_type import Length, OneOf, Range
+
+FORMATS = ("compressed-tensors", "gptq", "awq", "fp8")
+ACTIVATIONS = ("none", "int8", "int8-static", "fp8", "fp8-static")
+CLIPS = ("none", "mse", "percentile", "output")
+PER_CHANNEL = -1  # as group size: one scale per output, as the formats' configurations write it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOptions:
+    """None is the default of the method and the format.
+
+    Raises ``InvalidOption`` that lists every value out of range.
+    """
+
+    method: str = "gptq"  # a method, "auto", or transforms and a rounding: "smoothquant+gptq"
+    format: Annotated[str, OneOf(FORMATS)] = "compressed-tensors"
+    bits: Annotated[int, Range(2, 8)] | None = None
+    group_size: Annotated[int, Range(-1, 2**16)] | None = None  # inputs that share a scale; -1: one scale per output
+    symmetric: bool | None = None
+    activations: Annotated[str, OneOf(ACTIVATIONS)] | None = None
+    clip: Annotated[str, OneOf(CLIPS)] | None = None  # of the ranges of groups
+    percentile: Annotated[float, Range(50, 100, above=True)] = 99.9  # of --clip percentile
+    ignore: Annotated[tuple[str, ...], Length(0, 1024)] = (
+        "lm_head",
+    )  # modules that stay as they are: names, or regular expressions after "re:"
+    samples: Annotated[int, Range(1, 2**20)] = 128  # calibration sequences
+    seq_len: Annotated[int, Range(2, 2**20)] = 512  # tokens of each
+    seed: Seed = 0  # of the choice of sequences
+    threads: Threads | None = None  # None: one per core that this process may use
+
+    def __post_init__(self) -> None:
+        check_fields(self, "quantisation option", InvalidOption, self._conflicts)
+
+    def _conflicts(self) -> Iterator[Fault]:
+        if self.group_size == 0:
+            yield Fault("group_size", "0", "Give -1 for one scale per output, or a number of inputs")

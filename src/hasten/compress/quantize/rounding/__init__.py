@@ -1,0 +1,4 @@
+"""Methods that round a matrix.
+
+Each file is one method, and its name is the method's name.
+"""

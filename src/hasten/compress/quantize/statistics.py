@@ -1,0 +1,53 @@
+"""``InputStatistics``: what calibration measures of the inputs of a matrix.
+
+Shape suffixes: T tokens · I inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class InputStatistics:
+    """Statistics of the inputs x [I] of one matrix over the calibration tokens, float32."""
+
+    num_tokens: int
+    absmax_I: Tensor  # largest |x|
+    abs_sum_I: Tensor  # sum of |x|
+    square_sum_II: Tensor | None  # sum of x xᵀ; None: not measured
+
+    @classmethod
+    def empty(cls, in_features: int, *, with_hessian: bool) -> InputStatistics:
+        """Return the statistics of no tokens. ``with_hessian``: measure ``square_sum_II``, too."""
+        zeros_I = torch.zeros(in_features, dtype=torch.float32, device="cpu")
+        square_sum_II = torch.zeros(in_features, in_features, dtype=torch.float32, device="cpu") if with_hessian else None
+        return cls(0, zeros_I, zeros_I.clone(), square_sum_II)
+
+    def add(self, x_TI: Tensor) -> None:
+        """Count the inputs of some tokens, float32."""
+        magnitudes_TI = x_TI.abs()
+        self.num_tokens += len(x_TI)
+        self.absmax_I = torch.maximum(self.absmax_I, magnitudes_TI.amax(0))
+        self.abs_sum_I += magnitudes_TI.sum(0)
+        if self.square_sum_II is not None:
+            self.square_sum_II.addmm_(x_TI.T, x_TI)
+
+    @property
+    def mean_abs_I(self) -> Tensor:
+        """The mean of |x|."""
+        return self.abs_sum_I / max(1, self.num_tokens)
+
+    @property
+    def hessian_II(self) -> Tensor:
+        """The mean of x xᵀ. Half the Hessian of a row's mean squared output error; GPTQ's H is its multiple."""
+        assert self.square_sum_II is not None, "measured without the Hessian"
+        return self.square_sum_II / max(1, self.num_tokens)
+
+    def divided(self, scales_I: Tensor) -> InputStatistics:
+        """Return the statistics of the inputs x / ``scales_I``."""
+        squares = None if self.square_sum_II is None else self.square_sum_II / scales_I[:, None] / scales_I[None, :]
+        return InputStatistics(self.num_tokens, self.absmax_I / scales_I, self.abs_sum_I / scales_I, squares)
