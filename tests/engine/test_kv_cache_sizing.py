@@ -62,10 +62,10 @@ def test_no_memory_is_so_large_that_its_blocks_cannot_be_listed(monkeypatch: pyt
 
 @pytest.mark.parametrize(("size", "expected"), [(5, 5), ("2KiB", 2048), ("1.5 GB", 1_500_000_000), ("7", 7)])
 def test_amounts_of_memory_are_read(size: int | str, expected: int) -> None:
-    assert parse_bytes(size) == expected
+    assert parse_bytes(size, "kv_cache_memory") == expected
 
 
 @pytest.mark.parametrize("size", [0, -1, True, "", "lots", "0.1", "9" * 400, "9" * 400 + "TiB", "1e3", "-4GiB"])
 def test_what_is_not_an_amount_of_memory_is_refused(size: Any) -> None:
     with pytest.raises(InvalidOption, match="not an amount of memory"):
-        parse_bytes(size)
+        parse_bytes(size, "kv_cache_memory")

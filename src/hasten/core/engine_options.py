@@ -79,7 +79,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         check_fields(self, "engine option", InvalidOption, lambda: too_few_tokens(self.max_num_batched_tokens, self.max_num_seqs))
         if self.kv_cache_memory is not None:
-            parse_bytes(self.kv_cache_memory)
+            parse_bytes(self.kv_cache_memory, "kv_cache_memory")
         self._check_speculation()
 
     def _check_speculation(self) -> None:

@@ -1,4 +1,4 @@
-"""``parse_bytes``: the value of ``kv_cache_memory`` in bytes."""
+"""``parse_bytes``: an amount of memory in bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ MAX_BYTES = 2**50
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def parse_bytes(size: int | str) -> int:
-    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption``."""
+def parse_bytes(size: int | str, option: str) -> int:
+    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption`` that names the option."""
     if isinstance(size, int) and not isinstance(size, bool):
         number, unit = float(size), ""
     else:
@@ -20,7 +20,7 @@ def parse_bytes(size: int | str) -> int:
     num_bytes = number * _UNITS.get(unit, 0)
     if not 1 <= num_bytes <= MAX_BYTES:
         raise InvalidOption(
-            "kv_cache_memory is not an amount of memory",
+            f"{option} is not an amount of memory",
             got=show(size),
             allowed="1 byte to 1,024 TiB, as a number of bytes or a size such as '4GiB' or '500MB'",
         )

@@ -95,7 +95,7 @@ def _affordable_blocks(free: int, block_bytes: int, kv_cache_memory: int | str |
     """Return how many blocks fit, and into what."""
     if kv_cache_memory is None:
         return int(free * DEFAULT_SHARE) // block_bytes, f"{DEFAULT_SHARE:.0%} of the {format_bytes(free)} that are free"
-    requested = parse_bytes(kv_cache_memory)
+    requested = parse_bytes(kv_cache_memory, "kv_cache_memory")
     num_blocks = min(requested, free) // block_bytes
     if requested > free:
         warnings.warn(

@@ -77,6 +77,18 @@ def generation_bar(num_requests: int, *, visible: bool) -> Iterator[Callable[[in
         yield update
 
 
+@contextmanager
+def step_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback (steps done, steps in all)."""
+    with _bar(desc=description, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left") as bar:
+
+        def update(num_done: int, total: int) -> None:
+            bar.total = total
+            bar.update(num_done - bar.n)
+
+        yield update
+
+
 def _bar(**settings: Any) -> Any:
     from tqdm.auto import tqdm  # here, because the import is slow
 

@@ -10,10 +10,13 @@ from hasten.core.check_fields import Fault, check_fields
 from hasten.core.engine_options import Seed, Threads
 from hasten.core.errors import InvalidOption
 from hasten.core.field_type import Length, OneOf, Range
+from hasten.core.memory_size import MAX_BYTES, parse_bytes
 
 FORMATS = ("compressed-tensors", "gptq", "awq", "fp8")
 ACTIVATIONS = ("none", "int8", "int8-static", "fp8", "fp8-static")
 CLIPS = ("none", "mse", "percentile", "output")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTO, CAST = "auto", "cast"  # the methods beside roundings and transforms
 PER_CHANNEL = -1  # as group size: one scale per output, as the formats' configurations write it
 
 
@@ -32,12 +35,15 @@ class QuantizeOptions:
     activations: Annotated[str, OneOf(ACTIVATIONS)] | None = None
     clip: Annotated[str, OneOf(CLIPS)] | None = None  # of the ranges of groups
     percentile: Annotated[float, Range(50, 100, above=True)] = 99.9  # of --clip percentile
-    ignore: Annotated[tuple[str, ...], Length(0, 1024)] = (
-        "lm_head",
-    )  # modules that stay as they are: names, or regular expressions after "re:"
+    # modules that stay as they are: names, or regular expressions after "re:"
+    ignore: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     samples: Annotated[int, Range(1, 2**20)] = 128  # calibration sequences
     seq_len: Annotated[int, Range(2, 2**20)] = 512  # tokens of each
     seed: Seed = 0  # of the choice of sequences
+    dtype: Annotated[str, OneOf(DTYPES)] = "auto"  # of the method cast
+    max_kl: Annotated[float, Range(0, 100, above=True)] | None = None  # of the method auto: limit of the mean divergence, nats
+    # of the method auto: limit of the weights; bytes, or a size such as "400MB"
+    target_bytes: Annotated[int, Range(1, MAX_BYTES)] | Annotated[str, Length(1, 64)] | None = None
     threads: Threads | None = None  # None: one per core that this process may use
 
     def __post_init__(self) -> None:
@@ -45,4 +51,20 @@ class QuantizeOptions:
 
     def _conflicts(self) -> Iterator[Fault]:
         if self.group_size == 0:
-            yield Fault("group_size", "0", "Give -1 for one scale per output, or a number of inputs")
+            yield Fault("group_size", "-1 for one scale per output, or a number of inputs")
+        if self.method == AUTO and (self.max_kl is None) == (self.target_bytes is None):
+            yield Fault("max_kl", "one of max_kl and target_bytes with the method auto", "Give one limit")
+        if self.method != AUTO and (self.max_kl is not None or self.target_bytes is not None):
+            yield Fault("method", "auto with max_kl and target_bytes", "Omit the limit, or choose the method auto")
+        if self.method != CAST and self.dtype != "auto":
+            yield Fault("dtype", "auto without the method cast", "Omit it, or choose the method cast")
+        if self.method in (AUTO, CAST):
+            names = ("bits", "activations") if self.method == AUTO else ("bits", "group_size", "symmetric", "activations", "clip")
+            yield from (
+                Fault(name, f"None with the method {self.method}", "Omit it") for name in names if getattr(self, name) is not None
+            )
+
+    @property
+    def max_bytes(self) -> int | None:
+        """``target_bytes`` as a number. Raises ``InvalidOption``."""
+        return None if self.target_bytes is None else parse_bytes(self.target_bytes, "target_bytes")

@@ -58,6 +58,13 @@ class GroupedRows:
             return self.offsets_OG
         return -self.zeros * self.scales_OG
 
+    def part(self, rows: slice) -> GroupedRows:
+        """Return some of the rows. Rows in nested scales have no parts."""
+        assert self.nested_scales is None and self.nested_offsets is None
+        zeros = self.zeros if isinstance(self.zeros, int) else self.zeros[rows]
+        offsets = None if self.offsets_OG is None else self.offsets_OG[rows]
+        return GroupedRows(self.codes_OI[rows], self.scales_OG[rows], self.group_size, zeros, offsets)
+
     def dequantize(self) -> Tensor:
         """Return the weights, float32 [O, I]."""
         codes = self.codes_OI.float()
@@ -80,6 +87,10 @@ class Fp8Rows:
     values_OI: Tensor  # float8_e4m3fn
     scales_OC: Tensor  # float32
     block_size: int
+
+    def part(self, rows: slice) -> Fp8Rows:
+        """Return some of the rows."""
+        return Fp8Rows(self.values_OI[rows], self.scales_OC[rows], self.block_size)
 
     def dequantize(self) -> Tensor:
         """Return the weights, float32 [O, I]."""

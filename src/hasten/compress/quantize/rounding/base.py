@@ -14,7 +14,8 @@ from hasten.layers.formats.stored_matrix import QuantizedRows
 class Rounding(Protocol):
     """One method.
 
-    Implementations are frozen dataclasses whose fields are the options of the command line. Each file of ``rounding`` holds one as ``METHOD``; the file's name is its name.
+    Implementations are frozen dataclasses whose fields are the options of the command line. Each file of ``rounding``
+    holds one as ``METHOD``; the file's name is its name.
     """
 
     needs_hessian: ClassVar[bool]  # of the inputs; False: it needs no statistics at all

@@ -1,0 +1,265 @@
+"""``quantize``: from a checkpoint folder to a quantised one, one layer in memory at a time.
+
+Shape suffixes: B sequences · S tokens per sequence · E hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.checkpoints.hub import resolve
+from hasten.checkpoints.merge_shards import merge_shards
+from hasten.checkpoints.quantized.writers.base import FormatWriter
+from hasten.checkpoints.quantized.writers.find import find_writer
+from hasten.checkpoints.reader import Checkpoint
+from hasten.checkpoints.side_files import copy_side_files
+from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.quantize.calibration import calibration_digest, calibration_ids
+from hasten.compress.quantize.options import QuantizeOptions
+from hasten.compress.quantize.plan import LayerPlan, check_format, ignored_modules, plan_layers, specs_by_module
+from hasten.compress.quantize.quantize_layer import quantize_layer, run_layer
+from hasten.compress.quantize.recipe import Recipe, build_recipe
+from hasten.compress.work_folder import WorkFolder
+from hasten.core.errors import UnsupportedModel
+from hasten.models.layer_stream import SEQUENCES, LayerStream
+from hasten.ops.cpu.cores import choose_threads
+from hasten.text.tokenizer import TextTokenizer
+from hasten.training.resume import SavedState, damaged_state, write_errors
+
+SAVE_EVERY = 30.0  # seconds between saves of the hidden states that a killed run continues from
+OTHERS = "others"  # prefix of the parts outside the layers
+
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+ShouldStop = Callable[[], bool]
+
+
+class Stopped(Exception):
+    """``should_stop`` returned True."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationRun:
+    """Everything that one run reads and writes."""
+
+    stream: LayerStream
+    plans: tuple[LayerPlan, ...]
+    recipe: Recipe
+    writer: FormatWriter
+    ids_BS: Tensor | None  # calibration text; None: the recipe needs none
+    work: WorkFolder
+    steps: Steps
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of hidden states between layers: the model's, as when it runs; float16 might overflow."""
+        return torch.bfloat16 if self.stream.plan.dtype == torch.bfloat16 else torch.float32
+
+
+@dataclass(slots=True)
+class Steps:
+    """The steps of a run, for progress and to stop it."""
+
+    total: int
+    progress: Progress | None
+    should_stop: ShouldStop
+    done: int = 0
+
+    def tick(self) -> None:
+        """Count a step. Raises ``Stopped``."""
+        self.advance(1)
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        if self.should_stop():
+            raise Stopped
+
+
+def quantize(
+    model: str,
+    out: Path,
+    options: QuantizeOptions | None = None,
+    *,
+    method_options: Mapping[str, Any] | None = None,
+    calibration: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    should_stop: ShouldStop = lambda: False,
+) -> CompressedModel | None:
+    """Write a quantised copy of a model to the new folder ``out``, which appears when it is complete.
+
+    ``method_options`` are fields of the methods. ``calibration`` is a file of text; None: the text that ships with hasten.
+    ``resume``: continue a run that was stopped or killed; the result has the same bytes with the same number of threads. None if
+    ``should_stop``, asked after each step, returned True; the run can then be resumed.
+
+    Raises ``InvalidOption`` for options that the model or the format does not allow, ``UnsupportedModel`` for a source that is
+    already quantised, ``CheckpointError`` if a method fails and ``CapacityError`` for a full disk. ``out`` does not exist then.
+    """
+    started = time.monotonic()
+    options = options or QuantizeOptions()
+    set_threads(options.threads)
+    recipe, writer = build_recipe(options, method_options), find_writer(options.format)
+    stream = open_source(model, quiet=progress is None)
+    plans = plan_layers(stream, options.ignore)
+    check_format(stream, plans, recipe, writer)
+    ids_BS = read_calibration(stream, calibration, options) if recipe.needs_calibration else None
+    settings = run_settings(stream, options, method_options, ids_BS)
+    work = WorkFolder.open(out, settings, resume=resume)
+    num_chunks = 0 if ids_BS is None else -(-len(ids_BS) // SEQUENCES)
+    work.check_space(_needed_bytes(stream, ids_BS))
+    steps = Steps(len(plans) * (2 * num_chunks + _matrix_steps(recipe)), progress, should_stop)
+    run = QuantizationRun(stream, plans, recipe, writer, ids_BS, work, steps)
+    try:
+        names = _quantize_layers(run)
+        assemble(run, names, {plan.index: recipe for plan in plans})
+    except Stopped:
+        return None
+    work.publish()
+    return CompressedModel(
+        folder=out,
+        source=stream.folder,
+        summary=summary_lines(recipe, calibration, ids_BS),
+        seconds=time.monotonic() - started,
+    )
+
+
+def summary_lines(recipe: Recipe, calibration: Path | None, ids_BS: Tensor | None) -> tuple[tuple[str, str], ...]:
+    """Return what a model card says of a run."""
+    lines = [("method", recipe.method), ("format", recipe.format), ("scheme", recipe.spec.describe())]
+    if ids_BS is not None:
+        source = "the text that ships with hasten" if calibration is None else calibration.name
+        lines.append(("calibration", f"{len(ids_BS)} sequences of {ids_BS.shape[1]} tokens of {source}"))
+    return tuple(lines)
+
+
+def set_threads(threads: int | None) -> None:
+    chosen = choose_threads(threads)
+    if threads is not None or torch.get_num_threads() > chosen:
+        torch.set_num_threads(chosen)
+
+
+def open_source(model: str, *, quiet: bool) -> LayerStream:
+    """Return the layers of a model in floating point. Raises ``UnsupportedModel`` for a quantised one."""
+    folder = resolve(model, quiet=quiet)
+    checkpoint = Checkpoint.open(folder)
+    matrix = next(iter(checkpoint.matrices.values()), None)
+    if matrix is not None or checkpoint.gguf is not None:
+        raise UnsupportedModel(
+            f"the weights of {folder} cannot be quantised again" if matrix else f"{folder} is not a folder of safetensors files",
+            got=matrix.spec.describe() if matrix else "a GGUF file",
+            allowed="a folder with weights in float32, bfloat16 or float16",
+            remedy="Quantise the original model",
+        )
+    return LayerStream.open(checkpoint)
+
+
+def read_calibration(stream: LayerStream, file: Path | None, options: QuantizeOptions) -> Tensor:
+    """Return the calibration windows, int64 [B, S]. Raises ``InvalidOption``."""
+    tokenizer = TextTokenizer.load(stream.folder, stream.spec.vocab_size)
+    return calibration_ids(
+        file,
+        tokenizer,
+        samples=options.samples,
+        seq_len=options.seq_len,
+        seed=options.seed,
+        max_positions=stream.spec.max_positions,
+    )
+
+
+def run_settings(
+    stream: LayerStream, options: QuantizeOptions, method_options: Mapping[str, Any] | None, ids_BS: Tensor | None
+) -> dict[str, Any]:
+    """Return everything that the result depends on, as plain data. A run resumes only with equal settings."""
+    values = dataclasses.asdict(options)
+    del values["threads"]
+    digest = hashlib.sha256(json.dumps(stream.plan.checkpoint.config, sort_keys=True).encode())
+    for name, entry in sorted(stream.plan.checkpoint.tensors.items()):
+        stat = entry.file.stat()
+        digest.update(f"{name} {entry.dtype} {entry.shape} {stat.st_size} {stat.st_mtime_ns}".encode())
+    values["method_options"] = dict(method_options or {})
+    return {**values, "model_sha256": digest.hexdigest(), "calibration": None if ids_BS is None else calibration_digest(ids_BS)}
+
+
+def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[int, Recipe]) -> None:
+    """Write the files of the checkpoint from its finished parts. ``recipes`` are those of the quantised layers."""
+    work, checkpoint = run.work, run.stream.plan.checkpoint
+    names = list(layer_parts)
+    for number, source in enumerate(run.stream.other_sources()):
+        name = f"{OTHERS}-{number:03}"
+        names.append(name)
+        if not work.has(name):
+            work.write(name, {source.name: checkpoint.read(source.name)})
+    folder = work.new_result()
+    with write_errors(folder):
+        merge_shards(work.files(names), folder)
+        copy_side_files(checkpoint.folder, folder)
+        kept = [plan.index for plan in run.plans if plan.index not in recipes]
+        ignored = ignored_modules(run.plans) + [
+            module for plan in run.plans if plan.index in kept for linear in plan.quantized for module in linear.modules
+        ]
+        settings = run.writer.settings(specs_by_module(run.plans, recipes), ignored)
+        config = {**checkpoint.config, "quantization_config": settings}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _quantize_layers(run: QuantizationRun) -> list[str]:
+    """Quantise every layer and return the names of the parts. Continues a run that was stopped."""
+    names = [f"layer-{plan.index:05}" for plan in run.plans]
+    if run.ids_BS is None:
+        for plan, name in zip(run.plans, names, strict=True):
+            if not run.work.has(name):
+                quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, None, run.steps.tick)
+                run.work.write(name, quantized.tensors)
+        return names
+    hidden_BSE, first = _first_state(run)
+    saved = time.monotonic()
+    for plan, name in list(zip(run.plans, names, strict=True))[first:]:
+        quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, hidden_BSE, run.steps.tick)
+        run.work.write(name, quantized.tensors)
+        if plan.index + 1 == len(run.plans):
+            break
+        run_layer(run.stream, quantized.layer, plan.index, hidden_BSE, run.steps.tick)
+        if time.monotonic() - saved > SAVE_EVERY:
+            run.work.resume.save(plan.index + 1, SavedState({"hidden": hidden_BSE}, {"layer": plan.index + 1}))
+            saved = time.monotonic()
+    return names
+
+
+def _first_state(run: QuantizationRun) -> tuple[Tensor, int]:
+    """Return the hidden states before the first layer that is left to do, and its index."""
+    assert run.ids_BS is not None
+    state = run.work.resume.load()
+    if state is None:
+        parts = [run.stream.embed(ids_bS).to(run.state_dtype) for ids_bS in torch.split(run.ids_BS, SEQUENCES)]
+        return torch.cat(parts), 0
+    layer, hidden_BSE = state.values.get("layer"), state.tensors.get("hidden")
+    shape = (*run.ids_BS.shape, run.stream.spec.hidden_size)
+    if not isinstance(layer, int) or not 0 <= layer < len(run.plans) or hidden_BSE is None or hidden_BSE.shape != shape:
+        raise damaged_state(run.work.resume.folder, "the hidden states are not those of this run")
+    missing = [index for index in range(layer) if not run.work.has(f"layer-{index:05}")]
+    if missing:
+        raise damaged_state(run.work.resume.folder, f"layer {missing[0]} is missing")
+    run.steps.advance(layer * run.steps.total // len(run.plans))
+    return hidden_BSE, layer
+
+
+def _matrix_steps(recipe: Recipe) -> int:
+    return 4 * (1 + len(recipe.transforms))
+
+
+def _needed_bytes(stream: LayerStream, ids_BS: Tensor | None) -> int:
+    """Return the bytes that the parts, the result and two saved states take at most."""
+    checkpoint = stream.plan.checkpoint
+    weights = sum(checkpoint.nbytes(source.name) for source in stream.plan.sources)
+    return 2 * weights + (0 if ids_BS is None else 2 * 4 * ids_BS.numel() * stream.spec.hidden_size)

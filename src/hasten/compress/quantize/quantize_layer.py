@@ -1,0 +1,169 @@
+"""``quantize_layer``: one decoder layer, from its inputs on the calibration text to the tensors of the new checkpoint.
+
+The statistics of all four matrices come from one pass of the layer in floating point, on inputs that the quantised layers before
+it made (GPTQ's way). A second pass, with the quantised matrices, makes the inputs of the next layer.
+
+Shape suffixes: B sequences · S tokens per sequence · T tokens · E hidden size · I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hasten.checkpoints.quantized.writers.base import FormatWriter
+from hasten.compress.quantize.grid import Grid
+from hasten.compress.quantize.plan import LayerPlan, LinearPlan
+from hasten.compress.quantize.recipe import Recipe
+from hasten.compress.quantize.statistics import InputStatistics
+from hasten.compress.quantize.transforms.scaled_input import dense_weight, scaled_inputs
+from hasten.layers.decoder_layer import DecoderLayer
+from hasten.layers.formats.quant_spec import ActivationSpec
+from hasten.layers.formats.stored_matrix import QuantizedRows
+from hasten.layers.linear import Linear
+from hasten.models.layer_stream import LayerStream
+from hasten.models.load import weight_dtype
+
+FP8_MAX = 448.0  # of e4m3
+INT8_STEPS = 127.5  # half the number of steps, as compressed-tensors divides the range
+
+Tick = Callable[[], None]  # called after each part of the work; raises to stop it
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    layer: DecoderLayer  # dense float32, with the weights that the tensors mean
+    tensors: Mapping[str, Tensor]  # of the new checkpoint, by name
+
+
+def quantize_layer(
+    stream: LayerStream, plan: LayerPlan, recipe: Recipe, writer: FormatWriter, hidden_BSE: Tensor | None, tick: Tick
+) -> QuantizedLayer:
+    """Return a layer quantised. ``hidden_BSE`` are its inputs; None: the recipe needs no calibration.
+
+    Raises ``CheckpointError`` if a method fails.
+    """
+    layer = stream.layer(plan.index)
+    statistics: dict[str, InputStatistics] = {}
+    if hidden_BSE is not None:
+        statistics = gather_statistics(stream, layer, plan, hidden_BSE, tick, with_hessian=recipe.needs_hessian)
+    grid = _grid(stream, recipe, writer)
+    if recipe.transforms:
+        _rescale_inputs(layer, plan, recipe, grid, statistics, tick)
+        _round_others(stream, layer, plan)
+    tensors: dict[str, Tensor] = {}
+    for linear in plan.quantized:
+        weight_OI = dense_weight(_find_linear(layer, linear.name))
+        inputs = statistics.get(linear.name)
+        rows = recipe.rounding.quantize(weight_OI.detach(), grid, inputs, linear.sources[0].name)
+        with torch.no_grad():
+            weight_OI.copy_(rows.dequantize())
+        tensors |= _encode(stream, linear, rows, recipe, writer, inputs)
+        tick()
+    return QuantizedLayer(layer, tensors | _other_tensors(stream, layer, plan, changed=bool(recipe.transforms)))
+
+
+def gather_statistics(
+    stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, hidden_BSE: Tensor, tick: Tick, *, with_hessian: bool
+) -> dict[str, InputStatistics]:
+    """Run the layer and return the statistics of each matrix's inputs, by its name."""
+    statistics: dict[str, InputStatistics] = {}
+    with ExitStack() as hooks:
+        for linear in plan.quantized:
+            module = _find_linear(layer, linear.name)
+            measured = InputStatistics.empty(module.format.in_features, with_hessian=with_hessian)
+            statistics[linear.name] = measured
+            hook = module.register_forward_pre_hook(_count_inputs(measured))
+            hooks.callback(hook.remove)
+        for _ in stream.run(layer, plan.index, hidden_BSE):
+            tick()
+    return statistics
+
+
+def run_layer(stream: LayerStream, layer: DecoderLayer, index: int, hidden_BSE: Tensor, tick: Tick) -> None:
+    """Replace the inputs of the layer by its outputs, in place."""
+    for rows, out_BSE in stream.run(layer, index, hidden_BSE):
+        hidden_BSE[rows] = out_BSE.to(hidden_BSE.dtype)
+        tick()
+
+
+def _count_inputs(statistics: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda module, inputs: statistics.add(inputs[0])
+
+
+def _grid(stream: LayerStream, recipe: Recipe, writer: FormatWriter) -> Grid:
+    return Grid(recipe.spec, writer.scale_dtype(stream.plan.dtype), recipe.clip)
+
+
+def _rescale_inputs(
+    layer: DecoderLayer, plan: LayerPlan, recipe: Recipe, grid: Grid, statistics: dict[str, InputStatistics], tick: Tick
+) -> None:
+    """Apply the transforms, and divide the statistics by their factors."""
+    quantized = {linear.name for linear in plan.quantized}
+    integer_grid = grid if recipe.spec.kind == "int" else None
+    for transform in recipe.transforms:
+        for scaled_input in scaled_inputs(layer):
+            name = scaled_input.name
+            if name not in quantized:
+                continue
+            weights_OI = dense_weight(scaled_input.consumer).detach()
+            scales_I = transform.scales(scaled_input, weights_OI, statistics[name], integer_grid)
+            scaled_input.apply(scales_I)
+            statistics[name] = statistics[name].divided(scales_I)
+            tick()
+
+
+def _round_others(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan) -> None:
+    """Round the changed norms, biases and unquantised matrices to the dtypes in which they are stored."""
+    entries = stream.plan.checkpoint.tensors
+    with torch.no_grad():
+        for source in (*plan.others, *(source for linear in plan.linears if not linear.is_quantized for source in linear.sources)):
+            dtype = weight_dtype(entries[source.name], "auto")
+            assert dtype is not None
+            rows = source.rows(layer)
+            rows.copy_(rows.to(dtype))
+
+
+def _encode(
+    stream: LayerStream,
+    linear: LinearPlan,
+    rows: QuantizedRows,
+    recipe: Recipe,
+    writer: FormatWriter,
+    statistics: InputStatistics | None,
+) -> dict[str, Tensor]:
+    activations = recipe.spec.activations
+    input_scale = None
+    if activations is not None and not activations.dynamic:
+        assert statistics is not None
+        input_scale = _input_scale(activations, statistics)
+    tensors: dict[str, Tensor] = {}
+    for module, source in zip(linear.modules, linear.sources, strict=True):
+        part = rows.part(slice(source.start, source.stop))
+        tensors |= writer.tensors(module, part, recipe.spec, stream.plan.dtype, input_scale)
+    return tensors
+
+
+def _input_scale(activations: ActivationSpec, statistics: InputStatistics) -> float:
+    largest = float(statistics.absmax_I.max())
+    return (largest or 1.0) / (INT8_STEPS if activations.kind == "int" else FP8_MAX)
+
+
+def _other_tensors(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, *, changed: bool) -> dict[str, Tensor]:
+    """Return the tensors of the layer that are not quantised: as stored, or as transforms changed them."""
+    checkpoint = stream.plan.checkpoint
+    tensors: dict[str, Tensor] = {}
+    for source in (*plan.others, *(source for linear in plan.linears if not linear.is_quantized for source in linear.sources)):
+        stored = checkpoint.read(source.name)
+        tensors[source.name] = source.rows(layer).detach().to(stored.dtype) if changed else stored.clone()
+    return tensors
+
+
+def _find_linear(layer: DecoderLayer, name: str) -> Linear:
+    linear = layer.get_submodule(name)
+    assert isinstance(linear, Linear), name
+    return linear
