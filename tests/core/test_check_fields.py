@@ -21,7 +21,6 @@ import pytest
 import torch
 
 import hasten
-from hasten.bench.measure import Workload
 from hasten.cli.engine_options import ENGINE
 from hasten.cli.sampling_options import SAMPLING
 from hasten.cli.train import KINDS, TRAINING
@@ -29,6 +28,7 @@ from hasten.core.check_fields import check_fields
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
+from hasten.entrypoints.workload import Workload
 from hasten.scheduling.config import SchedulerConfig
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hasten.bench.measure import Run, Workload
 from hasten.bench.provenance import provenance
+from hasten.entrypoints.workload import Run, Workload
 
 PERCENTILES = (50, 90, 99)
 

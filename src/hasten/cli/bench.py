@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from hasten.bench.measure import Workload, measure
 from hasten.bench.report import make_report, summary_rows
 from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.report import print_table
+from hasten.entrypoints.workload import Workload, measure
 
 bench = typer.Typer(help="Measure latency or throughput.", no_args_is_help=True, rich_markup_mode=None)
 

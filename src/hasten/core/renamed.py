@@ -29,12 +29,13 @@ RENAMED_TRAINING_OPTIONS = {
     "held_out": "validation_fraction",
     "vocabulary": "lm_head",
 }
+RENAMED_EVAL_OPTIONS = {"reference": "against"}
 RENAMED_EXIT_RULES = {"layer": "fixed", "tokens": "token_table", "texts": "prompt_hash"}
 
 # The former flags of the command line. Commands that still have a flag of this spelling accept it.
 RENAMED_FLAGS = {
     f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}"
-    for old, new in {**RENAMED_ENGINE_OPTIONS, **RENAMED_TRAINING_OPTIONS}.items()
+    for old, new in {**RENAMED_ENGINE_OPTIONS, **RENAMED_TRAINING_OPTIONS, **RENAMED_EVAL_OPTIONS}.items()
 }
 
 

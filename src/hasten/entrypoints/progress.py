@@ -58,6 +58,16 @@ def scoring_bar(num_tokens: int, *, visible: bool) -> Iterator[Callable[[int], N
 
 
 @contextmanager
+def choice_bar(num_items: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a callback (multiple-choice items scored since the last call)."""
+    if not visible or not num_items:
+        yield lambda num_scored: None
+        return
+    with _bar(total=num_items, desc="multiple choice", unit=" items") as bar:
+        yield bar.update
+
+
+@contextmanager
 def generation_bar(num_requests: int, *, visible: bool) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (requests finished and tokens generated since the last call)."""
     if not visible or num_requests < 2:

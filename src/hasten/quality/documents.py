@@ -19,7 +19,7 @@ def read_texts(file: Path) -> list[str]:
     A ``.jsonl`` file has one per line, under "text"; any other file is one UTF-8 text. Raises ``InvalidOption`` for a file that
     cannot be read, is not text or is empty.
     """
-    content = _read(file)
+    content = read_text_file(file)
     if file.suffix.lower() != ".jsonl":
         return [content]
     texts = []
@@ -43,7 +43,7 @@ def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
     Raises ``InvalidOption``.
     """
     texts = []
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    for number, line in enumerate(read_text_file(file).splitlines(), 1):
         words = line.replace(",", " ").split()
         wrong = [word for word in words if not (_TOKEN_ID.fullmatch(word) and int(word) < vocab_size)]
         if wrong:
@@ -57,7 +57,8 @@ def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
     return texts
 
 
-def _read(file: Path) -> str:
+def read_text_file(file: Path) -> str:
+    """Return the text of a UTF-8 file. Raises ``InvalidOption`` for one that cannot be read, is not text or is empty."""
     remedy = "Give a file of UTF-8 text"
     try:
         if file.is_char_device():

@@ -1,4 +1,4 @@
-"""``Quality``: the quality metrics reported beside a speed, with their standard errors. Plain data."""
+"""``Quality``: the quality metrics reported beside a speed, with 95 % confidence intervals. Plain data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.quality.divergence import Divergence
+from hasten.quality.intervals import Interval, mean_interval
 from hasten.quality.window import Window
 
 
@@ -19,7 +20,8 @@ from hasten.quality.window import Window
 class Quality:
     """A candidate against a reference, teacher-forced on the same text. Divergence in nats per token.
 
-    Standard errors treat windows as independent, because the tokens of one window are not; a single window has none.
+    Standard errors and intervals treat windows as independent, because the tokens of one window are not; a single window has none.
+    Intervals are two-sided, 95 %, by Student's t distribution with one degree of freedom less than there are windows.
     """
 
     num_tokens: int  # predicted tokens
@@ -34,11 +36,51 @@ class Quality:
     top1_standard_error: float | None
     reference_perplexity: float
     candidate_perplexity: float
+    reference_nll_standard_error: float | None  # of the mean negative log-likelihood, the logarithm of the perplexity
+    candidate_nll_standard_error: float | None
+    nll_difference_standard_error: float | None  # of candidate minus reference, token by token
     reference_bits_per_byte: float | None
     candidate_bits_per_byte: float | None
 
+    @property
+    def kl_interval(self) -> Interval | None:
+        interval = mean_interval(self.kl_mean, self.kl_standard_error, self.num_windows)
+        return interval and (max(0.0, interval[0]), interval[1])
+
+    @property
+    def kl_upper_bound(self) -> float | None:
+        """The upper end of ``kl_interval``, which a limit of the KL divergence is held against."""
+        return None if self.kl_interval is None else self.kl_interval[1]
+
+    @property
+    def reference_perplexity_interval(self) -> Interval | None:
+        return self._exp_interval(self.reference_perplexity, self.reference_nll_standard_error)
+
+    @property
+    def candidate_perplexity_interval(self) -> Interval | None:
+        return self._exp_interval(self.candidate_perplexity, self.candidate_nll_standard_error)
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The candidate's perplexity over the reference's."""
+        return self.candidate_perplexity / self.reference_perplexity
+
+    @property
+    def perplexity_ratio_interval(self) -> Interval | None:
+        """It is narrow where the perplexities' own intervals are wide, because both sides read the same text."""
+        return self._exp_interval(self.perplexity_ratio, self.nll_difference_standard_error)
+
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the fields and the properties."""
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in _PROPERTIES}
+
+    def _exp_interval(self, value: float, standard_error: float | None) -> Interval | None:
+        """Return the interval of a value whose logarithm has this standard error."""
+        interval = mean_interval(math.log(value), standard_error, self.num_windows)
+        return interval and (_exp(interval[0]), _exp(interval[1]))
+
+
+_PROPERTIES = tuple(name for name, value in vars(Quality).items() if isinstance(value, property))
 
 
 def summarize(windows: Sequence[Window], parts: Sequence[Divergence]) -> Quality:
@@ -64,6 +106,9 @@ def summarize(windows: Sequence[Window], parts: Sequence[Divergence]) -> Quality
         top1_standard_error=standard_error([part.agrees_R.double() for part in parts]),
         reference_perplexity=float(total.reference_nll_R.mean().exp()),
         candidate_perplexity=float(total.candidate_nll_R.mean().exp()),
+        reference_nll_standard_error=standard_error([part.reference_nll_R for part in parts]),
+        candidate_nll_standard_error=standard_error([part.candidate_nll_R for part in parts]),
+        nll_difference_standard_error=standard_error([part.candidate_nll_R - part.reference_nll_R for part in parts]),
         reference_bits_per_byte=bits_per_byte(total.reference_nll_R),
         candidate_bits_per_byte=bits_per_byte(total.candidate_nll_R),
     )
@@ -81,6 +126,13 @@ def standard_error(clusters: Sequence[Tensor]) -> float | None:
     mean = values.mean()
     deviations = torch.stack([(cluster - mean).sum() for cluster in clusters])
     return float((deviations.square().sum() * num_clusters / (num_clusters - 1)).sqrt() / len(values))
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:  # a broken model on two windows
+        return math.inf
 
 
 def _nearest_rank(ordered_R: Tensor, percent: int) -> float:

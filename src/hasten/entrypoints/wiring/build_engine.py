@@ -134,6 +134,7 @@ def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, opti
         "dtype": str(target.dtype).removeprefix("torch."),
         **backend.describe(target.decoder),
         "weights": target.weights.clause() or options.quantization or str(target.dtype).removeprefix("torch."),
+        "file_bytes": target.weights.file_bytes,
         **target.weights.as_dict(),
         "max_model_len": sizing.max_model_len,
         "kv_blocks": sizing.num_blocks,

@@ -3,9 +3,9 @@
 import pytest
 
 from hasten import LLM
-from hasten.bench.measure import Workload, measure
 from hasten.bench.report import make_report
 from hasten.core.errors import InvalidOption
+from hasten.entrypoints.workload import Workload, measure
 
 
 @pytest.fixture
