@@ -1,0 +1,301 @@
+"""A whole model is quantised layer by layer: what a layer is calibrated on, what is written, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hasten.compress.quantize.calibration import calibration_ids
+from hasten.compress.quantize.rounding.gptq import Gptq
+from safetensors.torch import load_file
+from tests.training.conftest import stop_after
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hasten.checkpoints.reader import Checkpoint
+from hasten.compress.quantize.grid import Grid
+from hasten.compress.quantize.options import QuantizeOptions
+from hasten.compress.quantize.quantize import quantize
+from hasten.compress.quantize.statistics import InputStatistics
+from hasten.compress.work_folder import partial_folder
+from hasten.core.errors import CapacityError, CheckpointError, InvalidOption, UnsupportedModel
+from hasten.layers.formats.stored_matrix import dequantize
+from hasten.text.tokenizer import TextTokenizer
+
+SMALL = {"samples": 6, "seq_len": 24, "group_size": 32}
+
+
+def matrices(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that a quantised checkpoint means, by name."""
+    found = Checkpoint.open(folder).matrices
+    return {name: dequantize(matrix, 0, matrix.shape[0]) for name, matrix in found.items()}
+
+
+def test_each_layer_is_calibrated_on_the_outputs_of_the_quantised_layers_before_it(model, calibration, tmp_path):
+    """transformers runs the text through the layers; hooks give the inputs of every projection."""
+    options = QuantizeOptions(method="gptq", **SMALL)
+    quantize(str(model), tmp_path / "out", options, calibration=calibration)
+    written = matrices(tmp_path / "out")
+    tokenizer = TextTokenizer.load(model, 101)
+    ids = calibration_ids(calibration, tokenizer, samples=6, seq_len=24, seed=0, max_positions=256)
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    spec = Checkpoint.open(tmp_path / "out").matrices["model.layers.0.mlp.up_proj.weight"].spec
+    for index in range(3):
+        layer = reference.model.layers[index]
+        inputs: dict[str, InputStatistics] = {}
+        hooks = []
+        for name, module in layer.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                inputs[name] = InputStatistics.empty(module.in_features, with_hessian=True)
+                hooks.append(module.register_forward_pre_hook(lambda _, args, s=inputs[name]: s.add(args[0].flatten(0, 1))))
+        with torch.no_grad():
+            reference(ids)
+        for hook in hooks:
+            hook.remove()
+        for name, module in layer.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                rows = Gptq().quantize(module.weight.detach(), Grid(spec, torch.float32), inputs[name], name)
+                full_name = f"model.layers.{index}.{name}.weight"
+                # The sums of the statistics differ in their last bits, so a few codes at the middle between two may, too.
+                different = (rows.dequantize() - written[full_name]).abs() > 1e-6
+                assert different.float().mean() < 0.01, full_name
+        with torch.no_grad():
+            for name, module in layer.named_modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.copy_(written[f"model.layers.{index}.{name}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rtn", {}),
+        ("rtn", {"bits": 8}),
+        ("rtn", {"clip": "mse"}),
+        ("gptq", {}),
+        ("gptq", {"format": "gptq"}),
+        ("gptq", {"format": "gptq", "bits": 3, "clip": "percentile"}),
+        ("gptq", {"format": "gptq", "bits": 8, "group_size": -1}),
+        ("awq", {}),
+        ("awq", {"format": "awq"}),
+        ("awq+gptq", {"format": "awq", "symmetric": True}),
+        ("hqq", {}),
+        ("hqq", {"format": "awq"}),
+        ("smoothquant", {"group_size": -1}),
+        ("smoothquant+gptq", {"group_size": -1, "activations": "int8-static"}),
+        ("rtn", {"activations": "int8", "bits": 4}),
+        ("fp8", {"group_size": None}),
+        ("fp8", {"group_size": None, "activations": "fp8-static"}),
+        ("fp8", {"group_size": None, "activations": "none"}),
+    ],
+)
+def test_transformers_loads_what_is_written(model, calibration, tmp_path, method, options):
+    """Where it has no reader of a format, it gets the weights that hasten reads, which the readers' tests compare with oracles."""
+    quantize(str(model), tmp_path / "out", QuantizeOptions(method=method, **{**SMALL, **options}), calibration=calibration)
+    assert len(matrices(tmp_path / "out")) == 3 * 7
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    source = json.loads((model / "config.json").read_text())
+    assert stored.pop("quantization_config")["quant_method"] in ("compressed-tensors", "gptq", "awq")
+    assert stored == source
+    reference = transformers_model(tmp_path / "out", model)
+    original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.randint(10, 90, (2, 40), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected, logits = original(ids).logits, reference(ids).logits
+    error = (logits - expected).norm() / expected.norm()
+    assert 0 < error < (0.5 if options.get("bits", 4) < 8 else 0.05)
+    assert hasten_tokens(tmp_path / "out", ids) == greedy_tokens(reference, ids)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")("w10 w20")["input_ids"]
+        == AutoTokenizer.from_pretrained(model)("w10 w20")["input_ids"]
+    )
+
+
+def transformers_model(folder: Path, source: Path) -> torch.nn.Module:
+    from transformers import CompressedTensorsConfig
+
+    if "compressed" in (folder / "config.json").read_text():
+        config = CompressedTensorsConfig(dequantize=True)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    norms = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "norm" in name}
+    reference.load_state_dict(matrices(folder) | norms, strict=False)
+    return reference
+
+
+def greedy_tokens(reference: torch.nn.Module, ids: torch.Tensor) -> list[list[int]]:
+    out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    return out[:, ids.shape[1] :].tolist()
+
+
+def hasten_tokens(folder: Path, ids: torch.Tensor) -> list[list[int]]:
+    from hasten import LLM, SamplingParams
+
+    llm = LLM(str(folder), backend="torch", dtype="float32", activations="float")
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": row} for row in ids.tolist()], params)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn", "awq"])
+def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_bytes(model, calibration, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("hasten.compress.quantize.quantize.SAVE_EVERY", 0.0)
+    options = QuantizeOptions(method=method, **SMALL)
+    calls = 0
+
+    def count() -> bool:
+        nonlocal calls
+        calls += 1
+        return False
+
+    whole = quantize(str(model), tmp_path / "whole", options, calibration=calibration, should_stop=count)
+    assert whole is not None
+    for number, stop in enumerate(range(0, calls, max(1, calls // 7))):
+        out = tmp_path / str(number)
+        assert quantize(str(model), out, options, calibration=calibration, should_stop=stop_after(stop)) is None
+        assert not out.exists()
+        assert quantize(str(model), out, options, calibration=calibration, resume=True) is not None
+        assert file_bytes(out) == file_bytes(tmp_path / "whole")
+        assert not partial_folder(out).exists()
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(model, calibration, tmp_path):
+    script = """
+import os, signal, sys
+import hasten.compress.quantize.quantize as lifecycle
+from pathlib import Path
+from hasten.compress.quantize.options import QuantizeOptions
+lifecycle.SAVE_EVERY = 0.0
+def progress(done, total):
+    if done > 0.6 * total:
+        os.kill(os.getpid(), signal.SIGKILL)
+options = QuantizeOptions(method="gptq", samples=6, seq_len=24, group_size=32, threads=1)
+lifecycle.quantize(sys.argv[1], Path(sys.argv[2]), options, calibration=Path(sys.argv[3]), progress=progress)
+"""
+    out = tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", script, str(model), str(out), str(calibration)], stderr=subprocess.PIPE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not out.exists() and (partial_folder(out) / ".resume" / "state.json").is_file()
+    options = QuantizeOptions(method="gptq", **SMALL, threads=1)
+    with pytest.raises(InvalidOption, match="Add --resume"):
+        quantize(str(model), out, options, calibration=calibration)
+    with pytest.raises(InvalidOption, match="seed was 0 and is 1"):
+        quantize(str(model), out, QuantizeOptions(method="gptq", **SMALL, threads=1, seed=1), calibration=calibration, resume=True)
+    quantize(str(model), out, options, calibration=calibration, resume=True)
+    quantize(str(model), tmp_path / "whole", options, calibration=calibration)
+    assert file_bytes(out) == file_bytes(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Make the system refuse to grow any file beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [4_000, 40_000, 130_000])
+def test_a_full_disk_is_one_error_and_the_run_resumes(model, calibration, tmp_path, size):
+    """The first file, a layer's part and the merged file do not fit."""
+    options = QuantizeOptions(method="gptq", **SMALL)
+    with small_disk(size), pytest.raises(CapacityError, match="cannot be written"):
+        quantize(str(model), tmp_path / "out", options, calibration=calibration)
+    assert not (tmp_path / "out").exists()
+    quantize(str(model), tmp_path / "out", options, calibration=calibration, resume=True)
+    quantize(str(model), tmp_path / "whole", options, calibration=calibration)
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "whole")
+
+
+def test_a_disk_that_is_too_small_is_refused_at_the_start(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("Usage", (), {"free": 1000})())
+    with pytest.raises(CapacityError, match="too full"):
+        quantize(str(model), tmp_path / "out", QuantizeOptions(method="rtn", group_size=32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ignored_modules_stay_as_they_are(model, tmp_path):
+    ignore = ("re:.*mlp[.]down_proj", "model.layers.1.self_attn.o_proj")
+    quantize(str(model), tmp_path / "out", QuantizeOptions(method="rtn", group_size=32, ignore=ignore))
+    stored, source = load_file(tmp_path / "out" / "model.safetensors"), load_file(model / "model.safetensors")
+    kept = [f"model.layers.{index}.mlp.down_proj.weight" for index in range(3)] + ["model.layers.1.self_attn.o_proj.weight"]
+    assert all(torch.equal(stored[name], source[name]) for name in kept)
+    assert set(matrices(tmp_path / "out")).isdisjoint(kept) and len(matrices(tmp_path / "out")) == 21 - 4
+    reference = transformers_model(tmp_path / "out", model)
+    assert torch.equal(reference.model.layers[0].mlp.down_proj.weight, source[kept[0]])
+
+
+def refused(
+    model: Path | str, tmp_path: Path, error: type[Exception], match: str, calibration: Path | None = None, **options: object
+) -> str:
+    with pytest.raises(error, match=match) as caught:
+        quantize(str(model), tmp_path / "out", QuantizeOptions(**options), calibration=calibration)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("out")] == []
+    assert str(caught.value).count("\n") == 0
+    return str(caught.value)
+
+
+def test_a_group_size_that_does_not_divide_names_every_layer(model, tmp_path):
+    message = refused(model, tmp_path, InvalidOption, "64", method="rtn", group_size=48)
+    for index in range(3):
+        assert f"layers.{index}." in message
+    assert "32" in message and "ignore" in message
+
+
+def test_bad_options_are_refused_before_anything_is_written(model, calibration, tmp_path):
+    def option_error(match: str, **options: object) -> None:
+        refused(model, tmp_path, InvalidOption, match, calibration, **options)
+
+    option_error("Did you mean 'gptq'", method="gtpq")
+    option_error("do not go together", method="gptq+awq")
+    option_error("no matrix", method="rtn", group_size=32, ignore=("model.layers.9.mlp.up_proj",))
+    option_error("no regular expression", method="rtn", group_size=32, ignore=("re:(",))
+    option_error("all of them or none", method="rtn", group_size=32, ignore=("model.layers.0.self_attn.q_proj",))
+    option_error("nothing is left", method="rtn", group_size=32, ignore=("re:.*",))
+    option_error("activations", method="rtn", activations="fp8")
+    option_error("activations", method="fp8", activations="int8")
+    option_error("FP8 has 8 bits", method="fp8", bits=4)
+    option_error("symmetric|zero point|asymmetric", method="rtn", group_size=32, symmetric=False)
+    option_error("4", method="rtn", bits=8, format="awq")
+    with pytest.raises(InvalidOption, match="no effect"):
+        quantize(str(model), tmp_path / "out", QuantizeOptions(method="rtn"), method_options={"damping": 0.1})
+
+
+def test_bad_sources_are_refused(model, calibration, tiny, tmp_path):
+    quantize(str(model), tmp_path / "quantised", QuantizeOptions(method="rtn", group_size=32))
+    message = refused(tmp_path / "quantised", tmp_path, UnsupportedModel, "quantised again", method="rtn", group_size=32)
+    assert "int4" in message
+    refused(tiny("gpt2"), tmp_path, UnsupportedModel, "transposed", method="rtn", group_size=32)
+    refused(model, tmp_path, InvalidOption, "cannot be read", tmp_path / "nothing.txt", method="gptq", group_size=32)
+    (tmp_path / "empty.txt").write_text(" \n")
+    refused(model, tmp_path, InvalidOption, "is empty", tmp_path / "empty.txt", method="gptq", group_size=32)
+    refused(tiny("llama-gqa"), tmp_path, InvalidOption, "no tokenizer", calibration, method="gptq", group_size=32)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InvalidOption, match="not an empty folder"):
+        quantize(str(model), tmp_path / "full", QuantizeOptions(method="rtn", group_size=32))
+
+
+def test_a_matrix_that_cannot_be_calibrated_is_an_error(model, calibration, tmp_path, monkeypatch):
+    def fail(self: object, *arguments: object) -> None:
+        raise CheckpointError("the Hessian of x has no Cholesky factor")
+
+    monkeypatch.setattr(Gptq, "quantize", fail)
+    with pytest.raises(CheckpointError, match="Cholesky"):
+        quantize(str(model), tmp_path / "out", QuantizeOptions(method="gptq", **SMALL), calibration=calibration)
+    assert not (tmp_path / "out").exists()
