@@ -98,7 +98,7 @@ def main() -> None:
                 print(row_text(rows[-1]), file=sys.stderr)
     original = measure_speed(options.model, {})
     result = {**provenance("quantisation", sys.argv), "model": options.model, "seeds": options.seeds, "rows": rows}
-    result["original"] = {"tokens_per_second": original.median, "slowest": original.slowest, "fastest": original.fastest}
+    result["original"] = {"tokens_per_second": original.median, "slowest": min(original.runs)}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.figure is not None:
         options.figure.write_text(draw_frontier(result), encoding="utf-8")
@@ -112,7 +112,7 @@ def measure_case(model: str, case: Case, seed: int, num_tokens: int) -> dict[str
         folder = parent / "quantised"
         made = run_method(model, folder, QuantizeOptions(**case.options, seed=seed), method_options=case.set)
         assert made is not None
-        evaluation = evaluate(str(folder), {}, reference=model, num_tokens=num_tokens)
+        evaluation = evaluate(str(folder), {}, against=model, num_tokens=num_tokens)
         speed = measure_speed(str(folder), {})
         return {
             "case": case.name,
@@ -123,8 +123,8 @@ def measure_case(model: str, case: Case, seed: int, num_tokens: int) -> dict[str
             "original_bytes": made.original_nbytes,
             "quality": evaluation.quality.as_dict(),
             "tokens_per_second": speed.median,
-            "slowest": speed.slowest,
-            "fastest": speed.fastest,
+            "slowest": min(speed.runs),
+            "fastest": max(speed.runs),
         }
     finally:
         shutil.rmtree(parent)

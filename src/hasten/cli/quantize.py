@@ -19,7 +19,7 @@ from hasten.core.errors import InvalidOption, nearest, show
 from hasten.quality.window import NUM_TOKENS
 
 if TYPE_CHECKING:
-    from hasten.compress.quantize.measure import Measurement
+    from hasten.compress.measure import Measurement
 
 OPTIONS = OptionGroup(
     "options",
@@ -86,7 +86,7 @@ def quantize(
 
     Then measure its size, speed and quality against the original.
     """
-    from hasten.compress.quantize.measure import measure
+    from hasten.compress.measure import measure
     from hasten.compress.quantize.run import run_method
     from hasten.entrypoints.progress import step_bar
 

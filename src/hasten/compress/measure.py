@@ -1,0 +1,72 @@
+"""``measure``: what a compressed model costs in quality and gains in size and speed, against its original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.compress.compressed_model import CompressedModel
+from hasten.core.errors import CapacityError
+from hasten.entrypoints.decode_speed import DecodeSpeed, measure_speed
+from hasten.entrypoints.evaluation import Evaluation, evaluate
+from hasten.quality.quality import Quality
+from hasten.quality.window import NUM_TOKENS
+
+SHIPPED_TEXT = "held-out text"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    nbytes: int
+    original_nbytes: int
+    evaluations: tuple[Evaluation, ...]  # on the shipped text, then on the user's
+    speed: DecodeSpeed | None
+    original_speed: DecodeSpeed | None
+    missing: str | None = None  # why the quality or the speed of the original is not known
+
+    def rows(self, size: Callable[[int], str]) -> list[tuple[str, str, str]]:
+        """Return (what, original, compressed); ``size`` formats bytes."""
+        rows = [("weights", size(self.original_nbytes), f"{size(self.nbytes)} ({self.nbytes / self.original_nbytes:.1%})")]
+        for evaluation in self.evaluations:
+            rows += _quality_rows(evaluation.quality, SHIPPED_TEXT if evaluation is self.evaluations[0] else evaluation.text)
+        if self.speed is not None:
+            original = "-" if self.original_speed is None else _speed(self.original_speed)
+            rows.append(("tokens/s, batch 1", original, _speed(self.speed)))
+        return rows
+
+
+def measure(
+    model: CompressedModel, *, text: Path | None = None, num_tokens: int = NUM_TOKENS, threads: int | None = None, visible: bool = True
+) -> Measurement:
+    """Compare a compressed model with its original in float32, on the shipped text and on ``text``.
+
+    The compressed model runs as ``LLM`` runs it by default. What does not fit in memory is left out, with the reason.
+    """
+    options: dict[str, Any] = {"show_progress": visible} | ({} if threads is None else {"threads": threads})
+    evaluations: list[Evaluation] = []
+    speed = original_speed = None
+    missing = None
+    try:
+        speed = measure_speed(str(model.folder), options)
+        for file in (None, *([] if text is None else [text])):
+            evaluations.append(evaluate(str(model.folder), options, against=str(model.source), text=file, num_tokens=num_tokens))
+        original_speed = measure_speed(str(model.source), options)
+    except CapacityError as error:
+        missing = str(error)
+    return Measurement(model.nbytes, model.original_nbytes, tuple(evaluations), speed, original_speed, missing)
+
+
+def _quality_rows(quality: Quality, text: str) -> list[tuple[str, str, str]]:
+    interval = quality.kl_interval
+    kl = f"{quality.kl_mean:.4f}" + ("" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})")
+    return [
+        (f"{text}: mean KL, nats", "0", kl),
+        (f"{text}: top-1 agreement", "100 %", f"{quality.top1_agreement:.2%}"),
+        (f"{text}: perplexity", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}"),
+    ]
+
+
+def _speed(speed: DecodeSpeed) -> str:
+    return f"{speed.median:.1f} ({min(speed.runs):.1f} to {max(speed.runs):.1f})"
