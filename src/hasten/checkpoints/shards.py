@@ -121,7 +121,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
 
 
 def read_header(file: Path) -> tuple[TensorEntry, ...]:
-    """Return the tensors of one file. Raises ``HeaderError`` with every fault."""
+    """Return the tensors of one file, in the order of their data. Raises ``HeaderError`` with every fault."""
     if not os.path.isfile(file):  # opening a pipe would wait for a writer
         raise HeaderError(f"{file.name} is not a readable file")
     try:
@@ -149,7 +149,7 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
         raise HeaderError(f"{file.name}: its tensors need {needed:,} bytes and the file has {file_size:,}")
     return tuple(
         TensorEntry(name, file, value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
-        for name, value in header.items()
+        for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     )
 
 
