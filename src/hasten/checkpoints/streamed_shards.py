@@ -20,8 +20,8 @@ _ALIGNMENT = 8  # bytes, of the data in a file
 def write_shard(file: Path, entries: Sequence[TensorEntry], chunks: Callable[[TensorEntry], Iterable[Tensor]]) -> None:
     """Write tensors of the names, shapes and dtypes of ``entries``.
 
-    ``chunks(entry)`` gives the values of a tensor, in its dtype and order, in any number of parts. Tensors of wide items come first,
-    so that each begins at a multiple of its item's size. Raises ``OSError``.
+    ``chunks(entry)`` gives the values of a tensor, in its dtype and order, in any number of parts. Tensors of wide items come
+    first, so that each begins at a multiple of its item's size. Raises ``OSError``.
     """
     ordered = sorted(entries, key=lambda entry: -ITEM_BYTES[entry.dtype])
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

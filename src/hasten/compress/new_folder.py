@@ -27,8 +27,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """Yield a folder beside ``out`` that becomes ``out`` at the end. An exception removes it.
 
-    Raises ``InvalidOption`` if ``out`` exists and is not an empty folder, or cannot be written. Raises ``CapacityError`` if the disk
-    has less than ``needed_bytes`` or becomes full.
+    Raises ``InvalidOption`` if ``out`` exists and is not an empty folder, or cannot be written. Raises ``CapacityError`` if the
+    disk has less than ``needed_bytes`` or becomes full.
     """
     try:
         target = Path(os.path.realpath(out))
@@ -38,7 +38,7 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         _check_space(target, needed_bytes)
         partial.mkdir(parents=True)
     except (OSError, ValueError) as error:  # ValueError: no name of a file
-        raise _writing_error(out, error) from None
+        raise writing_error(out, error) from None
     try:
         (partial / _MARK).touch()
         yield partial
@@ -48,7 +48,7 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         _sync(target.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _writing_error(out, error) from None
+        raise writing_error(out, error) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -83,7 +83,8 @@ def _check_space(target: Path, needed_bytes: int) -> None:
         )
 
 
-def _writing_error(out: Path, error: OSError | ValueError) -> HastenError:
+def writing_error(out: Path, error: OSError | ValueError) -> HastenError:
+    """Return the error for a path that cannot be written: ``CapacityError`` for a full disk, else ``InvalidOption``."""
     got = getattr(error, "strerror", None) or error
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return CapacityError(f"{out} cannot be written", got=got, remedy="Free space there, or give a folder on another disk")
