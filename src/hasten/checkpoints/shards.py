@@ -55,7 +55,7 @@ class HeaderError(Exception):
 
 def refuse_pickles(folder: Path, *readable: str, remedy: str) -> None:
     """Raise ``CheckpointError`` for a folder of pickle files without a file of a ``readable`` pattern."""
-    names = _file_names(folder) if os.path.isdir(folder) else []
+    names = file_names(folder) if os.path.isdir(folder) else []
     if any(fnmatch(name, pattern) for name in names for pattern in readable):
         return
     pickles = [name for name in names if name.endswith(PICKLES)]
@@ -121,7 +121,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
 
 
 def read_header(file: Path) -> tuple[TensorEntry, ...]:
-    """Return the tensors of one file. Raises ``HeaderError`` with every fault."""
+    """Return the tensors of one file, in the order of their data. Raises ``HeaderError`` with every fault."""
     if not os.path.isfile(file):  # opening a pipe would wait for a writer
         raise HeaderError(f"{file.name} is not a readable file")
     try:
@@ -149,7 +149,7 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
         raise HeaderError(f"{file.name}: its tensors need {needed:,} bytes and the file has {file_size:,}")
     return tuple(
         TensorEntry(name, file, value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
-        for name, value in header.items()
+        for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     )
 
 
@@ -169,7 +169,7 @@ def _find_fault(value: object) -> str | None:
     return None
 
 
-def _file_names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     """Return the names of the files of a folder, sorted. Raises ``CheckpointError``."""
     try:
         return sorted(os.listdir(folder))
@@ -183,7 +183,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not os.path.isfile(file):
         remedy = "Convert it with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         refuse_pickles(folder, "*.safetensors", remedy=remedy)
-        others = [name for name in _file_names(folder) if name.endswith((*PICKLES, ".safetensors", SUFFIX))]
+        others = [name for name in file_names(folder) if name.endswith((*PICKLES, ".safetensors", SUFFIX))]
         gguf = next((name for name in others if name.endswith(SUFFIX)), None)
         raise ModelNotFound(
             f"{folder} has no weights",

@@ -10,17 +10,12 @@ if TYPE_CHECKING:
 
 def choose_ops() -> tuple[Ops, str]:
     """Return the fastest form of the torch backend for this processor, and the reason for it."""
+    import torch
+
+    from hasten.ops.native_dtype import has_bf16_arithmetic
     from hasten.ops.torch.backend import TorchOps
 
     reason = "the PyTorch reference; this version has no native kernels"
-    if _has_bf16_arithmetic():
+    if has_bf16_arithmetic(torch.cpu.get_capabilities()):
         return TorchOps(), reason
     return TorchOps(widen=True), f"{reason}; 16-bit weights are multiplied in float32, since this processor has no bf16 arithmetic"
-
-
-def _has_bf16_arithmetic() -> bool:
-    """Whether PyTorch multiplies bf16 matrices without emulation. Only x86 reports that it does not."""
-    import torch
-
-    capabilities = torch.cpu.get_capabilities()
-    return capabilities.get("architecture") != "x86_64" or any(capabilities.get(n) for n in ("avx512_bf16", "amx_bf16"))

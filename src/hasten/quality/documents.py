@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from hasten.core.errors import InvalidOption
 
+_DEMO = Path(__file__).parents[1] / "demo"
 # The demo models were not trained on these texts; other models may have been.
-HELD_OUT = Path(__file__).parents[1] / "demo" / "heldout.jsonl"
+HELD_OUT = _DEMO / "heldout.jsonl"
+CALIBRATION = _DEMO / "calibration.jsonl"  # of the training text of the demo models; no held-out text
 _TOKEN_ID = re.compile(r"[0-9]{1,12}")
 
 
@@ -35,6 +38,18 @@ def read_texts(file: Path) -> list[str]:
             ) from None
         texts.append(text)
     return texts
+
+
+def split_lines(text: str, length: int) -> Iterator[str]:
+    """Yield the text in parts that end with a line, each a little longer than ``length`` characters."""
+    start = 0
+    while len(text) - start > length:
+        end = text.find("\n", start + length) + 1
+        if end == 0:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:

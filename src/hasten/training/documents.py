@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from hasten.core.errors import CheckpointError, InvalidOption
 from hasten.entrypoints.llm import LLM
-from hasten.quality.documents import read_texts
+from hasten.quality.documents import read_texts, split_lines
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.resume import ResumeFolder
 
@@ -26,21 +26,9 @@ PROMPT_DIVISOR = 8  # a prompt is 1/8 of a sequence
 def encode_documents(file: Path, tokenizer: TextTokenizer) -> list[list[int]]:
     """Return the token ids of each text of ``file``, without special tokens. Raises ``InvalidOption``."""
     return [
-        [token for part in _split_lines(text) for token in tokenizer.encode(part, add_special_tokens=False)]
+        [token for part in split_lines(text, MAX_ENCODED_CHARS) for token in tokenizer.encode(part, add_special_tokens=False)]
         for text in read_texts(file)
     ]
-
-
-def _split_lines(text: str) -> Iterator[str]:
-    """Yield parts of a little more than ``MAX_ENCODED_CHARS`` characters that end with a line."""
-    start = 0
-    while len(text) - start > MAX_ENCODED_CHARS:
-        end = text.find("\n", start + MAX_ENCODED_CHARS) + 1
-        if end == 0:
-            break
-        yield text[start:end]
-        start = end
-    yield text[start:]
 
 
 def generate_documents(
