@@ -9,7 +9,7 @@ Shape suffixes: O outputs · I inputs · G groups of inputs · S inputs of a gro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class GroupScales:
 class Clip(Protocol):
     """How the range of a group is chosen. Implementations are in ``clip.py``."""
 
-    needs_hessian: bool
+    needs_hessian: ClassVar[bool]  # of the inputs
 
     def ranges(self, weights_OGS: Tensor, grid: Grid, statistics: InputStatistics | None) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest weight of each group's range, both [O, G].
@@ -71,32 +71,30 @@ class Grid:
         """
         size = self.group_size(weights_OI.shape[1])
         weights_OGS = weights_OI.reshape(len(weights_OI), -1, size)
-        if self.clip is None:
-            return self.scales(weights_OGS.amin(-1), weights_OGS.amax(-1), size)
-        return self.scales(*self.clip.ranges(weights_OGS, self, statistics), size)
+        low_OG, high_OG = weights_OGS.amin(-1), weights_OGS.amax(-1)
+        # A rule of clipping could hide an infinite weight; ``scales`` refuses it.
+        if self.clip is not None and bool((high_OG - low_OG).isfinite().all()):
+            low_OG, high_OG = self.clip.ranges(weights_OGS, self, statistics)
+        return self.scales(low_OG, high_OG, size)
 
     def scales(self, low_OG: Tensor, high_OG: Tensor, group_size: int) -> GroupScales:
         """Return the scales of groups with these ranges."""
         low_OG, high_OG = low_OG.clamp_max(0), high_OG.clamp_min(0)
         symmetric = not self.spec.has_offsets
         reach_OG = 2 * torch.maximum(-low_OG, high_OG) if symmetric else high_OG - low_OG
-        scales_OG = (reach_OG / self.largest).to(self.scale_dtype).float()
-        if not bool(scales_OG.isfinite().all()):
-            raise CheckpointError(
-                f"weights are too large for scales in {str(self.scale_dtype).removeprefix('torch.')}, or not finite",
-                got=f"a group with a range of {float(reach_OG.max()):.3g}",
-                remedy="Use the format compressed-tensors with a float32 or bfloat16 model, or mend the checkpoint",
-            )
-        # A group of zeros, or of numbers that vanish beside the smallest scale, keeps any scale: its codes are the zero.
-        scales_OG = torch.where(scales_OG == 0, torch.finfo(self.scale_dtype).tiny, scales_OG)
+        scales_OG = stored_scales(reach_OG / self.largest, self.scale_dtype)
         if symmetric:
             return GroupScales(scales_OG, torch.full_like(scales_OG, (self.largest + 1) // 2), group_size, self.spec.bits)
         return GroupScales(scales_OG, (-low_OG / scales_OG).round_().clamp_(0, self.largest), group_size, self.spec.bits)
 
+    def codes(self, weights: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """Return the codes of the nearest numbers, whole numbers in float32. The shapes broadcast."""
+        return (weights / scales).round_().add_(zeros).clamp_(0, self.largest)
+
     def round(self, weights_OI: Tensor, scales: GroupScales) -> GroupedRows:
         """Return the nearest numbers of the grid."""
         weights_OGS = weights_OI.reshape(len(weights_OI), -1, scales.group_size)
-        codes_OGS = (weights_OGS / scales.scales_OG[..., None]).round_().add_(scales.zeros_OG[..., None]).clamp_(0, self.largest)
+        codes_OGS = self.codes(weights_OGS, scales.scales_OG[..., None], scales.zeros_OG[..., None])
         return self.rows(codes_OGS.reshape(weights_OI.shape), scales)
 
     def rows(self, codes_OI: Tensor, scales: GroupScales) -> GroupedRows:
@@ -104,3 +102,19 @@ class Grid:
         zero = self.spec.zero
         zeros = scales.zeros_OG if zero is None else zero
         return GroupedRows(codes_OI.to(torch.uint8), scales.scales_OG, scales.group_size, zeros)
+
+
+def stored_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the nearest positive scales that ``dtype`` holds, float32.
+
+    Raises ``CheckpointError`` for scales that are NaN, infinite or too large.
+    """
+    rounded = scales.to(dtype).float()
+    if not bool(rounded.isfinite().all()):
+        raise CheckpointError(
+            f"weights are too large for scales in {str(dtype).removeprefix('torch.')}, or not finite",
+            got=f"a scale of {float(scales.max()):.3g}",
+            remedy="Use the format compressed-tensors with a float32 or bfloat16 model, or mend the checkpoint",
+        )
+    # A group of zeros, or of numbers that vanish beside the smallest scale, keeps any scale: its codes are the zero.
+    return torch.where(rounded == 0, torch.finfo(dtype).tiny, rounded)

@@ -51,3 +51,8 @@ class InputStatistics:
         """Return the statistics of the inputs x / ``scales_I``."""
         squares = None if self.square_sum_II is None else self.square_sum_II / scales_I[:, None] / scales_I[None, :]
         return InputStatistics(self.num_tokens, self.absmax_I / scales_I, self.abs_sum_I / scales_I, squares)
+
+    def of_inputs(self, inputs: slice) -> InputStatistics:
+        """Return the statistics of some of the inputs."""
+        squares = None if self.square_sum_II is None else self.square_sum_II[inputs, inputs]
+        return InputStatistics(self.num_tokens, self.absmax_I[inputs], self.abs_sum_I[inputs], squares)

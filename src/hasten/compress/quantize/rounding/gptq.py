@@ -1,0 +1,155 @@
+"""``Gptq``: round one input after the other, and let the later ones make up for its error.
+
+With the upper factor U of the inverse Hessian, Uᵀ U = H⁻¹, input i is rounded to q_i, and each later input j becomes
+w_j - (w_i - q_i) / U_ii * U_ij. This is optimal brain quantisation with one order of inputs for all outputs (GPTQ, Frantar et
+al., 2023).
+
+Shape suffixes: O outputs · I inputs, in the order of rounding · G groups · B inputs of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from hasten.compress.quantize.grid import Grid, GroupScales
+from hasten.compress.quantize.statistics import InputStatistics
+from hasten.core.check_fields import Fault, check_fields
+from hasten.core.errors import CheckpointError, InvalidOption, show
+from hasten.core.field_type import Range
+from hasten.layers.formats.stored_matrix import GroupedRows, in_order
+
+SOLVED_SIZE = 256  # up to which a triangle is inverted at once
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq:
+    """Raises ``InvalidOption`` that lists every value out of range.
+
+    ``act_order``: inputs are rounded by falling mean square, with the groups' scales of the original weights, as
+    llm-compressor's ``actorder=static`` does. The stored layout does not change. False: in their order, with a group's scales of
+    its weights at the time when its first input is rounded.
+    """
+
+    needs_hessian: ClassVar[bool] = True
+
+    act_order: bool = True  # round inputs with large activations first
+    damping: Annotated[float, Range(0, 1, above=True)] = 0.01  # added to the Hessian's diagonal, times its mean
+    max_damping: Annotated[float, Range(0, 100, above=True)] = 1.0  # damping doubles up to this until the Hessian factorises
+    block_size: Annotated[int, Range(1, 2**16)] = 128  # inputs between two updates of all later ones; does not change the result
+
+    def __post_init__(self) -> None:
+        check_fields(self, "GPTQ option", InvalidOption, self._conflicts)
+
+    def quantize(self, weights_OI: Tensor, grid: Grid, statistics: InputStatistics | None, name: str) -> GroupedRows:
+        """See ``Rounding``. Inputs that are always 0 get weights of 0."""
+        assert statistics is not None, "GPTQ needs the Hessian of the inputs"
+        hessian_II = _checked_hessian(statistics, name)
+        mean_squares_I = hessian_II.diagonal().clone()
+        num_inputs, size = len(mean_squares_I), grid.group_size(len(mean_squares_I))
+        weights_OI = weights_OI.masked_fill(mean_squares_I == 0, 0)
+        if self.act_order:
+            order_I = mean_squares_I.argsort(descending=True, stable=True)
+            fitted = grid.fit(weights_OI, statistics)
+            scales_GO, zeros_GO = fitted.scales_OG.T.contiguous(), fitted.zeros_OG.T.contiguous()
+        else:
+            order_I = torch.arange(num_inputs, dtype=torch.int64, device="cpu")
+            scales_GO = weights_OI.new_empty(num_inputs // size, len(weights_OI))
+            zeros_GO = torch.empty_like(scales_GO)
+        weights_IO, groups = weights_OI.T.contiguous()[order_I], (order_I // size).tolist()
+        codes_IO = torch.empty(weights_IO.shape, dtype=torch.uint8, device="cpu")
+        factor_II = self._factor(hessian_II[order_I][:, order_I], name)
+        for start, stop in self._blocks(num_inputs, size):
+            if not self.act_order and start % size == 0:
+                inputs = slice(start, start + size)
+                fitted = grid.fit(weights_IO[inputs].T, statistics.of_inputs(inputs))
+                scales_GO[groups[start]], zeros_GO[groups[start]] = fitted.scales_OG[:, 0], fitted.zeros_OG[:, 0]
+            codes_IO[start:stop], errors_BO = _round_block(
+                weights_IO[start:stop],
+                factor_II[start:stop, start:stop],
+                scales_GO[groups[start:stop]],
+                zeros_GO[groups[start:stop]],
+                grid,
+            )
+            weights_IO[stop:].addmm_(factor_II[start:stop, stop:].T, errors_BO, alpha=-1)
+        scales = GroupScales(scales_GO.T.contiguous(), zeros_GO.T.contiguous(), size, grid.spec.bits)
+        return grid.rows(in_order(codes_IO.T, order_I), scales)
+
+    def _blocks(self, num_inputs: int, group_size: int) -> Iterator[tuple[int, int]]:
+        """Yield the intervals of inputs between two updates of all later ones."""
+        starts = set(range(0, num_inputs, self.block_size))
+        if not self.act_order:  # a group's scales are those of its weights after all earlier inputs
+            starts.update(range(0, num_inputs, group_size))
+        return pairwise(sorted(starts | {num_inputs}))
+
+    def _factor(self, hessian_II: Tensor, name: str) -> Tensor:
+        """Return the upper factor U of the damped Hessian's inverse, Uᵀ U = H⁻¹."""
+        damped_II, diagonal_I, damping = hessian_II.flip(0, 1), hessian_II.diagonal().flip(0), self.damping
+        while damping <= self.max_damping:
+            # The mean is 0 only if all inputs are; any diagonal serves then.
+            damped_II.diagonal().copy_(torch.where(diagonal_I == 0, 1, diagonal_I + damping * diagonal_I.mean()))
+            lower_II, info = torch.linalg.cholesky_ex(damped_II)
+            if int(info) == 0:
+                # H = R Rᵀ with R upper, from the factor of the flipped matrix; so U = R⁻¹.
+                factor_II = _inverse(lower_II.flip(0, 1))
+                if bool(factor_II.isfinite().all()):
+                    return factor_II
+            damping *= 2
+        raise CheckpointError(
+            f"the Hessian of {show(name)} does not factorise",
+            got=f"a damping of up to {self.max_damping:g}",
+            remedy="Calibrate on more or other text, raise max_damping, or add the matrix to ignore",
+        )
+
+    def _conflicts(self) -> list[Fault]:
+        if self.max_damping < self.damping:
+            return [Fault("max_damping", f"from {self.damping}, which is damping")]
+        return []
+
+
+def _checked_hessian(statistics: InputStatistics, name: str) -> Tensor:
+    if statistics.num_tokens == 0:
+        raise CheckpointError(
+            f"no calibration token reached {show(name)}", remedy="Calibrate on more text, or add the matrix to ignore"
+        )
+    hessian_II = statistics.hessian_II
+    if not bool(hessian_II.isfinite().all()):
+        raise CheckpointError(f"the inputs of {show(name)} are not finite in calibration", remedy="Mend the checkpoint")
+    return hessian_II
+
+
+def _inverse(upper_II: Tensor) -> Tensor:
+    """Return the inverse of an upper triangle, by halves: three times as fast as solving for the unit matrix."""
+    size = len(upper_II)
+    if size <= SOLVED_SIZE:
+        unit_II = torch.eye(size, dtype=upper_II.dtype, device="cpu")
+        solved_II: Tensor = torch.linalg.solve_triangular(upper_II, unit_II, upper=True)
+        return solved_II
+    half = size // 2
+    inverse_II = torch.zeros_like(upper_II)
+    inverse_II[:half, :half] = first = _inverse(upper_II[:half, :half])
+    inverse_II[half:, half:] = second = _inverse(upper_II[half:, half:])
+    inverse_II[:half, half:] = -(first @ (upper_II[:half, half:] @ second))
+    return inverse_II
+
+
+def _round_block(weights_BO: Tensor, factor_BB: Tensor, scales_BO: Tensor, zeros_BO: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the codes of a block's inputs, uint8, and the errors that later blocks make up for, both [B, O]."""
+    codes_BO = torch.empty(weights_BO.shape, dtype=torch.uint8, device="cpu")
+    errors_BO = torch.empty_like(weights_BO)
+    before_BB, pivots = factor_BB.T.contiguous(), factor_BB.diagonal().tolist()
+    inputs = zip(weights_BO.unbind(), scales_BO.unbind(), zeros_BO.unbind(), pivots, strict=True)
+    for i, (weights_O, scales_O, zeros_O, pivot) in enumerate(inputs):
+        corrected_O = torch.addmv(weights_O, errors_BO[:i].T, before_BB[i, :i], alpha=-1)
+        code_O = grid.codes(corrected_O, scales_O, zeros_O)
+        codes_BO[i] = code_O
+        torch.div(corrected_O.sub_(code_O.sub_(zeros_O).mul_(scales_O)), pivot, out=errors_BO[i])
+    return codes_BO, errors_BO
+
+
+METHOD = Gptq
