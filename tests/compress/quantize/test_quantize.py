@@ -9,21 +9,22 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hasten.compress.quantize.calibration import calibration_ids
-from hasten.compress.quantize.rounding.gptq import Gptq
 from safetensors.torch import load_file
 from tests.training.conftest import stop_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hasten.checkpoints.reader import Checkpoint
+from hasten.compress.quantize.calibration import calibration_ids
 from hasten.compress.quantize.grid import Grid
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.compress.quantize.quantize import quantize
+from hasten.compress.quantize.rounding.gptq import Gptq
 from hasten.compress.quantize.statistics import InputStatistics
 from hasten.compress.work_folder import partial_folder
 from hasten.core.errors import CapacityError, CheckpointError, InvalidOption, UnsupportedModel
@@ -110,7 +111,8 @@ def test_transformers_loads_what_is_written(model, calibration, tmp_path, method
     with torch.no_grad():
         expected, logits = original(ids).logits, reference(ids).logits
     error = (logits - expected).norm() / expected.norm()
-    assert 0 < error < (0.5 if options.get("bits", 4) < 8 else 0.05)
+    # Random weights amplify errors from layer to layer: a wrong layout gives 1.4, unrelated logits.
+    assert 0 < error < (0.1 if set(written_bits(tmp_path / "out")) == {8} else 1.0)
     assert hasten_tokens(tmp_path / "out", ids) == greedy_tokens(reference, ids)
     assert (
         AutoTokenizer.from_pretrained(tmp_path / "out")("w10 w20")["input_ids"]
@@ -118,12 +120,17 @@ def test_transformers_loads_what_is_written(model, calibration, tmp_path, method
     )
 
 
+def written_bits(folder: Path) -> list[int]:
+    return [matrix.spec.bits for matrix in Checkpoint.open(folder).matrices.values()]
+
+
 def transformers_model(folder: Path, source: Path) -> torch.nn.Module:
     from transformers import CompressedTensorsConfig
 
     if "compressed" in (folder / "config.json").read_text():
         config = CompressedTensorsConfig(dequantize=True)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+        with warnings.catch_warnings(action="ignore"):  # of attributes that the argument overrides
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     norms = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "norm" in name}
     reference.load_state_dict(matrices(folder) | norms, strict=False)
@@ -210,15 +217,15 @@ def small_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("size", [4_000, 40_000, 130_000])
-def test_a_full_disk_is_one_error_and_the_run_resumes(model, calibration, tmp_path, size):
-    """The first file, a layer's part and the merged file do not fit."""
+@pytest.mark.parametrize("place", ["the first part", "the merged file"])
+def test_a_full_disk_is_one_error_and_the_run_resumes(model, calibration, tmp_path, place):
     options = QuantizeOptions(method="gptq", **SMALL)
+    quantize(str(model), tmp_path / "whole", options, calibration=calibration)
+    size = 4_000 if place == "the first part" else (tmp_path / "whole" / "model.safetensors").stat().st_size - 1
     with small_disk(size), pytest.raises(CapacityError, match="cannot be written"):
         quantize(str(model), tmp_path / "out", options, calibration=calibration)
     assert not (tmp_path / "out").exists()
     quantize(str(model), tmp_path / "out", options, calibration=calibration, resume=True)
-    quantize(str(model), tmp_path / "whole", options, calibration=calibration)
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "whole")
 
 
@@ -281,10 +288,10 @@ def test_bad_sources_are_refused(model, calibration, tiny, tmp_path):
     message = refused(tmp_path / "quantised", tmp_path, UnsupportedModel, "quantised again", method="rtn", group_size=32)
     assert "int4" in message
     refused(tiny("gpt2"), tmp_path, UnsupportedModel, "transposed", method="rtn", group_size=32)
-    refused(model, tmp_path, InvalidOption, "cannot be read", tmp_path / "nothing.txt", method="gptq", group_size=32)
+    refused(model, tmp_path, InvalidOption, "cannot be read", tmp_path / "nothing.txt", method="gptq", **SMALL)
     (tmp_path / "empty.txt").write_text(" \n")
-    refused(model, tmp_path, InvalidOption, "is empty", tmp_path / "empty.txt", method="gptq", group_size=32)
-    refused(tiny("llama-gqa"), tmp_path, InvalidOption, "no tokenizer", calibration, method="gptq", group_size=32)
+    refused(model, tmp_path, InvalidOption, "is empty", tmp_path / "empty.txt", method="gptq", **SMALL)
+    refused(tiny("llama-gqa"), tmp_path, InvalidOption, "no tokenizer", calibration, method="gptq", **SMALL)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(InvalidOption, match="not an empty folder"):
