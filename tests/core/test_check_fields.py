@@ -24,6 +24,9 @@ import hasten
 from hasten.cli.engine_options import ENGINE
 from hasten.cli.sampling_options import SAMPLING
 from hasten.cli.train import KINDS, TRAINING
+from hasten.compress.quantize.options import QuantizeOptions
+from hasten.compress.quantize.transforms.awq import Awq
+from hasten.compress.quantize.transforms.smoothquant import SmoothQuant
 from hasten.core.check_fields import check_fields
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidRequest, show
@@ -84,6 +87,9 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     DraftModelRecipe: DraftModelRecipe,
     EarlyExitRecipe: EarlyExitRecipe,
     Workload: WORKLOAD,
+    QuantizeOptions: QuantizeOptions,
+    Awq: Awq,
+    SmoothQuant: SmoothQuant,  # one field
 }
 FIELDS = [(settings, field.name) for settings in MAKERS for field in dataclasses.fields(settings)]
 
@@ -152,8 +158,9 @@ def names_in(function: Any) -> tuple[str, ...]:
 def test_no_settings_class_is_left_out() -> None:
     """The list above has every class that checks its fields, and every class whose fields are options of a command."""
     found = set()
+    packages = tuple(f"hasten.{name}." for name in ("core", "scheduling", "training", "bench", "entrypoints", "compress"))
     for info in pkgutil.walk_packages(hasten.__path__, "hasten."):
-        if info.name.startswith(("hasten.core.", "hasten.scheduling.", "hasten.training.", "hasten.bench.", "hasten.entrypoints.")):
+        if info.name.startswith(packages):
             classes = (item for item in vars(import_module(info.name)).values() if dataclasses.is_dataclass(item))
             found |= {item for item in classes if "check_fields" in names_in(getattr(item, "__post_init__", None))}
     assert found == set(MAKERS)

@@ -54,7 +54,10 @@ def _fields(cls: Any) -> tuple[Callable[[Any], tuple[Any, ...]], tuple[tuple[str
     """Return a function that reads all fields of an instance, and the name, default and type of each."""
     hints = get_type_hints(cls, include_extras=True)
     fields = tuple((field.name, field.default, field_type(hints[field.name])) for field in dataclasses.fields(cls))
-    return operator.attrgetter(*(name for name, _, _ in fields)), fields
+    names = [name for name, _, _ in fields]
+    if len(names) == 1:  # the getter of one name returns its value, not a tuple
+        return lambda settings: (getattr(settings, names[0]),), fields
+    return operator.attrgetter(*names), fields
 
 
 def _fault(name: str, kind: FieldType, value: object) -> Fault:

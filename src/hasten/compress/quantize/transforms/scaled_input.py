@@ -29,6 +29,10 @@ class ScaledInput:
     producers: tuple[Tensor, ...]  # vectors, or rows of matrices and biases; dimension 0 is what produces the inputs
     index_I: Tensor  # int64: the row of the producers that produces each input
 
+    @property
+    def is_after_norm(self) -> bool:
+        return self.producers[0].ndim == 1
+
     def tie(self, scales_I: Tensor) -> Tensor:
         """Return the factors with one value, the geometric mean, for inputs that the same row produces."""
         num_rows = len(self.producers[0])
