@@ -147,6 +147,12 @@ def test_weights_that_are_not_finite_are_refused(value: float, dtype: str, tmp_p
     assert sorted(tmp_path.iterdir()) == [source]
 
 
+def test_the_output_is_checked_before_the_weights_are_read(tmp_path: Path) -> None:
+    source = plain_source(tmp_path / "in", huge=torch.tensor([3e38]))
+    with pytest.raises(InvalidOption, match="not an empty folder"):
+        cast_checkpoint(source, source, "float16")
+
+
 def test_other_refusals(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     source = plain_source(tmp_path / "in", a=torch.ones(2))
     write_gptq(tmp_path / "gptq", tiny("llama-gqa"))

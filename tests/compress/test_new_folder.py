@@ -73,3 +73,7 @@ def test_a_folder_of_the_user_is_never_removed(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "out.partial" / "mine").exists()
+    (tmp_path / "out.partial" / "mine").unlink()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
