@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hasten.core.errors import InvalidOption
-from hasten.quality.documents import HELD_OUT, read_texts, read_token_ids
+from hasten.quality.documents import CALIBRATION, HELD_OUT, read_texts, read_token_ids, split_lines
 
 
 def write(folder: Path, name: str, content: bytes) -> Path:
@@ -21,6 +21,30 @@ def test_the_shipped_texts() -> None:
     texts = read_texts(HELD_OUT)
     assert len(texts) == 45
     assert sum(len(text.encode()) for text in texts) > 400_000
+
+
+def test_the_calibration_text_has_no_passage_of_the_held_out_text() -> None:
+    """So many characters in a row are a passage; imports and licence headers are shorter."""
+    length = 200
+    texts, held_out = read_texts(CALIBRATION), read_texts(HELD_OUT)
+    passages = {text[start : start + length] for text in held_out for start in range(len(text) - length + 1)}
+    assert not any(text[start : start + length] in passages for text in texts for start in range(len(text) - length + 1))
+    records = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in (CALIBRATION, HELD_OUT)]
+    names, held_out_names = ({record["name"] for record in file} for file in records)
+    assert len(names) == len(texts) == 88 and not names & held_out_names
+    sizes = {
+        kind: sum(len(record["text"].encode()) for record in records[0] if record["kind"] == kind) for kind in ("code", "docs")
+    }
+    assert all(210_000 <= size <= 215_000 for size in sizes.values())
+
+
+def test_parts_of_a_text_end_with_a_line() -> None:
+    text = "".join(f"line {number}\n" for number in range(1000)) + "a last line without an end" * 10
+    parts = list(split_lines(text, 100))
+    assert "".join(parts) == text
+    assert all(part.endswith("\n") and 100 < len(part) <= 110 for part in parts[:-2])
+    assert list(split_lines("no line break" * 100, 50)) == ["no line break" * 100]
+    assert list(split_lines("short\n", 50)) == ["short\n"]
 
 
 def test_a_plain_file_is_one_text_and_a_jsonl_file_is_many(tmp_path: Path) -> None:

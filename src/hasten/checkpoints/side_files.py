@@ -1,4 +1,4 @@
-"""``copy_side_files``: what belongs to a model beside weights and configuration, such as tokenizer and templates."""
+"""``copy_side_files``: tokenizer, templates and whatever else belongs to a model beside its weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``write_shard``: a safetensors file whose tensors are never in memory together. ``write_index`` names the tensors of several.
+"""``write_shard``: a safetensors file whose tensors are never in memory together.
 
-The library's own writer takes all tensors of a file at once.
+``write_index`` names the tensors of several files. The library's own writer takes all tensors of a file at once.
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ class CastReport:
 
 
 def cast_checkpoint(source: Path, out: Path, dtype: str, *, progress: Progress | None = None) -> CastReport:
-    """Write the model folder ``source`` to ``out`` in ``dtype``: "float32", "bfloat16", "float16" or "auto".
+    """Write the model folder ``source`` to ``out`` with its weights in ``dtype``, and return what changed.
 
-    "auto" is ``native_dtype``. Shards and tensor names stay as they are. Tensors of integers are copied. ``out`` appears when it is
-    complete.
+    ``dtype`` is "float32", "bfloat16", "float16", or "auto" for ``native_dtype``. Shards and tensor names stay as they are. Tensors
+    of integers are copied. ``out`` appears when it is complete.
 
     Raises ``InvalidOption`` for an unknown dtype, a GGUF file, a quantised model, weights that float16 cannot hold, and an ``out``
     that is not empty. Raises ``CheckpointError`` for a broken model, and ``CapacityError`` for a full disk.
@@ -63,10 +63,10 @@ def cast_checkpoint(source: Path, out: Path, dtype: str, *, progress: Progress |
     name = native_dtype() if dtype == "auto" else dtype
     checkpoint = _open_dense(source)
     cast = _Cast(checkpoint, name, progress or (lambda done, total: None))
-    if name == "float16":
-        cast.check_range()
     entries = [cast.result(entry) for entry in checkpoint.tensors.values()]
     with new_folder(out, sum(entry.nbytes for entry in entries)) as folder:
+        if name == "float16":
+            cast.check_range()
         for file in dict.fromkeys(entry.file.name for entry in entries):
             write_shard(folder / file, [entry for entry in entries if entry.file.name == file], cast.chunks)
         if any(entry.file.name != SINGLE for entry in entries):

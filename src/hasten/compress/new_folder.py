@@ -42,8 +42,9 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     try:
         (partial / _MARK).touch()
         yield partial
-        (partial / _MARK).unlink()
         _flush(partial)
+        (partial / _MARK).unlink()
+        _sync(partial)
         os.replace(partial, target)
         _sync(target.parent)
     except OSError as error:
@@ -65,6 +66,8 @@ def _remove_unfinished(partial: Path) -> None:
     """Remove what a killed run left. Raises ``InvalidOption`` for anything else of this name."""
     if (partial / _MARK).exists():
         shutil.rmtree(partial)
+    elif os.path.isdir(partial) and not os.listdir(partial):
+        partial.rmdir()
     elif os.path.lexists(partial):
         raise InvalidOption(
             "the output is first written to a path that exists", got=str(partial), remedy="Rename it, or give another folder"
@@ -84,7 +87,7 @@ def _check_space(target: Path, needed_bytes: int) -> None:
 
 
 def writing_error(out: Path, error: OSError | ValueError) -> HastenError:
-    """Return the error for a path that cannot be written: ``CapacityError`` for a full disk, else ``InvalidOption``."""
+    """Return ``CapacityError`` for a full disk, and ``InvalidOption`` for another reason."""
     got = getattr(error, "strerror", None) or error
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return CapacityError(f"{out} cannot be written", got=got, remedy="Free space there, or give a folder on another disk")
@@ -92,7 +95,7 @@ def writing_error(out: Path, error: OSError | ValueError) -> HastenError:
 
 
 def _flush(folder: Path) -> None:
-    """Write every file of a folder to the disk, so that a power failure cannot leave ``out`` without contents."""
+    """Write every file to the disk, so that a power failure cannot leave ``out`` without contents."""
     for parent, _, names in os.walk(folder):
         for name in names:
             _sync(Path(parent, name))

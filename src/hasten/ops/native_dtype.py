@@ -1,4 +1,4 @@
-"""``native_dtype``: the 16-bit dtype in which this machine multiplies without emulation, if there is one."""
+"""``native_dtype``: the 16-bit dtype in which this machine computes without emulation, if any."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _CUDA_BFLOAT16, _CUDA_FLOAT16 = (8, 0), (5, 3)  # compute capability
 
 
 def native_dtype() -> str:
-    """Return "bfloat16" or else "float16" where a processor or GPU of this machine computes in it, else "float32"."""
+    """Return "bfloat16" or "float16", whichever this machine's processor or GPUs compute in, else "float32".
+
+    The weakest of several GPUs counts.
+    """
     import torch
 
     devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)

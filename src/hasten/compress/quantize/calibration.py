@@ -1,4 +1,4 @@
-"""``calibration_ids``: the token sequences on which a quantisation is calibrated, from the user's file or the text that ships.
+"""``calibration_ids``: the token sequences on which a quantisation is calibrated.
 
 Shape suffixes: B sequences · S tokens per sequence.
 """
