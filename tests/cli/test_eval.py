@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from hasten.ops.cpu.cpu import find_cpu
 from hasten.quality.documents import HELD_OUT, read_texts
 
 TEXT = read_texts(HELD_OUT)[4][:900]
+EXACT_MATCH = '{"prompt": "import os\\nimport ", "answer": "no such module"}'
+CHOICE = '{"question": "if x is not", "choices": ["None", "banana", "zebra crossing"], "answer": "None"}'
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def transformers_nll(name: str, window: int) -> list[float]:
 
 def test_perplexity_and_bits_per_byte_equal_those_of_transformers(hasten, file):
     ran = hasten(
-        "eval", "demo-draft", "--reference", "demo", "--text", str(file), "--window", "150", "--json", "-", "--dtype", "float32"
+        "eval", "demo-draft", "--against", "demo", "--text", str(file), "--window", "150", "--json", "-", "--dtype", "float32"
     )
     assert (ran.code, ran.out.count("\n")) == (0, 1)
     report = json.loads(ran.out)
@@ -69,6 +72,63 @@ def test_bfloat16_shows_a_loss_and_float32_shows_none(hasten, file, tmp_path):
     assert qualities["float32"]["top1_agreement"] == 1.0
     assert 1e-6 < qualities["bfloat16"]["kl_mean"] < 1e-2
     assert qualities["bfloat16"]["kl_mean"] <= qualities["bfloat16"]["kl_p99"] <= qualities["bfloat16"]["kl_max"]
+
+
+def test_the_table_has_sizes_and_intervals(hasten, file, tmp_path):
+    saved = tmp_path / "result.json"
+    arguments = ("--text", str(file), "--window", "50", "--num-tokens", "200", "--dtype", "float32", "--json", str(saved))
+    ran = hasten("eval", "demo-draft", "--against", "demo", *arguments)
+    assert ran.code == 0
+    report = json.loads(saved.read_text())
+    quality, sizes = report["quality"], [report[side]["file_bytes"] for side in ("reference", "candidate")]
+    lines = {line.split("  ")[0]: line for line in ran.out.splitlines()}
+    assert re.split(r"\s{2,}", lines["weights in files"].strip())[1:] == [
+        *(f"{size / 1e6:,.1f} MB" for size in sizes),
+        f"{sizes[1] / sizes[0]:.3f}",
+    ]
+    assert re.split(r"\s{2,}", lines["bits per weight"].strip())[1:] == ["16.00", "16.00"]
+    low, high = quality["kl_interval"]
+    assert f"{low:.3g} to {high:.3g}" in lines["mean KL, nats"] and quality["kl_upper_bound"] == high
+    for name in ("reference_perplexity", "candidate_perplexity", "perplexity_ratio"):
+        low, high = quality[f"{name}_interval"]
+        assert low < quality[name] < high
+        assert f"{quality[name]:.4f} ({low:.4f} to {high:.4f})" in lines["perplexity"]
+
+
+def test_a_task_is_scored_alone_and_against_a_reference(hasten, tmp_path):
+    task, saved = tmp_path / "task.jsonl", tmp_path / "result.json"
+    task.write_text(f"{EXACT_MATCH}\n\n{CHOICE}\n")
+    ran = hasten("eval", "demo", "--task", str(task), "--max-tokens", "4")
+    assert ran.code == 0 and "task.jsonl: 2 items" in ran.err
+    rows = [re.split(r"\s{2,}", line.strip()) for line in ran.out.splitlines()]
+    assert rows == [
+        ["METRIC", "ITEMS", "SCORE (95 %)"],
+        ["exact_match", "1", "0.0% (0.0% to 79.3%)"],
+        ["acc", "1", "100.0% (20.7% to 100.0%)"],
+        ["acc_norm", "1", "100.0% (20.7% to 100.0%)"],
+    ]
+    ran = hasten("eval", "demo-draft", "--against", "demo", "--task", str(task), "--json", str(saved), "--ignore-case")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in ran.out.splitlines()]
+    assert rows[0][-5:] == ["REFERENCE (95 %)", "CANDIDATE (95 %)", "DIFFERENCE (95 %)", "ONLY REFERENCE", "ONLY CANDIDATE"]
+    assert rows[1] == ["exact_match", "1", *["0.0% (0.0% to 79.3%)"] * 2, "+0.0 (-79.3 to +79.3) points", "0", "0"]
+    report = json.loads(saved.read_text())
+    assert {"commit", "hardware", "versions", "task"} <= set(report)
+    assert (report["benchmark"], report["options"]["ignore_case"], report["options"]["max_tokens"]) == ("task", True, 64)
+    assert [item["line"] for item in report["candidate"]["items"]] == [1, 3]
+    assert (report["reference"]["model"]["model"], report["reference"]["model"]["dtype"]) == ("demo", "float32")
+    assert [each["metric"] for each in report["differences"]] == ["exact_match", "acc", "acc_norm"]
+
+
+def test_ctrl_c_during_a_task_leaves_no_result(hasten, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    task, saved = tmp_path / "task.jsonl", tmp_path / "result.json"
+    task.write_text(f"{EXACT_MATCH}\n{CHOICE}\n")
+    monkeypatch.setattr("hasten.entrypoints.llm.LLM.score", interrupt)
+    ran = hasten("eval", "demo", "--task", str(task), "--json", str(saved))
+    assert (ran.code, ran.out) == (130, "")
+    assert "Traceback" not in ran.err and not saved.exists()
 
 
 @pytest.mark.parametrize("option", [("--quantization", "int8"), ("--kv-cache-dtype", "int8")], ids=" ".join)
@@ -134,7 +194,16 @@ def test_a_checkpoint_without_a_tokenizer_scores_token_ids(hasten, tiny, tmp_pat
         (["--json", "no/such/folder.json"], "cannot be written"),
         (["--json", "."], "cannot be written"),
         (["--dtype", "float31"], "Did you mean 'float32'"),
-        (["--reference", "tiny"], "different vocabularies"),
+        (["--against", "tiny"], "different vocabularies"),
+        (["--task", "nothing.jsonl"], "nothing.jsonl cannot be read"),
+        (["--task", "empty.txt"], "empty.txt is empty"),
+        (["--task", "wrong.jsonl"], "line 2 of wrong.jsonl: this is not JSON: got '{'"),
+        (["--task", "task.jsonl", "--text", "text.py"], "--text is for texts, and --task has none"),
+        (["--task", "task.jsonl", "--num-tokens", "9", "--window", "9"], "got --window, --num-tokens"),
+        (["--task", "task.jsonl", "--max-tokens", "0"], "max_tokens=0 (allowed: 1 to 1048576)"),
+        (["--task", "task.jsonl", "--max-tokens", "5000"], "line 1 of task.jsonl: prompt and answer do not fit the context"),
+        (["--max-tokens", "9"], "--max-tokens needs --task"),
+        (["--chat"], "--chat needs --task"),
     ],
 )
 def test_text_that_cannot_be_scored_is_refused(hasten, tiny, tmp_path, monkeypatch, arguments, expected):
@@ -144,6 +213,8 @@ def test_text_that_cannot_be_scored_is_refused(hasten, tiny, tmp_path, monkeypat
     (tmp_path / "text.py").write_text(TEXT)
     (tmp_path / "ids.txt").write_text("1 2 8192")
     (tmp_path / "one.txt").write_text("1")
+    (tmp_path / "task.jsonl").write_text(EXACT_MATCH)
+    (tmp_path / "wrong.jsonl").write_text(f"{EXACT_MATCH}\n{{\n")
     ran = hasten("eval", "demo", *[str(tiny("llama-gqa")) if argument == "tiny" else argument for argument in arguments])
     assert (ran.code, ran.out) == (2, "")
     assert expected in ran.err

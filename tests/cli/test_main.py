@@ -71,10 +71,16 @@ def test_a_renamed_training_flag_names_the_new_one(hasten, task, old, new):
         assert ran.err == f"error: unknown option {old}. It was renamed to {new}.\n"
 
 
+def test_the_renamed_flag_of_eval_names_the_new_one(hasten):
+    ran = hasten("eval", "demo", "--reference", "demo")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "error: unknown option --reference. It was renamed to --against.\n"
+
+
 def test_every_renamed_flag_is_tested():
-    """The two lists above cover the whole table."""
+    """The tests above cover the whole table."""
     training = {"--guesses", "--state-layers", "--hard", "--start", "--generate", "--window", "--held-out", "--vocabulary"}
-    assert {*ENGINE_FLAGS, *training} == set(RENAMED_FLAGS)
+    assert {*ENGINE_FLAGS, *training, "--reference"} == set(RENAMED_FLAGS)
 
 
 def test_a_new_name_is_offered_only_by_a_command_that_has_it(hasten):

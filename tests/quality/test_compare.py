@@ -71,7 +71,44 @@ def test_the_metrics_equal_brute_force(chunk_size: int) -> None:
     assert quality.reference_bits_per_byte == pytest.approx(sum(reference_nll) / math.log(2) / (3 * count), rel=1e-9)
     assert quality.candidate_bits_per_byte == pytest.approx(sum(candidate_nll) / math.log(2) / (3 * count), rel=1e-9)
     assert sum(progress) == count and max(reference.chunk_sizes) <= chunk_size
-    assert set(quality.as_dict()) >= {"kl_mean", "kl_p99", "kl_max", "top1_agreement", "num_tokens"}
+    assert set(quality.as_dict()) >= {"kl_mean", "kl_p99", "kl_max", "kl_interval", "kl_upper_bound", "top1_agreement", "num_tokens"}
+
+
+def test_the_intervals_of_equal_windows_are_those_of_their_means() -> None:
+    """Windows of one size: the textbook's interval of a mean, with Student's t of 5 degrees of freedom."""
+    cut = windows(texts(61), 10)
+    quality = compare(table(1), table(2), cut)
+    parts = [compare(table(1), table(2), [window]) for window in cut]
+
+    def interval(means: list[float]) -> tuple[float, float]:
+        margin = 2.5706 * statistics.stdev(means) / math.sqrt(6)
+        return statistics.fmean(means) - margin, statistics.fmean(means) + margin
+
+    assert quality.num_windows == 6
+    assert quality.kl_interval == pytest.approx(interval([part.kl_mean for part in parts]), rel=2e-3)
+    assert quality.kl_upper_bound == quality.as_dict()["kl_interval"][1]
+    nll = {side: [math.log(getattr(part, f"{side}_perplexity")) for part in parts] for side in ("reference", "candidate")}
+    for side in nll:
+        expected = tuple(map(math.exp, interval(nll[side])))
+        assert getattr(quality, f"{side}_perplexity_interval") == pytest.approx(expected, rel=2e-3)
+    difference = interval([after - before for before, after in zip(nll["reference"], nll["candidate"], strict=True)])
+    assert quality.perplexity_ratio_interval == pytest.approx(tuple(map(math.exp, difference)), rel=2e-3)
+    assert quality.perplexity_ratio == pytest.approx(quality.candidate_perplexity / quality.reference_perplexity, rel=1e-12)
+
+
+def test_equal_sides_have_intervals_of_no_width_and_one_window_has_none() -> None:
+    equal = compare(table(1), table(1), windows(texts(40), 10))
+    assert (equal.kl_interval, equal.kl_upper_bound, equal.perplexity_ratio_interval) == ((0.0, 0.0), 0.0, (1.0, 1.0))
+    single = compare(table(1), table(2), windows(texts(8), 10))
+    assert single.kl_interval is None and single.kl_upper_bound is None and single.candidate_perplexity_interval is None
+
+
+def test_intervals_of_a_broken_model_are_infinite() -> None:
+    """Two windows, whose margin is 12.7 standard errors."""
+    wild = table(2)
+    wild.logits_VV *= 1e4
+    interval = compare(table(1), wild, windows(texts(12), 6)).candidate_perplexity_interval
+    assert interval is not None and interval[0] >= 0 and interval[1] == math.inf
 
 
 def test_a_perfectly_predicted_text_has_perplexity_one() -> None:

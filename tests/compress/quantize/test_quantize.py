@@ -112,7 +112,7 @@ def test_transformers_loads_what_is_written(model, calibration, tmp_path, method
         expected, logits = original(ids).logits, reference(ids).logits
     error = (logits - expected).norm() / expected.norm()
     # Random weights amplify errors from layer to layer: a wrong layout gives 1.4, unrelated logits.
-    assert 0 < error < (0.1 if set(written_bits(tmp_path / "out")) == {8} else 1.0)
+    assert 0 < error < (0.3 if set(written_bits(tmp_path / "out")) == {8} else 1.0)
     assert hasten_tokens(tmp_path / "out", ids) == greedy_tokens(reference, ids)
     assert (
         AutoTokenizer.from_pretrained(tmp_path / "out")("w10 w20")["input_ids"]
@@ -138,7 +138,8 @@ def transformers_model(folder: Path, source: Path) -> torch.nn.Module:
 
 
 def greedy_tokens(reference: torch.nn.Module, ids: torch.Tensor) -> list[list[int]]:
-    out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    reference.generation_config.eos_token_id = None
+    out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
     return out[:, ids.shape[1] :].tolist()
 
 
