@@ -23,7 +23,10 @@ class Fp8:
     needs_hessian: ClassVar[bool] = False
 
     def quantize(self, weights_OI: Tensor, grid: Grid, statistics: InputStatistics | None, name: str) -> Fp8Rows:
-        """See ``Rounding``. Outputs share scales if the grid is one of tensors or blocks, so all of these are needed."""
+        """See ``Rounding``.
+
+        Outputs of a tensor or of a block share scales, so they are rounded together.
+        """
         num_outputs, num_inputs = weights_OI.shape
         sizes = {"tensor": (num_outputs, num_inputs), "channel": (1, num_inputs), "block": grid.spec.block}
         height, width = sizes[grid.spec.granularity] or (num_outputs, num_inputs)

@@ -24,6 +24,7 @@ from hasten.core.errors import CheckpointError, InvalidOption, show
 from hasten.core.field_type import Range
 from hasten.layers.formats.stored_matrix import GroupedRows, in_order
 
+REMEDY = "Calibrate on more or other text, raise the damping of GPTQ, or add the matrix to ignore"
 SOLVED_SIZE = 256  # up to which a triangle is inverted at once
 
 
@@ -47,7 +48,10 @@ class Gptq:
         check_fields(self, "GPTQ option", InvalidOption, self._conflicts)
 
     def quantize(self, weights_OI: Tensor, grid: Grid, statistics: InputStatistics | None, name: str) -> GroupedRows:
-        """See ``Rounding``. Inputs that are always 0 get weights of 0."""
+        """See ``Rounding``.
+
+        Inputs that are 0 for all tokens get weights of 0.
+        """
         assert statistics is not None, "GPTQ needs the Hessian of the inputs"
         hessian_II = _checked_hessian(statistics, name)
         mean_squares_I = hessian_II.diagonal().clone()
@@ -77,6 +81,8 @@ class Gptq:
                 grid,
             )
             weights_IO[stop:].addmm_(factor_II[start:stop, stop:].T, errors_BO, alpha=-1)
+        if not bool(errors_BO.isfinite().all()):  # an overflow reaches all later inputs
+            raise CheckpointError(f"the errors of {show(name)} overflow in GPTQ", remedy=REMEDY)
         scales = GroupScales(scales_GO.T.contiguous(), zeros_GO.T.contiguous(), size, grid.spec.bits)
         return grid.rows(in_order(codes_IO.T, order_I), scales)
 
@@ -103,7 +109,7 @@ class Gptq:
         raise CheckpointError(
             f"the Hessian of {show(name)} does not factorise",
             got=f"a damping of up to {self.max_damping:g}",
-            remedy="Calibrate on more or other text, raise max_damping, or add the matrix to ignore",
+            remedy=REMEDY,
         )
 
     def _conflicts(self) -> list[Fault]:
@@ -124,7 +130,10 @@ def _checked_hessian(statistics: InputStatistics, name: str) -> Tensor:
 
 
 def _inverse(upper_II: Tensor) -> Tensor:
-    """Return the inverse of an upper triangle, by halves: three times as fast as solving for the unit matrix."""
+    """Return the inverse of an upper triangle.
+
+    By halves it takes a third of the operations of solving for the unit matrix.
+    """
     size = len(upper_II)
     if size <= SOLVED_SIZE:
         unit_II = torch.eye(size, dtype=upper_II.dtype, device="cpu")
@@ -139,7 +148,10 @@ def _inverse(upper_II: Tensor) -> Tensor:
 
 
 def _round_block(weights_BO: Tensor, factor_BB: Tensor, scales_BO: Tensor, zeros_BO: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return the codes of a block's inputs, uint8, and the errors that later blocks make up for, both [B, O]."""
+    """Return the codes and the errors of a block's inputs, uint8 and float32 [B, O].
+
+    An error is the difference that later inputs make up for, divided by the pivot.
+    """
     codes_BO = torch.empty(weights_BO.shape, dtype=torch.uint8, device="cpu")
     errors_BO = torch.empty_like(weights_BO)
     before_BB, pivots = factor_BB.T.contiguous(), factor_BB.diagonal().tolist()
