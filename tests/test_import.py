@@ -54,7 +54,14 @@ def test_import_loads_nothing_heavy(code):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["generate", "--help"], ["chat", "--help"], ["bench", "throughput", "--help"], ["train", "eagle", "--help"]],
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["chat", "--help"],
+        ["eval", "--help"],
+        ["bench", "throughput", "--help"],
+        ["train", "eagle", "--help"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments):
     code = f"from hasten.cli.main import run\nassert run({arguments!r}) == 0"

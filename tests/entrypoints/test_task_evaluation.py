@@ -134,7 +134,11 @@ def test_the_delimiter_stands_between_prompt_and_choice(
     before = chat_ids(demo[1], "x =") if is_chat else demo[1]("x =")["input_ids"]
     expected = []
     for choice in ("None", "True"):
-        joint = before + demo[1](choice, add_special_tokens=False)["input_ids"] if is_chat else demo[1](f"x ={between}{choice}")["input_ids"]
+        joint = (
+            before + demo[1](choice, add_special_tokens=False)["input_ids"]
+            if is_chat
+            else demo[1](f"x ={between}{choice}")["input_ids"]
+        )
         assert joint[: len(before)] == before
         expected.append(logprob(demo, before, joint[len(before) :]))
     assert result.as_dict()["logprobs"] == pytest.approx(expected, rel=1e-4, abs=1e-3)
@@ -207,7 +211,7 @@ def test_an_item_that_cannot_run_is_named_by_its_line(tmp_path: Path) -> None:
         file = write(tmp_path / "task.jsonl", good, line)
         with pytest.raises(kind, match=message):
             evaluate_task(str(model), EXACT, file, settings=TaskOptions(**settings))
-    with pytest.raises(HastenError, match="line 1 of .* not finite"):
+    with pytest.raises(HastenError, match=r"line 1 of .* not finite"):
         evaluate_task(str(not_finite), EXACT, write(tmp_path / "task.jsonl", choices))
 
 

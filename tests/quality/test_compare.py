@@ -71,7 +71,15 @@ def test_the_metrics_equal_brute_force(chunk_size: int) -> None:
     assert quality.reference_bits_per_byte == pytest.approx(sum(reference_nll) / math.log(2) / (3 * count), rel=1e-9)
     assert quality.candidate_bits_per_byte == pytest.approx(sum(candidate_nll) / math.log(2) / (3 * count), rel=1e-9)
     assert sum(progress) == count and max(reference.chunk_sizes) <= chunk_size
-    assert set(quality.as_dict()) >= {"kl_mean", "kl_p99", "kl_max", "kl_interval", "kl_upper_bound", "top1_agreement", "num_tokens"}
+    assert set(quality.as_dict()) >= {
+        "kl_mean",
+        "kl_p99",
+        "kl_max",
+        "kl_interval",
+        "kl_upper_bound",
+        "top1_agreement",
+        "num_tokens",
+    }
 
 
 def test_the_intervals_of_equal_windows_are_those_of_their_means() -> None:

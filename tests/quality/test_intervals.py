@@ -58,7 +58,7 @@ def test_wilson_bounds_are_where_the_score_test_turns(num_correct: int, num_item
             assert abs(share - bound) / math.sqrt(bound * (1 - bound) / num_items) == pytest.approx(1.959964, abs=1e-5)
 
 
-# Fagerland, Lydersen & Laake, 2017, Statistical Analysis of Contingency Tables, chapter 8: square-and-add with Newcombe's correction.
+# Fagerland, Lydersen & Laake, 2017, Statistical Analysis of Contingency Tables, chapter 8: square-and-add, corrected by Newcombe.
 @pytest.mark.parametrize(
     ("table", "difference", "expected"),
     [((59, 6, 16, 80), -0.0621, (-0.1186, -0.0046)), ((1, 1, 7, 12), -0.2857, (-0.5069, -0.0256))],

@@ -59,7 +59,7 @@ PAIR = ["a", "b"]
         ({"prompt": "a", "answer": []}, '"answer" is not a text'),
         ({"prompt": "a", "answer": ["x", ""]}, '"answer" is not a text'),
         ({"prompt": "a", "answer": {"text": "x"}}, '"answer" is not a text'),
-        ({"prompt": "a", "answer": 0, "choises": PAIR}, "allowed: \"choices\""),
+        ({"prompt": "a", "answer": 0, "choises": PAIR}, 'allowed: "choices"'),
         ({"prompt": "a", "answer": 0, "choices": "ab"}, '"choices" are not a list of texts'),
         ({"prompt": "a", "answer": 0, "choices": ["a"]}, "two texts or more"),
         ({"prompt": "a", "answer": 0, "choices": ["a", 5]}, '"choices" are not a list of texts'),

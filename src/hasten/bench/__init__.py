@@ -1,1 +1,1 @@
-"""Benchmarks: workloads, measured runs, and reports that contain everything needed to repeat them."""
+"""Benchmarks: reports of measured runs that contain everything needed to repeat them."""

@@ -1,1 +1,1 @@
-"""``LLM``, ``AsyncLLM``, scoring, evaluation, and the wiring from options to an engine."""
+"""``LLM``, ``AsyncLLM``, scoring, evaluation, workloads, and the wiring from options to an engine."""

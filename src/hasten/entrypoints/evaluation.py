@@ -73,7 +73,8 @@ def evaluate(
     specs += [_spec(resolve(against, quiet=quiet))] if against is not None else []
     _check_vocabulary_sizes(specs)
     length = _window(window, specs, options)
-    one_window = {"max_model_len": length, "max_num_seqs": 1}  # keeps the KV caches small
+    # One window keeps the KV caches small, and scoring needs no drafter, whose costs would be measured.
+    one_window = {"max_model_len": length, "max_num_seqs": 1, "speculative_method": "off"}
     with LLM(model, **{**one_window, **options}) as candidate:
         length = min(length, candidate.describe()["max_model_len"])
         if token_ids is None:

@@ -73,7 +73,10 @@ def read_token_ids(file: Path, vocab_size: int) -> list[tuple[int, ...]]:
 
 
 def read_text_file(file: Path) -> str:
-    """Return the text of a UTF-8 file. Raises ``InvalidOption`` for one that cannot be read, is not text or is empty."""
+    """Return the text of a UTF-8 file.
+
+    Raises ``InvalidOption`` for a file that cannot be read, is not text or is empty.
+    """
     remedy = "Give a file of UTF-8 text"
     try:
         if file.is_char_device():

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of a mean, of a proportion, and of the difference of two paired proportions."""
+"""95 % confidence intervals of means, proportions and differences of paired proportions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Quality``: the quality metrics reported beside a speed, with 95 % confidence intervals. Plain data."""
+"""``Quality``: the quality metrics reported beside a speed, with their intervals. Plain data."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Difference:
 
 
 def match(item: ExactMatch, output: str, *, ignore_case: bool = False) -> ExactMatchResult:
-    """Return the result of a generated text: right if it equals an answer, without white space at the ends."""
+    """Return the result of a generated text, which must equal an answer but for white space at the ends."""
 
     def normalize(text: str) -> str:
         return text.strip().casefold() if ignore_case else text.strip()
