@@ -48,7 +48,7 @@ LEFT = [
 def test_which_files_are_copied(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "additional_chat_templates").mkdir(parents=True)
-    (source / "tokenizer.model.d").mkdir()
+    (source / "a folder.model").mkdir()
     target.mkdir()
     for name in COPIED + LEFT:
         (source / name).write_text(f"content of {name}")

@@ -62,8 +62,7 @@ def test_the_result_is_the_model_that_pytorch_casts(name: str, dtype: str, tiny:
     assert load_decoder(out, ops=TorchOps()).dtype == DTYPES[dtype]  # hasten's own checks
     assert report.bytes_after == sum(tensor.nbytes for tensor in tensors_of(out).values())
     assert report.bytes_before == sum(tensor.nbytes for tensor in tensors_of(source).values())
-    config = json.loads((out / "config.json").read_text())
-    assert config["dtype"] == dtype and "torch_dtype" not in config
+    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
 
 
 def test_an_index_names_every_tensor_and_size(tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -87,6 +86,7 @@ def test_errors_and_zeros_are_measured_against_numpy(tmp_path: Path) -> None:
     """The largest relative error of every stored dtype, chunks and empty tensors included."""
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(3_001, 1_500, generator=generator) * torch.logspace(-12, 2, 1_500)  # more than one chunk
+    wide[0, :9] = 0.0
     half = torch.randn(70, 3, generator=generator).to(torch.bfloat16) * 1e-4
     double = torch.randn(64, generator=generator, dtype=torch.float64)
     whole = torch.arange(7)
@@ -106,6 +106,8 @@ def test_errors_and_zeros_are_measured_against_numpy(tmp_path: Path) -> None:
     zeroed = [(tensor != 0) & (tensor.half() == 0) for tensor in (wide, half)]
     assert report.num_zeroed == sum(int(mask.sum()) for mask in zeroed) > 0
     assert report.num_tensors == 5
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == {"model_type": "llama", "dtype": "float16"}  # one name of the dtype
     result = tensors_of(tmp_path / "out")
     assert torch.equal(result["wide"], wide.half()) and torch.equal(result["double"], double.half())
     assert torch.equal(result["whole"], whole) and result["empty"].shape == (0, 4) and result["scalar"].shape == ()
@@ -120,7 +122,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
         cast_checkpoint(source, tmp_path / dtype, dtype, progress=lambda done, total, calls=calls: calls.append((done, total)))
         total = passes * 24_000_000 + 40
         assert [done for done, _ in calls] == sorted({done for done, _ in calls})
-        assert calls[-1] == (total, total) and len(calls) == 2 * passes + 1
+        assert calls[-1] == (total, total) and len(calls) == 6 * passes + 1
 
 
 def test_auto_is_the_dtype_of_this_machine(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from hasten.ops.native_dtype import native_dtype
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # as safetensors writes them
 NAMES = {"F64": "float64"} | {stored: name for name, stored in STORED.items()}
-CHUNK = 1 << 22  # values that are converted at a time
+SMALLEST = {torch.float32: 2.0**-149, torch.float64: 2.0**-1074}  # above 0
+CHUNK = 1 << 20  # values that are converted at a time: a few times the cache
 FLOAT16_MAX = 65_504.0
 
 Progress = Callable[[int, int], None]  # (bytes read, total bytes)
@@ -166,9 +167,8 @@ class _Cast:
 
     def _measure(self, stored: str, chunk_N: Tensor, cast_N: Tensor) -> None:
         exact_N = chunk_N.double() if stored == "F64" else chunk_N.float()
-        is_nonzero_N = exact_N != 0
-        errors_N = ((cast_N.to(exact_N.dtype) - exact_N).abs() / exact_N.abs())[is_nonzero_N]
-        largest = float(errors_N.amax()) if len(errors_N) else 0.0
+        errors_N = (cast_N.to(exact_N.dtype) - exact_N).abs_()
+        errors_N.div_(exact_N.abs().clamp_(min=SMALLEST[exact_N.dtype]))  # 0 of a weight that is 0
         name = NAMES[stored]
-        self.relative_errors[name] = max(self.relative_errors.get(name, 0.0), largest)
-        self.num_zeroed += int((is_nonzero_N & (cast_N == 0)).sum())
+        self.relative_errors[name] = max(self.relative_errors.get(name, 0.0), float(errors_N.amax()))
+        self.num_zeroed += int(exact_N.count_nonzero() - cast_N.count_nonzero())
