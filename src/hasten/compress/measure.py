@@ -38,7 +38,12 @@ class Measurement:
 
 
 def measure(
-    model: CompressedModel, *, text: Path | None = None, num_tokens: int = NUM_TOKENS, threads: int | None = None, visible: bool = True
+    model: CompressedModel,
+    *,
+    text: Path | None = None,
+    num_tokens: int = NUM_TOKENS,
+    threads: int | None = None,
+    visible: bool = True,
 ) -> Measurement:
     """Compare a compressed model with its original in float32, on the shipped text and on ``text``.
 

@@ -62,11 +62,11 @@ class LayerStream:
         """Return the sources outside the layers: embedding, positions, final norm and lm_head."""
         return tuple(source for source in self.plan.sources if not source.target.startswith("layers."))
 
-    def layer(self, index: int) -> DecoderLayer:
-        """Read a layer. Raises ``CheckpointError`` for weights that cannot be read."""
+    def layer(self, index: int, checkpoint: Checkpoint | None = None) -> DecoderLayer:
+        """Read a layer, by default of the stream's own checkpoint. Raises ``CheckpointError`` for weights that cannot be read."""
         spec = self.spec
         layer = DecoderLayer(spec.layers[index], spec.norm, spec.hidden_size, self._layer_context())
-        load_weights(layer, self.plan.checkpoint, self.layer_sources(index), None)
+        load_weights(layer, checkpoint or self.plan.checkpoint, self.layer_sources(index), None)
         return layer.eval()
 
     @torch.no_grad()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tests.compress.quantize.planted_models import OUTLIER_FACTOR, SALIENT_FACTOR, write_outliers, write_salient
+from tests.compress.quantize.stream_quantization import DEMO
 from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.models.layer_stream import LayerStream
-from tests.compress.quantize.planted_models import OUTLIER_FACTOR, SALIENT_FACTOR, write_outliers, write_salient
-from tests.compress.quantize.stream_quantization import DEMO
 
 Tiny = Callable[[str], Path]
 

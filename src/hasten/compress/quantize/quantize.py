@@ -9,8 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +18,25 @@ from torch import Tensor
 
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.merge_shards import merge_shards
-from hasten.checkpoints.quantized.writers.base import FormatWriter
 from hasten.checkpoints.quantized.writers.find import find_writer
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.side_files import copy_side_files
 from hasten.compress.compressed_model import CompressedModel
 from hasten.compress.quantize.calibration import calibration_digest, calibration_ids
+from hasten.compress.quantize.calibration_state import CalibrationState
 from hasten.compress.quantize.options import QuantizeOptions
-from hasten.compress.quantize.plan import LayerPlan, check_format, ignored_modules, plan_layers, specs_by_module
-from hasten.compress.quantize.quantize_layer import quantize_layer, run_layer
+from hasten.compress.quantize.plan import check_format, ignored_modules, plan_layers, specs_by_module
+from hasten.compress.quantize.quantization_run import Progress, QuantizationRun, ShouldStop, Steps, Stopped, part_name
+from hasten.compress.quantize.quantize_layer import quantize_layer
 from hasten.compress.quantize.recipe import Recipe, build_recipe
 from hasten.compress.work_folder import WorkFolder
 from hasten.core.errors import UnsupportedModel
 from hasten.models.layer_stream import SEQUENCES, LayerStream
 from hasten.ops.cpu.cores import choose_threads
 from hasten.text.tokenizer import TextTokenizer
-from hasten.training.resume import SavedState, damaged_state, write_errors
+from hasten.training.resume import write_errors
 
-SAVE_EVERY = 30.0  # seconds between saves of the hidden states that a killed run continues from
 OTHERS = "others"  # prefix of the parts outside the layers
-
-Progress = Callable[[int, int], None]  # (steps done, steps in all)
-ShouldStop = Callable[[], bool]
-
-
-class Stopped(Exception):
-    """``should_stop`` returned True."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizationRun:
-    """Everything that one run reads and writes."""
-
-    stream: LayerStream
-    plans: tuple[LayerPlan, ...]
-    recipe: Recipe
-    writer: FormatWriter
-    ids_BS: Tensor | None  # calibration text; None: the recipe needs none
-    work: WorkFolder
-    steps: Steps
-
-    @property
-    def state_dtype(self) -> torch.dtype:
-        """The dtype of hidden states between layers: the model's, as when it runs; float16 might overflow."""
-        return torch.bfloat16 if self.stream.plan.dtype == torch.bfloat16 else torch.float32
-
-
-@dataclass(slots=True)
-class Steps:
-    """The steps of a run, for progress and to stop it."""
-
-    total: int
-    progress: Progress | None
-    should_stop: ShouldStop
-    done: int = 0
-
-    def tick(self) -> None:
-        """Count a step. Raises ``Stopped``."""
-        self.advance(1)
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress(self.done, self.total)
-        if self.should_stop():
-            raise Stopped
 
 
 def quantize(
@@ -116,9 +69,8 @@ def quantize(
     ids_BS = read_calibration(stream, calibration, options) if recipe.needs_calibration else None
     settings = run_settings(stream, options, method_options, ids_BS)
     work = WorkFolder.open(out, settings, resume=resume)
-    num_chunks = 0 if ids_BS is None else -(-len(ids_BS) // SEQUENCES)
-    work.check_space(_needed_bytes(stream, ids_BS))
-    steps = Steps(len(plans) * (2 * num_chunks + _matrix_steps(recipe)), progress, should_stop)
+    work.check_space(needed_bytes(stream, ids_BS))
+    steps = Steps(len(plans) * (2 * num_chunks(ids_BS) + matrix_steps(recipe)), progress, should_stop)
     run = QuantizationRun(stream, plans, recipe, writer, ids_BS, work, steps)
     try:
         names = _quantize_layers(run)
@@ -215,50 +167,29 @@ def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[
 
 def _quantize_layers(run: QuantizationRun) -> list[str]:
     """Quantise every layer and return the names of the parts. Continues a run that was stopped."""
-    names = [f"layer-{plan.index:05}" for plan in run.plans]
-    if run.ids_BS is None:
-        for plan, name in zip(run.plans, names, strict=True):
-            if not run.work.has(name):
-                quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, None, run.steps.tick)
-                run.work.write(name, quantized.tensors)
-        return names
-    hidden_BSE, first = _first_state(run)
-    saved = time.monotonic()
-    for plan, name in list(zip(run.plans, names, strict=True))[first:]:
-        quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, hidden_BSE, run.steps.tick)
-        run.work.write(name, quantized.tensors)
-        if plan.index + 1 == len(run.plans):
-            break
-        run_layer(run.stream, quantized.layer, plan.index, hidden_BSE, run.steps.tick)
-        if time.monotonic() - saved > SAVE_EVERY:
-            run.work.resume.save(plan.index + 1, SavedState({"hidden": hidden_BSE}, {"layer": plan.index + 1}))
-            saved = time.monotonic()
-    return names
+    state = None if run.ids_BS is None else CalibrationState.load(run)
+    for plan in run.plans[0 if state is None else state.next_layer :]:
+        if state is None and run.work.has(part_name(plan.index)):
+            continue
+        statistics = {} if state is None else state.statistics(run, plan, with_hessian=run.recipe.needs_hessian)
+        quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, statistics, run.steps.tick)
+        run.work.write(part_name(plan.index), quantized.tensors)
+        if state is not None:
+            state.advance(run, quantized.layer)
+    return [part_name(plan.index) for plan in run.plans]
 
 
-def _first_state(run: QuantizationRun) -> tuple[Tensor, int]:
-    """Return the hidden states before the first layer that is left to do, and its index."""
-    assert run.ids_BS is not None
-    state = run.work.resume.load()
-    if state is None:
-        parts = [run.stream.embed(ids_bS).to(run.state_dtype) for ids_bS in torch.split(run.ids_BS, SEQUENCES)]
-        return torch.cat(parts), 0
-    layer, hidden_BSE = state.values.get("layer"), state.tensors.get("hidden")
-    shape = (*run.ids_BS.shape, run.stream.spec.hidden_size)
-    if not isinstance(layer, int) or not 0 <= layer < len(run.plans) or hidden_BSE is None or hidden_BSE.shape != shape:
-        raise damaged_state(run.work.resume.folder, "the hidden states are not those of this run")
-    missing = [index for index in range(layer) if not run.work.has(f"layer-{index:05}")]
-    if missing:
-        raise damaged_state(run.work.resume.folder, f"layer {missing[0]} is missing")
-    run.steps.advance(layer * run.steps.total // len(run.plans))
-    return hidden_BSE, layer
+def num_chunks(ids_BS: Tensor | None) -> int:
+    """Return the steps that a pass of the calibration text through a layer takes."""
+    return 0 if ids_BS is None else -(-len(ids_BS) // SEQUENCES)
 
 
-def _matrix_steps(recipe: Recipe) -> int:
+def matrix_steps(recipe: Recipe) -> int:
+    """Return the steps of the matrices of a layer, about."""
     return 4 * (1 + len(recipe.transforms))
 
 
-def _needed_bytes(stream: LayerStream, ids_BS: Tensor | None) -> int:
+def needed_bytes(stream: LayerStream, ids_BS: Tensor | None) -> int:
     """Return the bytes that the parts, the result and two saved states take at most."""
     checkpoint = stream.plan.checkpoint
     weights = sum(checkpoint.nbytes(source.name) for source in stream.plan.sources)

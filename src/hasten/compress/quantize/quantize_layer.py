@@ -9,7 +9,6 @@ Shape suffixes: B sequences · S tokens per sequence · T tokens · E hidden siz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -41,46 +40,46 @@ class QuantizedLayer:
 
 
 def quantize_layer(
-    stream: LayerStream, plan: LayerPlan, recipe: Recipe, writer: FormatWriter, hidden_BSE: Tensor | None, tick: Tick
+    stream: LayerStream,
+    plan: LayerPlan,
+    recipe: Recipe,
+    writer: FormatWriter,
+    statistics: Mapping[str, InputStatistics],
+    tick: Tick,
 ) -> QuantizedLayer:
-    """Return a layer quantised. ``hidden_BSE`` are its inputs; None: the recipe needs no calibration.
+    """Return a layer quantised. ``statistics`` are those of ``gather_statistics``; empty: the recipe needs no calibration.
 
     Raises ``CheckpointError`` if a method fails.
     """
-    layer = stream.layer(plan.index)
-    statistics: dict[str, InputStatistics] = {}
-    if hidden_BSE is not None:
-        statistics = gather_statistics(stream, layer, plan, hidden_BSE, tick, with_hessian=recipe.needs_hessian)
-    grid = _grid(stream, recipe, writer)
+    layer, inputs = stream.layer(plan.index), dict(statistics)
+    grid = Grid(recipe.spec, writer.scale_dtype(stream.plan.dtype), recipe.clip)
     if recipe.transforms:
-        _rescale_inputs(layer, plan, recipe, grid, statistics, tick)
+        _rescale_inputs(layer, plan, recipe, grid, inputs, tick)
         _round_others(stream, layer, plan)
     tensors: dict[str, Tensor] = {}
     for linear in plan.quantized:
         weight_OI = dense_weight(_find_linear(layer, linear.name))
-        inputs = statistics.get(linear.name)
-        rows = recipe.rounding.quantize(weight_OI.detach(), grid, inputs, linear.sources[0].name)
+        rows = recipe.rounding.quantize(weight_OI.detach(), grid, inputs.get(linear.name), linear.sources[0].name)
         with torch.no_grad():
             weight_OI.copy_(rows.dequantize())
-        tensors |= _encode(stream, linear, rows, recipe, writer, inputs)
+        tensors |= _encode(stream, linear, rows, recipe, writer, inputs.get(linear.name))
         tick()
-    return QuantizedLayer(layer, tensors | _other_tensors(stream, layer, plan, changed=bool(recipe.transforms)))
+    return QuantizedLayer(layer, tensors | other_tensors(stream, layer, plan, changed=bool(recipe.transforms)))
 
 
 def gather_statistics(
-    stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, hidden_BSE: Tensor, tick: Tick, *, with_hessian: bool
+    stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, tick: Tick, *, with_hessian: bool
 ) -> dict[str, InputStatistics]:
-    """Run the layer and return the statistics of each matrix's inputs, by its name."""
+    """Run the layer in floating point and return the statistics of each matrix's inputs, by its name."""
+    layer = stream.layer(plan.index)
     statistics: dict[str, InputStatistics] = {}
-    with ExitStack() as hooks:
-        for linear in plan.quantized:
-            module = _find_linear(layer, linear.name)
-            measured = InputStatistics.empty(module.format.in_features, with_hessian=with_hessian)
-            statistics[linear.name] = measured
-            hook = module.register_forward_pre_hook(_count_inputs(measured))
-            hooks.callback(hook.remove)
-        for _ in stream.run(layer, plan.index, hidden_BSE):
-            tick()
+    for linear in plan.quantized:
+        module = _find_linear(layer, linear.name)
+        measured = InputStatistics.empty(module.format.in_features, with_hessian=with_hessian)
+        statistics[linear.name] = measured
+        module.register_forward_pre_hook(_count_inputs(measured))
+    for _ in stream.run(layer, plan.index, hidden_BSE):
+        tick()
     return statistics
 
 
@@ -93,10 +92,6 @@ def run_layer(stream: LayerStream, layer: DecoderLayer, index: int, hidden_BSE: 
 
 def _count_inputs(statistics: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     return lambda module, inputs: statistics.add(inputs[0])
-
-
-def _grid(stream: LayerStream, recipe: Recipe, writer: FormatWriter) -> Grid:
-    return Grid(recipe.spec, writer.scale_dtype(stream.plan.dtype), recipe.clip)
 
 
 def _rescale_inputs(
@@ -153,13 +148,13 @@ def _input_scale(activations: ActivationSpec, statistics: InputStatistics) -> fl
     return (largest or 1.0) / (INT8_STEPS if activations.kind == "int" else FP8_MAX)
 
 
-def _other_tensors(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, *, changed: bool) -> dict[str, Tensor]:
+def other_tensors(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, *, changed: bool) -> dict[str, Tensor]:
     """Return the tensors of the layer that are not quantised: as stored, or as transforms changed them."""
     checkpoint = stream.plan.checkpoint
     tensors: dict[str, Tensor] = {}
     for source in (*plan.others, *(source for linear in plan.linears if not linear.is_quantized for source in linear.sources)):
         stored = checkpoint.read(source.name)
-        tensors[source.name] = source.rows(layer).detach().to(stored.dtype) if changed else stored.clone()
+        tensors[source.name] = source.rows(layer).detach().to(stored.dtype) if changed else stored
     return tensors
 
 

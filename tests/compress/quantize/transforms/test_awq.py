@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.compress.quantize.planted_models import write_salient
+from tests.compress.quantize.stream_quantization import DEMO, Quantization, held_out_ids, logits, mean_kl, measure
 from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
@@ -17,8 +19,6 @@ from hasten.compress.quantize.transforms.scaled_input import ScaledInput, dense_
 from hasten.core.errors import InvalidOption
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.models.layer_stream import LayerStream
-from tests.compress.quantize.planted_models import write_salient
-from tests.compress.quantize.stream_quantization import DEMO, Quantization, held_out_ids, logits, mean_kl, measure
 
 INT4 = QuantSpec(scheme="GPTQ", kind="int", bits=4, granularity="group", group_size=128, zero=8)
 GRID = Grid(INT4, torch.float16)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny_models import tiny_reference
 from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.compress.quantize.transforms.scaled_input import ScaledInput, dense_weight, scaled_inputs
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.models.layer_stream import LayerStream
-from tests.tiny_models import tiny_reference
 
 MODELS = [
     "llama-gqa",
@@ -102,7 +102,7 @@ def test_query_heads_of_a_group_share_the_factors_of_their_value(tiny: Tiny) -> 
     scales = torch.empty(4, 16).uniform_(0.1, 10, generator=torch.Generator().manual_seed(1))  # [head, dim], 2 kv heads
     expected = torch.empty_like(scales)
     for head in range(4):
-        group = range(0, 2) if head < 2 else range(2, 4)
+        group = range(2) if head < 2 else range(2, 4)
         for dim in range(16):
             expected[head, dim] = (scales[group[0], dim] * scales[group[1], dim]) ** 0.5
     tied = scaled.tie(scales.flatten())

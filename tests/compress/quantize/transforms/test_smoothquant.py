@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.compress.quantize.planted_models import write_outliers
+from tests.compress.quantize.stream_quantization import DEMO, Quantization, held_out_ids, int8, logits, mean_kl
 from torch import Tensor
 
 from hasten.checkpoints.reader import Checkpoint
@@ -17,8 +19,6 @@ from hasten.compress.quantize.transforms.smoothquant import SmoothQuant
 from hasten.core.errors import InvalidOption
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.models.layer_stream import LayerStream
-from tests.compress.quantize.planted_models import write_outliers
-from tests.compress.quantize.stream_quantization import DEMO, Quantization, held_out_ids, int8, logits, mean_kl
 
 INT8 = QuantSpec(scheme="compressed-tensors", kind="int", bits=8, granularity="channel", zero=128)
 GRID = Grid(INT8, torch.float32)

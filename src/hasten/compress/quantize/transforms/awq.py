@@ -45,8 +45,9 @@ class Awq:
     def scales(self, scaled_input: ScaledInput, weights_OI: Tensor, statistics: InputStatistics, grid: Grid | None) -> Tensor:
         """See ``Transform``.
 
-        Returns ones for floating-point grids, whose relative precision no factor changes. The search ignores the grid's rule of
-        clipping, as the authors' code does: rules search themselves, and one search inside the other takes their product in time.
+        Returns ones for floating-point grids, whose relative precision hardly depends on factors. The search ignores the grid's
+        rule of clipping, as the authors' code does. On the demo model, a clip search inside takes five times as long and lowers
+        the final error by another 1 %.
         """
         best_I = torch.ones_like(statistics.absmax_I)
         if grid is None:

@@ -1,0 +1,207 @@
+"""``quantize_mixed``: a checkpoint whose layers have different bits, chosen by what each costs in KL divergence.
+
+Every layer is quantised with each of its bits, calibrated on the original model. The candidates stay on disk while the search
+measures assignments, and the chosen ones become the result: what was measured is what is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.quantized.writers.find import find_writer
+from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.quantize.calibration_state import CalibrationState
+from hasten.compress.quantize.mixed.assignment import Assignment, ModelBytes
+from hasten.compress.quantize.mixed.kl_estimate import KlEstimate
+from hasten.compress.quantize.mixed.kl_evaluator import UNQUANTIZED, KlEvaluator, split_texts
+from hasten.compress.quantize.mixed.search import search_least_bytes, search_least_kl
+from hasten.compress.quantize.options import QuantizeOptions
+from hasten.compress.quantize.plan import check_format, plan_layers
+from hasten.compress.quantize.quantization_run import Progress, QuantizationRun, ShouldStop, Steps, Stopped, part_name
+from hasten.compress.quantize.quantize import (
+    assemble,
+    matrix_steps,
+    needed_bytes,
+    num_chunks,
+    open_source,
+    read_calibration,
+    run_settings,
+    set_threads,
+    summary_lines,
+)
+from hasten.compress.quantize.quantize_layer import other_tensors, quantize_layer
+from hasten.compress.quantize.recipe import Recipe, build_recipe
+from hasten.compress.quantize.stored_layer import layer_bytes, load_stored_layer
+from hasten.compress.work_folder import WorkFolder
+from hasten.core.errors import InvalidOption
+from hasten.layers.decoder_layer import DecoderLayer
+from hasten.quality.documents import HELD_OUT, read_texts
+from hasten.quality.window import WINDOW, TokenText
+from hasten.text.tokenizer import TextTokenizer
+from hasten.training.resume import write_errors
+
+BITS = (4, 8)  # of quantised layers; others stay as they are
+ROUNDING = "gptq"
+VALIDATION_TOKENS = 8_192  # half to search on, half to confirm on
+EVALUATIONS = "evaluations.json"  # in the work folder: what a killed run has measured
+
+Evaluate = Callable[[tuple[int, ...]], KlEstimate]
+
+
+def quantize_mixed(
+    model: str,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    method_options: Mapping[str, Any] | None = None,
+    calibration: Path | None = None,
+    validation: Path | None = None,
+    num_validation_tokens: int = VALIDATION_TOKENS,
+    resume: bool = False,
+    progress: Progress | None = None,
+    should_stop: ShouldStop = lambda: False,
+) -> CompressedModel | None:
+    """Write the smallest model within ``options.max_kl``, or the best one within ``options.target_bytes``.
+
+    ``validation`` is the text on which the KL divergence is measured; None: the held-out text that ships with hasten. The other
+    arguments and errors are those of ``quantize``.
+    """
+    started = time.monotonic()
+    set_threads(options.threads)
+    base = build_recipe(dataclasses.replace(options, method=ROUNDING, max_kl=None, target_bytes=None), method_options)
+    recipes = {bits: base.with_bits(bits) for bits in BITS}
+    writer = find_writer(options.format)
+    stream = open_source(model, quiet=progress is None)
+    plans = plan_layers(stream, options.ignore)
+    for recipe in recipes.values():
+        check_format(stream, plans, recipe, writer)
+    ids_BS = read_calibration(stream, calibration, options)
+    texts = _read_validation(stream.folder, stream.spec.vocab_size, validation)
+    settings = run_settings(stream, options, method_options, ids_BS) | {
+        "validation": str(validation),
+        "tokens": num_validation_tokens,
+    }
+    work = WorkFolder.open(out, settings, resume=resume)
+    work.check_space(2 * needed_bytes(stream, ids_BS))
+    steps = Steps(2 * len(plans) * (2 * num_chunks(ids_BS) + len(BITS) * matrix_steps(base)), progress, should_stop)
+    run = MixedRun(QuantizationRun(stream, plans, base, writer, ids_BS, work, steps), recipes)
+    try:
+        run.quantize_layers()
+        assignment = run.search(options, texts, num_validation_tokens)
+        chosen = {plan.index: recipes[bits] for plan, bits in zip(plans, assignment.bits, strict=True) if bits != UNQUANTIZED}
+        assemble(run.run, [part_name(index, bits) for index, bits in enumerate(assignment.bits)], chosen)
+    except Stopped:
+        return None
+    work.publish()
+    return CompressedModel(
+        folder=out,
+        source=stream.folder,
+        summary=_summary(options, base, calibration, assignment, ids_BS),
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MixedRun:
+    run: QuantizationRun
+    recipes: Mapping[int, Recipe]  # by bits
+
+    def quantize_layers(self) -> None:
+        """Write every layer with each of its bits, and as it is. Raises ``Stopped``."""
+        run = self.run
+        state = CalibrationState.load(run)
+        for plan in run.plans[state.next_layer :]:
+            statistics = state.statistics(run, plan, with_hessian=True)
+            for bits, recipe in self.recipes.items():
+                quantized = quantize_layer(run.stream, plan, recipe, run.writer, statistics, run.steps.tick)
+                run.work.write(part_name(plan.index, bits), quantized.tensors)
+            layer = run.stream.layer(plan.index)
+            matrices = {
+                source.name: run.stream.plan.checkpoint.read(source.name) for linear in plan.quantized for source in linear.sources
+            }
+            run.work.write(part_name(plan.index, UNQUANTIZED), matrices | other_tensors(run.stream, layer, plan, changed=False))
+            state.advance(run, layer)
+
+    def search(self, options: QuantizeOptions, texts: list[TokenText], num_tokens: int) -> Assignment:
+        """Return the best assignment found. Raises ``Stopped`` and ``InvalidOption``."""
+        run, length = self.run, min(WINDOW, self.run.stream.spec.max_positions)
+        searched, confirmed = split_texts(texts, length, num_tokens)
+        evaluate = self._remembered("search", lambda: KlEvaluator(run.stream, searched, self._layer))
+        confirm = self._remembered("confirm", lambda: KlEvaluator(run.stream, confirmed, self._layer))
+        half = run.steps.total // 2
+
+        def report(done: int, total: int) -> None:
+            run.steps.advance_to(half + done * half // max(1, total))
+
+        sizes = self._sizes()
+        if options.max_kl is not None:
+            return search_least_bytes(sizes, evaluate, confirm, options.max_kl, report)
+        assert options.max_bytes is not None
+        return search_least_kl(sizes, evaluate, confirm, options.max_bytes, report)
+
+    def _layer(self, index: int, bits: int) -> DecoderLayer:
+        run = self.run
+        file = run.work.file(part_name(index, bits))
+        return load_stored_layer(run.stream, run.plans[index], file, self.recipes[bits], run.writer)
+
+    def _sizes(self) -> ModelBytes:
+        checkpoint = self.run.stream.plan.checkpoint
+        candidates = (*self.recipes, UNQUANTIZED)
+        return ModelBytes(
+            layers=[
+                {bits: layer_bytes(self.run.work.file(part_name(plan.index, bits))) for bits in candidates}
+                for plan in self.run.plans
+            ],
+            others=sum(checkpoint.nbytes(source.name) for source in self.run.stream.other_sources()),
+        )
+
+    def _remembered(self, name: str, build: Callable[[], KlEvaluator]) -> Evaluate:
+        """Return an evaluation that a resumed run does not repeat."""
+        file = self.run.work.resume.folder / f"{name}-{EVALUATIONS}"
+        known: dict[str, Any] = read_json(file) if file.is_file() else {}
+        evaluator: KlEvaluator | None = None
+
+        def evaluate(bits: tuple[int, ...]) -> KlEstimate:
+            nonlocal evaluator
+            key = " ".join(map(str, bits))
+            if key not in known:
+                evaluator = evaluator or build()
+                known[key] = dataclasses.asdict(evaluator.evaluate(bits))
+                with write_errors(file.parent):
+                    partial = file.with_suffix(".partial")
+                    partial.write_text(json.dumps(known), encoding="utf-8")
+                    partial.replace(file)
+            return KlEstimate(**known[key])
+
+        return evaluate
+
+
+def _read_validation(folder: Path, vocab_size: int, file: Path | None) -> list[TokenText]:
+    tokenizer = TextTokenizer.load(folder, vocab_size)
+    if tokenizer is None:
+        raise InvalidOption("this checkpoint has no tokenizer, so no text can be scored", remedy="Copy one into its folder")
+    return [TokenText(tuple(tokenizer.encode(text))) for text in read_texts(file or HELD_OUT)]
+
+
+def _summary(
+    options: QuantizeOptions, recipe: Recipe, calibration: Path | None, assignment: Assignment, ids_BS: Any
+) -> tuple[tuple[str, str], ...]:
+    limit = f"KL at most {options.max_kl}" if options.max_kl is not None else f"at most {options.max_bytes:,} bytes"
+    alone = [
+        f"{index}: " + ", ".join(f"{c.bits} bits {c.kl.mean:.5f}" for c in layer if c.bits != UNQUANTIZED)
+        for index, layer in enumerate(assignment.layers)
+    ]
+    return (
+        *summary_lines(dataclasses.replace(recipe, method="auto"), calibration, ids_BS),
+        ("limit", limit),
+        ("bits of each layer", " ".join(map(str, assignment.bits))),
+        ("KL on text that the search did not use", f"{assignment.kl:.5f}, upper 95 % bound {assignment.kl_upper:.5f}"),
+        ("KL of each layer alone", "; ".join(alone)),
+    )
