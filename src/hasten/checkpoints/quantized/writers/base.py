@@ -21,7 +21,8 @@ class FormatWriter(Protocol):
     def find_faults(self, spec: QuantSpec, shapes: Mapping[str, tuple[int, int]]) -> list[str]:
         """Return why ``spec`` cannot store matrices of these shapes; empty if it can.
 
-        ``shapes`` are [O, I] by module. One entry per fault of the scheme or per module that does not fit: "down_proj has 96 inputs, no multiple of 128".
+        ``shapes`` are [O, I] by module. One entry per fault of the scheme or per module that does not fit: "down_proj has 96
+        inputs, no multiple of 128".
         """
         ...
 
