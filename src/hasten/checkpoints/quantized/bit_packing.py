@@ -25,18 +25,19 @@ def unpack_bits(words: Tensor, bits: int) -> Tensor:
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Return the words that hold the codes along the last dimension, int32; the last word is filled up with zeros.
+    """Return the words that hold the codes along the last dimension, int32.
 
-    The codes are uint8, of at most ``bits`` bits.
+    The codes are uint8, of at most ``bits`` bits. Zeros fill up the last word.
     """
     shared = math.gcd(8, bits)
     per_unit, unit = 8 // shared, bits // shared  # codes and bytes after which the pattern repeats
     num_words = -(-codes.shape[-1] * bits // 32)
-    padded = pad(codes, (0, -(-4 * num_words // unit) * per_unit - codes.shape[-1])).unflatten(-1, (-1, per_unit))
-    packed = torch.zeros((*padded.shape[:-1], unit), dtype=torch.uint8, device=codes.device)
+    num_units = -(-4 * num_words // unit)
+    units = pad(codes, (0, num_units * per_unit - codes.shape[-1])).reshape(*codes.shape[:-1], num_units, per_unit)
+    packed = torch.zeros((*units.shape[:-1], unit), dtype=torch.uint8, device=codes.device)
     for place in range(per_unit):
         byte, shift = divmod(place * bits, 8)
-        packed[..., byte] |= padded[..., place] << shift
+        packed[..., byte] |= units[..., place] << shift
         if shift + bits > 8:
-            packed[..., byte + 1] |= padded[..., place] >> (8 - shift)
+            packed[..., byte + 1] |= units[..., place] >> (8 - shift)
     return packed.flatten(-2)[..., : 4 * num_words].contiguous().view(torch.int32)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from tests.tiny_models import TINY, TinyModel, tiny_checkpoint
 
 # Sizes that blocks of 128 divide, and groups of 128.

@@ -17,15 +17,6 @@ import torch
 from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig
-
-from hasten.checkpoints.quantized.writers.find import find_writer
-from hasten.checkpoints.reader import Checkpoint
-from hasten.layers.formats.quant_spec import ActivationSpec, QuantSpec
-from hasten.layers.formats.stored_matrix import Fp8Rows, GroupedRows, StoredMatrix
-from hasten.models.load import load_decoder
-from hasten.ops.torch.backend import TorchOps
 from tests.compressed_checkpoints import quantize_modules
 from tests.models.dense import dense_logits
 from tests.written_checkpoints import (
@@ -40,6 +31,15 @@ from tests.written_checkpoints import (
     integers,
     write_checkpoint,
 )
+from torch import Tensor
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+from hasten.checkpoints.quantized.writers.find import find_writer
+from hasten.checkpoints.reader import Checkpoint
+from hasten.layers.formats.quant_spec import ActivationSpec, QuantSpec
+from hasten.layers.formats.stored_matrix import Fp8Rows, GroupedRows, StoredMatrix
+from hasten.models.load import load_decoder
+from hasten.ops.torch.backend import TorchOps
 
 SCHEME = "compressed-tensors"
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -231,7 +231,10 @@ def test_schemes_that_others_do_not_read_are_faults(spec: QuantSpec, fault: str)
 def test_every_matrix_that_does_not_fit_is_a_fault() -> None:
     shapes = {"up": (96, 64), "down": (64, 96), "out": (64, 40)}
     writer = find_writer(SCHEME)
-    assert writer.find_faults(ints(4, 64), shapes) == ["down has 96 inputs, no multiple of 64", "out has 40 inputs, no multiple of 64"]
+    assert writer.find_faults(ints(4, 64), shapes) == [
+        "down has 96 inputs, no multiple of 64",
+        "out has 40 inputs, no multiple of 64",
+    ]
     assert writer.find_faults(fp8((64, 32)), shapes) == [
         "up has 96 outputs and 64 inputs, no multiples of 64 and 32",
         "out has 64 outputs and 40 inputs, no multiples of 64 and 32",

@@ -1,4 +1,4 @@
-"""AWQ in the GEMM layout: the tensors that ``read_awq`` reads, and their ``quantization_config``.
+"""AWQ in the GEMM layout: the inverse of ``read_awq``, and the configuration.
 
 Symmetric codes are written with zero points of 8, since vLLM 0.33 reads no AWQ checkpoint without zero points.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hasten.checkpoints.quantized.awq import ORDER, ZERO
 from hasten.checkpoints.quantized.bit_packing import pack_bits
+from hasten.checkpoints.quantized.writers.gptq import skip_rules
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.layers.formats.stored_matrix import GroupedRows, QuantizedRows
 
@@ -59,8 +60,10 @@ class AwqWriter:
 
     def settings(self, specs: Mapping[str, QuantSpec], ignored: Sequence[str]) -> dict[str, Any]:
         (group_size,) = {spec.group_size or -1 for spec in specs.values()}
+        dynamic = skip_rules(ignored)  # GPTQModel does not read modules_to_not_convert
         return {
             "bits": BITS,
+            **({"dynamic": dynamic} if dynamic else {}),
             "group_size": group_size,
             "modules_to_not_convert": list(dict.fromkeys([*ignored, LM_HEAD])),
             "quant_method": "awq",
@@ -85,5 +88,5 @@ def _scheme_faults(spec: QuantSpec) -> Iterator[str]:
 
 def _pack_columns(codes_RO: Tensor) -> Tensor:
     """Return the codes of eight outputs in a word, int32 [R, O / 8]."""
-    ordered_RO = codes_RO.unflatten(1, (-1, len(ORDER)))[..., list(ORDER)].flatten(1)
-    return pack_bits(ordered_RO, BITS)
+    ordered_RWO = codes_RO.reshape(len(codes_RO), -1, len(ORDER))[..., list(ORDER)]
+    return pack_bits(ordered_RWO.flatten(1), BITS)

@@ -1,4 +1,4 @@
-"""compressed-tensors: the tensors that ``read_compressed_tensors`` reads, and their ``quantization_config``.
+"""compressed-tensors: the inverse of ``read_compressed_tensors``, and the configuration.
 
 ::
 
@@ -7,8 +7,8 @@
     float-quantized   FP8 with FP8 inputs                                    weight e4m3, weight_scale, input_scale
     naive-quantized   FP8, weight-only                                       weight e4m3, weight_scale
 
-Only what versions 0.17 to 0.20 of the library and vLLM 0.33 read is written. vLLM reads int4 codes with int8 inputs from packed words,
-on more devices than from bytes.
+Only what versions 0.17 to 0.20 of the library and vLLM 0.33 read is written. vLLM runs int4 codes with int8 inputs on more devices
+from packed words than from bytes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CompressedTensorsWriter:
         return {f"{module}.{part}": tensor for part, tensor in parts.items()}
 
     def settings(self, specs: Mapping[str, QuantSpec], ignored: Sequence[str]) -> dict[str, Any]:
-        """Return the configuration. ``lm_head`` is ignored even if tied weights leave it out of the checkpoint."""
+        """Return the configuration. ``lm_head`` is ignored even if it is tied and has no tensor."""
         modules: dict[QuantSpec, list[str]] = {}
         for module, spec in specs.items():
             modules.setdefault(spec, []).append(module)

@@ -1,4 +1,4 @@
-"""GPTQ, version 1, symmetric: the tensors that ``read_gptq`` reads, and their ``quantization_config``.
+"""GPTQ, version 1, symmetric: the inverse of ``read_gptq``, and the configuration.
 
 Asymmetric codes are not written: libraries disagree on what a zero of 0 means in version 1. vLLM 0.33 reads 4 and 8 bits, GPTQModel
 all widths.
@@ -46,11 +46,12 @@ class GptqWriter:
         self, module: str, rows: QuantizedRows, spec: QuantSpec, dtype: torch.dtype, input_scale: float | None
     ) -> dict[str, Tensor]:
         assert isinstance(rows, GroupedRows) and rows.offsets_OG is None and input_scale is None, module
-        assert rows.zeros == spec.zero == 1 << (spec.bits - 1), module
+        zero = 1 << (spec.bits - 1)
+        assert rows.zeros == spec.zero == zero, module
         inputs = rows.codes_OI.shape[1]
         scales_GO = rows.scales_OG.T.to(torch.float16).contiguous()
         assert torch.equal(scales_GO.float(), rows.scales_OG.T), f"the scales of {module} are not numbers of float16"
-        stored_GO = torch.full(scales_GO.shape, rows.zeros - 1, dtype=torch.uint8, device="cpu")  # version 1 stores one less
+        stored_GO = torch.full(scales_GO.shape, zero - 1, dtype=torch.uint8, device="cpu")  # version 1 stores one less
         return {
             f"{module}.qweight": pack_bits(rows.codes_OI, spec.bits).T.contiguous(),
             f"{module}.qzeros": pack_bits(stored_GO, spec.bits),
@@ -62,10 +63,7 @@ class GptqWriter:
         """Return the configuration: the scheme of most modules, and rules for the others."""
         widths = {module: (spec.bits, spec.group_size or -1) for module, spec in specs.items()}
         ((usual, _),) = Counter(widths.values()).most_common(1)
-        dynamic: dict[str, dict[str, int]] = {}
-        for module in ignored:
-            if re.search(r"\.\d+\.", module):  # libraries quantise the layers only
-                dynamic |= {f"-:{pattern}": {} for pattern in _patterns(module)}
+        dynamic = skip_rules(ignored)
         for module, (bits, group_size) in widths.items():
             if (bits, group_size) != usual:
                 dynamic |= {f"+:{pattern}": {"bits": bits, "group_size": group_size} for pattern in _patterns(module)}
@@ -82,6 +80,14 @@ class GptqWriter:
 
 
 WRITER = GptqWriter()
+
+
+def skip_rules(ignored: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return the rules of GPTQModel's ``dynamic`` that leave these modules alone.
+
+    It quantises nothing outside the layers, so modules there need no rule. The type is that of all rules, which map a pattern to values.
+    """
+    return {f"-:{pattern}": {} for module in ignored if re.search(r"\.\d+\.", module) for pattern in _patterns(module)}
 
 
 def _scheme_faults(spec: QuantSpec) -> Iterator[str]:
