@@ -177,6 +177,7 @@ def test_a_full_disk_keeps_the_card_that_was_there(tmp_path: Path) -> None:
         ),
         ("license: {a: b}\nlicense_name: <b>\nlicense_link: ''", {}),
         ('license: "a\\nb"', {}),
+        ("license: [mit, <b>]", {}),
         ("- a list", {}),
         ("license: [", {}),
         ("!!python/object/apply:os.system ['true']", {}),
