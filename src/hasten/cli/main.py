@@ -22,6 +22,7 @@ from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.models import ls, pull, rm
+from hasten.cli.quantize import quantize
 from hasten.cli.streams import end_output, prepare_streams
 from hasten.cli.train import train
 from hasten.core.errors import MAX_MESSAGE, HastenError, clip, nearest, printable
@@ -40,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, doctor, pull, ls, rm):
+for command in (generate, chat, doctor, pull, ls, rm, quantize):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")

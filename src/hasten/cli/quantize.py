@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,9 +17,6 @@ from hasten.cli.report import megabytes, print_table
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.core.errors import InvalidOption, nearest, show
 from hasten.quality.window import NUM_TOKENS
-
-if TYPE_CHECKING:
-    from hasten.compress.measure import Measurement
 
 OPTIONS = OptionGroup(
     "options",
@@ -86,7 +83,9 @@ def quantize(
 
     Then measure its size, speed and quality against the original.
     """
+    from hasten.bench.machine import this_machine
     from hasten.compress.measure import measure
+    from hasten.compress.model_card import write_model_card
     from hasten.compress.quantize.run import run_method
     from hasten.entrypoints.progress import step_bar
 
@@ -107,9 +106,13 @@ def quantize(
         print("stopped; the same command with --resume continues", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     print(f"written to {out} in {result.seconds:.0f} s", file=sys.stderr)
-    for line in result.lines():
-        print(line, file=sys.stderr)
-    _show(measure(result, text=text, num_tokens=num_tokens, threads=chosen.threads))
+    for what, value in result.card.options.items():
+        print(f"{what}: {value}", file=sys.stderr)
+    measurement = measure(result, text=text, num_tokens=num_tokens, threads=chosen.threads)
+    write_model_card(out, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
+    if measurement.missing is not None:
+        print(f"warning: not everything was measured: {measurement.missing}", file=sys.stderr)
+    print_table(("", "ORIGINAL", "QUANTISED"), measurement.rows(megabytes))
 
 
 def _method_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +133,3 @@ def _method_options(texts: Sequence[str]) -> dict[str, Any]:
         except (KeyError, ValueError):
             raise InvalidOption(f"--set {name} has the wrong form", got=show(text), allowed=option_type.metavar) from None
     return values
-
-
-def _show(measurement: Measurement) -> None:
-    print_table(("", "ORIGINAL", "QUANTISED"), measurement.rows(megabytes))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.checkpoints.reader import Checkpoint
+from hasten.compress.model_card import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedModel:
     folder: Path
     source: Path
-    summary: tuple[tuple[str, str], ...]  # the recipe in words: (what, value)
+    card: ModelCard  # the recipe, without figures
     seconds: float
 
     @property

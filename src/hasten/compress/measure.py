@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.model_card import Figures
 from hasten.core.errors import CapacityError
 from hasten.entrypoints.decode_speed import DecodeSpeed, measure_speed
 from hasten.entrypoints.evaluation import Evaluation, evaluate
@@ -25,6 +26,19 @@ class Measurement:
     speed: DecodeSpeed | None
     original_speed: DecodeSpeed | None
     missing: str | None = None  # why the quality or the speed of the original is not known
+
+    def figures(self, machine: str) -> Figures:
+        """Return what a model card reports; ``machine`` is where the speed was measured."""
+        first = self.evaluations[0] if self.evaluations else None
+        return Figures(
+            bytes_before=self.original_nbytes,
+            bytes_after=self.nbytes,
+            quality=None if first is None else first.quality,
+            text=None if first is None else first.text,
+            tokens_per_second_before=None if self.original_speed is None else self.original_speed.median,
+            tokens_per_second_after=None if self.speed is None else self.speed.median,
+            machine=machine,
+        )
 
     def rows(self, size: Callable[[int], str]) -> list[tuple[str, str, str]]:
         """Return (what, original, compressed); ``size`` formats bytes."""

@@ -22,8 +22,10 @@ from hasten.checkpoints.quantized.writers.find import find_writer
 from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.side_files import copy_side_files
 from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.model_card import ModelCard, write_model_card
 from hasten.compress.quantize.calibration import calibration_digest, calibration_ids
 from hasten.compress.quantize.calibration_state import CalibrationState
+from hasten.compress.quantize.card import build_card
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.compress.quantize.plan import check_format, ignored_modules, plan_layers, specs_by_module
 from hasten.compress.quantize.quantization_run import Progress, QuantizationRun, ShouldStop, Steps, Stopped, part_name
@@ -74,25 +76,19 @@ def quantize(
     run = QuantizationRun(stream, plans, recipe, writer, ids_BS, work, steps)
     try:
         names = _quantize_layers(run)
-        assemble(run, names, {plan.index: recipe for plan in plans})
+        card = build_card(
+            model, stream.folder, out, options, recipe, method_options=method_options, calibration=calibration, ids_BS=ids_BS
+        )
+        assemble(run, names, {plan.index: recipe for plan in plans}, card)
     except Stopped:
         return None
     work.publish()
     return CompressedModel(
         folder=out,
         source=stream.folder,
-        summary=summary_lines(recipe, calibration, ids_BS),
+        card=card,
         seconds=time.monotonic() - started,
     )
-
-
-def summary_lines(recipe: Recipe, calibration: Path | None, ids_BS: Tensor | None) -> tuple[tuple[str, str], ...]:
-    """Return what a model card says of a run."""
-    lines = [("method", recipe.method), ("format", recipe.format), ("scheme", recipe.spec.describe())]
-    if ids_BS is not None:
-        source = "the text that ships with hasten" if calibration is None else calibration.name
-        lines.append(("calibration", f"{len(ids_BS)} sequences of {ids_BS.shape[1]} tokens of {source}"))
-    return tuple(lines)
 
 
 def set_threads(threads: int | None) -> None:
@@ -143,7 +139,7 @@ def run_settings(
     return {**values, "model_sha256": digest.hexdigest(), "calibration": None if ids_BS is None else calibration_digest(ids_BS)}
 
 
-def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[int, Recipe]) -> None:
+def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[int, Recipe], card: ModelCard) -> None:
     """Write the files of the checkpoint from its finished parts. ``recipes`` are those of the quantised layers."""
     work, checkpoint = run.work, run.stream.plan.checkpoint
     names = list(layer_parts)
@@ -163,6 +159,7 @@ def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[
         settings = run.writer.settings(specs_by_module(run.plans, recipes), ignored)
         config = {**checkpoint.config, "quantization_config": settings}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_model_card(folder, card)
 
 
 def _quantize_layers(run: QuantizationRun) -> list[str]:

@@ -34,8 +34,8 @@ class Recipe:
 
     @property
     def needs_hessian(self) -> bool:
-        parts = (*self.transforms, self.rounding, *([] if self.clip is None else [self.clip]))
-        return any(part.needs_hessian for part in parts)
+        clips = self.clip is not None and self.clip.needs_hessian
+        return clips or self.rounding.needs_hessian or any(transform.needs_hessian for transform in self.transforms)
 
     @property
     def needs_calibration(self) -> bool:
@@ -49,9 +49,10 @@ class Recipe:
     def with_bits(self, bits: int) -> Recipe:
         """Return the recipe with integers of another width, with the default groups of that width."""
         size = None if bits == 8 else self.spec.group_size or DEFAULT_GROUP
-        granularity = "channel" if size is None else "group"
         zero = None if self.spec.has_offsets else 1 << (bits - 1)
-        spec = dataclasses.replace(self.spec, bits=bits, granularity=granularity, group_size=size, zero=zero)
+        spec = dataclasses.replace(
+            self.spec, bits=bits, granularity="channel" if size is None else "group", group_size=size, zero=zero
+        )
         return dataclasses.replace(self, spec=spec)
 
 

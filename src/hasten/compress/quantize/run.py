@@ -10,9 +10,13 @@ from typing import Any
 from hasten.checkpoints.hub import resolve
 from hasten.compress.cast import cast_checkpoint
 from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.model_card import DENSE, ModelCard, write_model_card
+from hasten.compress.quantize.card import base_model
 from hasten.compress.quantize.mixed.quantize import quantize_mixed
 from hasten.compress.quantize.options import AUTO, CAST, QuantizeOptions
-from hasten.compress.quantize.quantize import Progress, ShouldStop, quantize
+from hasten.compress.quantize.quantization_run import Progress, ShouldStop
+from hasten.compress.quantize.quantize import quantize
+from hasten.compress.source_license import source_license
 
 
 def run_method(
@@ -46,9 +50,20 @@ def _cast(model: str, out: Path, options: QuantizeOptions, progress: Progress | 
     started = time.monotonic()
     source = resolve(model, quiet=progress is None)
     report = cast_checkpoint(source, out, options.dtype, progress=progress)
+    rounding = {f"largest relative error of {name}": f"{error:.3g}" for name, error in report.relative_errors.items()}
+    card = ModelCard(
+        name=out.name,
+        base_model=base_model(model),
+        license=source_license(source),
+        method=CAST,
+        format=DENSE,
+        bits=None,
+        options={"dtype": report.dtype, **rounding, "weights that became 0": report.num_zeroed},
+    )
+    write_model_card(out, card)
     return CompressedModel(
         folder=out,
         source=source,
-        summary=(("method", "cast"), ("dtype", report.dtype)),
+        card=card,
         seconds=time.monotonic() - started,
     )

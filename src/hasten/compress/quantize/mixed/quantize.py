@@ -18,6 +18,7 @@ from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.quantized.writers.find import find_writer
 from hasten.compress.compressed_model import CompressedModel
 from hasten.compress.quantize.calibration_state import CalibrationState
+from hasten.compress.quantize.card import build_card
 from hasten.compress.quantize.mixed.assignment import Assignment, ModelBytes
 from hasten.compress.quantize.mixed.kl_estimate import KlEstimate
 from hasten.compress.quantize.mixed.kl_evaluator import UNQUANTIZED, KlEvaluator, split_texts
@@ -34,7 +35,6 @@ from hasten.compress.quantize.quantize import (
     read_calibration,
     run_settings,
     set_threads,
-    summary_lines,
 )
 from hasten.compress.quantize.quantize_layer import other_tensors, quantize_layer
 from hasten.compress.quantize.recipe import Recipe, build_recipe
@@ -96,14 +96,25 @@ def quantize_mixed(
         run.quantize_layers()
         assignment = run.search(options, texts, num_validation_tokens)
         chosen = {plan.index: recipes[bits] for plan, bits in zip(plans, assignment.bits, strict=True) if bits != UNQUANTIZED}
-        assemble(run.run, [part_name(index, bits) for index, bits in enumerate(assignment.bits)], chosen)
+        card = build_card(
+            model,
+            stream.folder,
+            out,
+            options,
+            base,
+            method_options=method_options,
+            calibration=calibration,
+            ids_BS=ids_BS,
+            results=_results(options, assignment),
+        )
+        assemble(run.run, [part_name(index, bits) for index, bits in enumerate(assignment.bits)], chosen, card)
     except Stopped:
         return None
     work.publish()
     return CompressedModel(
         folder=out,
         source=stream.folder,
-        summary=_summary(options, base, calibration, assignment, ids_BS),
+        card=card,
         seconds=time.monotonic() - started,
     )
 
@@ -190,18 +201,16 @@ def _read_validation(folder: Path, vocab_size: int, file: Path | None) -> list[T
     return [TokenText(tuple(tokenizer.encode(text))) for text in read_texts(file or HELD_OUT)]
 
 
-def _summary(
-    options: QuantizeOptions, recipe: Recipe, calibration: Path | None, assignment: Assignment, ids_BS: Any
-) -> tuple[tuple[str, str], ...]:
+def _results(options: QuantizeOptions, assignment: Assignment) -> dict[str, str]:
+    """Return what the search found, for the model card."""
     limit = f"KL at most {options.max_kl}" if options.max_kl is not None else f"at most {options.max_bytes:,} bytes"
     alone = [
-        f"{index}: " + ", ".join(f"{c.bits} bits {c.kl.mean:.5f}" for c in layer if c.bits != UNQUANTIZED)
+        f"{index}: " + ", ".join(f"{choice.bits} bits {choice.kl.mean:.5f}" for choice in layer if choice.bits != UNQUANTIZED)
         for index, layer in enumerate(assignment.layers)
     ]
-    return (
-        *summary_lines(dataclasses.replace(recipe, method="auto"), calibration, ids_BS),
-        ("limit", limit),
-        ("bits of each layer", " ".join(map(str, assignment.bits))),
-        ("KL on text that the search did not use", f"{assignment.kl:.5f}, upper 95 % bound {assignment.kl_upper:.5f}"),
-        ("KL of each layer alone", "; ".join(alone)),
-    )
+    return {
+        "limit": limit,
+        "bits of each layer": " ".join(map(str, assignment.bits)),
+        "KL on text that the search did not use": f"{assignment.kl:.5f}, upper 95 % bound {assignment.kl_upper:.5f}",
+        "KL of each layer alone": "; ".join(alone),
+    }
