@@ -44,6 +44,7 @@ def test_values_are_torchs_cast_of_weights_over_scales(granularity: str, shape: 
     scales = tile_scales(weights, height, width, dtype)
     assert torch.equal(rows.scales_OC.repeat_interleave(rows.block_size, 1)[:, : shape[1]], scales)
     assert rows.scales_OC.shape == (shape[0], -(-shape[1] // width)) and rows.scales_OC.dtype == torch.float32
+    assert rows.block_size == min(width, shape[1])
     expected = (weights / scales).clamp(-448, 448).to(torch.float8_e4m3fn)
     assert torch.equal(rows.values_OI.view(torch.uint8), expected.view(torch.uint8))
 
@@ -91,6 +92,8 @@ def test_a_scale_rounded_down_does_not_overflow() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         rows = METHOD().quantize(weights, fp8_grid("channel", dtype), None, "w")
         assert (rows.values_OI.float() > 400).all() and rows.values_OI.float().isfinite().all()
+    rows = METHOD().quantize(torch.full((1, 8), 4e-5), fp8_grid("channel", torch.float16), None, "w")  # a subnormal scale
+    assert (rows.values_OI.float() == 448).all()
 
 
 def test_rows_of_one_band_of_blocks_do_not_depend_on_others() -> None:

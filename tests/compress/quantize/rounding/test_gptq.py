@@ -117,7 +117,7 @@ def indefinite(lowest: float) -> InputStatistics:
 
 
 def test_damping_doubles_until_the_hessian_factorises() -> None:
-    weights, of, statistics = heavy_tailed(6, 8), grid(3, 4), indefinite(-0.03)
+    weights, of, statistics = heavy_tailed(64, 8), grid(3, 4), indefinite(-0.03)
     codes = METHOD().quantize(weights, of, statistics, "w").codes_OI
     assert torch.equal(codes, brute_force(weights, of, statistics.hessian_II, act_order=True, damping=0.04))
     assert torch.equal(codes, METHOD(damping=0.04).quantize(weights, of, statistics, "w").codes_OI)

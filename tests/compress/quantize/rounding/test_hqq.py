@@ -1,6 +1,6 @@
 """HQQ's steps equal those of the ``hqq`` package, and its error is nowhere above that of rounding to nearest.
 
-``fixtures/hqq.safetensors`` was made with hqq 0.2.8.post1 on the CPU: 24 groups of 63 Laplace weights, the first half times 0.02 and
+``fixtures/hqq.safetensors`` was made with hqq 0.2.8.post1 on the CPU: 24 groups of 63 Laplace weights, the first half times 0.02,
 the rest times 3. Each group is a matrix of its own, as the package stops all groups at once; their number of weights is odd, as the
 mean error of an even number is flat about a zero and the step that does not lower it is a matter of float32 rounding.
 Scales and zeros are those of ``Quantizer.quantize(axis=1, optimize=False)``; ``optimize_weights_proximal_legacy`` gave the zeros

@@ -36,7 +36,7 @@ class Fp8:
         scales = stored_scales(blocks.amax((1, 3)) / LARGEST, grid.scale_dtype)
         scales_OC = scales.repeat_interleave(height, dim=0)[:num_outputs]
         scales_OI = scales_OC.repeat_interleave(width, dim=1)[:, :num_inputs]
-        # A scale that was rounded down takes the largest weights beyond 448, where e4m3 has NaN.
+        # A scale that was rounded down takes the largest weights beyond 448; some casts of torch give NaN there.
         values_OI = (weights_OI / scales_OI).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
         return Fp8Rows(values_OI, scales_OC, width)
 

@@ -50,7 +50,8 @@ class Gptq:
     def quantize(self, weights_OI: Tensor, grid: Grid, statistics: InputStatistics | None, name: str) -> GroupedRows:
         """See ``Rounding``.
 
-        Inputs that are 0 for all tokens get weights of 0.
+        Inputs that are 0 for all tokens get weights of 0. The last bits of the Hessian's factor depend on the number of threads,
+        and so does one code in 10^4 to 10^6.
         """
         assert statistics is not None, "GPTQ needs the Hessian of the inputs"
         hessian_II = _checked_hessian(statistics, name)

@@ -1,8 +1,9 @@
 """``Hqq``: half-quadratic quantisation, without calibration.
 
-HQQ (Badri and Shaji, 2023) lowers the sum of abs(error)^p with p below 1, which forgives a few large errors. A step splits the error: its large part e is
-what the shrinkage operator leaves of w - s (q - z), and the zero z or the scale s that fits w - e best in least squares comes next.
-A group stops after the first step whose mean abs(error) is not below all before it, as the ``hqq`` package does.
+HQQ (Badri and Shaji, 2023) lowers the sum of abs(error)^p with p below 1, which forgives a few large errors. A step takes the large
+part e of the errors, which the shrinkage operator leaves of w - s (q - z). Then it fits the zero z or the scale s to w - e by least
+squares. Steps end after the first whose mean abs(error) is not below all before it. The ``hqq`` package ends those of all groups at
+once; here each group has its own end, so that rows do not depend on one another.
 
 The package moves zeros only, and stores them as real numbers. Formats that others load hold whole zeros: with these the numbers
 of a grid are the same for every zero, except at its ends, and most of the gain is lost. So the scale moves, too:
