@@ -10,7 +10,7 @@ _CUDA_BFLOAT16, _CUDA_FLOAT16 = (8, 0), (5, 3)  # compute capability
 
 
 def native_dtype() -> str:
-    """Return "bfloat16" or "float16", whichever this machine's processor or GPUs compute in, else "float32".
+    """Return "bfloat16" if a processor or GPU here computes in it, else "float16" if so, else "float32".
 
     The weakest of several GPUs counts.
     """
