@@ -79,10 +79,14 @@ class LayerStream:
 
     @torch.no_grad()
     def run(self, layer: DecoderLayer, index: int, hidden_BSE: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Run the layer on some sequences at a time. Yields which, and their outputs [b, S, E] float32."""
+        """Run the layer in the dtype of its weights on some sequences at a time.
+
+        Yields which, and their outputs [b, S, E].
+        """
+        dtype = layer.attention_norm.weight.dtype
         for start in range(0, len(hidden_BSE), SEQUENCES):
             rows = slice(start, min(start + SEQUENCES, len(hidden_BSE)))
-            part_BSE = hidden_BSE[rows].float()
+            part_BSE = hidden_BSE[rows].to(dtype)
             context = DenseContext(self.ops, self._rotary, [part_BSE.shape[1]] * len(part_BSE))
             yield rows, layer(part_BSE.flatten(0, 1), index, context).reshape(part_BSE.shape)
 

@@ -45,12 +45,12 @@ class CalibrationState:
 
     def statistics(self, run: QuantizationRun, plan: LayerPlan, *, with_hessian: bool) -> dict[str, InputStatistics]:
         """Return the statistics of the matrices of the next layer. Raises ``Stopped``."""
-        return gather_statistics(run.stream, plan, self.hidden_BSE, run.steps.tick, with_hessian=with_hessian)
+        return gather_statistics(run.stream, plan, self.hidden_BSE, run.compute_dtype, run.steps.tick, with_hessian=with_hessian)
 
     def advance(self, run: QuantizationRun, layer: DecoderLayer) -> None:
         """Pass the text through the next layer, whose parts are written, and save the state now and then. Raises ``Stopped``."""
         if self.next_layer + 1 < len(run.plans):
-            run_layer(run.stream, layer, self.next_layer, self.hidden_BSE, run.steps.tick)
+            run_layer(run.stream, layer, self.next_layer, self.hidden_BSE, run.compute_dtype, run.steps.tick)
         self.next_layer += 1
         if time.monotonic() - self._saved > SAVE_EVERY:
             run.work.resume.save(self.next_layer, SavedState({"hidden": self.hidden_BSE}, {"layer": self.next_layer}))

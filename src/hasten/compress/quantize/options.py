@@ -34,7 +34,7 @@ class QuantizeOptions:
     symmetric: bool | None = None
     activations: Annotated[str, OneOf(ACTIVATIONS)] | None = None
     clip: Annotated[str, OneOf(CLIPS)] | None = None  # of the ranges of groups
-    percentile: Annotated[float, Range(50, 100, above=True)] = 99.9  # of --clip percentile
+    percentile: Annotated[float, Range(50, 100, above=True)] = 99.5  # of --clip percentile
     # modules that stay as they are: names, or regular expressions after "re:"
     ignore: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     samples: Annotated[int, Range(1, 2**20)] = 128  # calibration sequences

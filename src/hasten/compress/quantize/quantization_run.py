@@ -16,6 +16,7 @@ from hasten.compress.quantize.plan import LayerPlan
 from hasten.compress.quantize.recipe import Recipe
 from hasten.compress.work_folder import WorkFolder
 from hasten.models.layer_stream import LayerStream
+from hasten.ops.native_dtype import has_bf16_arithmetic
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 ShouldStop = Callable[[], bool]
@@ -61,6 +62,12 @@ class QuantizationRun:
     def state_dtype(self) -> torch.dtype:
         """The dtype of hidden states between layers: the model's, as when it runs; float16 might overflow."""
         return torch.bfloat16 if self.stream.plan.dtype == torch.bfloat16 else torch.float32
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype in which the calibration text passes through a layer: the model's where the hardware computes in it."""
+        is_native = self.state_dtype == torch.bfloat16 and has_bf16_arithmetic(torch.cpu.get_capabilities())
+        return torch.bfloat16 if is_native else torch.float32
 
 
 def part_name(index: int, bits: int | None = None) -> str:

@@ -8,7 +8,8 @@ Shape suffixes: B sequences · S tokens per sequence · T tokens · E hidden siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from hasten.compress.quantize.plan import LayerPlan, LinearPlan
 from hasten.compress.quantize.recipe import Recipe
 from hasten.compress.quantize.statistics import InputStatistics
 from hasten.compress.quantize.transforms.scaled_input import dense_weight, scaled_inputs
+from hasten.core.errors import CheckpointError
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.formats.quant_spec import ActivationSpec
 from hasten.layers.formats.stored_matrix import QuantizedRows
@@ -59,7 +61,8 @@ def quantize_layer(
     tensors: dict[str, Tensor] = {}
     for linear in plan.quantized:
         weight_OI = dense_weight(_find_linear(layer, linear.name))
-        rows = recipe.rounding.quantize(weight_OI.detach(), grid, inputs.get(linear.name), linear.sources[0].name)
+        with _named_errors(linear.sources[0].name):
+            rows = recipe.rounding.quantize(weight_OI.detach(), grid, inputs.get(linear.name), linear.sources[0].name)
         with torch.no_grad():
             weight_OI.copy_(rows.dequantize())
         tensors |= _encode(stream, linear, rows, recipe, writer, inputs.get(linear.name))
@@ -68,10 +71,10 @@ def quantize_layer(
 
 
 def gather_statistics(
-    stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, tick: Tick, *, with_hessian: bool
+    stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick, *, with_hessian: bool
 ) -> dict[str, InputStatistics]:
-    """Run the layer in floating point and return the statistics of each matrix's inputs, by its name."""
-    layer = stream.layer(plan.index)
+    """Run the layer, not quantised, in ``dtype`` and return the statistics of each matrix's inputs, by its name."""
+    layer = stream.layer(plan.index).to(dtype)
     statistics: dict[str, InputStatistics] = {}
     for linear in plan.quantized:
         module = _find_linear(layer, linear.name)
@@ -83,15 +86,15 @@ def gather_statistics(
     return statistics
 
 
-def run_layer(stream: LayerStream, layer: DecoderLayer, index: int, hidden_BSE: Tensor, tick: Tick) -> None:
-    """Replace the inputs of the layer by its outputs, in place."""
-    for rows, out_BSE in stream.run(layer, index, hidden_BSE):
+def run_layer(stream: LayerStream, layer: DecoderLayer, index: int, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick) -> None:
+    """Replace the inputs of the layer by its outputs, in place. The layer is converted to ``dtype``."""
+    for rows, out_BSE in stream.run(layer.to(dtype), index, hidden_BSE):
         hidden_BSE[rows] = out_BSE.to(hidden_BSE.dtype)
         tick()
 
 
 def _count_inputs(statistics: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda module, inputs: statistics.add(inputs[0])
+    return lambda module, inputs: statistics.add(inputs[0].float())
 
 
 def _rescale_inputs(
@@ -156,6 +159,17 @@ def other_tensors(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, *, 
         stored = checkpoint.read(source.name)
         tensors[source.name] = source.rows(layer).detach().to(stored.dtype) if changed else stored
     return tensors
+
+
+@contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """Name the matrix in errors that do not."""
+    try:
+        yield
+    except CheckpointError as error:
+        if name in error.what:
+            raise
+        raise CheckpointError(f"{name}: {error.what}", **error.fields()) from None
 
 
 def _find_linear(layer: DecoderLayer, name: str) -> Linear:

@@ -29,9 +29,10 @@ MAX_RATIO = 1e4  # of the largest to the smallest factor, which then lie within 
 
 @dataclass(frozen=True, slots=True)
 class Awq:
-    """Factors s = x^r / (w^(1 - r) + 1e-4) with x the inputs' mean magnitude and w that of the weights, relative to their groups.
+    """Factors s = x^r / (w^(1 - r) + 1e-4), with the exponent r that rounds best.
 
-    The exponent r minimises the squared error of the matrix's outputs. Factors of 1 are among the candidates.
+    x is the mean magnitude of an input, and w that of its weights, relative to their groups. The exponent minimises the squared
+    error of the matrix's outputs. Factors of 1 are among the candidates.
     """
 
     needs_hessian: ClassVar[bool] = True

@@ -17,13 +17,8 @@ from hasten.compress.quantize.transforms.scaled_input import ScaledInput
 class Transform(Protocol):
     """One method.
 
-    <<<<<<< HEAD
-        Implementations are frozen dataclasses whose fields are the options of the command line. Each file of ``transforms``
-        holds one as ``METHOD``; the file's name is its name.
-    =======
-        Implementations are frozen dataclasses whose fields are the options of the command line. Each file of ``transforms`` holds one as
-        ``METHOD``; the file's name is its name.
-    >>>>>>> h-B
+    Implementations are frozen dataclasses whose fields are the options of the command line. Each file of ``transforms``
+    holds one as ``METHOD``; the file's name is its name.
     """
 
     needs_hessian: ClassVar[bool]

@@ -25,7 +25,10 @@ MAX_RATIO = 1e5  # of the largest to the smallest magnitude that factors disting
 
 @dataclass(frozen=True, slots=True)
 class SmoothQuant:
-    """Factors s = max|x|^alpha / max|w|^(1 - alpha), with both maxima over one input, for matrices after norms."""
+    """Factors s = max|x|^alpha / max|w|^(1 - alpha), for matrices after norms.
+
+    Both maxima are those of one input, over the tokens and over the outputs.
+    """
 
     needs_hessian: ClassVar[bool] = False
 
