@@ -1,4 +1,4 @@
-"""``unpack_bits``: every width, and the 3-bit codes that cross words."""
+"""``unpack_bits`` and ``pack_bits``: every width, and the 3-bit codes that cross words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.checkpoints.quantized.bit_packing import unpack_bits
+from hasten.checkpoints.quantized.bit_packing import pack_bits, unpack_bits
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -38,3 +38,15 @@ def test_three_words_hold_ten_codes_and_two_that_cross() -> None:
 
 def test_leading_dimensions_are_kept() -> None:
     assert unpack_bits(torch.zeros(2, 4, 6, dtype=torch.int32), 3).shape == (2, 4, 64)
+
+
+@pytest.mark.parametrize("num_codes", [1, 7, 32, 33, 96, 101])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_packed_codes_are_the_digits_of_a_number(bits: int, num_codes: int) -> None:
+    codes = torch.from_numpy(np.random.default_rng(bits).integers(0, 2**bits, (3, num_codes, 2)).astype(np.uint8)).mT
+    words = pack_bits(codes, bits)
+    num_words = -(-num_codes * bits // 32)
+    assert (words.dtype, words.shape) == (torch.int32, (3, 2, num_words)) and words.is_contiguous()
+    for row, packed in zip(codes.flatten(0, 1).tolist(), words.flatten(0, 1).tolist(), strict=True):
+        number = sum(code << (bits * index) for index, code in enumerate(row))
+        assert sum((word % 2**32) << (32 * index) for index, word in enumerate(packed)) == number

@@ -56,6 +56,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_hasten_and_transformers_read_what_was_written(dtype: torch.dtype, source: Callable[[str], Path], tmp_path: Path) -> None:
     written = _write(tmp_path / "own", source("wide"), dtype)
+    assert WRITER.scale_dtype(dtype) == torch.float32
     matrices = Checkpoint.open(written.folder).matrices
     assert matrices.keys() == written.weights.keys()
     for module, given in written.rows.items():

@@ -72,6 +72,8 @@ def test_settings_name_the_scheme() -> None:
     assert (parsed.bits, parsed.group_size, parsed.desc_act, parsed.sym, parsed.format) == (4, 128, False, True, "gptq")
     assert WRITER.settings({"lm_head": gptq(8, None)}, [])["lm_head"] is True
     assert WRITER.settings({"lm_head": gptq(8, None)}, [])["group_size"] == -1
+    most = WRITER.settings({"a": gptq(8), "b": gptq(4), "c": gptq(4)}, [])
+    assert most["bits"] == 4 and most["dynamic"] == {"+:a$": {"bits": 8, "group_size": 32}}
 
 
 def test_rules_give_modules_other_widths_or_none(source: Callable[[str], Path], tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_rules_give_modules_other_widths_or_none(source: Callable[[str], Path], 
         for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", *fused):
             spec = written.specs.get(f"model.layers.{layer}.{fused.get(part, part)}")
             assert width(f"model.layers.{layer}.{part}") == (spec and (spec.bits, spec.group_size or -1)), (layer, part)
-            assert width(f"model.layers.1{layer}.{part}") == (3, 32)
+            assert width(f"model.layers.1{layer}.{part}") == width(f"model.layers.{layer}.{part}.more") == (3, 32)
     checkpoint = Checkpoint.open(written.folder)
     assert {name: matrix.spec for name, matrix in checkpoint.matrices.items()} == {
         f"{module}.weight": spec for module, spec in written.specs.items()

@@ -1,4 +1,4 @@
-"""FP8 in blocks, as DeepSeek and transformers write it: the inverse of ``read_fp8``, and the configuration."""
+"""FP8 in blocks, as DeepSeek writes it: the inverse of ``read_fp8``, and the configuration."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ WRITER = GptqWriter()
 def skip_rules(ignored: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return the rules of GPTQModel's ``dynamic`` that leave these modules alone.
 
-    It quantises nothing outside the layers, so modules there need no rule. The type is that of all rules, which map a pattern to values.
+    It quantises nothing outside the layers, so modules there need no rule. Other rules give a pattern values, and these give none.
     """
     return {f"-:{pattern}": {} for module in ignored if re.search(r"\.\d+\.", module) for pattern in _patterns(module)}
 
@@ -107,7 +107,7 @@ def _scheme_faults(spec: QuantSpec) -> Iterator[str]:
 
 def _patterns(module: str) -> Iterator[str]:
     """Yield the regular expressions of a module, and of the matrix into which vLLM fuses it."""
-    parent, _, name = module.rpartition(".")
+    name = module.rpartition(".")[2]
     for last in (name, FUSED.get(name)):
         if last is not None:
-            yield re.escape(f"{parent}.{last}") + "$"
+            yield re.escape(module.removesuffix(name) + last) + "$"
