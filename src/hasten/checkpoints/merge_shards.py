@@ -5,14 +5,14 @@ The bytes are copied; no tensor is loaded.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from hasten.checkpoints.shards import INDEX, ITEM_BYTES, SINGLE, HeaderError, TensorEntry, list_faults, read_header
+from hasten.checkpoints.shards import SINGLE, HeaderError, TensorEntry, list_faults, read_header
+from hasten.checkpoints.streamed_shards import write_index, write_shard
 from hasten.core.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -34,19 +34,14 @@ def merge_shards(files: Sequence[Path], folder: Path, max_bytes: int = MAX_SHARD
     tensor has a shard of its own. The same files give the same bytes, and these are on the disk on return.
     Raises ``CheckpointError`` that lists damaged files, before it writes anything, and ``OSError``.
     """
-    shards = _split(_read_parts(files), max_bytes)
+    parts = _read_parts(files)
+    shards = _split([part.entry for part in parts.values()], max_bytes)
     names = [SINGLE] if len(shards) == 1 else [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    for name, parts in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as target:
-            _write_shard(target, parts)
-            _sync(target)
+    for name, entries in zip(names, shards, strict=True):
+        write_shard(folder / name, entries, lambda entry: _chunks(parts[entry.name]))
     if len(shards) > 1:
-        weight_map = {part.entry.name: name for name, parts in zip(names, shards, strict=True) for part in parts}
-        total = sum(part.entry.nbytes for parts in shards for part in parts)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        with (folder / INDEX).open("wb") as target:
-            target.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-            _sync(target)
+        placed = zip(names, shards, strict=True)
+        write_index(folder, [dataclasses.replace(entry, file=folder / name) for name, entries in placed for entry in entries])
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)  # the names of the files
@@ -54,8 +49,8 @@ def merge_shards(files: Sequence[Path], folder: Path, max_bytes: int = MAX_SHARD
         os.close(handle)
 
 
-def _read_parts(files: Sequence[Path]) -> list[_Part]:
-    """Return the tensors of all files. Raises ``CheckpointError``."""
+def _read_parts(files: Sequence[Path]) -> dict[str, _Part]:
+    """Return the tensors of all files by name. Raises ``CheckpointError``."""
     parts: dict[str, _Part] = {}
     faults = []
     for file in files:
@@ -72,35 +67,20 @@ def _read_parts(files: Sequence[Path]) -> list[_Part]:
             start += entry.nbytes
     if faults:
         raise CheckpointError(f"files cannot be merged: {list_faults(faults)}", remedy="Delete them and write them again")
-    return list(parts.values())
+    return parts
 
 
-def _split(parts: Sequence[_Part], max_bytes: int) -> list[list[_Part]]:
+def _split(entries: Sequence[TensorEntry], max_bytes: int) -> list[list[TensorEntry]]:
     """Return the tensors of each shard; of none, one shard without tensors."""
-    shards: list[list[_Part]] = [[]]
+    shards: list[list[TensorEntry]] = [[]]
     size = 0
-    for part in parts:
-        if shards[-1] and size + part.entry.nbytes > max_bytes:
+    for entry in entries:
+        if shards[-1] and size + entry.nbytes > max_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(part)
-        size += part.entry.nbytes
-    # Large items first: then every tensor begins at a multiple of its item's size.
-    return [sorted(shard, key=lambda part: -ITEM_BYTES[part.entry.dtype]) for shard in shards]
-
-
-def _write_shard(target: BinaryIO, parts: Sequence[_Part]) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    stop = 0
-    for part in parts:
-        start, stop = stop, stop + part.entry.nbytes
-        header[part.entry.name] = {"dtype": part.entry.dtype, "shape": part.entry.shape, "data_offsets": [start, stop]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    target.write(len(text).to_bytes(8, "little") + text)
-    for part in parts:
-        for chunk in _chunks(part):
-            target.write(chunk)
+        shards[-1].append(entry)
+        size += entry.nbytes
+    return shards
 
 
 def _chunks(part: _Part) -> Iterator[bytes]:
@@ -114,8 +94,3 @@ def _chunks(part: _Part) -> Iterator[bytes]:
                 raise CheckpointError(f"{part.entry.file} became shorter while it was copied", remedy="Run the command again")
             left -= len(chunk)
             yield chunk
-
-
-def _sync(target: BinaryIO) -> None:
-    target.flush()
-    os.fsync(target.fileno())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from hasten.checkpoints.shards import INDEX, ITEM_BYTES, TensorEntry
 _ALIGNMENT = 8  # bytes, of the data in a file
 
 
-def write_shard(file: Path, entries: Sequence[TensorEntry], chunks: Callable[[TensorEntry], Iterable[Tensor]]) -> None:
-    """Write tensors of the names, shapes and dtypes of ``entries``.
+def write_shard(file: Path, entries: Sequence[TensorEntry], chunks: Callable[[TensorEntry], Iterable[Tensor | bytes]]) -> None:
+    """Write tensors of the names, shapes and dtypes of ``entries``. They are on the disk on return.
 
     ``chunks(entry)`` gives the values of a tensor, in its dtype and order, in any number of parts. Tensors of wide items come
     first, so that each begins at a multiple of its item's size. Raises ``OSError``.
@@ -36,19 +37,26 @@ def write_shard(file: Path, entries: Sequence[TensorEntry], chunks: Callable[[Te
         for entry in ordered:
             written = sum(stream.write(content) for content in _bytes(chunks(entry)))
             assert written == entry.nbytes, entry.name
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_index(folder: Path, entries: Iterable[TensorEntry]) -> None:
-    """Write the index of the shards that ``entries`` name. Raises ``OSError``."""
+    """Write the index of the shards that ``entries`` name, to the disk. Raises ``OSError``."""
     listed = list(entries)
     index = {
         "metadata": {"total_size": sum(entry.nbytes for entry in listed)},
         "weight_map": {entry.name: entry.file.name for entry in sorted(listed, key=lambda entry: entry.name)},
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    with (folder / INDEX).open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(index, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
-def _bytes(chunks: Iterable[Tensor]) -> Iterator[memoryview]:
+def _bytes(chunks: Iterable[Tensor | bytes]) -> Iterator[memoryview | bytes]:
     for chunk in chunks:
-        if chunk.numel():
+        if isinstance(chunk, bytes):
+            yield chunk
+        elif chunk.numel():
             yield chunk.contiguous().flatten().view(torch.uint8).numpy().data
