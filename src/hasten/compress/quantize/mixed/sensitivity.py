@@ -29,7 +29,9 @@ class Sensitivities:
         return cls(
             tuple(
                 tuple(
-                    LayerChoice(bits, layer[bits], evaluate((UNQUANTIZED,) * index + (bits,) + (UNQUANTIZED,) * (count - index - 1)))
+                    LayerChoice(
+                        bits, layer[bits], evaluate((UNQUANTIZED,) * index + (bits,) + (UNQUANTIZED,) * (count - index - 1))
+                    )
                     for bits in sorted(layer)
                 )
                 for index, layer in enumerate(sizes.layers)
