@@ -76,7 +76,7 @@ def test_neighbours_are_tried_where_the_prediction_misleads() -> None:
     sizes = ModelBytes(layers=[{4: 4, 8: 8, 16: 16}] * 3, others=0)
 
     def kl(bits: tuple[int, ...]) -> KlEstimate:
-        total = sum({4: 0.01, 8: 0.0001, 16: 0.0}[number] for number in bits)
+        total = sum({4: 0.01 + index / 10_000, 8: 0.0001, 16: 0.0}[number] for index, number in enumerate(bits))
         return KlEstimate(total - (0.004 if bits[1:] == (4, 4) else 0), 0.0, 16)
 
     assert search_least_bytes(sizes, kl, kl, 0.0185).bits == (8, 4, 4)
