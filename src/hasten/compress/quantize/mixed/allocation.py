@@ -45,7 +45,7 @@ def minimize(layers: Sequence[Sequence[Option]], limit: float) -> tuple[int, ...
     """Return the index of the option of each layer, with the least sum of costs and a sum of weights of at most ``limit``.
 
     Of equal cost it is the lightest; ties beyond that are broken in the same way every time. None if even the lightest options
-    exceed the limit. Where more than ``MAX_PREFIXES`` prefixes remain, the most promising are kept, and the choice may miss the best.
+    exceed the limit. Of more than ``MAX_PREFIXES`` prefixes the most promising are kept, and the choice may miss the best.
     """
     greedy = _greedy(layers, limit)
     if greedy is None:
