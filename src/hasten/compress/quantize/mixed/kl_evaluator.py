@@ -76,9 +76,9 @@ class KlEvaluator:
     def _compare(self, hidden_WSE: Tensor) -> KlEstimate:
         """Return the KL of the logits after ``hidden_WSE``, the output of the last layer."""
         sides = zip(
-            self._inputs[-1][self._is_token_WS].split(ROWS),
-            hidden_WSE[self._is_token_WS].split(ROWS),
-            self._targets_T.split(ROWS),
+            torch.split(self._inputs[-1][self._is_token_WS], ROWS),
+            torch.split(hidden_WSE[self._is_token_WS], ROWS),
+            torch.split(self._targets_T, ROWS),
             strict=True,
         )
         kl_T = torch.cat(
@@ -87,7 +87,7 @@ class KlEvaluator:
                 for reference_RE, candidate_RE, targets_R in sides
             ]
         )
-        return KlEstimate.of_windows(kl_T.split(self._lengths))
+        return KlEstimate.of_windows(torch.split(kl_T, self._lengths))
 
 
 def split_texts(texts: Sequence[TokenText], length: int, num_tokens: int) -> tuple[list[Window], list[Window]]:
