@@ -44,10 +44,12 @@ OPTIONS = OptionGroup(
     },
 )
 
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
+
 
 @with_options(OPTIONS)
 def quantize(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)],
+    out: Out,
     name: ModelArgument = None,
     model: ModelOption = None,
     set_: Annotated[
@@ -55,8 +57,8 @@ def quantize(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="An option of a method: act_order, damping or block_size of gptq, alpha of smoothquant, grid_size or duo_scaling of "
-            "awq, iterations, p or beta of hqq. May be repeated.",
+            help="An option of a method: act_order, damping, max_damping or block_size of gptq; iterations, p or beta of hqq; "
+            "grid_size or duo_scaling of awq; alpha of smoothquant. May be repeated.",
         ),
     ] = None,
     calibration: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hasten.compress.quantize.mixed.kl_estimate import KlEstimate
 from hasten.compress.quantize.mixed.kl_evaluator import UNQUANTIZED, KlEvaluator, split_texts
 from hasten.compress.quantize.mixed.search import search_least_bytes, search_least_kl
 from hasten.compress.quantize.options import QuantizeOptions
-from hasten.compress.quantize.plan import check_format, plan_layers
+from hasten.compress.quantize.plan import LayerPlan, check_format, matrix_shapes, plan_layers
 from hasten.compress.quantize.quantization_run import Progress, QuantizationRun, ShouldStop, Steps, Stopped, part_name
 from hasten.compress.quantize.quantize import (
     assemble,
@@ -42,14 +42,16 @@ from hasten.compress.quantize.stored_layer import layer_bytes, load_stored_layer
 from hasten.compress.work_folder import WorkFolder
 from hasten.core.errors import InvalidOption
 from hasten.layers.decoder_layer import DecoderLayer
+from hasten.models.layer_stream import LayerStream
 from hasten.quality.documents import HELD_OUT, read_texts
-from hasten.quality.window import WINDOW, TokenText
+from hasten.quality.window import TokenText
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.resume import write_errors
 
 BITS = (4, 8)  # of quantised layers; others stay as they are
 ROUNDING = "gptq"
 VALIDATION_TOKENS = 8_192  # half to search on, half to confirm on
+VALIDATION_WINDOW = 256  # tokens: many short windows bound the mean better than few long ones
 EVALUATIONS = "evaluations.json"  # in the work folder: what a killed run has measured
 
 Evaluate = Callable[[tuple[int, ...]], KlEstimate]
@@ -84,10 +86,11 @@ def quantize_mixed(
         check_format(stream, plans, recipe, writer)
     ids_BS = read_calibration(stream, calibration, options)
     texts = _read_validation(stream.folder, stream.spec.vocab_size, validation)
-    settings = run_settings(stream, options, method_options, ids_BS) | {
-        "validation": str(validation),
-        "tokens": num_validation_tokens,
-    }
+    _check_target(stream, plans, options.max_bytes)
+    settings = run_settings(stream, options, method_options, ids_BS)
+    for limit in ("max_kl", "target_bytes"):  # a resumed run may have another one
+        del settings[limit]
+    settings |= {"validation": str(validation), "validation_tokens": num_validation_tokens}
     work = WorkFolder.open(out, settings, resume=resume)
     work.check_space(2 * needed_bytes(stream, ids_BS))
     steps = Steps(2 * len(plans) * (2 * num_chunks(ids_BS) + len(BITS) * matrix_steps(base)), progress, should_stop)
@@ -142,7 +145,7 @@ class MixedRun:
 
     def search(self, options: QuantizeOptions, texts: list[TokenText], num_tokens: int) -> Assignment:
         """Return the best assignment found. Raises ``Stopped`` and ``InvalidOption``."""
-        run, length = self.run, min(WINDOW, self.run.stream.spec.max_positions)
+        run, length = self.run, min(VALIDATION_WINDOW, self.run.stream.spec.max_positions)
         searched, confirmed = split_texts(texts, length, num_tokens)
         evaluate = self._remembered("search", lambda: KlEvaluator(run.stream, searched, self._layer))
         confirm = self._remembered("confirm", lambda: KlEvaluator(run.stream, confirmed, self._layer))
@@ -192,6 +195,23 @@ class MixedRun:
             return KlEstimate(**known[key])
 
         return evaluate
+
+
+def _check_target(stream: LayerStream, plans: Sequence[LayerPlan], target: int | None) -> None:
+    """Raise ``InvalidOption`` for a target below the codes of the fewest bits, before any work."""
+    if target is None:
+        return
+    checkpoint, shapes = stream.plan.checkpoint, matrix_shapes(stream, plans)
+    others = sum(
+        checkpoint.nbytes(source.name) for source in stream.plan.sources if source.name.removesuffix(".weight") not in shapes
+    )
+    least = others + sum(outputs * inputs for outputs, inputs in shapes.values()) * min(BITS) // 8
+    if target < least:
+        raise InvalidOption(
+            f"target_bytes is less than the model takes with {min(BITS)} bits in every layer",
+            got=target,
+            allowed=f"from {least}, and the scales",
+        )
 
 
 def _read_validation(folder: Path, vocab_size: int, file: Path | None) -> list[TokenText]:
