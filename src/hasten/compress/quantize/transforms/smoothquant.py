@@ -1,6 +1,7 @@
-"""``SmoothQuant`` moves outliers of activations into the weights (Xiao et al., 2022, arXiv 2211.10438).
+"""``SmoothQuant``: moves outliers of activations into the weights.
 
-For products whose input is quantised with one scale for all channels: an outlier channel costs the other channels their precision.
+Xiao et al., 2022, arXiv 2211.10438. For products whose input is quantised with one scale for all channels: an outlier channel
+costs the other channels their precision.
 
 Shape suffixes: O outputs · I inputs.
 """
