@@ -87,7 +87,7 @@ def relative_magnitude(weights_OI: Tensor, group_size: int) -> Tensor:
 
 
 def output_error(weights_OI: Tensor, scales_I: Tensor, hessian_II: Tensor, grid: Grid) -> float:
-    """Return the mean over tokens of the squared error of the outputs, after rounding of the scaled weights.
+    """Return the mean squared error of the outputs after rounding of the scaled weights, per token.
 
     That is tr(D H Dᵀ) with H = ``hessian_II``, the mean of x xᵀ before scaling, and D = Q(W s) / s - W.
     """

@@ -1,6 +1,7 @@
-"""``SmoothQuant``: moves outliers of activations into the weights (Xiao et al., 2022, arXiv 2211.10438).
+"""``SmoothQuant``: moves outliers of activations into the weights.
 
-For products whose input is quantised with one scale for all channels: an outlier channel costs the other channels their precision.
+Xiao et al., 2022, arXiv 2211.10438. For products whose input is quantised with one scale for all channels: an outlier channel
+costs the other channels their precision.
 
 Shape suffixes: O outputs · I inputs.
 """
@@ -48,7 +49,10 @@ class SmoothQuant:
 
 
 def _bounded(magnitudes_I: Tensor) -> Tensor:
-    """Return the magnitudes without zeros. A channel that calibration never saw keeps weights and a finite factor."""
+    """Return the magnitudes without zeros.
+
+    A channel that calibration never saw then has a finite factor, and keeps its weights.
+    """
     return magnitudes_I.clamp_min(magnitudes_I.max() / MAX_RATIO)
 
 
