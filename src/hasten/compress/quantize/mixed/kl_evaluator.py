@@ -97,7 +97,8 @@ class KlEvaluator:
 def split_texts(texts: Sequence[TokenText], length: int, num_tokens: int) -> tuple[list[Window], list[Window]]:
     """Return windows to search on, and windows to confirm on.
 
-    They have ``num_tokens`` together, and come from different texts where there are several. Raises ``InvalidOption`` if no token can be predicted.
+    They have ``num_tokens`` together, and come from different texts where there are several. Raises ``InvalidOption`` if no token
+    can be predicted.
     """
     if len(texts) > 1:
         return windows(texts[0::2], length, num_tokens // 2), windows(texts[1::2], length, num_tokens - num_tokens // 2)
