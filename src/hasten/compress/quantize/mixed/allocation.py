@@ -1,4 +1,4 @@
-"""Choice of one option per layer: the least cost within a limit, where costs and weights of layers add up.
+"""Choice of one option per layer: the least sum of costs within a limit of the sum of weights.
 
 This is the multiple-choice knapsack problem. ``minimize`` extends all choices for the first layers by one layer at a time. It drops
 a prefix where another costs and weighs no more, and where the bound of the Lagrangian relaxation (Kellerer, Pferschy and Pisinger,
@@ -26,7 +26,10 @@ class Option(NamedTuple):
 
 
 class _Prefix(NamedTuple):
-    """Options of the first layers. The last layer's is linked to those before it, so that extending copies nothing."""
+    """Options of the first layers.
+
+    The last layer's is linked to those before it, so that extending copies nothing.
+    """
 
     cost: float
     weight: float
@@ -42,10 +45,11 @@ class _Prefix(NamedTuple):
 
 
 def minimize(layers: Sequence[Sequence[Option]], limit: float) -> tuple[int, ...] | None:
-    """Return the index of the option of each layer, with the least sum of costs and a sum of weights of at most ``limit``.
+    """Return the option of each layer with the least sum of costs, by index.
 
-    Of equal cost it is the lightest; ties beyond that are broken in the same way every time. None if even the lightest options
-    exceed the limit. Of more than ``MAX_PREFIXES`` prefixes the most promising are kept, and the choice may miss the best.
+    The sum of weights is at most ``limit``. Of equal cost it is the lightest; ties beyond that are broken in the
+    same way every time. None if even the lightest options exceed the limit. Of more than ``MAX_PREFIXES`` prefixes the most
+    promising are kept, and the choice may miss the best.
     """
     greedy = _greedy(layers, limit)
     if greedy is None:

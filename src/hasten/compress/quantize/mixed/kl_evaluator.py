@@ -46,7 +46,8 @@ class KlEvaluator:
         for row_S, window in zip(ids_WS, text, strict=True):
             row_S[: window.num_tokens] = torch.tensor(window.token_ids[:-1], dtype=torch.int64, device="cpu")
         self._lengths = lengths
-        self._is_token_WS = torch.arange(max(lengths), device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
+        lengths_W = torch.tensor(lengths, dtype=torch.int64, device="cpu")
+        self._is_token_WS = torch.arange(max(lengths), dtype=torch.int64, device="cpu") < lengths_W[:, None]
         self._targets_T = torch.cat([torch.tensor(w.token_ids[1:], dtype=torch.int64, device="cpu") for w in text])
         self._inputs = [stream.embed(ids_WS)]  # of each layer, [W, S, E]; the last is the output of the last layer
         for index in range(self.num_layers):
@@ -57,7 +58,10 @@ class KlEvaluator:
         return len(self._stream.spec.layers)
 
     def evaluate(self, bits: Sequence[int]) -> KlEstimate:
-        """Return the KL of the model whose layers have ``bits``. Raises ``CheckpointError`` for logits that are not finite."""
+        """Return the KL of the model whose layers have ``bits``.
+
+        Raises ``CheckpointError`` for logits that are not finite.
+        """
         assert len(bits) == self.num_layers
         first = next((index for index, number in enumerate(bits) if number != UNQUANTIZED), self.num_layers)
         hidden_WSE = self._inputs[first]
@@ -91,9 +95,10 @@ class KlEvaluator:
 
 
 def split_texts(texts: Sequence[TokenText], length: int, num_tokens: int) -> tuple[list[Window], list[Window]]:
-    """Return windows to search on and windows to confirm on, ``num_tokens`` together, from different texts where there are some.
+    """Return windows to search on, and windows to confirm on.
 
-    Raises ``InvalidOption`` if no token can be predicted.
+    They have ``num_tokens`` together, and come from different texts where there are several. Raises ``InvalidOption`` if no token
+    can be predicted.
     """
     if len(texts) > 1:
         return windows(texts[0::2], length, num_tokens // 2), windows(texts[1::2], length, num_tokens - num_tokens // 2)

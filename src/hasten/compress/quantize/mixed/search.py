@@ -1,4 +1,4 @@
-"""Search for the bits of each layer: the least bytes within a KL, or the least KL within a number of bytes.
+"""Search for the bits of each layer: the least bytes within a KL, or the least KL within bytes.
 
 ::
 
@@ -94,7 +94,7 @@ class _Search:
         return self._assignment(bits)
 
     def _cheapest(self, max_kl: float) -> tuple[int, ...]:
-        """Return the cheapest of the assignments that are best by prediction and hold the limit by measurement.
+        """Return the cheapest assignment, of those best by prediction, whose measured KL holds the limit.
 
         The predicted limit lies between that of ``bits``, which hold the measured limit, and ``too_high``.
         """
@@ -117,7 +117,7 @@ class _Search:
         return bits
 
     def _cheaper_neighbor(self, bits: tuple[int, ...], max_kl: float) -> tuple[int, ...]:
-        """Return an assignment of fewer bytes near ``bits`` that holds the limit, too; ``bits`` where none is found."""
+        """Return an assignment of fewer bytes near ``bits`` that holds the limit, or ``bits``."""
         predict, budget, is_better = self._sensitivities.predict, MAX_NEIGHBORS, True
         while is_better:
             is_better, scale = False, self._measure(bits).upper / (predict(bits) or 1.0)
@@ -131,7 +131,7 @@ class _Search:
         return bits
 
     def _safer(self, bits: tuple[int, ...], max_kl: float, confirmed: KlEstimate) -> tuple[int, ...]:
-        """Return the cheapest assignment that holds the limit if its KL on other text scales as the prediction does."""
+        """Return the cheapest assignment whose prediction, scaled to the KL on other text, is in the limit."""
         predicted = self._sensitivities.predict(bits)
         scaled = predicted * max_kl / confirmed.upper
         return self._sensitivities.least_bytes(min(scaled, math.nextafter(predicted, 0))) or self._unquantized

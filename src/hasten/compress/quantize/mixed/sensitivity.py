@@ -1,4 +1,4 @@
-"""``Sensitivities``: the KL of each layer quantised alone, and the assignments that they predict to be best.
+"""``Sensitivities``: the KL of each layer quantised alone, and the best assignments by prediction.
 
 The prediction adds up the KL of layers. On language models it is within some 10 % where the KL is small.
 """
@@ -55,7 +55,10 @@ class Sensitivities:
         return self._bits(minimize(options, num_bytes - self.sizes.others))
 
     def neighbors(self, bits: tuple[int, ...], max_bytes: int) -> list[tuple[int, ...]]:
-        """Return the assignments of at most ``max_bytes`` that differ in one or two layers, by rising predicted KL."""
+        """Return the assignments that differ in at most two layers, by rising predicted KL.
+
+        Their files have at most ``max_bytes``.
+        """
         size, changes = self.sizes.total(bits), list(self._changes(bits))
         moves = [(change,) for change in changes] + [pair for pair in combinations(changes, 2) if pair[0].index != pair[1].index]
         fitting = [move for move in moves if size + sum(change.num_bytes for change in move) <= max_bytes]
