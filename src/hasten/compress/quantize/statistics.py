@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROWS = 512  # of the lower triangle that one product computes; smaller products are slower
+
 
 @dataclass(slots=True)
 class InputStatistics:
@@ -18,7 +20,8 @@ class InputStatistics:
     num_tokens: int
     absmax_I: Tensor  # largest |x|
     abs_sum_I: Tensor  # sum of |x|
-    square_sum_II: Tensor | None  # sum of x xᵀ; None: not measured
+    # Sum of x xᵀ, of which only the lower triangle is valid: it takes about half the products. None: not measured.
+    square_sum_II: Tensor | None
 
     @classmethod
     def empty(cls, in_features: int, *, with_hessian: bool) -> InputStatistics:
@@ -34,7 +37,9 @@ class InputStatistics:
         self.absmax_I = torch.maximum(self.absmax_I, magnitudes_TI.amax(0))
         self.abs_sum_I += magnitudes_TI.sum(0)
         if self.square_sum_II is not None:
-            self.square_sum_II.addmm_(x_TI.T, x_TI)
+            for start in range(0, x_TI.shape[1], ROWS):
+                stop = min(start + ROWS, x_TI.shape[1])
+                self.square_sum_II[start:stop, :stop].addmm_(x_TI[:, start:stop].T, x_TI[:, :stop])
 
     @property
     def mean_abs_I(self) -> Tensor:
@@ -45,7 +50,8 @@ class InputStatistics:
     def hessian_II(self) -> Tensor:
         """The mean of x xᵀ. Half the Hessian of a row's mean squared output error; GPTQ's H is its multiple."""
         assert self.square_sum_II is not None, "measured without the Hessian"
-        return self.square_sum_II / max(1, self.num_tokens)
+        lower_II = self.square_sum_II.tril() / max(1, self.num_tokens)
+        return lower_II + lower_II.tril(-1).T
 
     def divided(self, scales_I: Tensor) -> InputStatistics:
         """Return the statistics of the inputs x / ``scales_I``."""

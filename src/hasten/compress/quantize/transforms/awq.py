@@ -53,10 +53,10 @@ class Awq:
         best_I = torch.ones_like(statistics.absmax_I)
         if grid is None:
             return best_I
-        grid = dataclasses.replace(grid, clip=None)
-        least = output_error(weights_OI, best_I, statistics.hessian_II, grid)
+        grid, hessian_II = dataclasses.replace(grid, clip=None), statistics.hessian_II
+        least = output_error(weights_OI, best_I, hessian_II, grid)
         for scales_I in self._candidates(scaled_input, weights_OI, statistics, grid):
-            error = output_error(weights_OI, scales_I, statistics.hessian_II, grid)
+            error = output_error(weights_OI, scales_I, hessian_II, grid)
             if error < least:
                 least, best_I = error, scales_I
         return best_I
