@@ -24,7 +24,7 @@ def test_statistics_equal_their_definition(in_features: int) -> None:
 def test_divided_inputs_and_a_part_of_them_have_their_own_statistics() -> None:
     inputs_TI = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
     scales_I = torch.rand(12, generator=torch.Generator().manual_seed(3)) + 0.5
-    statistics, expected = (InputStatistics.empty(12, with_hessian=True) for _ in range(2))
+    statistics, expected = (InputStatistics.empty(size, with_hessian=True) for size in (12, 6))
     statistics.add(inputs_TI)
     expected.add((inputs_TI / scales_I)[:, 3:9])
     found = statistics.divided(scales_I).of_inputs(slice(3, 9))
