@@ -3,7 +3,7 @@
 ``python benchmarks/quantisation.py demo --out quantisation-demo.json --figure quantisation-demo.svg``
 
 Methods that calibrate run once per ``--seeds``, each with other windows of the calibration text. KL, top-1 and perplexity are on
-the held-out text that ships with hasten, against the original in float32, with weight-only products where the scheme is weight-only.
+the held-out text that ships with hasten, against the original in float32. Weight-only schemes run with weight-only products.
 """
 
 from __future__ import annotations

@@ -33,9 +33,14 @@ class KlEstimate:
     def upper(self, error_rate: float = ERROR_RATE) -> float:
         """Return the limit that another text's own upper bound keeps, save in a share of ``error_rate`` of texts.
 
-        The other text has as many clusters of the same kind. Its mean m' has the standard error s of this mean m, so m' - m has
-        sqrt(2) s. Its own upper bound, ``Quality.kl_upper_bound``, is m' + t s with the two-sided t of 95 %. With the one-sided t'
-        of the error rate, m' - m is at most t' sqrt(2) s, and the limit is m + (t + sqrt(2) t') s.
+        The other text has as many clusters of the same kind, so its mean m' has the standard error s of this mean m, and m' - m has
+        sqrt(2) s. Its own upper bound, ``Quality.kl_upper_bound``, is m' + t s' with the two-sided t of 95 %. If s' were s, the
+        limit would be m + (t + sqrt(2) t') s with the one-sided t' of the error rate. But s' - s varies, too: for normal clusters
+        by sqrt(2) s / sqrt(2 d), d degrees of freedom, apart from the means. The variances of m' - m and t (s' - s) add up.
+
+        Clusters whose KL is skewed, as between texts of very different kinds, exceed the limit more often.
         """
-        own, difference = student_t(self.num_clusters - 1), student_t(self.num_clusters - 1, 1 - error_rate, sides=1)
-        return self.mean + (own + math.sqrt(2) * difference) * self.standard_error
+        degrees = self.num_clusters - 1
+        own, difference = student_t(degrees), student_t(degrees, 1 - error_rate, sides=1)
+        spread = math.sqrt(2 * (1 + own**2 / (2 * degrees)))  # of the difference of both upper bounds, in standard errors
+        return self.mean + (own + spread * difference) * self.standard_error
