@@ -86,9 +86,10 @@ def windows(texts: Sequence[TokenText], length: int, num_tokens: int | None = No
     return [chosen[number] for number in sorted(chosen)]
 
 
-def spread(count: int, start: int = 0) -> list[int]:
+def spread(count: int, turn: int = 0) -> list[int]:
     """Return the numbers below ``count`` in an order whose first few are spread evenly.
 
-    Orders of different ``start`` begin at different places, which are spread evenly, too.
+    The first numbers of different turns are spread evenly, too.
     """
-    return sorted(range(count), key=lambda i: (start + i) * _GOLDEN_RATIO % 1)
+    first = int(turn * _GOLDEN_RATIO % 1 * count)
+    return sorted(range(count), key=lambda i: (i - first) % count * _GOLDEN_RATIO % 1)
