@@ -48,7 +48,7 @@ def test_windows_are_from_all_places_of_the_texts() -> None:
     clusters = choose_windows(texts_of([1601] * 40), 16, 40 * 16)
     places = sorted(cluster[0].token_ids[0] % STRIDE // 16 for cluster in clusters)
     assert [len(cluster) for cluster in clusters] == [1] * 40
-    assert all(sum(place // 25 == quarter for place in places) in (9, 10, 11) for quarter in range(4))
+    assert all(9 <= sum(place // 25 == quarter for place in places) <= 12 for quarter in range(4))
 
 
 @pytest.mark.parametrize("lengths", [[100] * 8, [100, 1, 3, 1, 60, 100, 0, 7, 100, 2, 40, 300]])

@@ -31,12 +31,13 @@ class KlEstimate:
         return cls(float(torch.cat(list(clusters)).mean()), error, len(clusters))
 
     def upper(self, error_rate: float = ERROR_RATE) -> float:
-        """Return the limit that another text's own upper bound keeps, save in a share of ``error_rate`` of texts.
+        """Return the limit that another text's own upper bound keeps, except on few texts.
 
-        The other text has as many clusters of the same kind, so its mean m' has the standard error s of this mean m, and m' - m has
-        sqrt(2) s. Its own upper bound, ``Quality.kl_upper_bound``, is m' + t s' with the two-sided t of 95 %. If s' were s, the
-        limit would be m + (t + sqrt(2) t') s with the one-sided t' of the error rate. But s' - s varies, too: for normal clusters
-        by sqrt(2) s / sqrt(2 d), d degrees of freedom, apart from the means. The variances of m' - m and t (s' - s) add up.
+        ``error_rate`` is the share of texts that exceed it. The other text has as many clusters of the same kind. Its mean m' has
+        the standard error s of this mean m, and m' - m has sqrt(2) s. Its own upper bound, ``Quality.kl_upper_bound``, is m' + t s'
+        with the two-sided t of 95 %. If s' were s, the limit would be m + (t + sqrt(2) t') s with the one-sided t' of the error
+        rate. But s' - s varies, too: for normal clusters by sqrt(2) s / sqrt(2 d), d degrees of freedom, apart from the means. The
+        variances of m' - m and t (s' - s) add up.
 
         Clusters whose KL is skewed, as between texts of very different kinds, exceed the limit more often.
         """

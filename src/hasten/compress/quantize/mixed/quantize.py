@@ -232,6 +232,6 @@ def _results(options: QuantizeOptions, assignment: Assignment) -> dict[str, str]
     return {
         "limit": limit,
         "bits of each layer": " ".join(map(str, assignment.bits)),
-        "KL on text that the search did not use": f"{assignment.kl:.5f}, upper 95 % bound {assignment.kl_upper:.5f}",
+        "KL on text that the search did not use": f"{assignment.kl:.5f}, that of other text at most {assignment.kl_upper:.5f}",
         "KL of each layer alone": "; ".join(alone),
     }

@@ -10,8 +10,8 @@ The predicted KL, a sum over layers, only orders the assignments: whether one ho
 best of many assignments takes some for the luck of its text, so the result has to hold the limit on other text, too.
 
 An assignment that fails there is followed by a safer one on the same text, so the luck of that text is tried more than once. The
-error rates of the confirmations are a half, a quarter, an eighth ... of ``ERROR_RATE``: by the union bound, the rate at which any
-of them fails is below it.
+error rates of the confirmations are a half, a quarter, an eighth, ... of ``ERROR_RATE``: by the union bound, the rate at which
+any of them errs is below it.
 """
 
 from __future__ import annotations
