@@ -1,14 +1,16 @@
-"""Six-layer models and rounded layers for the tests of mixed precision."""
+"""Models, rounded layers and held-out texts for the tests and the benchmark of mixed precision."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,7 +21,8 @@ from hasten.compress.quantize.transforms.scaled_input import dense_weight
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.models.layer_stream import LayerStream
-from hasten.quality.window import Window
+from hasten.quality.documents import HELD_OUT, read_texts
+from hasten.quality.window import TokenText, Window
 from tests.tiny_models import SIZES
 
 DEMO = Path(__file__).parents[1] / "src" / "hasten" / "demo"
@@ -81,8 +84,8 @@ def rounded(weight: Tensor, bits: int, group_size: int = GROUP_SIZE) -> Tensor:
 class RoundedLayers:
     """Layers of a stream, rounded to nearest; each is computed once."""
 
-    def __init__(self, stream: LayerStream) -> None:
-        self.stream = stream
+    def __init__(self, stream: LayerStream, group_size: int = GROUP_SIZE) -> None:
+        self.stream, self.group_size = stream, group_size
         self._layers: dict[tuple[int, int], DecoderLayer] = {}
 
     def __call__(self, index: int, bits: int) -> DecoderLayer:
@@ -90,7 +93,7 @@ class RoundedLayers:
             layer = self.stream.layer(index)
             for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down) if bits < 16 else ():
                 with torch.no_grad():
-                    dense_weight(linear).copy_(rounded(dense_weight(linear), bits))
+                    dense_weight(linear).copy_(rounded(dense_weight(linear), bits, self.group_size))
             self._layers[index, bits] = layer
         return self._layers[index, bits]
 
@@ -98,8 +101,17 @@ class RoundedLayers:
         """Return the bytes of codes and bfloat16 scales; the rest of the model counts nothing, which makes shares strict."""
         layer = self(0, 16)
         count = sum(dense_weight(x).numel() for x in (layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down))
-        sizes = {bits: count * bits // 8 + (2 * count // GROUP_SIZE if bits < 16 else 0) for bits in BITS}
+        sizes = {bits: count * bits // 8 + (2 * count // self.group_size if bits < 16 else 0) for bits in BITS}
         return ModelBytes(layers=[sizes] * len(self.stream.spec.layers), others=0)
+
+
+def split_heldout(seed: int, length: int = 1) -> tuple[list[TokenText], list[TokenText]]:
+    """Return 30 and 15 of the 45 held-out texts in a random order, cut to windows of whole ``length``."""
+    tokenizer = Tokenizer.from_file(str(DEMO / "model" / "tokenizer.json"))
+    ids = [tuple(tokenizer.encode(text).ids) for text in read_texts(HELD_OUT)]
+    texts = [TokenText(text[: (len(text) - 1) // length * length + 1]) for text in ids]
+    random.Random(seed).shuffle(texts)
+    return texts[:30], texts[30:]
 
 
 def kl_of_all(layers: RoundedLayers, text: list[Window]) -> dict[tuple[int, ...], Tensor]:

@@ -15,7 +15,19 @@ STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 10: 2.22
 
 @pytest.mark.parametrize(("degrees", "expected"), STUDENT.items())
 def test_students_t_equals_the_table(degrees: int, expected: float) -> None:
-    assert student_t(degrees) == pytest.approx(expected, rel=2e-3)
+    assert student_t(degrees) == pytest.approx(expected, abs=5.1e-4)
+
+
+# Columns of one-sided probabilities of a printed table.
+ONE_SIDED = {
+    0.95: {3: 2.3534, 4: 2.1318, 7: 1.8946, 15: 1.7531, 30: 1.6973, 120: 1.6577},
+    0.999: {3: 10.215, 4: 7.173, 10: 4.144, 30: 3.385, 120: 3.160},
+}
+
+
+@pytest.mark.parametrize(("level", "degrees"), [(level, degrees) for level, column in ONE_SIDED.items() for degrees in column])
+def test_one_sided_bounds_equal_the_table(level: float, degrees: int) -> None:
+    assert student_t(degrees, level, sides=1) == pytest.approx(ONE_SIDED[level][degrees], abs=6e-4)
 
 
 def central_probability(t: float, degrees: int) -> float:
@@ -27,8 +39,15 @@ def central_probability(t: float, degrees: int) -> float:
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 6, 9, 15, 31, 100, 4000])
-def test_students_t_holds_95_percent_of_the_density(degrees: int) -> None:
-    assert central_probability(student_t(degrees), degrees) == pytest.approx(0.95, abs=3e-4)
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.9996])
+def test_students_t_holds_its_level_of_the_density(degrees: int, level: float) -> None:
+    if degrees > 1 or level < 0.99:  # Simpson's rule is too coarse up to t = 1,600
+        assert central_probability(student_t(degrees, level), degrees) == pytest.approx(level, abs=1e-6)
+
+
+def test_the_sum_and_the_expansion_meet() -> None:
+    assert student_t(200, 0.9996) == pytest.approx(student_t(201, 0.9996), rel=1e-4)
+    assert student_t(200, 0.9996) > student_t(201, 0.9996) > student_t(10**6, 0.9996)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:

@@ -76,7 +76,7 @@ def windows(texts: Sequence[TokenText], length: int, num_tokens: int | None = No
     if num_tokens is None or num_tokens >= total:
         return [text.window(start, stop) for text, start, stop in spans]
     chosen: dict[int, Window] = {}
-    for number in sorted(range(len(spans)), key=lambda i: i * _GOLDEN_RATIO % 1):
+    for number in spread(len(spans)):
         text, start, stop = spans[number]
         stop = min(stop, start + num_tokens)
         chosen[number] = text.window(start, stop)
@@ -84,3 +84,12 @@ def windows(texts: Sequence[TokenText], length: int, num_tokens: int | None = No
         if num_tokens == 0:
             break
     return [chosen[number] for number in sorted(chosen)]
+
+
+def spread(count: int, turn: int = 0) -> list[int]:
+    """Return the numbers below ``count`` in an order whose first few are spread evenly.
+
+    The first numbers of different turns are spread evenly, too.
+    """
+    first = int(turn * _GOLDEN_RATIO % 1 * count)
+    return sorted(range(count), key=lambda i: (i - first) % count * _GOLDEN_RATIO % 1)

@@ -38,7 +38,7 @@ class Assignment:
     bits: tuple[int, ...]  # of each layer
     num_bytes: int  # of the model's file
     kl: float  # nats per token
-    kl_upper: float  # the bound that other text keeps in 95 of 100 cases
+    kl_upper: float  # the limit that the upper bound of other text keeps in 95 of 100 cases
     predicted_kl: float  # the sum of the layers' own
     layers: tuple[tuple[LayerChoice, ...], ...]  # the sensitivity of each layer, by rising bits
     num_evaluations: int

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from hasten.quality.intervals import student_t
 from hasten.quality.quality import standard_error
 
-CONFIDENCE = 0.95
-MIN_WINDOWS = 4  # fewer tell too little about their spread
+ERROR_RATE = 0.05  # share of texts on which a bound may fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,35 +20,28 @@ class KlEstimate:
     """In nats per token."""
 
     mean: float
-    standard_error: float  # over windows, which count as independent
-    num_windows: int
+    standard_error: float  # over clusters, which count as independent
+    num_clusters: int
 
     @classmethod
-    def of_windows(cls, windows: Sequence[Tensor]) -> KlEstimate:
-        """Return the estimate from the KL at each token of each window, at least ``MIN_WINDOWS``."""
-        error = standard_error(windows)
-        assert error is not None, "a single window has no standard error"
-        return cls(float(torch.cat(list(windows)).mean()), error, len(windows))
+    def of_clusters(cls, clusters: Sequence[Tensor]) -> KlEstimate:
+        """Return the estimate from the KL at each token of each cluster, at least two."""
+        error = standard_error(clusters)
+        assert error is not None, "a single cluster has no standard error"
+        return cls(float(torch.cat(list(clusters)).mean()), error, len(clusters))
 
-    @property
-    def upper(self) -> float:
-        """The bound that the mean KL of another text of as many windows keeps in 95 of 100 cases.
+    def upper(self, error_rate: float = ERROR_RATE) -> float:
+        """Return the limit that another text's own upper bound keeps, except on few texts.
 
-        The other text's mean varies as this one does, hence the factor of sqrt(2) over the bound of the expected KL.
+        ``error_rate`` is the share of texts that exceed it. The other text has as many clusters of the same kind. Its mean m' has
+        the standard error s of this mean m, and m' - m has sqrt(2) s. Its own upper bound, ``Quality.kl_upper_bound``, is m' + t s'
+        with the two-sided t of 95 %. If s' were s, the limit would be m + (t + sqrt(2) t') s with the one-sided t' of the error
+        rate. But s' - s varies, too: for normal clusters by sqrt(2) s / sqrt(2 d), d degrees of freedom, apart from the means. The
+        variances of m' - m and t (s' - s) add up.
+
+        Clusters whose KL is skewed, as between texts of very different kinds, exceed the limit more often.
         """
-        return self.mean + math.sqrt(2) * t_quantile(CONFIDENCE, self.num_windows - 1) * self.standard_error
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t, to 1 % from 3 degrees of freedom on.
-
-    The expansion of Abramowitz and Stegun, 1964, 26.7.5.
-    """
-    z = NormalDist().inv_cdf(probability)
-    terms: tuple[float, ...] = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / float(degrees) ** power for power, term in enumerate(terms, 1))
+        degrees = self.num_clusters - 1
+        own, difference = student_t(degrees), student_t(degrees, 1 - error_rate, sides=1)
+        spread = math.sqrt(2 * (1 + own**2 / (2 * degrees)))  # of the difference of both upper bounds, in standard errors
+        return self.mean + (own + spread * difference) * self.standard_error

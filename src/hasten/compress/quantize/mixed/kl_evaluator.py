@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hasten.compress.quantize.mixed.kl_estimate import MIN_WINDOWS, KlEstimate
+from hasten.compress.quantize.mixed.kl_estimate import KlEstimate
+from hasten.compress.quantize.mixed.validation_text import MIN_CLUSTERS, Cluster
 from hasten.core.errors import InvalidOption
 from hasten.layers.decoder_layer import DecoderLayer
 from hasten.models.layer_stream import LayerStream
 from hasten.quality.divergence import divergence
-from hasten.quality.window import TokenText, Window, windows
 
 UNQUANTIZED = 16  # the bits of a layer that stays as it is
 ROWS = 256  # positions whose logits are in memory at a time: of a vocabulary of 152k they take 156 MB per side
@@ -30,22 +30,23 @@ QuantizedLayer = Callable[[int, int], DecoderLayer]
 class KlEvaluator:
     """Its memory is that of the inputs: 4 bytes * layers * tokens * hidden size."""
 
-    def __init__(self, stream: LayerStream, text: Sequence[Window], quantized_layer: QuantizedLayer) -> None:
-        """Run the original model on the text. Raises ``InvalidOption`` for too few windows."""
-        if len(text) < MIN_WINDOWS:
+    def __init__(self, stream: LayerStream, clusters: Sequence[Cluster], quantized_layer: QuantizedLayer) -> None:
+        """Run the original model on the text. Raises ``InvalidOption`` for too few clusters."""
+        if len(clusters) < MIN_CLUSTERS:
             raise InvalidOption(
                 "the validation text is too short to bound the KL divergence",
-                got=f"{len(text)} windows for one of its halves",
-                allowed=f"at least {MIN_WINDOWS} in either half",
+                got=f"{len(clusters)} parts for one of its halves",
+                allowed=f"at least {MIN_CLUSTERS} texts or windows in either half",
                 remedy="Give a longer text",
             )
         self._stream, self._quantized_layer = stream, quantized_layer
+        self._cluster_lengths = [sum(window.num_tokens for window in cluster) for cluster in clusters]
+        text = [window for cluster in clusters for window in cluster]
         lengths = [window.num_tokens for window in text]
         # The attention is causal: what fills up a window on the right changes nothing before it.
         ids_WS = torch.zeros(len(text), max(lengths), dtype=torch.int64, device="cpu")
         for row_S, window in zip(ids_WS, text, strict=True):
             row_S[: window.num_tokens] = torch.tensor(window.token_ids[:-1], dtype=torch.int64, device="cpu")
-        self._lengths = lengths
         lengths_W = torch.tensor(lengths, dtype=torch.int64, device="cpu")
         self._is_token_WS = torch.arange(max(lengths), dtype=torch.int64, device="cpu") < lengths_W[:, None]
         self._targets_T = torch.cat([torch.tensor(w.token_ids[1:], dtype=torch.int64, device="cpu") for w in text])
@@ -91,17 +92,4 @@ class KlEvaluator:
                 for reference_RE, candidate_RE, targets_R in sides
             ]
         )
-        return KlEstimate.of_windows(torch.split(kl_T, self._lengths))
-
-
-def split_texts(texts: Sequence[TokenText], length: int, num_tokens: int) -> tuple[list[Window], list[Window]]:
-    """Return windows to search on, and windows to confirm on.
-
-    They have ``num_tokens`` together, and come from different texts where there are several. Raises ``InvalidOption`` if no token
-    can be predicted.
-    """
-    if len(texts) > 1:
-        return windows(texts[0::2], length, num_tokens // 2), windows(texts[1::2], length, num_tokens - num_tokens // 2)
-    chosen = windows(texts, length, num_tokens)
-    half = len(chosen) // 2
-    return chosen[:half], chosen[half:]
+        return KlEstimate.of_clusters(torch.split(kl_T, self._cluster_lengths))

@@ -8,6 +8,10 @@
 
 The predicted KL, a sum over layers, only orders the assignments: whether one holds the limit is measured. A search that takes the
 best of many assignments takes some for the luck of its text, so the result has to hold the limit on other text, too.
+
+An assignment that fails there is followed by a safer one on the same text, so the luck of that text is tried more than once. The
+error rates of the confirmations are a half, a quarter, an eighth, ... of ``ERROR_RATE``: by the union bound, the rate at which
+any of them errs is below it.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hasten.compress.quantize.mixed.assignment import Assignment, ModelBytes
-from hasten.compress.quantize.mixed.kl_estimate import KlEstimate
+from hasten.compress.quantize.mixed.kl_estimate import ERROR_RATE, KlEstimate
 from hasten.compress.quantize.mixed.kl_evaluator import UNQUANTIZED
 from hasten.compress.quantize.mixed.sensitivity import Evaluate, Sensitivities
 from hasten.core.errors import InvalidOption
@@ -60,6 +64,11 @@ def search_least_kl(
     return _Search(sizes, evaluate, confirm, progress, 1 + MAX_NEIGHBORS + 1).least_kl(target_bytes)
 
 
+def confirmation_error_rate(number: int) -> float:
+    """Return the error rate of a confirmation; the first has number 1."""
+    return ERROR_RATE * 0.5**number
+
+
 @dataclass(slots=True)
 class _Search:
     sizes: ModelBytes
@@ -76,11 +85,11 @@ class _Search:
 
     def least_bytes(self, max_kl: float) -> Assignment:
         bits = self._cheaper_neighbor(self._cheapest(max_kl), max_kl)
-        for _ in range(MAX_CONFIRMATIONS):
+        for number in range(1, MAX_CONFIRMATIONS + 1):
             confirmed = self._measure_other(bits)
-            if confirmed.upper <= max_kl:
-                return self._assignment(bits)
-            bits = self._safer(bits, max_kl, confirmed)
+            if confirmed.upper(confirmation_error_rate(number)) <= max_kl:
+                return self._assignment(bits, confirmation_error_rate(number))
+            bits = self._safer(bits, max_kl, confirmed.upper(confirmation_error_rate(number + 1)))
         return self._assignment(self._unquantized)
 
     def least_kl(self, max_bytes: int) -> Assignment:
@@ -107,7 +116,7 @@ class _Search:
                 trial = self._sensitivities.least_bytes(limit)
                 if trial is None or predict(trial) <= predict(bits):
                     break
-            upper = self._measure(trial).upper
+            upper = self._upper(trial)
             if upper <= max_kl:
                 bits = trial
             else:
@@ -120,25 +129,29 @@ class _Search:
         """Return an assignment of fewer bytes near ``bits`` that holds the limit, or ``bits``."""
         predict, budget, is_better = self._sensitivities.predict, MAX_NEIGHBORS, True
         while is_better:
-            is_better, scale = False, self._measure(bits).upper / (predict(bits) or 1.0)
+            is_better, scale = False, self._upper(bits) / (predict(bits) or 1.0)
             for trial in self._sensitivities.neighbors(bits, self.sizes.total(bits) - 1):
                 if budget == 0 or scale * predict(trial) > ADDITIVITY * max_kl:
                     break
                 budget -= trial not in self._known
-                if self._measure(trial).upper <= max_kl:
+                if self._upper(trial) <= max_kl:
                     bits, is_better = trial, True
                     break
         return bits
 
-    def _safer(self, bits: tuple[int, ...], max_kl: float, confirmed: KlEstimate) -> tuple[int, ...]:
-        """Return the cheapest assignment whose prediction, scaled to the KL on other text, is in the limit."""
+    def _safer(self, bits: tuple[int, ...], max_kl: float, upper: float) -> tuple[int, ...]:
+        """Return the cheapest assignment whose prediction, scaled to the bound of ``bits`` on other text, is in the limit."""
         predicted = self._sensitivities.predict(bits)
-        scaled = predicted * max_kl / confirmed.upper
+        scaled = predicted * max_kl / upper
         return self._sensitivities.least_bytes(min(scaled, math.nextafter(predicted, 0))) or self._unquantized
 
     @property
     def _unquantized(self) -> tuple[int, ...]:
         return (UNQUANTIZED,) * len(self.sizes.layers)
+
+    def _upper(self, bits: tuple[int, ...]) -> float:
+        """Return the bound on the text of the search, at the error rate of the first confirmation."""
+        return self._measure(bits).upper(confirmation_error_rate(1))
 
     def _measure(self, bits: tuple[int, ...]) -> KlEstimate:
         if bits not in self._known:
@@ -157,13 +170,13 @@ class _Search:
         done = len(self._known) + len(self._confirmed)
         self.progress(done, max(done, singles + self.max_trials))
 
-    def _assignment(self, bits: tuple[int, ...]) -> Assignment:
+    def _assignment(self, bits: tuple[int, ...], error_rate: float = ERROR_RATE) -> Assignment:
         kl = self._measure_other(bits)
         return Assignment(
             bits=bits,
             num_bytes=self.sizes.total(bits),
             kl=kl.mean,
-            kl_upper=kl.upper,
+            kl_upper=kl.upper(error_rate),
             predicted_kl=self._sensitivities.predict(bits),
             layers=self._sensitivities.layers,
             num_evaluations=len(self._known) + len(self._confirmed),
