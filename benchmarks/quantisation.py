@@ -2,8 +2,8 @@
 
 ``python benchmarks/quantisation.py demo --out quantisation-demo.json --figure quantisation-demo.svg``
 
-Methods that calibrate run once per ``--seeds``, each with other windows of the calibration text. KL, top-1 and perplexity are on
-the held-out text that ships with hasten, against the original in float32; the candidate runs as by default.
+Methods that calibrate run once per seed, each with other windows of the calibration text. KL, top-1 and perplexity are on the
+held-out text that ships with hasten, against the original in float32. Activations are those of the scheme.
 """
 
 from __future__ import annotations

@@ -92,14 +92,59 @@ def test_links_inside_the_repository_are_not_broken():
     assert broken == []
 
 
-def test_generated_parts_are_up_to_date():
+@pytest.fixture(scope="module")
+def generate():
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_parts_are_up_to_date(generate):
     stale = [
         path.name for path, text in generate.generated().items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     assert stale == [], "run: make docs"
+
+
+def quantisation_row(options, size, kl, interval):
+    """A row as ``benchmarks/quantisation.py`` writes it."""
+    quality = {"kl_mean": kl, "kl_interval": interval, "top1_agreement": 0.9, "candidate_perplexity": 10 + kl}
+    return {
+        "case": str(options),
+        "options": options,
+        "bytes": size,
+        "original_bytes": 8_000_000,
+        "tokens_per_second": 100.0,
+        "seconds": 60 * kl,
+        "quality": quality | {"reference_perplexity": 10.0, "num_tokens": 16_384},
+    }
+
+
+def test_the_quantisation_table_averages_seeds_and_puts_the_smallest_first(generate):
+    gptq = {"method": "gptq", "bits": 4, "group_size": 128, "format": "gptq", "clip": "mse"}
+    result = {
+        "rows": [
+            quantisation_row({"method": "fp8", "format": "fp8"}, 4_200_000, 0.004, [0.003, 0.005]),
+            quantisation_row({"method": "auto", "max_kl": 0.01}, 3_000_000, 0.01, [0.009, 0.011]),
+            quantisation_row(gptq, 2_000_000, 0.1, [0.08, 0.12]),
+            quantisation_row(gptq, 2_000_000, 0.2, [0.19, 0.21]),
+            quantisation_row({"method": "rtn", "bits": 8, "group_size": -1, "format": "gptq"}, 4_100_000, 0.002, [0.001, 0.003]),
+        ],
+        "original": {"tokens_per_second": 50.0},
+        "hardware": {"cpu": "CPU", "usable_cores": 2, "instruction_sets": ["AVX2", "AVX512", "AVX512-VNNI"]},
+    }
+    lines = generate.quantisation_table(result, "docs/how-to/choose-a-quantisation.md").splitlines()
+    assert lines[2:7] == [
+        "| original | 16 | | | 8.00 | 0 | | 100 % | 10.000 | 50 | |",
+        "| gptq, `--clip mse` | 4 | 128 | gptq | 2.00 | 0.15000 | 0.08000 to 0.21000 | 90.0 % | 10.150 | 100 | 9 |",
+        "| auto, `--max-kl 0.01` | per layer |  | compressed-tensors | 3.00 | 0.01000 | 0.00900 to 0.01100 | 90.0 % | 10.010 "
+        "| 100 | 1 |",
+        "| rtn | 8 | output | gptq | 4.10 | 0.00200 | 0.00100 to 0.00300 | 90.0 % | 10.002 | 100 | 0 |",
+        "| fp8 | 8 | 128 × 128 | fp8 | 4.20 | 0.00400 | 0.00300 to 0.00500 | 90.0 % | 10.004 | 100 | 0 |",
+    ]
+    assert lines[8].startswith("16,384 tokens of the held-out text; CPU, 2 cores, AVX512-VNNI;")
+    assert {line.count("|") for line in lines[:7]} == {12}
 
 
 @pytest.mark.parametrize(
