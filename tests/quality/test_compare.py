@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
@@ -117,6 +118,20 @@ def test_intervals_of_a_broken_model_are_infinite() -> None:
     wild.logits_VV *= 1e4
     interval = compare(table(1), wild, windows(texts(12), 6)).candidate_perplexity_interval
     assert interval is not None and interval[0] >= 0 and interval[1] == math.inf
+
+
+@pytest.mark.parametrize("sides", [(1, 2), (2, 1), (2, 2)], ids=str)
+def test_perplexities_beyond_float64_are_none_in_json(sides: tuple[int, int]) -> None:
+    """Mean -log p above 710, of the reference, the candidate or both."""
+    tables = {1: table(1), 2: table(2)}
+    tables[2].logits_VV *= 1e4
+    quality = compare(*(tables[side] for side in sides), windows(texts(40), 10))
+    report = quality.as_dict()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    for side, number in zip(("reference", "candidate"), sides, strict=True):
+        assert (report[f"{side}_perplexity"] is None) == (number == 2)
+    assert report["perplexity_ratio"] == {(1, 2): None, (2, 1): 0.0, (2, 2): None}[sides]
+    assert report["perplexity_ratio_interval"] == {(1, 2): [None, None], (2, 1): [0.0, 0.0], (2, 2): [None, None]}[sides]
 
 
 def test_a_perfectly_predicted_text_has_perplexity_one() -> None:

@@ -71,12 +71,14 @@ class Quality:
         return self._exp_interval(self.perplexity_ratio, self.nll_difference_standard_error)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields and the properties."""
-        return dataclasses.asdict(self) | {name: getattr(self, name) for name in _PROPERTIES}
+        """Return the fields and the properties as JSON has them: numbers that are not finite are None."""
+        values = dataclasses.asdict(self) | {name: getattr(self, name) for name in _PROPERTIES}
+        return {name: _json_value(value) for name, value in values.items()}
 
     def _exp_interval(self, value: float, standard_error: float | None) -> Interval | None:
         """Return the interval of a value whose logarithm has this standard error."""
-        interval = mean_interval(math.log(value), standard_error, self.num_windows)
+        # The ratio to a perplexity of infinity, of a broken reference, is 0.
+        interval = mean_interval(math.log(value) if value else -math.inf, standard_error, self.num_windows)
         return interval and (_exp(interval[0]), _exp(interval[1]))
 
 
@@ -126,6 +128,12 @@ def standard_error(clusters: Sequence[Tensor]) -> float | None:
     mean = values.mean()
     deviations = torch.stack([(cluster - mean).sum() for cluster in clusters])
     return float((deviations.square().sum() * num_clusters / (num_clusters - 1)).sqrt() / len(values))
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_value(end) for end in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _exp(value: float) -> float:

@@ -5,10 +5,15 @@ Scales are float16: with the exact quotient of the largest weight, this weight w
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from tests.compress.quantize.matrices import correlated, grid, heavy_tailed, measured, output_error
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hasten.compress.quantize.grid import Grid
 from hasten.compress.quantize.rounding.gptq import METHOD
@@ -157,6 +162,34 @@ def test_weights_that_are_not_finite_or_overflow_are_an_error(act_order: bool) -
         METHOD(act_order=act_order).quantize(
             heavy_tailed(6, 8) * 1e38, grid(3, 8, scale_dtype=torch.float32), measured(correlated(40, 8) * 1e9), "w"
         )
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that the tensors made by operations take at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage.data_ptr()] = (weakref.ref(storage), storage.nbytes())
+        self.storages = {key: kept for key, kept in self.storages.items() if kept[0]() is not None}
+        self.most = max(self.most, sum(nbytes for _, nbytes in self.storages.values()))
+        return result
+
+
+def test_three_matrices_of_the_hessians_size_are_in_memory() -> None:
+    """With few outputs, these copies are nearly all of the memory."""
+    size = 1024
+    weights, statistics = heavy_tailed(4, size), measured(torch.randn(64, size, generator=torch.Generator().manual_seed(0)))
+    with LiveBytes() as live:
+        METHOD().quantize(weights, grid(4, 128), statistics, "w")
+    assert 2 * 4 * size**2 < live.most < 3.3 * 4 * size**2
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
