@@ -26,6 +26,8 @@ from hasten.cli.sampling_options import SAMPLING
 from hasten.cli.task_options import TASK
 from hasten.cli.train import KINDS, TRAINING
 from hasten.compress.quantize.options import QuantizeOptions
+from hasten.compress.quantize.rounding.gptq import Gptq
+from hasten.compress.quantize.rounding.hqq import Hqq
 from hasten.compress.quantize.transforms.awq import Awq
 from hasten.compress.quantize.transforms.smoothquant import SmoothQuant
 from hasten.core.check_fields import check_fields
@@ -90,6 +92,8 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     EarlyExitRecipe: EarlyExitRecipe,
     Workload: WORKLOAD,
     QuantizeOptions: QuantizeOptions,
+    Gptq: Gptq,
+    Hqq: Hqq,
     Awq: Awq,
     SmoothQuant: SmoothQuant,  # one field
     TaskOptions: TaskOptions,

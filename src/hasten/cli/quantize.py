@@ -44,6 +44,29 @@ OPTIONS = OptionGroup(
     },
 )
 
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="An option of a method: act_order, damping, max_damping or block_size of gptq; iterations, p or beta of hqq; "
+        "grid_size or duo_scaling of awq; alpha of smoothquant. May be repeated.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help='Text to calibrate on: UTF-8, or .jsonl with a "text" per line; the shipped one if left out.',
+    ),
+]
+Text = Annotated[
+    Path | None, typer.Option("--text", metavar="FILE", help="Measure the quality on this text, too, beside the shipped one.")
+]
+NumTokens = Annotated[
+    int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
 
 
@@ -52,31 +75,11 @@ def quantize(
     out: Out,
     name: ModelArgument = None,
     model: ModelOption = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="An option of a method: act_order, damping, max_damping or block_size of gptq; iterations, p or beta of hqq; "
-            "grid_size or duo_scaling of awq; alpha of smoothquant. May be repeated.",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            metavar="FILE",
-            help='Text to calibrate on: UTF-8, or .jsonl with a "text" per line; the shipped one if left out.',
-        ),
-    ] = None,
+    set_: MethodOptions = None,
+    calibration: Calibration = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped or killed.")] = False,
-    text: Annotated[
-        Path | None,
-        typer.Option("--text", metavar="FILE", help="Measure the quality on this text, too, beside the shipped one."),
-    ] = None,
-    num_tokens: Annotated[
-        int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
-    ] = NUM_TOKENS,
+    text: Text = None,
+    num_tokens: NumTokens = NUM_TOKENS,
     debug: Debug = False,
     *,
     options: OptionValues,

@@ -30,7 +30,10 @@ def student_t(degrees: int, level: float = LEVEL, sides: Literal[1, 2] = 2) -> f
 
 
 def _central_probability(angle: float, degrees: int) -> float:
-    """Return P(-t < T < t) for t = sqrt(degrees) * tan(angle): 26.7.3 and 26.7.4 of Abramowitz & Stegun, 1964."""
+    """Return P(-t < T < t) for t = sqrt(degrees) * tan(angle).
+
+    26.7.3 and 26.7.4 of Abramowitz & Stegun, 1964.
+    """
     is_odd = degrees % 2
     if degrees == 1:
         return 2 * angle / math.pi
@@ -43,7 +46,10 @@ def _central_probability(angle: float, degrees: int) -> float:
 
 
 def _expansion(z: float, degrees: int) -> float:
-    """Return the quantile of t for the quantile z of the normal distribution: 26.7.5 of Abramowitz & Stegun, 1964."""
+    """Return the quantile of t for the quantile z of the normal distribution.
+
+    26.7.5 of Abramowitz & Stegun, 1964.
+    """
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,

@@ -65,7 +65,10 @@ class QuantizationRun:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype in which the calibration text passes through a layer: the model's where the hardware computes in it."""
+        """The dtype in which the calibration text passes through a layer.
+
+        It is the model's where the hardware computes in it.
+        """
         is_native = self.state_dtype == torch.bfloat16 and has_bf16_arithmetic(torch.cpu.get_capabilities())
         return torch.bfloat16 if is_native else torch.float32
 

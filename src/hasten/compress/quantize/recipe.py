@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hasten.compress.quantize import rounding, transforms
 from hasten.compress.quantize.clip import build_clip
@@ -166,9 +166,9 @@ def _activations(name: str, group_size: int | None) -> ActivationSpec | None:
     if name == "none":
         return None
     dynamic = not name.endswith("static")
-    granularity = "tensor" if not dynamic else "token" if group_size is None else "group"
+    granularity: Literal["tensor", "token", "group"] = "tensor" if not dynamic else "token" if group_size is None else "group"
     size = group_size if granularity == "group" else None
-    return ActivationSpec("int" if name.startswith("int") else "float", 8, dynamic, granularity, size)  # type: ignore[arg-type]
+    return ActivationSpec("int" if name.startswith("int") else "float", 8, dynamic, granularity, size)
 
 
 def _default_clip(names: Sequence[str]) -> str:

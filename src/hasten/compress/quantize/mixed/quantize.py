@@ -1,4 +1,4 @@
-"""``quantize_mixed``: a checkpoint whose layers have different bits, chosen by what each costs in KL divergence.
+"""``quantize_mixed``: bits for each layer, chosen by what they cost in KL divergence.
 
 Every layer is quantised with each of its bits, calibrated on the original model. The candidates stay on disk while the search
 measures assignments, and the chosen ones become the result: what was measured is what is written.
@@ -17,6 +17,7 @@ from typing import Any
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.quantized.writers.find import find_writer
 from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.model_card import ModelCard
 from hasten.compress.quantize.calibration_state import CalibrationState
 from hasten.compress.quantize.card import build_card
 from hasten.compress.quantize.mixed.assignment import Assignment, ModelBytes
@@ -89,9 +90,9 @@ def quantize_mixed(
     texts = _read_validation(stream.folder, stream.spec.vocab_size, validation)
     _check_target(stream, plans, options.max_bytes)
     settings = run_settings(stream, options, method_options, ids_BS)
+    settings |= {"validation": str(validation), "validation_tokens": num_validation_tokens}
     for limit in ("max_kl", "target_bytes"):  # a resumed run may have another one
         del settings[limit]
-    settings |= {"validation": str(validation), "validation_tokens": num_validation_tokens}
     work = WorkFolder.open(out, settings, resume=resume)
     work.check_space(2 * needed_bytes(stream, ids_BS))
     steps = Steps(2 * len(plans) * (2 * num_chunks(ids_BS) + len(BITS) * matrix_steps(base)), progress, should_stop)
@@ -99,7 +100,6 @@ def quantize_mixed(
     try:
         run.quantize_layers()
         assignment = run.search(options, texts, num_validation_tokens)
-        chosen = {plan.index: recipes[bits] for plan, bits in zip(plans, assignment.bits, strict=True) if bits != UNQUANTIZED}
         card = build_card(
             model,
             stream.folder,
@@ -111,16 +111,11 @@ def quantize_mixed(
             ids_BS=ids_BS,
             results=_results(options, assignment),
         )
-        assemble(run.run, [part_name(index, bits) for index, bits in enumerate(assignment.bits)], chosen, card)
+        run.assemble(assignment, card)
     except Stopped:
         return None
     work.publish()
-    return CompressedModel(
-        folder=out,
-        source=stream.folder,
-        card=card,
-        seconds=time.monotonic() - started,
-    )
+    return CompressedModel(folder=out, source=stream.folder, card=card, seconds=time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +155,11 @@ class MixedRun:
             return search_least_bytes(sizes, evaluate, confirm, options.max_kl, report)
         assert options.max_bytes is not None
         return search_least_kl(sizes, evaluate, confirm, options.max_bytes, report)
+
+    def assemble(self, assignment: Assignment, card: ModelCard) -> None:
+        """Write the files of the chosen layers."""
+        chosen = {index: self.recipes[bits] for index, bits in enumerate(assignment.bits) if bits != UNQUANTIZED}
+        assemble(self.run, [part_name(index, bits) for index, bits in enumerate(assignment.bits)], chosen, card)
 
     def _layer(self, index: int, bits: int) -> DecoderLayer:
         run = self.run

@@ -140,7 +140,10 @@ class _Search:
         return bits
 
     def _safer(self, bits: tuple[int, ...], max_kl: float, upper: float) -> tuple[int, ...]:
-        """Return the cheapest assignment whose prediction, scaled to the bound of ``bits`` on other text, is in the limit."""
+        """Return the cheapest assignment that the confirmation lets hold the limit.
+
+        Its prediction is scaled to the bound of ``bits`` on other text.
+        """
         predicted = self._sensitivities.predict(bits)
         scaled = predicted * max_kl / upper
         return self._sensitivities.least_bytes(min(scaled, math.nextafter(predicted, 0))) or self._unquantized
