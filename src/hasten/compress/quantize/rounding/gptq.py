@@ -104,6 +104,7 @@ class Gptq:
         while damping <= self.max_damping:
             # The mean is 0 only if all inputs are; any diagonal serves then.
             damped_II.diagonal().copy_(torch.where(diagonal_I == 0, 1, diagonal_I + damping * diagonal_I.mean()))
+            factor_II: Tensor
             factor_II, info = torch.linalg.cholesky_ex(damped_II)
             if int(info) == 0:
                 # H = R Rᵀ with R upper, from the factor of the flipped matrix; so U = R⁻¹.
