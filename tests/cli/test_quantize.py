@@ -71,6 +71,44 @@ def test_a_cast_is_measured_too(hasten, tmp_path):
     assert "| dtype | float16 |" in (tmp_path / "half" / "README.md").read_text()
 
 
+def test_ctrl_c_stops_a_cast(hasten, tmp_path, monkeypatch):
+    from hasten.compress import cast
+
+    read, presses = cast._Cast._read, []
+
+    def press_ctrl_c(self, name):
+        if not presses:
+            presses.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(self, name)
+
+    monkeypatch.setattr(cast._Cast, "_read", press_ctrl_c)
+    ran = hasten("quantize", "demo", "--method", "cast", "--out", str(tmp_path / "out"))
+    assert (ran.code, ran.err) == (130, "stopped\n") and list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_files_are_put_together_leaves_out_the_measurement(hasten, tmp_path, monkeypatch):
+    from hasten.compress.quantize import quantize as lifecycle
+
+    merge_shards = lifecycle.merge_shards
+
+    def press_ctrl_c(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        merge_shards(*arguments)
+
+    monkeypatch.setattr(lifecycle, "merge_shards", press_ctrl_c)
+    ran = hasten("quantize", "demo", "--method", "rtn", "--out", str(tmp_path / "out"))
+    assert (ran.code, ran.out) == (130, "") and "stopped before it was measured" in ran.err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_model_without_a_tokenizer_is_written_and_its_speed_measured(hasten, tiny, tmp_path):
+    ran = hasten("quantize", str(tiny("llama-gqa")), "--method", "rtn", "--group-size", "32", "--out", str(tmp_path / "out"))
+    assert ran.code == 0, ran.err
+    assert "not everything was measured" in ran.err and "tokenizer" in ran.err
+    assert all(float(cell.split()[0]) > 0 for cell in cells(ran.out, "tokens/s"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +130,12 @@ def test_a_cast_is_measured_too(hasten, tmp_path):
         (["--dtype", "float16"], "cast"),
         (["--method", "fp8", "--group-size", "64"], "FP8 has 8 bits"),
         (["--out", "file.txt"], "not an empty folder"),
+        (["--text", "nothing.txt"], "nothing.txt cannot be read"),
+        (["--num-tokens", "0"], "from 1 token"),
+        (["--percentile", "99"], "clip percentile"),
+        (["--method", "cast", "--format", "gptq"], "with the method cast"),
+        (["--method", "cast", "--ignore", "lm_head"], "with the method cast"),
+        (["--method", "cast", "--set", "damping=0.1"], "the method cast has no options"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(hasten, tmp_path: Path, monkeypatch, arguments, message):

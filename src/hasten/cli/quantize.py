@@ -14,7 +14,7 @@ from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, model_n
 from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, option_type_of, with_options
 from hasten.cli.report import megabytes, print_table
-from hasten.compress.quantize.options import QuantizeOptions
+from hasten.compress.quantize.options import CAST, QuantizeOptions
 from hasten.core.errors import InvalidOption, nearest, show
 from hasten.quality.window import NUM_TOKENS
 
@@ -93,9 +93,14 @@ def quantize(
     from hasten.compress.model_card import write_model_card
     from hasten.compress.quantize.run import run_method
     from hasten.entrypoints.progress import step_bar
+    from hasten.quality.documents import read_texts
 
     model = model_name(name, model)
     chosen = QuantizeOptions(**options)
+    if num_tokens < 1:
+        raise InvalidOption("--num-tokens is out of range", got=num_tokens, allowed="from 1 token")
+    if text is not None:
+        read_texts(text)  # a file that cannot be read is an error before the work, not after it
     with Interrupt() as interrupt, step_bar("quantising") as progress:
         result = run_method(
             model,
@@ -108,13 +113,16 @@ def quantize(
             should_stop=lambda: interrupt.requested,
         )
     if result is None:
-        print("stopped; the same command with --resume continues", file=sys.stderr)
+        print("stopped" + ("; the same command with --resume continues" if chosen.method != CAST else ""), file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     print(f"written to {out} in {result.seconds:.0f} s", file=sys.stderr)
+    if interrupt.requested:  # while the files were put together
+        print("stopped before it was measured", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
     for what, value in result.card.options.items():
         print(f"{what}: {value}", file=sys.stderr)
     measurement = measure(result, text=text, num_tokens=num_tokens, threads=chosen.threads)
-    write_model_card(out, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
+    write_model_card(result.folder, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
     if measurement.missing is not None:
         print(f"warning: not everything was measured: {measurement.missing}", file=sys.stderr)
     print_table(("", "ORIGINAL", "QUANTISED"), measurement.rows(megabytes))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hasten.compress.compressed_model import CompressedModel
 from hasten.compress.model_card import Figures
-from hasten.core.errors import CapacityError
+from hasten.core.errors import HastenError
 from hasten.entrypoints.decode_speed import DecodeSpeed, measure_speed
 from hasten.entrypoints.evaluation import Evaluation, evaluate
 from hasten.quality.quality import Quality
 from hasten.quality.window import NUM_TOKENS
 
 SHIPPED_TEXT = "held-out text"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +63,36 @@ def measure(
 ) -> Measurement:
     """Compare a compressed model with its original in float32, on the shipped text and on ``text``.
 
-    The compressed model runs as ``LLM`` runs it by default. What does not fit in memory is left out, with the reason.
+    The compressed model runs as ``LLM`` runs it by default. What cannot be measured, such as a model that does not fit in memory or
+    has no tokenizer, is left out, with the reason.
     """
     options: dict[str, Any] = {"show_progress": visible} | ({} if threads is None else {"threads": threads})
+    compressed, original = str(model.folder), str(model.source)
+    faults: list[str] = []
+
+    def attempt(measured: Callable[[], Result]) -> Result | None:
+        try:
+            return measured()
+        except HastenError as error:
+            faults.append(str(error))
+            return None
+
+    speed = attempt(lambda: measure_speed(compressed, options))
     evaluations: list[Evaluation] = []
-    speed = original_speed = None
-    missing = None
-    try:
-        speed = measure_speed(str(model.folder), options)
-        for file in (None, *([] if text is None else [text])):
-            evaluations.append(evaluate(str(model.folder), options, against=str(model.source), text=file, num_tokens=num_tokens))
-        original_speed = measure_speed(str(model.source), options)
-    except CapacityError as error:
-        missing = str(error)
-    return Measurement(model.nbytes, model.original_nbytes, tuple(evaluations), speed, original_speed, missing)
+    for file in (None, *([] if text is None else [text])):
+        evaluation = attempt(partial(evaluate, compressed, options, against=original, text=file, num_tokens=num_tokens))
+        if evaluation is None:
+            break
+        evaluations.append(evaluation)
+    original_speed = attempt(lambda: measure_speed(original, options))
+    return Measurement(
+        model.nbytes,
+        model.original_nbytes,
+        tuple(evaluations),
+        speed,
+        original_speed,
+        " ".join(dict.fromkeys(faults)) or None,
+    )
 
 
 def _quality_rows(quality: Quality, text: str) -> list[tuple[str, str, str]]:

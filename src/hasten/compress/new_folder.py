@@ -30,14 +30,13 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     Raises ``InvalidOption`` if ``out`` exists and is not an empty folder, or cannot be written. Raises ``CapacityError`` if the
     disk has less than ``needed_bytes`` or becomes full.
     """
+    target = new_target(out)
+    partial = partial_folder(target)
     try:
-        target = Path(os.path.realpath(out))
-        _check_empty(target)
-        partial = target.with_name(target.name + SUFFIX)
         _remove_unfinished(partial)
-        _check_space(target, needed_bytes)
+        check_space(target, needed_bytes)
         partial.mkdir(parents=True)
-    except (OSError, ValueError) as error:  # ValueError: no name of a file
+    except OSError as error:
         raise writing_error(out, error) from None
     try:
         (partial / _MARK).touch()
@@ -45,8 +44,7 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         _flush(partial)
         (partial / _MARK).unlink()
         _sync(partial)
-        os.replace(partial, target)
-        _sync(target.parent)
+        publish(partial, target)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise writing_error(out, error) from None
@@ -55,11 +53,36 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         raise
 
 
-def _check_empty(target: Path) -> None:
-    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        raise InvalidOption(
-            "the output path is not an empty folder", got=str(target), remedy="Give a new folder, or empty this one"
-        )
+def new_target(out: Path) -> Path:
+    """Return the path of a new folder, without links.
+
+    Raises ``InvalidOption`` if it exists and is not an empty folder, or cannot be made.
+    """
+    try:
+        target = Path(os.path.realpath(out))
+        if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+            raise InvalidOption(
+                "the output path is not an empty folder", got=str(target), remedy="Give a new folder, or empty this one"
+            )
+        if target == Path(os.path.realpath(".")):  # a process whose folder is replaced finds no relative path any more
+            raise InvalidOption("the output path is the current folder", got=str(target), remedy="Give the path of a new folder")
+        parent = next(folder for folder in target.parents if os.path.lexists(folder))
+        if not (os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)):
+            raise OSError(errno.EACCES, f"{parent} is no folder that hasten may write to")
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise writing_error(out, error) from None
+    return target
+
+
+def partial_folder(target: Path) -> Path:
+    """Return the folder in which ``target`` grows, beside it so that renaming is atomic."""
+    return target.with_name(target.name + SUFFIX)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Give a folder its name, which is new or that of an empty folder. Raises ``OSError``."""
+    os.replace(folder, target)
+    _sync(target.parent)
 
 
 def _remove_unfinished(partial: Path) -> None:
@@ -74,7 +97,8 @@ def _remove_unfinished(partial: Path) -> None:
         )
 
 
-def _check_space(target: Path, needed_bytes: int) -> None:
+def check_space(target: Path, needed_bytes: int) -> None:
+    """Raise ``CapacityError`` if the disk of ``target`` has less than ``needed_bytes``."""
     parent = next(folder for folder in target.parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if needed_bytes > free:

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.exhaustive import EXHAUSTIVE
 from tests.models.dense import dense_logits
 from tests.training.conftest import stop_after
@@ -25,13 +26,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.compress.cast import cast_checkpoint
+from hasten.compress.new_folder import partial_folder
+from hasten.compress.quantize import quantize as lifecycle
 from hasten.compress.quantize.calibration import calibration_ids
 from hasten.compress.quantize.grid import Grid
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.compress.quantize.quantize import quantize
 from hasten.compress.quantize.rounding.gptq import Gptq
 from hasten.compress.quantize.statistics import InputStatistics
-from hasten.compress.work_folder import partial_folder
 from hasten.core.errors import CapacityError, CheckpointError, InvalidOption, UnsupportedModel
 from hasten.layers.formats.stored_matrix import dequantize
 from hasten.models.load import load_decoder
@@ -261,9 +263,85 @@ def test_a_full_disk_is_one_error_and_the_run_resumes(model, calibration, tmp_pa
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("method", "ignore"), [("gptq", ()), ("rtn", ()), ("awq", ("re:.*mlp[.].*",))])
+def test_progress_grows_to_the_end_also_in_a_resumed_run(model, calibration, tmp_path, method, ignore):
+    options = QuantizeOptions(method=method, **SMALL, ignore=ignore)
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    quantize(str(model), tmp_path / "whole", options, calibration=calibration, progress=progress)
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    quantize(
+        str(model),
+        tmp_path / "out",
+        options,
+        calibration=calibration,
+        should_stop=lambda: len(list(tmp_path.rglob("layer-00001*"))) > 0,
+    )
+    seen.clear()
+    quantize(str(model), tmp_path / "out", options, calibration=calibration, progress=progress, resume=True)
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+
+
+def test_one_layer_is_in_memory_at_a_time(model, calibration, tmp_path, monkeypatch):
+    quantize_layer, layers = lifecycle.quantize_layer, []
+
+    def remember(*arguments: Any) -> Any:
+        assert all(layer() is None for layer in layers)
+        quantized = quantize_layer(*arguments)
+        layers.append(weakref.ref(quantized.layer))
+        return quantized
+
+    monkeypatch.setattr(lifecycle, "quantize_layer", remember)
+    quantize(str(model), tmp_path / "out", QuantizeOptions(method="gptq", **SMALL), calibration=calibration)
+    assert len(layers) == 3
+
+
+def changed(model: Path, folder: Path, dtype: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """Return a copy of the model in ``dtype`` with changed tensors."""
+    cast_checkpoint(model, folder, dtype)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "gptq", "rtn"])
+def test_inputs_that_overflow_are_an_error(model, calibration, tmp_path, method):
+    source = changed(model, tmp_path / "source", "float32", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1e38))
+    options = QuantizeOptions(method=method, samples=4, seq_len=24, bits=8, group_size=-1, activations="int8-static")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj.* not finite in calibration"):
+        quantize(str(source), tmp_path / "out", options, calibration=calibration)
+
+
+def test_the_scale_of_tiny_static_activations_is_above_0(model, calibration, tmp_path):
+    source = changed(model, tmp_path / "source", "float16", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1e-7))
+    options = QuantizeOptions(method="rtn", samples=4, seq_len=24, bits=8, group_size=-1, activations="int8-static")
+    quantize(str(source), tmp_path / "out", options, calibration=calibration)
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.layers.1.mlp.down_proj.input_scale"] > 0
+
+
+def test_a_norm_that_a_transform_makes_too_large_is_an_error(model, calibration, tmp_path):
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.input_layernorm.weight"][3] = 60_000
+        for name in "qkv":
+            tensors[f"model.layers.1.self_attn.{name}_proj.weight"][:, 3] = 60_000
+        tensors["model.layers.0.mlp.down_proj.weight"][3] = 0
+        tensors["model.layers.0.self_attn.o_proj.weight"][3] = 0
+        tensors["model.embed_tokens.weight"][:, 3] = 1e-5
+
+    source = changed(model, tmp_path / "source", "float16", change)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.input_layernorm\.weight too large for float16"):
+        quantize(
+            str(source), tmp_path / "out", QuantizeOptions(method="smoothquant", samples=4, seq_len=24), calibration=calibration
+        )
+
+
 def test_a_disk_that_is_too_small_is_refused_at_the_start(model, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("Usage", (), {"free": 1000})())
-    with pytest.raises(CapacityError, match="too full"):
+    with pytest.raises(CapacityError, match="too small"):
         quantize(str(model), tmp_path / "out", QuantizeOptions(method="rtn", group_size=32))
     assert list(tmp_path.iterdir()) == []
 

@@ -58,6 +58,12 @@ class QuantizeOptions:
             yield Fault("method", "auto with max_kl and target_bytes", "Omit the limit, or choose the method auto")
         if self.method != CAST and self.dtype != "auto":
             yield Fault("dtype", "auto without the method cast", "Omit it, or choose the method cast")
+        if self.clip != "percentile" and self.percentile != 99.5:
+            yield Fault("percentile", "99.5 without clip=percentile", "Omit it, or choose the clip percentile")
+        if self.method == CAST and self.format != FORMATS[0]:
+            yield Fault("format", f"{FORMATS[0]}, the default, with the method {CAST}", "Omit it")
+        if self.method == CAST and self.ignore:
+            yield Fault("ignore", f"nothing with the method {CAST}", "Omit it")
         if self.method in (AUTO, CAST):
             names = ("bits", "activations") if self.method == AUTO else ("bits", "group_size", "symmetric", "activations", "clip")
             yield from (

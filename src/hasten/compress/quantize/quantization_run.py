@@ -39,6 +39,10 @@ class Steps:
         """Count a step. Raises ``Stopped``."""
         self.advance_to(self.done + 1)
 
+    def finish(self, layers: int, num_layers: int, share: int = 1) -> None:
+        """Count the steps of the first layers as done, which take one ``share``-th of the run. Raises ``Stopped``."""
+        self.advance_to(layers * self.total // (share * num_layers))
+
     def advance_to(self, done: int) -> None:
         """Set the number of steps that are done. Raises ``Stopped``."""
         self.done = done

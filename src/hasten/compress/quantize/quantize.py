@@ -27,7 +27,7 @@ from hasten.compress.quantize.calibration import calibration_digest, calibration
 from hasten.compress.quantize.calibration_state import CalibrationState
 from hasten.compress.quantize.card import build_card
 from hasten.compress.quantize.options import QuantizeOptions
-from hasten.compress.quantize.plan import check_format, ignored_modules, plan_layers, specs_by_module
+from hasten.compress.quantize.plan import LayerPlan, check_format, ignored_modules, plan_layers, specs_by_module
 from hasten.compress.quantize.quantization_run import Progress, QuantizationRun, ShouldStop, Steps, Stopped, part_name
 from hasten.compress.quantize.quantize_layer import quantize_layer
 from hasten.compress.quantize.recipe import Recipe, build_recipe
@@ -77,14 +77,14 @@ def quantize(
     try:
         names = _quantize_layers(run)
         card = build_card(
-            model, stream.folder, out, options, recipe, method_options=method_options, calibration=calibration, ids_BS=ids_BS
+            model, stream.folder, work.out, options, recipe, method_options=method_options, calibration=calibration, ids_BS=ids_BS
         )
         assemble(run, names, {plan.index: recipe for plan in plans}, card)
     except Stopped:
         return None
     work.publish()
     return CompressedModel(
-        folder=out,
+        folder=work.out,
         source=stream.folder,
         card=card,
         seconds=time.monotonic() - started,
@@ -169,14 +169,19 @@ def _quantize_layers(run: QuantizationRun) -> list[str]:
     """Quantise every layer and return the names of the parts. Continues a run that was stopped."""
     state = None if run.ids_BS is None else CalibrationState.load(run)
     for plan in run.plans[0 if state is None else state.next_layer :]:
-        if state is None and run.work.has(part_name(plan.index)):
-            continue
-        statistics = {} if state is None else state.statistics(run, plan, with_hessian=run.recipe.needs_hessian)
-        quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, statistics, run.steps.tick)
-        run.work.write(part_name(plan.index), quantized.tensors)
-        if state is not None:
-            state.advance(run, quantized.layer)
+        if state is not None or not run.work.has(part_name(plan.index)):
+            _quantize_layer(run, plan, state)
+        run.steps.finish(plan.index + 1, len(run.plans))
     return [part_name(plan.index) for plan in run.plans]
+
+
+def _quantize_layer(run: QuantizationRun, plan: LayerPlan, state: CalibrationState | None) -> None:
+    """Write the part of a layer, and pass the text through it. Nothing of the layer stays in memory."""
+    statistics = {} if state is None else state.statistics(run, plan, with_hessian=run.recipe.needs_hessian)
+    quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, statistics, run.steps.tick)
+    run.work.write(part_name(plan.index), quantized.tensors)
+    if state is not None:
+        state.advance(run, quantized.layer)
 
 
 def num_chunks(ids_BS: Tensor | None) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.checkpoints.quantized.writers.base import FormatWriter
-from hasten.compress.quantize.grid import Grid
+from hasten.compress.quantize.grid import Grid, stored_scales
 from hasten.compress.quantize.plan import LayerPlan, LinearPlan
 from hasten.compress.quantize.recipe import Recipe
 from hasten.compress.quantize.statistics import InputStatistics
@@ -87,6 +87,12 @@ def gather_statistics(
         module.register_forward_pre_hook(_count_inputs(measured))
     for _ in stream.run(layer, plan.index, hidden_BSE):
         tick()
+    for linear in plan.quantized:
+        if not bool(statistics[linear.name].absmax_I.isfinite().all()):
+            raise CheckpointError(
+                f"the inputs of {linear.sources[0].name} are not finite in calibration",
+                remedy="Mend the checkpoint, or calibrate on other text",
+            )
     return statistics
 
 
@@ -127,7 +133,11 @@ def _round_others(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan) -> 
             dtype = weight_dtype(entries[source.name], "auto")
             assert dtype is not None
             rows = source.rows(layer)
-            rows.copy_(rows.to(dtype))
+            if not bool(rows.copy_(rows.to(dtype)).isfinite().all()):
+                raise CheckpointError(
+                    f"the transforms make {source.name} too large for {str(dtype).removeprefix('torch.')}",
+                    remedy="Choose a method without transforms, or cast the model to bfloat16 first",
+                )
 
 
 def _encode(
@@ -142,7 +152,7 @@ def _encode(
     input_scale = None
     if activations is not None and not activations.dynamic:
         assert statistics is not None
-        input_scale = _input_scale(activations, statistics)
+        input_scale = _input_scale(activations, statistics, stream.plan.dtype)
     tensors: dict[str, Tensor] = {}
     for module, source in zip(linear.modules, linear.sources, strict=True):
         part = rows.part(slice(source.start, source.stop))
@@ -150,9 +160,11 @@ def _encode(
     return tensors
 
 
-def _input_scale(activations: ActivationSpec, statistics: InputStatistics) -> float:
-    largest = float(statistics.absmax_I.max())
-    return (largest or 1.0) / (INT8_STEPS if activations.kind == "int" else FP8_MAX)
+def _input_scale(activations: ActivationSpec, statistics: InputStatistics, dtype: torch.dtype) -> float:
+    """Return the step of static activations, a number of ``dtype`` above 0."""
+    largest = statistics.absmax_I.max()
+    scale = (largest if largest > 0 else torch.ones_like(largest)) / (INT8_STEPS if activations.kind == "int" else FP8_MAX)
+    return float(stored_scales(scale, dtype))
 
 
 def other_tensors(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, *, changed: bool) -> dict[str, Tensor]:

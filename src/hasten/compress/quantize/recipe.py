@@ -82,7 +82,7 @@ def build_recipe(options: QuantizeOptions, method_options: Mapping[str, Any] | N
     methods = _build_methods(names, method_options or {})
     spec = _float_spec(options) if rounding_name == "fp8" else _integer_spec(options, names)
     clip = None if rounding_name == "fp8" else build_clip(options.clip or _default_clip(names), options.percentile)
-    if rounding_name == "fp8" and options.clip is not None:
+    if rounding_name == "fp8" and options.clip not in (None, "none"):
         raise _conflict("clip", options.clip, "FP8 has no ranges that could be clipped")
     if rounding_name == "hqq" and options.clip not in (None, "none"):
         raise _conflict("clip", options.clip, "HQQ finds its own ranges")

@@ -11,12 +11,14 @@ from hasten.checkpoints.hub import resolve
 from hasten.compress.cast import cast_checkpoint
 from hasten.compress.compressed_model import CompressedModel
 from hasten.compress.model_card import DENSE, ModelCard, write_model_card
+from hasten.compress.new_folder import new_target
 from hasten.compress.quantize.card import base_model
 from hasten.compress.quantize.mixed.quantize import quantize_mixed
 from hasten.compress.quantize.options import AUTO, CAST, QuantizeOptions
-from hasten.compress.quantize.quantization_run import Progress, ShouldStop
-from hasten.compress.quantize.quantize import quantize
+from hasten.compress.quantize.quantization_run import Progress, ShouldStop, Steps, Stopped
+from hasten.compress.quantize.quantize import quantize, set_threads
 from hasten.compress.source_license import source_license
+from hasten.core.errors import InvalidOption
 
 
 def run_method(
@@ -32,7 +34,10 @@ def run_method(
 ) -> CompressedModel | None:
     """Write a compressed copy of a model to the new folder ``out``. See ``quantize``."""
     if options.method == CAST:
-        return _cast(model, out, options, progress)
+        if method_options:
+            given = ", ".join(method_options)
+            raise InvalidOption("the method cast has no options", got=given, remedy="Omit them, or choose another method")
+        return _cast(model, out, options, progress, should_stop)
     method = quantize_mixed if options.method == AUTO else quantize
     return method(
         model,
@@ -46,13 +51,23 @@ def run_method(
     )
 
 
-def _cast(model: str, out: Path, options: QuantizeOptions, progress: Progress | None) -> CompressedModel:
+def _cast(
+    model: str, out: Path, options: QuantizeOptions, progress: Progress | None, should_stop: ShouldStop
+) -> CompressedModel | None:
     started = time.monotonic()
-    source = resolve(model, quiet=progress is None)
-    report = cast_checkpoint(source, out, options.dtype, progress=progress)
+    set_threads(options.threads)
+    source, target = resolve(model, quiet=progress is None), new_target(out)
+
+    def tick(done: int, total: int) -> None:
+        Steps(total, progress, should_stop).advance_to(done)
+
+    try:
+        report = cast_checkpoint(source, target, options.dtype, progress=tick)
+    except Stopped:
+        return None
     rounding = {f"largest relative error of {name}": f"{error:.3g}" for name, error in report.relative_errors.items()}
     card = ModelCard(
-        name=out.name,
+        name=target.name,
         base_model=base_model(model),
         license=source_license(source),
         method=CAST,
@@ -60,9 +75,9 @@ def _cast(model: str, out: Path, options: QuantizeOptions, progress: Progress | 
         bits=None,
         options={"dtype": report.dtype, **rounding, "weights that became 0": report.num_zeroed},
     )
-    write_model_card(out, card)
+    write_model_card(target, card)
     return CompressedModel(
-        folder=out,
+        folder=target,
         source=source,
         card=card,
         seconds=time.monotonic() - started,

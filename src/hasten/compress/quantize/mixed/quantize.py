@@ -103,7 +103,7 @@ def quantize_mixed(
         card = build_card(
             model,
             stream.folder,
-            out,
+            work.out,
             options,
             base,
             method_options=method_options,
@@ -115,7 +115,7 @@ def quantize_mixed(
     except Stopped:
         return None
     work.publish()
-    return CompressedModel(folder=out, source=stream.folder, card=card, seconds=time.monotonic() - started)
+    return CompressedModel(folder=work.out, source=stream.folder, card=card, seconds=time.monotonic() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +128,21 @@ class MixedRun:
         run = self.run
         state = CalibrationState.load(run)
         for plan in run.plans[state.next_layer :]:
-            statistics = state.statistics(run, plan, with_hessian=True)
-            for bits, recipe in self.recipes.items():
-                quantized = quantize_layer(run.stream, plan, recipe, run.writer, statistics, run.steps.tick)
-                run.work.write(part_name(plan.index, bits), quantized.tensors)
-            layer = run.stream.layer(plan.index)
-            matrices = {
-                source.name: run.stream.plan.checkpoint.read(source.name) for linear in plan.quantized for source in linear.sources
-            }
-            run.work.write(part_name(plan.index, UNQUANTIZED), matrices | other_tensors(run.stream, layer, plan, changed=False))
-            state.advance(run, layer)
+            self._write_candidates(plan, state)
+            run.steps.finish(plan.index + 1, len(run.plans), share=2)
+
+    def _write_candidates(self, plan: LayerPlan, state: CalibrationState) -> None:
+        run = self.run
+        statistics = state.statistics(run, plan, with_hessian=True)
+        for bits, recipe in self.recipes.items():
+            quantized = quantize_layer(run.stream, plan, recipe, run.writer, statistics, run.steps.tick)
+            run.work.write(part_name(plan.index, bits), quantized.tensors)
+        layer = run.stream.layer(plan.index)
+        matrices = {
+            source.name: run.stream.plan.checkpoint.read(source.name) for linear in plan.quantized for source in linear.sources
+        }
+        run.work.write(part_name(plan.index, UNQUANTIZED), matrices | other_tensors(run.stream, layer, plan, changed=False))
+        state.advance(run, layer)
 
     def search(self, options: QuantizeOptions, texts: list[TokenText], num_tokens: int) -> Assignment:
         """Return the best assignment found. Raises ``Stopped`` and ``InvalidOption``."""
