@@ -73,7 +73,10 @@ def quantize_layer(
 def gather_statistics(
     stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick, *, with_hessian: bool
 ) -> dict[str, InputStatistics]:
-    """Run the layer, not quantised, in ``dtype`` and return the statistics of each matrix's inputs, by its name."""
+    """Run the layer, not quantised, in ``dtype`` and return the statistics of each matrix's inputs, by its name.
+
+    Raises ``CheckpointError`` for inputs that are not finite.
+    """
     layer = stream.layer(plan.index).to(dtype)
     statistics: dict[str, InputStatistics] = {}
     for linear in plan.quantized:
@@ -83,6 +86,8 @@ def gather_statistics(
         module.register_forward_pre_hook(_count_inputs(measured))
     for _ in stream.run(layer, plan.index, hidden_BSE):
         tick()
+    for linear in plan.quantized:
+        statistics[linear.name].check(linear.sources[0].name)
     return statistics
 
 

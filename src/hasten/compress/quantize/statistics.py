@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hasten.core.errors import CheckpointError, show
+
 
 @dataclass(slots=True)
 class InputStatistics:
@@ -36,6 +38,18 @@ class InputStatistics:
         if self.square_sum_II is not None:
             self.square_sum_II.addmm_(x_TI.T, x_TI)
 
+    def check(self, name: str) -> None:
+        """Raise ``CheckpointError`` without tokens, and for inputs that are NaN, infinite or too large to square.
+
+        ``name`` is the weight's.
+        """
+        if self.num_tokens == 0:
+            raise CheckpointError(
+                f"no calibration token reached {show(name)}", remedy="Calibrate on more text, or add the matrix to ignore"
+            )
+        if not is_finite(self.absmax_I) or (self.square_sum_II is not None and not is_finite(self.square_sum_II)):
+            raise CheckpointError(f"the inputs of {show(name)} are not finite in calibration", remedy="Mend the checkpoint")
+
     @property
     def mean_abs_I(self) -> Tensor:
         """The mean of |x|."""
@@ -56,3 +70,8 @@ class InputStatistics:
         """Return the statistics of some of the inputs."""
         squares = None if self.square_sum_II is None else self.square_sum_II[inputs, inputs]
         return InputStatistics(self.num_tokens, self.absmax_I[inputs], self.abs_sum_I[inputs], squares)
+
+
+def is_finite(matrix: Tensor) -> bool:
+    """Return whether all numbers are finite. Makes no copy of the matrix."""
+    return all(bool(end.isfinite()) for end in matrix.aminmax())

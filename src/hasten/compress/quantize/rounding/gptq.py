@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hasten.compress.quantize.grid import Grid, GroupScales
-from hasten.compress.quantize.statistics import InputStatistics
+from hasten.compress.quantize.statistics import InputStatistics, is_finite
 from hasten.core.check_fields import Fault, check_fields
 from hasten.core.errors import CheckpointError, InvalidOption, show
 from hasten.core.field_type import Range
@@ -54,7 +54,8 @@ class Gptq:
         and so does one code in 10^4 to 10^6.
         """
         assert statistics is not None, "GPTQ needs the Hessian of the inputs"
-        mean_squares_I = _mean_squares(statistics, name)
+        statistics.check(name)
+        mean_squares_I = statistics.hessian_II.diagonal().clone()
         num_inputs, size = len(mean_squares_I), grid.group_size(len(mean_squares_I))
         weights_OI = weights_OI.masked_fill(mean_squares_I == 0, 0)
         if self.act_order:
@@ -109,7 +110,7 @@ class Gptq:
                 # H = R Rᵀ with R upper, from the factor of the flipped matrix; so U = R⁻¹.
                 factor_II = factor_II.flip(0, 1)
                 _invert(factor_II)
-                if _is_finite(factor_II):
+                if is_finite(factor_II):
                     return factor_II
             damping *= 2
         raise CheckpointError(
@@ -122,23 +123,6 @@ class Gptq:
         if self.max_damping < self.damping:
             return [Fault("max_damping", f"from {self.damping}, which is damping")]
         return []
-
-
-def _mean_squares(statistics: InputStatistics, name: str) -> Tensor:
-    """Return the diagonal of the Hessian. Raises ``CheckpointError`` for one that is not finite."""
-    if statistics.num_tokens == 0:
-        raise CheckpointError(
-            f"no calibration token reached {show(name)}", remedy="Calibrate on more text, or add the matrix to ignore"
-        )
-    hessian_II = statistics.hessian_II
-    if not _is_finite(hessian_II):
-        raise CheckpointError(f"the inputs of {show(name)} are not finite in calibration", remedy="Mend the checkpoint")
-    return hessian_II.diagonal().clone()
-
-
-def _is_finite(matrix: Tensor) -> bool:
-    """Return whether all numbers are finite, without a copy of the matrix."""
-    return all(bool(end.isfinite()) for end in matrix.aminmax())
 
 
 def _invert(upper_II: Tensor) -> None:
