@@ -84,7 +84,7 @@ class Gptq:
             weights_IO[stop:].addmm_(factor_II[start:stop, stop:].T, errors_BO, alpha=-1)
         if not bool(errors_BO.isfinite().all()):  # an overflow reaches all later inputs
             raise CheckpointError(f"the errors of {show(name)} overflow in GPTQ", remedy=REMEDY)
-        scales = GroupScales(scales_GO.T.contiguous(), zeros_GO.T.contiguous(), size, grid.spec.bits)
+        scales = GroupScales(scales_GO.T.contiguous(), zeros_GO.T.contiguous(), size)
         return grid.rows(in_order(codes_IO.T, order_I), scales)
 
     def _blocks(self, num_inputs: int, group_size: int) -> Iterator[tuple[int, int]]:
