@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,14 +85,14 @@ def test_squares_that_overflow_are_refused() -> None:
     ids=["awq", "smoothquant", "gptq", "int8-static", "fp8-static", "output-clip"],
 )
 def test_every_method_with_calibration_refuses_a_model_of_nan(
-    method: str, options: dict[str, object], model: Path, calibration: Path, tmp_path: Path
+    method: str, options: dict[str, Any], model: Path, calibration: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     weights = load_file(broken / "model.safetensors")
     weights["model.embed_tokens.weight"][:] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    given = QuantizeOptions(method=method, samples=2, seq_len=16, **options)  # type: ignore[arg-type]
+    given = QuantizeOptions(method=method, samples=2, seq_len=16, **options)
     with pytest.raises(CheckpointError, match=r"inputs of 'model\.layers\.0\..*q_proj\.weight' are not finite in calibration"):
         quantize(str(broken), tmp_path / "out", given, calibration=calibration)
     assert not (tmp_path / "out").exists()

@@ -105,10 +105,11 @@ class Gptq:
         while damping <= self.max_damping:
             # The mean is 0 only if all inputs are; any diagonal serves then.
             damped_II.diagonal().copy_(torch.where(diagonal_I == 0, 1, diagonal_I + damping * diagonal_I.mean()))
-            factor_II, info = torch.linalg.cholesky_ex(damped_II)
+            lower_II, info = torch.linalg.cholesky_ex(damped_II)
             if int(info) == 0:
                 # H = R Rᵀ with R upper, from the factor of the flipped matrix; so U = R⁻¹.
-                factor_II = factor_II.flip(0, 1)
+                factor_II: Tensor = lower_II.flip(0, 1)
+                del lower_II
                 _invert(factor_II)
                 if is_finite(factor_II):
                     return factor_II
