@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tests.compressed_checkpoints import write_compressed
 from tests.gguf_files import write_gguf
 from tests.quantized_checkpoints import write_dequantized, write_gptq
+from tests.tiny_models import word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from hasten.core.errors import InvalidOption
@@ -130,3 +132,13 @@ def test_other_vocabularies_are_refused_before_a_model_loads(
     monkeypatch.setattr("hasten.entrypoints.evaluation.LLM", None)
     with pytest.raises(InvalidOption, match="different vocabularies: got 101 and 103 tokens"):
         evaluate(str(source), {}, against=str(tiny("gpt2")), token_ids=token_ids)
+
+
+def test_the_side_without_a_tokenizer_is_named(tmp_path: Path, source: Path) -> None:
+    shutil.copytree(source, tmp_path / "words")
+    word_tokenizer(101).save_pretrained(tmp_path / "words")
+    text = tmp_path / "text.txt"
+    text.write_text("w10 w11 w12 w13")
+    for sides in ((source, tmp_path / "words"), (tmp_path / "words", source)):
+        with pytest.raises(InvalidOption, match=f"{source} has no tokenizer"):
+            evaluate(str(sides[0]), EXACT, against=str(sides[1]), text=text)

@@ -130,7 +130,8 @@ def _window(window: int | None, specs: Sequence[DecoderSpec], options: Mapping[s
 def _encode(llm: LLM, texts: list[str]) -> list[TokenText]:
     if llm.tokenizer is None:
         raise InvalidOption(
-            "this checkpoint has no tokenizer, so a text cannot be scored", remedy="Give a file of token ids with --token-ids"
+            f"{llm.describe()['model']} has no tokenizer, so a text cannot be scored",
+            remedy="Give a file of token ids with --token-ids",
         )
     spans = [llm.tokenizer.encode_with_offsets(text) for text in texts]
     return [TokenText(tuple(ids), tuple(ends)) for ids, ends in spans]
@@ -139,5 +140,5 @@ def _encode(llm: LLM, texts: list[str]) -> list[TokenText]:
 def _check_same_tokens(reference: LLM, candidate: LLM, texts: list[str] | None, encoded: list[TokenText]) -> None:
     """Raise ``InvalidOption`` if a token id means different tokens to the two models."""
     same_tokenizer = texts is None or reference.describe()["folder"] == candidate.describe()["folder"]
-    if not same_tokenizer and (reference.tokenizer is None or _encode(reference, texts or []) != encoded):
+    if not same_tokenizer and _encode(reference, texts or []) != encoded:
         raise InvalidOption("the two models read the text as different tokens", remedy=_SHARE_A_TOKENIZER)

@@ -27,12 +27,6 @@ class GroupScales:
     scales_OG: Tensor  # float32; numbers that the stored dtype holds
     zeros_OG: Tensor  # float32, whole numbers: the code of weight 0
     group_size: int
-    bits: int
-
-    def of_inputs(self, inputs_C: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and zero for the inputs ``inputs_C``, both [O, C]."""
-        groups_C = inputs_C // self.group_size
-        return self.scales_OG[:, groups_C], self.zeros_OG[:, groups_C]
 
 
 class Clip(Protocol):
@@ -84,8 +78,8 @@ class Grid:
         reach_OG = 2 * torch.maximum(-low_OG, high_OG) if symmetric else high_OG - low_OG
         scales_OG = stored_scales(reach_OG / self.largest, self.scale_dtype)
         if symmetric:
-            return GroupScales(scales_OG, torch.full_like(scales_OG, (self.largest + 1) // 2), group_size, self.spec.bits)
-        return GroupScales(scales_OG, (-low_OG / scales_OG).round_().clamp_(0, self.largest), group_size, self.spec.bits)
+            return GroupScales(scales_OG, torch.full_like(scales_OG, (self.largest + 1) // 2), group_size)
+        return GroupScales(scales_OG, (-low_OG / scales_OG).round_().clamp_(0, self.largest), group_size)
 
     def codes(self, weights: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """Return the codes of the nearest numbers, whole numbers in float32. The shapes broadcast."""

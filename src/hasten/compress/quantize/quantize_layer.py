@@ -76,7 +76,7 @@ def gather_statistics(
 ) -> dict[str, InputStatistics]:
     """Return the statistics of the inputs of each matrix, by its name.
 
-    The layer runs in ``dtype``, not quantised.
+    The layer runs in ``dtype``, not quantised. Raises ``CheckpointError`` for inputs that are not finite.
     """
     layer = stream.layer(plan.index).to(dtype)
     statistics: dict[str, InputStatistics] = {}
@@ -88,11 +88,7 @@ def gather_statistics(
     for _ in stream.run(layer, plan.index, hidden_BSE):
         tick()
     for linear in plan.quantized:
-        if not bool(statistics[linear.name].absmax_I.isfinite().all()):
-            raise CheckpointError(
-                f"the inputs of {linear.sources[0].name} are not finite in calibration",
-                remedy="Mend the checkpoint, or calibrate on other text",
-            )
+        statistics[linear.name].check(linear.sources[0].name)
     return statistics
 
 

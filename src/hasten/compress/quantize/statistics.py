@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hasten.core.errors import CheckpointError, show
+
 ROWS = 512  # of the lower triangle that one product computes; smaller products are slower
 
 
@@ -41,6 +43,18 @@ class InputStatistics:
                 stop = min(start + ROWS, x_TI.shape[1])
                 self.square_sum_II[start:stop, :stop].addmm_(x_TI[:, start:stop].T, x_TI[:, :stop])
 
+    def check(self, name: str) -> None:
+        """Raise ``CheckpointError`` without tokens, and for inputs that are NaN, infinite or too large to square.
+
+        ``name`` is the weight's.
+        """
+        if self.num_tokens == 0:
+            raise CheckpointError(
+                f"no calibration token reached {show(name)}", remedy="Calibrate on more text, or add the matrix to ignore"
+            )
+        if not is_finite(self.absmax_I) or (self.square_sum_II is not None and not is_finite(self.square_sum_II)):
+            raise CheckpointError(f"the inputs of {show(name)} are not finite in calibration", remedy="Mend the checkpoint")
+
     @property
     def mean_abs_I(self) -> Tensor:
         """The mean of |x|."""
@@ -62,3 +76,8 @@ class InputStatistics:
         """Return the statistics of some of the inputs."""
         squares = None if self.square_sum_II is None else self.square_sum_II[inputs, inputs]
         return InputStatistics(self.num_tokens, self.absmax_I[inputs], self.abs_sum_I[inputs], squares)
+
+
+def is_finite(matrix: Tensor) -> bool:
+    """Return whether all numbers are finite. Makes no copy of the matrix."""
+    return all(bool(end.isfinite()) for end in matrix.aminmax())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hasten.compress.quantize.grid import Grid, GroupScales
-from hasten.compress.quantize.statistics import InputStatistics
+from hasten.compress.quantize.statistics import InputStatistics, is_finite
 from hasten.core.check_fields import Fault, check_fields
 from hasten.core.errors import CheckpointError, InvalidOption, show
 from hasten.core.field_type import Range
@@ -54,7 +54,8 @@ class Gptq:
         and so does one code in 10^4 to 10^6.
         """
         assert statistics is not None, "GPTQ needs the Hessian of the inputs"
-        mean_squares_I = _mean_squares(statistics, name)
+        statistics.check(name)
+        mean_squares_I = statistics.hessian_II.diagonal().clone()
         num_inputs, size = len(mean_squares_I), grid.group_size(len(mean_squares_I))
         weights_OI = weights_OI.masked_fill(mean_squares_I == 0, 0)
         if self.act_order:
@@ -83,7 +84,7 @@ class Gptq:
             weights_IO[stop:].addmm_(factor_II[start:stop, stop:].T, errors_BO, alpha=-1)
         if not bool(errors_BO.isfinite().all()):  # an overflow reaches all later inputs
             raise CheckpointError(f"the errors of {show(name)} overflow in GPTQ", remedy=REMEDY)
-        scales = GroupScales(scales_GO.T.contiguous(), zeros_GO.T.contiguous(), size, grid.spec.bits)
+        scales = GroupScales(scales_GO.T.contiguous(), zeros_GO.T.contiguous(), size)
         return grid.rows(in_order(codes_IO.T, order_I), scales)
 
     def _blocks(self, num_inputs: int, group_size: int) -> Iterator[tuple[int, int]]:
@@ -104,13 +105,13 @@ class Gptq:
         while damping <= self.max_damping:
             # The mean is 0 only if all inputs are; any diagonal serves then.
             damped_II.diagonal().copy_(torch.where(diagonal_I == 0, 1, diagonal_I + damping * diagonal_I.mean()))
-            factor_II: Tensor
-            factor_II, info = torch.linalg.cholesky_ex(damped_II)
+            lower_II, info = torch.linalg.cholesky_ex(damped_II)
             if int(info) == 0:
                 # H = R Rᵀ with R upper, from the factor of the flipped matrix; so U = R⁻¹.
-                factor_II = factor_II.flip(0, 1)
+                factor_II: Tensor = lower_II.flip(0, 1)
+                del lower_II
                 _invert(factor_II)
-                if _is_finite(factor_II):
+                if is_finite(factor_II):
                     return factor_II
             damping *= 2
         raise CheckpointError(
@@ -123,23 +124,6 @@ class Gptq:
         if self.max_damping < self.damping:
             return [Fault("max_damping", f"from {self.damping}, which is damping")]
         return []
-
-
-def _mean_squares(statistics: InputStatistics, name: str) -> Tensor:
-    """Return the diagonal of the Hessian. Raises ``CheckpointError`` for one that is not finite."""
-    if statistics.num_tokens == 0:
-        raise CheckpointError(
-            f"no calibration token reached {show(name)}", remedy="Calibrate on more text, or add the matrix to ignore"
-        )
-    hessian_II = statistics.hessian_II
-    if not _is_finite(hessian_II):
-        raise CheckpointError(f"the inputs of {show(name)} are not finite in calibration", remedy="Mend the checkpoint")
-    return hessian_II.diagonal().clone()
-
-
-def _is_finite(matrix: Tensor) -> bool:
-    """Return whether all numbers are finite, without a copy of the matrix."""
-    return all(bool(end.isfinite()) for end in matrix.aminmax())
 
 
 def _invert(upper_II: Tensor) -> None:

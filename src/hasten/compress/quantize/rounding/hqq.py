@@ -60,7 +60,7 @@ class Hqq:
         for weights, scales, zeros in zip(*groups, strict=True):
             self._improve(weights, scales, zeros, grid)
         shape = start.scales_OG.shape
-        return grid.round(weights_OI, GroupScales(scales_N1.view(shape), zeros_N1.view(shape), start.group_size, start.bits))
+        return grid.round(weights_OI, GroupScales(scales_N1.view(shape), zeros_N1.view(shape), start.group_size))
 
     def _improve(self, weights_NS: Tensor, scales_N1: Tensor, zeros_N1: Tensor, grid: Grid) -> None:
         """Replace scales and zeros of groups by better ones that the format can store."""
