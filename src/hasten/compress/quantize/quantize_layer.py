@@ -73,9 +73,9 @@ def quantize_layer(
 def gather_statistics(
     stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick, *, with_hessian: bool
 ) -> dict[str, InputStatistics]:
-    """Run the layer, not quantised, in ``dtype`` and return the statistics of each matrix's inputs, by its name.
+    """Return the statistics of each matrix's inputs, by its name.
 
-    Raises ``CheckpointError`` for inputs that are not finite.
+    The layer runs in ``dtype``, not quantised. Raises ``CheckpointError`` for inputs that are not finite.
     """
     layer = stream.layer(plan.index).to(dtype)
     statistics: dict[str, InputStatistics] = {}
