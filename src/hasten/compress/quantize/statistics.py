@@ -44,9 +44,9 @@ class InputStatistics:
                 self.square_sum_II[start:stop, :stop].addmm_(x_TI[:, start:stop].T, x_TI[:, :stop])
 
     def check(self, name: str) -> None:
-        """Raise ``CheckpointError`` without tokens, and for inputs that are NaN, infinite or too large to square.
+        """Refuse statistics of no tokens, and of inputs that are NaN, infinite or too large to square.
 
-        ``name`` is the weight's.
+        ``name`` is the weight's. Raises ``CheckpointError``.
         """
         if self.num_tokens == 0:
             raise CheckpointError(
