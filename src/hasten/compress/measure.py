@@ -1,4 +1,4 @@
-"""``measure``: what a compressed model costs in quality and gains in size and speed, against its original."""
+"""``measure``: quality, size and speed of a compressed model against its original."""
 
 from __future__ import annotations
 

@@ -11,7 +11,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def parse_bytes(size: int | str, option: str) -> int:
-    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number. Raises ``InvalidOption`` that names the option."""
+    """Return the bytes of ``"4GiB"``, ``"500MB"`` or a number.
+
+    Raises ``InvalidOption`` that names the option.
+    """
     if isinstance(size, int) and not isinstance(size, bool):
         number, unit = float(size), ""
     else:

@@ -63,7 +63,10 @@ class LayerStream:
         return tuple(source for source in self.plan.sources if not source.target.startswith("layers."))
 
     def layer(self, index: int, checkpoint: Checkpoint | None = None) -> DecoderLayer:
-        """Read a layer, by default of the stream's own checkpoint. Raises ``CheckpointError`` for weights that cannot be read."""
+        """Read a layer, by default of the stream's own checkpoint.
+
+        Raises ``CheckpointError`` for weights that cannot be read.
+        """
         spec = self.spec
         layer = DecoderLayer(spec.layers[index], spec.norm, spec.hidden_size, self._layer_context())
         load_weights(layer, checkpoint or self.plan.checkpoint, self.layer_sources(index), None)

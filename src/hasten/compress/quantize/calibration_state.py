@@ -30,7 +30,10 @@ class CalibrationState:
 
     @classmethod
     def load(cls, run: QuantizationRun) -> CalibrationState:
-        """Return the saved state of the run, or that before the first layer. Raises ``CheckpointError`` for a damaged one."""
+        """Return the saved state of the run, or that before the first layer.
+
+        Raises ``CheckpointError`` for a damaged one.
+        """
         assert run.ids_BS is not None
         state = run.work.resume.load()
         if state is None:
@@ -48,7 +51,10 @@ class CalibrationState:
         return gather_statistics(run.stream, plan, self.hidden_BSE, run.compute_dtype, run.steps.tick, with_hessian=with_hessian)
 
     def advance(self, run: QuantizationRun, layer: DecoderLayer) -> None:
-        """Pass the text through the next layer, whose parts are written, and save the state now and then. Raises ``Stopped``."""
+        """Pass the text through the next layer, and save the state now and then.
+
+        The parts of the layer are written already. Raises ``Stopped``.
+        """
         if self.next_layer + 1 < len(run.plans):
             run_layer(run.stream, layer, self.next_layer, self.hidden_BSE, run.compute_dtype, run.steps.tick)
         self.next_layer += 1

@@ -1,4 +1,7 @@
-"""``LayerPlan``: which matrices of a decoder layer are quantised, checked against the format before any weight is read."""
+"""``LayerPlan``: which matrices of a decoder layer are quantised.
+
+They are checked against the format before any weight is read.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,10 @@ class Steps:
         self.advance_to(self.done + 1)
 
     def finish(self, layers: int, num_layers: int, share: int = 1) -> None:
-        """Count the steps of the first layers as done, which take one ``share``-th of the run. Raises ``Stopped``."""
+        """Count the steps of the first ``layers`` as done. Raises ``Stopped``.
+
+        All layers take one ``share``-th of the run.
+        """
         self.advance_to(layers * self.total // (share * num_layers))
 
     def advance_to(self, done: int) -> None:
@@ -69,7 +72,10 @@ class QuantizationRun:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype in which the calibration text passes through a layer: the model's where the hardware computes in it."""
+        """The dtype in which the calibration text passes through a layer.
+
+        It is the model's where the hardware computes in it.
+        """
         is_native = self.state_dtype == torch.bfloat16 and has_bf16_arithmetic(torch.cpu.get_capabilities())
         return torch.bfloat16 if is_native else torch.float32
 

@@ -140,7 +140,10 @@ def run_settings(
 
 
 def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[int, Recipe], card: ModelCard) -> None:
-    """Write the files of the checkpoint from its finished parts. ``recipes`` are those of the quantised layers."""
+    """Write the files of the checkpoint from its finished parts.
+
+    ``recipes`` are those of the quantised layers.
+    """
     work, checkpoint = run.work, run.stream.plan.checkpoint
     names = list(layer_parts)
     for number, source in enumerate(run.stream.other_sources()):

@@ -1,4 +1,4 @@
-"""``quantize_layer``: one decoder layer, from its inputs on the calibration text to the tensors of the new checkpoint.
+"""``quantize_layer``: from a decoder layer and its calibration inputs to the new tensors.
 
 The statistics of all four matrices come from one pass of the layer in floating point, on inputs that the quantised layers before
 it made (GPTQ's way). A second pass, with the quantised matrices, makes the inputs of the next layer.
@@ -49,9 +49,10 @@ def quantize_layer(
     statistics: Mapping[str, InputStatistics],
     tick: Tick,
 ) -> QuantizedLayer:
-    """Return a layer quantised. ``statistics`` are those of ``gather_statistics``; empty: the recipe needs no calibration.
+    """Return a layer quantised.
 
-    Raises ``CheckpointError`` if a method fails.
+    ``statistics`` are those of ``gather_statistics``; empty: the recipe needs no calibration. Raises
+    ``CheckpointError`` if a method fails.
     """
     layer, inputs = stream.layer(plan.index), dict(statistics)
     grid = Grid(recipe.spec, writer.scale_dtype(stream.plan.dtype), recipe.clip)
@@ -73,7 +74,10 @@ def quantize_layer(
 def gather_statistics(
     stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick, *, with_hessian: bool
 ) -> dict[str, InputStatistics]:
-    """Run the layer, not quantised, in ``dtype`` and return the statistics of each matrix's inputs, by its name."""
+    """Return the statistics of the inputs of each matrix by name, from a run of the layer in ``dtype``.
+
+    The layer is not quantised. Raises ``CheckpointError`` for inputs that are not finite.
+    """
     layer = stream.layer(plan.index).to(dtype)
     statistics: dict[str, InputStatistics] = {}
     for linear in plan.quantized:

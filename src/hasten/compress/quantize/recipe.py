@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hasten.compress.quantize import rounding, transforms
 from hasten.compress.quantize.clip import build_clip
@@ -165,10 +165,10 @@ def _float_spec(options: QuantizeOptions) -> QuantSpec:
 def _activations(name: str, group_size: int | None) -> ActivationSpec | None:
     if name == "none":
         return None
-    dynamic = not name.endswith("static")
-    granularity = "tensor" if not dynamic else "token" if group_size is None else "group"
-    size = group_size if granularity == "group" else None
-    return ActivationSpec("int" if name.startswith("int") else "float", 8, dynamic, granularity, size)  # type: ignore[arg-type]
+    kind: Literal["int", "float"] = "int" if name.startswith("int") else "float"
+    if name.endswith("static"):
+        return ActivationSpec(kind, 8, dynamic=False, granularity="tensor")
+    return ActivationSpec(kind, 8, True, "token" if group_size is None else "group", group_size)
 
 
 def _default_clip(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""``quantize_mixed``: a checkpoint whose layers have different bits, chosen by what each costs in KL divergence.
+"""``quantize_mixed``: a checkpoint whose layers have the bits that cost least KL divergence.
 
 Every layer is quantised with each of its bits, calibrated on the original model. The candidates stay on disk while the search
 measures assignments, and the chosen ones become the result: what was measured is what is written.
@@ -77,8 +77,7 @@ def quantize_mixed(
     """
     started = time.monotonic()
     set_threads(options.threads)
-    base = build_recipe(dataclasses.replace(options, method=ROUNDING, max_kl=None, target_bytes=None), method_options)
-    recipes = {bits: base.with_bits(bits) for bits in BITS}
+    base, recipes = _build_recipes(options, method_options)
     writer = find_writer(options.format)
     stream = open_source(model, quiet=progress is None)
     plans = plan_layers(stream, options.ignore)
@@ -87,9 +86,7 @@ def quantize_mixed(
     ids_BS = read_calibration(stream, calibration, options)
     texts = _read_validation(stream.folder, stream.spec.vocab_size, validation)
     _check_target(stream, plans, options.max_bytes)
-    settings = run_settings(stream, options, method_options, ids_BS)
-    for limit in ("max_kl", "target_bytes"):  # a resumed run may have another one
-        del settings[limit]
+    settings = _without_limits(run_settings(stream, options, method_options, ids_BS))
     settings |= {"validation": str(validation), "validation_tokens": num_validation_tokens}
     work = WorkFolder.open(out, settings, resume=resume)
     work.check_space(2 * needed_bytes(stream, ids_BS))
@@ -120,6 +117,17 @@ def quantize_mixed(
         card=card,
         seconds=time.monotonic() - started,
     )
+
+
+def _build_recipes(options: QuantizeOptions, method_options: Mapping[str, Any] | None) -> tuple[Recipe, dict[int, Recipe]]:
+    """Return the recipe without its bits, and those of each number of bits."""
+    base = build_recipe(dataclasses.replace(options, method=ROUNDING, max_kl=None, target_bytes=None), method_options)
+    return base, {bits: base.with_bits(bits) for bits in BITS}
+
+
+def _without_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without the limits: a resumed run may have another one."""
+    return {name: value for name, value in settings.items() if name not in ("max_kl", "target_bytes")}
 
 
 @dataclass(frozen=True, slots=True)
