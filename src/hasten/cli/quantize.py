@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,6 +17,9 @@ from hasten.cli.report import megabytes, print_table
 from hasten.compress.quantize.options import CAST, QuantizeOptions
 from hasten.core.errors import InvalidOption, nearest, show
 from hasten.quality.window import NUM_TOKENS
+
+if TYPE_CHECKING:
+    from hasten.compress.compressed_model import CompressedModel
 
 OPTIONS = OptionGroup(
     "options",
@@ -68,6 +71,23 @@ NumTokens = Annotated[
     int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
+SetOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="An option of a method: act_order, damping, max_damping or block_size of gptq; iterations, p or beta of hqq; "
+        "grid_size or duo_scaling of awq; alpha of smoothquant. May be repeated.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help='Text to calibrate on: UTF-8, or .jsonl with a "text" per line; the shipped one if left out.',
+    ),
+]
 
 
 @with_options(OPTIONS)
@@ -88,9 +108,6 @@ def quantize(
 
     Then measure its size, speed and quality against the original.
     """
-    from hasten.bench.machine import this_machine
-    from hasten.compress.measure import measure
-    from hasten.compress.model_card import write_model_card
     from hasten.compress.quantize.run import run_method
     from hasten.entrypoints.progress import step_bar
     from hasten.quality.documents import read_texts
@@ -121,7 +138,16 @@ def quantize(
         raise typer.Exit(INTERRUPTED)
     for what, value in result.card.options.items():
         print(f"{what}: {value}", file=sys.stderr)
-    measurement = measure(result, text=text, num_tokens=num_tokens, threads=chosen.threads)
+    _measure(result, text, num_tokens, chosen.threads)
+
+
+def _measure(result: CompressedModel, text: Path | None, num_tokens: int, threads: int | None) -> None:
+    """Print the table against the original, and write its figures into the model card."""
+    from hasten.bench.machine import this_machine
+    from hasten.compress.measure import measure
+    from hasten.compress.model_card import write_model_card
+
+    measurement = measure(result, text=text, num_tokens=num_tokens, threads=threads)
     write_model_card(result.folder, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
     if measurement.missing is not None:
         print(f"warning: not everything was measured: {measurement.missing}", file=sys.stderr)

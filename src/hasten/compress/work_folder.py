@@ -53,7 +53,10 @@ class WorkFolder:
         return partial_folder(self.out) / "result"
 
     def check_space(self, needed: int) -> None:
-        """Raise ``CapacityError`` if the disk has less than ``needed`` bytes, of which a run to resume has written a part."""
+        """Raise ``CapacityError`` if the disk has less than ``needed`` free bytes.
+
+        What a run to resume has written already counts as free.
+        """
         written = sum(file.stat().st_size for file in self.resume.folder.glob("*.safetensors"))
         check_space(self.out, needed - written)
 
@@ -79,7 +82,10 @@ class WorkFolder:
         return self.result
 
     def publish(self) -> None:
-        """Give the result its name, and remove what was left of the run. Raises ``InvalidOption`` if the name is taken."""
+        """Give the result its name, and remove what was left of the run.
+
+        Raises ``InvalidOption`` if the name is taken.
+        """
         try:
             publish(self.result, self.out)
         except OSError as error:

@@ -40,7 +40,10 @@ class Steps:
         self.advance_to(self.done + 1)
 
     def finish(self, layers: int, num_layers: int, share: int = 1) -> None:
-        """Count the steps of the first layers as done, which take one ``share``-th of the run. Raises ``Stopped``."""
+        """Count the steps of the first ``layers`` as done. Raises ``Stopped``.
+
+        All layers take one ``share``-th of the run.
+        """
         self.advance_to(layers * self.total // (share * num_layers))
 
     def advance_to(self, done: int) -> None:

@@ -79,8 +79,7 @@ def quantize_mixed(
     """
     started = time.monotonic()
     set_threads(options.threads)
-    base = build_recipe(dataclasses.replace(options, method=ROUNDING, max_kl=None, target_bytes=None), method_options)
-    recipes = {bits: base.with_bits(bits) for bits in BITS}
+    base, recipes = _build_recipes(options, method_options)
     writer = find_writer(options.format)
     stream = open_source(model, quiet=progress is None)
     plans = plan_layers(stream, options.ignore)
@@ -116,6 +115,17 @@ def quantize_mixed(
         return None
     work.publish()
     return CompressedModel(folder=work.out, source=stream.folder, card=card, seconds=time.monotonic() - started)
+
+
+def _build_recipes(options: QuantizeOptions, method_options: Mapping[str, Any] | None) -> tuple[Recipe, dict[int, Recipe]]:
+    """Return the recipe without its bits, and those of each number of bits."""
+    base = build_recipe(dataclasses.replace(options, method=ROUNDING, max_kl=None, target_bytes=None), method_options)
+    return base, {bits: base.with_bits(bits) for bits in BITS}
+
+
+def _without_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without the limits: a resumed run may have another one."""
+    return {name: value for name, value in settings.items() if name not in ("max_kl", "target_bytes")}
 
 
 @dataclass(frozen=True, slots=True)
