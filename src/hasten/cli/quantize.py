@@ -71,23 +71,6 @@ NumTokens = Annotated[
     int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
-SetOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="An option of a method: act_order, damping, max_damping or block_size of gptq; iterations, p or beta of hqq; "
-        "grid_size or duo_scaling of awq; alpha of smoothquant. May be repeated.",
-    ),
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        metavar="FILE",
-        help='Text to calibrate on: UTF-8, or .jsonl with a "text" per line; the shipped one if left out.',
-    ),
-]
 
 
 @with_options(OPTIONS)

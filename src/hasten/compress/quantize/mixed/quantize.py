@@ -123,11 +123,6 @@ def _build_recipes(options: QuantizeOptions, method_options: Mapping[str, Any] |
     return base, {bits: base.with_bits(bits) for bits in BITS}
 
 
-def _without_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without the limits: a resumed run may have another one."""
-    return {name: value for name, value in settings.items() if name not in ("max_kl", "target_bytes")}
-
-
 @dataclass(frozen=True, slots=True)
 class MixedRun:
     run: QuantizationRun
