@@ -388,7 +388,8 @@ def test_bad_options_are_refused_before_anything_is_written(model, calibration, 
     option_error("activations", method="fp8", activations="int8")
     option_error("FP8 has 8 bits", method="fp8", bits=4)
     option_error("symmetric|zero point|asymmetric", method="rtn", group_size=32, symmetric=False)
-    option_error("4", method="rtn", bits=8, format="awq")
+    option_error("Choose another format or other bits", method="rtn", bits=8, format="awq")
+    option_error("4 or 8 bits, not 3. Choose another format or other bits", method="rtn", bits=3, group_size=32)
     with pytest.raises(InvalidOption, match="no effect"):
         quantize(str(model), tmp_path / "out", QuantizeOptions(method="rtn"), method_options={"damping": 0.1})
 

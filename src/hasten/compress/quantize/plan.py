@@ -74,7 +74,7 @@ def check_format(stream: LayerStream, plans: Sequence[LayerPlan], recipe: Recipe
         more = f"; and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
         raise InvalidOption(
             f"the format {recipe.format} cannot hold this quantisation of {stream.folder}: {'; '.join(faults[:MAX_LISTED])}{more}",
-            remedy=_remedy(recipe.spec),
+            remedy=_remedy(recipe.spec, faults),
         )
 
 
@@ -140,7 +140,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise InvalidOption("a pattern to ignore is no regular expression", got=f"{pattern} ({error})") from None
 
 
-def _remedy(spec: QuantSpec) -> str:
-    if spec.granularity == "group":
+def _remedy(spec: QuantSpec, faults: Sequence[str]) -> str:
+    if spec.granularity == "group" and any("no multiple of" in fault for fault in faults):
         return "Choose a group size that divides the inputs, such as 32 or 64, or -1 for one scale per output, or ignore them"
-    return "Choose another format, or ignore these modules"
+    return "Choose another format or other bits, or ignore these modules"
