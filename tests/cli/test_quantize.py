@@ -122,6 +122,7 @@ def test_a_model_without_a_tokenizer_is_written_and_its_speed_measured(hasten, t
         (["--method", "rtn", "--set", "damping=0.1"], "no effect"),
         (["--calibration", "nothing.txt"], "nothing.txt cannot be read"),
         (["--calibration", "empty.txt"], "empty.txt is empty"),
+        (["--method", "rtn", "--calibration", "file.txt"], "--calibration has no effect with the method rtn"),
         (["--seq-len", "5000"], "up to 4,096"),
         (["--method", "auto"], "max_kl"),
         (["--max-kl", "0.01"], "auto"),

@@ -14,7 +14,7 @@ from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, model_n
 from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, option_type_of, with_options
 from hasten.cli.report import megabytes, print_table
-from hasten.compress.quantize.options import CAST, QuantizeOptions
+from hasten.compress.quantize.options import AUTO, CAST, QuantizeOptions
 from hasten.core.errors import InvalidOption, nearest, show
 from hasten.quality.window import NUM_TOKENS
 
@@ -99,6 +99,8 @@ def quantize(
     chosen = QuantizeOptions(**options)
     if num_tokens < 1:
         raise InvalidOption("--num-tokens is out of range", got=num_tokens, allowed="from 1 token")
+    if calibration is not None:
+        _check_calibration(chosen)
     if text is not None:
         read_texts(text)  # a file that cannot be read is an error before the work, not after it
     with Interrupt() as interrupt, step_bar("quantising") as progress:
@@ -122,6 +124,16 @@ def quantize(
     for what, value in result.card.options.items():
         print(f"{what}: {value}", file=sys.stderr)
     _measure(result, text, num_tokens, chosen.threads)
+
+
+def _check_calibration(options: QuantizeOptions) -> None:
+    """Raise ``InvalidOption`` if the method needs no calibration text."""
+    from hasten.compress.quantize.recipe import build_recipe
+
+    if options.method == CAST or (options.method != AUTO and not build_recipe(options).needs_calibration):
+        raise InvalidOption(
+            f"--calibration has no effect with the method {options.method}", remedy="Omit it, or choose gptq or awq"
+        )
 
 
 def _measure(result: CompressedModel, text: Path | None, num_tokens: int, threads: int | None) -> None:
