@@ -30,6 +30,9 @@ QUALITY = Quality(
     top1_standard_error=0.001,
     reference_perplexity=12.34567,
     candidate_perplexity=12.5,
+    reference_nll_standard_error=0.01,
+    candidate_nll_standard_error=0.01,
+    nll_difference_standard_error=0.001,
     reference_bits_per_byte=None,
     candidate_bits_per_byte=None,
 )
@@ -85,8 +88,8 @@ def test_recipe_and_figures() -> None:
     assert cells["calibration text"] == ["calibration.jsonl"] and cells["SHA-256 of the sequences"] == ["0123abcd"]
     assert cells["calibration sequences"] == ["128 of 512 tokens, seed 7"]
     assert cells["weights, bytes"] == ["1,192,099,840", "543,210,000"]
-    # 0.0123 ± 1.96 × 0.001
-    assert cells["KL divergence, nats per token"] == ["", "0.0123 (95 % interval 0.01034 to 0.01426)"]
+    # 0.0123 ± 2.0395 × 0.001: Student's t for 32 windows
+    assert cells["KL divergence, nats per token"] == ["", "0.0123 (95 % interval 0.01026 to 0.01434)"]
     assert cells["same most likely token"] == ["", "97.12% (95 % interval 96.92% to 97.32%)"]
     assert cells["perplexity"] == ["12.3457", "12.5000"]
     assert cells["tokens per second, batch 1"] == ["20.0", "45.3"]
@@ -146,7 +149,7 @@ def test_one_window_has_no_interval() -> None:
     assert cells["KL divergence, nats per token"] == ["", "0.0123"] and cells["same most likely token"] == ["", "97.12%"]
     uncertain = dataclasses.replace(QUALITY, kl_standard_error=0.01)
     cells = rows(card_text(dataclasses.replace(CARD, figures=Figures(quality=uncertain))))
-    assert cells["KL divergence, nats per token"] == ["", "0.0123 (95 % interval 0 to 0.0319)"]
+    assert cells["KL divergence, nats per token"] == ["", "0.0123 (95 % interval 0 to 0.03269)"]
 
 
 def test_a_full_disk_keeps_the_card_that_was_there(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 from hasten import __version__
 from hasten.compress.new_folder import writing_error
 from hasten.core.errors import printable
+from hasten.quality.intervals import Interval, mean_interval
 from hasten.quality.quality import Quality
 
 FILE = "README.md"
-NORMAL_95 = 1.959964  # standard errors on each side of a mean that hold 95 % of a normal distribution
 NOT_MEASURED = "not measured"
 DENSE = "safetensors"  # the format of weights that are not quantised
 # What transformers needs beside itself to load a format.
@@ -160,8 +160,9 @@ def _figures(figures: Figures) -> Iterator[Row]:
         yield "same most likely token", "", NOT_MEASURED
         yield "perplexity", NOT_MEASURED, NOT_MEASURED
     else:
-        divergence = _with_interval(quality.kl_mean, quality.kl_standard_error, "{:.4g}")
-        agreement = _with_interval(quality.top1_agreement, quality.top1_standard_error, "{:.2%}")
+        divergence = _with_interval(quality.kl_mean, quality.kl_interval, "{:.4g}")
+        top1 = mean_interval(quality.top1_agreement, quality.top1_standard_error, quality.num_windows)
+        agreement = _with_interval(quality.top1_agreement, top1 and (top1[0], min(top1[1], 1.0)), "{:.2%}")
         yield "KL divergence, nats per token", "", divergence
         yield "same most likely token", "", agreement
         yield "perplexity", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}"
@@ -169,11 +170,11 @@ def _figures(figures: Figures) -> Iterator[Row]:
     yield "tokens per second, batch 1", _rate(figures.tokens_per_second_before), _rate(figures.tokens_per_second_after)
 
 
-def _with_interval(mean: float, standard_error: float | None, template: str) -> str:
+def _with_interval(mean: float, interval: Interval | None, template: str) -> str:
     """Return a mean with its 95 % interval; a single window has none."""
-    if standard_error is None:
+    if interval is None:
         return template.format(mean)
-    low, high = (mean + sign * NORMAL_95 * standard_error for sign in (-1, 1))
+    low, high = interval
     return f"{template.format(mean)} (95 % interval {template.format(max(low, 0.0))} to {template.format(high)})"
 
 

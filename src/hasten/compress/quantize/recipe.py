@@ -114,10 +114,9 @@ def _build_methods(names: Sequence[str], method_options: Mapping[str, Any]) -> l
     fields = {name: [field.name for field in dataclasses.fields(cls)] for name, cls in classes.items()}
     for option in method_options:
         if not any(option in known for known in fields.values()):
-            flags = [f"--{field.replace('_', '-')}" for known in fields.values() for field in known]
             raise InvalidOption(
-                f"--{option.replace('_', '-')} has no effect with the method {'+'.join(names)}",
-                allowed=", ".join(flags) or "no option of a method",
+                f"the option {option} of a method has no effect with the method {'+'.join(names)}",
+                allowed=", ".join(field for known in fields.values() for field in known) or "no option of a method",
                 remedy="Omit it, or choose the method that has it",
             )
     return [
