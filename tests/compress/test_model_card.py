@@ -149,7 +149,7 @@ def test_one_window_has_no_interval() -> None:
     assert cells["KL divergence, nats per token"] == ["", "0.0123"] and cells["same most likely token"] == ["", "97.12%"]
     uncertain = dataclasses.replace(QUALITY, kl_standard_error=0.01)
     cells = rows(card_text(dataclasses.replace(CARD, figures=Figures(quality=uncertain))))
-    assert cells["KL divergence, nats per token"] == ["", "0.0123 (95 % interval 0 to 0.03269)"]
+    assert cells["KL divergence, nats per token"] == ["", "0.0123 (95 % interval 0 to 0.0327)"]
 
 
 def test_a_full_disk_keeps_the_card_that_was_there(tmp_path: Path) -> None:
