@@ -59,7 +59,11 @@ class KlEvaluator:
         return len(self._stream.spec.layers)
 
     def evaluate(self, bits: Sequence[int]) -> KlEstimate:
-        """Return the KL of the model whose layers have ``bits``.
+        """Return the KL of the model whose layers have ``bits``. Raises what ``cluster_kls`` raises."""
+        return KlEstimate.of_clusters(self.cluster_kls(bits))
+
+    def cluster_kls(self, bits: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the KL at each token of each cluster, for the model whose layers have ``bits``.
 
         Raises ``CheckpointError`` for logits that are not finite.
         """
@@ -78,8 +82,8 @@ class KlEvaluator:
             outputs_WSE[rows] = part_WSE
         return outputs_WSE
 
-    def _compare(self, hidden_WSE: Tensor) -> KlEstimate:
-        """Return the KL of the logits after ``hidden_WSE``, the output of the last layer."""
+    def _compare(self, hidden_WSE: Tensor) -> tuple[Tensor, ...]:
+        """Return the KL of each cluster of the logits after ``hidden_WSE``, the output of the last layer."""
         sides = zip(
             torch.split(self._inputs[-1][self._is_token_WS], ROWS),
             torch.split(hidden_WSE[self._is_token_WS], ROWS),
@@ -92,4 +96,4 @@ class KlEvaluator:
                 for reference_RE, candidate_RE, targets_R in sides
             ]
         )
-        return KlEstimate.of_clusters(torch.split(kl_T, self._cluster_lengths))
+        return torch.split(kl_T, self._cluster_lengths)
