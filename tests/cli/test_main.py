@@ -132,5 +132,7 @@ def test_version_and_help(hasten):
     assert hasten("--version").out == f"hasten {__version__}\n"
     assert hasten("--help").code == 0
     assert {
-        name for name in ("generate", "chat", "bench", "eval", "doctor", "pull", "ls", "rm", "quantize") if name in hasten("--help").out
+        name
+        for name in ("generate", "chat", "bench", "eval", "doctor", "pull", "ls", "rm", "quantize")
+        if name in hasten("--help").out
     } == {command.name or command.callback.__name__ for command in main.app.registered_commands} | {"bench"}
