@@ -6,13 +6,12 @@ import contextlib
 import json
 import math
 import os
-import resource
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from tests.small_disk import small_disk
 from tests.training.conftest import stop_after
 from torch import Tensor, nn
 
@@ -187,19 +186,6 @@ def test_a_death_during_removal_leaves_the_state_complete_or_absent(tmp_path, mo
             assert [entry.name for entry in out.iterdir()] == ["model.safetensors"]
             absent += 1
     assert (complete, absent) == (1, 9)
-
-
-@contextlib.contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Make the system refuse to grow any file beyond ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("large", ["tensors", "values"])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.exhaustive import EXHAUSTIVE
 from tests.models.dense import dense_logits
+from tests.small_disk import small_disk
 from tests.training.conftest import stop_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -236,19 +235,6 @@ quantize(sys.argv[1], Path(sys.argv[2]), options, calibration=Path(sys.argv[3]),
     quantize(str(model), out, options, calibration=calibration, resume=True)
     quantize(str(model), tmp_path / "whole", options, calibration=calibration)
     assert file_bytes(out) == file_bytes(tmp_path / "whole")
-
-
-@contextlib.contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Make the system refuse to grow any file beyond ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("place", ["the first part", "the merged file"])

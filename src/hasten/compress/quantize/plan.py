@@ -9,14 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hasten.checkpoints.quantized.writers.base import FormatWriter
+from hasten.checkpoints.quantized.writers.base import LM_HEAD, FormatWriter
 from hasten.compress.quantize.recipe import Recipe
 from hasten.core.errors import InvalidOption, UnsupportedModel
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.models.layer_stream import LayerStream
 from hasten.models.weights import WeightSource
 
-LM_HEAD = "lm_head"  # the module of every family; it stays as it is
 _SUFFIX = ".format.weight"  # of the targets that are matrices
 MAX_LISTED = 20  # faults that a message names
 
@@ -43,6 +42,11 @@ class LayerPlan:
     @property
     def quantized(self) -> tuple[LinearPlan, ...]:
         return tuple(linear for linear in self.linears if linear.is_quantized)
+
+    @property
+    def unquantized_sources(self) -> tuple[WeightSource, ...]:
+        """Norms, biases, and the matrices that stay as they are."""
+        return self.others + tuple(source for linear in self.linears if not linear.is_quantized for source in linear.sources)
 
 
 def plan_layers(stream: LayerStream, ignore: Sequence[str]) -> tuple[LayerPlan, ...]:

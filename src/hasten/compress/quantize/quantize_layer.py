@@ -125,7 +125,7 @@ def _round_others(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan) -> 
     """Round the changed norms, biases and unquantised matrices to the dtypes in which they are stored."""
     entries = stream.plan.checkpoint.tensors
     with torch.no_grad():
-        for source in (*plan.others, *(source for linear in plan.linears if not linear.is_quantized for source in linear.sources)):
+        for source in plan.unquantized_sources:
             dtype = weight_dtype(entries[source.name], "auto")
             assert dtype is not None
             rows = source.rows(layer)
@@ -167,7 +167,7 @@ def other_tensors(stream: LayerStream, layer: DecoderLayer, plan: LayerPlan, *, 
     """Return the tensors of the layer that are not quantised: as stored, or as transforms changed them."""
     checkpoint = stream.plan.checkpoint
     tensors: dict[str, Tensor] = {}
-    for source in (*plan.others, *(source for linear in plan.linears if not linear.is_quantized for source in linear.sources)):
+    for source in plan.unquantized_sources:
         stored = checkpoint.read(source.name)
         tensors[source.name] = source.rows(layer).detach().to(stored.dtype) if changed else stored
     return tensors

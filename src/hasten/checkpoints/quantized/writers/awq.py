@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hasten.checkpoints.quantized.awq import ORDER, ZERO
 from hasten.checkpoints.quantized.bit_packing import pack_bits
+from hasten.checkpoints.quantized.writers.base import LM_HEAD, float16_scales
 from hasten.checkpoints.quantized.writers.gptq import skip_rules
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.layers.formats.stored_matrix import GroupedRows, QuantizedRows
 
-LM_HEAD = "lm_head"
 BITS = 4
 
 
@@ -44,8 +44,7 @@ class AwqWriter:
         self, module: str, rows: QuantizedRows, spec: QuantSpec, dtype: torch.dtype, input_scale: float | None
     ) -> dict[str, Tensor]:
         assert isinstance(rows, GroupedRows) and rows.offsets_OG is None and input_scale is None, module
-        scales_GO = rows.scales_OG.T.to(torch.float16).contiguous()
-        assert torch.equal(scales_GO.float(), rows.scales_OG.T), f"the scales of {module} are not numbers of float16"
+        scales_GO = float16_scales(module, rows)
         if isinstance(rows.zeros, int):
             assert rows.zeros == ZERO, module
             zeros_GO = torch.full(scales_GO.shape, rows.zeros, dtype=torch.uint8, device="cpu")

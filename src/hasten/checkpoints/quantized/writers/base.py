@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hasten.layers.formats.quant_spec import QuantSpec
-from hasten.layers.formats.stored_matrix import QuantizedRows
+from hasten.layers.formats.stored_matrix import GroupedRows, QuantizedRows
+
+LM_HEAD = "lm_head"  # the module of every family
 
 
 class FormatWriter(Protocol):
@@ -45,3 +47,10 @@ class FormatWriter(Protocol):
         ``ignored`` are its other matrices.
         """
         ...
+
+
+def float16_scales(module: str, rows: GroupedRows) -> Tensor:
+    """Return the scales as GPTQ and AWQ store them, float16 [G, O]. They are numbers of float16 already."""
+    scales_GO = rows.scales_OG.T.to(torch.float16).contiguous()
+    assert torch.equal(scales_GO.float(), rows.scales_OG.T), f"the scales of {module} are not numbers of float16"
+    return scales_GO

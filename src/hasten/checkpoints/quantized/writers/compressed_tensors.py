@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from hasten.checkpoints.quantized.bit_packing import pack_bits
+from hasten.checkpoints.quantized.writers.base import LM_HEAD
 from hasten.layers.formats.quant_spec import ActivationSpec, QuantSpec
 from hasten.layers.formats.stored_matrix import Fp8Rows, GroupedRows, QuantizedRows
 
 NAME = "compressed-tensors"
 VERSION = "0.17.0"  # of the library: the oldest one that the files are tested with
-LM_HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True)

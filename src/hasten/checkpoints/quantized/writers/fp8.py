@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hasten.checkpoints.quantized.fp8 import DEFAULT_BLOCK
+from hasten.checkpoints.quantized.writers.base import LM_HEAD
 from hasten.layers.formats.quant_spec import ActivationSpec, QuantSpec
 from hasten.layers.formats.stored_matrix import Fp8Rows, QuantizedRows
 
-LM_HEAD = "lm_head"
 HEIGHT, WIDTH = DEFAULT_BLOCK
 ACTIVATIONS = ActivationSpec("float", 8, dynamic=True, granularity="group", group_size=WIDTH)
 

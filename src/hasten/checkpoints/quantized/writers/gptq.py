@@ -17,10 +17,10 @@ from torch import Tensor
 
 from hasten.checkpoints.quantized.bit_packing import pack_bits
 from hasten.checkpoints.quantized.gptq import BITS
+from hasten.checkpoints.quantized.writers.base import LM_HEAD, float16_scales
 from hasten.layers.formats.quant_spec import QuantSpec
 from hasten.layers.formats.stored_matrix import GroupedRows, QuantizedRows
 
-LM_HEAD = "lm_head"
 # vLLM looks up a rule by the name of the matrix into which it fuses these.
 FUSED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 
@@ -49,8 +49,7 @@ class GptqWriter:
         zero = 1 << (spec.bits - 1)
         assert rows.zeros == spec.zero == zero, module
         inputs = rows.codes_OI.shape[1]
-        scales_GO = rows.scales_OG.T.to(torch.float16).contiguous()
-        assert torch.equal(scales_GO.float(), rows.scales_OG.T), f"the scales of {module} are not numbers of float16"
+        scales_GO = float16_scales(module, rows)
         stored_GO = torch.full(scales_GO.shape, zero - 1, dtype=torch.uint8, device="cpu")  # version 1 stores one less
         return {
             f"{module}.qweight": pack_bits(rows.codes_OI, spec.bits).T.contiguous(),
