@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from hasten.checkpoints.regular_file import has_file
 from hasten.checkpoints.shards import file_names
 from hasten.core.errors import CheckpointError
 
-# Neither weights and their index, nor code, nor a card: it describes the model before a change.
-SIDE_FILES = (
+# What decides the text of a prompt and of an output.
+TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,9 +28,9 @@ SIDE_FILES = (
     "generation_config.json",
     "processor_config.json",
     "*preprocessor_config.json",
-    "LICENSE*",
-    "NOTICE*",
 )
+# Neither weights and their index, nor code, nor a card: it describes the model before a change.
+SIDE_FILES = (*TEXT_FILES, "LICENSE*", "NOTICE*")
 TEMPLATES = "additional_chat_templates"  # a folder, as transformers names it
 
 
@@ -38,15 +39,20 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
 
     Links become files. Raises ``CheckpointError`` for a file that cannot be read, and ``OSError`` if one cannot be written.
     """
-    names = [name for name in file_names(source) if any(fnmatch(name, pattern) for pattern in SIDE_FILES)]
-    if os.path.isdir(source / TEMPLATES):
-        names += [f"{TEMPLATES}/{name}" for name in file_names(source / TEMPLATES) if name.endswith(".jinja")]
-    copied = [name for name in names if not os.path.isdir(source / name) and has_file(source / name)]
+    copied = side_files(source)
     for name in copied:
         content = _read(source / name)
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(content)
     return copied
+
+
+def side_files(source: Path, patterns: Sequence[str] = SIDE_FILES) -> list[str]:
+    """Return the names of these files of a model folder, sorted. Raises ``CheckpointError``."""
+    names = [name for name in file_names(source) if any(fnmatch(name, pattern) for pattern in patterns)]
+    if os.path.isdir(source / TEMPLATES):
+        names += [f"{TEMPLATES}/{name}" for name in file_names(source / TEMPLATES) if name.endswith(".jinja")]
+    return [name for name in names if not os.path.isdir(source / name) and has_file(source / name)]
 
 
 def _read(file: Path) -> bytes:

@@ -27,6 +27,15 @@ HELP = {
     "block_size": "Tokens per block of the KV cache.",
     "max_num_batched_tokens": "Maximum tokens per step; longer prompts are computed in chunks.",
     "prefix_caching": "Keep the KV cache of prompts, and compute shared prefixes once.",
+    "max_pins": "Maximum prefixes that are pinned at a time.",
+    "max_pinned_share": "Maximum share of the KV blocks that pins may hold.",
+    "result_cache": "Return stored outputs of equal requests: memory:, sqlite:PATH, sqlite: (a file in hasten's cache folder) "
+    "or redis://HOST.",
+    "result_cache_ttl": "Seconds that a result is kept.",
+    "result_cache_bytes": "Maximum size of the result cache, such as 1GiB.",
+    "result_cache_entries": "Maximum results in the result cache.",
+    "result_cache_eviction": "Which results a full result cache drops: lru (least recently used) or lfu (least frequently used).",
+    "result_cache_timeout": "Seconds that a request waits for the result cache.",
     "speculative_method": "Speculative decoding: auto (the default: where it pays and changes no output), off, or one drafter: "
     "prompt_lookup, suffix, draft_model, medusa, eagle or self_speculation.",
     "draft_model": "A smaller model with the same vocabulary that drafts: a folder, a GGUF file, a hub id or demo-draft.",
@@ -48,6 +57,16 @@ HELP = {
     "max_logit_bias": "Maximum token ids with a bias of a request.",
 }
 _BATCH_OPTIONS = ("max_num_seqs", "batching", "max_batch_delay", "scheduling_policy", "priority_seconds")
+_CACHE_OPTIONS = (
+    "max_pins",
+    "max_pinned_share",
+    "result_cache",
+    "result_cache_ttl",
+    "result_cache_bytes",
+    "result_cache_entries",
+    "result_cache_eviction",
+    "result_cache_timeout",
+)
 _DECODING_OPTIONS = (
     "speculative_method",
     "draft_model",
@@ -60,7 +79,7 @@ _DECODING_OPTIONS = (
 
 ENGINE = OptionGroup("engine", "Engine", EngineOptions, HELP)
 SINGLE_REQUEST_ENGINE = ENGINE.without(_BATCH_OPTIONS)
-SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without(_DECODING_OPTIONS)
+SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without((*_DECODING_OPTIONS, *_CACHE_OPTIONS))
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

@@ -16,6 +16,7 @@ from hasten.core.renamed import RENAMED_ENGINE_OPTIONS, remedy_for_unknown
 MODEL_FREE = ("prompt_lookup", "suffix")  # drafters that read only the sequence's tokens
 DRAFTERS = (*MODEL_FREE, "draft_model", "medusa", "eagle", "self_speculation")
 ACTIVATIONS = ("auto", "int8", "float")
+EVICTIONS = ("lru", "lfu")
 QUANTIZATIONS = ("int8", "int4", "int8-weight-only", "int4-weight-only")
 
 Name = Annotated[str, Length(1, MAX_TEXT)]
@@ -29,6 +30,8 @@ Batching = Annotated[str, OneOf(("continuous", "dynamic", "static"))]
 BatchDelay = Annotated[float, Range(0, 3600)]
 SchedulingPolicy = Annotated[str, OneOf(("fcfs", "priority"))]
 PrioritySeconds = Annotated[float, Range(0, 1e9)]
+MaxPins = Annotated[int, Range(0, 2**16)]
+MaxPinnedShare = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,15 @@ class EngineOptions:
     max_num_seqs: MaxNumSeqs = 64  # sequences running at a time
     max_num_batched_tokens: MaxNumBatchedTokens = 2048  # tokens per step; longer prompts are computed in chunks
     prefix_caching: bool = True
+    max_pins: MaxPins = 64  # prefixes that are pinned at a time
+    max_pinned_share: MaxPinnedShare = 0.5  # of the KV blocks that pins may hold
+    # "memory:", "sqlite:PATH" ("sqlite:" alone: a file in hasten's cache folder) or "redis://..."; None: no result cache
+    result_cache: Name | None = None
+    result_cache_ttl: Annotated[float, Range(1, 1e9)] = 86_400.0  # seconds that a result is kept
+    result_cache_bytes: Annotated[int, Range(1, MAX_BYTES)] | Annotated[str, Length(1, 64)] = "1GiB"  # not of Redis
+    result_cache_entries: Annotated[int, Range(1, 10**9)] = 100_000  # not of Redis
+    result_cache_eviction: Annotated[str, OneOf(EVICTIONS)] = "lru"  # or "lfu"; not of Redis, which has its own
+    result_cache_timeout: Annotated[float, Range(0.001, 60)] = 0.1  # seconds that a request waits for the cache
     # "off", one drafter, or "auto": speculate where it pays and no bit of a logit changes. None: "auto", without a warning.
     speculative_method: Annotated[str, OneOf(("auto", "off", *DRAFTERS))] | None = None
     draft_model: Name | None = None  # a folder, a GGUF file, a hub id or "demo-draft"
@@ -80,6 +92,7 @@ class EngineOptions:
         check_fields(self, "engine option", InvalidOption, lambda: too_few_tokens(self.max_num_batched_tokens, self.max_num_seqs))
         if self.kv_cache_memory is not None:
             parse_bytes(self.kv_cache_memory, "kv_cache_memory")
+        parse_bytes(self.result_cache_bytes, "result_cache_bytes")
         self._check_speculation()
 
     def _check_speculation(self) -> None:

@@ -35,7 +35,9 @@ class RequestMetrics:
     finished: float | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    num_shareable_tokens: int = 0  # prompt tokens that earlier prompts had too, at any position; see ``LLM.stats``
     num_output_tokens: int = 0
+    from_result_cache: bool = False  # no step computed the output
     num_preemptions: int = 0
     num_drafts: int = 0  # verified drafts
     num_drafted_tokens: int = 0

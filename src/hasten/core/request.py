@@ -8,6 +8,14 @@ from hasten.core.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixPin:
+    """A prefix of a prompt whose KV blocks stay in the cache for a time after their last use."""
+
+    num_tokens: int  # of the prefix; rounded down to a block boundary
+    seconds: float  # on the engine's clock, from the time when the prefix was last used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """``params.seed`` and ``params.max_tokens`` are set before a request reaches the scheduler."""
 
@@ -19,3 +27,5 @@ class Request:
     arrival: float = 0.0  # seconds on the engine's clock
     exit_layer: int | None = None  # layers that compute all tokens; None: the exit rule decides later
     cache_salt: str = ""  # the tenant: requests share prefix-cache blocks only if their salts are equal
+    is_determined: bool = False  # prompt and settings decide the output: it is greedy, a beam search, or the caller gave a seed
+    pins: tuple[PrefixPin, ...] = ()
