@@ -16,6 +16,14 @@ class PrefixPin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultTicket:
+    """A request whose output the result cache may keep: it was looked up and not found."""
+
+    key: bytes  # SHA-256 over everything that decides the output
+    looked_up: float  # seconds of ``time.monotonic``
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """``params.seed`` and ``params.max_tokens`` are set before a request reaches the scheduler."""
 
@@ -29,3 +37,4 @@ class Request:
     cache_salt: str = ""  # the tenant: requests share prefix-cache blocks only if their salts are equal
     is_determined: bool = False  # prompt and settings decide the output: it is greedy, a beam search, or the caller gave a seed
     pins: tuple[PrefixPin, ...] = ()
+    result_ticket: ResultTicket | None = None  # None: the output is not for the result cache

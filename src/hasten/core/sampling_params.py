@@ -142,6 +142,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def is_seedless(self) -> bool:
+        """Whether no random number decides the output."""
+        return self.greedy or self.beam_width is not None
+
+    @property
     def has_penalties(self) -> bool:
         """Whether the logits depend on which tokens occur in the sequence."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0

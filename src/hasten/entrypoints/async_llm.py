@@ -13,6 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
+from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.output import Delta, RequestOutput, RequestRejected
@@ -39,7 +40,7 @@ class AsyncLLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
         self._router = EventRouter()
-        self._client = EngineClient(self._loaded.engine, self._router.deliver)
+        self._client = EngineClient(self._loaded.make_front(), self._router.deliver)
         # The engine's thread must end before the interpreter frees what its steps use. This is undone in reverse order of
         # creation, so the thread ends before the kernels are freed.
         weakref.finalize(self, self._client.close)
@@ -57,6 +58,8 @@ class AsyncLLM:
         self._router.end(EngineDied(""))
         self._input_threads.shutdown(wait=False)
         await asyncio.to_thread(self._client.close)
+        if self._loaded.result_cache is not None:
+            await asyncio.to_thread(self._loaded.result_cache.close)
 
     def default_sampling_params(self) -> SamplingParams:
         """See ``LLM.default_sampling_params``."""
@@ -75,9 +78,8 @@ class AsyncLLM:
         cache_salt: str = "",
     ) -> AsyncGenerator[Delta, None]:
         """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
-        make = partial(self._request, prompt, sampling_params, priority, cache_salt)
-        request = make() if _is_short(prompt) else await self._in_thread(make)
-        async with aclosing(self._stream(request)) as deltas:
+        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt))
+        async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -90,10 +92,13 @@ class AsyncLLM:
         cache_salt: str = "",
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
-        async with aclosing(self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)) as deltas:
+        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt))
+        if isinstance(found, StoredResult):
+            return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
+        async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 if delta.output is not None:
-                    return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
+                    return dataclasses.replace(delta.output, prompt=_text_of(prompt))
         raise AssertionError("a stream ended without its output")
 
     async def stream_chat(
@@ -112,7 +117,8 @@ class AsyncLLM:
             prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
             return self._request(prompt, sampling_params, priority, cache_salt)
 
-        async with aclosing(self._stream(await self._in_thread(make))) as deltas:
+        request, found = await self._look_up(None, make)
+        async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -120,6 +126,20 @@ class AsyncLLM:
         return self._loaded.input_processor.request(
             str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
         )
+
+    async def _look_up(self, prompt: Prompt | None, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
+        """Return the request that ``make`` makes of the prompt, and its stored result or what the engine takes.
+
+        What takes long runs beside the event loop. ``prompt`` None: making the request takes long.
+        """
+        loaded = self._loaded
+
+        def run() -> tuple[Request, StoredResult | Request]:
+            request = make()
+            return request, loaded.find_result(request)
+
+        waits = loaded.result_cache is not None and loaded.result_cache.does_io
+        return run() if prompt is not None and _is_short(prompt) and not waits else await self._in_thread(run)
 
     async def _in_thread(self, make: Callable[[], T]) -> T:
         """Return the result of ``make``, computed beside the event loop."""
@@ -130,7 +150,12 @@ class AsyncLLM:
                 raise _ended(EngineDied("")) from error
             raise
 
-    async def _stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+    async def _stream(self, made: Request, found: StoredResult | Request) -> AsyncGenerator[Delta, None]:
+        if isinstance(found, StoredResult):
+            for delta in found.replay(made, time.monotonic()):
+                yield delta
+            return
+        request = found
         inbox = self._router.open(request.request_id)
         is_finished = False
         try:
@@ -153,6 +178,10 @@ class AsyncLLM:
 
 def _ended(event: EngineDied) -> HastenError:
     return HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
+
+
+def _text_of(prompt: Prompt) -> str | None:
+    return prompt if isinstance(prompt, str) else None
 
 
 def _is_short(prompt: Prompt) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta, RequestRejected
 from hasten.core.request import Request
-from hasten.engine.engine import Engine
+from hasten.entrypoints.shared_results import RequestEngine
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ Event = Delta | RequestRejected | EngineDied
 class EngineClient:
     """Requests go to the engine through a queue, which its thread empties between two steps."""
 
-    def __init__(self, engine: Engine, on_events: Callable[[list[Event], Callable[[str], None]], None]) -> None:
+    def __init__(self, engine: RequestEngine, on_events: Callable[[list[Event], Callable[[str], None]], None]) -> None:
         """``on_events`` is called in the engine's thread, with events in order and with ``abort``."""
         self._engine, self._on_events = engine, on_events
         self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()  # add, abort, close

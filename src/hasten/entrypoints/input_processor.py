@@ -59,6 +59,7 @@ class InputProcessor:
         params = self.check_params(params)
         check_request_limits(params, self.options)
         token_ids = self.encode(prompt)
+        is_determined = params.seed is not None or params.is_seedless
         params = self._complete(params, len(token_ids))
         params, exit_layer = self.exit_rules.resolve(params, token_ids)
         check_token_ids(params, self.vocab_size)
@@ -71,6 +72,7 @@ class InputProcessor:
             arrival=arrival,
             exit_layer=exit_layer,
             cache_salt=cache_salt,
+            is_determined=is_determined,
         )
 
     def chat_prompt(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
@@ -33,7 +34,7 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._open: LoadedEngine | None = build_engine(str(model), EngineOptions.from_dict(options))
-        self._shared = SharedEngine(self._open.engine)
+        self._shared = SharedEngine(self._open.engine, self._open.make_front())
         self._ids = itertools.count()
 
     def __enter__(self) -> LLM:
@@ -46,7 +47,9 @@ class LLM:
         """End all requests and free the model. Idempotent; every other call then raises ``HastenError``."""
         with DeferredSignals():
             self._shared.close()
-            self._open = None
+            loaded, self._open = self._open, None
+        if loaded is not None and loaded.result_cache is not None:
+            loaded.result_cache.close()
 
     @property
     def engine(self) -> Engine:
@@ -97,7 +100,15 @@ class LLM:
             self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt)
             for prompt, params, priority in zip(listed, all_params, all_priorities, strict=True)
         ]
-        outputs = self._run(requests, use_tqdm)
+        outputs: dict[str, RequestOutput] = {}
+        missing: list[Request] = []
+        for request in requests:
+            found = self._loaded.find_result(request)
+            if isinstance(found, StoredResult):
+                outputs[request.request_id] = found.output(request, self.engine.clock())
+            else:
+                missing.append(found)
+        outputs |= self._run(missing, use_tqdm)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return [dataclasses.replace(outputs[r.request_id], prompt=text) for r, text in zip(requests, texts, strict=True)]
 
@@ -190,7 +201,11 @@ class LLM:
         return request
 
     def _stream(self, request: Request) -> Iterator[Delta]:
-        shared = self._shared
+        found = self._loaded.find_result(request)
+        if isinstance(found, StoredResult):
+            yield from found.replay(request, self.engine.clock())
+            return
+        request, shared = found, self._shared
         inbox = Inbox([request])
         is_open = False
         try:

@@ -48,6 +48,16 @@ def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], N
 
 
 @contextmanager
+def hashing_bar(num_bytes: int, *, visible: bool) -> Iterator[Callable[[int], object]]:
+    """Yield a callback (bytes hashed since the last call)."""
+    if not visible:
+        yield lambda num_hashed: None
+        return
+    with _bar(total=num_bytes, desc="hashing the weights", unit="B", unit_scale=True) as bar:
+        yield bar.update
+
+
+@contextmanager
 def scoring_bar(num_tokens: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
     """Yield a callback (tokens scored since the last call)."""
     if not visible:

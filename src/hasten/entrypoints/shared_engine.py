@@ -18,6 +18,7 @@ from hasten.core.output import Delta
 from hasten.core.request import Request
 from hasten.engine.engine import Engine
 from hasten.entrypoints.fair_lock import FairLock
+from hasten.entrypoints.shared_results import RequestEngine
 
 MAX_PAUSE = 0.01  # seconds between two looks at whether a batch is full or a signal has come
 
@@ -38,8 +39,10 @@ class Inbox:
 class SharedEngine:
     """Every public method may be called from any thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, requests: RequestEngine | None = None) -> None:
+        """``requests`` runs the requests, such as ``SharedResults``; None: the engine itself."""
         self._engine: Engine | None = engine  # None: closed
+        self._requests: RequestEngine | None = requests or engine
         self._is_closed = False
         self._lock = FairLock()
         self._inboxes: dict[str, weakref.ref[Inbox]] = {}  # by the ids of open requests
@@ -52,13 +55,14 @@ class SharedEngine:
 
         Raises ``InvalidRequest`` for one that can never run.
         """
-        with self.exclusive() as engine:
+        with self.exclusive():
+            requests = self._open_requests()
             receiver = weakref.ref(inbox)
             try:
                 for request in inbox.requests:
                     inbox.unfinished.add(request.request_id)
                     self._inboxes[request.request_id] = receiver
-                    engine.add(request)
+                    requests.add(request)
             except Exception:
                 self._abandoned.extend(inbox.unfinished)
                 inbox.unfinished.clear()
@@ -118,23 +122,28 @@ class SharedEngine:
         if self._engine is None or self._is_closed:
             raise HastenError("this LLM is closed", remedy="Make a new one")
         if self._abandoned:
-            self._end_abandoned(self._engine)
+            self._end_abandoned(self._open_requests())
         return self._engine
+
+    def _open_requests(self) -> RequestEngine:
+        assert self._requests is not None, "the engine is closed"
+        return self._requests
 
     def _release(self) -> None:
         if self._is_closed:
-            self._engine = None
+            self._engine = self._requests = None
         self._lock.release()
         if self._abandoned:
             self._end_abandoned_if_free()
 
     def _step(self, inbox: Inbox) -> float:
         """Take one step, unless the engine waits for a batch to fill. Return how many seconds it waits yet."""
-        engine = self._open_engine()
-        if pause := engine.idle_seconds():
+        self._open_engine()
+        requests = self._open_requests()
+        if pause := requests.idle_seconds():
             return pause
-        inboxes, deltas = self._inboxes, engine.step()
-        if not deltas and not engine.has_unfinished_requests:
+        inboxes, deltas = self._inboxes, requests.step()
+        if not deltas and not requests.has_unfinished_requests:
             raise HastenError("the engine has lost a request", got=", ".join(sorted(inbox.unfinished)), remedy="Send it again")
         for delta in deltas:
             receiver = inboxes.get(delta.request_id)
@@ -153,18 +162,18 @@ class SharedEngine:
         """End the abandoned requests, unless a thread holds the lock: the next one to take it does so."""
         while self._abandoned and self._lock.try_acquire():
             try:
-                if self._engine is None:
+                if self._requests is None:
                     self._abandoned.clear()
                 else:
-                    self._end_abandoned(self._engine)
+                    self._end_abandoned(self._requests)
             finally:
                 self._lock.release()
 
-    def _end_abandoned(self, engine: Engine) -> None:
+    def _end_abandoned(self, requests: RequestEngine) -> None:
         while self._abandoned:
             request_id = self._abandoned.popleft()
             self._inboxes.pop(request_id, None)
-            engine.abort(request_id)
+            requests.abort(request_id)
 
 
 def _halt(engine: weakref.ref[SharedEngine]) -> None:

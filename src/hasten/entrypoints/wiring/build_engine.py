@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from hasten.caching.result_cache import ResultCache
+from hasten.caching.stored_result import StoredResult
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
@@ -18,10 +20,12 @@ from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cach
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
+from hasten.entrypoints.shared_results import RequestEngine, SharedResults
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
 from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
+from hasten.entrypoints.wiring.result_cache_setup import open_result_cache
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.models.load import LoadedModel, plan_decoder, read_spec
@@ -41,7 +45,16 @@ from hasten.text.tokenizer import TextTokenizer
 class LoadedEngine:
     engine: Engine
     input_processor: InputProcessor
+    result_cache: ResultCache | None
     description: Mapping[str, Any]  # the model, its kernels and its memory
+
+    def make_front(self) -> RequestEngine:
+        """Return what runs the requests: the engine, behind the result cache if there is one."""
+        return self.engine if self.result_cache is None else SharedResults(self.engine, self.result_cache)
+
+    def find_result(self, request: Request) -> StoredResult | Request:
+        """Return the stored result of a request, or the request as the engine takes it."""
+        return request if self.result_cache is None else self.result_cache.find(request)
 
 
 def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
@@ -83,6 +96,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         drafter,
         costs=costs,
     )
+    with timer.phase("result cache"):
+        result_cache = open_result_cache(options, checkpoint, target, backend, sizing.max_model_len)
     # A copy of the measured costs: ``costs`` itself goes on learning from speculative steps.
     engine.stats.plain_step = None if costs is None else CostModel(costs.measured).seconds
     input_processor = InputProcessor(
@@ -103,7 +118,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "exits": options.exits,
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
-    return LoadedEngine(engine, input_processor, description)
+    return LoadedEngine(engine, input_processor, result_cache, description)
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ABI = 8
+LIBRARY_FILE = Path(__file__).parent / "_native.so"
 NONE, LOGITS = -1, -2  # as buffers of a program: no buffer, and the logits of the step
 # Results that stand for errors, as in hasten.h.
 _OUT_OF_MEMORY, _INVALID_ARGUMENT, _NO_THREADS, _NOT_FINITE = -1, -2, -4, -5
@@ -173,10 +174,9 @@ class NativeLibrary:
 @cache
 def native_library() -> NativeLibrary | str:
     """Return the library, or one sentence that says why it is missing."""
-    path = Path(__file__).parent / "_native.so"
-    if not path.exists():
+    if not LIBRARY_FILE.exists():
         return "hasten was installed without native kernels (no C++ compiler, or not an x86-64 processor)"
     try:
-        return NativeLibrary(path)
+        return NativeLibrary(LIBRARY_FILE)
     except OSError as error:
         return f"the native kernels could not be loaded: {error}"
