@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import dataclass
 
 from hasten.caching.base import ResultStore, StoredEntry, StoreLimits, StoreUsage
+
+SIZES = (0, 20, 50, 50, 100, 100, 100, 200, 200, 200, 400, 400, 1000, 3000)  # bytes of random values
+
+
+def limits(**changes: object) -> StoreLimits:
+    return StoreLimits(**{"ttl": 100.0, "max_bytes": 10_000, "max_entries": 10, "eviction": "lru", "timeout": 10.0, **changes})
 
 
 class Clock:
@@ -94,7 +101,7 @@ def compare(store: ResultStore, naive: NaiveStore, rng: random.Random, num_opera
         if action < 0.45:
             assert store.get(key) == naive.get(key), number
         elif action < 0.85:
-            value = b"%d:" % number + bytes(rng.choice((0, 20, 100, 100, 400, 2000)))
+            value = b"%d:" % number + bytes(rng.choice(SIZES))
             store.put(key, value)
             naive.put(key, value)
         elif action < 0.90:
@@ -103,7 +110,7 @@ def compare(store: ResultStore, naive: NaiveStore, rng: random.Random, num_opera
         elif action < 0.9025:
             assert store.clear() == naive.clear()
         elif action < 0.95:
-            naive.clock.now += rng.choice((0.0, 0.5, 3.0, naive.limits.ttl, 5 * naive.limits.ttl))
+            naive.clock.now += naive.limits.ttl * rng.choice((0.0, 0.01, 0.1, 0.1, 0.3, 0.5, 1.0, 5.0))
         elif action < 0.975:
             assert store.usage() == naive.usage(), number
         else:
@@ -111,3 +118,39 @@ def compare(store: ResultStore, naive: NaiveStore, rng: random.Random, num_opera
             assert len(listed) == len(set(listed))
             assert set(listed) == naive.entries(), number
         assert store.num_evicted == naive.num_evicted, number
+
+
+def mix(store: ResultStore, num_threads: int, num_operations: int) -> list[object]:
+    """Run mixed operations from several threads on a store of 3,000 bytes and 20 entries; return everything that was wrong."""
+    keys = [bytes([index]) * 32 for index in range(40)]
+    wrong: list[object] = []
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            for _ in range(num_operations):
+                key, action = rng.choice(keys), rng.random()
+                if action < 0.5:
+                    store.put(key, key * rng.randrange(1, 8))
+                elif action < 0.9:
+                    value = store.get(key)
+                    wrong.extend([] if value is None or set(value) == set(key) else [value])
+                elif action < 0.95:
+                    store.remove(key)
+                elif action < 0.98:
+                    usage = store.usage()
+                    wrong.extend([] if usage.num_bytes <= 3000 and usage.num_entries <= 20 else [usage])
+                elif action < 0.995:
+                    wrong.extend(entry for entry in store.entries() if entry.key not in keys)
+                else:
+                    store.clear()
+            store.put(keys[seed], keys[seed])
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import random
-import threading
 
 import pytest
-
-from hasten.caching.base import StoreFailed, StoreLimits, StoreUsage
-from hasten.caching.eviction import EvictionQueue
-from hasten.caching.memory_store import EXPIRED_PER_CALL, MemoryStore
-from tests.caching.naive_store import Clock, NaiveStore, compare
+from tests.caching.naive_store import Clock, NaiveStore, compare, limits, mix
 from tests.exhaustive import repeats
 
+from hasten.caching.base import StoreFailed, StoreUsage
+from hasten.caching.eviction import EvictionQueue
+from hasten.caching.memory_store import EXPIRED_PER_CALL, MemoryStore
+
 KEYS = [bytes([index]) * 32 for index in range(200)]
-
-
-def limits(**changes: object) -> StoreLimits:
-    return StoreLimits(**{"ttl": 100.0, "max_bytes": 10_000, "max_entries": 10, "eviction": "lru", "timeout": 10.0, **changes})
 
 
 @pytest.mark.parametrize("eviction", ["lru", "lfu"])
 def test_equals_the_naive_store(eviction: str) -> None:
     for seed in range(4):
         clock, setting = Clock(), limits(max_bytes=2100, eviction=eviction)
-        compare(MemoryStore(setting, clock), NaiveStore(setting, clock), random.Random(seed), repeats("result stores") // 4)
+        compare(MemoryStore(setting, clock), NaiveStore(setting, clock), random.Random(seed), repeats("memory store") // 4)
 
 
 def test_a_wrong_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: with hits that count in LRU, or with the last of a bucket first, the comparison fails."""
     clock, setting = Clock(), limits(max_bytes=2100)
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):
-        patch.setattr(EvictionQueue, "_bucket", lambda self, hits: hits)
-        compare(MemoryStore(setting, clock), NaiveStore(setting, clock), random.Random(0), 2000)
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):
-        patch.setattr(EvictionQueue, "first", lambda self: next(reversed(self._buckets[min(self._buckets)])))
-        compare(MemoryStore(setting, clock), NaiveStore(setting, clock), random.Random(0), 2000)
+    faults = {"_bucket": lambda self, hits: hits, "first": lambda self: next(reversed(self._buckets[min(self._buckets)]))}
+    for name, fault in faults.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(EvictionQueue, name, fault)
+            with pytest.raises(AssertionError):
+                compare(MemoryStore(setting, clock), NaiveStore(setting, clock), random.Random(0), 2000)
 
 
 def test_reading_does_not_extend_the_time_to_live() -> None:
@@ -97,37 +92,8 @@ def test_a_clock_set_back_loses_nothing_and_serves_nothing_expired() -> None:
 
 def test_threads_keep_the_limits_and_get_only_what_was_put() -> None:
     store = MemoryStore(limits(max_bytes=3000, max_entries=20))
-    wrong: list[object] = []
-
-    def work(seed: int) -> None:
-        rng = random.Random(seed)
-        try:
-            for _ in range(2000):
-                key, action = rng.choice(KEYS[:40]), rng.random()
-                if action < 0.5:
-                    store.put(key, key * rng.randrange(1, 8))
-                elif action < 0.9:
-                    value = store.get(key)
-                    wrong.extend([] if value is None or set(value) == set(key) else [value])
-                elif action < 0.95:
-                    store.remove(key)
-                elif action < 0.98:
-                    usage = store.usage()
-                    wrong.extend([] if usage.num_bytes <= 3000 and usage.num_entries <= 20 else [usage])
-                elif action < 0.99:
-                    list(store.entries())
-                else:
-                    store.clear()
-        except BaseException as error:
-            wrong.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert store.usage().num_bytes == sum(entry.num_bytes for entry in store.entries())
+    assert mix(store, num_threads=8, num_operations=2000) == []
+    assert store.usage().num_bytes == sum(entry.num_bytes for entry in store.entries()) > 0
 
 
 def test_a_closed_store_fails_every_call() -> None:
@@ -142,7 +108,6 @@ def test_a_closed_store_fails_every_call() -> None:
         store.clear,
         store.entries,
         store.usage,
-        lambda: store.num_evicted,
     )
     for call in calls:
         with pytest.raises(StoreFailed, match="closed"):

@@ -105,9 +105,7 @@ class MemoryStore:
 
     @property
     def num_evicted(self) -> int:
-        with self._lock:
-            self._check_open()
-            return self._num_evicted
+        return self._num_evicted
 
     def close(self) -> None:
         with self._lock:
