@@ -18,6 +18,7 @@ from typing import Any
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
 from hasten.caching.base import StoreFailed
@@ -67,7 +68,7 @@ class RedisConnection:
             self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
             replies = [self._read() for _ in commands]
         except Exception as error:  # for broken replies the package raises errors of many types
-            if self._deadline.has_passed or isinstance(error, TimeoutError):
+            if self._deadline.has_passed or isinstance(error, (TimeoutError, RedisTimeout)):
                 raise StoreFailed(f"Redis at {self._name} did not answer within {timeout:g} s") from None
             raise StoreFailed(f"Redis at {self._name}: {_message(error)}") from None
         self._is_clean = True
@@ -165,6 +166,13 @@ class _UnixConnection(UnixDomainSocketConnection):
         return _connect_within(self, self.deadline, super()._connect)
 
 
+_KINDS: dict[str, Callable[..., _TcpConnection | _TlsConnection | _UnixConnection]] = {
+    "tcp": _TcpConnection,
+    "tls": _TlsConnection,
+    "unix": _UnixConnection,
+}
+
+
 def _connection(url: RedisUrl, deadline: _Deadline) -> AbstractConnection:
     # RESP 2 and no client information: connecting takes no round trip, except for a password or a database.
     settings: dict[str, Any] = {
@@ -177,12 +185,10 @@ def _connection(url: RedisUrl, deadline: _Deadline) -> AbstractConnection:
         "retry_on_timeout": False,
         "health_check_interval": 0,
     }
-    kind: Callable[..., _TcpConnection | _TlsConnection | _UnixConnection]
     if url.path is not None:
-        kind, place = _UnixConnection, {"path": url.path}
+        connection = _KINDS["unix"](path=url.path, **settings)
     else:
-        kind, place = _TlsConnection if url.tls else _TcpConnection, {"host": url.host, "port": url.port, **url.tls_files}
-    connection = kind(**place, **settings)
+        connection = _KINDS["tls" if url.tls else "tcp"](host=url.host, port=url.port, **url.tls_files, **settings)
     connection.deadline = deadline
     return connection
 
@@ -207,8 +213,8 @@ def _connect_within(connection: AbstractConnection, deadline: _Deadline, connect
     threading.Thread(target=run, name="hasten-redis-connect", daemon=True).start()
     try:
         return _LimitedSocket(outcome.result(deadline.remaining()), deadline)
-    except BaseException:
-        if outcome.cancel():
+    except BaseException as error:
+        if outcome.cancel() or not isinstance(error, TimeoutError):
             raise
         return _LimitedSocket(outcome.result(), deadline)
 

@@ -25,7 +25,7 @@ class RedisStore:
     """A store whose size and eviction are the server's: its ``maxmemory`` and ``maxmemory-policy``.
 
     So ``max_bytes``, ``max_entries`` and ``eviction`` of the limits have no effect, and ``num_evicted`` is 0. With the policy
-    ``noeviction`` a full server refuses values, a ``StoreFailed`` like any other; with ``allkeys-lru`` or ``allkeys-lfu`` it evicts.
+    ``noeviction`` a full server refuses values, a ``StoreFailed``; with ``allkeys-lru`` or ``allkeys-lfu`` it evicts some.
     Names start with ``hasten:result:1:``; no other name of the database is read or changed.
 
     The time limit is of one call as a whole, connecting included; of ``clear``, ``entries`` and ``usage`` it is of each round trip,
