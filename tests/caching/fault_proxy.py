@@ -36,11 +36,11 @@ class FaultProxy:
         return f"redis://127.0.0.1:{self.port}"
 
     def hold(self) -> None:
-        """Keep replies back until ``release``."""
-        self._loop.call_soon_threadsafe(self._flowing.clear)
+        """Keep all further replies back until ``release``."""
+        self._do(self._set_flowing(False))
 
     def release(self) -> None:
-        self._loop.call_soon_threadsafe(self._flowing.set)
+        self._do(self._set_flowing(True))
 
     def reset(self) -> None:
         """Reset all connections, with TCP's RST; new ones are accepted."""
@@ -67,6 +67,12 @@ class FaultProxy:
 
     def _do(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    async def _set_flowing(self, flowing: bool) -> None:
+        if flowing:
+            self._flowing.set()
+        else:
+            self._flowing.clear()
 
     async def _listen(self) -> asyncio.Server:
         return await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=256)

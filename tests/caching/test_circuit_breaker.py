@@ -63,6 +63,7 @@ class Model:
 
 STEP = st.one_of(
     st.just(("start",)),
+    st.just(("start",)),
     st.tuples(st.just("wait"), st.sampled_from(DELAYS)),
     # Which of the running calls ends (0: the oldest), and how; None: interrupted.
     st.tuples(st.just("end"), st.integers(0, 3), st.sampled_from([True, False, False, False, False, None])),
@@ -118,6 +119,26 @@ def test_waits_double_up_to_a_minute_and_start_anew_after_a_success() -> None:
         clock.now += 60
         ticket = breaker.admit()
         assert ticket is not None and breaker.succeed(ticket)
+
+
+def test_calls_that_were_admitted_before_do_not_count() -> None:
+    clock = FakeClock()
+    breaker = CircuitBreaker(clock)
+    tickets = [ticket for _ in range(9) if (ticket := breaker.admit()) is not None]
+    assert len(tickets) == 9
+    for ticket in tickets[:3]:
+        breaker.fail(ticket)
+    assert not breaker.succeed(tickets[3]) and breaker.is_open  # it had begun before the failures
+    breaker.fail(tickets[4])
+    clock.now += 1
+    probe = breaker.admit()
+    assert probe is not None
+    breaker.abandon(tickets[5])
+    assert breaker.admit() is None  # the probe still runs
+    assert breaker.succeed(probe)
+    for ticket in tickets[6:]:
+        breaker.fail(ticket)
+    assert not breaker.is_open
 
 
 def test_one_of_many_threads_probes() -> None:

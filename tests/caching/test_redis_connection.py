@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -211,6 +212,22 @@ def test_a_call_that_is_interrupted_anywhere_answers_no_other_call(
     cache.close()
     gc.collect()
     assert interrupted > 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_just_after_connecting_is_not_lost(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Future[socket.socket]):
+        def result(self, timeout: float | None = None) -> socket.socket:
+            super().result(timeout)
+            raise KeyboardInterrupt
+
+    with store(redis_server.url, BUSY) as cache:
+        with monkeypatch.context() as plant:
+            plant.setattr("hasten.caching.redis_connection.Future", Interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                cache.get(A)
+        gc.collect()
+        assert cache.get(A) is None
 
 
 @contextmanager

@@ -285,8 +285,8 @@ def value_of(key: bytes) -> bytes:
 
 
 async def cancel_at_random(guarded: GuardedStore, num_cancels: int) -> tuple[int, list[Any]]:
-    """Read and write in tasks that are cancelled while they wait; return how many were, and what was wrong in any thread."""
-    draw, wrong = random.Random(1), list[Any]()
+    """Read and write in tasks of which many are cancelled during a call; return how many were, and what was wrong in any thread."""
+    draw, wrong, num_cancelled = random.Random(1), list[Any](), 0
 
     def call(key: bytes, is_read: bool) -> None:
         try:
@@ -298,10 +298,15 @@ async def cancel_at_random(guarded: GuardedStore, num_cancels: int) -> tuple[int
             wrong.append(error)
 
     async def task(slots: asyncio.Semaphore, key: bytes, is_read: bool) -> None:
+        nonlocal num_cancelled
         async with slots:
-            await asyncio.to_thread(call, key, is_read)
+            try:
+                await asyncio.to_thread(call, key, is_read)
+            except asyncio.CancelledError:
+                num_cancelled += 1
+                raise
 
-    loop, num_cancelled = asyncio.get_running_loop(), 0
+    loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(16))  # ``asyncio.run`` waits for its threads
     slots = asyncio.Semaphore(16)
     while num_cancelled < num_cancels and not wrong:
@@ -309,7 +314,6 @@ async def cancel_at_random(guarded: GuardedStore, num_cancels: int) -> tuple[int
         for task_ in tasks:
             loop.call_later(draw.uniform(0, 0.04), task_.cancel)
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        num_cancelled += sum(isinstance(result, asyncio.CancelledError) for result in results)
         wrong += [result for result in results if result is not None and not isinstance(result, asyncio.CancelledError)]
     return num_cancelled, wrong
 
