@@ -37,6 +37,9 @@ SUITES = {
     ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
     "gguf damage": Suite(100, 1_000, "damaged GGUF files", "tests/checkpoints/gguf/test_damage.py"),
+    "result cache cancels": Suite(
+        600, 10_000, "cancelled calls of Redis behind random delays", "tests/caching/test_redis_store.py"
+    ),
     "quantisation": Suite(19, 91, "methods and schemes of a tiny model", "tests/compress/quantize/test_quantize.py"),
     "mixed precision": Suite(
         1, 4, "models of six layers with all 729 assignments measured", "tests/compress/quantize/mixed/test_search.py"
