@@ -40,6 +40,7 @@ class DictStore:
     """The simplest store."""
 
     does_io = False
+    counts_usage = True
     num_evicted = 0
 
     def __init__(self) -> None:

@@ -47,6 +47,7 @@ class ResultStore(Protocol):
     """Values by key, for any number of threads. Every method may raise ``StoreFailed``, within the time limit."""
 
     does_io: bool  # whether a call may take longer than a few microseconds
+    counts_usage: bool  # whether ``usage`` reads two numbers, and does not list the keys
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value, and count its use; None if there is none or it has expired."""

@@ -77,6 +77,20 @@ class GuardedStore:
         """Return what the store holds; None if it does not say. Of a server this lists all names: not for every request."""
         return self._guard(self._reads, "reads", self.store.usage)[1]
 
+    def stats(self) -> dict[str, int | None]:
+        """Return the counters, and what the store holds; None where it would have to list all keys, or does not answer."""
+        usage = self.usage() if self.store.counts_usage else None
+        with self._mutex:
+            return {
+                "hits": self._hits,
+                "misses": self._misses,
+                "failures": self._failures,
+                "skipped": self._skipped,
+                "evicted": self.store.num_evicted,
+                "entries": None if usage is None else usage.num_entries,
+                "bytes": None if usage is None else usage.num_bytes,
+            }
+
     def close(self) -> None:
         """Close the store. Idempotent."""
         self.store.close()

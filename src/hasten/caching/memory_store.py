@@ -29,6 +29,7 @@ class MemoryStore:
     """
 
     does_io = False
+    counts_usage = True
 
     def __init__(self, limits: StoreLimits, clock: Callable[[], float] = time.time) -> None:
         self._limits = limits

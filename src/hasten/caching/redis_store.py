@@ -34,6 +34,7 @@ class RedisStore:
     """
 
     does_io = True
+    counts_usage = False
 
     def __init__(self, url: str, limits: StoreLimits) -> None:
         """Raises ``InvalidOption`` for a URL that cannot be, or if the package ``redis`` is not installed."""

@@ -140,6 +140,7 @@ class SqliteStore:
     """
 
     does_io = True
+    counts_usage = True
 
     def __init__(self, path: str | Path, limits: StoreLimits, clock: Callable[[], float] = time.time) -> None:
         self._limits = limits
