@@ -40,6 +40,9 @@ SUITES = {
     "result cache cancels": Suite(
         600, 10_000, "cancelled calls of Redis behind random delays", "tests/caching/test_redis_store.py"
     ),
+    "result cache tasks": Suite(
+        400, 25_000, "tasks of an engine with Redis, 8 of 20 cancelled", "tests/caching/test_redis_in_front_of_an_engine.py"
+    ),
     "quantisation": Suite(19, 91, "methods and schemes of a tiny model", "tests/compress/quantize/test_quantize.py"),
     "mixed precision": Suite(
         1, 4, "models of six layers with all 729 assignments measured", "tests/compress/quantize/mixed/test_search.py"
