@@ -221,6 +221,15 @@ def test_keys_out_of_order_do_not_list_for_ever(tmp_path: Path, monkeypatch: pyt
     store.close()
 
 
+def test_an_entry_that_cannot_be_evicted_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(tmp_path / "file", limits(max_entries=1))
+    store.put(KEYS[0], b"value")
+    monkeypatch.setitem(sqlite_store._NEXT_TO_EVICT, "lru", "SELECT x'00'")  # an index that holds what the table does not
+    with pytest.raises(StoreFailed, match="damaged"):
+        store.put(KEYS[1], b"value")
+    store.close()
+
+
 def test_values_of_wrong_types_are_damage(tmp_path: Path) -> None:
     """SQLite checks types when it writes, not when it reads."""
     store = SqliteStore(tmp_path / "file", limits())
