@@ -8,9 +8,9 @@ import pytest
 from tests.caching.naive_store import Clock, NaiveStore, compare, limits, mix
 from tests.exhaustive import repeats
 
-from hasten.caching.base import StoreFailed, StoreUsage
+from hasten.caching.base import StoreFailed
 from hasten.caching.eviction import EvictionQueue
-from hasten.caching.memory_store import EXPIRED_PER_CALL, MemoryStore
+from hasten.caching.memory_store import MemoryStore
 
 KEYS = [bytes([index]) * 32 for index in range(200)]
 
@@ -31,30 +31,6 @@ def test_a_wrong_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(EvictionQueue, name, fault)
             with pytest.raises(AssertionError):
                 compare(MemoryStore(setting, clock), NaiveStore(setting, clock), random.Random(0), 2000)
-
-
-def test_reading_does_not_extend_the_time_to_live() -> None:
-    clock = Clock()
-    store = MemoryStore(limits(), clock)
-    store.put(KEYS[0], b"value")
-    clock.now += 99.9
-    assert store.get(KEYS[0]) == b"value"
-    clock.now += 0.1
-    assert store.get(KEYS[0]) is None
-
-
-def test_expired_values_go_before_others_and_are_not_counted() -> None:
-    clock = Clock()
-    store = MemoryStore(limits(max_entries=EXPIRED_PER_CALL + 70), clock)
-    for key in KEYS[: EXPIRED_PER_CALL + 69]:
-        store.put(key, b"old")
-    clock.now += 50
-    store.put(KEYS[198], b"used long ago")
-    clock.now += 50
-    assert store.usage() == StoreUsage(num_entries=1, num_bytes=45)
-    store.put(KEYS[199], b"new")
-    assert store.get(KEYS[198]) == b"used long ago"
-    assert store.num_evicted == 0
 
 
 def test_a_value_above_the_limit_is_not_stored_and_evicts_nothing() -> None:

@@ -18,7 +18,7 @@ from tests.caching.naive_store import limits
 from tests.exhaustive import repeats
 from tests.small_disk import small_disk
 
-from hasten.caching import sqlite_file
+from hasten.caching import sqlite_file, sqlite_store
 from hasten.caching.base import StoreFailed
 from hasten.caching.sqlite_store import SqliteStore
 from hasten.core.errors import HastenError, InvalidOption
@@ -36,6 +36,12 @@ def value_of(key: bytes) -> bytes:
 def is_intact(value: bytes) -> bool:
     """Return whether a value is one that a caller would accept, of any key."""
     return value[:32] == hashlib.sha256(value[32:]).digest()
+
+
+@pytest.fixture(autouse=True)
+def without_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here cuts the power, and a sync waits for the disk."""
+    monkeypatch.setattr(sqlite_file, "SYNCHRONOUS", "OFF")
 
 
 @pytest.fixture(scope="module")
@@ -185,17 +191,80 @@ def test_a_damaged_store_says_how_to_start_anew(tmp_path: Path) -> None:
     store.put(KEYS[0], b"value")
     store.close()
     sound = file.read_bytes()
-    changed = sqlite3.connect(file)
-    changed.execute("UPDATE totals SET num_bytes = 7")
-    changed.commit()
-    changed.execute("CREATE TRIGGER endless AFTER INSERT ON entries BEGIN DELETE FROM records; END")
-    changed.close()
-    for content in (file.read_bytes(), sound[:-PAGE], sound[: 2 * PAGE]):
+    contents = [sound[:-PAGE], sound[: 2 * PAGE]]
+    for statement in (
+        "UPDATE totals SET num_bytes = 7",
+        "DELETE FROM totals",
+        "CREATE TRIGGER hostile AFTER INSERT ON entries BEGIN DELETE FROM records; END",
+    ):
+        file.write_bytes(sound)
+        changed = sqlite3.connect(file, isolation_level=None)
+        changed.execute(statement)
+        changed.close()
+        contents.append(file.read_bytes())
+    for content in contents:
         file.write_bytes(content)
         with pytest.raises(HastenError, match="because the file is damaged") as error:
             SqliteStore(file, limits())
         assert "Remove it together with its -wal and -shm files" in str(error.value)
         assert file.read_bytes() == content
+
+
+def test_keys_out_of_order_do_not_list_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(tmp_path / "file", limits())
+    store.put(KEYS[0], b"value")
+    monkeypatch.setattr(sqlite_store, "_LIST", sqlite_store._LIST.replace("key > ?", "? NOT NULL"))  # finds the same page again
+    entries = store.entries()
+    assert next(entries).key == KEYS[0]
+    with pytest.raises(StoreFailed, match="damaged"):
+        next(entries)
+    store.close()
+
+
+def test_an_entry_that_cannot_be_evicted_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(tmp_path / "file", limits(max_entries=1))
+    store.put(KEYS[0], b"value")
+    monkeypatch.setitem(sqlite_store._NEXT_TO_EVICT, "lru", "SELECT x'00'")  # an index that holds what the table does not
+    with pytest.raises(StoreFailed, match="damaged"):
+        store.put(KEYS[1], b"value")
+    store.close()
+
+
+def test_values_of_wrong_types_are_damage(tmp_path: Path) -> None:
+    """SQLite checks types when it writes, not when it reads."""
+    store = SqliteStore(tmp_path / "file", limits())
+    store.put(KEYS[0], b"value")
+    other = sqlite3.connect(tmp_path / "file", isolation_level=None)
+    for change in ("num_bytes = 'many'", "hits = x'00'", "expires = 'never'", "key = x'01'"):
+        other.execute(f"UPDATE entries SET {change}")
+        with pytest.raises(StoreFailed, match="damaged"):
+            list(store.entries())
+        other.execute("DELETE FROM entries")
+        other.execute("UPDATE totals SET num_bytes = 0")
+        store.put(KEYS[0], b"value")
+    other.execute("DELETE FROM totals")
+    with pytest.raises(StoreFailed, match="damaged"):
+        store.put(KEYS[0], b"value")
+    other.close()
+    store.close()
+
+
+def test_opening_tries_again_where_sqlite_refuses_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    failures = [busy, busy]
+    use_log = sqlite_file._use_log
+
+    def refuse_twice(connection: sqlite3.Connection) -> None:
+        if failures:
+            raise failures.pop()
+        use_log(connection)
+
+    monkeypatch.setattr(sqlite_file, "_use_log", refuse_twice)
+    store = SqliteStore(tmp_path / "file", limits())
+    store.put(KEYS[0], b"value")
+    assert store.get(KEYS[0]) == b"value"
+    store.close()
 
 
 @contextlib.contextmanager

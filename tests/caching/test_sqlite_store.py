@@ -31,6 +31,12 @@ def failure_of(call: Callable[[], object]) -> str | None:
     return None
 
 
+@pytest.fixture(autouse=True)
+def without_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here cuts the power, and a sync waits for the disk."""
+    monkeypatch.setattr(sqlite_file, "SYNCHRONOUS", "OFF")
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "results.sqlite"

@@ -25,6 +25,7 @@ from hasten.core.errors import HastenError, InvalidOption, printable, show
 APPLICATION_ID = 0x48537452  # "HStR"
 VERSION = 1  # of the tables
 MAX_RECORD = 1_000_000_000 - 1_000  # bytes; SQLite stores no longer blob
+SYNCHRONOUS = "NORMAL"
 OPEN_TIMEOUT = 5.0  # seconds that opening waits for other processes
 INSTRUCTIONS_PER_CHECK = 10_000  # of SQLite's virtual machine: about a millisecond
 ANOTHER_FILE = "Choose another file with result_cache=sqlite:PATH"
@@ -115,12 +116,12 @@ def open_file(path: str | Path) -> Path:
 def connect(path: Path, timeout: float, deadline: Deadline) -> sqlite3.Connection:
     """Return a connection for any thread, one at a time, to a file that exists. Raises ``sqlite3.Error``."""
     connection = sqlite3.connect(
-        f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=64
+        f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
     )
     connection.text_factory = bytes  # the tables hold no text; a damaged file may hold what is no UTF-8
     connection.set_progress_handler(deadline.has_passed, INSTRUCTIONS_PER_CHECK)
     try:
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         connection.execute("PRAGMA trusted_schema = OFF")
     except sqlite3.Error:
         connection.close()

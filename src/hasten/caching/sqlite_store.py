@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
@@ -115,6 +116,11 @@ class _Uses:
         with self._lock:
             return self._unsaved.get(key, (0, 0))[0]
 
+    def num_unsaved(self) -> int:
+        """Return how many keys have uses that are not written yet."""
+        with self._lock:
+            return len(self._unsaved)
+
     def forget(self, key: bytes) -> None:
         with self._lock:
             self._unsaved.pop(key, None)
@@ -122,7 +128,7 @@ class _Uses:
     def save(self, connection: sqlite3.Connection, limit: int | None = None, key: bytes | None = None) -> int:
         """Write the uses of one key, or the oldest ones up to ``limit``, and return of how many keys."""
         with self._lock:
-            keys = list(self._unsaved)[:limit] if key is None else [key] if key in self._unsaved else []
+            keys = list(itertools.islice(self._unsaved, limit)) if key is None else [key] if key in self._unsaved else []
             rows = [(*self._unsaved.pop(each), each) for each in keys]
         connection.executemany("UPDATE entries SET hits = hits + ?, last_use = max(last_use, ?) WHERE key = ?", rows)
         return len(rows)
@@ -198,10 +204,9 @@ class SqliteStore:
 
     def close(self) -> None:
         with contextlib.suppress(StoreFailed):  # uses are worth no error
-            num_saved = USES_PER_TRANSACTION
-            while num_saved == USES_PER_TRANSACTION:
+            while self._uses.num_unsaved():
                 with self._writer.use() as connection, _transaction(connection):
-                    num_saved = self._uses.save(connection, num_saved)
+                    self._uses.save(connection, USES_PER_TRANSACTION)
         self._reader.close()
         self._writer.close()
 
@@ -236,11 +241,11 @@ class SqliteStore:
             if connection.execute(_DELETE_EXPIRED, (now, 1)).rowcount:
                 continue
             victims = list(connection.execute(_NEXT_TO_EVICT[self._limits.eviction]))
-            if not victims:
-                raise StoreFailed(DAMAGED)  # the totals are wrong
-            if not self._uses.save(connection, key=victims[0][0]):  # else the next one is another
-                connection.execute("DELETE FROM entries WHERE key = ?", victims[0])
-                num_evicted += 1
+            if victims and self._uses.save(connection, key=victims[0][0]):
+                continue  # it was used since, and may not be the next one
+            if not victims or not connection.execute("DELETE FROM entries WHERE key = ?", victims[0]).rowcount:
+                raise StoreFailed(DAMAGED)  # the totals or an index are wrong
+            num_evicted += 1
         return num_evicted, False
 
     def _clear_some(self) -> list[float]:
@@ -248,7 +253,7 @@ class SqliteStore:
         with self._writer.use() as connection, _transaction(connection):
             rows = list(connection.execute("SELECT key, expires FROM entries LIMIT ?", (EVICTED_PER_TRANSACTION,)))
             cursor = connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key, _ in rows])
-            if cursor.rowcount < len(rows) or not all(isinstance(expires, float) for _, expires in rows):
+            if rows and (cursor.rowcount < len(rows) or not all(isinstance(expires, float) for _, expires in rows)):
                 raise StoreFailed(DAMAGED)
         for key, _ in rows:
             self._uses.forget(key)
@@ -265,8 +270,8 @@ class SqliteStore:
             rows = list(connection.execute(_LIST, (key, self._clock(), LISTED_PER_CALL)))
         page = []
         for found, num_bytes, expires, hits in rows:
-            are_types_right = isinstance(found, bytes) and isinstance(expires, float) and isinstance(num_bytes + hits, int)
-            if not are_types_right or len(found) != KEY_BYTES or found <= key:
+            are_numbers = isinstance(expires, float) and isinstance(num_bytes, int) and isinstance(hits, int)
+            if not are_numbers or not isinstance(found, bytes) or len(found) != KEY_BYTES or found <= key:
                 raise StoreFailed(DAMAGED)
             key = found
             page.append(StoredEntry(key=key, num_bytes=num_bytes, expires=expires, hits=hits + self._uses.hits(key)))
