@@ -48,6 +48,21 @@ def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], N
 
 
 @contextmanager
+def transfer_bar(description: str, unit: str, *, visible: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback (done since the last call, total). The bar appears after two seconds."""
+    if not visible:
+        yield lambda num_done, total: None
+        return
+    with _bar(desc=description, unit=unit, unit_scale=True, delay=2) as bar:
+
+        def update(num_done: int, total: int) -> None:
+            bar.total = total
+            bar.update(num_done)
+
+        yield update
+
+
+@contextmanager
 def scoring_bar(num_tokens: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
     """Yield a callback (tokens scored since the last call)."""
     if not visible:

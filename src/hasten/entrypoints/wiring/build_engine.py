@@ -22,8 +22,10 @@ from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
 from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
+from hasten.entrypoints.wiring.loaded_digest import LoadedDigest
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
+from hasten.kv.pool import BlockPool
 from hasten.models.load import LoadedModel, plan_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
@@ -42,6 +44,17 @@ class LoadedEngine:
     engine: Engine
     input_processor: InputProcessor
     description: Mapping[str, Any]  # the model, its kernels and its memory
+    digest: LoadedDigest
+    kv: KvAccess
+
+
+@dataclass(frozen=True, slots=True)
+class KvAccess:
+    """What saving and loading KV blocks needs beside the engine."""
+
+    pool: BlockPool
+    kernels: str
+    rotary: str  # settings of all layers
 
 
 def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
@@ -55,6 +68,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         checkpoint = Checkpoint.open(folder)
         check_quantization(options, checkpoint)
         backend = choose_backend(options, read_spec(checkpoint))
+    digest = LoadedDigest(checkpoint, model, visible=options.show_progress)
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         plan = plan_decoder(checkpoint, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
         draft_plan = plan_draft_model(options, backend)
@@ -103,7 +117,9 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "exits": options.exits,
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
-    return LoadedEngine(engine, input_processor, description)
+    rotary = "; ".join(map(repr, target.spec.rotary_specs)) or "none"
+    kv_access = KvAccess(runner.pool, backend.kernels, rotary)
+    return LoadedEngine(engine, input_processor, description, digest, kv_access)
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:
