@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from hasten.core.plan import Runner, StepPlan
@@ -38,6 +38,14 @@ class PrefixBlocks(DirectSteps):
             yield [[block for block in table if block is not None] for table in kv.block_tables(sequence_id)]
         finally:
             kv.close(sequence_id)
+
+    def insert(self, token_ids: Sequence[int], tenant: str, write: Callable[[Sequence[Mapping[int, int]]], None]) -> int:
+        """Add a prefix to the prefix cache of a tenant; return how many blocks are new. See ``KvCacheManager.insert_prefix``."""
+        return self.kv.insert_prefix(cache_salt(tenant, None), token_ids, write)
+
+    def remove(self, token_ids: Sequence[int], tenant: str) -> int:
+        """Free the cached blocks of a tenant's prefix; return how many. See ``KvCacheManager.remove_prefix``."""
+        return self.kv.remove_prefix(cache_salt(tenant, None), token_ids)
 
     def _compute(self, sequence_id: int, token_ids: Sequence[int], start: int) -> None:
         """Compute the tokens from ``start`` on."""

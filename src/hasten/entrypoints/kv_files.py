@@ -21,7 +21,6 @@ from hasten.entrypoints.progress import transfer_bar
 from hasten.entrypoints.wiring.build_engine import LoadedEngine
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
-from hasten.kv.prefix_hash import cache_salt
 
 
 class KvFiles:
@@ -86,14 +85,14 @@ class KvFiles:
                 with self._byte_bar(f"loading {file.path.name}", file.facts.num_bytes) as on_bytes:
                     file.load(write_layer, on_bytes)
 
-            num_new = kv.insert_prefix(cache_salt(tenant, None), token_ids, write)
+            num_new = engine.prefix_blocks().insert(token_ids, tenant, write)
         return dataclasses.replace(file.facts, num_new_blocks=num_new, seconds=time.perf_counter() - begin)
 
     def clear(self, engine: Engine, token_ids: Sequence[int] | None, tenant: str) -> int:
         """See ``LLM.clear_kv``. ``token_ids`` None: all blocks."""
         kv = engine.scheduler.kv
         if token_ids is not None:
-            return kv.remove_prefix(cache_salt(tenant, None), token_ids)
+            return engine.prefix_blocks().remove(token_ids, tenant)
         if tenant:
             raise InvalidRequest(
                 "without a prompt, the blocks of one tenant cannot be told from those of others",
