@@ -15,11 +15,11 @@ can choose the numbers. Block hashes are not stored: the reader computes them fo
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
-import stat
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -152,11 +152,13 @@ class OpenKvFile:
 def open_kv_file(path: Path) -> Iterator[OpenKvFile]:
     """Yield a file of KV blocks with a checked header. Raises ``KvFileError``."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+        if not os.path.isfile(path) and os.path.lexists(path):  # opening a pipe would wait for a writer
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        stream = path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: no name of a file
         got = getattr(error, "strerror", None) or error
         raise KvFileError(f"{path} cannot be read", got=got, remedy="Give a file that save_kv or hasten kv save wrote") from None
-    with open(handle, "rb") as stream:
+    with stream:
         yield _read_facts(path, stream)
 
 
@@ -223,8 +225,6 @@ def _checksum(header: bytes, checksum: str, token_bytes: bytes | bytearray, dige
 
 def _read_facts(path: Path, stream: BinaryIO) -> OpenKvFile:
     try:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise HeaderError("it is not a regular file")
         header = read_stream_header(stream, path)
         metadata = _read_metadata(header)
     except HeaderError as error:

@@ -106,8 +106,8 @@ class EngineClient:
         except BaseException as exception:  # a bug; the callers that wait get it as an event
             log.exception("the engine died")
             error = f"{type(exception).__name__}: {exception}"
-        self._on_events([EngineDied(error)], self.abort)
         self._fail_calls()
+        self._on_events([EngineDied(error)], self.abort)
 
     def _fail_calls(self) -> None:
         """Fail the calls that no step will run."""
