@@ -8,8 +8,8 @@
     group.1      ...
 
 The checksum is the SHA-256 of the header with zeros in its place, the token ids, and the SHA-256 of each layer of each group. So it
-covers every byte of the file, and layers are read and checked in parallel. It tells damage, not malice: whoever can write the file
-can choose the numbers. Block hashes are not stored: the reader computes them for its own tenant.
+covers every byte of the file, and layers are read and checked in parallel. It tells damage, not malice: a program that can write
+the file can choose the numbers. Block hashes are not stored: the reader computes them for its own tenant.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WriteLayer = Callable[[int, int, Tensor], None]  # the same, to take; called fro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvSource:
-    """What the numbers in KV blocks depend on, as texts. An engine loads only blocks whose source equals its own."""
+    """What the numbers in KV blocks depend on, as texts. An engine loads only blocks of its own source."""
 
     weights: str  # SHA-256 of the model's files
     dtype: str
@@ -63,7 +63,7 @@ class KvSource:
     kernels: str  # with their instruction set
 
     def check(self, other: KvSource, file: str) -> None:
-        """Raise ``KvFileError`` with both values of each field that differs. ``other`` is the source of ``file``."""
+        """Raise ``KvFileError`` with both values of each field that differs from that of ``file``."""
         names = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != getattr(other, field.name)]
         if names:
             raise KvFileError(
@@ -89,7 +89,7 @@ class OpenKvFile:
     checksum: str
 
     def check_shapes(self, num_tokens: int, shapes: Sequence[GroupShape]) -> None:
-        """Raise ``KvFileError`` if the tensors are not those of this many tokens and of groups of these shapes."""
+        """Raise ``KvFileError`` if the tensors are not of this many tokens and of these shapes."""
         got = [(entry.name, entry.dtype, entry.shape) for entry in self.header.entries]
         allowed = _tensors(num_tokens, shapes)
         if got != allowed:
@@ -107,9 +107,10 @@ class OpenKvFile:
         return token_ids.tolist()
 
     def load(self, write: WriteLayer, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """Pass every layer of every group on, as it is read. Raises ``KvFileError`` afterwards if the checksum is wrong.
+        """Pass every layer of every group on, as it is read.
 
-        ``on_bytes`` gets the number of bytes passed on since the last call; it may raise.
+        Raises ``KvFileError`` afterwards if the checksum is wrong. ``on_bytes`` gets the number of bytes passed on since the last
+        call; it may raise.
         """
         groups = self.header.entries[1:]
         starts = [self.header.data_start + sum(e.nbytes for e in self.header.entries[: i + 1]) for i in range(len(groups))]

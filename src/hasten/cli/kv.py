@@ -1,4 +1,4 @@
-"""``hasten kv``: save the KV cache of a prompt to a file, load it again, list such files and remove them."""
+"""``hasten kv``: save the KV cache of a prompt to a file, and load, list and remove such files."""
 
 from __future__ import annotations
 

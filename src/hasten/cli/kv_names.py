@@ -1,4 +1,4 @@
-"""Names of files of KV blocks on the command line: a bare name stands for a file in hasten's cache folder."""
+"""Names of KV files on the command line: a bare name is that of a file in hasten's cache folder."""
 
 from __future__ import annotations
 

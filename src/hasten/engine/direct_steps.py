@@ -1,4 +1,4 @@
-"""``DirectSteps``: sequences that are computed beside those of the scheduler, between two steps of the engine."""
+"""``DirectSteps``: sequences computed beside the scheduler's, between two steps of the engine."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Engine:
         return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
     def prefix_blocks(self, before_step: Callable[[int], None] = lambda num_tokens: None) -> PrefixBlocks:
-        """Return the KV blocks of prefixes in this engine's KV pool; usable between steps. See ``PrefixBlocks``."""
+        """Return access to the KV blocks of prefixes in this engine's pool; usable between steps."""
         return PrefixBlocks(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
     def recover(self) -> None:

@@ -1,4 +1,4 @@
-"""``PrefixBlocks``: the KV blocks of a prefix in the engine's pool, computed where the prefix cache lacks them."""
+"""``PrefixBlocks``: the KV blocks of a prefix, computed where the prefix cache lacks them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class PrefixBlocks(DirectSteps):
 
     @contextmanager
     def hold(self, token_ids: Sequence[int], tenant: str) -> Iterator[list[list[int]]]:
-        """Yield, per group, the blocks of the prefix that the token after it attends to. They do not change meanwhile.
+        """Yield, per group, the blocks of the prefix that the token after it attends to.
 
-        ``token_ids`` fill whole blocks. Afterwards the prefix cache has these blocks. Raises ``CapacityError`` if the KV pool is
-        too small, and ``HastenError`` if logits are not finite; such blocks are not in the cache.
+        They do not change meanwhile. ``token_ids`` fill whole blocks. Afterwards the prefix cache has these blocks. Raises
+        ``CapacityError`` if the KV pool is too small, and ``HastenError`` if logits are not finite; such blocks are not cached.
         """
         kv, sequence_id = self.kv, self.new_sequence_id()
         assert token_ids and len(token_ids) % kv.block_size == 0, (len(token_ids), kv.block_size)
@@ -40,11 +40,11 @@ class PrefixBlocks(DirectSteps):
             kv.close(sequence_id)
 
     def insert(self, token_ids: Sequence[int], tenant: str, write: Callable[[Sequence[Mapping[int, int]]], None]) -> int:
-        """Add a prefix to the prefix cache of a tenant; return how many blocks are new. See ``KvCacheManager.insert_prefix``."""
+        """Add a prefix to a tenant's prefix cache; see ``KvCacheManager.insert_prefix``."""
         return self.kv.insert_prefix(cache_salt(tenant, None), token_ids, write)
 
     def remove(self, token_ids: Sequence[int], tenant: str) -> int:
-        """Free the cached blocks of a tenant's prefix; return how many. See ``KvCacheManager.remove_prefix``."""
+        """Free the cached blocks of a tenant's prefix; see ``KvCacheManager.remove_prefix``."""
         return self.kv.remove_prefix(cache_salt(tenant, None), token_ids)
 
     def _compute(self, sequence_id: int, token_ids: Sequence[int], start: int) -> None:

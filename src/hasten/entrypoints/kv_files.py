@@ -1,4 +1,4 @@
-"""``KvFiles``: saves the KV blocks of prompts to files, and loads them into the prefix cache of an engine."""
+"""``KvFiles``: saves KV blocks of prompts to files, and loads them into an engine's prefix cache."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class KvFiles:
             kv_cache_dtype=str(description["kv_cache_dtype"]),
             block_size=str(kv.block_size),
             groups="; ".join(map(_describe_group, kv.groups)),
-            rotary=loaded.kv.rotary,
+            rotary="; ".join(map(repr, loaded.kv.rotary)) or "none",
             kernels=loaded.kv.kernels,
         )
 

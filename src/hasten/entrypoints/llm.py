@@ -103,7 +103,10 @@ class LLM:
             return KvFiles(self._loaded, signals.check).load(engine, path, cache_salt)
 
     def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
-        """Drop the cached KV blocks of a prompt, or all of them, and return how many. Running requests keep theirs."""
+        """Drop the cached KV blocks of a prompt, or all of them, and return how many.
+
+        Running requests keep theirs.
+        """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
         with DeferredSignals(), self._shared.exclusive() as engine:

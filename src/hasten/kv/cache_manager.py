@@ -235,11 +235,11 @@ class KvCacheManager:
         self.close(sequence_id)
 
     def insert_prefix(self, salt: str, token_ids: Sequence[int], write: Callable[[Sequence[Mapping[int, int]]], None]) -> int:
-        """Add the full blocks of ``token_ids`` to the prefix cache; return how many blocks are new, over all groups.
+        """Add the full blocks of ``token_ids`` to the prefix cache; return how many are new.
 
-        ``write`` fills the new blocks: per group, index of the block in the prefix -> block. If it raises, none is published.
-        Groups with a window get only the blocks that the token after the prefix attends to. Raises ``CapacityError``, and changes
-        nothing, if running sequences leave too few blocks.
+        Blocks of all groups count. ``write`` fills the new blocks: per group, index of the block in the prefix -> block. If it
+        raises, none is published. Groups with a window get only the blocks that the token after the prefix attends to. Raises
+        ``CapacityError``, and changes nothing, if running sequences leave too few blocks.
         """
         hashes: list[bytes] = []
         extend_hashes(hashes, salt, token_ids, self.block_size)

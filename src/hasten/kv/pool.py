@@ -28,7 +28,7 @@ class BlockPool(Protocol):
         ...
 
     def write_blocks(self, layer: int, blocks: Sequence[int], data: Tensor) -> None:
-        """Overwrite blocks of a layer with what ``read_blocks`` returned. Any thread may call it, between two steps."""
+        """Overwrite blocks of a layer with what ``read_blocks`` returned, as any thread may, too."""
         ...
 
 

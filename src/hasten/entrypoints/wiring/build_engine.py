@@ -26,6 +26,7 @@ from hasten.entrypoints.wiring.loaded_digest import LoadedDigest
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.pool import BlockPool
+from hasten.layers.rotary import RotarySpec
 from hasten.models.load import LoadedModel, plan_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
@@ -37,6 +38,8 @@ from hasten.scheduling.scheduler import Scheduler
 from hasten.speculative.cost_model import CostModel
 from hasten.text.detokenizer import Detokenizer
 from hasten.text.tokenizer import TextTokenizer
+
+SCHEDULER_OPTIONS = [field.name for field in dataclasses.fields(SchedulerConfig) if field.name != "max_model_len"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class KvAccess:
 
     pool: BlockPool
     kernels: str
-    rotary: str  # settings of all layers
+    rotary: tuple[RotarySpec, ...]  # of all layers
 
 
 def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
@@ -77,7 +80,6 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
     with timer.phase("tokenizer"):
         tokenizer = TextTokenizer.of(checkpoint, target.spec.vocab_size)
-    end_ids, defaults = eos_token_ids(target, tokenizer), default_sampling_params(target.generation_config, folder)
     sizing = _size_kv_cache(options, backend, target, speculative)
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
     kv_manager = KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching)
@@ -87,8 +89,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
-    config_names = [field.name for field in dataclasses.fields(SchedulerConfig) if field.name != "max_model_len"]
-    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, config_names))
+    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, SCHEDULER_OPTIONS))
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
         Scheduler(config, kv_manager),
@@ -103,8 +104,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         tokenizer=tokenizer,
         vocab_size=target.spec.vocab_size,
         max_model_len=sizing.max_model_len,
-        eos_token_ids=end_ids,
-        defaults=defaults,
+        eos_token_ids=eos_token_ids(target, tokenizer),
+        defaults=default_sampling_params(target.generation_config, folder),
         seeds=random.Random(options.seed),
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
@@ -117,9 +118,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "exits": options.exits,
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
-    rotary = "; ".join(map(repr, target.spec.rotary_specs)) or "none"
-    kv_access = KvAccess(runner.pool, backend.kernels, rotary)
-    return LoadedEngine(engine, input_processor, description, digest, kv_access)
+    access = KvAccess(runner.pool, backend.kernels, target.spec.rotary_specs)
+    return LoadedEngine(engine, input_processor, description, digest, access)
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from hasten.checkpoints.model_digest import ModelDigest, model_digest, weight_bytes, weight_files
+from hasten.checkpoints.model_digest import ModelDigest, model_digest, weight_files
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError
 from hasten.entrypoints.progress import transfer_bar
@@ -26,7 +26,7 @@ class LoadedDigest:
         with self._mutex:
             if self._digest is None:
                 with transfer_bar(f"hashing {self._model}", "B", visible=self._visible) as progress:
-                    total = weight_bytes(self._checkpoint)
+                    total = sum(size for _, _, size, _ in self._states)
                     digest = model_digest(self._checkpoint, lambda num_bytes: progress(num_bytes, total))
                 if self._file_states() != self._states:
                     raise CheckpointError(
