@@ -80,6 +80,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
     with timer.phase("tokenizer"):
         tokenizer = TextTokenizer.of(checkpoint, target.spec.vocab_size)
+    end_ids, defaults = eos_token_ids(target, tokenizer), default_sampling_params(target.generation_config, folder)
     sizing = _size_kv_cache(options, backend, target, speculative)
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
     kv_manager = KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching)
@@ -104,8 +105,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         tokenizer=tokenizer,
         vocab_size=target.spec.vocab_size,
         max_model_len=sizing.max_model_len,
-        eos_token_ids=eos_token_ids(target, tokenizer),
-        defaults=default_sampling_params(target.generation_config, folder),
+        eos_token_ids=end_ids,
+        defaults=defaults,
         seeds=random.Random(options.seed),
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
@@ -115,7 +116,6 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "model": model,
         **_describe(target, backend, sizing, options),
         **speculative.describe(),
-        "exits": options.exits,
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
     access = KvAccess(runner.pool, backend.kernels, target.spec.rotary_specs)
@@ -158,6 +158,7 @@ def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, opti
         "kv_bytes": sizing.kv_bytes,
         "batching": options.batching,
         "prefix_caching": options.prefix_caching,
+        "exits": options.exits,
     }
 
 
