@@ -103,6 +103,22 @@ def test_other_numbers_in_the_blocks_change_the_outputs(tiny: Callable[[str], Pa
         assert answer(llm, PREFIX).outputs != expected.outputs
 
 
+@pytest.mark.parametrize("model", ["llama-gqa", "mistral-window", "qwen3-mixed-window"])
+def test_loading_fills_the_holes_of_a_cached_prefix(model: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    with LLM(str(tiny(model)), **TINY) as llm:
+        llm.save_kv(ids(PREFIX), tmp_path / "x")
+        expected = answer(llm, [*PREFIX, 3]).outputs
+        llm.clear_kv()
+        llm.load_kv(tmp_path / "x")
+        kv = llm.engine.scheduler.kv
+        for allocator in kv.allocators:
+            for block in list(allocator._cached)[::2]:
+                allocator.free_cached(block)
+        assert 0 < llm.load_kv(tmp_path / "x").num_new_blocks < kv.num_cached
+        found = answer(llm, [*PREFIX, 3])
+        assert (found.outputs, found.metrics.num_cached_tokens) == (expected, 48)
+
+
 def test_all_full_blocks_are_saved_also_the_one_at_the_end(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     with LLM(str(tiny("llama-gqa")), **TINY) as llm:
         assert [llm.save_kv(ids(PREFIX[:n]), tmp_path / "x").num_tokens for n in (4, 7, 8)] == [4, 4, 8]
