@@ -38,7 +38,7 @@ def test_logits_depend_on_the_contents_of_the_kv_cache(tiny: Callable[[str], Pat
     """A pool that loses precision between steps changes every chunk but the first."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS, backend="torch")
     exact = list(llm.engine.logits_scorer().logits(TOKENS, 10))
-    pool, run = llm.engine._runner._runner._pool, llm.engine._runner.run
+    pool, run = llm.engine._runner._runner.pool, llm.engine._runner.run
 
     def lossy(plan: StepPlan) -> RunnerOutput:
         output = run(plan)

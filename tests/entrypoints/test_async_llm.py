@@ -239,3 +239,63 @@ def test_the_event_loop_runs_while_a_long_prompt_is_tokenised(monkeypatch: pytes
             await body(llm)
 
     asyncio.run(asyncio.wait_for(session(), timeout=120))
+
+
+def test_kv_files_are_saved_and_loaded_between_the_steps_of_requests(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
+    folder, prompt = tiny("llama-gqa"), {"prompt_token_ids": list(range(20, 60))}
+    expected = LLM(str(folder), **OPTIONS).generate([prompt, *PROMPTS], GREEDY, use_tqdm=False)
+
+    async def body(llm: AsyncLLM) -> None:
+        tasks = [asyncio.create_task(llm.generate(prompt, GREEDY)) for prompt in PROMPTS]
+        saved = await llm.save_kv(prompt, tmp_path / "x", cache_salt="a")
+        assert await llm.clear_kv(prompt, cache_salt="a") == 10
+        loaded = await llm.load_kv(tmp_path / "x", cache_salt="a")
+        assert (loaded.num_tokens, loaded.num_new_blocks) == (saved.num_tokens, 10) == (40, 10)
+        outputs = [await llm.generate(prompt, GREEDY, cache_salt="a"), *await asyncio.gather(*tasks)]
+        assert [output.outputs for output in outputs] == [output.outputs for output in expected]
+        assert outputs[0].metrics.num_cached_tokens == 36  # one token is left to compute
+        assert (await llm.generate(prompt, GREEDY, cache_salt="b")).metrics.num_cached_tokens == 0
+        for wrong in (llm.load_kv(tmp_path / "missing"), llm.save_kv(PROMPTS[0], tmp_path / "y", cache_salt=3)):
+            with pytest.raises(HastenError):
+                await wrong
+        assert await llm.clear_kv() > 10
+
+    run(folder, body)
+
+
+def test_calls_fail_when_the_engine_has_ended(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        go_on = hold_after_one_step(llm)
+        task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY))
+        await until(lambda: llm._loaded.engine.has_unfinished_requests)
+        call = asyncio.create_task(llm.clear_kv())
+        closing = asyncio.create_task(llm.close())
+        await until(lambda: llm._client._is_closed)
+        go_on.set()
+        results = await asyncio.gather(task, call, closing, return_exceptions=True)
+        assert isinstance(results[0], HastenError)
+        assert isinstance(results[1], (HastenError, int))  # it came before the end, or after it
+        with pytest.raises(HastenError, match="the engine has ended"):
+            await llm.clear_kv()
+
+    run(tiny("llama-gqa"), body)
+
+
+def test_calls_that_the_engine_does_not_reach_fail(tiny: Callable[[str], Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        client = llm._client
+        client._thread = threading.Thread()  # that never runs, as one that has died
+        waiting = client.call(lambda engine: 1)
+        cancelled = client.call(lambda engine: 2)
+        assert cancelled.cancel()
+        client._fail_calls()
+        with pytest.raises(HastenError, match="the engine has ended"):
+            waiting.result(timeout=0)
+        with pytest.raises(HastenError, match="the engine has ended"):
+            client.call(lambda engine: 3).result(timeout=0)
+        client._thread = None
+
+    run(tiny("llama-gqa"), body)

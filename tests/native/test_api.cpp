@@ -181,6 +181,14 @@ TEST(api_refuses_shapes_beyond_its_limits) {
         REFUSED(hasten_kv_copy_block(model.kv, value, 0, 0));
         REFUSED(hasten_kv_copy_block(model.kv, 0, value, 0));
         REFUSED(hasten_kv_copy_block(model.kv, 0, 0, value));
+        uint8_t bytes[4096] = {};
+        const int64_t valid[] = {0}, wrong[] = {0, value};
+        REFUSED(hasten_kv_read_blocks(model.kv, value, valid, 1, bytes));
+        REFUSED(hasten_kv_read_blocks(model.kv, 0, wrong, 2, bytes));
+        REFUSED(hasten_kv_read_blocks(model.kv, 0, valid, value, bytes));
+        REFUSED(hasten_kv_write_blocks(model.kv, value, valid, 1, bytes));
+        REFUSED(hasten_kv_write_blocks(model.kv, 0, wrong, 2, bytes));
+        REFUSED(hasten_kv_write_blocks(model.kv, 0, valid, value, bytes));
         for (int i = 0; i < 5; ++i) {
             int64_t at[5] = {};
             at[i] = value;

@@ -1,4 +1,4 @@
-// move_token moves exactly the bytes documented in kernels.h, in every layer of its group and in no other layer.
+// The pool moves and copies exactly the bytes documented in kernels.h, in the layers that it is told to and in no other layer.
 #include "test_harness.h"
 #include "kv_pool.h"
 
@@ -48,6 +48,24 @@ public:
         }
     }
 
+    // The bytes of one block: keys, values, scales of keys, scales of values.
+    std::vector<uint8_t> block(int64_t index, int blocks) const {
+        std::vector<uint8_t> bytes;
+        for (const auto& part : expected_) {
+            const auto size = static_cast<int64_t>(part.size()) / blocks;
+            bytes.insert(bytes.end(), part.begin() + index * size, part.begin() + (index + 1) * size);
+        }
+        return bytes;
+    }
+
+    void replace_block(int64_t index, int blocks, const uint8_t* bytes) {
+        for (auto& part : expected_) {
+            const auto size = static_cast<int64_t>(part.size()) / blocks;
+            std::copy(bytes, bytes + size, part.begin() + index * size);
+            bytes += size;
+        }
+    }
+
     bool matches() const {
         for (size_t i = 0; i < memory_.size(); ++i) {
             if (std::memcmp(memory_[i], expected_[i].data(), expected_[i].size()) != 0) return false;
@@ -73,16 +91,17 @@ private:
     std::vector<std::vector<uint8_t>> expected_;
 };
 
+const Layer kLayers[] = {{0, Dtype::f32, 2, 5}, {1, Dtype::bf16, 1, 24}, {0, Dtype::int8, 3, 42},
+                         {1, Dtype::f16, 2, 7}, {0, Dtype::bf16, 2, 64}, {1, Dtype::int8, 1, 16}};
+
 }  // namespace
 
 TEST(kv_pool_moves_tokens_between_slots) {
     Random random(31);
-    const Layer layers[] = {{0, Dtype::f32, 2, 5}, {1, Dtype::bf16, 1, 24}, {0, Dtype::int8, 3, 42},
-                            {1, Dtype::f16, 2, 7}, {0, Dtype::bf16, 2, 64}, {1, Dtype::int8, 1, 16}};
     for (int block_size : {1, 5, 16, 48}) {
         constexpr int kBlocks = 4;
         KvPool pool(kBlocks, block_size);
-        for (const Layer& layer : layers) CHECK(pool.add_layer(layer.group, layer.dtype, layer.heads, layer.dim) >= 0);
+        for (const Layer& layer : kLayers) CHECK(pool.add_layer(layer.group, layer.dtype, layer.heads, layer.dim) >= 0);
         std::vector<ExpectedLayer> expected;
         for (int i = 0; i < 6; ++i) expected.emplace_back(pool.layer(i), kBlocks, random);
         for (int i = 0; i < 40; ++i) {
@@ -91,9 +110,55 @@ TEST(kv_pool_moves_tokens_between_slots) {
             const int to = random.integer(0, kBlocks - 1), slot = random.integer(0, block_size - 1);
             pool.move_token(group, {from, from_slot}, {to, slot});
             for (size_t layer = 0; layer < expected.size(); ++layer) {
-                if (layers[layer].group == group) expected[layer].move(from, from_slot, to, slot);
+                if (kLayers[layer].group == group) expected[layer].move(from, from_slot, to, slot);
                 CHECK(expected[layer].matches());
             }
+        }
+    }
+}
+
+TEST(kv_pool_reads_and_writes_whole_blocks) {
+    Random random(32);
+    for (int block_size : {1, 5, 16, 48}) {
+        constexpr int kBlocks = 5;
+        KvPool pool(kBlocks, block_size);
+        for (const Layer& layer : kLayers) CHECK(pool.add_layer(layer.group, layer.dtype, layer.heads, layer.dim) >= 0);
+        std::vector<ExpectedLayer> expected;
+        for (int i = 0; i < 6; ++i) expected.emplace_back(pool.layer(i), kBlocks, random);
+        for (int32_t i = 0; i < 6; ++i) {
+            const Layer& shape = kLayers[i];
+            const auto size = static_cast<size_t>(kv_block_size(shape.dtype, shape.heads, shape.dim, block_size).total());
+            ExpectedLayer& layer = expected[static_cast<size_t>(i)];
+            const int64_t blocks[] = {3, 0, 4};
+            std::vector<uint8_t> bytes(3 * size);
+            pool.read_blocks(i, blocks, 3, bytes.data());
+            for (size_t j = 0; j < 3; ++j) {
+                const std::vector<uint8_t> block = layer.block(blocks[j], kBlocks);
+                CHECK(block.size() == size);
+                CHECK(std::equal(block.begin(), block.end(), bytes.begin() + static_cast<int64_t>(j * size)));
+            }
+            const int64_t targets[] = {1, 4, 2};
+            for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.bits());
+            pool.write_blocks(i, targets, 3, bytes.data());
+            for (size_t j = 0; j < 3; ++j) layer.replace_block(targets[j], kBlocks, bytes.data() + j * size);
+            for (const ExpectedLayer& each : expected) CHECK(each.matches());
+        }
+    }
+}
+
+TEST(kv_pool_copies_blocks_in_the_layers_of_a_group) {
+    Random random(33);
+    constexpr int kBlocks = 4;
+    KvPool pool(kBlocks, 5);
+    for (const Layer& layer : kLayers) CHECK(pool.add_layer(layer.group, layer.dtype, layer.heads, layer.dim) >= 0);
+    std::vector<ExpectedLayer> expected;
+    for (int i = 0; i < 6; ++i) expected.emplace_back(pool.layer(i), kBlocks, random);
+    const int copies[][3] = {{0, 3, 1}, {1, 0, 2}, {0, 1, 1}, {1, 2, 0}};
+    for (const auto& [group, source, target] : copies) {
+        pool.copy_block(group, source, target);
+        for (size_t i = 0; i < expected.size(); ++i) {
+            if (kLayers[i].group == group) expected[i].replace_block(target, kBlocks, expected[i].block(source, kBlocks).data());
+            CHECK(expected[i].matches());
         }
     }
 }

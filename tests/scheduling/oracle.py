@@ -51,6 +51,15 @@ def exits(criterion: ExitCriterion, visible: Sequence[tuple[int, np.ndarray]]) -
     return logits_index(visible) / len(LOGITS) > criterion.threshold
 
 
+def block_numbers(token_ids: Sequence[int], tenant: str, block_size: int) -> np.ndarray:
+    """Return the numbers of a prefix of whole blocks, of tokens that all layers compute. [block, slot, layer]"""
+    values, previous = [], 0
+    for token in token_ids:
+        previous = slot_value(previous, token, tenant)
+        values.append(previous)
+    return np.repeat(np.array(values, dtype=np.int64), NUM_LAYERS).reshape(-1, block_size, NUM_LAYERS)
+
+
 def first_visible(group: KvGroup, position: int) -> int:
     return 0 if group.window is None else max(0, position - group.window + 1)
 
@@ -117,6 +126,13 @@ class OracleRunner:
         for move in moves:
             pool, (source, i), (target, j) = self.pools[move.group], move.source, move.target
             pool[target * size + j] = pool[source * size + i]
+
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> np.ndarray:
+        """Return the numbers of whole blocks. [block, slot, layer]"""
+        return self.pools[group].reshape(-1, self.block_size, NUM_LAYERS)[blocks]
+
+    def write_blocks(self, group: int, blocks: Sequence[int], numbers: np.ndarray) -> None:
+        self.pools[group].reshape(-1, self.block_size, NUM_LAYERS)[blocks] = numbers
 
     def _paths(self, row: RowPlan) -> list[list[int]]:
         """Return, for each token of the row, the slots of the row that it attends to; its own is the last."""

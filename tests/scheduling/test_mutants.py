@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from torch import Tensor
@@ -13,6 +14,7 @@ from hasten.core.draft import Draft
 from hasten.core.plan import CommitResult, RowPlan
 from hasten.core.result import StepResult
 from hasten.engine import sampling_rows, verification
+from hasten.engine.prefix_blocks import PrefixBlocks
 from hasten.engine.sampling_rows import NO_NODE
 from hasten.kv import prefix_hash
 from hasten.kv.allocator import BlockAllocator
@@ -296,6 +298,85 @@ def share_exit_layers_with_a_fork(patch: Patch) -> None:
 
     original = Scheduler._fork
     patch.setattr(Scheduler, "_fork", fork)
+
+
+@mutant
+def take_the_salt_from_the_file(patch: Patch) -> None:
+    savers: dict[tuple[int, ...], str] = {}
+
+    def hold(self: PrefixBlocks, token_ids: Sequence[int], tenant: str) -> AbstractContextManager[list[list[int]]]:
+        savers[tuple(token_ids)] = tenant
+        return original_hold(self, token_ids, tenant)
+
+    def insert(self: PrefixBlocks, token_ids: Sequence[int], tenant: str, write: Callable[..., None]) -> int:
+        return original_insert(self, token_ids, savers[tuple(token_ids)], write)
+
+    original_hold, original_insert = PrefixBlocks.hold, PrefixBlocks.insert
+    patch.setattr(PrefixBlocks, "hold", hold)
+    patch.setattr(PrefixBlocks, "insert", insert)
+
+
+@mutant
+def publish_dead_blocks_of_a_loaded_window(patch: Patch) -> None:
+    def insert(self: KvCacheManager, salt: str, token_ids: Sequence[int], write: Callable[..., None]) -> int:
+        live = [group.live_blocks(len(token_ids) // self.block_size, self.block_size) for group in self.groups]
+
+        def write_live(new: Sequence[Mapping[int, int]]) -> None:
+            write([{i: block for i, block in blocks.items() if i in own} for blocks, own in zip(new, live, strict=True)])
+
+        with pytest.MonkeyPatch.context() as inner:  # blocks that no file has
+            inner.setattr(KvGroup, "live_blocks", lambda group, num_blocks, block_size: range(num_blocks))
+            return original(self, salt, token_ids, write_live)
+
+    original = KvCacheManager.insert_prefix
+    patch.setattr(KvCacheManager, "insert_prefix", insert)
+
+
+@mutant
+def load_blocks_in_another_order(patch: Patch) -> None:
+    def insert(self: KvCacheManager, salt: str, token_ids: Sequence[int], write: Callable[..., None]) -> int:
+        def write_reversed(new: Sequence[Mapping[int, int]]) -> None:
+            write([dict(zip(blocks, reversed(blocks.values()), strict=True)) for blocks in new])
+
+        return original(self, salt, token_ids, write_reversed)
+
+    original = KvCacheManager.insert_prefix
+    patch.setattr(KvCacheManager, "insert_prefix", insert)
+
+
+@mutant
+def save_one_block_for_all(patch: Patch) -> None:
+    @contextmanager
+    def hold(self: PrefixBlocks, token_ids: Sequence[int], tenant: str) -> Iterator[list[list[int]]]:
+        with original(self, token_ids, tenant) as blocks:
+            yield [own[:1] * len(own) for own in blocks]
+
+    original = PrefixBlocks.hold
+    patch.setattr(PrefixBlocks, "hold", hold)
+
+
+@mutant
+def keep_a_loaded_block_held(patch: Patch) -> None:
+    def insert(self: KvCacheManager, salt: str, token_ids: Sequence[int], write: Callable[..., None]) -> int:
+        num_new = original(self, salt, token_ids, write)
+        block = self.allocators[0].find(next(iter(self.allocators[0]._block_of), b""))
+        if block is not None:
+            self.allocators[0].hold(block)
+        return num_new
+
+    original = KvCacheManager.insert_prefix
+    patch.setattr(KvCacheManager, "insert_prefix", insert)
+
+
+@mutant
+def remove_a_prefix_that_runs(patch: Patch) -> None:
+    def remove(self: KvCacheManager, salt: str, token_ids: Sequence[int]) -> int:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(BlockAllocator, "is_held", lambda allocator, block: False)
+            return original(self, salt, token_ids)
+
+    original = KvCacheManager.remove_prefix
+    patch.setattr(KvCacheManager, "remove_prefix", remove)
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

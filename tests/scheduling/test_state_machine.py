@@ -37,6 +37,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.world.kv.clear_cached()
 
     @rule()
+    def save(self) -> None:
+        self.world.save()
+
+    @rule()
+    def load(self) -> None:
+        self.world.load()
+
+    @rule()
     def fail_an_allocation(self) -> None:
         """Make the next reservation find no block."""
         self.world.kv.fail_next = True

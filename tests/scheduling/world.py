@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from hasten.core.draft import Draft
-from hasten.core.errors import PromptTooLong
+from hasten.core.errors import CapacityError, PromptTooLong
 from hasten.core.output import Delta, RequestOutput
 from hasten.core.plan import BlockCopy
 from hasten.core.request import Request
@@ -22,9 +24,9 @@ from hasten.scheduling.scheduler import Scheduler
 from hasten.speculative.drafters.base import DraftRequest, TargetOutput
 
 from .fault import Calls, raise_at_call
-from .oracle import INJECTED, VOCAB_SIZE, OracleRunner, ReferenceModel
+from .oracle import INJECTED, VOCAB_SIZE, OracleRunner, ReferenceModel, block_numbers
 
-FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority", "draft", "exit")
+FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority", "draft", "exit", "saved prefix")
 GROUPS = (KvGroup((0, 2), 1, 4), KvGroup((1, 3), 1, 4, window=7))
 EOS = 0
 MAX_LENGTH = 96
@@ -89,6 +91,15 @@ def random_tree(draw: random.Random, right: Sequence[int], num_wrong: int) -> Dr
     return Draft(tuple(token for token, _ in nodes), tuple(parent for _, parent in nodes))
 
 
+@dataclass(frozen=True)
+class SavedPrefix:
+    """What a file of KV blocks holds, and the tenant that saved it, which a file does not tell."""
+
+    token_ids: tuple[int, ...]
+    tenant: str
+    numbers: list[np.ndarray]  # per group [block, slot, layer], of the blocks that the token after the prefix attends to
+
+
 @dataclass
 class World:
     """``enabled`` features may happen; ``seen`` ones have happened."""
@@ -126,6 +137,8 @@ class World:
         self.requests: dict[str, Request] = {}
         self._stems = [self._tokens(self.random.randint(8, 24)) for _ in range(3)]
         self._num_requests = 0
+        self._computing_tenant = ""  # of sequences that are not the scheduler's
+        self._saved: list[SavedPrefix] = []
 
     def step(self) -> None:
         """Take one engine step; the block tables must be consistent after it."""
@@ -176,6 +189,53 @@ class World:
             self.seen.add("preemption")
             self.kv.check()
 
+    def save(self) -> None:
+        """Save a prefix as ``LLM.save_kv`` does; its numbers must be those of the reference model."""
+        size, tenant = self.kv.block_size, self._draw_tenant()
+        prompts = [*self._stems, *(request.prompt_token_ids for request in self.requests.values())]
+        token_ids = tuple(self.random.choice(prompts)[: self.random.randint(1, 6) * size])
+        token_ids = token_ids[: len(token_ids) // size * size]
+        if not token_ids:
+            return
+        self._computing_tenant = tenant
+        try:
+            with self.engine.prefix_blocks().hold(token_ids, tenant) as tables:
+                numbers = [self.runner.read_blocks(group, blocks) for group, blocks in enumerate(tables)]
+        except CapacityError:
+            return
+        finally:
+            self.kv.check()
+        expected = block_numbers(token_ids, tenant, size)
+        for group, found in zip(GROUPS, numbers, strict=True):
+            live = group.live_blocks(len(token_ids) // size, size)
+            if found.tolist() != expected[live.start :].tolist():
+                raise WrongToken(f"seed {self.seed}: saved {found.tolist()}\nexpected {expected[live.start :].tolist()}")
+        self._saved.append(SavedPrefix(token_ids, tenant, numbers))
+
+    def load(self) -> None:
+        """Load a saved prefix for any tenant, as ``LLM.load_kv`` does, often after its blocks were removed."""
+        if not self._saved:
+            return
+        saved, tenant, size = self.random.choice(self._saved), self._draw_tenant(), self.kv.block_size
+        prefixes = self.engine.prefix_blocks()
+        if self.random.random() < 0.4:
+            prefixes.remove(saved.token_ids, tenant)
+        # The numbers of a real model do not tell the tenant; these do, so they are written for the one that loads.
+        translated = block_numbers(saved.token_ids, tenant, size)
+
+        def write(new: Sequence[Mapping[int, int]]) -> None:
+            for group, (blocks, numbers) in enumerate(zip(new, saved.numbers, strict=True)):
+                first = len(translated) - len(numbers)
+                source = numbers if tenant == saved.tenant else translated[first:]
+                self.runner.write_blocks(group, list(blocks.values()), source[[i - first for i in blocks]])
+
+        try:
+            self.seen |= {"saved prefix"} if prefixes.insert(saved.token_ids, tenant, write) else set()
+        except CapacityError:
+            pass
+        finally:
+            self.kv.check()
+
     def drain(self, limit: int = 4000) -> None:
         """Run until every request has ended, within ``limit`` steps; no block may be held afterwards."""
         for _ in range(limit):
@@ -195,6 +255,8 @@ class World:
                 self.abort()
             if "preemption" in self.enabled and self.random.random() < 0.01:
                 self.preempt()
+            if "saved prefix" in self.enabled and self.random.random() < 0.06:
+                self.random.choice((self.save, self.load))()
             self.step()
         self.drain()
         return self
@@ -249,7 +311,7 @@ class World:
             eos_token_ids=(EOS,),
             priority=draw.randint(-1, 2) if "priority" in self.enabled else 0,
             arrival=self.now,
-            cache_salt=draw.choice(("", "red", "blue")) if "salt" in self.enabled else "",
+            cache_salt=self._draw_tenant(),
         )
 
     def _params(self, max_tokens: int) -> SamplingParams:
@@ -277,7 +339,10 @@ class World:
         return [self.random.randrange(1, VOCAB_SIZE) for _ in range(count)]
 
     def _tenant(self, sequence_id: int) -> str:
-        return self.scheduler.sequence(sequence_id).request.cache_salt
+        return self._computing_tenant if sequence_id < 0 else self.scheduler.sequence(sequence_id).request.cache_salt
+
+    def _draw_tenant(self) -> str:
+        return self.random.choice(("", "red", "blue")) if "salt" in self.enabled else ""
 
 
 def random_features(seed: int) -> frozenset[str]:

@@ -49,10 +49,9 @@ def model_digest(checkpoint: Checkpoint, on_bytes: OnBytes = lambda num_bytes: N
     return ModelDigest(_digest_of([folder / "config.json", *weights], on_bytes), _digest_of(texts, on_bytes))
 
 
-def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Return how many bytes of weight files ``model_digest`` reads if it remembers none."""
-    files = checkpoint.gguf.sizes if checkpoint.gguf is not None else {e.file for e in checkpoint.files.entries.values()}
-    return sum(os.path.getsize(file) for file in files)
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files with the weights, sorted."""
+    return sorted(checkpoint.gguf.sizes if checkpoint.gguf is not None else {e.file for e in checkpoint.files.entries.values()})
 
 
 def _digest_of(files: Iterable[Path], on_bytes: OnBytes) -> str:

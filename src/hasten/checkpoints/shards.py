@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,6 +47,20 @@ class TensorEntry:
     dtype: str  # as safetensors writes it: "BF16"
     shape: tuple[int, ...]
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The checked header of a safetensors file."""
+
+    content: bytes  # as stored
+    metadata: object  # unchecked
+    entries: tuple[TensorEntry, ...]  # in the order of their data, which has no gaps
+
+    @property
+    def data_start(self) -> int:
+        """Where the first tensor begins in the file."""
+        return 8 + len(self.content)
 
 
 class HeaderError(Exception):
@@ -126,18 +140,25 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
         raise HeaderError(f"{file.name} is not a readable file")
     try:
         with file.open("rb") as stream:
-            file_size = os.fstat(stream.fileno()).st_size
-            header_size = int.from_bytes(stream.read(8), "little")
-            if header_size > min(file_size - 8, MAX_JSON_BYTES):
-                raise HeaderError(f"{file.name}: the header needs {header_size + 8:,} bytes and the file has {file_size:,}")
-            header = parse_json(stream.read(header_size))
+            return read_stream_header(stream, file).entries
     except OSError as error:
         raise HeaderError(f"{file.name} cannot be read ({error.strerror})") from None
+
+
+def read_stream_header(stream: BinaryIO, file: Path) -> Header:
+    """Return the header of an open file, read from its begin. Raises ``HeaderError`` and ``OSError``."""
+    file_size = os.fstat(stream.fileno()).st_size
+    header_size = int.from_bytes(stream.read(8), "little")
+    if header_size > min(file_size - 8, MAX_JSON_BYTES):
+        raise HeaderError(f"{file.name}: the header needs {header_size + 8:,} bytes and the file has {file_size:,}")
+    content = stream.read(header_size)
+    try:
+        header = parse_json(content)
     except ValueError as error:
         raise HeaderError(f"{file.name}: the header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise HeaderError(f"{file.name}: the header is not a table of tensors")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     faults = [f"{file.name}: {name}: {fault}" for name, value in header.items() if (fault := _find_fault(value)) is not None]
     if faults:
         raise HeaderError(list_faults(faults))
@@ -147,10 +168,11 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
     needed = 8 + header_size + spans[-1][1]
     if needed != file_size:
         raise HeaderError(f"{file.name}: its tensors need {needed:,} bytes and the file has {file_size:,}")
-    return tuple(
+    entries = tuple(
         TensorEntry(name, file, value["dtype"], tuple(value["shape"]), value["data_offsets"][1] - value["data_offsets"][0])
         for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     )
+    return Header(content, metadata, entries)
 
 
 def _find_fault(value: object) -> str | None:

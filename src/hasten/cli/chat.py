@@ -10,6 +10,7 @@ import typer
 from hasten.cli import report
 from hasten.cli.engine_options import SINGLE_REQUEST_ENGINE, Debug, ModelArgument, ModelOption, load_llm, model_name
 from hasten.cli.interrupt import until_interrupted
+from hasten.cli.kv_names import LoadKv, load_files
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.sampling_options import SAMPLING
 from hasten.cli.session import Session
@@ -28,6 +29,7 @@ def chat(
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="Settings for a purpose, such as creative; options override it.")
     ] = None,
+    load_kv: LoadKv = None,
     debug: Debug = False,
     *,
     sampling: OptionValues,
@@ -38,7 +40,9 @@ def chat(
     Without a terminal, each line of standard input is one turn.
     """
     model = model_name(name, model)
-    session = Session(load_llm(model, engine), model, system=system, preset=preset, options=sampling)
+    llm = load_llm(model, engine)
+    load_files(llm, load_kv)
+    session = Session(llm, model, system=system, preset=preset, options=sampling)
     if sys.stdin.isatty():
         import readline  # noqa: F401  line editing and history for input()
 

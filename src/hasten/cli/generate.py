@@ -12,6 +12,7 @@ import typer
 from hasten.cli import report
 from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
 from hasten.cli.interrupt import INTERRUPTED, until_interrupted
+from hasten.cli.kv_names import LoadKv, load_files
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
@@ -50,6 +51,7 @@ def generate(
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour each token by its origin (accepted, corrected, bonus) or its exit layer.")
     ] = False,
+    load_kv: LoadKv = None,
     json: Json = False,
     debug: Debug = False,
     *,
@@ -62,16 +64,17 @@ def generate(
         texts.insert(0, name)
         name = None
     model = model_name(name, model)
-    prompts = _read_prompts(texts, prompt_file or [], prompt_ids or [])
+    prompts = read_prompts(texts, prompt_file or [], prompt_ids or [])
     if priority and len(priority) != len(prompts):
         raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {len(prompts)} prompts")
     policy = engine.get("scheduling_policy", "fcfs")
     if priority and policy != "priority":
         raise InvalidOption("--priority needs --scheduling-policy priority", got=f"--scheduling-policy {policy}")
     llm = load_llm(model, engine)
+    load_files(llm, load_kv)
     settings = merge_settings(llm.default_sampling_params(), preset, sampling)
     if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
-        _stream(llm, prompts[0], settings, show_drafts)
+        stream_output(llm, prompts[0], settings, show_drafts)
         return
     if show_drafts:
         raise InvalidOption(
@@ -80,7 +83,7 @@ def generate(
     _run_batch(llm, model, prompts, settings, priority, json)
 
 
-def _read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:
+def read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:
     """Return the prompts in the order arguments, files, token ids.
 
     Raises ``InvalidOption`` for none or an unreadable file.
@@ -107,7 +110,7 @@ def _read_file(file: str) -> str:
         raise InvalidOption(f"the prompt file {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
 
 
-def _stream(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool) -> None:
+def stream_output(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool = False) -> None:
     """Print the text as it is generated. On a terminal the prompt is printed before it, dimmed."""
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         print(f"\x1b[2m{prompt}\x1b[0m", end="", file=sys.stderr, flush=True)

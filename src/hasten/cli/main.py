@@ -21,6 +21,7 @@ from hasten.cli.doctor import doctor
 from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
+from hasten.cli.kv import kv
 from hasten.cli.models import ls, pull, rm
 from hasten.cli.quantize import quantize
 from hasten.cli.streams import end_output, prepare_streams
@@ -46,6 +47,7 @@ for command in (generate, chat, doctor, pull, ls, rm, quantize):
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
+app.add_typer(kv, name="kv")
 
 
 @app.callback(invoke_without_command=True)

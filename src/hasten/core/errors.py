@@ -9,6 +9,7 @@
     ├── CheckpointError      a model folder that cannot be read, understood or trusted
     │   ├── ModelNotFound
     │   └── UnsupportedModel
+    ├── KvFileError          a file of saved KV blocks that cannot be read, or that another engine wrote
     └── CapacityError        the machine lacks the memory
 
 A message is one sentence: what is wrong, the value, the allowed values and the remedy. It is one line of printable characters, and
@@ -70,6 +71,10 @@ class ModelNotFound(CheckpointError):
 
 class UnsupportedModel(CheckpointError):
     """A valid checkpoint of a kind that hasten does not support."""
+
+
+class KvFileError(HastenError):
+    """A file of saved KV blocks that cannot be read, or whose numbers are not those of this engine."""
 
 
 class CapacityError(HastenError):

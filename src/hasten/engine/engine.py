@@ -18,6 +18,7 @@ from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.engine.accept import accept
 from hasten.engine.completion import Completion, DetokenizerFactory
+from hasten.engine.prefix_blocks import PrefixBlocks
 from hasten.engine.request_state import RequestState
 from hasten.engine.scorers import ContinuationScorer, LogitsScorer
 from hasten.engine.stats import EngineStats
@@ -91,6 +92,10 @@ class Engine:
     def continuation_scorer(self, before_step: Callable[[], None] = lambda: None) -> ContinuationScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
         return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
+
+    def prefix_blocks(self, before_step: Callable[[int], None] = lambda num_tokens: None) -> PrefixBlocks:
+        """Return access to the KV blocks of prefixes in this engine's pool; usable between steps."""
+        return PrefixBlocks(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
     def recover(self) -> None:
         """Start afresh after a call that an interrupt cut short.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hasten.core.early_exit import ExitPlan
-from hasten.core.errors import CapacityError, HastenError
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.core.request import Request
+from hasten.engine.direct_steps import DirectSteps, not_finite
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.prefix_hash import cache_salt
 from hasten.sampling.sampler import rows_are_finite
@@ -26,34 +26,7 @@ from hasten.sampling.sampler import rows_are_finite
 MAX_LOGITS = 1 << 25
 
 
-class _PoolScorer:
-    def __init__(self, runner: Runner, kv: KvCacheManager, max_num_batched_tokens: int) -> None:
-        self._runner, self._kv, self.max_num_batched_tokens = runner, kv, max_num_batched_tokens
-
-    def _new_sequence_id(self) -> int:
-        """Return an unused id; the scheduler's ids are not negative."""
-        return next(number for number in itertools.count(-1, -1) if not self._kv.is_open(number))
-
-    def _plan_row(
-        self, sequence_id: int, start: int, token_ids: Sequence[int], num_logits: int, exit_plan: ExitPlan | None = None
-    ) -> tuple[RowPlan, list[BlockCopy]] | None:
-        """Return a row and the block copies that it needs; None if the pool has too few blocks."""
-        copies = self._kv.reserve(sequence_id, start, start + len(token_ids))
-        if copies is None:
-            return None
-        tables = self._kv.block_tables(sequence_id)
-        return RowPlan(sequence_id, start, tuple(token_ids), tables, num_logits, exit_plan=exit_plan), copies
-
-    def _capacity_error(self, what: str, num_tokens: int, remedy: str = "Shorten it, wait for running requests") -> CapacityError:
-        return CapacityError(
-            f"{what} does not fit the KV pool",
-            got=f"{num_tokens} tokens",
-            allowed=f"{self._kv.num_blocks} blocks of {self._kv.block_size} tokens, less those of running requests",
-            remedy=f"{remedy}, or raise kv_cache_memory",
-        )
-
-
-class LogitsScorer(_PoolScorer):
+class LogitsScorer(DirectSteps):
     """The ``Scorer`` of an engine. Its blocks never enter the prefix cache."""
 
     def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
@@ -62,15 +35,15 @@ class LogitsScorer(_PoolScorer):
         Raises ``CapacityError`` if the KV pool is too small.
         """
         assert 1 <= chunk_size <= self.max_num_batched_tokens, (chunk_size, self.max_num_batched_tokens)
-        kv, sequence_id = self._kv, self._new_sequence_id()
+        kv, sequence_id = self.kv, self.new_sequence_id()
         kv.open(sequence_id, "", ())
         try:
             for start in range(0, len(token_ids), chunk_size):
                 chunk = token_ids[start : start + chunk_size]
-                planned = self._plan_row(sequence_id, start, chunk, len(chunk))
+                planned = self.plan_row(sequence_id, start, chunk, len(chunk))
                 if planned is None:
-                    raise self._capacity_error("the text", len(token_ids), "Use a shorter window")
-                yield self._runner.run(StepPlan((planned[0],))).logits
+                    raise self.capacity_error("the text", len(token_ids), "Use a shorter window")
+                yield self.runner.run(StepPlan((planned[0],))).logits
                 kv.commit(sequence_id, token_ids, start + len(chunk))
         finally:
             kv.discard(sequence_id)
@@ -105,7 +78,7 @@ class _Continuation:
         return len(self.token_ids) - len(self.logprobs)
 
 
-class ContinuationScorer(_PoolScorer):
+class ContinuationScorer(DirectSteps):
     """Log-probabilities of token sequences after one prompt.
 
     The prompt is computed once, and every continuation is a fork of it. A token's logits score the token after it. So the prompt
@@ -132,7 +105,7 @@ class ContinuationScorer(_PoolScorer):
         Afterwards the prefix cache holds the prompt's blocks only. Raises ``CapacityError`` if the KV pool is too small, and
         ``HastenError`` if logits are not finite.
         """
-        prompt = _Prompt(self._new_sequence_id(), request, request.exit_layer, len(request.prompt_token_ids))
+        prompt = _Prompt(self.new_sequence_id(), request, request.exit_layer, len(request.prompt_token_ids))
         scored = [_Continuation(tuple(token_ids)) for token_ids in continuations]
         try:
             logprobs_V = self._prefill(prompt)
@@ -141,13 +114,13 @@ class ContinuationScorer(_PoolScorer):
             self._score(prompt, scored, min(self.max_num_batched_tokens, max(1, MAX_LOGITS // len(logprobs_V))))
         finally:
             for sequence_id in [prompt.sequence_id, *(continuation.sequence_id for continuation in scored)]:
-                if sequence_id is not None and self._kv.is_open(sequence_id):
-                    self._kv.close(sequence_id)
+                if sequence_id is not None and self.kv.is_open(sequence_id):
+                    self.kv.close(sequence_id)
         return [tuple(continuation.logprobs) for continuation in scored], prompt.exit_layer
 
     def _prefill(self, prompt: _Prompt) -> Tensor:
         """Compute the prompt after its cached prefix; return the next token's log-probabilities [V]."""
-        kv, request, sequence_id = self._kv, prompt.request, prompt.sequence_id
+        kv, request, sequence_id = self.kv, prompt.request, prompt.sequence_id
         token_ids = request.prompt_token_ids
         salt = cache_salt(request.cache_salt, request.exit_layer)  # requests that generate share these blocks
         start = kv.open(sequence_id, salt, kv.block_hashes(salt, token_ids))
@@ -156,14 +129,14 @@ class ContinuationScorer(_PoolScorer):
             stop = start + len(chunk)
             is_last = stop == len(token_ids)
             exit_plan = prompt.exit_plan(len(chunk), is_last=is_last)
-            planned = self._plan_row(sequence_id, start, chunk, int(is_last), exit_plan)
+            planned = self.plan_row(sequence_id, start, chunk, int(is_last), exit_plan)
             if planned is None:
-                raise self._capacity_error("the prompt", len(token_ids))
+                raise self.capacity_error("the prompt", len(token_ids))
             self._before_step()
-            output = self._runner.run(StepPlan((planned[0],), tuple(planned[1])))
+            output = self.runner.run(StepPlan((planned[0],), tuple(planned[1])))
             if is_last and not all(rows_are_finite(output.logits)):
                 kv.discard(sequence_id)  # NaN must not enter the prefix cache
-                raise _not_finite()
+                raise not_finite()
             if is_last and exit_plan is not None and prompt.exit_layer is None:
                 prompt.exit_layer = output.exit_layers[0]
                 if prompt.exit_layer != output.num_layers:
@@ -191,7 +164,7 @@ class ContinuationScorer(_PoolScorer):
                 batch.append(waiting.popleft())
             if not rows:
                 num_tokens = len(prompt.request.prompt_token_ids) + len(waiting[0].token_ids)
-                raise self._capacity_error("the prompt with one continuation", num_tokens)
+                raise self.capacity_error("the prompt with one continuation", num_tokens)
             self._run(prompt, batch, StepPlan(tuple(rows), tuple(copies)))
             waiting.extendleft(c for c in batch if c.num_uncomputed_tokens)  # at most the last one, which the budget cut
 
@@ -199,18 +172,18 @@ class ContinuationScorer(_PoolScorer):
         self, prompt: _Prompt, continuation: _Continuation, max_tokens: int
     ) -> tuple[RowPlan, list[BlockCopy]] | None:
         if continuation.sequence_id is None:
-            continuation.sequence_id = self._new_sequence_id()
-            self._kv.fork(prompt.sequence_id, continuation.sequence_id)
+            continuation.sequence_id = self.new_sequence_id()
+            self.kv.fork(prompt.sequence_id, continuation.sequence_id)
         begin, count = len(continuation.logprobs) - 1, min(max_tokens, continuation.num_uncomputed_tokens)
         token_ids, start = continuation.token_ids[begin : begin + count], len(prompt.request.prompt_token_ids) + begin
-        return self._plan_row(continuation.sequence_id, start, token_ids, count, prompt.exit_plan(count))
+        return self.plan_row(continuation.sequence_id, start, token_ids, count, prompt.exit_plan(count))
 
     def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
         """Run a step with a row per continuation; append the log-probabilities of the tokens it scores."""
         self._before_step()
-        logits_RV = self._runner.run(plan).logits
+        logits_RV = self.runner.run(plan).logits
         if not all(rows_are_finite(logits_RV)):
-            raise _not_finite()
+            raise not_finite()
         targets: list[int] = []
         for continuation, row in zip(batch, plan.rows, strict=True):
             begin = len(continuation.logprobs)
@@ -221,10 +194,6 @@ class ContinuationScorer(_PoolScorer):
             continuation.logprobs += itertools.islice(logprobs, len(row.token_ids))
             if continuation.num_uncomputed_tokens:
                 # Only the prompt's blocks are published: continuations would evict blocks of more use.
-                self._kv.commit(row.sequence_id, prompt.request.prompt_token_ids, row.stop, prompt.num_cacheable_tokens)
+                self.kv.commit(row.sequence_id, prompt.request.prompt_token_ids, row.stop, prompt.num_cacheable_tokens)
             else:
-                self._kv.close(row.sequence_id)
-
-
-def _not_finite() -> HastenError:
-    return HastenError("the model's logits for these texts are not finite numbers (NaN or infinity)")
+                self.kv.close(row.sequence_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import os
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -16,12 +17,14 @@ from typing import Any, TypeVar
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
+from hasten.core.kv_file import KvFile
 from hasten.core.output import Delta, RequestOutput, RequestRejected
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
-from hasten.entrypoints.input_processor import Prompt
+from hasten.entrypoints.input_processor import Prompt, check_salt
+from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.wiring.build_engine import build_engine
 
 INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
@@ -40,7 +43,7 @@ class AsyncLLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
         self._router = EventRouter()
-        self._client = EngineClient(self._loaded.make_front(), self._router.deliver)
+        self._client = EngineClient(self._loaded.engine, self._router.deliver, self._loaded.make_front())
         # The engine's thread must end before the interpreter frees what its steps use. This is undone in reverse order of
         # creation, so the thread ends before the kernels are freed.
         weakref.finalize(self, self._client.close)
@@ -121,6 +124,28 @@ class AsyncLLM:
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
+        """See ``LLM.save_kv``. Requests wait meanwhile."""
+        check_salt(cache_salt)
+        token_ids, files = await self._encode(prompt), KvFiles(self._loaded)
+        return await asyncio.wrap_future(self._client.call(lambda engine: files.save(engine, token_ids, path, cache_salt)))
+
+    async def load_kv(self, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
+        """See ``LLM.load_kv``. Requests wait meanwhile."""
+        check_salt(cache_salt)
+        files = KvFiles(self._loaded)
+        return await asyncio.wrap_future(self._client.call(lambda engine: files.load(engine, path, cache_salt)))
+
+    async def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
+        """See ``LLM.clear_kv``."""
+        check_salt(cache_salt)
+        token_ids, files = None if prompt is None else await self._encode(prompt), KvFiles(self._loaded)
+        return await asyncio.wrap_future(self._client.call(lambda engine: files.clear(engine, token_ids, cache_salt)))
+
+    async def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        encode = partial(self._loaded.input_processor.encode, prompt)
+        return encode() if _is_short(prompt) else await self._in_thread(encode)
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str) -> Request:
         return self._loaded.input_processor.request(

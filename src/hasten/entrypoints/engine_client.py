@@ -6,11 +6,14 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from hasten.core.errors import InvalidRequest
+from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Delta, RequestRejected
 from hasten.core.request import Request
+from hasten.engine.engine import Engine
 from hasten.entrypoints.shared_results import RequestEngine
 
 log = logging.getLogger(__name__)
@@ -24,15 +27,45 @@ class EngineDied:
 
 
 Event = Delta | RequestRejected | EngineDied
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """A function to call in the engine's thread, between two steps."""
+
+    function: Callable[[Engine], Any]
+    result: Future[Any]
+
+    def run(self, engine: Engine) -> None:
+        if not self.result.set_running_or_notify_cancel():
+            return
+        try:
+            self.result.set_result(self.function(engine))
+        except Exception as error:
+            self.result.set_exception(error)
+
+    def fail(self) -> None:
+        if self.result.set_running_or_notify_cancel():
+            self.result.set_exception(HastenError("the engine has ended", remedy="Make a new AsyncLLM"))
 
 
 class EngineClient:
     """Requests go to the engine through a queue, which its thread empties between two steps."""
 
-    def __init__(self, engine: RequestEngine, on_events: Callable[[list[Event], Callable[[str], None]], None]) -> None:
-        """``on_events`` is called in the engine's thread, with events in order and with ``abort``."""
+    def __init__(
+        self,
+        engine: Engine,
+        on_events: Callable[[list[Event], Callable[[str], None]], None],
+        requests: RequestEngine | None = None,
+    ) -> None:
+        """``on_events`` is called in the engine's thread, with events in order and with ``abort``.
+
+        ``requests`` runs the requests, such as ``SharedResults``; None: the engine itself.
+        """
         self._engine, self._on_events = engine, on_events
-        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()  # add, abort, close
+        self._requests: RequestEngine = requests or engine
+        self._commands: queue.SimpleQueue[Request | str | _Call | None] = queue.SimpleQueue()  # add, abort, call, close
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None  # started by the first request
         self._is_closed = False
@@ -42,10 +75,19 @@ class EngineClient:
         with self._mutex:
             if self._is_closed:
                 return
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hasten-engine", daemon=True)
-                self._thread.start()
+            self._start()
         self._commands.put(request)
+
+    def call(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Call a function between two steps, and return at once. All requests wait while it runs."""
+        call = _Call(function, Future())
+        with self._mutex:
+            if self._is_closed:
+                call.fail()
+            else:
+                self._start()
+                self._commands.put(call)  # the thread fails the calls that it finds at its end
+        return call.result
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step, and return at once. Does nothing if it has ended."""
@@ -60,6 +102,11 @@ class EngineClient:
         if thread is not None and thread is not threading.current_thread():  # the collector may call this in any thread
             thread.join()
 
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="hasten-engine", daemon=True)
+            self._thread.start()
+
     def _run(self) -> None:
         error = ""
         try:
@@ -69,12 +116,22 @@ class EngineClient:
         except BaseException as exception:  # a bug; the callers that wait get it as an event
             log.exception("the engine died")
             error = f"{type(exception).__name__}: {exception}"
+        self._fail_calls()
         self._on_events([EngineDied(error)], self.abort)
+
+    def _fail_calls(self) -> None:
+        """Fail the calls that no step will run."""
+        with self._mutex:
+            self._is_closed = True
+        while not self._commands.empty():
+            command = self._commands.get()
+            if isinstance(command, _Call):
+                command.fail()
 
     def _step(self) -> list[Event] | None:
         """Carry out the commands that have come, then run one step. None: the engine was closed."""
         events: list[Event] = []
-        block, timeout = not self._engine.has_unfinished_requests, self._engine.idle_seconds()
+        block, timeout = not self._requests.has_unfinished_requests, self._requests.idle_seconds()
         while True:
             try:
                 command = self._commands.get(block=block or timeout > 0, timeout=None if block else timeout)
@@ -82,13 +139,16 @@ class EngineClient:
                 break
             if command is None:
                 return None
-            events += self._engine.abort(command) if isinstance(command, str) else self._add(command)
+            if isinstance(command, _Call):
+                command.run(self._engine)
+            else:
+                events += self._requests.abort(command) if isinstance(command, str) else self._add(command)
             block, timeout = False, 0.0
-        return [*events, *self._engine.step()]
+        return [*events, *self._requests.step()]
 
     def _add(self, request: Request) -> list[RequestRejected]:
         try:
-            self._engine.add(request)
+            self._requests.add(request)
         except InvalidRequest as error:
             return [RequestRejected(request_id=request.request_id, kind=type(error).__name__, what=error.what, **error.fields())]
         except Exception as error:  # a bug, but of this request alone

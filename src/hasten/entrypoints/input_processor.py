@@ -248,6 +248,11 @@ def _check_priority_and_salt(priority: object, cache_salt: object) -> None:
     """Raise ``InvalidRequest`` for values that would break the scheduler for all requests."""
     if type(priority) is not int or abs(priority) > MAX_PRIORITY:
         raise InvalidRequest("priority is out of range", got=show(priority), allowed=f"-{MAX_PRIORITY} to {MAX_PRIORITY}")
+    check_salt(cache_salt)
+
+
+def check_salt(cache_salt: object) -> None:
+    """Raise ``InvalidRequest`` for anything but a text."""
     if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT or not is_unicode(cache_salt):
         raise InvalidRequest(
             "cache_salt is not a text", got=show(cache_salt), allowed=f"Unicode text of up to {MAX_SALT} characters"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -11,12 +12,14 @@ from typing import Any, Literal
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.kv_file import KvFile
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.entrypoints.deferred_signals import DeferredSignals
-from hasten.entrypoints.input_processor import Prompt
+from hasten.entrypoints.input_processor import Prompt, check_salt
+from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.shared_engine import Inbox, SharedEngine
@@ -79,6 +82,38 @@ class LLM:
         """Drop all cached KV blocks that no running request holds."""
         with DeferredSignals(), self._shared.exclusive() as engine:
             engine.scheduler.kv.clear_cached()
+
+    def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
+        """Write the KV blocks of a prompt to a file, which replaces an older one when it is complete.
+
+        Blocks that the prefix cache lacks are computed first; only blocks that the prompt fills are saved. The file tells what the
+        prompt was, so only its owner may read it. Raises ``InvalidRequest`` for a prompt shorter than a block, ``CapacityError`` if
+        the KV pool or the disk is too small, and ``InvalidOption`` for a path that cannot be written.
+        """
+        check_salt(cache_salt)
+        token_ids = self._loaded.input_processor.encode(prompt)
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            return KvFiles(self._loaded, signals.check).save(engine, token_ids, path, cache_salt)
+
+    def load_kv(self, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
+        """Add the KV blocks of a file to the prefix cache, for requests with this ``cache_salt``.
+
+        They are ordinary blocks of the cache, which evicts them when it needs their memory. Raises ``KvFileError`` for a damaged
+        file or one of another model or engine, and ``CapacityError`` if running requests leave too few blocks.
+        """
+        check_salt(cache_salt)
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            return KvFiles(self._loaded, signals.check).load(engine, path, cache_salt)
+
+    def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
+        """Drop the cached KV blocks of a prompt, or all of them, and return how many.
+
+        Running requests keep theirs.
+        """
+        check_salt(cache_salt)
+        token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
+        with DeferredSignals(), self._shared.exclusive() as engine:
+            return KvFiles(self._loaded).clear(engine, token_ids, cache_salt)
 
     def generate(
         self,

@@ -48,13 +48,18 @@ def loading_bar(model: str, *, visible: bool) -> Iterator[Callable[[int, int], N
 
 
 @contextmanager
-def hashing_bar(num_bytes: int, *, visible: bool) -> Iterator[Callable[[int], object]]:
-    """Yield a callback (bytes hashed since the last call)."""
+def transfer_bar(description: str, unit: str, *, visible: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback (done since the last call, total). The bar appears after two seconds."""
     if not visible:
-        yield lambda num_hashed: None
+        yield lambda num_done, total: None
         return
-    with _bar(total=num_bytes, desc="hashing the weights", unit="B", unit_scale=True) as bar:
-        yield bar.update
+    with _bar(desc=description, unit=unit, unit_scale=True, delay=2) as bar:
+
+        def update(num_done: int, total: int) -> None:
+            bar.total = total
+            bar.update(num_done)
+
+        yield update
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """``SharedResults``: an engine whose equal requests are computed once (single flight), and whose results are stored.
 
-The first of several equal requests starts a flight: one request of the engine. Later ones join it, get what it has given so far, and
-then every further delta. A flight ends early only when its last subscriber has left.
+The first of several equal requests starts a flight: one request of the engine. Later ones join it, get what it has given so far,
+and then every further delta. A flight ends early only when its last subscriber has left.
 """
 
 from __future__ import annotations

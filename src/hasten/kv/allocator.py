@@ -32,6 +32,10 @@ class BlockAllocator:
         return len(self._references)
 
     @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
+    @property
     def num_available(self) -> int:
         """The number of blocks that ``allocate`` can return: free and cached ones."""
         return len(self._free) + len(self._cached)
@@ -94,6 +98,12 @@ class BlockAllocator:
         block_hash = self._hash_of.pop(block, None)
         if block_hash is not None:
             del self._block_of[block_hash]
+
+    def free_cached(self, block: int) -> None:
+        """Free one cached block."""
+        del self._cached[block]
+        del self._block_of[self._hash_of.pop(block)]
+        self._free[block] = None
 
     def clear_cached(self) -> None:
         """Free every cached block."""

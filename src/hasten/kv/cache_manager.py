@@ -5,9 +5,10 @@ It handles integers and knows neither tensors nor the schedule. A sequence is op
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hasten.core.errors import CapacityError
 from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.allocator import BlockAllocator
 from hasten.kv.group import KvGroup
@@ -233,10 +234,70 @@ class KvCacheManager:
                     allocator.unpublish(block)
         self.close(sequence_id)
 
+    def insert_prefix(self, salt: str, token_ids: Sequence[int], write: Callable[[Sequence[Mapping[int, int]]], None]) -> int:
+        """Add the full blocks of ``token_ids`` to the prefix cache; return how many are new.
+
+        Blocks of all groups count. ``write`` fills the new blocks: per group, index of the block in the prefix -> block. If it
+        raises, none is published. Groups with a window get only the blocks that the token after the prefix attends to. Raises
+        ``CapacityError``, and changes nothing, if running sequences leave too few blocks.
+        """
+        hashes: list[bytes] = []
+        extend_hashes(hashes, salt, token_ids, self.block_size)
+        live = [group.live_blocks(len(hashes), self.block_size) for group in self.groups]
+        for indices, allocator in zip(live, self.allocators, strict=True):
+            found = [block for i in indices if (block := allocator.find(hashes[i])) is not None]
+            num_new = len(indices) - len(found)
+            num_free = allocator.num_available - sum(not allocator.is_held(block) for block in found)
+            if num_new > num_free:
+                raise CapacityError(
+                    "the prefix does not fit the KV blocks that running requests leave",
+                    got=f"{num_new} blocks of {self.block_size} tokens",
+                    allowed=f"up to {num_free}",
+                    remedy="Wait for running requests, or raise kv_cache_memory",
+                )
+        tables: list[dict[int, int]] = [{} for _ in self.groups]
+        new: list[dict[int, int]] = [{} for _ in self.groups]
+        try:
+            for indices, allocator, table, new_blocks in zip(live, self.allocators, tables, new, strict=True):
+                for i in indices:
+                    if (block := allocator.find(hashes[i])) is not None:
+                        allocator.hold(block)
+                        table[i] = block
+                for i in indices:
+                    if i not in table:
+                        table[i] = new_blocks[i] = allocator.allocate(after=table.get(i - 1))
+            write(new)
+            for allocator, new_blocks in zip(self.allocators, new, strict=True):
+                for i, block in new_blocks.items():
+                    allocator.publish(block, hashes[i])
+        finally:
+            for allocator, table in zip(self.allocators, tables, strict=True):
+                for i in sorted(table, reverse=True):  # the last blocks are evicted first
+                    allocator.release(table[i])
+        return sum(map(len, new))
+
+    def remove_prefix(self, salt: str, token_ids: Sequence[int]) -> int:
+        """Free the cached full blocks of ``token_ids``; return how many, over all groups. Held blocks stay."""
+        hashes: list[bytes] = []
+        extend_hashes(hashes, salt, token_ids, self.block_size)
+        num_freed = 0
+        for allocator in self.allocators:
+            for block_hash in hashes:
+                block = allocator.find(block_hash)
+                if block is not None and not allocator.is_held(block):
+                    allocator.free_cached(block)
+                    num_freed += 1
+        return num_freed
+
     def clear_cached(self) -> None:
         """Empty the prefix cache."""
         for allocator in self.allocators:
             allocator.clear_cached()
+
+    @property
+    def num_cached(self) -> int:
+        """The number of cached blocks that no sequence holds, over all groups."""
+        return sum(allocator.num_cached for allocator in self.allocators)
 
     def check(self) -> None:
         """Assert that tables and allocators agree on the references of every block."""

@@ -23,6 +23,10 @@ class KvGroup:
             return num_blocks
         return min(num_blocks, -(-(self.window - 1 + max_num_batched_tokens) // block_size) + 1)
 
+    def live_blocks(self, num_blocks: int, block_size: int) -> range:
+        """Return which of the first ``num_blocks`` blocks the token after them attends to."""
+        return range(min(num_blocks, self.first_live_block(num_blocks * block_size, block_size)), num_blocks)
+
     def first_live_block(self, num_computed_tokens: int, block_size: int) -> int:
         """Return the first block that the token at position ``num_computed_tokens`` attends to."""
         return 0 if self.window is None else max(0, num_computed_tokens - self.window + 1) // block_size

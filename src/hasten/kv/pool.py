@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,24 @@ from hasten.core.plan import BlockCopy, SlotMove
 from hasten.kv.group import KvGroup
 from hasten.ops.cpu.cpu import Cpu, Dtype
 from hasten.ops.cpu.kv import NativeKv, kv_block_bytes
+
+
+class BlockPool(Protocol):
+    """What the pools have in common: blocks of a layer as bytes. Layers are those of the decoder."""
+
+    groups: tuple[KvGroup, ...]
+
+    def block_bytes(self, layer: int) -> int:
+        """Return the bytes of one block of one layer."""
+        ...
+
+    def read_blocks(self, layer: int, blocks: Sequence[int], out: Tensor) -> None:
+        """Copy blocks of a layer to ``out`` [block, byte], uint8. Any thread may call it, between two steps."""
+        ...
+
+    def write_blocks(self, layer: int, blocks: Sequence[int], data: Tensor) -> None:
+        """Overwrite blocks of a layer with what ``read_blocks`` returned, as any thread may, too."""
+        ...
 
 
 class KvPool:
@@ -36,6 +55,25 @@ class KvPool:
         group, index = self._index[layer]
         return self._tensors[group][0, index], self._tensors[group][1, index]
 
+    def block_bytes(self, layer: int) -> int:
+        keys, values = self.layer(layer)
+        return keys[:1].nbytes + values[:1].nbytes
+
+    def read_blocks(self, layer: int, blocks: Sequence[int], out: Tensor) -> None:
+        ids = torch.tensor(blocks, dtype=torch.int64, device=out.device)
+        for part, tensor in zip(self._parts(layer, out), self.layer(layer), strict=True):
+            part.copy_(tensor[ids])
+
+    def write_blocks(self, layer: int, blocks: Sequence[int], data: Tensor) -> None:
+        ids = torch.tensor(blocks, dtype=torch.int64, device=data.device)
+        for part, tensor in zip(self._parts(layer, data), self.layer(layer), strict=True):
+            tensor[ids] = part
+
+    def _parts(self, layer: int, data: Tensor) -> tuple[Tensor, ...]:
+        """Return the keys and the values, each [block, slot, kv_head, dim], in bytes of blocks."""
+        keys, _ = self.layer(layer)
+        return data.view(keys.dtype).view(len(data), 2, *keys.shape[1:]).unbind(1)
+
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy blocks in the given order: a block may be the source of one copy and the target of a later one."""
         for copy in copies:
@@ -57,8 +95,16 @@ class NativeKvPool:
         self.groups = tuple(groups)
         self.kv = NativeKv(cpu, num_blocks, block_size)
         layers = sorted((layer, g) for g, group in enumerate(groups) for layer in group.layers)
-        for _, g in layers:
-            self.kv.add_layer(g, dtype, groups[g].num_kv_heads, groups[g].head_dim)
+        self._index = {layer: self.kv.add_layer(g, dtype, groups[g].num_kv_heads, groups[g].head_dim) for layer, g in layers}
+
+    def block_bytes(self, layer: int) -> int:
+        return self.kv.block_bytes[self._index[layer]]
+
+    def read_blocks(self, layer: int, blocks: Sequence[int], out: Tensor) -> None:
+        self.kv.read_blocks(self._index[layer], blocks, out)
+
+    def write_blocks(self, layer: int, blocks: Sequence[int], data: Tensor) -> None:
+        self.kv.write_blocks(self._index[layer], blocks, data)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """See ``KvPool.copy``."""

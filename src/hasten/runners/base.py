@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepView
 from hasten.kv.group import KvGroup
-from hasten.kv.pool import KvPool
+from hasten.kv.pool import BlockPool, KvPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class LayerwiseRunner(Runner, Protocol):
 
     num_layers: int
     aux_layer_indices: tuple[int, ...]  # the layers, from 0, whose hidden states each output of ``run`` holds
+
+    @property
+    def pool(self) -> BlockPool:
+        """The memory of its KV blocks."""
+        ...
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Make the block copies of a step, before its first layers are run. ``run`` makes them itself."""

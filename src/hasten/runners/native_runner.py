@@ -24,7 +24,7 @@ class NativeRunner:
     """The ``LayerwiseRunner`` of a compiled decoder; ``run_eagle`` is for a compiled EAGLE head."""
 
     def __init__(self, program: Program, pool: NativeKvPool, compiled: CompiledProgram) -> None:
-        self._program, self._pool = program, pool
+        self._program, self.pool = program, pool
         self.num_layers = program.num_layers // 2  # layers L to 2 L of a decoder's program fill KV
         # The program's memory; each buffer has one row per token of the largest step.
         self._hidden_TE, self._exit_hidden_TE = program.view(compiled.residual), program.view(compiled.exit_hidden)
@@ -39,10 +39,10 @@ class NativeRunner:
         return RunnerOutput(logits_RV, {layer: StepView(buffer[:num_tokens]) for layer, buffer in self._aux_hidden_states.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        self._pool.move(moves)
+        self.pool.move(moves)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
-        self._pool.copy(copies)
+        self.pool.copy(copies)
 
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
         if hidden_TE is not None:
@@ -89,12 +89,12 @@ class NativeRunner:
             begin = len(token_ids)
             token_ids.extend(row.token_ids)
             bounds.extend((begin, len(token_ids), row.start))
-        tables, blocks = _block_tables(rows, len(self._pool.groups))
+        tables, blocks = _block_tables(rows, len(self.pool.groups))
         bitmasks = _attention_bitmasks(rows) if any(row.tree for row in rows) else None
         step = StepArguments(
             num_tokens=len(token_ids) if num_tokens is None else num_tokens,
             num_sequences=len(rows),
-            num_groups=len(self._pool.groups),
+            num_groups=len(self.pool.groups),
             num_block_ids=len(blocks),
             first_layer=first,
             last_layer=last,

@@ -19,7 +19,7 @@ class TorchRunner:
     """The ``LayerwiseRunner`` of one decoder over one KV pool."""
 
     def __init__(self, decoder: Decoder, pool: KvPool, aux_layer_indices: Sequence[int] = ()) -> None:
-        self._decoder, self._pool, self.aux_layer_indices = decoder, pool, tuple(aux_layer_indices)
+        self._decoder, self.pool, self.aux_layer_indices = decoder, pool, tuple(aux_layer_indices)
         self.num_layers = decoder.spec.num_layers
 
     @inference()
@@ -34,10 +34,10 @@ class TorchRunner:
         return RunnerOutput(logits_RV, {layer: StepView(hidden_TE.float()) for layer, hidden_TE in found.items()})
 
     def move(self, moves: Sequence[SlotMove]) -> None:
-        self._pool.move(moves)
+        self.pool.move(moves)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
-        self._pool.copy(copies)
+        self.pool.copy(copies)
 
     @inference()
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
@@ -59,4 +59,4 @@ class TorchRunner:
 
     def _inputs(self, rows: Sequence[RowPlan]) -> tuple[Tensor, PagedContext]:
         ids_T = torch.tensor([token for row in rows for token in row.token_ids], dtype=torch.int64, device="cpu")
-        return ids_T, PagedContext(self._decoder.ops, self._pool, rows, self._decoder.rotary)
+        return ids_T, PagedContext(self._decoder.ops, self.pool, rows, self._decoder.rotary)

@@ -25,9 +25,12 @@ from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
 from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
+from hasten.entrypoints.wiring.loaded_digest import LoadedDigest
 from hasten.entrypoints.wiring.result_cache_setup import open_result_cache
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
+from hasten.kv.pool import BlockPool
+from hasten.layers.rotary import RotarySpec
 from hasten.models.load import LoadedModel, plan_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
@@ -40,6 +43,8 @@ from hasten.speculative.cost_model import CostModel
 from hasten.text.detokenizer import Detokenizer
 from hasten.text.tokenizer import TextTokenizer
 
+SCHEDULER_OPTIONS = [field.name for field in dataclasses.fields(SchedulerConfig) if field.name != "max_model_len"]
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
@@ -47,6 +52,8 @@ class LoadedEngine:
     input_processor: InputProcessor
     result_cache: ResultCache | None
     description: Mapping[str, Any]  # the model, its kernels and its memory
+    digest: LoadedDigest
+    kv: KvAccess
 
     def make_front(self) -> RequestEngine:
         """Return what runs the requests: the engine, behind the result cache if there is one."""
@@ -55,6 +62,15 @@ class LoadedEngine:
     def find_result(self, request: Request) -> StoredResult | Request:
         """Return the stored result of a request, or the request as the engine takes it."""
         return request if self.result_cache is None else self.result_cache.find(request)
+
+
+@dataclass(frozen=True, slots=True)
+class KvAccess:
+    """What saving and loading KV blocks needs beside the engine."""
+
+    pool: BlockPool
+    kernels: str
+    rotary: tuple[RotarySpec, ...]  # of all layers
 
 
 def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
@@ -68,6 +84,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         checkpoint = Checkpoint.open(folder)
         check_quantization(options, checkpoint)
         backend = choose_backend(options, read_spec(checkpoint))
+    digest = LoadedDigest(checkpoint, model, visible=options.show_progress)
     with timer.phase("weights"), loading_bar(model, visible=options.show_progress) as progress:
         plan = plan_decoder(checkpoint, dtype=options.dtype, ops=backend.ops, formats=backend.formats)
         draft_plan = plan_draft_model(options, backend)
@@ -86,8 +103,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
-    config_names = [field.name for field in dataclasses.fields(SchedulerConfig) if field.name != "max_model_len"]
-    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, config_names))
+    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, SCHEDULER_OPTIONS))
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
         Scheduler(config, kv_manager),
@@ -97,7 +113,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs=costs,
     )
     with timer.phase("result cache"):
-        result_cache = open_result_cache(options, checkpoint, target, backend, sizing.max_model_len)
+        result_cache = open_result_cache(options, digest, target.dtype, backend, sizing.max_model_len)
     # A copy of the measured costs: ``costs`` itself goes on learning from speculative steps.
     engine.stats.plain_step = None if costs is None else CostModel(costs.measured).seconds
     input_processor = InputProcessor(
@@ -115,10 +131,10 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         "model": model,
         **_describe(target, backend, sizing, options),
         **speculative.describe(),
-        "exits": options.exits,
         "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
     }
-    return LoadedEngine(engine, input_processor, result_cache, description)
+    access = KvAccess(runner.pool, backend.kernels, target.spec.rotary_specs)
+    return LoadedEngine(engine, input_processor, result_cache, description, digest, access)
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:
@@ -157,6 +173,7 @@ def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, opti
         "kv_bytes": sizing.kv_bytes,
         "batching": options.batching,
         "prefix_caching": options.prefix_caching,
+        "exits": options.exits,
     }
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import warnings
 
+import torch
+
 from hasten import __version__
 from hasten.caching.base import StoreLimits
 from hasten.caching.guarded_store import GuardedStore
 from hasten.caching.open_store import open_store
 from hasten.caching.result_cache import ResultCache
 from hasten.caching.result_key import EngineIdentity, engine_key
-from hasten.checkpoints.model_digest import file_digest, model_digest, weight_bytes
-from hasten.checkpoints.reader import Checkpoint
+from hasten.checkpoints.model_digest import file_digest
 from hasten.core.engine_options import EngineOptions
 from hasten.core.memory_size import parse_bytes
-from hasten.entrypoints.progress import hashing_bar
-from hasten.models.load import LoadedModel
+from hasten.entrypoints.wiring.loaded_digest import LoadedDigest
 from hasten.ops.cpu.library import LIBRARY_FILE
 from hasten.runners.backends.base import Backend
 
@@ -25,7 +25,7 @@ class ResultCacheWarning(UserWarning):
 
 
 def open_result_cache(
-    options: EngineOptions, checkpoint: Checkpoint, target: LoadedModel, backend: Backend, max_model_len: int
+    options: EngineOptions, digest: LoadedDigest, dtype: torch.dtype, backend: Backend, max_model_len: int
 ) -> ResultCache | None:
     """Return the result cache of an engine; None without the option ``result_cache``.
 
@@ -41,16 +41,14 @@ def open_result_cache(
         timeout=options.result_cache_timeout,
     )
     store = GuardedStore(open_store(options.result_cache, limits))
-    off_because = backend.batch_dependence(target.dtype)
+    off_because = backend.batch_dependence(dtype)
     if off_because is not None:
         warnings.warn(f"result_cache has no effect: {off_because}.", ResultCacheWarning, stacklevel=3)
         return ResultCache(store, b"", off_because)
-    with hashing_bar(weight_bytes(checkpoint), visible=options.show_progress) as progress:
-        digest = model_digest(checkpoint, progress)
     identity = EngineIdentity(
-        weights=digest.weights,
-        text=digest.text,
-        kernels=str(backend.describe(target.decoder)["kernels"]),
+        weights=digest.get().weights,
+        text=digest.get().text,
+        kernels=backend.kernels,
         library=file_digest(LIBRARY_FILE) if LIBRARY_FILE.exists() else "",
         max_model_len=max_model_len,
         version=__version__,

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI = 8
+ABI = 9
 LIBRARY_FILE = Path(__file__).parent / "_native.so"
 NONE, LOGITS = -1, -2  # as buffers of a program: no buffer, and the logits of the step
 # Results that stand for errors, as in hasten.h.
@@ -98,6 +98,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "kv_free": (None, (_P,)),
     "kv_add_layer": (_I, (_P, _N, _N, _N, _N)),
     "kv_copy_block": (_I, (_P, _L, _L, _L)),
+    "kv_read_blocks": (_I, (_P, _N, _P, _N, _P)),
+    "kv_write_blocks": (_I, (_P, _N, _P, _N, _P)),
     "kv_move_token": (_I, (_P, _L, _L, _L, _L, _L)),
     "kv_block_bytes": (_L, (_N, _N, _N, _N)),
     "program_new": (_I, (_P, _P, _N, _OUT)),

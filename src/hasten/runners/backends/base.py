@@ -24,6 +24,11 @@ class Backend(Protocol):
     ops: Ops  # for computations outside of steps
     has_own_thread_pool: ClassVar[bool]  # whether steps run on threads that are not PyTorch's
 
+    @property
+    def kernels(self) -> str:
+        """The kernels and their instruction set; other ones compute other numbers."""
+        ...
+
     def formats(self, dtype: torch.dtype) -> WeightFormatFactory:
         """Return the weight formats of the target."""
         ...

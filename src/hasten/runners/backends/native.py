@@ -46,6 +46,10 @@ class NativeBackend:
         self._weights, self._draft_weights = Weights(cpu), Weights(cpu)
         self.ops: Ops = TorchOps()
 
+    @property
+    def kernels(self) -> str:
+        return f"native {self.cpu.isa}"
+
     def formats(self, dtype: torch.dtype) -> PackedFormatFactory:
         return PackedFormatFactory(self._weights, dtype, self.quantization, self._activations)
 
@@ -96,7 +100,7 @@ class NativeBackend:
         matrices = {id(m): m for m in decoder.modules() if isinstance(m, Packed)}.values()
         vectors = list(decoder.parameters())
         return {
-            "kernels": f"native {self.cpu.isa}",
+            "kernels": self.kernels,
             "threads": self.cpu.threads,
             "quantization": self.quantization,
             "kv_cache_dtype": self._kv_dtype(decoder.dtype).name.lower(),

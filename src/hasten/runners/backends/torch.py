@@ -26,6 +26,10 @@ class TorchBackend:
     ops: Ops
     reason: str  # for this choice of operations
 
+    @property
+    def kernels(self) -> str:
+        return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+
     def formats(self, dtype: torch.dtype) -> DenseFormatFactory:
         return DenseFormatFactory(self.ops, dtype)
 

@@ -26,6 +26,11 @@ bool is_kv_shape(int64_t dtype, int64_t kv_heads, int64_t head_dim) {
            in_range(kv_heads, 1, kMaxFeatures / head_dim);
 }
 
+bool are_blocks(const KvPool& pool, int64_t layer, const int64_t* blocks, int64_t count) {
+    if (!in_range(layer, 0, int64_t{pool.num_layers()} - 1) || !in_range(count, 0, INT32_MAX)) return false;
+    return std::all_of(blocks, blocks + count, [&](int64_t block) { return in_range(block, 0, int64_t{pool.num_blocks()} - 1); });
+}
+
 }  // namespace
 
 extern "C" {
@@ -91,6 +96,18 @@ int32_t hasten_kv_move_token(hasten_kv* kv, int64_t group, int64_t source_block,
     if (!in_range(source_slot, 0, last_slot) || !in_range(target_slot, 0, last_slot)) return HASTEN_INVALID_ARGUMENT;
     kv->pool.move_token(static_cast<int32_t>(group), {static_cast<int32_t>(source_block), static_cast<int32_t>(source_slot)},
                         {static_cast<int32_t>(target_block), static_cast<int32_t>(target_slot)});
+    return HASTEN_OK;
+}
+
+int32_t hasten_kv_read_blocks(hasten_kv* kv, int64_t layer, const int64_t* blocks, int64_t count, void* out) {
+    if (!are_blocks(kv->pool, layer, blocks, count)) return HASTEN_INVALID_ARGUMENT;
+    kv->pool.read_blocks(static_cast<int32_t>(layer), blocks, count, static_cast<uint8_t*>(out));
+    return HASTEN_OK;
+}
+
+int32_t hasten_kv_write_blocks(hasten_kv* kv, int64_t layer, const int64_t* blocks, int64_t count, const void* in) {
+    if (!are_blocks(kv->pool, layer, blocks, count)) return HASTEN_INVALID_ARGUMENT;
+    kv->pool.write_blocks(static_cast<int32_t>(layer), blocks, count, static_cast<const uint8_t*>(in));
     return HASTEN_OK;
 }
 

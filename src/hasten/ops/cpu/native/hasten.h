@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 #define HASTEN_API __attribute__((visibility("default")))
-#define HASTEN_ABI 8
+#define HASTEN_ABI 9
 
 enum { HASTEN_NONE = -1, HASTEN_LOGITS = -2 };
 
@@ -98,6 +98,10 @@ HASTEN_API int32_t hasten_kv_copy_block(hasten_kv*, int64_t group, int64_t sourc
 /* Moves one token to another slot, in every layer of the group. */
 HASTEN_API int32_t hasten_kv_move_token(hasten_kv*, int64_t group, int64_t source_block, int64_t source_slot, int64_t target_block,
                                         int64_t target_slot);
+/* Copies whole blocks of one layer to `out`, or from `in`: [count][hasten_kv_block_bytes]. A block is keys, values, and for int8
+   the scales of keys and of values, in the layout of the pool. */
+HASTEN_API int32_t hasten_kv_read_blocks(hasten_kv*, int64_t layer, const int64_t* blocks, int64_t count, void* out);
+HASTEN_API int32_t hasten_kv_write_blocks(hasten_kv*, int64_t layer, const int64_t* blocks, int64_t count, const void* in);
 /* Returns the bytes of one block of one layer, including scales. */
 HASTEN_API int64_t hasten_kv_block_bytes(int64_t dtype, int64_t kv_heads, int64_t head_dim, int64_t block_size);
 

@@ -11,6 +11,19 @@ namespace {
 
 int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::int8 ? 1 : 2; }
 
+// Calls body(memory, bytes) for each part of a block: keys, values, scales of keys, scales of values.
+template <class Body>
+void for_parts(const KvLayer& layer, int64_t block, Body body) {
+    const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, layer.block_size);
+    const auto part = [&](void* base, int64_t bytes) {
+        if (bytes > 0) body(static_cast<uint8_t*>(base) + block * bytes, static_cast<size_t>(bytes));
+    };
+    part(layer.keys, size.keys);
+    part(layer.values, size.values);
+    part(layer.key_scales, size.scales);
+    part(layer.value_scales, size.scales);
+}
+
 }  // namespace
 
 KvBlockSize kv_block_size(Dtype dtype, int32_t kv_heads, int32_t head_dim, int32_t block_size) {
@@ -50,16 +63,9 @@ int32_t KvPool::add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t 
 void KvPool::copy_block(int32_t group, int32_t source, int32_t target) {
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (groups_[i] != group) continue;
-        const KvLayer& layer = layers_[i];
-        const KvBlockSize size = kv_block_size(layer.dtype, layer.kv_heads, layer.head_dim, block_size_);
-        const auto move = [&](void* base, int64_t bytes) {
-            auto* data = static_cast<uint8_t*>(base);
-            if (bytes > 0) std::memmove(data + target * bytes, data + source * bytes, static_cast<size_t>(bytes));
-        };
-        move(layer.keys, size.keys);
-        move(layer.values, size.values);
-        move(layer.key_scales, size.scales);
-        move(layer.value_scales, size.scales);
+        for_parts(layers_[i], target, [&](uint8_t* memory, size_t bytes) {
+            std::memmove(memory, memory + (int64_t{source} - target) * static_cast<int64_t>(bytes), bytes);
+        });
     }
 }
 
@@ -90,6 +96,24 @@ void KvPool::move_token(int32_t group, KvSlot source, KvSlot target) {
         move(layer.values, size.values, 1);
         move(layer.key_scales, size.scales, 1);
         move(layer.value_scales, size.scales, 1);
+    }
+}
+
+void KvPool::read_blocks(int32_t index, const int64_t* blocks, int64_t count, uint8_t* out) const {
+    for (int64_t i = 0; i < count; ++i) {
+        for_parts(layer(index), blocks[i], [&](const uint8_t* memory, size_t bytes) {
+            std::memcpy(out, memory, bytes);
+            out += bytes;
+        });
+    }
+}
+
+void KvPool::write_blocks(int32_t index, const int64_t* blocks, int64_t count, const uint8_t* in) {
+    for (int64_t i = 0; i < count; ++i) {
+        for_parts(layer(index), blocks[i], [&](uint8_t* memory, size_t bytes) {
+            std::memcpy(memory, in, bytes);
+            in += bytes;
+        });
     }
 }
 

@@ -29,6 +29,9 @@ public:
     int32_t add_layer(int32_t group, Dtype dtype, int32_t kv_heads, int32_t head_dim);
     void copy_block(int32_t group, int32_t source, int32_t target);
     void move_token(int32_t group, KvSlot source, KvSlot target);
+    // Copies whole blocks of one layer: keys, values, scales of keys, scales of values.
+    void read_blocks(int32_t layer, const int64_t* blocks, int64_t count, uint8_t* out) const;
+    void write_blocks(int32_t layer, const int64_t* blocks, int64_t count, const uint8_t* in);
 
     int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
     const KvLayer& layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }
