@@ -15,7 +15,8 @@ FIRST_WAIT, MAX_WAIT = 1.0, 60.0  # seconds
 class CircuitBreaker:
     """Opens after three failures in a row; then one call at a time probes.
 
-    The waits before the probes are 1 s, 2 s, 4 s, ... up to 60 s. A probe that succeeds closes the breaker. Calls that were admitted before it opened or closed no longer count. Thread-safe.
+    The waits before the probes are 1 s, 2 s, 4 s, ... up to 60 s. A probe that succeeds closes the breaker. Calls that were
+    admitted before it opened or closed no longer count. Thread-safe.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
