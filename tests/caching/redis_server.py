@@ -30,7 +30,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """Return the package's own client: the tests' view of what is stored."""
-        return redis.Redis(unix_socket_path=str(self.path), socket_timeout=START_SECONDS)
+        return redis.Redis(unix_socket_path=str(self.path), socket_timeout=START_SECONDS, protocol=2)
 
     def start(self) -> None:
         """Start the server and wait until it answers."""

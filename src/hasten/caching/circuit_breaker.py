@@ -1,4 +1,7 @@
-"""``CircuitBreaker``: stops calls of a service that fails, and tries it again later (Nygard, Release It!, 2007)."""
+"""``CircuitBreaker``: stops calls of a service that fails, and tries it again later.
+
+The pattern is of Nygard, Release It!, 2007.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ FIRST_WAIT, MAX_WAIT = 1.0, 60.0  # seconds
 
 
 class CircuitBreaker:
-    """Opens after three failures in a row; then one call at a time probes, after 1 s, 2 s, 4 s, ... up to 60 s.
+    """Opens after three failures in a row; then one call at a time probes.
 
-    A probe that succeeds closes the breaker. Calls that were admitted before it opened or closed no longer count. Thread-safe.
+    The waits before the probes are 1 s, 2 s, 4 s, ... up to 60 s. A probe that succeeds closes the breaker. Calls that were
+    admitted before it opened or closed no longer count. Thread-safe.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -50,7 +54,7 @@ class CircuitBreaker:
             return closes
 
     def fail(self, ticket: int) -> float | None:
-        """Return for how many seconds the breaker opened by this failure; None if it was open, or still is closed."""
+        """Return for how many seconds this failure opened the breaker; None if it did not."""
         with self._mutex:
             if ticket != self._period:
                 return None
@@ -67,7 +71,7 @@ class CircuitBreaker:
             return self._wait
 
     def abandon(self, ticket: int) -> None:
-        """End a call that neither succeeded nor failed, because its caller was interrupted. The next call may probe."""
+        """End a call that neither succeeded nor failed: its caller was interrupted. The next may probe."""
         with self._mutex:
             if ticket == self._period:
                 self._is_probing = False

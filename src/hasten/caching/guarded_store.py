@@ -1,4 +1,7 @@
-"""``GuardedStore``: a result store whose failures reach no request. It counts them, and skips a store that keeps failing."""
+"""``GuardedStore``: a result store whose failures reach no request.
+
+It counts them, and skips a store that keeps failing.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,10 @@ class GuardedStore:
         return self._guard(self._writes, "writes", lambda: self.store.remove(key))[0]
 
     def usage(self) -> StoreUsage | None:
-        """Return what the store holds; None if it does not say. Of a server this lists all names: not for every request."""
+        """Return what the store holds; None if it does not say.
+
+        A server is asked for all its names: this is not for every request.
+        """
         return self._guard(self._reads, "reads", self.store.usage)[1]
 
     def stats(self) -> dict[str, int | None]:

@@ -48,7 +48,7 @@ class RedisConnection:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the last call read every reply. Otherwise the connection must be closed: a reply may still come."""
+        """Whether the last call read every reply. If not, close the connection: a reply may still come."""
         return self._is_clean
 
     def is_ready(self) -> bool:
@@ -60,7 +60,10 @@ class RedisConnection:
             return False
 
     def call(self, commands: Sequence[Sequence[bytes | int]], timeout: float) -> list[Reply]:
-        """Send commands in one packet and return their replies. Raises ``StoreFailed`` after ``timeout`` seconds at the latest."""
+        """Send commands in one packet and return their replies.
+
+        Raises ``StoreFailed`` after ``timeout`` seconds at the latest.
+        """
         self._is_clean = False
         self._deadline.start(timeout)
         try:
@@ -220,6 +223,6 @@ def _connect_within(connection: AbstractConnection, deadline: _Deadline, connect
 
 
 def _message(error: Exception) -> str:
-    """Return the server's or the package's message, without the arguments that a server repeats: they are values."""
+    """Return the message of an error, without the arguments that a server repeats: they are values."""
     text = str(error).partition(", with args beginning with")[0].strip().rstrip(".")
     return clip(printable(text or type(error).__name__), 200)

@@ -1,4 +1,4 @@
-"""``RedisStore``: values in a Redis server, or in one that speaks its protocol, for several processes and machines."""
+"""``RedisStore``: values in a Redis server, which several processes and machines can share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``RedisUrl``: what the URL of a Redis server says. No message shows the URL, because it may hold a password."""
+"""``RedisUrl``: what the URL of a Redis server says.
+
+No message shows the URL, because it may hold a password.
+"""
 
 from __future__ import annotations
 
