@@ -1,4 +1,7 @@
-"""``ResultStore``: where a result cache keeps its values. It knows bytes and no requests; a store is one file."""
+"""``ResultStore``: where a result cache keeps its values.
+
+It knows bytes and no requests. A store is one file, one class.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ class StoreUsage:
 
 
 class ResultStore(Protocol):
-    """Values by key, for any number of threads. Every method may raise ``StoreFailed``, within the time limit."""
+    """Values by key, for any number of threads.
+
+    Every method may raise ``StoreFailed``, within the time limit.
+    """
 
     does_io: bool  # whether a call may take longer than a few microseconds
     counts_usage: bool  # whether ``usage`` reads two numbers, and does not list the keys

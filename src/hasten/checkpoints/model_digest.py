@@ -39,7 +39,10 @@ class ModelDigest:
 
 
 def model_digest(checkpoint: Checkpoint, on_bytes: OnBytes = lambda num_bytes: None) -> ModelDigest:
-    """Return the digests of an open checkpoint. Raises ``CheckpointError`` for a file that cannot be read."""
+    """Return the digests of an open checkpoint.
+
+    Raises ``CheckpointError`` for a file that cannot be read.
+    """
     folder = checkpoint.folder
     if checkpoint.gguf is not None:
         digest = _digest_of(sorted(checkpoint.gguf.sizes), on_bytes)
