@@ -35,12 +35,22 @@ class _PoolScorer:
         return next(number for number in itertools.count(-1, -1) if not self._kv.is_open(number))
 
     def _plan_row(
-        self, sequence_id: int, start: int, token_ids: Sequence[int], num_logits: int, exit_plan: ExitPlan | None = None
+        self,
+        sequence_id: int,
+        start: int,
+        token_ids: Sequence[int],
+        num_logits: int,
+        exit_plan: ExitPlan | None = None,
+        *,
+        may_drop_pins: bool = True,
     ) -> tuple[RowPlan, list[BlockCopy]] | None:
-        """Return a row and the block copies that it needs; None if the pool has too few blocks."""
-        copies = self._kv.reserve(sequence_id, start, start + len(token_ids))
-        if copies is None:
-            return None
+        """Return a row and the block copies that it needs; None if the pool has too few blocks.
+
+        ``may_drop_pins``: pins give way to it.
+        """
+        while (copies := self._kv.reserve(sequence_id, start, start + len(token_ids))) is None:
+            if not (may_drop_pins and self._kv.pins.drop_one()):
+                return None
         tables = self._kv.block_tables(sequence_id)
         return RowPlan(sequence_id, start, tuple(token_ids), tables, num_logits, exit_plan=exit_plan), copies
 
@@ -150,7 +160,9 @@ class ContinuationScorer(_PoolScorer):
         kv, request, sequence_id = self._kv, prompt.request, prompt.sequence_id
         token_ids = request.prompt_token_ids
         salt = cache_salt(request.cache_salt, request.exit_layer)  # requests that generate share these blocks
-        start = kv.open(sequence_id, salt, kv.block_hashes(salt, token_ids))
+        hashes = kv.block_hashes(salt, token_ids)
+        kv.use_pins(salt, hashes, token_ids)
+        start = kv.open(sequence_id, salt, hashes)
         while True:
             chunk = token_ids[start : start + self.max_num_batched_tokens]
             stop = start + len(chunk)
@@ -182,7 +194,7 @@ class ContinuationScorer(_PoolScorer):
             batch: list[_Continuation] = []
             remaining = token_budget
             while waiting and remaining:
-                planned = self._plan_continuation(prompt, waiting[0], remaining)
+                planned = self._plan_continuation(prompt, waiting[0], remaining, may_drop_pins=not rows)
                 if planned is None:
                     break  # it waits for the blocks of this batch
                 rows.append(planned[0])
@@ -196,14 +208,15 @@ class ContinuationScorer(_PoolScorer):
             waiting.extendleft(c for c in batch if c.num_uncomputed_tokens)  # at most the last one, which the budget cut
 
     def _plan_continuation(
-        self, prompt: _Prompt, continuation: _Continuation, max_tokens: int
+        self, prompt: _Prompt, continuation: _Continuation, max_tokens: int, *, may_drop_pins: bool
     ) -> tuple[RowPlan, list[BlockCopy]] | None:
         if continuation.sequence_id is None:
             continuation.sequence_id = self._new_sequence_id()
             self._kv.fork(prompt.sequence_id, continuation.sequence_id)
         begin, count = len(continuation.logprobs) - 1, min(max_tokens, continuation.num_uncomputed_tokens)
         token_ids, start = continuation.token_ids[begin : begin + count], len(prompt.request.prompt_token_ids) + begin
-        return self._plan_row(continuation.sequence_id, start, token_ids, count, prompt.exit_plan(count))
+        plan = prompt.exit_plan(count)
+        return self._plan_row(continuation.sequence_id, start, token_ids, count, plan, may_drop_pins=may_drop_pins)
 
     def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
         """Run a step with a row per continuation; append the log-probabilities of the tokens it scores."""
