@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.output import Delta, RequestOutput, RequestRejected
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
@@ -73,9 +73,13 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> AsyncGenerator[Delta, None]:
-        """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
-        make = partial(self._request, prompt, sampling_params, priority, cache_salt)
+        """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``.
+
+        ``pins``: see ``LLM.generate``.
+        """
+        make = partial(self._request, prompt, sampling_params, priority, cache_salt, pins)
         request = make() if _is_short(prompt) else await self._in_thread(make)
         async with aclosing(self._stream(request)) as deltas:
             async for delta in deltas:
@@ -88,9 +92,11 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
-        async with aclosing(self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt)) as deltas:
+        stream = self.stream(prompt, sampling_params, priority=priority, cache_salt=cache_salt, pins=pins)
+        async with aclosing(stream) as deltas:
             async for delta in deltas:
                 if delta.output is not None:
                     return dataclasses.replace(delta.output, prompt=prompt if isinstance(prompt, str) else None)
@@ -104,21 +110,24 @@ class AsyncLLM:
         tools: Sequence[Any] | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
         **template_kwargs: Any,
     ) -> AsyncGenerator[Delta, None]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
 
         def make() -> Request:
             prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-            return self._request(prompt, sampling_params, priority, cache_salt)
+            return self._request(prompt, sampling_params, priority, cache_salt, pins)
 
         async with aclosing(self._stream(await self._in_thread(make))) as deltas:
             async for delta in deltas:
                 yield delta
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str, pins: Sequence[PrefixPin]
+    ) -> Request:
         return self._loaded.input_processor.request(
-            str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
+            str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt, pins=pins
         )
 
     async def _in_thread(self, make: Callable[[], T]) -> T:

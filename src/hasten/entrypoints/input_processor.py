@@ -13,10 +13,10 @@ from typing import Any
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidRequest, PromptTooLong, printable, show
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.exit_rules import ExitRules
-from hasten.entrypoints.request_limits import check_request_limits
+from hasten.entrypoints.request_limits import check_pins, check_request_limits
 from hasten.sampling.check_token_ids import check_token_ids
 from hasten.text.tokenizer import TextTokenizer
 
@@ -46,6 +46,7 @@ class InputProcessor:
         arrival: float,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> Request:
         """Return a complete request. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         _check_priority_and_salt(priority, cache_salt)
@@ -71,6 +72,7 @@ class InputProcessor:
             arrival=arrival,
             exit_layer=exit_layer,
             cache_salt=cache_salt,
+            pins=check_pins(pins, len(token_ids), self.options),
         )
 
     def chat_prompt(
@@ -246,6 +248,11 @@ def _check_priority_and_salt(priority: object, cache_salt: object) -> None:
     """Raise ``InvalidRequest`` for values that would break the scheduler for all requests."""
     if type(priority) is not int or abs(priority) > MAX_PRIORITY:
         raise InvalidRequest("priority is out of range", got=show(priority), allowed=f"-{MAX_PRIORITY} to {MAX_PRIORITY}")
+    check_cache_salt(cache_salt)
+
+
+def check_cache_salt(cache_salt: object) -> None:
+    """Raise ``InvalidRequest`` for a tenant whose blocks cannot be named."""
     if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT or not is_unicode(cache_salt):
         raise InvalidRequest(
             "cache_salt is not a text", got=show(cache_salt), allowed=f"Unicode text of up to {MAX_SALT} characters"
