@@ -16,6 +16,7 @@ PUBLIC = [
     "HastenError",
     "InvalidRequest",
     "LLM",
+    "PrefixPin",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Choice, CompletionOutput, Delta, RequestMetrics, RequestOutput, ScoreOutput
+from hasten.core.request import PrefixPin
 from hasten.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Delta",
     "HastenError",
     "InvalidRequest",
+    "PrefixPin",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -20,6 +21,7 @@ from hasten.kv import prefix_hash
 from hasten.kv.allocator import BlockAllocator
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
+from hasten.kv.pins import Pin, PinTable
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import SampledToken, Sampler
 from hasten.scheduling import scheduler
@@ -377,6 +379,48 @@ def remove_a_prefix_that_runs(patch: Patch) -> None:
 
     original = KvCacheManager.remove_prefix
     patch.setattr(KvCacheManager, "remove_prefix", remove)
+
+
+@mutant
+def count_pinned_blocks_as_free(patch: Patch) -> None:
+    def hold(self: PinTable, pin: Pin) -> None:
+        self._pins[pin.block_hash] = pin
+        self.counts["set"] += 1
+
+    # The consistency checks would notice, so they are off: the pinned prefix itself has to be missed.
+    patch.setattr(PinTable, "_hold", hold)
+    patch.setattr(PinTable, "_end", lambda self, pin, event: self._pins.pop(pin.block_hash))
+    patch.setattr(PinTable, "check", lambda self: None)
+
+
+@mutant
+def let_no_pin_expire(patch: Patch) -> None:
+    patch.setattr(PinTable, "advance", lambda self, now: setattr(self, "now", now))
+
+
+@mutant
+def leak_the_blocks_of_a_dropped_pin(patch: Patch) -> None:
+    def drop_one(self: PinTable) -> bool:
+        return any(self._pins.pop(pin.block_hash) is pin for pin in list(self._pins.values())[:1])
+
+    patch.setattr(PinTable, "drop_one", drop_one)
+    patch.setattr(PinTable, "check", lambda self: None)
+    patch.setattr(PinTable, "references", lambda self, group: Counter(b for p in self._pins.values() for b in p.blocks[group]))
+
+
+@mutant
+def never_drop_a_pin(patch: Patch) -> None:
+    patch.setattr(PinTable, "drop_one", lambda self: False)
+
+
+@mutant
+def forget_the_window_of_a_pinned_prefix(patch: Patch) -> None:
+    def find(self: PinTable, hashes: Sequence[bytes]) -> tuple[tuple[int, ...], ...] | None:
+        blocks = original(self, hashes)
+        return blocks and (blocks[0], *(() for _ in blocks[1:]))
+
+    original = PinTable._find
+    patch.setattr(PinTable, "_find", find)
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

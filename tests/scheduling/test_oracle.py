@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 
+from hasten.kv.pins import EVENTS
+
 from ..exhaustive import SUITES, repeats
 from .world import FEATURES, World, random_features
 
@@ -20,6 +22,8 @@ def test_no_wrong_token_with_any_mix_of_features(part: int) -> None:
     worlds = [World(seed, random_features(seed)).run(STEPS) for seed in seeds]
     assert sum(world.wrong for world in worlds) == 0
     assert all(world.finished > 20 for world in worlds)
+    events = sum((Counter(world.kv.pins.counts) for world in worlds), Counter())
+    assert all(events[event] > 0 for event in EVENTS if event != "removed"), events
     # The next test promises 60 seeds per pair; a part of 24 seeds must at least show every pair twice.
     pairs = Counter(pair for world in worlds for pair in itertools.combinations(sorted(world.seen), 2))
     assert all(pairs[pair] >= 2 for pair in itertools.combinations(sorted(FEATURES), 2)), pairs

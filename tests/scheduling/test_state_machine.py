@@ -61,6 +61,16 @@ class EngineMachine(RuleBasedStateMachine):
         """Make one call of a step raise: at most the requests of the step end, and all others are unaffected."""
         self.world.step_with_fault(number)
 
+    @rule(seconds=st.sampled_from((2.0, 15.0, 90.0)))
+    def wait(self, seconds: float) -> None:
+        """Let time pass, in which pins expire."""
+        self.world.now += seconds
+        self.world.step()
+
+    @rule()
+    def unpin(self) -> None:
+        self.world.kv.pins.unpin()
+
     @rule()
     def finish(self) -> None:
         self.world.drain()
@@ -68,11 +78,12 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def blocks_are_consistent(self) -> None:
         if hasattr(self, "world"):
-            self.world.kv.check()
+            self.world.check()
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.drain()
+            self.world.expire_pins()
 
 
 EngineMachine.TestCase.settings = settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,12 +12,13 @@ from hasten.core.draft import Draft
 from hasten.core.errors import CapacityError, PromptTooLong
 from hasten.core.output import Delta, RequestOutput
 from hasten.core.plan import BlockCopy
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.result import FinishReason
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
+from hasten.kv.prefix_hash import cache_salt, extend_hashes
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
@@ -26,10 +27,26 @@ from hasten.speculative.drafters.base import DraftRequest, TargetOutput
 from .fault import Calls, raise_at_call
 from .oracle import INJECTED, VOCAB_SIZE, OracleRunner, ReferenceModel, block_numbers
 
-FEATURES = ("prefix cache", "salt", "chunking", "preemption", "fork", "beam", "abort", "priority", "draft", "exit", "saved prefix")
+FEATURES = (
+    *(
+        "prefix cache",
+        "salt",
+        "chunking",
+        "preemption",
+        "fork",
+        "beam",
+        "abort",
+        "priority",
+        "draft",
+        "exit",
+        "saved prefix",
+        "pin",
+    ),
+)
 GROUPS = (KvGroup((0, 2), 1, 4), KvGroup((1, 3), 1, 4, window=7))
 EOS = 0
 MAX_LENGTH = 96
+PIN_SECONDS = (3.0, 30.0, 1e6, 1e6)  # a step takes one second
 
 
 class FailingKvCacheManager(KvCacheManager):
@@ -122,13 +139,18 @@ class World:
             max_model_len=MAX_LENGTH,
             scheduling_policy="priority" if "priority" in self.enabled else "fcfs",
             priority_seconds=20.0,
-            prefix_caching="prefix cache" in self.enabled,
+            prefix_caching=bool({"prefix cache", "pin"} & self.enabled),
         )
         self.max_request_tokens = 45 if "preemption" in self.enabled else 60
         # The smallest pool holds exactly one large request; progress then depends on which blocks are shared.
         pool_tokens = self.random.choice((2, 4)) * self.max_request_tokens if "preemption" in self.enabled else 12 * MAX_LENGTH
         num_blocks = pool_tokens // block_size + 3
-        self.kv = FailingKvCacheManager(GROUPS, num_blocks, block_size, keep_cached=config.prefix_caching)
+        self._draw_pins = random.Random(f"pins/{self.seed}")  # of its own, so that a world without pins has the same requests
+        max_pins, share = self._draw_pins.choice(((3, 1.0), (32, 0.2), (32, 1.0), (32, 1.0)))  # pins may take the entire pool
+        self.kv = FailingKvCacheManager(
+            GROUPS, num_blocks, block_size, keep_cached=config.prefix_caching, max_pins=max_pins, max_pinned_share=share
+        )
+        self._pinned: dict[bytes, list[bytes]] = {}  # the last block of each prefix that a request pins -> all its blocks
         self.scheduler = Scheduler(config, self.kv)
         self.runner = OracleRunner(GROUPS, num_blocks, block_size, self._tenant)
         self.reference = ReferenceModel(GROUPS)
@@ -144,7 +166,17 @@ class World:
         """Take one engine step; the block tables must be consistent after it."""
         self.now += 1.0
         self._take(self.engine.step())
+        self.check()
+
+    def check(self) -> None:
+        """Assert that the block tables are consistent, and that the prefix cache holds every pinned prefix."""
         self.kv.check()
+        counts, ends = self.kv.pins.counts, ("expired", "evicted", "dropped", "removed")
+        assert counts["set"] == len(self.kv.pins) + sum(counts[end] for end in ends), "a pin is lost"
+        for block_hash, hashes in self._pinned.items():
+            if (pin := self.kv.pins.get(block_hash)) is not None:
+                assert self.kv.match_prefix(hashes) == len(hashes), "a pinned prefix is not cached"
+                assert pin.pinned_until > self.now, "a pin outlives its time"
 
     def step_with_fault(self, number: int, functions: Collection[str] = ()) -> Calls:
         """Take one step in which call ``number`` raises; see ``raise_at_call``."""
@@ -179,7 +211,7 @@ class World:
             assert request_id in self.scheduler._requests
             self._take(self.engine.abort(request_id), aborted=True)
             self.seen.add("abort")
-            self.kv.check()
+            self.check()
 
     def preempt(self) -> None:
         """Preempt a random request, as the scheduler does when blocks run out."""
@@ -187,7 +219,7 @@ class World:
         if running:
             self.scheduler._preempt(self.random.choice(running))
             self.seen.add("preemption")
-            self.kv.check()
+            self.check()
 
     def save(self) -> None:
         """Save a prefix as ``LLM.save_kv`` does; its numbers must be those of the reference model."""
@@ -204,7 +236,7 @@ class World:
         except CapacityError:
             return
         finally:
-            self.kv.check()
+            self.check()
         expected = block_numbers(token_ids, tenant, size)
         for group, found in zip(GROUPS, numbers, strict=True):
             live = group.live_blocks(len(token_ids) // size, size)
@@ -234,17 +266,24 @@ class World:
         except CapacityError:
             pass
         finally:
-            self.kv.check()
+            self.check()
 
-    def drain(self, limit: int = 4000) -> None:
-        """Run until every request has ended, within ``limit`` steps; no block may be held afterwards."""
+    def drain(self, limit: int = 1000) -> None:
+        """Run until every request has ended, within ``limit`` steps; only pins may hold blocks afterwards."""
         for _ in range(limit):
             if not self.engine.has_unfinished_requests:
                 break
             self.step()
         assert not self.engine.has_unfinished_requests, "requests starve"
         assert not self.requests, "requests got no last delta"
-        assert all(allocator.num_held == 0 for allocator in self.kv.allocators), "ended requests hold blocks"
+        for group, allocator in enumerate(self.kv.allocators):
+            assert allocator.references() == self.kv.pins.references(group), "ended requests hold blocks"
+
+    def expire_pins(self) -> None:
+        """Wait until every pin has expired; no block may be held afterwards."""
+        self.now += max(PIN_SECONDS)
+        self._take(self.engine.step())
+        assert all(allocator.num_held == 0 for allocator in self.kv.allocators), "expired pins hold blocks"
 
     def run(self, steps: int) -> World:
         """Take ``steps`` steps under a load that keeps the engine busy, then drain it."""
@@ -259,6 +298,7 @@ class World:
                 self.random.choice((self.save, self.load))()
             self.step()
         self.drain()
+        self.expire_pins()
         return self
 
     def _take(self, deltas: list[Delta], *, aborted: bool = False) -> None:
@@ -294,6 +334,7 @@ class World:
         self.seen |= {"priority"} if request.priority else set()
         self.seen |= {"draft"} if 0 < metrics.num_accepted_tokens < metrics.num_drafted_tokens else set()
         self.seen |= {"salt"} if request.cache_salt else set()
+        self.seen |= {"pin"} if self.kv.pins.counts["hits"] else set()
         num_prompt = len(request.prompt_token_ids)
         self.seen |= {"chunking"} if num_prompt > self.scheduler.config.max_num_batched_tokens else set()
 
@@ -303,7 +344,7 @@ class World:
         prompt = prompt or self._tokens(1)
         self._num_requests += 1
         params = self._params(min(24, self.max_request_tokens - len(prompt)))
-        return Request(
+        request = Request(
             request_id=f"r{self._num_requests}",
             prompt_token_ids=tuple(prompt),
             params=params,
@@ -313,6 +354,16 @@ class World:
             arrival=self.now,
             cache_salt=self._draw_tenant(),
         )
+        return self._add_pins(request) if "pin" in self.enabled else request
+
+    def _add_pins(self, request: Request) -> Request:
+        draw, prompt, size = self._draw_pins, request.prompt_token_ids, self.kv.block_size
+        lengths = [draw.choice((len(prompt), draw.randint(1, len(prompt)))) for _ in range(draw.choice((0, 1, 1, 2)))]
+        hashes: list[bytes] = []
+        extend_hashes(hashes, cache_salt(request.cache_salt, request.exit_layer), prompt, size)
+        self._pinned |= {hashes[n // size - 1]: hashes[: n // size] for n in lengths if n >= size}
+        pins = tuple(PrefixPin(num_tokens=length, seconds=draw.choice(PIN_SECONDS)) for length in lengths)
+        return replace(request, pins=pins)
 
     def _params(self, max_tokens: int) -> SamplingParams:
         draw = self.random

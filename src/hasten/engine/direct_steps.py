@@ -20,12 +20,22 @@ class DirectSteps:
         return next(number for number in itertools.count(-1, -1) if not self.kv.is_open(number))
 
     def plan_row(
-        self, sequence_id: int, start: int, token_ids: Sequence[int], num_logits: int, exit_plan: ExitPlan | None = None
+        self,
+        sequence_id: int,
+        start: int,
+        token_ids: Sequence[int],
+        num_logits: int,
+        exit_plan: ExitPlan | None = None,
+        *,
+        may_drop_pins: bool = True,
     ) -> tuple[RowPlan, list[BlockCopy]] | None:
-        """Return a row and the block copies that it needs; None if the pool has too few blocks."""
-        copies = self.kv.reserve(sequence_id, start, start + len(token_ids))
-        if copies is None:
-            return None
+        """Return a row and the block copies that it needs; None if the pool has too few blocks.
+
+        ``may_drop_pins``: pins give way to it.
+        """
+        while (copies := self.kv.reserve(sequence_id, start, start + len(token_ids))) is None:
+            if not (may_drop_pins and self.kv.pins.drop_one()):
+                return None
         tables = self.kv.block_tables(sequence_id)
         return RowPlan(sequence_id, start, tuple(token_ids), tables, num_logits, exit_plan=exit_plan), copies
 

@@ -87,10 +87,12 @@ class Engine:
 
     def logits_scorer(self) -> LogitsScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
+        self.scheduler.kv.pins.advance(self.clock())
         return LogitsScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens)
 
     def continuation_scorer(self, before_step: Callable[[], None] = lambda: None) -> ContinuationScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
+        self.scheduler.kv.pins.advance(self.clock())
         return ContinuationScorer(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
     def prefix_blocks(self, before_step: Callable[[int], None] = lambda num_tokens: None) -> PrefixBlocks:

@@ -123,7 +123,9 @@ class ContinuationScorer(DirectSteps):
         kv, request, sequence_id = self.kv, prompt.request, prompt.sequence_id
         token_ids = request.prompt_token_ids
         salt = cache_salt(request.cache_salt, request.exit_layer)  # requests that generate share these blocks
-        start = kv.open(sequence_id, salt, kv.block_hashes(salt, token_ids))
+        hashes = kv.block_hashes(salt, token_ids)
+        kv.use_pins(salt, hashes, token_ids)
+        start = kv.open(sequence_id, salt, hashes)
         while True:
             chunk = token_ids[start : start + self.max_num_batched_tokens]
             stop = start + len(chunk)
@@ -155,7 +157,7 @@ class ContinuationScorer(DirectSteps):
             batch: list[_Continuation] = []
             remaining = token_budget
             while waiting and remaining:
-                planned = self._plan_continuation(prompt, waiting[0], remaining)
+                planned = self._plan_continuation(prompt, waiting[0], remaining, may_drop_pins=not rows)
                 if planned is None:
                     break  # it waits for the blocks of this batch
                 rows.append(planned[0])
@@ -169,14 +171,15 @@ class ContinuationScorer(DirectSteps):
             waiting.extendleft(c for c in batch if c.num_uncomputed_tokens)  # at most the last one, which the budget cut
 
     def _plan_continuation(
-        self, prompt: _Prompt, continuation: _Continuation, max_tokens: int
+        self, prompt: _Prompt, continuation: _Continuation, max_tokens: int, *, may_drop_pins: bool
     ) -> tuple[RowPlan, list[BlockCopy]] | None:
         if continuation.sequence_id is None:
             continuation.sequence_id = self.new_sequence_id()
             self.kv.fork(prompt.sequence_id, continuation.sequence_id)
         begin, count = len(continuation.logprobs) - 1, min(max_tokens, continuation.num_uncomputed_tokens)
         token_ids, start = continuation.token_ids[begin : begin + count], len(prompt.request.prompt_token_ids) + begin
-        return self.plan_row(continuation.sequence_id, start, token_ids, count, prompt.exit_plan(count))
+        plan = prompt.exit_plan(count)
+        return self.plan_row(continuation.sequence_id, start, token_ids, count, plan, may_drop_pins=may_drop_pins)
 
     def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
         """Run a step with a row per continuation; append the log-probabilities of the tokens it scores."""

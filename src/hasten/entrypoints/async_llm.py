@@ -19,7 +19,7 @@ from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.kv_file import KvFile
 from hasten.core.output import Delta, RequestOutput, RequestRejected
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
@@ -79,9 +79,13 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> AsyncGenerator[Delta, None]:
-        """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``."""
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt))
+        """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``.
+
+        ``pins``: see ``LLM.generate``.
+        """
+        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt, pins))
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -93,9 +97,10 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt))
+        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt, pins))
         if isinstance(found, StoredResult):
             return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
         async with aclosing(self._stream(request, found)) as deltas:
@@ -112,13 +117,14 @@ class AsyncLLM:
         tools: Sequence[Any] | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
         **template_kwargs: Any,
     ) -> AsyncGenerator[Delta, None]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
 
         def make() -> Request:
             prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-            return self._request(prompt, sampling_params, priority, cache_salt)
+            return self._request(prompt, sampling_params, priority, cache_salt, pins)
 
         request, found = await self._look_up(None, make)
         async with aclosing(self._stream(request, found)) as deltas:
@@ -147,9 +153,11 @@ class AsyncLLM:
         encode = partial(self._loaded.input_processor.encode, prompt)
         return encode() if _is_short(prompt) else await self._in_thread(encode)
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str, pins: Sequence[PrefixPin]
+    ) -> Request:
         return self._loaded.input_processor.request(
-            str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt
+            str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt, pins=pins
         )
 
     async def _look_up(self, prompt: Prompt | None, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:

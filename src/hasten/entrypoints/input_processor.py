@@ -13,10 +13,10 @@ from typing import Any
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidRequest, PromptTooLong, printable, show
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.exit_rules import ExitRules
-from hasten.entrypoints.request_limits import check_request_limits
+from hasten.entrypoints.request_limits import check_pins, check_request_limits
 from hasten.sampling.check_token_ids import check_token_ids
 from hasten.text.tokenizer import TextTokenizer
 
@@ -46,6 +46,7 @@ class InputProcessor:
         arrival: float,
         priority: int = 0,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> Request:
         """Return a complete request. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         _check_priority_and_salt(priority, cache_salt)
@@ -73,6 +74,7 @@ class InputProcessor:
             exit_layer=exit_layer,
             cache_salt=cache_salt,
             is_determined=is_determined,
+            pins=check_pins(pins, len(token_ids), self.options),
         )
 
     def chat_prompt(

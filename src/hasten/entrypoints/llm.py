@@ -14,12 +14,13 @@ from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.kv_file import KvFile
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
+from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.shared_engine import Inbox, SharedEngine
@@ -123,8 +124,12 @@ class LLM:
         use_tqdm: bool = True,
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
     ) -> list[RequestOutput]:
         """Return one output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
+
+        ``pins``: prefixes of each prompt whose KV blocks stay in the prefix cache after the request, for a time after their last
+        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit.
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
@@ -132,7 +137,7 @@ class LLM:
         all_params = _per_prompt(sampling_params, len(listed), "sampling_params")
         all_priorities = _per_prompt(priorities, len(listed), "priorities")
         requests = [
-            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt)
+            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins)
             for prompt, params, priority in zip(listed, all_params, all_priorities, strict=True)
         ]
         outputs: dict[str, RequestOutput] = {}
@@ -156,6 +161,7 @@ class LLM:
         use_tqdm: bool = True,
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Return one output per conversation.
@@ -166,11 +172,18 @@ class LLM:
         is_batch = isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple))
         conversations: Any = messages if is_batch else [messages]
         prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt, pins=pins)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str = "") -> Iterator[Delta]:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
+    ) -> Iterator[Delta]:
         """Yield deltas; the last one has the complete output. Closing the iterator ends the request."""
-        return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt))
+        return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins))
 
     def stream_chat(
         self,
@@ -179,11 +192,12 @@ class LLM:
         *,
         tools: Sequence[Any] | None = None,
         cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
         **template_kwargs: Any,
     ) -> Iterator[Delta]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
         prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-        return self.stream(prompt, sampling_params, cache_salt=cache_salt)
+        return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins)
 
     def score(
         self,
@@ -223,7 +237,45 @@ class LLM:
             scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
             return scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
 
-    def _request(self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, cache_salt: str = "") -> Request:
+    def pin_kv(self, prompt: Prompt, seconds: float, *, cache_salt: str = "") -> dict[str, Any]:
+        """Keep the KV blocks of a prompt in the prefix cache, and return the pin as plain data.
+
+        The prompt is computed if it is not cached. The pin ends ``seconds`` after the last request that began with the prompt.
+        Raises ``InvalidRequest`` if the prompt cannot be pinned.
+        """
+        token_ids = self._loaded.input_processor.encode(prompt)
+        pin = PrefixPin(num_tokens=len(token_ids), seconds=seconds)
+        params = SamplingParams(temperature=0, max_tokens=1)
+        request = self._request({"prompt_token_ids": token_ids}, params, cache_salt=cache_salt, pins=(pin,))
+        with DeferredSignals(), self._shared.exclusive() as engine:
+            check_pinnable(engine.scheduler.kv, len(token_ids))
+        output = self._run([request], use_tqdm=False)[request.request_id]
+        with DeferredSignals(), self._shared.exclusive() as engine:
+            return pin_facts(engine, request, output)
+
+    def unpin_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
+        """End the pin of a prompt; without a prompt, end all pins of all tenants. Return their number.
+
+        The blocks stay cached until others need their place.
+        """
+        check_salt(cache_salt)
+        token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
+        with DeferredSignals(), self._shared.exclusive() as engine:
+            kv = engine.scheduler.kv
+            if token_ids is None:
+                return kv.pins.unpin()
+            block_hash = pinned_prefix(kv, token_ids, cache_salt)
+            return 0 if block_hash is None else kv.pins.unpin(block_hash)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        pins: Sequence[PrefixPin] = (),
+    ) -> Request:
         request = self._loaded.input_processor.request(
             str(next(self._ids)),
             prompt,
@@ -231,6 +283,7 @@ class LLM:
             arrival=self.engine.clock(),
             priority=priority,
             cache_salt=cache_salt,
+            pins=pins,
         )
         self.engine.scheduler.check_capacity(request)
         return request

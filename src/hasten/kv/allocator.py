@@ -81,6 +81,12 @@ class BlockAllocator:
     def is_shared(self, block: int) -> bool:
         return self._references[block] > 1
 
+    def is_published(self, block: int) -> bool:
+        return block in self._hash_of
+
+    def num_references(self, block: int) -> int:
+        return self._references[block]
+
     def find(self, block_hash: bytes) -> int | None:
         """Return the held or cached block with this hash, or None."""
         return self._block_of.get(block_hash)

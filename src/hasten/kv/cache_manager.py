@@ -1,4 +1,4 @@
-"""``KvCacheManager``: block tables, prefix hits, copy-on-write, and release outside the window.
+"""``KvCacheManager``: block tables, prefix hits, pins, copy-on-write, and release outside the window.
 
 It handles integers and knows neither tensors nor the schedule. A sequence is open while it has a block table.
 """
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from hasten.core.errors import CapacityError
 from hasten.core.plan import BlockCopy, SlotMove
+from hasten.core.request import PrefixPin
 from hasten.kv.allocator import BlockAllocator
 from hasten.kv.group import KvGroup
+from hasten.kv.pins import PinTable
 from hasten.kv.prefix_hash import extend_hashes
 
 
@@ -28,17 +30,32 @@ class BlockTable:
 
 
 class KvCacheManager:
-    def __init__(self, groups: Sequence[KvGroup], num_blocks: int, block_size: int, *, keep_cached: bool = True) -> None:
-        """``num_blocks`` is per group. ``keep_cached``: keep blocks for later requests (the prefix cache)."""
+    def __init__(
+        self,
+        groups: Sequence[KvGroup],
+        num_blocks: int,
+        block_size: int,
+        *,
+        keep_cached: bool = True,
+        max_pins: int = 0,
+        max_pinned_share: float = 1.0,
+    ) -> None:
+        """``num_blocks`` is per group. ``keep_cached``: keep blocks for later requests (the prefix cache).
+
+        ``max_pins``: pinned prefixes at a time. ``max_pinned_share``: of the blocks, for pins.
+        """
         self.groups = tuple(groups)
         self.block_size = block_size
         self.num_blocks = num_blocks
         self._keep_cached = keep_cached
+        max_pins = max_pins if keep_cached else 0
+        self.pins = PinTable(groups, num_blocks, block_size, max_pins=max_pins, max_pinned_share=max_pinned_share)
         self.reset()
 
     def reset(self) -> None:
-        """Close all sequences and free all blocks, whatever state they are in."""
+        """Close all sequences, end all pins and free all blocks, whatever state they are in."""
         self.allocators = tuple(BlockAllocator(self.num_blocks, keep_cached=self._keep_cached) for _ in self.groups)
+        self.pins.reset(self.allocators)
         self._windowed = [(i, group, self.allocators[i]) for i, group in enumerate(self.groups) if group.window is not None]
         self._tables: dict[int, BlockTable] = {}
         self._pending: dict[bytes, int] = {}  # block hash -> the open sequence that will compute the block
@@ -62,6 +79,12 @@ class KvCacheManager:
         hashes: list[bytes] = []
         extend_hashes(hashes, salt, token_ids[:-1], self.block_size)
         return hashes
+
+    def prefix_hash(self, salt: str, token_ids: Sequence[int]) -> bytes | None:
+        """Return the hash of the last full block of the tokens, which names their pin, or None."""
+        hashes: list[bytes] = []
+        extend_hashes(hashes, salt, token_ids, self.block_size)
+        return hashes[-1] if hashes else None
 
     def match_prefix(self, hashes: Sequence[bytes]) -> int:
         """Return the longest cached prefix, in blocks.
@@ -227,11 +250,12 @@ class KvCacheManager:
         self._cancel_pending(sequence_id, table.hashes[table.num_published :])
 
     def discard(self, sequence_id: int) -> None:
-        """Close the sequence and remove its blocks from the prefix cache."""
+        """Close the sequence, and remove its blocks and their pins from the prefix cache."""
         for blocks, allocator in zip(self._tables[sequence_id].groups, self.allocators, strict=True):
             for block in blocks:
                 if block is not None:
                     allocator.unpublish(block)
+        self.pins.unpin_blocks(self._tables[sequence_id].groups)
         self.close(sequence_id)
 
     def insert_prefix(self, salt: str, token_ids: Sequence[int], write: Callable[[Sequence[Mapping[int, int]]], None]) -> int:
@@ -277,9 +301,14 @@ class KvCacheManager:
         return sum(map(len, new))
 
     def remove_prefix(self, salt: str, token_ids: Sequence[int]) -> int:
-        """Free the cached full blocks of ``token_ids``; return how many, over all groups. Held blocks stay."""
+        """Free the cached full blocks of ``token_ids``, and end their pins; return how many blocks, over all groups.
+
+        Blocks that a sequence or the pin of a longer prefix holds stay.
+        """
         hashes: list[bytes] = []
         extend_hashes(hashes, salt, token_ids, self.block_size)
+        for block_hash in hashes:
+            self.pins.unpin(block_hash)
         num_freed = 0
         for allocator in self.allocators:
             for block_hash in hashes:
@@ -289,8 +318,32 @@ class KvCacheManager:
                     num_freed += 1
         return num_freed
 
+    def set_pins(self, sequence_id: int, pins: Sequence[PrefixPin], num_computed_tokens: int) -> list[PrefixPin]:
+        """Set the pins whose full blocks are among the sequence's computed tokens; return the other ones.
+
+        A pin is refused if the cache lacks its blocks: early exit keeps some out, and those that left a window may be evicted.
+        """
+        waiting = []
+        for pin in pins:
+            num_blocks = pin.num_tokens // self.block_size
+            if num_blocks * self.block_size > num_computed_tokens:
+                waiting.append(pin)
+            elif len(hashes := self._tables[sequence_id].hashes[:num_blocks]) == num_blocks:
+                self.pins.pin(hashes, pin.seconds)
+            else:
+                self.pins.refuse()
+        return waiting
+
+    def use_pins(self, salt: str, hashes: Sequence[bytes], token_ids: Sequence[int]) -> None:
+        """Extend the pins of prefixes of a prompt. ``hashes``: its ``block_hashes``."""
+        if self.pins:
+            hashes = list(hashes)
+            extend_hashes(hashes, salt, token_ids, self.block_size)
+            self.pins.use(hashes)
+
     def clear_cached(self) -> None:
-        """Empty the prefix cache."""
+        """Empty the prefix cache, and end all pins."""
+        self.pins.unpin()
         for allocator in self.allocators:
             allocator.clear_cached()
 
@@ -300,15 +353,16 @@ class KvCacheManager:
         return sum(allocator.num_cached for allocator in self.allocators)
 
     def check(self) -> None:
-        """Assert that tables and allocators agree on the references of every block."""
+        """Assert that tables, pins and allocators agree on the references of every block."""
+        self.pins.check()
         for index, allocator in enumerate(self.allocators):
             allocator.check()
-            references: dict[int, int] = {}
+            references = self.pins.references(index)
             for table in self._tables.values():
                 for block in table.groups[index]:
                     if block is not None:
                         references[block] = references.get(block, 0) + 1
-            assert references == allocator.references(), f"group {index}: tables and references differ"
+            assert references == allocator.references(), f"group {index}: tables, pins and references differ"
         assert all(self.is_open(owner) for owner in self._pending.values()), "a closed sequence has pending blocks"
 
 

@@ -54,7 +54,8 @@ class Scheduler:
         number = next(self._arrival_numbers)
         # Without a prefix cache, only the sequences of one request share blocks.
         salt = cache_salt(request.cache_salt, request.exit_layer) if self.config.prefix_caching else f"request:{number}"
-        scheduled = ScheduledRequest(request, service_rank(self.config, request, number), salt)
+        pins = [pin for pin in request.pins if pin.num_tokens >= self.kv.block_size]
+        scheduled = ScheduledRequest(request, service_rank(self.config, request, number), salt, pins)
         prompt = [*request.prompt_token_ids]
         sequence = Sequence(next(self._sequence_ids), scheduled, 0, prompt, exit_layer=request.exit_layer)
         insort(self._waiting, scheduled, key=_rank)
@@ -118,6 +119,7 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """Return what this step computes. A request that raises is removed; see ``take_failures``."""
         builder = PlanBuilder(self.config.max_num_batched_tokens)
+        self.kv.pins.advance(now)
         # Decoding requests go first, so that a long prompt does not delay them.
         for scheduled in sorted(self._running, key=lambda scheduled: not scheduled.is_decoding):
             if scheduled.is_running:  # an earlier request may have preempted it
@@ -163,6 +165,8 @@ class Scheduler:
                     sequence.record_exit(row, result.exit_layers.get(sequence.id))
                 if sequence.id not in unpublished:
                     self.kv.commit(sequence.id, token_ids, sequence.num_computed_tokens, sequence.num_cacheable_tokens)
+                    if pins := sequence.scheduled_request.pins:
+                        sequence.scheduled_request.pins = self.kv.set_pins(sequence.id, pins, sequence.num_computed_tokens)
                 indices: Tokens[int] = range(begin, begin + draft_begin)
                 if path:
                     indices = (*indices, *(begin + draft_begin + node for node in path))
@@ -228,7 +232,10 @@ class Scheduler:
     # ---------------------------------------------------------------- planning
 
     def _schedule(self, scheduled: ScheduledRequest, builder: PlanBuilder) -> None:
-        """Plan the rows of a running request; preempt requests of the largest rank if blocks run out."""
+        """Plan the rows of a running request; preempt requests of the largest rank if blocks run out.
+
+        Pins are dropped if no other request runs.
+        """
         for sequence, num_new_tokens in self._tokens_to_compute(scheduled, builder):
             start, stop = sequence.num_computed_tokens, sequence.num_computed_tokens + num_new_tokens
             draft, num_draft_tokens = sequence.draft, 0
@@ -240,6 +247,8 @@ class Scheduler:
                     draft, num_draft_tokens = NO_DRAFT, 0  # no request is preempted for a draft
                     continue
                 victim = self._running[-1]
+                if len(self._running) == 1 and self.kv.pins.drop_one():
+                    continue  # only pins are in its way
                 builder.drop(victim)
                 self._preempt(victim)
                 if victim is scheduled:
@@ -315,9 +324,14 @@ class Scheduler:
         self._waiting.remove(scheduled)
         insort(self._running, scheduled, key=_rank)
         scheduled.is_running = True
+        is_new = scheduled.first_scheduled is None
+        if is_new:
+            self.kv.use_pins(scheduled.salt, hashes, scheduled.request.prompt_token_ids)
         self._schedule(scheduled, builder)
-        if scheduled.first_scheduled is None:
+        if is_new:
             scheduled.first_scheduled, scheduled.num_cached_tokens = now, first.num_computed_tokens
+        if scheduled.pins:
+            scheduled.pins = self.kv.set_pins(first.id, scheduled.pins, first.num_computed_tokens)
         return True
 
     def _fits(self, scheduled: ScheduledRequest, hashes: list[bytes]) -> bool:

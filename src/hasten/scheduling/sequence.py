@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import RowPlan
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.sampling.history import TokenHistory
 
 
@@ -78,6 +78,7 @@ class ScheduledRequest:
     request: Request
     rank: tuple[float, int]
     salt: str  # of its block hashes
+    pins: list[PrefixPin] = field(default_factory=list)  # not yet set: their prefixes are not computed
     sequences: list[Sequence] = field(default_factory=list)
     is_running: bool = False  # else it waits
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first scheduled

@@ -96,7 +96,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     end_ids, defaults = eos_token_ids(target, tokenizer), default_sampling_params(target.generation_config, folder)
     sizing = _size_kv_cache(options, backend, target, speculative)
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
-    kv_manager = KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching)
+    kv_manager = _kv_cache_manager(kv, options)
     with timer.phase("program"):
         runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
     with timer.phase("speculation"):
@@ -146,6 +146,11 @@ def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel
         reserved_bytes=speculative.state_bytes,
         **_fields(options, ("block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory")),
     )
+
+
+def _kv_cache_manager(kv: KvCacheConfig, options: EngineOptions) -> KvCacheManager:
+    pins = _fields(options, ("max_pins", "max_pinned_share"))
+    return KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching, **pins)
 
 
 def _fields(options: EngineOptions, names: Iterable[str]) -> dict[str, Any]:
