@@ -147,7 +147,10 @@ def _run_batch(llm: LLM, model: str, prompts: list[Prompt], settings: Settings, 
             if len(prompts) > 1 or len(output.outputs) > 1:
                 print(f"--- prompt {number}, output {completion.index + 1}")
             print(completion.text if llm.tokenizer is not None else " ".join(map(str, completion.token_ids)))
-    summary = report.request_summary(outputs[0]) if len(outputs) == 1 else report.batch_summary(outputs, seconds)
+    if len(outputs) == 1:
+        summary = report.request_summary(outputs[0])
+    else:
+        summary = report.batch_summary(outputs, seconds, llm.stats()["prefix_cache"]["advice"])
     _finish(outputs, settings, summary)
 
 

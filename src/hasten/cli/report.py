@@ -42,15 +42,15 @@ def _speculation_summary(metrics: RequestMetrics) -> str:
     return f"{accepted}{rule}{lossy}, {tokens_per_step:.1f} tokens per step"
 
 
-def batch_summary(outputs: list[RequestOutput], seconds: float) -> str:
-    """Return the same figures summed over requests that ran together."""
+def batch_summary(outputs: list[RequestOutput], seconds: float, advice: str | None = None) -> str:
+    """Return the same figures summed over requests that ran together, and the advice, if there is any, in a line of its own."""
     metrics = [output.metrics for output in outputs]
     prompt_tokens, cached = sum(m.num_prompt_tokens for m in metrics), sum(m.num_cached_tokens for m in metrics)
     output_tokens = sum(m.num_output_tokens for m in metrics)
     return (
         f"{len(outputs)} prompts, {prompt_tokens} tokens ({cached} cached, {prompt_tokens - cached} computed) | "
         f"output {output_tokens} tokens | {seconds:.2f} s | {output_tokens / seconds:.1f} tokens/s"
-    )
+    ) + ("" if advice is None else f"\nadvice: {advice}")
 
 
 def as_json(output: RequestOutput, model: str) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from hasten.caching.shareable_tokens import ShareableTokens
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta
 from hasten.core.plan import CommitResult, Runner, RunnerOutput, StepPlan
@@ -51,6 +52,7 @@ class Engine:
         self._sampler, self._drafter, self._costs = sampler, drafter, costs
         self._states: dict[str, RequestState] = {}
         self._lost: list[Delta] = []  # last deltas of requests that a reset has ended
+        self._shareable_tokens = ShareableTokens(scheduler.kv.block_size) if scheduler.config.prefix_caching else None
         self._complete_call = _CompleteCall(self)
         self.stats = EngineStats()
 
@@ -61,16 +63,20 @@ class Engine:
                 raise InvalidRequest("a request of this id is running", got=repr(request.request_id), remedy="Use another id")
             scheduled = self.scheduler.add(request)
             try:
-                self._states[request.request_id] = RequestState(scheduled, self._detokenizer)
+                state = RequestState(scheduled, self._detokenizer)
+                if self._shareable_tokens is not None:
+                    state.num_shareable_tokens = self._shareable_tokens.count(scheduled.salt, request.prompt_token_ids)
             except Exception:
                 self.scheduler.abort(request.request_id)
                 raise
+            self._states[request.request_id] = state
+            self.stats.requests.num_added += 1
 
     def abort(self, request_id: str) -> list[Delta]:
         """End a request now and free its blocks. Does nothing if it has ended already."""
         with self._complete_call:
             try:
-                return self._close(request_id, FinishReason.ABORT) if self.scheduler.abort(request_id) else []
+                return self._count(self._close(request_id, FinishReason.ABORT)) if self.scheduler.abort(request_id) else []
             except Exception as error:
                 log.exception("request %s could not be ended; all requests end", request_id)
                 self.reset(describe_exception(error))
@@ -84,6 +90,17 @@ class Engine:
         states, self._states = self._states, {}
         self._lost += [state.last_delta(error, self.clock()) for state in states.values()]
         self.scheduler.reset()
+        self._forget_prompts()
+
+    def clear_prefix_cache(self) -> None:
+        """Drop all cached KV blocks that no running request holds."""
+        self.scheduler.kv.clear_cached()
+        self._forget_prompts()
+
+    def _forget_prompts(self) -> None:
+        """Let no later prompt count as shareable what an emptied prefix cache cannot give."""
+        if self._shareable_tokens is not None:
+            self._shareable_tokens.clear()
 
     def logits_scorer(self) -> LogitsScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
@@ -117,9 +134,15 @@ class Engine:
                 log.exception("a step failed; all requests end")
                 self.reset(describe_exception(error))
             if self._lost:
-                lost, self._lost = self._lost, []
-                return lost + deltas
-            return deltas
+                deltas, self._lost = self._lost + deltas, []
+            return self._count(deltas)
+
+    def _count(self, deltas: list[Delta]) -> list[Delta]:
+        """Count the requests that end with these deltas, and return the deltas."""
+        for delta in deltas:
+            if delta.output is not None:
+                self.stats.requests.count(delta.output)
+        return deltas
 
     def _step(self, deltas: list[Delta]) -> None:
         """Compute one batch and add what is new to ``deltas``."""
@@ -179,7 +202,7 @@ class Engine:
                 sequence = self.scheduler.find_sequence(span.sequence_id)
                 if sequence is not None and not isinstance(span.token_indices, range):
                     self.scheduler.fail(sequence.scheduled_request, error)
-            self.scheduler.kv.clear_cached()
+            self.clear_prefix_cache()
 
     def _draft(self, drafter: Drafter, plan: StepPlan, committed: CommitResult, output: RunnerOutput, begin: float) -> None:
         """Set the drafts of the next step. A drafter that raises is dropped: no output depends on it."""

@@ -26,6 +26,7 @@ class RequestState:
         # By token ids, for live beams and held hypotheses; empty unless log-probabilities are wanted.
         self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}
         self._draft_outcomes: list[DraftOutcome] = []
+        self.num_shareable_tokens = 0  # counted when the request was added
         self.error: str | None = None
         self._first_token: float | None = None
         self._finished: float | None = None
@@ -89,7 +90,7 @@ class RequestState:
             finished=True,
             seed=self.request.params.seed,
             error=error,
-            metrics=RequestMetrics(arrival=self.request.arrival, finished=now),
+            metrics=dataclasses.replace(self._metrics(), finished=now),
         )
         return Delta(
             request_id=self.request.request_id,
@@ -110,15 +111,10 @@ class RequestState:
             finished=self.finished,
             seed=self.request.params.seed,
             error=self.error,
-            metrics=RequestMetrics(
-                arrival=self.request.arrival,
-                first_scheduled=self._scheduled.first_scheduled,
+            metrics=dataclasses.replace(
+                self._metrics(),
                 first_token=self._first_token,
                 finished=self._finished,
-                num_prompt_tokens=len(self.request.prompt_token_ids),
-                num_cached_tokens=self._scheduled.num_cached_tokens,
-                num_output_tokens=sum(len(completion.token_ids) for completion in self.completions),
-                num_preemptions=self._scheduled.num_preemptions,
                 num_drafts=len(self._draft_outcomes),
                 num_drafted_tokens=sum(outcome.num_drafted for outcome in self._draft_outcomes),
                 num_accepted_tokens=sum(outcome.num_accepted for outcome in self._draft_outcomes),
@@ -126,6 +122,20 @@ class RequestState:
                 exit_rule=self.request.params.exit_rule,
                 mean_exit_layer=sum(layers) / len(layers) if layers else None,
             ),
+        )
+
+    def _metrics(self) -> RequestMetrics:
+        """Return what is known however the request ends."""
+        num_cached = self._scheduled.num_cached_tokens
+        return RequestMetrics(
+            arrival=self.request.arrival,
+            first_scheduled=self._scheduled.first_scheduled,
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_cached_tokens=num_cached,
+            # The prefix cache has the outputs of earlier requests, too.
+            num_shareable_tokens=max(num_cached, self.num_shareable_tokens),
+            num_output_tokens=sum(len(completion.token_ids) for completion in self.completions),
+            num_preemptions=self._scheduled.num_preemptions,
         )
 
 

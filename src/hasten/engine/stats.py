@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from hasten.core.plan import StepPlan
 from hasten.core.result import StepResult
+from hasten.engine.request_totals import RequestTotals
 
 
 @dataclass(slots=True)
 class EngineStats:
+    requests: RequestTotals = field(default_factory=RequestTotals)
     num_steps: int = 0
     num_computed_tokens: int = 0  # prompt, output and recomputed tokens
     num_sampled_rows: int = 0

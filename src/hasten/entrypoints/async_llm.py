@@ -72,6 +72,13 @@ class AsyncLLM:
         """See ``LLM.describe``."""
         return dict(self._loaded.description)
 
+    async def stats(self) -> dict[str, Any]:
+        """See ``LLM.stats``; the engine's thread answers between two steps. Raises ``HastenError`` if the engine has ended."""
+        answer = await asyncio.wrap_future(self._client.stats())
+        if isinstance(answer, EngineDied):
+            raise _ended(answer)
+        return answer
+
     async def stream(
         self,
         prompt: Prompt,

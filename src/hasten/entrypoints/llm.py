@@ -24,6 +24,7 @@ from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.shared_engine import Inbox, SharedEngine
+from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import LoadedEngine, build_engine
 
 Messages = Sequence[Mapping[str, Any]]
@@ -79,10 +80,30 @@ class LLM:
         """Return the model, its kernels and its memory."""
         return dict(self._loaded.description)
 
+    def stats(self) -> dict[str, Any]:
+        """Return counters since the start and the state of the caches, as nested plain data.
+
+        - ``engine``: ``steps``, ``computed_tokens`` (prompt, output and recomputed ones), ``sampled_rows`` (positions with a
+          sampled token); of speculative decoding ``drafts`` (verified ones), ``drafted_tokens``, ``accepted_tokens``,
+          ``mean_accepted_length`` (output tokens per draft), ``acceptance_by_position`` (at index i: the share of drafts of more
+          than i tokens of which more than i were accepted) and ``speed_up`` over plain decoding. None: not measured.
+        - ``requests``: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of their finish reasons
+          ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished ones.
+        - ``kv``: ``block_size`` (tokens), ``blocks``, ``held_blocks`` (by requests), ``cached_blocks`` (findable, held by no
+          request), ``free_blocks``, ``usage`` (held / blocks), all of the KV group with the most held blocks; ``evicted_blocks``
+          (cached ones that requests took, of all groups).
+        - ``prefix_cache``, of finished requests: ``query_tokens`` (prompt tokens looked up), ``hit_tokens``, ``hit_rate`` (None
+          without queries), ``shareable_tokens`` (that the cache could have given, had the part that varies stood last; see
+          ``RequestMetrics``) and ``advice``: a sentence, or None if prompts of another order would gain less than one percent.
+        - ``pins``: the pinned prefixes. ``result_cache``: the result cache; None without one.
+        """
+        with DeferredSignals(), self._shared.exclusive() as engine:
+            return engine_statistics(engine)
+
     def reset_prefix_cache(self) -> None:
         """Drop all cached KV blocks that no running request holds."""
         with DeferredSignals(), self._shared.exclusive() as engine:
-            engine.scheduler.kv.clear_cached()
+            engine.clear_prefix_cache()
 
     def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
         """Write the KV blocks of a prompt to a file, which replaces an older one when it is complete.

@@ -26,6 +26,7 @@ class BlockAllocator:
         self._references: dict[int, int] = {}
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
+        self.num_evicted = 0  # cached blocks that ``allocate`` took
 
     @property
     def num_held(self) -> int:
@@ -49,6 +50,7 @@ class BlockAllocator:
         if not self._free:
             block, _ = self._cached.popitem(last=False)
             self.unpublish(block)
+            self.num_evicted += 1
         elif after is not None and after + 1 in self._free:
             block = after + 1
             del self._free[block]
