@@ -16,6 +16,7 @@ import typer
 
 from hasten import __version__
 from hasten.cli.bench import bench
+from hasten.cli.cache import cache
 from hasten.cli.chat import chat
 from hasten.cli.doctor import doctor
 from hasten.cli.eval import evaluate
@@ -48,6 +49,7 @@ app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 app.add_typer(kv, name="kv")
+app.add_typer(cache, name="cache")
 
 
 @app.callback(invoke_without_command=True)
