@@ -37,7 +37,7 @@ def shareable(llm: LLM, prompt: Sequence[int], salt: str = "") -> int:
 def test_totals_are_the_sums_over_the_outputs(load: Callable[..., LLM], seed: int) -> None:
     """Streams that end by themselves, that are closed, and that are preempted in a pool too small for them."""
     rng, llm = random.Random(seed), load(kv_cache_memory="480KiB", max_num_seqs=6)
-    engine, outputs, ids, num_added = llm.engine, [], set(), 0
+    engine, outputs, ids, num_added = llm.engine, [], [], 0
     common = [rng.randrange(3, 90) for _ in range(20)]
     while num_added < 30 or engine.has_unfinished_requests:
         if num_added < 30 and rng.random() < 0.5:
@@ -45,13 +45,15 @@ def test_totals_are_the_sums_over_the_outputs(load: Callable[..., LLM], seed: in
             own = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 12))]
             request = llm._request({"prompt_token_ids": rng.choice([own + common, common + own, own])}, params)
             engine.add(request)
-            ids.add(request.request_id)
+            ids.append(request.request_id)
             num_added += 1
         deltas = engine.step()
         if ids and rng.random() < 0.05:
-            deltas += engine.abort(ids.pop())
-        outputs += [delta.output for delta in deltas if delta.output is not None]
-        ids -= {output.request_id for output in outputs}
+            deltas += engine.abort(rng.choice(ids))
+        ended = [delta.output for delta in deltas if delta.output is not None]
+        outputs += ended
+        for each in ended:
+            ids.remove(each.request_id)
     totals = engine.stats.requests
     assert totals.num_added == len(outputs) == sum(totals.finished.values()) == 30
     for name in FIELDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, SamplingParams
+from hasten.core.request import PrefixPin
 from hasten.engine.request_totals import RequestTotals
 from hasten.entrypoints.statistics import advice
 
@@ -36,6 +38,9 @@ def all_keys(value: object) -> Iterator[str]:
         for key, inner in value.items():
             yield key
             yield from all_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from all_keys(inner)
 
 
 def test_the_figures_are_those_of_the_outputs(llm: LLM) -> None:
@@ -57,7 +62,7 @@ def test_the_figures_are_those_of_the_outputs(llm: LLM) -> None:
     assert prefix_cache == {"query_tokens": 84, "hit_tokens": 20, "hit_rate": 20 / 84, "shareable_tokens": 60}
     assert stats["engine"]["computed_tokens"] == 84 - 20 + 4 * 7  # no step computes the last token of an output
     assert stats["engine"]["steps"] == llm.engine.stats.num_steps > 0
-    assert (stats["pins"], stats["result_cache"]) == (None, None)
+    assert stats["result_cache"] is None
 
 
 def test_the_blocks_of_running_requests_are_held_and_then_cached(llm: LLM) -> None:
@@ -87,8 +92,36 @@ def test_evicted_blocks_are_counted(tiny: Callable[[str], Path]) -> None:
     assert "cached blocks were evicted" in llm.stats()["prefix_cache"]["advice"]
 
 
+def pin(llm: LLM, prompt: list[int], num_tokens: int) -> None:
+    """Generate, and pin a prefix of the prompt for a minute."""
+    request = llm._request({"prompt_token_ids": prompt}, GREEDY)
+    llm.engine.add(dataclasses.replace(request, pins=(PrefixPin(num_tokens=num_tokens, seconds=60.0),)))
+    while llm.engine.has_unfinished_requests:
+        llm.engine.step()
+
+
+def test_pins_are_listed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert llm.stats()["pins"]["pins"] == []
+    pin(llm, [*COMMON, 5], 18)
+    generate(llm, [*COMMON, 6])
+    stats = llm.stats()
+    (pinned,) = stats["pins"]["pins"]
+    assert (pinned["num_tokens"], pinned["num_blocks"], pinned["seconds"], pinned["hits"]) == (16, 4, 60.0, 1)
+    assert 0 < pinned["expires_in"] <= 60
+    assert {name: stats["pins"][name] for name in ("pinned_blocks", "set", "expired")} == {
+        "pinned_blocks": 4,
+        "set": 1,
+        "expired": 0,
+    }
+    assert stats["kv"]["held_blocks"] == 4
+    now = llm.engine.clock()
+    monkeypatch.setattr(llm.engine, "clock", lambda: now + 61.0)
+    stats = llm.stats()
+    assert (stats["pins"]["pins"], stats["pins"]["expired"], stats["kv"]["held_blocks"]) == ([], 1, 0)
+
+
 def test_every_key_is_documented_and_the_values_are_plain(llm: LLM) -> None:
-    for stats in (llm.stats(), (generate(llm, COMMON), llm.stats())[1]):
+    for stats in (llm.stats(), (pin(llm, COMMON, 16), llm.stats())[1]):
         documented = set(re.findall(r"``(\w+)``", LLM.stats.__doc__ or ""))
         assert set(all_keys(stats)) <= documented
         assert json.loads(json.dumps(stats)) == stats  # strings, numbers, None, lists and dicts: msgpack takes them too

@@ -89,13 +89,17 @@ class LLM:
           than i tokens of which more than i were accepted) and ``speed_up`` over plain decoding. None: not measured.
         - ``requests``: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of their finish reasons
           ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished ones.
-        - ``kv``: ``block_size`` (tokens), ``blocks``, ``held_blocks`` (by requests), ``cached_blocks`` (findable, held by no
-          request), ``free_blocks``, ``usage`` (held / blocks), all of the KV group with the most held blocks; ``evicted_blocks``
+        - ``kv``: ``block_size`` (tokens), ``blocks``, ``held_blocks`` (by requests and pins), ``cached_blocks`` (findable, not
+          held), ``free_blocks``, ``usage`` (held / blocks), all of the KV group with the most held blocks; ``evicted_blocks``
           (cached ones that requests took, of all groups).
         - ``prefix_cache``, of finished requests: ``query_tokens`` (prompt tokens looked up), ``hit_tokens``, ``hit_rate`` (None
           without queries), ``shareable_tokens`` (that the cache could have given, had the part that varies stood last; see
           ``RequestMetrics``) and ``advice``: a sentence, or None if prompts of another order would gain less than one percent.
-        - ``pins``: the pinned prefixes. ``result_cache``: the result cache; None without one.
+        - ``pins``: ``pins``, a list, unused for longest first, each with ``num_tokens``, ``num_blocks``, ``seconds`` (after its
+          last use), ``expires_in`` (seconds) and ``hits``; ``pinned_blocks``; counters of pins that were ``set``, ``refreshed``, used
+          (``hits``), ``expired``, ``evicted`` (for new pins), ``dropped`` (for a request that could not go on), ``removed`` and
+          ``refused``.
+        - ``result_cache``: None without one.
         """
         with DeferredSignals(), self._shared.exclusive() as engine:
             return engine_statistics(engine)

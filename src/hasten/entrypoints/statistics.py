@@ -13,8 +13,12 @@ MIN_GAIN = 0.01  # share of the prompt tokens; less is not worth another order o
 
 
 def engine_statistics(engine: Engine) -> dict[str, Any]:
-    """Return the statistics of an engine between two steps; ``LLM.stats`` lists the keys. Other caches are None."""
-    scheduler, stats = engine.scheduler, engine.stats
+    """Return the statistics of an engine between two steps; ``LLM.stats`` lists the keys. Expired pins end.
+
+    ``result_cache`` is None, because the result cache stands in front of the engine.
+    """
+    scheduler, stats, pins = engine.scheduler, engine.stats, engine.scheduler.kv.pins
+    pinned = pins.describe(engine.clock())  # first: it frees the blocks of expired pins
     num_evicted = sum(allocator.num_evicted for allocator in scheduler.kv.allocators)
     return {
         "engine": _describe_steps(stats),
@@ -28,7 +32,7 @@ def engine_statistics(engine: Engine) -> dict[str, Any]:
         },
         "kv": _describe_blocks(scheduler.kv) | {"evicted_blocks": num_evicted},
         "prefix_cache": _describe_prefix_cache(stats.requests, num_evicted),
-        "pins": None,
+        "pins": {"pins": pinned, "pinned_blocks": pins.num_blocks, **pins.counts},
         "result_cache": None,
     }
 
