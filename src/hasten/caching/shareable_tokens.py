@@ -21,13 +21,16 @@ Hashes = NDArray[np.uint64]
 
 
 class ShareableTokens:
-    """The windows of earlier prompts, in a table of fixed size: each one overwrites the window that had its slot.
+    """The windows of earlier prompts, in a table of fixed size.
 
-    Lost windows, and equal hashes of unequal windows (one in 2**64), distort a statistic and no output.
+    Each window overwrites the one that had its slot. Lost windows, and equal hashes of unequal windows (one in 2**64), distort a statistic and no output.
     """
 
     def __init__(self, block_size: int, num_slots: int = NUM_SLOTS, key: bytes | None = None) -> None:
-        """``num_slots``: a power of two. ``key``: of all hashes; None: random, so that no prompt can be made to collide."""
+        """``num_slots``: a power of two. ``key``: of all hashes; None: a random one.
+
+        With a random key, no prompt can be made to collide with one of another tenant.
+        """
         assert num_slots >= 2 and num_slots & (num_slots - 1) == 0
         self._block_size, self._key = block_size, secrets.token_bytes(16) if key is None else key
         self._table: Hashes = np.zeros(num_slots, np.uint64)  # the system provides its memory as it is written
@@ -37,9 +40,10 @@ class ShareableTokens:
         self._inverse_powers = _powers(1, pow(base, -1, 2**64), _PIECE)
 
     def count(self, salt: str, token_ids: Sequence[int]) -> int:
-        """Return how many tokens lie in runs of a block or more that an earlier prompt of this salt has; remember this prompt.
+        """Return how many tokens of a prompt earlier ones of this salt have too, and remember the prompt.
 
-        The tokens count in whole blocks, and at most as many as a prefix hit could give: one token is always computed.
+        Tokens count if they lie in a run of a block or more that an earlier prompt has at any position; they count in whole blocks,
+        and at most as many as a prefix hit could give: one token is always computed.
         """
         size = self._block_size
         if len(token_ids) < size:

@@ -43,7 +43,10 @@ def _speculation_summary(metrics: RequestMetrics) -> str:
 
 
 def batch_summary(outputs: list[RequestOutput], seconds: float, advice: str | None = None) -> str:
-    """Return the same figures summed over requests that ran together, and the advice, if there is any, in a line of its own."""
+    """Return the same figures summed over requests that ran together.
+
+    ``advice`` follows in a line of its own.
+    """
     metrics = [output.metrics for output in outputs]
     prompt_tokens, cached = sum(m.num_prompt_tokens for m in metrics), sum(m.num_cached_tokens for m in metrics)
     output_tokens = sum(m.num_output_tokens for m in metrics)

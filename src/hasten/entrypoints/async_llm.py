@@ -73,7 +73,10 @@ class AsyncLLM:
         return dict(self._loaded.description)
 
     async def stats(self) -> dict[str, Any]:
-        """See ``LLM.stats``; the engine's thread answers between two steps. Raises ``HastenError`` if the engine has ended."""
+        """See ``LLM.stats``; the engine's thread answers between two steps.
+
+        Raises ``HastenError`` if the engine has ended.
+        """
         answer = await asyncio.wrap_future(self._client.stats())
         if isinstance(answer, EngineDied):
             raise _ended(answer)

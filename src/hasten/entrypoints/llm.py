@@ -96,9 +96,9 @@ class LLM:
           without queries), ``shareable_tokens`` (that the cache could have given, had the part that varies stood last; see
           ``RequestMetrics``) and ``advice``: a sentence, or None if prompts of another order would gain less than one percent.
         - ``pins``: ``pins``, a list, unused for longest first, each with ``num_tokens``, ``num_blocks``, ``seconds`` (after its
-          last use), ``expires_in`` (seconds) and ``hits``; ``pinned_blocks``; counters of pins that were ``set``, ``refreshed``, used
-          (``hits``), ``expired``, ``evicted`` (for new pins), ``dropped`` (for a request that could not go on), ``removed`` and
-          ``refused``.
+          last use), ``expires_in`` (seconds) and ``hits``; ``pinned_blocks``; counters of pins that were ``set``, ``refreshed``,
+          used (``hits``), ``expired``, ``evicted`` (for new pins), ``dropped`` (for a request that could not go on), ``removed``
+          and ``refused``.
         - ``result_cache``: None without one.
         """
         with DeferredSignals(), self._shared.exclusive() as engine:

@@ -1,4 +1,4 @@
-"""``engine_statistics``: the counters of an engine and its caches as nested plain data, as ``LLM.stats`` returns them."""
+"""``engine_statistics``: the counters of an engine and its caches, as ``LLM.stats`` returns them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MIN_GAIN = 0.01  # share of the prompt tokens; less is not worth another order o
 
 
 def engine_statistics(engine: Engine) -> dict[str, Any]:
-    """Return the statistics of an engine between two steps; ``LLM.stats`` lists the keys. Expired pins end.
+    """Return the statistics of an engine between two steps; ``LLM.stats`` lists the keys.
 
-    ``result_cache`` is None, because the result cache stands in front of the engine.
+    It ends pins that have expired. ``result_cache`` is None, because the result cache stands in front of the engine.
     """
     scheduler, stats, pins = engine.scheduler, engine.stats, engine.scheduler.kv.pins
     pinned = pins.describe(engine.clock())  # first: it frees the blocks of expired pins
