@@ -166,3 +166,14 @@ def test_show_drafts_colours_the_same_text_and_counts_its_tokens(hasten, llm, mo
         == completion(llm, prompt) + "\n"
     )
     assert hasten("generate", "demo", prompt, "other", *GREEDY, "--show-drafts").code == 2
+
+
+def test_a_batch_whose_prompts_share_a_part_late_gets_advice(hasten, model):
+    common = ",".join(str(token) for token in range(10, 30))
+    settings = ("--max-tokens", "2", "--ignore-eos", "--block-size", "4", "--kv-cache-memory", "1MiB", "--max-model-len", "64")
+    varied_first = hasten("generate", model, "--prompt-ids", f"3,{common}", "--prompt-ids", f"4,{common}", *settings)
+    advice = "0 of 42 prompt tokens came from the prefix cache; 20 could have, had the part that varies stood last"
+    assert varied_first.err.splitlines()[-1] == f"advice: {advice}"
+    varied_last = hasten("generate", model, "--prompt-ids", f"{common},3", "--prompt-ids", f"{common},4", *settings)
+    assert "(20 cached, 22 computed)" in varied_last.err
+    assert "advice" not in varied_last.err

@@ -23,7 +23,8 @@ Hashes = NDArray[np.uint64]
 class ShareableTokens:
     """The windows of earlier prompts, in a table of fixed size.
 
-    Each window overwrites the one that had its slot. Lost windows, and equal hashes of unequal windows (one in 2**64), distort a statistic and no output.
+    Each window overwrites the one that had its slot. Lost windows, and equal hashes of unequal windows (one in 2**64), distort a
+    statistic and no output.
     """
 
     def __init__(self, block_size: int, num_slots: int = NUM_SLOTS, key: bytes | None = None) -> None:
