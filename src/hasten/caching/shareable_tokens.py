@@ -61,7 +61,7 @@ class ShareableTokens:
 
     def clear(self) -> None:
         """Forget all prompts."""
-        self._table.fill(0)
+        self._table = np.zeros_like(self._table)
 
     def _window_hashes(self, tokens: Hashes) -> Hashes:
         """Return the polynomial hash mod 2**64 of the window at every offset, from differences of prefix sums."""

@@ -52,7 +52,7 @@ class Engine:
         self._sampler, self._drafter, self._costs = sampler, drafter, costs
         self._states: dict[str, RequestState] = {}
         self._lost: list[Delta] = []  # last deltas of requests that a reset has ended
-        self._shareable_tokens = ShareableTokens(scheduler.kv.block_size) if scheduler.config.prefix_caching else None
+        self._shareable_tokens = ShareableTokens(scheduler.kv.block_size)
         self._complete_call = _CompleteCall(self)
         self.stats = EngineStats()
 
@@ -64,8 +64,7 @@ class Engine:
             scheduled = self.scheduler.add(request)
             try:
                 state = RequestState(scheduled, self._detokenizer)
-                if self._shareable_tokens is not None:
-                    state.num_shareable_tokens = self._shareable_tokens.count(scheduled.salt, request.prompt_token_ids)
+                state.num_shareable_tokens = self._shareable_tokens.count(scheduled.salt, request.prompt_token_ids)
             except Exception:
                 self.scheduler.abort(request.request_id)
                 raise
@@ -90,17 +89,12 @@ class Engine:
         states, self._states = self._states, {}
         self._lost += [state.last_delta(error, self.clock()) for state in states.values()]
         self.scheduler.reset()
-        self._forget_prompts()
+        self._shareable_tokens.clear()  # an emptied prefix cache could give none of them
 
     def clear_prefix_cache(self) -> None:
         """Drop all cached KV blocks that no running request holds."""
         self.scheduler.kv.clear_cached()
-        self._forget_prompts()
-
-    def _forget_prompts(self) -> None:
-        """Let no later prompt count as shareable what an emptied prefix cache cannot give."""
-        if self._shareable_tokens is not None:
-            self._shareable_tokens.clear()
+        self._shareable_tokens.clear()
 
     def logits_scorer(self) -> LogitsScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
