@@ -204,7 +204,7 @@ def test_close_ends_running_requests(tiny: Callable[[str], Path]) -> None:
         task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=120)))
         await until(lambda: num_held_blocks(llm) > 0)
         closed = asyncio.create_task(llm.close())
-        await until(lambda: not llm._client._commands.empty())
+        await until(lambda: llm._client._is_closed)
         go_on.set()
         await closed
         with pytest.raises(HastenError, match="it was closed"):
