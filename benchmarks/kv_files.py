@@ -2,8 +2,9 @@
 
 ``python benchmarks/kv_files.py --model qwen3-0.6b --out benchmarks/results/kv_files.json``
 
-Each start is a process of its own. Cold: the prompt of 2,000 tokens and 16 more is computed. Loaded: the KV cache of the 2,000 tokens
-is read from a file, which is in the page cache, as are the weights. Both generate the same tokens with the same log-probabilities.
+Each start is a process of its own. Cold: the prompt of 2,000 tokens and 16 more is computed. Loaded: the KV cache of the
+2,000 tokens is read from a file, which is in the page cache, as are the weights. Both generate the same tokens with the same
+log-probabilities.
 """
 
 import argparse

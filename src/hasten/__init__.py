@@ -8,12 +8,12 @@ from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Choice, CompletionOutput, Delta, RequestMetrics, RequestOutput, ScoreOutput
 from hasten.core.request import PrefixPin
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hasten.entrypoints.async_llm import AsyncLLM
     from hasten.entrypoints.llm import LLM
 
-__version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLM",

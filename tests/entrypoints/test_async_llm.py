@@ -13,6 +13,7 @@ import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, SamplingParams
 from hasten.core.errors import PromptTooLong
+from hasten.entrypoints.engine_client import EngineDied
 from hasten.text.tokenizer import TextTokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -291,7 +292,7 @@ def test_calls_that_the_engine_does_not_reach_fail(tiny: Callable[[str], Path]) 
         waiting = client.call(lambda engine: 1)
         cancelled = client.call(lambda engine: 2)
         assert cancelled.cancel()
-        client._fail_calls()
+        client._end(EngineDied(""))
         with pytest.raises(HastenError, match="the engine has ended"):
             waiting.result(timeout=0)
         with pytest.raises(HastenError, match="the engine has ended"):

@@ -1,4 +1,4 @@
-"""Equal requests are computed once, and each gets what it would get alone, whoever joins or leaves.
+"""Equal requests are computed once, and each gets what it would get alone, also when others join or leave.
 
 Only whole results are stored.
 """

@@ -84,7 +84,10 @@ class GuardedStore:
         return self._guard(self._reads, "reads", self.store.usage)[1]
 
     def stats(self) -> dict[str, int | None]:
-        """Return the counters, and what the store holds; None where it would have to list all keys, or does not answer."""
+        """Return the counters, and what the store holds.
+
+        ``entries`` and ``bytes`` are None where the store would have to list all keys, or does not answer.
+        """
         usage = self.usage() if self.store.counts_usage else None
         with self._mutex:
             return {

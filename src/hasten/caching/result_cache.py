@@ -1,4 +1,4 @@
-"""``ResultCache``: looks requests up before they reach the engine, and stores what the engine has computed.
+"""``ResultCache``: finds results of equal requests, and stores what the engine has computed.
 
 A lookup runs in the caller's thread and a write in a thread of the cache, so the engine never waits for the store.
 """
@@ -33,7 +33,10 @@ class _Recent:
 
 
 class ResultCache:
-    """The result cache of one engine, for any number of threads. No failure of the store is a failure of a request."""
+    """The result cache of one engine, for any number of threads.
+
+    No failure of the store is a failure of a request.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class ResultCache:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``engine_key``: see ``engine_key``. ``off_because``: why no output of this engine is determined; None: they are."""
+        """``off_because``: why no output of this engine is determined; None: they are."""
         self._store, self._engine_key, self.off_because, self._clock = store, engine_key, off_because, clock
         self._mutex = threading.Lock()
         self._recent: OrderedDict[bytes, _Recent] = OrderedDict()  # oldest first

@@ -1,4 +1,4 @@
-"""The key of a result: SHA-256 over everything that decides an output, so that equal keys mean equal outputs.
+"""The key of a result: SHA-256 over everything that decides an output.
 
 Everything counts by default. A field that cannot change an output stands on one of the lists here, with the reason; a test changes
 every field of these classes and looks at the key.
@@ -120,7 +120,10 @@ def _fields(settings: Request | SamplingParams | EngineOptions) -> list[tuple[st
 
 
 def _hash(*parts: object) -> bytes:
-    """Hash the parts, each with its length. ``repr`` tells all plain values apart, and equal ones are written equally."""
+    """Return the hash of the parts, each with its length.
+
+    ``repr`` tells all plain values apart, and equal ones are written equally.
+    """
     hasher = hashlib.sha256()
     for part in parts:
         content = part if isinstance(part, bytes) else repr(part).encode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""``open_file``: a connection to a file of results, made, checked and in WAL mode. It knows the tables, not what a store does.
+"""``open_file``: makes or checks a file of results. It knows the tables, not what a store does.
 
 ::
 
@@ -79,7 +79,10 @@ class NotAStore(Exception):
 
 
 def open_file(path: str | Path) -> Path:
-    """Make the file unless it is there, check it, and return its absolute path; only its owner may read a file made here.
+    """Make the file unless it is there, check it, and return its absolute path.
+
+    Only its owner may read a file made here.
+
 
     A file that is not of hasten is left as it is. Raises ``InvalidOption`` for it, and ``HastenError`` where a sound file cannot be
     used now, or is damaged.
@@ -162,7 +165,10 @@ def _make_file(path: str | Path) -> Path:
 
 
 def _check(connection: sqlite3.Connection) -> None:
-    """Make the tables in an empty file; raise ``NotAStore`` or ``StoreFailed`` unless the file then has them."""
+    """Make the tables in an empty file.
+
+    Raises ``NotAStore`` or ``StoreFailed`` unless the file then has them.
+    """
     connection.execute("BEGIN IMMEDIATE")  # fails on a read-only file; changes nothing in a file of another program
     try:
         ((application_id,),) = connection.execute("PRAGMA application_id")

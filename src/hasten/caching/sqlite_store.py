@@ -1,4 +1,4 @@
-"""``SqliteStore``: a result cache's values in one SQLite file, for any number of threads and processes of one machine."""
+"""``SqliteStore``: values in one SQLite file, for the threads and processes of one machine."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 class _Uses:
-    """Hits that are not in the file yet, so that a get writes nothing. A put and ``close`` write them down.
+    """Hits that are not in the file yet, so that a get writes nothing.
+
+    A put and ``close`` write them down.
 
     A use has a time in microseconds since 1970, which orders the uses of all processes; no two of one process have the same.
     Uses that cannot be written are lost, no more.
@@ -230,7 +232,10 @@ class SqliteStore:
         return has_room
 
     def _make_room(self, connection: sqlite3.Connection, num_bytes: int, now: float, end: float) -> tuple[int, bool]:
-        """Evict until a record fits, up to some number or time; return how many were evicted, and whether it fits."""
+        """Evict until a record fits, up to some number or time.
+
+        Return how many were evicted, and whether it fits.
+        """
         num_evicted = 0
         for step in range(EVICTED_PER_TRANSACTION):
             entries, used_bytes = _one_pair(list(connection.execute("SELECT num_entries, num_bytes FROM totals")))

@@ -32,14 +32,17 @@ class DamagedResult(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """``deltas`` cuts the answers as they were streamed: (index of the answer, characters, tokens) per delta."""
+    """The answers of one request, and how they were streamed.
+
+    ``deltas``: (index of the answer, characters, tokens) per delta.
+    """
 
     outputs: tuple[CompletionOutput, ...]
     deltas: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def of(cls, deltas: Sequence[Delta]) -> StoredResult | None:
-        """Return the result of a request with these deltas; None for errors and aborts, which are never stored."""
+        """Return the result of these deltas; None for errors and aborts, which are never stored."""
         output = deltas[-1].output if deltas else None
         if output is None or output.error is not None or not output.outputs:
             return None
@@ -116,7 +119,7 @@ def decode_result(key: bytes, value: bytes) -> StoredResult:
 
 
 def _check(result: StoredResult) -> None:
-    """Raise ``ValueError`` or ``TypeError`` for answers that another program wrote, and that would fail when they are read."""
+    """Raise ``ValueError`` or ``TypeError`` for answers that could not be replayed."""
     sizes: dict[int, tuple[int, int]] = {}
     for completion in result.outputs:
         if type(completion.index) is not int or type(completion.text) is not str:

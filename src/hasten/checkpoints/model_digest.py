@@ -1,4 +1,4 @@
-"""``model_digest``: the SHA-256 of a model's files, so that results of one model are never taken for those of another.
+"""``model_digest``: the SHA-256 of a model's files.
 
 The digests of large files are remembered in hasten's cache folder, by path, size, inode and times of change: hashing takes about a
 second per gigabyte.

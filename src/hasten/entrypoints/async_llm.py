@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
+from hasten.core.errors import InvalidRequest, PromptTooLong
 from hasten.core.kv_file import KvFile
 from hasten.core.output import Delta, RequestOutput, RequestRejected
 from hasten.core.request import PrefixPin, Request
@@ -25,6 +25,7 @@ from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
+from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import build_engine
 
 INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
@@ -77,10 +78,8 @@ class AsyncLLM:
 
         Raises ``HastenError`` if the engine has ended.
         """
-        answer = await asyncio.wrap_future(self._client.stats())
-        if isinstance(answer, EngineDied):
-            raise _ended(answer)
-        return answer
+        found = await asyncio.wrap_future(self._client.call(engine_statistics))
+        return found | {"result_cache": await asyncio.to_thread(self._loaded.result_cache_stats)}
 
     async def stream(
         self,
@@ -171,7 +170,7 @@ class AsyncLLM:
         )
 
     async def _look_up(self, prompt: Prompt | None, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
-        """Return the request that ``make`` makes of the prompt, and its stored result or what the engine takes.
+        """Return the request of a prompt, and its stored result or what the engine takes.
 
         What takes long runs beside the event loop. ``prompt`` None: making the request takes long.
         """
@@ -190,7 +189,7 @@ class AsyncLLM:
             return await asyncio.get_running_loop().run_in_executor(self._input_threads, make)
         except RuntimeError as error:  # the threads have been shut down
             if self._router.has_ended:
-                raise _ended(EngineDied("")) from error
+                raise EngineDied("").as_exception() from error
             raise
 
     async def _stream(self, made: Request, found: StoredResult | Request) -> AsyncGenerator[Delta, None]:
@@ -210,17 +209,13 @@ class AsyncLLM:
                     error = PromptTooLong if event.kind == "PromptTooLong" else InvalidRequest
                     raise error(event.what, got=event.got, allowed=event.allowed, remedy=event.remedy)
                 if isinstance(event, EngineDied):
-                    raise _ended(event)
+                    raise event.as_exception()
                 is_finished = event.output is not None
                 yield event
         finally:
             self._router.close(request.request_id)
             if not is_finished:
                 self._client.abort(request.request_id)
-
-
-def _ended(event: EngineDied) -> HastenError:
-    return HastenError("the engine has ended", got=event.error or "it was closed", remedy="Make a new AsyncLLM")
 
 
 def _text_of(prompt: Prompt) -> str | None:

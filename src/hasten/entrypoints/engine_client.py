@@ -25,6 +25,9 @@ class EngineDied:
 
     error: str
 
+    def as_exception(self) -> HastenError:
+        return HastenError("the engine has ended", got=self.error or "it was closed", remedy="Make a new AsyncLLM")
+
 
 Event = Delta | RequestRejected | EngineDied
 T = TypeVar("T")
@@ -45,9 +48,9 @@ class _Call:
         except Exception as error:
             self.result.set_exception(error)
 
-    def fail(self) -> None:
+    def fail(self, died: EngineDied) -> None:
         if self.result.set_running_or_notify_cancel():
-            self.result.set_exception(HastenError("the engine has ended", remedy="Make a new AsyncLLM"))
+            self.result.set_exception(died.as_exception())
 
 
 class EngineClient:
@@ -69,6 +72,7 @@ class EngineClient:
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None  # started by the first request
         self._is_closed = False
+        self._died = EngineDied("")  # how the thread has ended, once it has
 
     def add(self, request: Request) -> None:
         """Add a request, and return at once. Its deltas follow as events, or one ``RequestRejected``."""
@@ -83,7 +87,7 @@ class EngineClient:
         call = _Call(function, Future())
         with self._mutex:
             if self._is_closed:
-                call.fail()
+                call.fail(self._died)
             else:
                 self._start()
                 self._commands.put(call)  # the thread fails the calls that it finds at its end
@@ -116,17 +120,17 @@ class EngineClient:
         except BaseException as exception:  # a bug; the callers that wait get it as an event
             log.exception("the engine died")
             error = f"{type(exception).__name__}: {exception}"
-        self._fail_calls()
-        self._on_events([EngineDied(error)], self.abort)
+        self._end(EngineDied(error))
 
-    def _fail_calls(self) -> None:
-        """Fail the calls that no step will run."""
+    def _end(self, died: EngineDied) -> None:
+        """Tell all that wait for the engine that it has ended."""
         with self._mutex:
-            self._is_closed = True
+            self._is_closed, self._died = True, died
         while not self._commands.empty():
             command = self._commands.get()
             if isinstance(command, _Call):
-                command.fail()
+                command.fail(died)
+        self._on_events([died], self.abort)
 
     def _step(self) -> list[Event] | None:
         """Carry out the commands that have come, then run one step. None: the engine was closed."""

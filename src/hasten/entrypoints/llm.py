@@ -99,10 +99,15 @@ class LLM:
           last use), ``expires_in`` (seconds) and ``hits``; ``pinned_blocks``; counters of pins that were ``set``, ``refreshed``,
           used (``hits``), ``expired``, ``evicted`` (for new pins), ``dropped`` (for a request that could not go on), ``removed``
           and ``refused``.
-        - ``result_cache``: None without one.
+        - ``result_cache``: None without one. ``hits`` and ``misses`` of lookups, requests ``shared`` with an equal one that ran,
+          ``hit_rate`` (requests that the engine did not compute, of those that were looked up), results ``stored``, ``dropped``
+          (not stored), ``damaged`` (found broken) and ``unwritten`` (waiting); ``passed``, requests that were not looked up, by
+          reason; ``off_because``: why none is, or None; ``store``: see ``GuardedStore.stats``.
         """
+        loaded = self._loaded
         with DeferredSignals(), self._shared.exclusive() as engine:
-            return engine_statistics(engine)
+            found = engine_statistics(engine)
+        return found | {"result_cache": loaded.result_cache_stats()}
 
     def reset_prefix_cache(self) -> None:
         """Drop all cached KV blocks that no running request holds."""

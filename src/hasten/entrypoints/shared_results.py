@@ -1,4 +1,4 @@
-"""``SharedResults``: an engine whose equal requests are computed once (single flight), and whose results are stored.
+"""``SharedResults``: computes equal requests once (single flight), and stores their results.
 
 The first of several equal requests starts a flight: one request of the engine. Later ones join it, get what it has given so far,
 and then every further delta. A flight ends early only when its last subscriber has left.

@@ -15,7 +15,7 @@ MIN_GAIN = 0.01  # share of the prompt tokens; less is not worth another order o
 def engine_statistics(engine: Engine) -> dict[str, Any]:
     """Return the statistics of an engine between two steps; ``LLM.stats`` lists the keys.
 
-    It ends pins that have expired. ``result_cache`` is None, because the result cache stands in front of the engine.
+    It ends pins that have expired.
     """
     scheduler, stats, pins = engine.scheduler, engine.stats, engine.scheduler.kv.pins
     pinned = pins.describe(engine.clock())  # first: it frees the blocks of expired pins
@@ -33,7 +33,6 @@ def engine_statistics(engine: Engine) -> dict[str, Any]:
         "kv": _describe_blocks(scheduler.kv) | {"evicted_blocks": num_evicted},
         "prefix_cache": _describe_prefix_cache(stats.requests, num_evicted),
         "pins": {"pins": pinned, "pinned_blocks": pins.num_blocks, **pins.counts},
-        "result_cache": None,
     }
 
 

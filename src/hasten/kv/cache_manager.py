@@ -301,7 +301,7 @@ class KvCacheManager:
         return sum(map(len, new))
 
     def remove_prefix(self, salt: str, token_ids: Sequence[int]) -> int:
-        """Free the cached full blocks of ``token_ids``, and end their pins; return how many blocks, over all groups.
+        """Free the cached full blocks of ``token_ids`` and end their pins; return how many blocks.
 
         Blocks that a sequence or the pin of a longer prefix holds stay.
         """

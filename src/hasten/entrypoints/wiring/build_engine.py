@@ -63,6 +63,9 @@ class LoadedEngine:
         """Return the stored result of a request, or the request as the engine takes it."""
         return request if self.result_cache is None else self.result_cache.find(request)
 
+    def result_cache_stats(self) -> dict[str, Any] | None:
+        return None if self.result_cache is None else self.result_cache.stats()
+
 
 @dataclass(frozen=True, slots=True)
 class KvAccess:
@@ -127,14 +130,10 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
-    description = {
-        "model": model,
-        **_describe(target, backend, sizing, options),
-        **speculative.describe(),
-        "load_seconds": {name: round(seconds, 3) for name, seconds in timer.seconds.items()},
-    }
+    load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
+    facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), "load_seconds": load_seconds}
     access = KvAccess(runner.pool, backend.kernels, target.spec.rotary_specs)
-    return LoadedEngine(engine, input_processor, result_cache, description, digest, access)
+    return LoadedEngine(engine, input_processor, result_cache, facts, digest, access)
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:

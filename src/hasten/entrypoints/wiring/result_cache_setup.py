@@ -6,7 +6,6 @@ import warnings
 
 import torch
 
-from hasten import __version__
 from hasten.caching.base import StoreLimits
 from hasten.caching.guarded_store import GuardedStore
 from hasten.caching.open_store import open_store
@@ -15,6 +14,7 @@ from hasten.caching.result_key import EngineIdentity, engine_key
 from hasten.checkpoints.model_digest import file_digest
 from hasten.core.engine_options import EngineOptions
 from hasten.core.memory_size import parse_bytes
+from hasten.core.version import __version__
 from hasten.entrypoints.wiring.loaded_digest import LoadedDigest
 from hasten.ops.cpu.library import LIBRARY_FILE
 from hasten.runners.backends.base import Backend
