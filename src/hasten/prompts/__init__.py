@@ -1,0 +1,1 @@
+"""Prompts: templates, examples, evaluation on tasks, and search for better prompts."""
