@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RESULT = RESULTS / "vs_transformers.json"
 QUANTISATION_RESULT = RESULTS / "quantisation-demo.json"
+RESULT_CACHE_RESULT = RESULTS / "result_cache.json"
+KV_FILES_RESULT = RESULTS / "kv_files.json"
 # README -> the words of its table
 WORDS = {
     "README.md": (
@@ -49,6 +51,48 @@ QUANTISATION_WORDS = {
         "[`quantisation-demo.json`](../../benchmarks/results/quantisation-demo.json)。",
     ),
 }
+# Page -> the words of its two tables: each header and its rows, and the caption.
+RESULT_CACHE_WORDS = {
+    "docs/how-to/cache-results.md": (
+        "time of a hit, ms | p50 | p99 | p50, streamed",
+        ("`memory:`", "`sqlite:`", "`redis:`, same machine"),
+        "load | without a result cache | with | ratio, median | lowest to highest",
+        "{equal} equal requests at the same time",
+        "{computed} computed, {shared} shared",
+        ("{requests} requests, {percent:.0f} % repeat an earlier one", "the same, without prefix cache and speculation"),
+        "{rate:.0f} requests/s",
+        "{low:.2f} to {high:.2f}",
+        "{cpu}, {cores} cores, {kernels}; [`result_cache.json`](../../benchmarks/results/result_cache.json).",
+    ),
+    "docs/how-to/cache-results.zh.md": (
+        "命中的用时（毫秒） | p50 | p99 | 流式 p50",
+        ("`memory:`", "`sqlite:`", "`redis:`，同一台机器"),
+        "负载 | 不用结果缓存 | 使用 | 倍数，中位数 | 最低至最高",
+        "{equal} 个相同请求同时到达",
+        "计算 {computed} 个，共用 {shared} 个",
+        ("{requests} 个请求，{percent:.0f} % 与先前的相同", "同上，关掉前缀缓存和投机解码"),
+        "{rate:.0f} 请求/秒",
+        "{low:.2f} 至 {high:.2f}",
+        "{cpu}，{cores} 核，{kernels}；[`result_cache.json`](../../benchmarks/results/result_cache.json)。",
+    ),
+}
+# Page -> the words of its table: the header, the two starts, the unit, and the caption.
+KV_FILES_WORDS = {
+    "docs/how-to/share-prompt-prefixes.md": (
+        "start of a process | loading | TTFT | loading and TTFT, of cold",
+        ("cold", "after `load_kv`"),
+        " s",
+        "{model} shape in bfloat16, {tokens:,} saved tokens and 16 more, a file of {megabytes:.0f} MB in the page cache; {cpu}, "
+        "{cores} cores, {kernels}; [`kv_files.json`](../../benchmarks/results/kv_files.json).",
+    ),
+    "docs/how-to/share-prompt-prefixes.zh.md": (
+        "进程启动后 | 加载用时 | TTFT | 加载加 TTFT，与冷启动之比",
+        ("冷启动", "`load_kv` 之后"),
+        " 秒",
+        "{model} 结构，bfloat16，保存了 {tokens:,} 个 token，提示另有 16 个；文件 {megabytes:.0f} MB，已在页缓存里；{cpu}，"
+        "{cores} 核，{kernels}；[`kv_files.json`](../../benchmarks/results/kv_files.json)。",
+    ),
+}
 KERNELS = ("AVX2", "AVX512-VNNI", "AMX-INT8")  # instruction sets that a caption names: the last one of a machine
 SCHEME = ("method", "bits", "group_size", "format")  # options with a column of their own
 
@@ -63,6 +107,12 @@ def generated() -> dict[Path, str]:
     result = json.loads(QUANTISATION_RESULT.read_text(encoding="utf-8"))
     for name in QUANTISATION_WORDS:
         files[ROOT / name] = with_part(name, "quantisation", quantisation_table(result, name))
+    result = json.loads(RESULT_CACHE_RESULT.read_text(encoding="utf-8"))
+    for name in RESULT_CACHE_WORDS:
+        files[ROOT / name] = with_part(name, "result-cache", result_cache_table(result, name))
+    result = json.loads(KV_FILES_RESULT.read_text(encoding="utf-8"))
+    for name in KV_FILES_WORDS:
+        files[ROOT / name] = with_part(name, "kv-files", kv_files_table(result, name))
     return files
 
 
@@ -102,7 +152,7 @@ def quantisation_table(result: dict[str, Any], page: str) -> str:
         cases.setdefault(row["case"], []).append(row)
     rows = sorted(cases.values(), key=lambda seeds: (mean(seeds, "bytes"), mean_quality(seeds, "kl_mean")))
     first = result["rows"][0]
-    lines = [f"| {header} |", f"|{' --- |' * len(header.split('|'))}"]
+    lines = header_lines(header)
     lines.append(
         f"| {original} | 16 | | | {first['original_bytes'] / 1e6:.2f} | 0 | | 100 % "
         f"| {first['quality']['reference_perplexity']:.3f} | {result['original']['tokens_per_second']:.0f} | |"
@@ -117,14 +167,51 @@ def quantisation_table(result: dict[str, Any], page: str) -> str:
         )
     if page.endswith(".zh.md"):
         lines = [line.replace(" to ", " 至 ") for line in lines]
-    hardware = result["hardware"]
-    where = caption.format(
-        tokens=first["quality"]["num_tokens"],
-        cpu=hardware["cpu"],
-        cores=hardware["usable_cores"],
-        kernels=[name for name in KERNELS if name in hardware["instruction_sets"]][-1],
-    )
+    where = caption.format(tokens=first["quality"]["num_tokens"], **machine(result))
     return "\n".join(lines) + f"\n\n{where}\n"
+
+
+def result_cache_table(result: dict[str, Any], page: str) -> str:
+    """From the result of ``benchmarks/result_cache.py``: the hits of each store, then equal requests and loads with repeats."""
+    hits_header, stores, loads_header, equal_load, computed, loads, rate, spread, caption = RESULT_CACHE_WORDS[page]
+    lines = header_lines(hits_header)
+    for words, hits in zip(stores, result["hits"].values(), strict=True):
+        figures = (f"{1e3 * hits[name]:.2f}" for name in ("p50", "p99", "p50_streamed"))
+        lines.append(f"| {words} | {' | '.join(figures)} |")
+    equal = result["equal_requests"]
+    lines += ["", *header_lines(loads_header)]
+    lines.append(f"| {equal_load.format(equal=equal['requests'])} | | {computed.format(**equal)} | | |")
+    for words, load in zip(loads, result["throughput"].values(), strict=True):
+        rates = [rate.format(rate=load["requests_per_second"][name]) for name in ("without", "with")]
+        name = words.format(requests=load["requests"], percent=100 * load["repeated"])
+        between = spread.format(low=min(load["ratios"]), high=max(load["ratios"]))
+        lines.append(f"| {name} | {rates[0]} | {rates[1]} | {load['ratio']:.2f} | {between} |")
+    return "\n".join(lines) + f"\n\n{caption.format(**machine(result))}\n"
+
+
+def kv_files_table(result: dict[str, Any], page: str) -> str:
+    """From the result of ``benchmarks/kv_files.py``: a cold start, and one that loads the prefix."""
+    header, (cold, loaded), unit, caption = KV_FILES_WORDS[page]
+    ttft = result["ttft_seconds"]
+    lines = [
+        *header_lines(header),
+        f"| {cold} | | {ttft['cold']:.2f}{unit} | 1 |",
+        f"| {loaded} | {result['load_seconds']:.2f}{unit} | {ttft['loaded']:.3f}{unit} | {result['ratio_with_loading']:.3f} |",
+    ]
+    model = result["model"].replace("qwen3-0.6b", "Qwen3-0.6B")
+    where = caption.format(model=model, tokens=result["prefix"], megabytes=result["file_bytes"] / 1e6, **machine(result))
+    return "\n".join(lines) + f"\n\n{where}\n"
+
+
+def header_lines(header: str) -> list[str]:
+    return [f"| {header} |", f"|{' --- |' * len(header.split('|'))}"]
+
+
+def machine(result: dict[str, Any]) -> dict[str, Any]:
+    """What a caption says of the machine: ``cpu``, ``cores`` and ``kernels``."""
+    hardware = result["hardware"]
+    kernels = [name for name in KERNELS if name in hardware["instruction_sets"]][-1]
+    return {"cpu": hardware["cpu"], "cores": hardware["usable_cores"], "kernels": kernels}
 
 
 def scheme_cells(options: dict[str, Any], per_output: str, per_layer: str) -> list[str]:

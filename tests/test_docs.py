@@ -20,6 +20,7 @@ from hasten.cli.main import run
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(?P<info>[^\n`]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+HARDWARE = {"cpu": "CPU", "usable_cores": 2, "instruction_sets": ["AVX2", "AVX512", "AVX512-VNNI"]}  # of made-up results
 OPT_OUT = re.compile(r"no-run: \w.+")
 
 
@@ -132,7 +133,7 @@ def test_the_quantisation_table_averages_seeds_and_puts_the_smallest_first(gener
             quantisation_row({"method": "rtn", "bits": 8, "group_size": -1, "format": "gptq"}, 4_100_000, 0.002, [0.001, 0.003]),
         ],
         "original": {"tokens_per_second": 50.0},
-        "hardware": {"cpu": "CPU", "usable_cores": 2, "instruction_sets": ["AVX2", "AVX512", "AVX512-VNNI"]},
+        "hardware": HARDWARE,
     }
     lines = generate.quantisation_table(result, "docs/how-to/choose-a-quantisation.md").splitlines()
     assert lines[2:7] == [
@@ -145,6 +146,48 @@ def test_the_quantisation_table_averages_seeds_and_puts_the_smallest_first(gener
     ]
     assert lines[8].startswith("16,384 tokens of the held-out text; CPU, 2 cores, AVX512-VNNI;")
     assert {line.count("|") for line in lines[:7]} == {12}
+
+
+def test_the_tables_of_the_result_cache_are_those_of_the_benchmark(generate):
+    hits = {"p50": 0.00016, "p99": 0.0002, "p50_streamed": 0.001}
+    load = {"requests": 200, "repeated": 0.3, "requests_per_second": {"without": 79.6, "with": 93.2}, "ratio": 1.17}
+    result = {
+        "hits": {"memory": hits, "sqlite": hits | {"p50": 0.0015}, "redis": hits | {"p99": 0.0034}},
+        "equal_requests": {"requests": 64, "computed": 1, "shared": 63},
+        "throughput": {"default": load | {"ratios": [1.2, 1.125, 1.17]}, "no other reuse": load | {"ratios": [1.3], "ratio": 1.3}},
+        "hardware": HARDWARE,
+    }
+    lines = generate.result_cache_table(result, "docs/how-to/cache-results.md").splitlines()
+    assert lines[2:5] == [
+        "| `memory:` | 0.16 | 0.20 | 1.00 |",
+        "| `sqlite:` | 1.50 | 0.20 | 1.00 |",
+        "| `redis:`, same machine | 0.16 | 3.40 | 1.00 |",
+    ]
+    assert lines[8:11] == [
+        "| 64 equal requests at the same time | | 1 computed, 63 shared | | |",
+        "| 200 requests, 30 % repeat an earlier one | 80 requests/s | 93 requests/s | 1.17 | 1.12 to 1.20 |",
+        "| the same, without prefix cache and speculation | 80 requests/s | 93 requests/s | 1.30 | 1.30 to 1.30 |",
+    ]
+    assert {line.count("|") for line in lines[:5]} == {5} and {line.count("|") for line in lines[6:11]} == {6}
+    assert lines[12].startswith("CPU, 2 cores, AVX512-VNNI;")
+
+
+def test_the_table_of_kv_files_is_that_of_the_benchmark(generate):
+    result = {
+        "model": "qwen3-0.6b",
+        "prefix": 2000,
+        "file_bytes": 229_392_760,
+        "ttft_seconds": {"cold": 5.571, "loaded": 0.0806},
+        "load_seconds": 0.335,
+        "ratio_with_loading": 0.0743,
+        "hardware": HARDWARE,
+    }
+    lines = generate.kv_files_table(result, "docs/how-to/share-prompt-prefixes.md").splitlines()
+    assert lines[2:4] == ["| cold | | 5.57 s | 1 |", "| after `load_kv` | 0.34 s | 0.081 s | 0.074 |"]
+    assert {line.count("|") for line in lines[:4]} == {5}
+    assert lines[5].startswith(
+        "Qwen3-0.6B shape in bfloat16, 2,000 saved tokens and 16 more, a file of 229 MB in the page cache; CPU,"
+    )
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ class Engine:
         self._shareable_tokens.clear()  # an emptied prefix cache could give none of them
 
     def clear_prefix_cache(self) -> None:
-        """Drop all cached KV blocks that no running request holds."""
+        """Drop all cached KV blocks that no running request holds, and end all pins."""
         self.scheduler.kv.clear_cached()
         self._shareable_tokens.clear()
 

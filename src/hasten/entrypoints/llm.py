@@ -110,7 +110,7 @@ class LLM:
         return found | {"result_cache": loaded.result_cache_stats()}
 
     def reset_prefix_cache(self) -> None:
-        """Drop all cached KV blocks that no running request holds."""
+        """Drop all cached KV blocks that no running request holds, and end all pins."""
         with DeferredSignals(), self._shared.exclusive() as engine:
             engine.clear_prefix_cache()
 
@@ -130,7 +130,7 @@ class LLM:
         """Add the KV blocks of a file to the prefix cache, for requests with this ``cache_salt``.
 
         They are ordinary blocks of the cache, which evicts them when it needs their memory. Raises ``KvFileError`` for a damaged
-        file or one of another model or engine, and ``CapacityError`` if running requests leave too few blocks.
+        file or one of another model or engine, and ``CapacityError`` if running requests and pins leave too few blocks.
         """
         check_salt(cache_salt)
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
@@ -139,7 +139,7 @@ class LLM:
     def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """Drop the cached KV blocks of a prompt, or all of them, and return how many.
 
-        Running requests keep theirs.
+        Running requests and pins of longer prompts keep theirs; pins of the prompt and of its prefixes end.
         """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
