@@ -162,6 +162,36 @@ def test_a_request_that_joins_later_gets_everything() -> None:
     assert world.engine.stats.num_steps == 12
 
 
+def test_a_request_that_joins_later_has_no_time_before_its_arrival() -> None:
+    world = World()
+    first = world.send(world.request())
+    for _ in range(5):
+        world.step()
+    second = world.send(world.request())
+    world.drain()
+    metrics = [output.metrics for request_id in (first, second) if (output := world.finished[request_id].output) is not None]
+    assert [each.arrival for each in metrics] == [0.0, 5.0]
+    assert [each.ttft for each in metrics] == [1.0, 0.0] and metrics[1].first_scheduled == 5.0
+
+
+def test_an_interrupted_step_loses_no_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a request that has joined are given by a later step."""
+    world = World()
+    world.send(world.request())
+    world.step()
+    second = world.send(world.request())
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.engine, "step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            world.front.step()
+    world.drain()
+    world.check(second)
+
+
 @pytest.mark.parametrize("leaving", ["r1", "r2", "r3"])
 def test_a_request_that_leaves_takes_no_other_along(leaving: str) -> None:
     world = World()

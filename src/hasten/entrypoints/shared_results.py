@@ -90,8 +90,9 @@ class SharedResults:
 
     def step(self) -> list[Delta]:
         """Run a step, as ``Engine.step`` does."""
+        deltas = self._share(self._engine.step())  # first: an interrupt leaves what is ready
         ready, self._ready = self._ready, []
-        return [*ready, *self._share(self._engine.step())]
+        return [*ready, *deltas]
 
     def idle_seconds(self) -> float:
         return 0.0 if self._ready else self._engine.idle_seconds()
@@ -126,9 +127,15 @@ def _readdressed(delta: Delta, request: Request) -> Delta:
     """Return the delta as one of this request."""
     output = delta.output
     if output is not None:
-        metrics = replace(output.metrics, arrival=request.arrival)
+        metrics = _metrics_since(output.metrics, request.arrival)
         output = replace(output, request_id=request.request_id, seed=request.params.seed, metrics=metrics)
     return replace(delta, request_id=request.request_id, output=output)
+
+
+def _metrics_since(metrics: RequestMetrics, arrival: float) -> RequestMetrics:
+    """Return the metrics of a request that arrived then: what came earlier, it got at once."""
+    scheduled, first = (None if time is None else max(time, arrival) for time in (metrics.first_scheduled, metrics.first_token))
+    return replace(metrics, arrival=arrival, first_scheduled=scheduled, first_token=first)
 
 
 def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> Delta:
