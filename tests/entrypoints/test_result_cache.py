@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import random
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,22 @@ def test_64_equal_tasks_compute_once(plain: LLM) -> None:
             assert "".join(delta.text for delta in deltas) == expected.outputs[0].text
 
     asyncio.run(run())
+
+
+def test_lookups_of_a_slow_store_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(16)  # breaks unless 16 lookups are in the store at a time
+
+    def get(key: bytes) -> None:
+        together.wait(30)
+
+    async def run() -> None:
+        async with AsyncLLM("demo", result_cache=f"sqlite:{tmp_path / 'results.sqlite'}", **SMALL) as llm:
+            assert llm._loaded.result_cache is not None
+            monkeypatch.setattr(llm._loaded.result_cache._store.store, "get", get)
+            await asyncio.gather(*(llm.generate(f"# {number}", GREEDY.replace(max_tokens=1)) for number in range(16)))
+
+    asyncio.run(run())
+    assert not together.broken
 
 
 def test_cancelled_tasks_take_no_other_along(plain: LLM, tmp_path: Path) -> None:

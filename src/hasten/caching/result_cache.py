@@ -22,7 +22,7 @@ from hasten.core.request import Request, ResultTicket
 log = logging.getLogger(__name__)
 
 MAX_UNWRITTEN = 1024  # results that wait to be written; further ones are dropped
-MAX_WRITE_WAIT = 10.0  # seconds that a result waits to be written; bounds what a slow store adds to ``close`` and to the exit
+MAX_WRITE_WAIT = 5.0  # seconds that a result waits to be written; bounds what a slow store adds to ``close`` and to the exit
 MAX_RECENT = 256  # results that are remembered for requests that were looked up just before they were stored
 MAX_REMEMBERED_TOKENS = 2**19  # of all results in memory, written or not: about 100 MB
 
