@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -186,6 +187,37 @@ def test_a_broken_value_of_the_store_fails_no_request(llm: LLM, monkeypatch: pyt
     llm._loaded.result_cache.flush()
     monkeypatch.setattr(llm._loaded.result_cache._store.store, "get", fail)
     assert llm.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs == expected.outputs
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_signal_waits_for_the_end_of_a_lookup(llm: LLM, is_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler may close the LLM, which takes the locks of the cache."""
+    store = llm._loaded.result_cache._store.store
+    held: list[bool] = []
+
+    def get(key: bytes) -> None:
+        with store._lock:
+            signal.raise_signal(signal.SIGUSR1)
+            assert not held
+
+    monkeypatch.setattr(store, "get", get)
+    before = signal.signal(signal.SIGUSR1, lambda *_: held.append(store._lock.locked()))
+    try:
+        params = GREEDY.replace(max_tokens=1)
+        assert list(llm.stream(PROMPT, params)) if is_stream else llm.generate(PROMPT, params, use_tqdm=False)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert held == [False]
+
+
+def test_a_hit_waits_for_no_step_of_another_thread(llm: LLM) -> None:
+    llm.generate(PROMPT, GREEDY, use_tqdm=False)
+    found: list[RequestOutput] = []
+    thread = threading.Thread(target=lambda: found.extend(llm.generate([PROMPT] * 2, GREEDY, use_tqdm=False)))
+    with llm._shared.exclusive():  # as a step does
+        thread.start()
+        thread.join(30)
+        assert len(found) == 2 and all(output.metrics.from_result_cache for output in found)
 
 
 def test_64_equal_tasks_compute_once(plain: LLM) -> None:
