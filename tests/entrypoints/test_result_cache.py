@@ -129,6 +129,16 @@ def test_results_survive_a_restart_and_are_those_of_their_engine(plain: LLM, tmp
                 assert expected.setdefault(name, output).outputs == output.outputs
 
 
+def test_results_of_other_pytorch_kernels_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They round log-probabilities differently, and native kernels do not compute these."""
+    outputs = []
+    for kernels in ("first", "second", "first"):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda kernels=kernels: kernels)
+        with LLM("demo", result_cache=f"sqlite:{tmp_path / 'results.sqlite'}", **SMALL) as llm:
+            outputs.append(llm.generate(PROMPT, GREEDY, use_tqdm=False)[0])
+    assert [output.metrics.from_result_cache for output in outputs] == [False, False, True]
+
+
 def test_a_flipped_byte_is_a_miss(tmp_path: Path) -> None:
     file = tmp_path / "results.sqlite"
     outputs = []

@@ -33,7 +33,7 @@ from hasten.scheduling.scheduler import Scheduler
 from ..scheduling.oracle import OracleRunner, ReferenceModel
 from ..scheduling.world import GROUPS
 
-IDENTITY = EngineIdentity(weights="", text="", kernels="", library="", max_model_len=96, version="")
+IDENTITY = EngineIdentity(weights="", text="", kernels="", library="", packages="", max_model_len=96, version="")
 
 
 class DictStore:

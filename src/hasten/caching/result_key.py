@@ -85,6 +85,7 @@ class EngineIdentity:
     text: str  # digest of the tokenizer, the templates and the default settings
     kernels: str  # the backend and its instruction set
     library: str  # digest of the compiled kernels
+    packages: str  # versions of the packages that compute and decode, and the instruction set of PyTorch
     max_model_len: int  # tokens; decides where an output without ``max_tokens`` ends
     version: str  # of hasten
 
