@@ -191,3 +191,11 @@ def test_the_summary_names_results_from_the_result_cache(hasten, llm, tmp_path, 
     assert f"(0 cached, {num_tokens} computed) | 1 from the result cache | output 24 tokens" in batch
     metrics = json.loads(hasten(*arguments, "--json").out)["metrics"]
     assert (metrics["from_result_cache"], metrics["num_computed_prompt_tokens"]) == (True, 0)
+
+
+def test_a_result_cache_that_is_down_is_named_and_fails_no_request(hasten, llm, caplog, tmp_path, monkeypatch):
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
+    ran = hasten("generate", "demo", PROMPT, *GREEDY, "--result-cache", "redis://:secret@127.0.0.1:1/0")
+    assert (ran.code, ran.out) == (0, completion(llm) + "\n")
+    assert "127.0.0.1:1" in caplog.records[0].getMessage() and "requests go on without it" in caplog.text
+    assert "secret" not in caplog.text + ran.err
