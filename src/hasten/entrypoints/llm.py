@@ -178,7 +178,7 @@ class LLM:
                 outputs[request.request_id] = found.output(request, self.engine.clock())
             else:
                 missing.append(found)
-        if missing:  # else no lock is taken, which another thread's step may hold
+        if missing or not outputs:  # hits alone take no lock, which another thread's step may hold
             outputs |= self._run(missing, use_tqdm)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return [dataclasses.replace(outputs[r.request_id], prompt=text) for r, text in zip(requests, texts, strict=True)]
