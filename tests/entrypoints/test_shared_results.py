@@ -208,6 +208,21 @@ def test_a_request_that_leaves_takes_no_other_along(leaving: str) -> None:
     assert len(world.store.values) == 1
 
 
+@pytest.mark.parametrize("num_equal", [1, 2])
+def test_a_request_that_leaves_ends_each_answer_once(num_equal: int) -> None:
+    """As the engine's abort does, which a request alone gets: an answer that has stopped already keeps its end."""
+    world = World()
+    answers = world.reference.outputs(world.request(n=2, temperature=1.0))
+    stop = next(token for token in answers[0][:4] if token not in answers[1])
+    ids = [world.send(world.request(n=2, temperature=1.0, stop_token_ids=(stop,))) for _ in range(num_equal)]
+    for _ in range(6):
+        world.step()
+    world.take(world.front.abort(ids[0]))
+    ends = [(delta.index, delta.finish_reason) for delta in world.received[ids[0]] if delta.finish_reason]
+    assert ends == [(0, FinishReason.STOP), (1, FinishReason.ABORT)]
+    assert ids[0] in world.finished
+
+
 def test_the_last_one_that_leaves_ends_the_computation_and_nothing_is_stored() -> None:
     world = World()
     ids = [world.send(world.request()) for _ in range(3)]

@@ -85,7 +85,7 @@ class SharedResults:
             return self._engine.abort(request_id)
         if len(flight.subscribers) > 1:
             del self._flight_of[request_id]
-            return [_aborted(flight.subscribers.pop(request_id), flight.deltas, self._engine.clock())]
+            return _aborted(flight.subscribers.pop(request_id), flight.deltas, self._engine.clock())
         return self._share(self._engine.abort(flight.engine_id))
 
     def step(self) -> list[Delta]:
@@ -138,8 +138,8 @@ def _metrics_since(metrics: RequestMetrics, arrival: float) -> RequestMetrics:
     return replace(metrics, arrival=arrival, first_scheduled=scheduled, first_token=first)
 
 
-def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> Delta:
-    """Return the last delta of a request that leaves a flight which goes on."""
+def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> list[Delta]:
+    """Return the last deltas of a request that leaves a flight which goes on: one per answer that has not ended."""
     outputs = [_partial(index, [delta for delta in deltas if delta.index == index]) for index in range(request.params.n)]
     output = RequestOutput(
         request_id=request.request_id,
@@ -155,7 +155,12 @@ def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> Delta:
             num_output_tokens=sum(len(completion.token_ids) for completion in outputs),
         ),
     )
-    return Delta(request_id=request.request_id, index=0, text="", token_ids=(), finish_reason=FinishReason.ABORT, output=output)
+    last = [
+        Delta(request_id=request.request_id, index=each.index, text="", token_ids=(), finish_reason=FinishReason.ABORT)
+        for each in outputs
+        if each.finish_reason is FinishReason.ABORT
+    ]
+    return [*last[:-1], replace(last[-1], output=output)]
 
 
 def _partial(index: int, deltas: Sequence[Delta]) -> CompletionOutput:
