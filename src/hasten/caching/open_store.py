@@ -32,7 +32,7 @@ def open_store(address: str, limits: StoreLimits) -> ResultStore:
         return RedisStore(address, limits)
     # An address with a colon or an @ could hold a password; without either it may be a path whose scheme was forgotten.
     is_path = bool(address) and ":" not in address and "@" not in address
-    is_public = is_path or address == "" or scheme in ("memory", "sqlite")
+    is_public = "@" not in address and (is_path or address == "" or scheme in ("memory", "sqlite"))
     raise InvalidOption(
         "result_cache is no address of a store",
         got=show(address) if is_public else show(f"{scheme}:..." if colon else "..."),
