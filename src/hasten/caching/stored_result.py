@@ -42,7 +42,7 @@ class StoredResult:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens its memory grows with: those of the answers, and the top ones of their log-probabilities."""
+        """How many tokens it holds: those of the answers, and the top ones of their log-probabilities."""
         return sum(len(each.token_ids) + sum(len(token.top) for token in each.logprobs or ()) for each in self.outputs)
 
     @classmethod

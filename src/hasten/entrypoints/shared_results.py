@@ -139,7 +139,10 @@ def _metrics_since(metrics: RequestMetrics, arrival: float) -> RequestMetrics:
 
 
 def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> list[Delta]:
-    """Return the last deltas of a request that leaves a flight which goes on: one per answer that has not ended."""
+    """Return the last deltas of a request that leaves a flight which goes on.
+
+    There is one per answer that has not ended.
+    """
     outputs = [_partial(index, [delta for delta in deltas if delta.index == index]) for index in range(request.params.n)]
     output = RequestOutput(
         request_id=request.request_id,
