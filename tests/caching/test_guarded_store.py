@@ -104,16 +104,16 @@ def test_a_store_that_is_down_costs_three_calls_and_then_probes(
     store.faults["get"] = StoreFailed("Redis at h:1: Connection refused")
     assert [guarded.get(A) for _ in range(10)] == [None] * 10
     assert counts(guarded) == (0, 0, 3, 7) and store.num_calls == 4
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2  # the first failure, and that the breaker opens
     assert "Redis at h:1: Connection refused" in caplog.text and "in 1 s" in caplog.text
     for wait in (1, 2, 4):
         clock.now += wait
         assert [guarded.get(A) for _ in range(3)] == [None] * 3  # one call probes
-    assert counts(guarded) == (0, 0, 6, 13) and len(caplog.records) == 1  # still the same failure
+    assert counts(guarded) == (0, 0, 6, 13) and len(caplog.records) == 2  # still the same failure
     store.faults.clear()
     clock.now += 8
     assert guarded.get(A) == b"x" and guarded.get(B) is None
-    assert [record.getMessage() for record in caplog.records[1:]] == ["reads of the result cache work again"]
+    assert [record.getMessage() for record in caplog.records[2:]] == ["reads of the result cache work again"]
 
 
 def test_a_store_that_is_full_still_answers_reads(
@@ -125,7 +125,8 @@ def test_a_store_that_is_full_still_answers_reads(
         assert guarded.get(A) == b"x"
         assert guarded.put(B, b"y") is False
     assert counts(guarded) == (10, 0, 3, 7)
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["writes of the result cache fail"]
+    messages = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert messages == ["the result cache has failed", "writes of the result cache fail"]
 
 
 @pytest.mark.parametrize("kind", ["get", "put", "remove", "usage"])

@@ -49,6 +49,7 @@ def test_sqlite(address: str, file: str, tmp_path: Path, monkeypatch: pytest.Mon
         ("http://user:secret@host", "'http:...'"),
         ("redis//:secret@host", "'redis//:...'"),
         ("secret@host", "'...'"),
+        ("memory://user:secret@host", "'memory:...'"),
         (":secret@host", "':...'"),
     ],
 )

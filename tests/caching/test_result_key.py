@@ -130,7 +130,7 @@ OTHER_REQUEST: dict[str, Any] = {
     "pins": (PrefixPin(num_tokens=1, seconds=1.0),),
     "result_ticket": ResultTicket(key=b"", looked_up=0.0),
 }
-IDENTITY = EngineIdentity(weights="w", text="t", kernels="native avx512", library="l", max_model_len=64, version="1")
+IDENTITY = EngineIdentity(weights="w", text="t", kernels="native avx512", library="l", packages="p", max_model_len=64, version="1")
 ENGINE = engine_key(EngineOptions(), IDENTITY)
 
 

@@ -31,3 +31,9 @@ def test_a_workload_that_exceeds_the_context_is_refused(hasten):
     assert "5000 + 128" in ran.err
     assert hasten("bench", "latency", "demo", "--batch-size", "0").code == 2
     assert "shared_len" in hasten("bench", "latency", "demo", "--shared-len", "128").err
+
+
+def test_a_benchmark_has_no_result_cache(hasten):
+    ran = hasten("bench", "latency", "demo", "--result-cache", "memory:")
+    assert ran.code == 2
+    assert "unknown option --result-cache" in ran.err

@@ -187,14 +187,15 @@ def test_a_store_that_fails_is_one_sentence(hasten: Any, opened: Any, command: t
 def test_an_address_that_opens_nothing_is_a_mistake(hasten: Any, address: str, expected: str | None) -> None:
     ran = hasten("cache", "ls", "--cache", address, "--json")
     if expected is None:  # a file that does not exist has no entries
-        assert (ran.code, ran.out, ran.err) == (0, "[]\n", "")
+        assert (ran.code, ran.out, ran.err) == (0, "[]\n", "there is no file /proc/no/such/folder\n")
     else:
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
         assert expected in ran.err
 
 
 def test_a_file_that_does_not_exist_is_empty_and_is_not_made(hasten: Any, own_folder: Path, tmp_path: Path) -> None:
-    for address in ((), ("--cache", f"sqlite:{tmp_path}/other.sqlite")):
+    other = tmp_path / "other\x1b.sqlite"
+    for address, file in (((), f"{own_folder}/results.sqlite"), (("--cache", f"sqlite:{other}"), f"{tmp_path}/other\\x1b.sqlite")):
         assert json.loads(hasten("cache", "stats", *address, "--json").out) == {
             "entries": 0,
             "bytes": 0,
@@ -204,7 +205,7 @@ def test_a_file_that_does_not_exist_is_empty_and_is_not_made(hasten: Any, own_fo
         }
         assert hasten("cache", "stats", *address).code == 0
         assert hasten("cache", "ls", *address, "--json").out == "[]\n"
-        assert hasten("cache", "clear", *address, "--yes").err == "removed 0 results\n"
+        assert hasten("cache", "clear", *address, "--yes").err == f"there is no file {file}\nremoved 0 results\n"
     assert list(tmp_path.rglob("*")) == [own_folder]
 
 

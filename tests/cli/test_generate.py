@@ -177,3 +177,25 @@ def test_a_batch_whose_prompts_share_a_part_late_gets_advice(hasten, model):
     varied_last = hasten("generate", model, "--prompt-ids", f"{common},3", "--prompt-ids", f"{common},4", *settings)
     assert "(20 cached, 22 computed)" in varied_last.err
     assert "advice" not in varied_last.err
+
+
+def test_the_summary_names_results_from_the_result_cache(hasten, llm, tmp_path, monkeypatch):
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
+    arguments = ("generate", "demo", PROMPT, *GREEDY, "--result-cache", f"sqlite:{tmp_path / 'results.sqlite'}")
+    first, second = hasten(*arguments), hasten(*arguments)
+    assert first.out == second.out == completion(llm) + "\n"
+    assert "computed)" in first.err and "result cache" not in first.err
+    assert re.search(r"prompt \d+ tokens \| output 12 tokens from the result cache \| TTFT", second.err)
+    batch = hasten(*arguments, "import ").err
+    num_tokens = len(llm.tokenizer.encode("import "))
+    assert f"(0 cached, {num_tokens} computed) | 1 from the result cache | output 24 tokens" in batch
+    metrics = json.loads(hasten(*arguments, "--json").out)["metrics"]
+    assert (metrics["from_result_cache"], metrics["num_computed_prompt_tokens"]) == (True, 0)
+
+
+def test_a_result_cache_that_is_down_is_named_and_fails_no_request(hasten, llm, caplog, tmp_path, monkeypatch):
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
+    ran = hasten("generate", "demo", PROMPT, *GREEDY, "--result-cache", "redis://:secret@127.0.0.1:1/0")
+    assert (ran.code, ran.out) == (0, completion(llm) + "\n")
+    assert "127.0.0.1:1" in caplog.records[0].getMessage() and "requests go on without it" in caplog.text
+    assert "secret" not in caplog.text + ran.err

@@ -195,3 +195,11 @@ def test_many_faults_are_all_named_within_the_bound() -> None:
         SamplingParams(**wrong)
     assert all(name in str(error.value) for name in wrong)
     assert len(str(error.value)) <= MAX_MESSAGE
+
+
+@pytest.mark.parametrize("value", ["redis://:secret@h" + "x" * 5000, b"redis://:secret@h", ["redis://:secret@h"]])
+def test_no_message_shows_an_address_that_may_hold_a_password(value: Any) -> None:
+    with pytest.raises(InvalidOption, match=r"result_cache=\.\.\. \(allowed") as error:
+        EngineOptions(result_cache=value)
+    assert "secret" not in str(error.value)
+    assert "secret" not in repr(EngineOptions(result_cache="redis://:secret@h"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import signal
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hasten import LLM, AsyncLLM, Delta, RequestOutput, SamplingParams
+from hasten import LLM, AsyncLLM, Delta, PrefixPin, RequestOutput, SamplingParams
 from hasten.core.errors import InvalidOption
 from hasten.entrypoints.wiring.result_cache_setup import ResultCacheWarning
 
@@ -84,8 +86,12 @@ def test_what_is_not_determined_passes_and_is_counted(llm: LLM) -> None:
     for params in (sampled, sampled, lossy, lossy, exits, exits):
         output = llm.generate(PROMPT, params, use_tqdm=False)[0]
         assert not output.metrics.from_result_cache
+    prompt, pins = {"prompt_token_ids": list(range(40))}, [PrefixPin(num_tokens=32, seconds=60.0)]
+    for _ in range(2):
+        assert not llm.generate(prompt, GREEDY, use_tqdm=False, pins=pins)[0].metrics.from_result_cache
+    assert llm.stats()["pins"]["hits"] == 1
     found = stats(llm)
-    assert found["passed"] == {"no_seed": 2, "lossy_acceptance": 2, "early_exit": 2}
+    assert found["passed"] == {"no_seed": 2, "lossy_acceptance": 2, "early_exit": 2, "pins": 2}
     assert (found["hits"], found["misses"], found["stored"]) == (0, 0, 0)
 
 
@@ -125,6 +131,16 @@ def test_results_survive_a_restart_and_are_those_of_their_engine(plain: LLM, tmp
                 output = llm.generate(PROMPT, GREEDY.replace(max_tokens=None, stop=("\n\n\n",)), use_tqdm=False)[0]
                 assert output.metrics.from_result_cache == is_second
                 assert expected.setdefault(name, output).outputs == output.outputs
+
+
+def test_results_of_other_pytorch_kernels_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They round log-probabilities differently, and native kernels do not compute these."""
+    outputs = []
+    for kernels in ("first", "second", "first"):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda kernels=kernels: kernels)
+        with LLM("demo", result_cache=f"sqlite:{tmp_path / 'results.sqlite'}", **SMALL) as llm:
+            outputs.append(llm.generate(PROMPT, GREEDY, use_tqdm=False)[0])
+    assert [output.metrics.from_result_cache for output in outputs] == [False, False, True]
 
 
 def test_a_flipped_byte_is_a_miss(tmp_path: Path) -> None:
@@ -187,6 +203,37 @@ def test_a_broken_value_of_the_store_fails_no_request(llm: LLM, monkeypatch: pyt
     assert llm.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs == expected.outputs
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_signal_waits_for_the_end_of_a_lookup(llm: LLM, is_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler may close the LLM, which takes the locks of the cache."""
+    store = llm._loaded.result_cache._store.store
+    held: list[bool] = []
+
+    def get(key: bytes) -> None:
+        with store._lock:
+            signal.raise_signal(signal.SIGUSR1)
+            assert not held
+
+    monkeypatch.setattr(store, "get", get)
+    before = signal.signal(signal.SIGUSR1, lambda *_: held.append(store._lock.locked()))
+    try:
+        params = GREEDY.replace(max_tokens=1)
+        assert list(llm.stream(PROMPT, params)) if is_stream else llm.generate(PROMPT, params, use_tqdm=False)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert held == [False]
+
+
+def test_a_hit_waits_for_no_step_of_another_thread(llm: LLM) -> None:
+    llm.generate(PROMPT, GREEDY, use_tqdm=False)
+    found: list[RequestOutput] = []
+    thread = threading.Thread(target=lambda: found.extend(llm.generate([PROMPT] * 2, GREEDY, use_tqdm=False)))
+    with llm._shared.exclusive():  # as a step does
+        thread.start()
+        thread.join(30)
+        assert len(found) == 2 and all(output.metrics.from_result_cache for output in found)
+
+
 def test_64_equal_tasks_compute_once(plain: LLM) -> None:
     expected = plain.generate(PROMPT, GREEDY, use_tqdm=False)[0]
 
@@ -202,6 +249,22 @@ def test_64_equal_tasks_compute_once(plain: LLM) -> None:
             assert "".join(delta.text for delta in deltas) == expected.outputs[0].text
 
     asyncio.run(run())
+
+
+def test_lookups_of_a_slow_store_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(16)  # breaks unless 16 lookups are in the store at a time
+
+    def get(key: bytes) -> None:
+        together.wait(30)
+
+    async def run() -> None:
+        async with AsyncLLM("demo", result_cache=f"sqlite:{tmp_path / 'results.sqlite'}", **SMALL) as llm:
+            assert llm._loaded.result_cache is not None
+            monkeypatch.setattr(llm._loaded.result_cache._store.store, "get", get)
+            await asyncio.gather(*(llm.generate(f"# {number}", GREEDY.replace(max_tokens=1)) for number in range(16)))
+
+    asyncio.run(run())
+    assert not together.broken
 
 
 def test_cancelled_tasks_take_no_other_along(plain: LLM, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from hasten.scheduling.scheduler import Scheduler
 from ..scheduling.oracle import OracleRunner, ReferenceModel
 from ..scheduling.world import GROUPS
 
-IDENTITY = EngineIdentity(weights="", text="", kernels="", library="", max_model_len=96, version="")
+IDENTITY = EngineIdentity(weights="", text="", kernels="", library="", packages="", max_model_len=96, version="")
 
 
 class DictStore:
@@ -162,6 +162,36 @@ def test_a_request_that_joins_later_gets_everything() -> None:
     assert world.engine.stats.num_steps == 12
 
 
+def test_a_request_that_joins_later_has_no_time_before_its_arrival() -> None:
+    world = World()
+    first = world.send(world.request())
+    for _ in range(5):
+        world.step()
+    second = world.send(world.request())
+    world.drain()
+    metrics = [output.metrics for request_id in (first, second) if (output := world.finished[request_id].output) is not None]
+    assert [each.arrival for each in metrics] == [0.0, 5.0]
+    assert [each.ttft for each in metrics] == [1.0, 0.0] and metrics[1].first_scheduled == 5.0
+
+
+def test_an_interrupted_step_loses_no_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a request that has joined are given by a later step."""
+    world = World()
+    world.send(world.request())
+    world.step()
+    second = world.send(world.request())
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.engine, "step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            world.front.step()
+    world.drain()
+    world.check(second)
+
+
 @pytest.mark.parametrize("leaving", ["r1", "r2", "r3"])
 def test_a_request_that_leaves_takes_no_other_along(leaving: str) -> None:
     world = World()
@@ -176,6 +206,21 @@ def test_a_request_that_leaves_takes_no_other_along(leaving: str) -> None:
     for request_id in set(ids) - {leaving}:
         world.check(request_id)
     assert len(world.store.values) == 1
+
+
+@pytest.mark.parametrize("num_equal", [1, 2])
+def test_a_request_that_leaves_ends_each_answer_once(num_equal: int) -> None:
+    """As the engine's abort does, which a request alone gets: an answer that has stopped already keeps its end."""
+    world = World()
+    answers = world.reference.outputs(world.request(n=2, temperature=1.0))
+    stop = next(token for token in answers[0][:4] if token not in answers[1])
+    ids = [world.send(world.request(n=2, temperature=1.0, stop_token_ids=(stop,))) for _ in range(num_equal)]
+    for _ in range(6):
+        world.step()
+    world.take(world.front.abort(ids[0]))
+    ends = [(delta.index, delta.finish_reason) for delta in world.received[ids[0]] if delta.finish_reason]
+    assert ends == [(0, FinishReason.STOP), (1, FinishReason.ABORT)]
+    assert ids[0] in world.finished
 
 
 def test_the_last_one_that_leaves_ends_the_computation_and_nothing_is_stored() -> None:

@@ -126,9 +126,12 @@ class GuardedStore:
     def _fail(self, breaker: CircuitBreaker, ticket: int, kind: str, error: Exception) -> None:
         with self._mutex:
             self._failures += 1
+            is_first = self._failures == 1
         if not isinstance(error, StoreFailed):
             log.error("a bug in the result cache", exc_info=error)
         if (seconds := breaker.fail(ticket)) is not None:
             log.warning(
                 "%s of the result cache fail: %s; requests go on without it, and the next try is in %g s", kind, error, seconds
             )
+        elif is_first:  # a command with one request has no third failure
+            log.warning("the result cache has failed: %s; requests go on without it", error)

@@ -22,14 +22,16 @@ from hasten.core.request import Request, ResultTicket
 log = logging.getLogger(__name__)
 
 MAX_UNWRITTEN = 1024  # results that wait to be written; further ones are dropped
+MAX_WRITE_WAIT = 5.0  # seconds that a result waits to be written; bounds what a slow store adds to ``close`` and to the exit
 MAX_RECENT = 256  # results that are remembered for requests that were looked up just before they were stored
+MAX_REMEMBERED_TOKENS = 2**19  # of all results in memory, written or not: about 100 MB
 
 
 @dataclass(slots=True)
 class _Recent:
     result: StoredResult
     completed: float  # seconds of the cache's clock
-    is_written: bool = False
+    is_written: bool = False  # or dropped
 
 
 class ResultCache:
@@ -51,6 +53,7 @@ class ResultCache:
         self._mutex = threading.Lock()
         self._recent: OrderedDict[bytes, _Recent] = OrderedDict()  # oldest first
         self._num_unwritten = 0
+        self._num_tokens = 0  # of the recent results
         self._counts: Counter[str] = Counter()
         self._passed: Counter[str] = Counter()  # requests without a key, by reason
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="hasten-result-cache")  # finishes its work at exit
@@ -91,20 +94,21 @@ class ResultCache:
     def add(self, key: bytes, result: StoredResult) -> None:
         """Store a result, and return at once: it is found from now on and written soon."""
         with self._mutex:
-            if self._is_closed or self._num_unwritten >= MAX_UNWRITTEN:
+            self._forget(key)
+            self._make_room(result)
+            is_full = self._num_unwritten >= MAX_UNWRITTEN or (self._recent and not self._has_room(result))
+            if self._is_closed or is_full:
                 self._counts["dropped"] += 1
                 return
-            self._recent.pop(key, None)
             self._recent[key] = _Recent(result, self._clock())
+            self._num_tokens += result.num_tokens
             self._num_unwritten += 1
-            while len(self._recent) > MAX_RECENT and next(iter(self._recent.values())).is_written:
-                self._recent.popitem(last=False)
         try:
-            self._writer.submit(self._write, key, result)
+            self._writer.submit(self._write, key, result, time.monotonic())
         except RuntimeError:  # closed meanwhile, or the interpreter ends
             with self._mutex:
                 self._num_unwritten -= 1
-                self._recent.pop(key, None)
+                self._forget(key)
                 self._counts["dropped"] += 1
 
     def flush(self) -> None:
@@ -112,7 +116,7 @@ class ResultCache:
         self._writer.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Write what is not written, and close the store. Idempotent."""
+        """Write what is not written, unless the store is too slow, and close the store. Idempotent."""
         with self._mutex:
             if self._is_closed:
                 return
@@ -138,6 +142,21 @@ class ResultCache:
             "store": self._store.stats(),
         }
 
+    def _make_room(self, result: StoredResult) -> None:
+        """Forget the oldest results that are written, as far as this one needs it."""
+        while self._recent and (len(self._recent) >= MAX_RECENT or not self._has_room(result)):
+            key, oldest = next(iter(self._recent.items()))
+            if not oldest.is_written:
+                break
+            self._forget(key)
+
+    def _has_room(self, result: StoredResult) -> bool:
+        return self._num_tokens + result.num_tokens <= MAX_REMEMBERED_TOKENS
+
+    def _forget(self, key: bytes) -> None:
+        if (recent := self._recent.pop(key, None)) is not None:
+            self._num_tokens -= recent.result.num_tokens
+
     def _unwritten(self, key: bytes) -> StoredResult | None:
         with self._mutex:
             recent = self._recent.get(key)
@@ -156,10 +175,11 @@ class ResultCache:
                 self._counts["damaged"] += 1
             return None
 
-    def _write(self, key: bytes, result: StoredResult) -> None:
+    def _write(self, key: bytes, result: StoredResult, added: float) -> None:
         is_stored = False
         try:
-            is_stored = self._store.put(key, encode_result(key, result))
+            if time.monotonic() - added <= MAX_WRITE_WAIT:
+                is_stored = self._store.put(key, encode_result(key, result))
         except Exception:  # a bug; the writer's later work must go on
             log.exception("a result could not be stored")
         finally:

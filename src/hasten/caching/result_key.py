@@ -29,7 +29,7 @@ NOT_IN_KEY: Mapping[type[Any], Mapping[str, str]] = {
         "priority": "it decides when, not what",
         "arrival": "it decides when, not what",
         "is_determined": "only determined requests have a key",
-        "pins": _CACHE,
+        "pins": "requests with pins have no key",
         "result_ticket": "it holds the key",
         "exit_layer": _NEVER_KEYED,
     },
@@ -85,6 +85,7 @@ class EngineIdentity:
     text: str  # digest of the tokenizer, the templates and the default settings
     kernels: str  # the backend and its instruction set
     library: str  # digest of the compiled kernels
+    packages: str  # versions of the packages that compute and decode, and the instruction set of PyTorch
     max_model_len: int  # tokens; decides where an output without ``max_tokens`` ends
     version: str  # of hasten
 
@@ -97,6 +98,8 @@ def engine_key(options: EngineOptions, identity: EngineIdentity) -> bytes:
 def no_key_because(request: Request) -> str | None:
     """Return why the request has no key, as a word for statistics; None if it has one."""
     params = request.params
+    if request.pins:  # they need the engine
+        return "pins"
     if params.exit_rule != "none":
         return "early_exit"
     if not params.exact:

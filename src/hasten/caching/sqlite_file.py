@@ -83,7 +83,6 @@ def open_file(path: str | Path) -> Path:
 
     Only its owner may read a file made here.
 
-
     A file that is not of hasten is left as it is. Raises ``InvalidOption`` for it, and ``HastenError`` where a sound file cannot be
     used now, or is damaged.
     """

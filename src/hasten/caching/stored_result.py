@@ -40,6 +40,11 @@ class StoredResult:
     outputs: tuple[CompletionOutput, ...]
     deltas: tuple[tuple[int, int, int], ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it holds: those of the answers, and the top ones of their log-probabilities."""
+        return sum(len(each.token_ids) + sum(len(token.top) for token in each.logprobs or ()) for each in self.outputs)
+
     @classmethod
     def of(cls, deltas: Sequence[Delta]) -> StoredResult | None:
         """Return the result of these deltas; None for errors and aborts, which are never stored."""

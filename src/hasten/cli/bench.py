@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hasten.bench.report import make_report, summary_rows
-from hasten.cli.engine_options import ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
+from hasten.cli.engine_options import BENCHMARK_ENGINE, Debug, Json, ModelArgument, ModelOption, load_llm, model_name
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.report import print_table
 from hasten.entrypoints.workload import Workload, measure
@@ -25,7 +25,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the random prompts.")
 
 
 @bench.command()
-@with_options(ENGINE)
+@with_options(BENCHMARK_ENGINE)
 def latency(
     name: ModelArgument = None,
     model: ModelOption = None,
@@ -48,7 +48,7 @@ def latency(
 
 
 @bench.command()
-@with_options(ENGINE)
+@with_options(BENCHMARK_ENGINE)
 def throughput(
     name: ModelArgument = None,
     model: ModelOption = None,

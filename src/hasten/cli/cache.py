@@ -16,12 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from hasten.caching.base import ResultStore, StoredEntry, StoreFailed, StoreLimits
-from hasten.caching.open_store import open_store
+from hasten.caching.open_store import open_store, sqlite_path
 from hasten.cli.engine_options import Debug, Json
 from hasten.cli.report import megabytes, print_table
-from hasten.core.cache_folder import cache_folder
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import HastenError, InvalidOption
+from hasten.core.errors import HastenError, InvalidOption, printable
 
 TIMEOUT = 10.0  # seconds; a person waits longer than a request
 MAX_LISTED = 10**6
@@ -101,10 +100,11 @@ def _opened(address: str) -> Iterator[ResultStore | None]:
 
     Raises ``HastenError`` for a store that cannot be opened, and instead of every ``StoreFailed``.
     """
-    scheme, _, path = address.partition(":")
     if address == "memory:":
         raise InvalidOption("the result cache memory: belongs to one process", got=address, remedy="Use its LLM.stats()")
-    if scheme == "sqlite" and not _exists(Path(path) if path else cache_folder() / "results.sqlite"):
+    path = sqlite_path(address)
+    if path is not None and not _exists(path):
+        print(f"there is no file {printable(path)}", file=sys.stderr)
         yield None
         return
     with closing(open_store(address, _limits())) as store:

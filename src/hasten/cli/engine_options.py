@@ -57,9 +57,8 @@ HELP = {
     "max_logit_bias": "Maximum token ids with a bias of a request.",
 }
 _BATCH_OPTIONS = ("max_num_seqs", "batching", "max_batch_delay", "scheduling_policy", "priority_seconds")
-_CACHE_OPTIONS = (
-    "max_pins",
-    "max_pinned_share",
+_PIN_OPTIONS = ("max_pins", "max_pinned_share")
+_RESULT_CACHE_OPTIONS = (
     "result_cache",
     "result_cache_ttl",
     "result_cache_bytes",
@@ -79,7 +78,8 @@ _DECODING_OPTIONS = (
 
 ENGINE = OptionGroup("engine", "Engine", EngineOptions, HELP)
 SINGLE_REQUEST_ENGINE = ENGINE.without(_BATCH_OPTIONS)
-SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without((*_DECODING_OPTIONS, *_CACHE_OPTIONS))
+SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without((*_DECODING_OPTIONS, *_PIN_OPTIONS, *_RESULT_CACHE_OPTIONS))
+BENCHMARK_ENGINE = ENGINE.without(_RESULT_CACHE_OPTIONS)  # a benchmark measures the engine
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]

@@ -70,17 +70,17 @@ def generate(
     policy = engine.get("scheduling_policy", "fcfs")
     if priority and policy != "priority":
         raise InvalidOption("--priority needs --scheduling-policy priority", got=f"--scheduling-policy {policy}")
-    llm = load_llm(model, engine)
-    load_files(llm, load_kv)
-    settings = merge_settings(llm.default_sampling_params(), preset, sampling)
-    if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
-        stream_output(llm, prompts[0], settings, show_drafts)
-        return
-    if show_drafts:
-        raise InvalidOption(
-            "--show-drafts needs a single streamed output", remedy="Leave out --json, --n, --beam-width and other prompts"
-        )
-    _run_batch(llm, model, prompts, settings, priority, json)
+    with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
+        load_files(llm, load_kv)
+        settings = merge_settings(llm.default_sampling_params(), preset, sampling)
+        if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
+            stream_output(llm, prompts[0], settings, show_drafts)
+            return
+        if show_drafts:
+            raise InvalidOption(
+                "--show-drafts needs a single streamed output", remedy="Leave out --json, --n, --beam-width and other prompts"
+            )
+        _run_batch(llm, model, prompts, settings, priority, json)
 
 
 def read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:

@@ -17,10 +17,10 @@ def request_summary(output: RequestOutput) -> str:
     ``prompt 12 tokens (8 cached, 4 computed) | output 96 tokens | TTFT 0.021 s | 140.1 tokens/s | finish: length``
     """
     metrics = output.metrics
-    computed = metrics.num_prompt_tokens - metrics.num_cached_tokens
+    cached = f" ({metrics.num_cached_tokens} cached, {_num_computed(metrics)} computed)"
     parts = [
-        f"prompt {metrics.num_prompt_tokens} tokens ({metrics.num_cached_tokens} cached, {computed} computed)",
-        f"output {metrics.num_output_tokens} tokens",
+        f"prompt {metrics.num_prompt_tokens} tokens{'' if metrics.from_result_cache else cached}",
+        f"output {metrics.num_output_tokens} tokens{' from the result cache' if metrics.from_result_cache else ''}",
     ]
     if metrics.ttft is not None:
         parts.append(f"TTFT {metrics.ttft:.3f} s")
@@ -32,6 +32,11 @@ def request_summary(output: RequestOutput) -> str:
         parts.append(f"{metrics.mean_exit_layer:.2f} layers per token by {metrics.exit_rule} (lossy)")
     reasons = dict.fromkeys(str(completion.finish_reason) for completion in output.outputs)
     return " | ".join([*parts, f"finish: {', '.join(reasons)}"])
+
+
+def _num_computed(metrics: RequestMetrics) -> int:
+    """Return how many tokens of the prompt were computed."""
+    return 0 if metrics.from_result_cache else metrics.num_prompt_tokens - metrics.num_cached_tokens
 
 
 def _speculation_summary(metrics: RequestMetrics) -> str:
@@ -49,9 +54,11 @@ def batch_summary(outputs: list[RequestOutput], seconds: float, advice: str | No
     """
     metrics = [output.metrics for output in outputs]
     prompt_tokens, cached = sum(m.num_prompt_tokens for m in metrics), sum(m.num_cached_tokens for m in metrics)
-    output_tokens = sum(m.num_output_tokens for m in metrics)
+    computed, output_tokens = sum(_num_computed(m) for m in metrics), sum(m.num_output_tokens for m in metrics)
+    num_found = sum(m.from_result_cache for m in metrics)
+    found = f" | {num_found} from the result cache" if num_found else ""
     return (
-        f"{len(outputs)} prompts, {prompt_tokens} tokens ({cached} cached, {prompt_tokens - cached} computed) | "
+        f"{len(outputs)} prompts, {prompt_tokens} tokens ({cached} cached, {computed} computed){found} | "
         f"output {output_tokens} tokens | {seconds:.2f} s | {output_tokens / seconds:.1f} tokens/s"
     ) + ("" if advice is None else f"\nadvice: {advice}")
 
@@ -63,7 +70,7 @@ def as_json(output: RequestOutput, model: str) -> str:
     content["metrics"] |= {
         "ttft": metrics.ttft,
         "tokens_per_second": metrics.tokens_per_second,
-        "num_computed_prompt_tokens": metrics.num_prompt_tokens - metrics.num_cached_tokens,
+        "num_computed_prompt_tokens": _num_computed(metrics),
     }
     return json.dumps(content, ensure_ascii=False)
 

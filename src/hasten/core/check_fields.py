@@ -43,7 +43,9 @@ def check_fields(
             object.__setattr__(settings, name, converted)
     faults = faults or list(conflicts())
     if faults:
-        texts = [f"{name}={show(getattr(settings, name))} (allowed: {allowed})" for name, allowed, _ in faults[:MAX_EXPLAINED]]
+        hidden = {field.name for field in dataclasses.fields(settings) if not field.repr}  # they may hold a password
+        shown = [(name, "..." if name in hidden else show(getattr(settings, name)), allowed) for name, allowed, _ in faults]
+        texts = [f"{name}={value} (allowed: {allowed})" for name, value, allowed in shown[:MAX_EXPLAINED]]
         texts += [f"and {', '.join(fault.name for fault in faults[MAX_EXPLAINED:])}"] if len(faults) > MAX_EXPLAINED else []
         number = f"{len(faults)} {subject}s are" if len(faults) > 1 else f"1 {subject} is"
         raise error(f"{number} out of range: {'; '.join(texts)}", remedy=faults[0].remedy if len(faults) == 1 else CORRECT_IT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from hasten.core.check_fields import Fault, check_fields
@@ -59,7 +59,7 @@ class EngineOptions:
     max_pins: MaxPins = 64  # prefixes that are pinned at a time
     max_pinned_share: MaxPinnedShare = 0.5  # of the KV blocks that pins may hold
     # "memory:", "sqlite:PATH" ("sqlite:" alone: a file in hasten's cache folder) or "redis://..."; None: no result cache
-    result_cache: Name | None = None
+    result_cache: Name | None = field(default=None, repr=False)  # a URL may hold a password
     result_cache_ttl: Annotated[float, Range(1, 1e9)] = 86_400.0  # seconds that a result is kept
     result_cache_bytes: Annotated[int, Range(1, MAX_BYTES)] | Annotated[str, Length(1, 64)] = "1GiB"  # not of Redis
     result_cache_entries: Annotated[int, Range(1, 10**9)] = 100_000  # not of Redis

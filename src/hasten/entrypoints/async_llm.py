@@ -29,6 +29,7 @@ from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import build_engine
 
 INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
+LOOKUP_THREADS = 32  # that wait for a result cache in a file or a server; else a slow one would delay requests in turn
 MAX_INLINE = 2_000  # characters or token ids of a prompt that is tokenised in the event loop, in less than a millisecond
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class AsyncLLM:
         # creation, so the thread ends before the kernels are freed.
         weakref.finalize(self, self._client.close)
         self._input_threads = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="hasten-input")
+        self._lookup_threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hasten-lookup")
         self._ids = itertools.count()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -61,6 +63,7 @@ class AsyncLLM:
         """End the engine; requests that still run end with an error. Idempotent."""
         self._router.end(EngineDied(""))
         self._input_threads.shutdown(wait=False)
+        self._lookup_threads.shutdown(wait=False)
         await asyncio.to_thread(self._client.close)
         if self._loaded.result_cache is not None:
             await asyncio.to_thread(self._loaded.result_cache.close)
@@ -174,19 +177,21 @@ class AsyncLLM:
 
         What takes long runs beside the event loop. ``prompt`` None: making the request takes long.
         """
-        loaded = self._loaded
+        loaded, is_short = self._loaded, prompt is not None and _is_short(prompt)
+        if loaded.result_cache is not None and loaded.result_cache.does_io:
+            request = make() if is_short else await self._in_thread(make)
+            return request, await self._in_thread(partial(loaded.find_result, request), self._lookup_threads)
 
         def run() -> tuple[Request, StoredResult | Request]:
             request = make()
             return request, loaded.find_result(request)
 
-        waits = loaded.result_cache is not None and loaded.result_cache.does_io
-        return run() if prompt is not None and _is_short(prompt) and not waits else await self._in_thread(run)
+        return run() if is_short else await self._in_thread(run)
 
-    async def _in_thread(self, make: Callable[[], T]) -> T:
+    async def _in_thread(self, make: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         """Return the result of ``make``, computed beside the event loop."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._input_threads, make)
+            return await asyncio.get_running_loop().run_in_executor(threads or self._input_threads, make)
         except RuntimeError as error:  # the threads have been shut down
             if self._router.has_ended:
                 raise EngineDied("").as_exception() from error

@@ -173,12 +173,13 @@ class LLM:
         outputs: dict[str, RequestOutput] = {}
         missing: list[Request] = []
         for request in requests:
-            found = self._loaded.find_result(request)
+            found = self._find_result(request)
             if isinstance(found, StoredResult):
                 outputs[request.request_id] = found.output(request, self.engine.clock())
             else:
                 missing.append(found)
-        outputs |= self._run(missing, use_tqdm)
+        if missing or not outputs:  # hits alone take no lock, which another thread's step may hold
+            outputs |= self._run(missing, use_tqdm)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return [dataclasses.replace(outputs[r.request_id], prompt=text) for r, text in zip(requests, texts, strict=True)]
 
@@ -318,8 +319,15 @@ class LLM:
         self.engine.scheduler.check_capacity(request)
         return request
 
+    def _find_result(self, request: Request) -> StoredResult | Request:
+        loaded = self._loaded
+        if loaded.result_cache is None:
+            return request
+        with DeferredSignals():  # a handler that raises or closes this LLM must not find the locks of the cache held
+            return loaded.find_result(request)
+
     def _stream(self, request: Request) -> Iterator[Delta]:
-        found = self._loaded.find_result(request)
+        found = self._find_result(request)
         if isinstance(found, StoredResult):
             yield from found.replay(request, self.engine.clock())
             return

@@ -85,13 +85,14 @@ class SharedResults:
             return self._engine.abort(request_id)
         if len(flight.subscribers) > 1:
             del self._flight_of[request_id]
-            return [_aborted(flight.subscribers.pop(request_id), flight.deltas, self._engine.clock())]
+            return _aborted(flight.subscribers.pop(request_id), flight.deltas, self._engine.clock())
         return self._share(self._engine.abort(flight.engine_id))
 
     def step(self) -> list[Delta]:
         """Run a step, as ``Engine.step`` does."""
+        deltas = self._share(self._engine.step())  # first: an interrupt leaves what is ready
         ready, self._ready = self._ready, []
-        return [*ready, *self._share(self._engine.step())]
+        return [*ready, *deltas]
 
     def idle_seconds(self) -> float:
         return 0.0 if self._ready else self._engine.idle_seconds()
@@ -126,13 +127,22 @@ def _readdressed(delta: Delta, request: Request) -> Delta:
     """Return the delta as one of this request."""
     output = delta.output
     if output is not None:
-        metrics = replace(output.metrics, arrival=request.arrival)
+        metrics = _metrics_since(output.metrics, request.arrival)
         output = replace(output, request_id=request.request_id, seed=request.params.seed, metrics=metrics)
     return replace(delta, request_id=request.request_id, output=output)
 
 
-def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> Delta:
-    """Return the last delta of a request that leaves a flight which goes on."""
+def _metrics_since(metrics: RequestMetrics, arrival: float) -> RequestMetrics:
+    """Return the metrics of a request that arrived then: what came earlier, it got at once."""
+    scheduled, first = (None if time is None else max(time, arrival) for time in (metrics.first_scheduled, metrics.first_token))
+    return replace(metrics, arrival=arrival, first_scheduled=scheduled, first_token=first)
+
+
+def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> list[Delta]:
+    """Return the last deltas of a request that leaves a flight which goes on.
+
+    There is one per answer that has not ended.
+    """
     outputs = [_partial(index, [delta for delta in deltas if delta.index == index]) for index in range(request.params.n)]
     output = RequestOutput(
         request_id=request.request_id,
@@ -148,7 +158,12 @@ def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> Delta:
             num_output_tokens=sum(len(completion.token_ids) for completion in outputs),
         ),
     )
-    return Delta(request_id=request.request_id, index=0, text="", token_ids=(), finish_reason=FinishReason.ABORT, output=output)
+    last = [
+        Delta(request_id=request.request_id, index=each.index, text="", token_ids=(), finish_reason=FinishReason.ABORT)
+        for each in outputs
+        if each.finish_reason is FinishReason.ABORT
+    ]
+    return [*last[:-1], replace(last[-1], output=output)]
 
 
 def _partial(index: int, deltas: Sequence[Delta]) -> CompletionOutput:

@@ -37,7 +37,7 @@ def test_it_is_computed_once_and_not_before_it_is_needed(folder: Path, monkeypat
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("change", ["time", "size", "file", "gone"])
+@pytest.mark.parametrize("change", ["time", "size", "file", "gone", "config"])
 def test_files_that_changed_since_they_were_loaded_are_refused(change: str, folder: Path) -> None:
     digest = LoadedDigest(Checkpoint.open(folder), "m", visible=False)
     file = sorted(folder.glob("*.safetensors"))[-1]
@@ -50,7 +50,9 @@ def test_files_that_changed_since_they_were_loaded_are_refused(change: str, fold
         shutil.copyfile(file, folder / "new")
         os.utime(folder / "new", ns=(state.st_atime_ns, state.st_mtime_ns))
         os.replace(folder / "new", file)
-    else:
+    elif change == "gone":
         file.unlink()
+    else:
+        (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     with pytest.raises(CheckpointError, match=r"have changed since it was loaded|cannot be read"):
         digest.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import version
 
 import torch
 
@@ -50,7 +51,14 @@ def open_result_cache(
         text=digest.get().text,
         kernels=backend.kernels,
         library=file_digest(LIBRARY_FILE) if LIBRARY_FILE.exists() else "",
+        packages=_packages(),
         max_model_len=max_model_len,
         version=__version__,
     )
     return ResultCache(store, engine_key(options, identity))
+
+
+def _packages() -> str:
+    # PyTorch rounds log-probabilities and beam scores differently with each instruction set.
+    torch_kernels = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__} {torch_kernels}, tokenizers {version('tokenizers')}"
