@@ -42,7 +42,8 @@ _ONE_TRAIN_OF_THOUGHT = (
         "it asks for a number",
         r"\d\s*[-+*/×÷^=]\s*\d|\bhow (?:many|much|long|far|old|tall|fast|high|heavy|deep)\b|\bsquare root of \d"
         r"|\b(?:multiplied by|divided by|percent of|plus \d|minus \d|times \d)"
-        rf"|{_ORDER}(?:calculate|compute|evaluate|integrate|differentiate|simplify|factor|solve)\b|\bwhat time\b|\bprobability (?:of|that)\b"
+        rf"|{_ORDER}(?:calculate|compute|evaluate|integrate|differentiate|simplify|factor|solve)\b"
+        r"|\bwhat time\b|\bprobability (?:of|that)\b"
         r"|多少|等于几|多久|多远|多高|多大|多长时间|几点|几天|概率是|解方程|方程.{0,20}的解|平方根"
         rf"|{_ORDER_ZH}(?:计算|求(?!职|助|学)|解)",
     ),
@@ -75,7 +76,8 @@ _POINTS = (
     ),
     (
         "it asks for an overview",
-        r"\b(?:overview|introduction to|introduce|guide|survey of|outline|describe|main|key|major|important|everything about|basics)\b"
+        r"\b(?:overview|introduction to|introduce|guide|survey of|outline|describe|main|key|major|important)\b"
+        r"|\b(?:everything about|basics)\b"
         r"|介绍|概述|综述|概览|简述|梳理|全面|主要|指南|谈谈|论述|分析",
     ),
     (
@@ -95,7 +97,8 @@ _POINTS = (
 )
 
 _FACT = re.compile(
-    r"^\s*(?:who|when|where|whose|what(?:'s| is| was)|which|is|are|was|were|do|does|did|can|has|have)\b|谁|哪一年|哪年|何时|什么时候|哪里|首都|什么意思|是什么|吗",
+    r"^\s*(?:who|when|where|whose|what(?:'s| is| was)|which|is|are|was|were|do|does|did|can|has|have)\b"
+    r"|谁|哪一年|哪年|何时|什么时候|哪里|首都|什么意思|是什么|吗",
     re.IGNORECASE,
 )
 _EXCLUDED, _INCLUDED = (
