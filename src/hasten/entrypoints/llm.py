@@ -256,8 +256,9 @@ class LLM:
         The answer is decoded plainly, and ``plain_reason`` says why, if the router (rules over the question) finds no points that
         stand alone in it, or if the outline is malformed. ``router=False`` chooses sections, whatever the question is.
 
-        A section has at most ``section_tokens`` tokens; ``max_tokens`` bounds plain decoding, and is as much as ``max_sections``
-        sections if left out. A ``seed`` gives section i ``seed + i``. Raises ``InvalidRequest`` before anything runs.
+        A section has at most ``section_tokens`` tokens, and no more than the context holds. ``max_tokens`` bounds plain decoding,
+        which is as long as ``max_sections`` sections without it. Section i has the seed ``seed + i``. Raises ``InvalidRequest``
+        before anything runs.
         """
         deltas = self.stream_sections(
             question,

@@ -69,11 +69,11 @@ def _wanted(i: int, headings: Sequence[str], labels: dict[int, int]) -> tuple[li
     heading = headings[i]
     own = _LABEL.match(heading)
     text = heading if own is None else heading[own.end() :]  # "Step 2: mix" is step 2
-    if numbers := _NUMBERED.search(text):
-        listed = _numbers(next(group for group in numbers.groups() if group))
+    if numbers := list(_NUMBERED.finditer(text)):
+        listed = [number for found in numbers for number in _numbers(next(filter(None, found.groups())))]
         known = [labels.get(number, number - 1) for number in listed]
         if named := [j for j in known if 0 <= j < len(headings) and j != i]:
-            return named, f"its heading names {show(numbers[0].strip(), 40)}"
+            return named, f"its heading names {show(', '.join(found[0].strip() for found in numbers), 40)}"
     if i >= 2 and (pair := _BOTH.search(text)):
         return [i - 2, i - 1], f"its heading takes up two sections with {show(pair[0], 40)}"
     if i and (last := _BEFORE.search(text)):

@@ -37,10 +37,9 @@ class SectionPrompts:
         self._question = question
         self.plain = self._encode(question)
 
-    @property
-    def num_free_tokens(self) -> int:
-        """Tokens of the context after the question."""
-        return self._input_processor.max_model_len - len(self.plain)
+    def num_free_tokens(self, prompt_ids: TokenIds) -> int:
+        """Return the number of tokens of the context after a prompt; below 1 if the prompt is too long."""
+        return self._input_processor.max_model_len - len(prompt_ids)
 
     def shared(self, headings: Iterable[str]) -> TokenIds:
         """Return the prefix of all sections: the question and the skeleton."""

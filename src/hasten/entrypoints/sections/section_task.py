@@ -51,14 +51,17 @@ class SectionTask:
     def in_sections(self) -> bool:
         return self.route.suits or self.route.forced
 
-    def section_params(self, index: int) -> SamplingParams:
-        """Return the settings of a section: its length, its seed, and an end where the next heading begins."""
+    def section_params(self, index: int, num_free_tokens: int) -> SamplingParams:
+        """Return the settings of a section: its length, its seed, and an end where the next heading begins.
+
+        ``num_free_tokens``: after the prompt, in the context.
+        """
         stop = tuple(dict.fromkeys((*self.params.stop, NEXT_HEADING)))
         seed = None if self.params.seed is None else (self.params.seed + index) % _MAX_SEED
-        return self.params.replace(max_tokens=self.section_tokens, stop=stop, seed=seed)
+        return self.params.replace(max_tokens=max(1, min(self.section_tokens, num_free_tokens)), stop=stop, seed=seed)
 
     def plain_params(self, num_free_tokens: int) -> SamplingParams:
-        """Return the settings of plain decoding. ``num_free_tokens``: after the prompt, in the context."""
+        """Return the settings of plain decoding. ``num_free_tokens`` as in ``section_params``."""
         if self.params.max_tokens is not None:
             return self.params
         max_tokens = max(1, self.params.min_tokens, min(self.section_tokens * self.max_sections, num_free_tokens))

@@ -63,12 +63,12 @@ def outline_instruction(question: str, max_sections: int) -> str:
     return f"{question}\n\n{asked}"
 
 
-def outline_params() -> SamplingParams:
-    """Return the settings of the outline: greedy, and ended by an empty line.
+def outline_params(num_free_tokens: int) -> SamplingParams:
+    """Return the settings of the outline: greedy, and ended by an empty line. ``num_free_tokens``: after its prompt.
 
     A grammar of numbered lines belongs here once requests can have one; then no outline is malformed.
     """
-    return SamplingParams(temperature=0, max_tokens=OUTLINE_TOKENS, stop=("\n\n",))
+    return SamplingParams(temperature=0, max_tokens=max(1, min(OUTLINE_TOKENS, num_free_tokens)), stop=("\n\n",))
 
 
 def parse_outline(text: str, max_sections: int) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def parse_outline(text: str, max_sections: int) -> tuple[str, ...]:
     points: list[str] = []
     for number, line in enumerate(lines, 1):
         found = _LINE.fullmatch(line)
-        point = found[2].strip("*").rstrip(":：.。").strip() if found else ""
+        point = found[2].lstrip("*").rstrip(" *:：.。") if found else ""
         if found is None or int(found[1]) != number or not point or not _is_line(point):
             raise MalformedOutline(f"line {number} of the model's outline is no point {number}: {show(line, 60)}")
         if len(point) > MAX_POINT or len(point.split()) > MAX_POINT_WORDS:

@@ -30,7 +30,6 @@ from hasten.entrypoints.sections.section_prompts import SectionPrompts, TokenIds
 from hasten.entrypoints.sections.section_task import SectionTask
 from hasten.entrypoints.sections.skeleton import (
     FIRST_POINT,
-    OUTLINE_TOKENS,
     MalformedOutline,
     outline_instruction,
     outline_params,
@@ -94,7 +93,9 @@ class SectionWriter:
         task = self._task
         try:
             prompt_ids = self._prompts.outline(outline_instruction(task.question, task.max_sections))
-            request = self._make_request({"prompt_token_ids": prompt_ids}, outline_params())
+            request = self._make_request(
+                {"prompt_token_ids": prompt_ids}, outline_params(self._prompts.num_free_tokens(prompt_ids))
+            )
         except InvalidRequest as error:
             self._decode_plainly(f"there is no outline: {error}")
             return
@@ -106,7 +107,7 @@ class SectionWriter:
         self._plain_reason, self._shared = reason, ()
         self._pending.clear()
         self._set_sections(("",))
-        params = self._task.plain_params(self._prompts.num_free_tokens)
+        params = self._task.plain_params(self._prompts.num_free_tokens(self._prompts.plain))
         self._add(0, self._make_request({"prompt_token_ids": self._prompts.plain}, params))
 
     def _start(self, headings: tuple[str, ...]) -> None:
@@ -120,7 +121,8 @@ class SectionWriter:
     def _section_request(self, index: int) -> Request:
         earlier = [(self._headings[j], self._complete[j].text) for j in self._references[index].waits_for]
         prompt_ids = self._prompts.section(self._shared, self._headings[index], earlier)
-        return self._make_request({"prompt_token_ids": prompt_ids}, self._task.section_params(index))
+        params = self._task.section_params(index, self._prompts.num_free_tokens(prompt_ids))
+        return self._make_request({"prompt_token_ids": prompt_ids}, params)
 
     def _add(self, index: int, request: Request) -> None:
         self._requests[index] = request
@@ -148,7 +150,7 @@ class SectionWriter:
             if output.error is not None or answer is None:
                 raise MalformedOutline(f"the request for an outline ended with an error: {output.error}")
             if answer.finish_reason is FinishReason.LENGTH:
-                raise MalformedOutline(f"the model's outline did not end within {OUTLINE_TOKENS} tokens")
+                raise MalformedOutline(f"the model's outline did not end within {len(answer.token_ids)} tokens")
             self._start(parse_outline(FIRST_POINT + answer.text, self._task.max_sections))
         except (MalformedOutline, InvalidRequest) as error:
             self._decode_plainly(str(error))
