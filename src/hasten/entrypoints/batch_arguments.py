@@ -20,7 +20,10 @@ def list_prompts(prompts: object) -> list[Any]:
 
 
 def per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
-    """Return one value per prompt, from one value for all of them or one for each. Raises ``InvalidRequest``."""
+    """Return one value per prompt, from one value for all of them or one for each.
+
+    Raises ``InvalidRequest`` for another number of values.
+    """
     if values is None or isinstance(values, SamplingParams):
         return [values] * num_prompts
     if not isinstance(values, Sequence) or isinstance(values, str):

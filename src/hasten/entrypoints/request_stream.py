@@ -1,4 +1,4 @@
-"""Run requests on a shared engine: to their end, or as a stream to which the caller may add others meanwhile."""
+"""Requests on a shared engine: run to their end, or as a stream that other requests may join."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def stream_requests(loaded: LoadedEngine, shared: SharedEngine, pending: deque[R
 
 
 def run_requests(shared: SharedEngine, requests: Sequence[Request], *, use_tqdm: bool) -> dict[str, RequestOutput]:
-    """Run requests to their end, and return their outputs by id. An exception, such as Ctrl-C, ends all of them."""
+    """Run requests to their end, and return their outputs by id.
+
+    An exception, such as Ctrl-C, ends all of them.
+    """
     outputs: dict[str, RequestOutput] = {}
     with DeferredSignals() as signals:
         inbox = Inbox(requests)

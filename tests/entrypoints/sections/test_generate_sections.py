@@ -127,7 +127,7 @@ def test_a_question_that_does_not_suit_is_answered_plainly(tiny_llm: LLM, questi
     output = tiny_llm.generate_sections(question, GREEDY.replace(max_tokens=9), skeleton=HEADINGS)
     (expected,) = tiny_llm.generate(question, GREEDY.replace(max_tokens=9), use_tqdm=False)
     assert output.text == expected.outputs[0].text
-    assert output.plain_reason == f"the router chose plain decoding: {output.route.reason}" and not output.route.suits
+    assert output.plain_reason == f"the question does not suit sections: {output.route.reason}" and not output.route.suits
     assert (output.skeleton, len(output.sections), output.sections[0].heading) == ((), 1, "")
     assert output.sections[0].prompt_token_ids == expected.prompt_token_ids
     chosen = tiny_llm.generate_sections(question, GREEDY, skeleton=HEADINGS, section_tokens=2, router=False)

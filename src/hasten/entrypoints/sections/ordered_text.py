@@ -1,4 +1,4 @@
-"""``OrderedText``: the parts of an answer in the order of its sections, which are computed at the same time."""
+"""``OrderedText``: the text of an answer in order, while its sections grow at the same time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class OrderedText:
         return tuple(section for section in self._sections if section is not None)
 
     def push(self, index: int, text: str, section: Section | None) -> list[SectionDelta]:
-        """Add text to a section, and return the deltas that are now in order. ``section``: complete with this text."""
+        """Add text to a section, and return the deltas that are now in order.
+
+        ``section``: the section, if it is complete with this text.
+        """
         before = "" if self._has_begun[index] or not self._headings[index] else heading_line(self._headings[index])
         after = SEPARATOR if section is not None and index + 1 < len(self._headings) else ""
         self._has_begun[index] = True

@@ -13,7 +13,10 @@ from hasten.entrypoints.sections.router import Route
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One section, decoded after ``prompt_token_ids``: the shared prefix, sections it waited for, its heading."""
+    """One section, decoded after ``prompt_token_ids``.
+
+    Its prompt is the shared prefix, the sections that it waited for, and its heading.
+    """
 
     index: int
     heading: str  # empty if the answer was decoded plainly

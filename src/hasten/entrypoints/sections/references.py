@@ -51,7 +51,10 @@ _DIGITS = {character: value for value, character in enumerate("一二三四五�
 
 
 def find_references(headings: Sequence[str]) -> tuple[Reference, ...]:
-    """Return, for each heading, the sections that it refers to. No section waits for itself, through others neither."""
+    """Return, for each heading, the sections that it refers to.
+
+    No section waits for itself, directly or through others: of a circle, the last reference is dropped.
+    """
     labels = {number: i for i, heading in enumerate(headings) if (number := _label(heading)) is not None}
     waits_for: list[tuple[int, ...]] = [()] * len(headings)
     found: list[Reference] = []

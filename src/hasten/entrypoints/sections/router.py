@@ -1,4 +1,4 @@
-"""``route``: whether the answer to a question falls into sections that can be written without each other.
+"""``route``: whether a question suits sections that are written without each other.
 
 Rules over the text, in English and Chinese. A question that needs one train of thought (code, a proof, a number, a story) does not
 suit, whatever else it has; of the others, those that ask for a list, a comparison, advice or an overview suit. The rest does not:

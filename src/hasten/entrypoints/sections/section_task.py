@@ -1,4 +1,4 @@
-"""``SectionTask``: one question, how its answer is cut into sections, and the settings of each request."""
+"""``SectionTask``: one question, its headings, and the settings of each request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The skeleton of an answer: headings from the caller, or an outline that the model writes and that is parsed strictly."""
+"""The skeleton of an answer: headings from the caller, or an outline by the model, parsed strictly."""
 
 from __future__ import annotations
 
@@ -64,15 +64,16 @@ def outline_instruction(question: str, max_sections: int) -> str:
 
 
 def outline_params(num_free_tokens: int) -> SamplingParams:
-    """Return the settings of the outline: greedy, and ended by an empty line. ``num_free_tokens``: after its prompt.
+    """Return the settings of the outline: greedy, and ended by an empty line.
 
+    ``num_free_tokens``: after its prompt, in the context.
     A grammar of numbered lines belongs here once requests can have one; then no outline is malformed.
     """
     return SamplingParams(temperature=0, max_tokens=max(1, min(OUTLINE_TOKENS, num_free_tokens)), stop=("\n\n",))
 
 
 def parse_outline(text: str, max_sections: int) -> tuple[str, ...]:
-    """Return the points of numbered lines, ``1. first\\n2. second``. Raises ``MalformedOutline`` for anything else."""
+    """Return the points of numbered lines, ``1. first`` and so on. Raises ``MalformedOutline``."""
     most = min(MAX_POINTS, max_sections)
     lines = [line.strip() for line in text.strip().splitlines()]
     points: list[str] = []
@@ -92,7 +93,7 @@ def parse_outline(text: str, max_sections: int) -> tuple[str, ...]:
 
 
 def is_chinese(text: str) -> bool:
-    """Return whether the text is mostly Chinese: it has a Chinese character per two words of Latin letters."""
+    """Return whether the text is Chinese: at least one such character per two words of Latin letters."""
     return 2 * len(re.findall(r"[\u4e00-\u9fff]", text)) > len(re.findall(r"[A-Za-z]+", text))
 
 

@@ -1,4 +1,6 @@
-"""``SectionWriter``: decodes the sections of one answer together, each as soon as those it refers to are complete.
+"""``SectionWriter``: decodes the sections of one answer together.
+
+A section starts when those that it refers to are complete.
 
 ::
 
@@ -66,7 +68,7 @@ class SectionWriter:
         self._max_parallel = 0
         self._set_sections(())
         if not task.in_sections:
-            self._decode_plainly(f"the router chose plain decoding: {task.route.reason}")
+            self._decode_plainly(f"the question does not suit sections: {task.route.reason}")
         elif task.headings is not None:
             self._start(task.headings)
         else:
