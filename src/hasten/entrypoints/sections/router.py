@@ -30,6 +30,10 @@ _ONE_TRAIN_OF_THOUGHT = (
         rf"```|\b\w+(?:Error|Exception)\b|\bfor \w+ in \w|\bdef \w+\(|\w+\(\)|[;{{]\s*\n|\b(?:SELECT|select)\b.+\b(?:FROM|from)\b"
         rf"|{_ORDER}(?:write|implement|code|create|build|fix|debug|refactor|optimi[sz]e)\b.{{0,60}}"
         r"\b(?:function|script|program|code|query|class|regex|regular expression|sql|algorithm|method|unit tests?|loop|macro|bug)\b"
+        r"|\b(?:my|this|the following) (?:\w+ )?(?:function|code|script|program|query|loop|snippet)\b"
+        r"|\bhow (?:do|can|would|to|does)\b.{0,150}\b(?:in|with|using) (?:python|java|javascript|typescript|sql|bash|excel|pandas"
+        r"|numpy|matlab|ruby|php|swift|kotlin|rust|git|docker|regex|css|html|react)\b"
+        r"|(?:这段|这个|下面的|以下|我的).{0,10}(?:代码|程序|函数|脚本|报错)"
         r"|(?:用|使用|写|编写|实现).{0,8}(?:python|java|c\+\+|sql|javascript|go|rust|shell|matlab|r语言)"
         rf"|{_ORDER_ZH}(?:写|编写|实现|修复|调试).{{0,20}}(?:函数|代码|脚本|程序|算法|查询|正则|类)",
     ),
@@ -72,27 +76,39 @@ _POINTS = (
     (
         "it asks for a comparison",
         r"\b(?:compare|comparison|contrast|versus|vs\.?|differences?|differ|similarities|pros and cons|better .{1,40} or)\b"
-        r"|比较|对比|区别|差异|不同之处|异同|优缺点|利弊",
+        r"|比较|对比|区别|差异|不同之处|异同|优缺点|利弊|不同|不一样|还是.{1,20}(?:更好|好|合适|划算|适合)"
+        r"|^(?!(?:is|are|was|were|do|does|did|can|which|who|has|have)\b)[^.?!]{1,60} or [^.?!]{1,60} for [^.?!]+\?$",
     ),
     (
         "it asks for an overview",
         r"\b(?:overview|introduction to|introduce|guide|survey of|outline|describe|main|key|major|important)\b"
-        r"|\b(?:everything about|basics)\b"
-        r"|介绍|概述|综述|概览|简述|梳理|全面|主要|指南|谈谈|论述|分析",
+        r"|\b(?:everything about|basics|itinerary|agenda|checklist|syllabus|curriculum|tell (?:me|us) about|talk about)\b"
+        r"|\b(?:(?:packing|shopping|reading|check) list)\b"
+        r"|介绍|概述|综述|概览|简述|梳理|全面|主要|指南|谈谈|说说|讲讲|论述|分析|大纲|提纲|清单|计划|方案|各自|分别|行程",
     ),
     (
         "it asks for advice",
         r"\b(?:tips?|advice|suggest(?:ions?)?|recommend(?:ations?)?|ideas?|best practices|strateg(?:y|ies))\b"
         r"|\bhow (?:can|do|could|should|might|to|would)\b|\bwhat (?:should|can|could|would) (?:i|we|one|you|a|an|the)\b"
-        r"|建议|推荐|技巧|经验|攻略|如何|怎么|怎样|注意|该做什么|准备什么",
+        r"|\bwhat (?:do|does|would) (?:i|we|you|one|a|an|it)(?: \w+)? (?:need|take|have to)\b"
+        r"|\bhelp me (?:plan|prepare|choose|get)\b"
+        r"|\bwhere (?:do|should|can|could) (?:i|we|you|one) (?:begin|start)\b"
+        r"|\bi(?: am|'m)? (?:want|would like|hope|plan|trying) to\b(?! know| ask)"
+        rf"|{_ORDER}(?:teach|plan|prepare|design|organi[sz]e|brainstorm|propose|outline)\b"
+        r"|建议|推荐|技巧|经验|攻略|如何|怎么|怎样|咋办|注意|该做什么|准备什么",
     ),
     (
         "it asks for a list of points",
         r"\b(?:advantages?|disadvantages?|benefits?|drawbacks?|risks?|challenges?|causes|effects|impacts?|reasons|factors|types|kinds"
         r"|ways|examples|methods|roles|aspects|features|characteristics|components|parts|principles|mistakes|symptoms|signs|habits"
         r"|considerations|options|tools|trends|activities|consequences|uses|applications|stages|skills|questions|things|steps)\b"
+        r"|\bhow (?:has|have|did|does|do|is|are|was|were)\b.*\b(?:chang|affect|influenc|shap|help|contribut|impact|improv)\w*"
+        r"|\b(?:what|which) (?:\w+ ){0,2}\w{3,}s (?:are|do|can|should|could|would|have|help|make)\b|\bwhat are some\b"
+        r"|\bwhat makes\b|\bwhy (?:do|did|have)\b|\bwhat (?:\w+ )?(?:impact|influence|role)\b"
+        r"|\b(\w+) by \1\b|\b(?:to|can) think about\b"
         rf"|{_ORDER}(?:list|name|give)\b|\bwhat are\b|\bwhich \w+(?: \w+)? (?:are|make|have|do|should)\b"
-        r"|哪些|哪几|几种|几个|几条|几点建议|列举|列出|好处|坏处|优势|劣势|优点|缺点|挑战|方法|原因|因素|影响|种类|类型|特点|方面|步骤|措施|途径|作用|症状",
+        r"|\b(?:ways|lessons|arguments|criteria|opportunities|problems|issues|elements|qualities|traits|milestones)\b"
+        r"|有什么(?!意思|关系)|有何|值得|适合|各种|几大|为什么会|为何会|哪些|哪几|几种|几个|几条|几点建议|列举|列出|好处|坏处|优势|劣势|优点|缺点|挑战|方法|原因|因素|影响|种类|类型|特点|方面|步骤|措施|途径|作用|症状",
     ),
 )
 
@@ -108,7 +124,8 @@ _EXCLUDED, _INCLUDED = (
 
 def route(question: str) -> Route:
     """Return whether the question suits sections, and why."""
-    text = question[:MAX_READ].strip()
+    lines = (" ".join(line.split()) for line in question[:MAX_READ].splitlines())
+    text = "\n".join(filter(None, lines))  # without runs of spaces, which patterns would try from each of them
     for reason, pattern in _EXCLUDED:
         if pattern.search(text):
             return Route(False, reason)
