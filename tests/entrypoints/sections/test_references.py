@@ -31,6 +31,9 @@ CASES: list[tuple[list[str], list[tuple[int, ...]]]] = [
     (["第一步：准备", "第二步：搅拌", "对第1步和第2步的检查"], [(), (), (0, 1)]),
     (["优点", "缺点", "综上所述"], [(), (), (0, 1)]),
     (["Above the clouds"], [()]),
+    (["准备", "60岁以上的人", "入职第一个月"], [(), (), ()]),
+    (["准备", "以上内容的风险"], [(), (0,)]),
+    ([f"Summary {i}" for i in range(64)], [tuple(range(1, 64)) if i == 0 else tuple(range(1, i)) for i in range(64)]),
 ]
 
 

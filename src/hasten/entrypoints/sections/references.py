@@ -18,7 +18,7 @@ class Reference:
     reason: str | None = None  # None: the heading refers to no other section
 
 
-_STEP, _STEP_ZH = r"(?:step|section|part|point|stage|phase)", r"(?:步|节|点|章|部分|个)"
+_STEP, _STEP_ZH = r"(?:step|section|part|point|stage|phase)", r"(?:步|节|点|章|部分)"
 _NUMBER, _NUMBER_ZH = r"\d{1,2}", r"(?:\d{1,2}|[一二三四五六七八九十])"
 _LABEL = re.compile(rf"\s*(?:{_STEP}\s*#?({_NUMBER})\b|第\s*({_NUMBER_ZH})\s*{_STEP_ZH})", re.I)
 _NUMBERED = re.compile(
@@ -37,7 +37,7 @@ _BOTH = re.compile(
 _BEFORE = re.compile(r"\bprevious (?:step|section|part|point)\b|前一[步节点]|上一[步节点]", re.I)
 _EARLIER = re.compile(
     r"\b(?:above|previous(?:ly)?|aforementioned|preceding|earlier (?:step|section|point|part)s?|the foregoing)\b"
-    r"|上述|上文|前文|前面|以上|前述",
+    r"|上述|上文|前文|前面|前述|以上(?:内容|各|几|这|所述|提到|步骤)|^以上",
     re.I,
 )
 _ALL = re.compile(
@@ -107,4 +107,9 @@ def _number(text: str) -> int:
 
 def _reaches(waits_for: Sequence[Sequence[int]], start: int, goal: int) -> bool:
     """Whether section ``start`` waits for ``goal``, directly or through others."""
-    return start == goal or any(_reaches(waits_for, j, goal) for j in waits_for[start])
+    seen, frontier = {start}, [start]
+    while frontier:
+        found = set(waits_for[frontier.pop()]) - seen
+        seen |= found
+        frontier += found
+    return goal in seen
