@@ -16,6 +16,7 @@ from hasten.cli.kv_names import LoadKv, load_files
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
+from hasten.cli.sections import SECTIONS, check_section_options, print_sections
 from hasten.cli.streams import MAX_INPUT, check_size, read_input
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 REQUEST_FAILED = 1  # exit code
 
 
-@with_options(SAMPLING, ENGINE)
+@with_options(SAMPLING, ENGINE, SECTIONS)
 def generate(
     name: ModelArgument = None,
     prompt: Annotated[
@@ -57,6 +58,7 @@ def generate(
     *,
     sampling: OptionValues,
     engine: OptionValues,
+    section_options: OptionValues,
 ) -> None:
     """Complete one prompt and stream the output, or complete many prompts in one batch."""
     texts = list(prompt or [])
@@ -70,9 +72,13 @@ def generate(
     policy = engine.get("scheduling_policy", "fcfs")
     if priority and policy != "priority":
         raise InvalidOption("--priority needs --scheduling-policy priority", got=f"--scheduling-policy {policy}")
+    sections = check_section_options(section_options, prompts, priority=priority, show_drafts=show_drafts)
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
         load_files(llm, load_kv)
         settings = merge_settings(llm.default_sampling_params(), preset, sampling)
+        if sections is not None:
+            print_sections(llm, model, prompts, settings, sections, json)
+            return
         if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
             stream_output(llm, prompts[0], settings, show_drafts)
             return

@@ -6,16 +6,16 @@ import signal
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from types import FrameType, TracebackType
-from typing import Any, cast
-
-from hasten.core.output import Delta
+from typing import Any, TypeVar, cast
 
 INTERRUPTED = 130  # exit code
 
+AnyDelta = TypeVar("AnyDelta")  # of a request, or of an answer in sections
 
-def until_interrupted(deltas: Iterator[Delta]) -> Iterator[Delta]:
+
+def until_interrupted(deltas: Iterator[AnyDelta]) -> Iterator[AnyDelta]:
     """Yield ``deltas`` until Ctrl-C, which ends the request: then no delta carries an output."""
-    with Interrupt() as interrupt, closing(cast(Generator[Delta, None, None], deltas)):
+    with Interrupt() as interrupt, closing(cast(Generator[AnyDelta, None, None], deltas)):
         for delta in deltas:
             yield delta
             if interrupt.requested:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.errors import HastenError
 from hasten.core.kv_file import KvFile
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
+from hasten.entrypoints.batch_arguments import list_prompts, per_prompt
 from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
-from hasten.entrypoints.progress import generation_bar
+from hasten.entrypoints.request_stream import find_result, run_requests, stream_requests
 from hasten.entrypoints.scoring import Continuation, Scoring
-from hasten.entrypoints.shared_engine import Inbox, SharedEngine
+from hasten.entrypoints.sections.output import SectionDelta, SectionsOutput
+from hasten.entrypoints.sections.section_prompts import SectionPrompts
+from hasten.entrypoints.sections.section_task import SectionTask
+from hasten.entrypoints.sections.write_sections import SectionWriter, last_output
+from hasten.entrypoints.shared_engine import SharedEngine
 from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import LoadedEngine, build_engine
 
@@ -163,9 +170,9 @@ class LLM:
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
-        listed = _list_prompts(prompts)
-        all_params = _per_prompt(sampling_params, len(listed), "sampling_params")
-        all_priorities = _per_prompt(priorities, len(listed), "priorities")
+        listed = list_prompts(prompts)
+        all_params = per_prompt(sampling_params, len(listed), "sampling_params")
+        all_priorities = per_prompt(priorities, len(listed), "priorities")
         requests = [
             self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins)
             for prompt, params, priority in zip(listed, all_params, all_priorities, strict=True)
@@ -173,13 +180,13 @@ class LLM:
         outputs: dict[str, RequestOutput] = {}
         missing: list[Request] = []
         for request in requests:
-            found = self._find_result(request)
+            found = find_result(self._loaded, request)
             if isinstance(found, StoredResult):
                 outputs[request.request_id] = found.output(request, self.engine.clock())
             else:
                 missing.append(found)
         if missing or not outputs:  # hits alone take no lock, which another thread's step may hold
-            outputs |= self._run(missing, use_tqdm)
+            outputs |= run_requests(self._shared, missing, use_tqdm=use_tqdm)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return [dataclasses.replace(outputs[r.request_id], prompt=text) for r, text in zip(requests, texts, strict=True)]
 
@@ -214,7 +221,8 @@ class LLM:
         pins: Sequence[PrefixPin] = (),
     ) -> Iterator[Delta]:
         """Yield deltas; the last one has the complete output. Closing the iterator ends the request."""
-        return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins))
+        request = self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins)
+        return stream_requests(self._loaded, self._shared, deque([request]))
 
     def stream_chat(
         self,
@@ -229,6 +237,65 @@ class LLM:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
         prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
         return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins)
+
+    def generate_sections(
+        self,
+        question: str,
+        sampling_params: SamplingParams | None = None,
+        *,
+        skeleton: Sequence[str] | None = None,
+        max_sections: int = 8,
+        section_tokens: int = 256,
+        router: bool = True,
+        cache_salt: str = "",
+        **template_kwargs: Any,
+    ) -> SectionsOutput:
+        """Return the answer to a question, its sections decoded in parallel (Ning et al., 2023).
+
+        The headings are ``skeleton``, or an outline that the model writes first. A section follows those that its heading refers
+        to; all others run together. With a chat template the question is the user's message, and ``template_kwargs`` go to it.
+        The answer is decoded plainly, and ``plain_reason`` says why, if the router (rules over the question) finds no points that
+        stand alone in it, or if the outline is malformed. ``router=False`` chooses sections, whatever the question is.
+
+        A section has at most ``section_tokens`` tokens, and no more than the context holds. ``max_tokens`` bounds plain decoding,
+        which is as long as ``max_sections`` sections without it. Section i has the seed ``seed + i``. Raises ``InvalidRequest``
+        before anything runs.
+        """
+        deltas = self.stream_sections(
+            question,
+            sampling_params,
+            skeleton=skeleton,
+            max_sections=max_sections,
+            section_tokens=section_tokens,
+            router=router,
+            cache_salt=cache_salt,
+            **template_kwargs,
+        )
+        return last_output(deltas)
+
+    def stream_sections(
+        self,
+        question: str,
+        sampling_params: SamplingParams | None = None,
+        *,
+        skeleton: Sequence[str] | None = None,
+        max_sections: int = 8,
+        section_tokens: int = 256,
+        router: bool = True,
+        cache_salt: str = "",
+        **template_kwargs: Any,
+    ) -> Generator[SectionDelta, None, None]:
+        """``generate_sections``, as deltas in the order of the text; the last one has the complete output.
+
+        A later section is computed meanwhile, and its text waits for the earlier ones. Closing the iterator ends all requests.
+        """
+        processor = self._loaded.input_processor
+        params = processor.check_params(sampling_params)
+        task = SectionTask.checked(question, params, skeleton, max_sections, section_tokens, router)
+        make_request = partial(self._request, cache_salt=cache_salt)
+        stream = partial(stream_requests, self._loaded, self._shared)
+        prompts = SectionPrompts(processor, question, template_kwargs)
+        return SectionWriter(task, prompts, make_request, stream, self.engine.clock).write()
 
     def score(
         self,
@@ -280,7 +347,7 @@ class LLM:
         request = self._request({"prompt_token_ids": token_ids}, params, cache_salt=cache_salt, pins=(pin,))
         with DeferredSignals(), self._shared.exclusive() as engine:
             check_pinnable(engine.scheduler.kv, len(token_ids))
-        output = self._run([request], use_tqdm=False)[request.request_id]
+        output = run_requests(self._shared, [request], use_tqdm=False)[request.request_id]
         with DeferredSignals(), self._shared.exclusive() as engine:
             return pin_facts(engine, request, output)
 
@@ -318,74 +385,3 @@ class LLM:
         )
         self.engine.scheduler.check_capacity(request)
         return request
-
-    def _find_result(self, request: Request) -> StoredResult | Request:
-        loaded = self._loaded
-        if loaded.result_cache is None:
-            return request
-        with DeferredSignals():  # a handler that raises or closes this LLM must not find the locks of the cache held
-            return loaded.find_result(request)
-
-    def _stream(self, request: Request) -> Iterator[Delta]:
-        found = self._find_result(request)
-        if isinstance(found, StoredResult):
-            yield from found.replay(request, self.engine.clock())
-            return
-        request, shared = found, self._shared
-        inbox = Inbox([request])
-        is_open = False
-        try:
-            while True:
-                with DeferredSignals() as signals:
-                    if not is_open:
-                        shared.open(inbox)
-                        is_open = True
-                    deltas = shared.take(inbox, signals.check)
-                for delta in deltas:
-                    yield delta
-                    if delta.output is not None:
-                        return
-        finally:
-            try:
-                with DeferredSignals():
-                    shared.abandon(inbox.unfinished)
-            finally:  # a signal may come before it can be deferred
-                if inbox.unfinished:
-                    shared.abandon(inbox.unfinished)
-
-    def _run(self, requests: Sequence[Request], use_tqdm: bool) -> dict[str, RequestOutput]:
-        outputs: dict[str, RequestOutput] = {}
-        shared = self._shared
-        with DeferredSignals() as signals:
-            inbox = Inbox(requests)
-            try:
-                shared.open(inbox)
-                with generation_bar(len(requests), visible=use_tqdm) as progress:
-                    while inbox.unfinished or inbox.deltas:
-                        deltas = shared.take(inbox, signals.check)
-                        finished = {delta.request_id: delta.output for delta in deltas if delta.output is not None}
-                        outputs |= finished
-                        progress(len(finished), sum(len(delta.token_ids) for delta in deltas))
-            finally:
-                shared.abandon(inbox.unfinished)
-        return outputs
-
-
-def _list_prompts(prompts: object) -> list[Any]:
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
-        allowed = 'a text, {"prompt_token_ids": [...]}, or a list of them'
-        raise InvalidRequest("prompts have the wrong type", got=type(prompts).__name__, allowed=allowed)
-    return list(prompts)
-
-
-def _per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
-    """Return one value per prompt, from one value for all of them or one for each."""
-    if values is None or isinstance(values, SamplingParams):
-        return [values] * num_prompts
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise InvalidRequest(f"{name} has the wrong type", got=type(values).__name__, allowed="one value, or one per prompt")
-    if len(values) != num_prompts:
-        raise InvalidRequest(f"{name} and prompts differ in number", got=len(values), allowed=f"{num_prompts}, one per prompt")
-    return list(values)
