@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
@@ -18,6 +18,7 @@ from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.entrypoints.deferred_signals import DeferredSignals
+from hasten.entrypoints.embedding import embed_texts
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
@@ -26,6 +27,9 @@ from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.shared_engine import Inbox, SharedEngine
 from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import LoadedEngine, build_engine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -266,6 +270,16 @@ class LLM:
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
             scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
             return scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
+
+    def embed(self, texts: Sequence[Prompt]) -> Tensor:
+        """Return one vector of length 1 per text, to compare texts by cosine similarity. [N, E], float32
+
+        It is the direction of the mean over tokens of the hidden states after the final norm. A language model was not trained for
+        it, so a model made for embeddings compares better. Raises as ``score`` does.
+        """
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            engine.scheduler.kv.pins.advance(engine.clock())
+            return embed_texts(self._loaded.input_processor, self._loaded.embedder, texts, signals.check)
 
     def pin_kv(self, prompt: Prompt, seconds: float, *, cache_salt: str = "") -> dict[str, Any]:
         """Keep the KV blocks of a prompt in the prefix cache, and return the pin as plain data.
