@@ -44,7 +44,10 @@ class TemplatePrompt:
     options: TemplateOptions
 
     def render(self, llm: LLM | None) -> str:
-        """Return the prompt. Without a model, similar examples and a token budget raise ``InvalidOption``."""
+        """Return the prompt.
+
+        Without a model, similar examples and a token budget raise ``InvalidOption``.
+        """
         if self.pool is None:
             return self.template.render(self.variables)
         pool, options = self.pool, self.options

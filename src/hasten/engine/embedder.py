@@ -23,7 +23,7 @@ from hasten.runners.base import LayerwiseRunner
 @dataclass(slots=True, eq=False)
 class _Text:
     token_ids: tuple[int, ...]
-    sum_E: Tensor  # of the final hidden states of its computed tokens
+    sum_E: Tensor  # a view: sum over its computed tokens of their final hidden states
     sequence_id: int | None = None  # None: it has no blocks yet
     num_computed: int = 0
 
@@ -53,9 +53,8 @@ class Embedder(DirectSteps):
         ``before_step`` is called before each step and may raise. No sequence may be empty. Raises ``CapacityError`` if the KV pool
         is too small, and ``HastenError`` if hidden states are not finite.
         """
-        texts = [
-            _Text(tuple(token_ids), torch.zeros(self._hidden_size, dtype=torch.float32, device="cpu")) for token_ids in sequences
-        ]
+        sums_NE = torch.zeros((len(sequences), self._hidden_size), dtype=torch.float32, device="cpu")
+        texts = [_Text(tuple(token_ids), sum_E) for token_ids, sum_E in zip(sequences, sums_NE, strict=True)]
         waiting = deque(texts)
         try:
             while waiting:
@@ -64,18 +63,9 @@ class Embedder(DirectSteps):
         finally:
             for text in texts:
                 self._close(text)
-        sums_NE = (
-            torch.stack([text.sum_E for text in texts])
-            if texts
-            else torch.zeros(0, self._hidden_size, dtype=torch.float32, device="cpu")
-        )
         if not bool(sums_NE.isfinite().all()):
             raise not_finite("hidden states")
         return F.normalize(sums_NE)  # a sum has the direction of the mean
-
-    @staticmethod
-    def _zeros(*size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.float32, device="cpu")
 
     def _run(self, waiting: deque[_Text]) -> None:
         """Compute one step: the leading texts, as far as the token budget and the KV pool allow."""

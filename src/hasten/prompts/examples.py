@@ -24,7 +24,10 @@ _MAX_COLUMNS = 64
 
 @dataclass(frozen=True, slots=True)
 class ExamplePool:
-    """Examples with the same columns. ``input_columns`` are those that a query has, too; the others are the answer."""
+    """Examples with the same columns.
+
+    ``input_columns`` are those that a query has, too; the others are the answer.
+    """
 
     examples: tuple[Example, ...]
     input_columns: tuple[str, ...] = ("input",)

@@ -70,7 +70,7 @@ class PromptTemplate:
         return tuple(sorted(self._names - self.defaults.keys()))
 
     def render(self, variables: Mapping[str, Value]) -> str:
-        """Return the prompt: the system text and a blank line, if there is one, then the text with these variables.
+        """Return the prompt: the text with these variables, after the system text and a blank line, if any.
 
         Raises ``InvalidRequest`` that names all missing, unused and wrong variables, or if the template fails or exceeds a limit.
         """
@@ -115,7 +115,10 @@ class PromptTemplate:
 
 @functools.cache
 def shared_process() -> TemplateProcess:
-    """Return the process that renders all prompt templates of this program. It starts at the first template."""
+    """Return the process that renders all prompt templates of this program.
+
+    It starts at the first template.
+    """
     return TemplateProcess()
 
 

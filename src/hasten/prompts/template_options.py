@@ -1,4 +1,4 @@
-"""``TemplateOptions``: a prompt template, its variables and its examples, as a caller without Python names them."""
+"""``TemplateOptions``: a prompt template, its variables and examples, as plain values."""
 
 from __future__ import annotations
 
