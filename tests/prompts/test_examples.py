@@ -196,6 +196,8 @@ def test_a_budget_keeps_the_order_of_similar_examples() -> None:
         ({"k": 1, "method": "radnom"}, "unknown method.*Did you mean 'random'"),
         ({"k": 1, "method": 5}, "unknown method"),
         ({"k": 1, "method": "similar"}, "need embeddings"),
+        ({"k": 1, "method": "similar", "embed": lambda texts: torch.zeros(9, 2)}, r"per text: got the shape \(9, 2\) for 4 texts"),
+        ({"k": 1, "method": "similar", "embed": lambda texts: [[math.nan]] * 4}, "vector of finite numbers per text"),
         ({"k": 1, "max_tokens": 5}, "max_tokens needs count_tokens"),
         (
             {"k": 1, "max_tokens": 5, "count_tokens": size},

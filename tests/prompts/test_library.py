@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,37 @@ def test_a_folder_without_templates_or_that_does_not_exist_is_refused(tmp_path: 
         TemplateLibrary([tmp_path])
     with pytest.raises(InvalidOption, match="not a file of prompt templates"):
         TemplateLibrary([tmp_path / "missing"])
+
+
+def mutated(data: bytes, generator: random.Random) -> bytes:
+    """The file with some bytes changed, cut out, repeated or put in from YAML's and Jinja's own syntax."""
+    changed = bytearray(data)
+    for _ in range(generator.randrange(1, 6)):
+        start = generator.randrange(len(changed) + 1)
+        stop = min(len(changed), start + generator.randrange(9))
+        pieces = (b"", bytes([generator.randrange(256)]), changed[start:stop] * 2, generator.choice(SYNTAX))
+        changed[start:stop] = generator.choice(pieces)
+    return bytes(changed)
+
+
+SYNTAX = [part.encode() for part in ["{{", "}}", "{%", "%}", "{#", "&a", "*a", "!!int", "-", ":", "?", "[", "{", "|", "null"]] + [
+    b"\n",
+    b"\t",
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "jinja"])
+def test_a_mutated_file_is_read_or_refused(suffix: str, tmp_path: Path) -> None:
+    whole = GREET.encode() if suffix == "yaml" else b"{# Greets. #}{% for a in b %}{{ a.name | upper }}{% endfor %}"
+    generator = random.Random(suffix)
+    messages, num_read = [], 0
+    for _ in range(150):
+        file = tmp_path / f"mutated.{suffix}"
+        file.write_bytes(mutated(whole, generator))
+        try:
+            num_read += all(isinstance(template, PromptTemplate) for template in read_templates(file))
+        except InvalidOption as error:
+            messages.append(str(error))
+    assert all(message.isprintable() and len(message) <= MAX_MESSAGE for message in messages)
+    assert num_read + len(messages) == 150 and min(num_read, len(messages)) >= 5

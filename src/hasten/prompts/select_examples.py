@@ -129,12 +129,12 @@ def _most_similar(pool: ExamplePool, queries: Sequence[Example], k: int, embed: 
     pool_PE = _unit_vectors(pool.input_texts, embed)
     queries_QE = _unit_vectors([pool.input_text(query) for query in queries], embed)
 
-    def ranking(query_E: Tensor) -> list[int]:
+    def ranking(query_E: Tensor, length: int | None = None) -> list[int]:
         similarities_P = (pool_PE @ query_E).round(decimals=5)  # equal texts differ by rounding; they keep the pool's order
-        order: list[int] = similarities_P.argsort(descending=True, stable=True).tolist()
+        order: list[int] = similarities_P.argsort(descending=True, stable=True)[:length].tolist()
         return order
 
-    nearest_QK = [ranking(query_E)[:k] for query_E in queries_QE]
+    nearest_QK = [ranking(query_E, k) for query_E in queries_QE]
     num_queries = Counter(i for indices in nearest_QK for i in indices)
 
     def by_use(i: int) -> tuple[int, int]:
@@ -146,6 +146,11 @@ def _most_similar(pool: ExamplePool, queries: Sequence[Example], k: int, embed: 
 
 
 def _unit_vectors(texts: Sequence[str], embed: Embed) -> Tensor:
+    import torch
     from torch.nn import functional as F
 
-    return F.normalize(embed(texts).float())
+    vectors_NE = torch.as_tensor(embed(texts), dtype=torch.float32, device="cpu")
+    if vectors_NE.shape[:1] != (len(texts),) or vectors_NE.dim() != 2 or not vectors_NE.isfinite().all():
+        got = f"the shape {tuple(vectors_NE.shape)} for {len(texts)} texts"
+        raise InvalidRequest("embed does not return one vector of finite numbers per text", got=got)
+    return F.normalize(vectors_NE)

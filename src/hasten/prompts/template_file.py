@@ -93,11 +93,11 @@ def _read_template(node: object) -> PromptTemplate:
     if not isinstance(node, yaml.MappingNode):
         raise InvalidOption("a template is not a mapping", allowed=f"the keys {', '.join(_FIELDS)}")
     fields: dict[str, Any] = {}
-    for key, value in _items(node):
+    for key, value in _items(node).items():
         if key not in _FIELDS:
             raise InvalidOption("the key of a template has no meaning", got=show(key), remedy=nearest(key, _FIELDS))
         if key == "defaults" and isinstance(value, yaml.MappingNode):
-            fields[key] = {name: _text(text, name) for name, text in _items(value)}
+            fields[key] = {name: _text(text, name) for name, text in _items(value).items()}
         else:
             fields[key] = _text(value, key)
     missing = [key for key in ("name", "text") if key not in fields]
@@ -106,11 +106,13 @@ def _read_template(node: object) -> PromptTemplate:
     return PromptTemplate(**fields)
 
 
-def _items(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
-    items = [(_text(key, "a key"), value) for key, value in node.value]
-    repeated = next((key for i, (key, _) in enumerate(items) if key in dict(items[:i])), None)
-    if repeated is not None:
-        raise InvalidOption("a key is given twice", got=show(repeated), remedy="Leave one out")
+def _items(node: yaml.MappingNode) -> dict[str, yaml.Node]:
+    items: dict[str, yaml.Node] = {}
+    for node_of_key, value in node.value:
+        key = _text(node_of_key, "a key")
+        if key in items:
+            raise InvalidOption("a key is given twice", got=show(key), remedy="Leave one out")
+        items[key] = value
     return items
 
 
