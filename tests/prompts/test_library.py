@@ -174,10 +174,24 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
-SYNTAX = [part.encode() for part in ["{{", "}}", "{%", "%}", "{#", "&a", "*a", "!!int", "-", ":", "?", "[", "{", "|", "null"]] + [
+SYNTAX = [
+    b"{{",
+    b"}}",
+    b"{%",
+    b"%}",
+    b"{#",
+    b"&a",
+    b"*a",
+    b"!!int ",
+    b"- ",
+    b": ",
+    b"? ",
+    b"[",
+    b"|",
     b"\n",
     b"\t",
     b"\xff",
+    b"null",
 ]
 
 
