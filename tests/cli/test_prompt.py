@@ -113,11 +113,21 @@ def test_generate_selects_examples(method: Any, hasten: Callable[..., Any], exam
         assert expected[:2] == EXAMPLES[:2]
 
 
-def test_the_number_of_examples_is_four_and_a_budget_lowers_it(hasten: Callable[..., Any], examples: str, llm: LLM) -> None:
+def test_the_number_of_examples_is_four_or_what_fits_a_budget(hasten: Callable[..., Any], examples: str, llm: LLM) -> None:
     command = ("generate", "demo", "--template", "few_shot", "--var", "input=x", "--examples", examples)
     assert prompt_of(hasten(*command, *GREEDY)).count("Output:") == 5
     prompt = prompt_of(hasten(*command, "--max-prompt-tokens", "40", *GREEDY))
     assert 1 < prompt.count("Output:") < 5 and len(llm.tokenizer.encode(prompt)) <= 40
+    assert prompt_of(hasten(*command, "--max-prompt-tokens", "200", *GREEDY)).count("Output:") == 7
+    assert prompt_of(hasten(*command, "--max-prompt-tokens", "200", "--num-examples", "2", *GREEDY)).count("Output:") == 3
+
+
+def test_a_template_may_read_one_example(hasten: Callable[..., Any], examples: str, tmp_path: Path) -> None:
+    """A check before the model is loaded must not render it without examples."""
+    (tmp_path / "one.jinja").write_text("{{ examples[0].input }} | {{ input }}")
+    options = ("--templates", str(tmp_path / "one.jinja"), "--examples", examples, "--var", "input=x", "--json")
+    shown = json.loads(hasten("prompt", "show", "one", *options).out)
+    assert shown["prompt"] in {f"{example['input']} | x" for example in EXAMPLES}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +142,8 @@ def test_the_number_of_examples_is_four_and_a_budget_lowers_it(hasten: Callable[
         (("--template", "cot", "--var-file", "question=no/such"), "no/such cannot be read"),
         (("--template", "cot", "--var", "question=x", "--examples", "FILE"), "this template shows no examples: got cot"),
         (("--template", "few_shot", "--var", "input=x"), "got missing examples"),
+        (("--template", "few_shot", "--var", "input=x", "--var", "examples=x", "--examples", "FILE"), "a variable is given twice"),
+        (("--template", "few_shot", "--var", "input=x", "--var", "examples=x"), "no attribute 'input'"),
         (("--template", "few_shot", "--examples", "FILE"), "got missing input"),
         (("--template", "few_shot", "--var", "input=x", "--examples", "no/such"), "no/such cannot be read"),
         (("--template", "few_shot", "--var", "input=x", "--examples", "FILE", "--num-examples", "7"), "got 7; allowed: 1 to 6"),

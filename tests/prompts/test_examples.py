@@ -155,6 +155,8 @@ def test_balance_that_the_file_cannot_give_is_an_error() -> None:
     assert len(select_examples(pool, QUERIES[:1], 2, "balanced")[0]) == 2
     with pytest.raises(InvalidRequest, match="too few examples for a balanced selection: got 1 of 'b', 2 labels and 4 examples"):
         select_examples(pool, QUERIES[:1], 4, "balanced")
+    (within_budget,) = select_examples(pool, QUERIES[:1], 6, "balanced", count_tokens=size, max_tokens=1000)
+    assert sorted(example["output"] for example in within_budget) in (["a", "b"], ["a", "a", "b"])
 
 
 @pytest.mark.parametrize("method", ["random", "similar", "balanced"])

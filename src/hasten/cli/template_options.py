@@ -25,7 +25,7 @@ HELP = {
     "var": "A variable of the template, as NAME=VALUE.",
     "var_file": "A variable of the template from a file of text, as NAME=FILE.",
     "examples": "A JSONL file of examples for the template.",
-    "num_examples": "Number of examples in the prompt; 4, or all of a smaller file, if left out.",
+    "num_examples": "Maximum examples in the prompt; 4, or with --max-prompt-tokens as many as fit, if left out.",
     "example_method": "How examples are selected: random, balanced (as many of each output) or similar (to the input, by "
     "embeddings of the model).",
     "example_seed": "Random seed of that selection.",
@@ -63,7 +63,7 @@ class TemplatePrompt:
         (examples,) = select_examples(
             pool,
             [{name: self.variables[name] for name in pool.input_columns}],
-            options.num_examples or min(NUM_EXAMPLES, len(pool.examples)),
+            self._num_examples(pool),
             cast("Method", options.example_method),
             seed=options.example_seed,
             embed=None if llm is None else llm.embed,
@@ -71,6 +71,11 @@ class TemplatePrompt:
             max_tokens=options.max_prompt_tokens,
         )
         return self._rendered(examples)
+
+    def _num_examples(self, pool: ExamplePool) -> int:
+        """Return how many examples to show at most: without a number or a budget, a few."""
+        default = NUM_EXAMPLES if self.options.max_prompt_tokens is None else len(pool.examples)
+        return self.options.num_examples or min(default, len(pool.examples))
 
     def _rendered(self, examples: Sequence[Example]) -> str:
         return self.template.render({**self.variables, "examples": examples})
@@ -88,13 +93,16 @@ def read_template(values: OptionValues, *, num_other_prompts: int = 0) -> Templa
             remedy="Leave out PROMPT, --prompt-file and --prompt-ids",
         )
     template = TemplateLibrary(options.templates).find(options.template)
-    variables = _read_variables(options)
-    pool = None
+    variables: dict[str, Any] = _read_variables(options)
+    checked, pool = variables, None
     if options.examples is not None:
         if "examples" not in template.variables:
             raise InvalidOption("this template shows no examples", got=template.name, remedy="Leave out --examples")
+        if "examples" in variables:
+            raise InvalidOption("a variable is given twice", got="--examples and the variable examples", remedy="Leave one out")
         pool = read_examples(Path(options.examples), [name for name in template.variables if name != "examples"])
-    template.render(variables if pool is None else {**variables, "examples": []})  # faults show before a model is loaded
+        checked = {**variables, "examples": pool.examples[: options.num_examples or NUM_EXAMPLES]}
+    template.render(checked)  # faults show before a model is loaded
     return TemplatePrompt(template, variables, pool, options)
 
 

@@ -111,7 +111,7 @@ def _balanced(pool: ExamplePool, k: int, generator: random.Random, fits: _Fits |
     for label in itertools.cycle(remaining):
         if len(chosen) == k:
             break
-        if not remaining[label]:
+        if not remaining[label] and fits is None:
             raise InvalidRequest(
                 "a label has too few examples for a balanced selection",
                 got=f"{labels.count(label)} of {show(' '.join(label))}, {len(remaining)} labels and {k} examples",

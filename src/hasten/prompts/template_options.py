@@ -13,7 +13,7 @@ from hasten.core.field_type import Length, OneOf, Range
 from hasten.prompts.select_examples import METHODS
 from hasten.prompts.template import MAX_EXAMPLES
 
-NUM_EXAMPLES = 4  # unless the pool has fewer
+NUM_EXAMPLES = 4  # unless the file has fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class TemplateOptions:
     var: Annotated[tuple[Annotated[str, Length(1, 2**20)], ...], Length(0, 64)] = ()  # NAME=VALUE
     var_file: Annotated[tuple[Name, ...], Length(0, 64)] = ()  # NAME=FILE
     examples: Name | None = None  # JSONL file
-    num_examples: Annotated[int, Range(1, MAX_EXAMPLES)] | None = None  # None: four, or all of a smaller file
+    num_examples: Annotated[int, Range(1, MAX_EXAMPLES)] | None = None  # None: four, or as many as fit the budget
     example_method: Annotated[str, OneOf(METHODS)] = "random"
     example_seed: Seed = 0
     max_prompt_tokens: Annotated[int, Range(1, 2**24)] | None = None  # whole examples are left out beyond it
