@@ -133,3 +133,19 @@ def test_a_full_pool_and_a_broken_model_are_errors_that_hold_no_blocks(tiny: Cal
         llm.embed(as_input(TEXTS[:3]))
     llm._loaded.embedder._final_norm = norm
     check("llama-gqa", llm, TEXTS[:3])
+
+
+SELF_DRAFT = {"speculative_method": "self_speculation", "self_draft_layers": 2}
+
+
+@pytest.mark.parametrize("options", [{"exits": "demo-exits"}, SELF_DRAFT, {"draft_heads": "demo-eagle"}, {"backend": "torch"}])
+def test_engine_options_change_no_embedding(options: dict[str, Any]) -> None:
+    """Runners of early exit and of drafters stand before the one that computes embeddings."""
+    settings: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_model_len": 64}
+    texts = ["def add(a, b):", "import os"]
+    llm = LLM("demo", **settings, **options)
+    params = SamplingParams(temperature=0, max_tokens=4)
+    before = llm.generate(texts, params, use_tqdm=False)
+    torch.testing.assert_close(llm.embed(texts), LLM("demo", **settings).embed(texts), rtol=0, atol=1e-4)
+    after = llm.generate(texts, params, use_tqdm=False)
+    assert [output.outputs[0].text for output in after] == [output.outputs[0].text for output in before]
