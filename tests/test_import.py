@@ -62,6 +62,8 @@ def test_import_loads_nothing_heavy(code):
         ["eval", "--help"],
         ["bench", "throughput", "--help"],
         ["train", "eagle", "--help"],
+        ["prompt", "show", "--help"],
+        ["prompt", "ls"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments):

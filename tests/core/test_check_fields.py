@@ -24,6 +24,7 @@ import hasten
 from hasten.cli.engine_options import ENGINE
 from hasten.cli.sampling_options import SAMPLING
 from hasten.cli.task_options import TASK
+from hasten.cli.template_options import TEMPLATE
 from hasten.cli.train import KINDS, TRAINING
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.compress.quantize.rounding.gptq import Gptq
@@ -36,6 +37,8 @@ from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidR
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
+from hasten.prompts.template import PromptTemplate
+from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe
@@ -97,6 +100,8 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     Awq: Awq,
     SmoothQuant: SmoothQuant,  # one field
     TaskOptions: TaskOptions,
+    PromptTemplate: functools.partial(PromptTemplate, name="name", text="{{ a }}"),
+    TemplateOptions: functools.partial(TemplateOptions, template="qa", examples="file"),
 }
 FIELDS = [(settings, field.name) for settings in MAKERS for field in dataclasses.fields(settings)]
 
@@ -165,13 +170,15 @@ def names_in(function: Any) -> tuple[str, ...]:
 def test_no_settings_class_is_left_out() -> None:
     """The list above has every class that checks its fields, and every class whose fields are options of a command."""
     found = set()
-    packages = tuple(f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress"))
+    packages = tuple(f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress", "prompts"))
     for info in pkgutil.walk_packages(hasten.__path__, "hasten."):
         if info.name.startswith(packages):
             classes = (item for item in vars(import_module(info.name)).values() if dataclasses.is_dataclass(item))
             found |= {item for item in classes if "check_fields" in names_in(getattr(item, "__post_init__", None))}
     assert found == set(MAKERS)
-    assert {group.source for group in (ENGINE, SAMPLING, TASK, TRAINING)} | {kind.recipe for kind in KINDS.values()} <= found
+    assert {group.source for group in (ENGINE, SAMPLING, TASK, TEMPLATE, TRAINING)} | {
+        kind.recipe for kind in KINDS.values()
+    } <= found
 
 
 @pytest.mark.parametrize("annotation", [int, "float", tuple[int, ...], Mapping[int, float], dict[str, int], Any, "int | None"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,8 @@ from hasten.cli.options import OptionValues, with_options
 from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
 from hasten.cli.sections import SECTIONS, check_section_options, print_sections
-from hasten.cli.streams import MAX_INPUT, check_size, read_input
+from hasten.cli.streams import read_input, read_prompt_file
+from hasten.cli.template_options import TEMPLATE, read_template
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REQUEST_FAILED = 1  # exit code
 
 
-@with_options(SAMPLING, ENGINE, SECTIONS)
+@with_options(TEMPLATE, SAMPLING, ENGINE, SECTIONS)
 def generate(
     name: ModelArgument = None,
     prompt: Annotated[
@@ -56,6 +56,7 @@ def generate(
     json: Json = False,
     debug: Debug = False,
     *,
+    template_options: OptionValues,
     sampling: OptionValues,
     engine: OptionValues,
     section_options: OptionValues,
@@ -66,14 +67,15 @@ def generate(
         texts.insert(0, name)
         name = None
     model = model_name(name, model)
-    prompts = read_prompts(texts, prompt_file or [], prompt_ids or [])
-    if priority and len(priority) != len(prompts):
-        raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {len(prompts)} prompts")
-    policy = engine.get("scheduling_policy", "fcfs")
-    if priority and policy != "priority":
-        raise InvalidOption("--priority needs --scheduling-policy priority", got=f"--scheduling-policy {policy}")
-    sections = check_section_options(section_options, prompts, priority=priority, show_drafts=show_drafts)
+    files, id_lists = prompt_file or [], prompt_ids or []
+    template_prompt = read_template(template_options, num_other_prompts=len([*texts, *files, *id_lists]))
+    prompts = read_prompts(texts, files, id_lists) if template_prompt is None else []
+    if priority:
+        _check_priority(priority, len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
+    sections = check_section_options(section_options, prompts or [""], priority=priority, show_drafts=show_drafts)
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
+        if template_prompt is not None:
+            prompts = [template_prompt.render(llm)]
         load_files(llm, load_kv)
         settings = merge_settings(llm.default_sampling_params(), preset, sampling)
         if sections is not None:
@@ -89,6 +91,13 @@ def generate(
         _run_batch(llm, model, prompts, settings, priority, json)
 
 
+def _check_priority(priority: list[int], num_prompts: int, policy: str) -> None:
+    if len(priority) != num_prompts:
+        raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {num_prompts} prompts")
+    if policy != "priority":
+        raise InvalidOption("--priority needs --scheduling-policy priority", got=f"--scheduling-policy {policy}")
+
+
 def read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> list[Prompt]:
     """Return the prompts in the order arguments, files, token ids.
 
@@ -97,23 +106,13 @@ def read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> lis
     if [*texts, *files].count("-") > 1:
         raise InvalidOption("standard input is one prompt and was named more than once", remedy="Write - once")
     prompts: list[Prompt] = [read_input() if text == "-" else text for text in texts]
-    prompts += [_read_file(file) for file in files]
+    prompts += [read_prompt_file(file) for file in files]
     prompts += [{"prompt_token_ids": SAMPLING.parse("bad_words_ids", [ids])[0]} for ids in id_lists]
     if not prompts and not sys.stdin.isatty():
         prompts = [read_input()]
     if not prompts or prompts == [""]:
         raise InvalidOption("there is no prompt", remedy='Give one, for instance: hasten generate demo "def main("')
     return prompts
-
-
-def _read_file(file: str) -> str:
-    if file == "-":
-        return read_input()
-    try:
-        with Path(file).open(encoding="utf-8") as stream:
-            return check_size(stream.read(MAX_INPUT + 1), file)
-    except (OSError, ValueError) as error:  # no such file, no text in it, or no name of a file
-        raise InvalidOption(f"the prompt file {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
 
 
 def stream_output(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool = False) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 
 from hasten.core.errors import InvalidOption
 
@@ -45,6 +46,17 @@ def end_output() -> None:
 def read_input() -> str:
     """Return all of standard input. Raises ``InvalidOption`` if it does not end."""
     return check_size(sys.stdin.read(MAX_INPUT + 1), "standard input")
+
+
+def read_prompt_file(file: str) -> str:
+    """Return the text of a file, or of standard input for ``-``. Raises ``InvalidOption``."""
+    if file == "-":
+        return read_input()
+    try:
+        with Path(file).open(encoding="utf-8") as stream:
+            return check_size(stream.read(MAX_INPUT + 1), file)
+    except (OSError, ValueError) as error:  # no such file, no text in it, or no name of a file
+        raise InvalidOption(f"the prompt file {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
 
 
 def check_size(text: str, name: str) -> str:

@@ -48,5 +48,5 @@ class DirectSteps:
         )
 
 
-def not_finite() -> HastenError:
-    return HastenError("the model's logits for these texts are not finite numbers (NaN or infinity)")
+def not_finite(what: str = "logits") -> HastenError:
+    return HastenError(f"the model's {what} for these texts are not finite numbers (NaN or infinity)")

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
@@ -21,6 +21,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.entrypoints.batch_arguments import list_prompts, per_prompt
 from hasten.entrypoints.deferred_signals import DeferredSignals
+from hasten.entrypoints.embedding import embed_texts
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
@@ -33,6 +34,9 @@ from hasten.entrypoints.sections.write_sections import SectionWriter, last_outpu
 from hasten.entrypoints.shared_engine import SharedEngine
 from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import LoadedEngine, build_engine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -334,6 +338,16 @@ class LLM:
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
             scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
             return scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
+
+    def embed(self, texts: Sequence[Prompt]) -> Tensor:
+        """Return one vector of length 1 per text, to compare texts by cosine similarity. [N, E], float32
+
+        It is the direction of the mean over tokens of the hidden states after the final norm. A language model was not trained for
+        it, so a model made for embeddings compares better. Raises as ``score`` does.
+        """
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            engine.scheduler.kv.pins.advance(engine.clock())
+            return embed_texts(self._loaded.input_processor, self._loaded.embedder, texts, signals.check)
 
     def pin_kv(self, prompt: Prompt, seconds: float, *, cache_salt: str = "") -> dict[str, Any]:
         """Keep the KV blocks of a prompt in the prefix cache, and return the pin as plain data.

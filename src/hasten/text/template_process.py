@@ -1,9 +1,9 @@
-"""``TemplateProcess``: chat templates rendered within limits, in a process that can be killed.
+"""``TemplateProcess``: templates rendered within limits, in a process that can be killed.
 
-A checkpoint's template is a program of a stranger: it can loop for hours, or ask for gigabytes within one expression, which no
-check from inside the interpreter can stop. So each template runs in a small process that imports Jinja alone. The process starts at
-the first template, serves one at a time, and ends with its owner. A template that exceeds a limit costs the process, and the next
-one gets a new process. A call takes about 0.1 ms more than rendering in place.
+A template, of a checkpoint or of a prompt, is a program of a stranger: it can loop for hours, or ask for gigabytes within one
+expression, which no check from inside the interpreter can stop. So templates run in a small process that imports Jinja alone. The
+process starts at the first template, serves one at a time, and ends with its owner. A template that exceeds a limit costs the
+process, and the next one gets a new process. A call takes about 0.1 ms more than rendering in place.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hasten.core.errors import CheckpointError, HastenError, InvalidRequest
@@ -26,7 +27,27 @@ OUTPUT_PER_INPUT = 4  # characters of text per character of template, messages a
 MIN_OUTPUT = 64 << 10  # characters that any template may write
 _START_SECONDS = 60.0
 _LIMITS = f"{SECONDS:g} s, {template_renderer.MEMORY >> 20} MiB, 4 × the input + 64 Ki characters of text"
-_REMEDY = "Shorten the messages, or render them yourself and use generate"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateKind:
+    """How templates of one kind are rendered, and how error messages name them."""
+
+    name: str  # as in "the chat template"
+    inputs: str  # "these messages"
+    syntax_error: type[HastenError]
+    input_remedy: str  # after an error that the template raises
+    limit_remedy: str
+    is_strict: bool = False  # a value that is undefined raises an error; otherwise it is empty
+
+
+CHAT_TEMPLATE = TemplateKind(
+    name="the checkpoint's chat template",
+    inputs="these messages",
+    syntax_error=CheckpointError,
+    input_remedy='Pass a list of {"role": ..., "content": ...}',
+    limit_remedy="Shorten the messages, or render them yourself and use generate",
+)
 
 
 class TemplateExceedsLimits(InvalidRequest):
@@ -40,51 +61,56 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._process: _RunningProcess | None = None
 
-    def render(self, template: str, variables: Mapping[str, Any], input_length: int, deadline: float | None = None) -> str:
+    def render(
+        self,
+        template: str,
+        variables: Mapping[str, Any],
+        input_length: int,
+        deadline: float | None = None,
+        kind: TemplateKind = CHAT_TEMPLATE,
+    ) -> str:
         """Return the text of a template. ``input_length``: characters of template and variables.
 
         ``deadline``: when it has to be done, on ``time.monotonic``; None: in ``SECONDS`` from now.
 
-        Raises ``InvalidRequest`` if the template raises an error or exceeds a limit, ``CheckpointError`` if it is not a template.
+        Raises ``InvalidRequest`` if the template raises an error or exceeds a limit, and the kind's syntax error, by default a
+        ``CheckpointError``, if it is not a template.
         """
         max_length = OUTPUT_PER_INPUT * input_length + MIN_OUTPUT
-        answer = self._ask({"template": template, "variables": variables, "max_length": max_length}, deadline)
+        answer = self._ask({"template": template, "variables": variables, "max_length": max_length}, kind, deadline)
         return str(answer["text"])
 
-    def variable_names(self, template: str) -> frozenset[str]:
+    def variable_names(self, template: str, kind: TemplateKind = CHAT_TEMPLATE) -> frozenset[str]:
         """Return the names that the template reads and does not set. Errors as in ``render``."""
-        return frozenset(self._ask({"template": template, "variables": None, "max_length": len(template)})["names"])
+        return frozenset(self._ask({"template": template, "variables": None, "max_length": len(template)}, kind)["names"])
 
     def close(self) -> None:
         """End the process. A later call starts a new one."""
         with self._lock:
             self._end()
 
-    def _ask(self, request: Mapping[str, Any], deadline: float | None = None) -> dict[str, Any]:
+    def _ask(self, request: Mapping[str, Any], kind: TemplateKind, deadline: float | None = None) -> dict[str, Any]:
+        request = {**request, "strict": kind.is_strict}
         with self._lock:
             try:
                 process = self._started()
                 answer = process.ask(request, time.monotonic() + SECONDS if deadline is None else deadline)
             except TimeoutError:
                 self._end()
-                raise _exceeds(f"it takes more than {SECONDS:g} s") from None
+                raise _exceeds(kind, f"it takes more than {SECONDS:g} s") from None
             except (OSError, EOFError, ValueError):  # the system killed it, or it sent nonsense
                 self._end()
-                raise _exceeds("its process ended") from None
+                raise _exceeds(kind, "its process ended") from None
             except BaseException:  # an interrupt: the answer would be taken for that of the next call
                 self._end()
                 raise
         fault = answer.get("fault")
         if fault == "syntax":
-            raise CheckpointError("the checkpoint's chat template cannot be read", got=answer["message"], remedy="Correct it")
+            raise kind.syntax_error(f"{kind.name} cannot be read", got=answer["message"], remedy="Correct it")
         if fault == "template":
-            raise InvalidRequest(
-                "the chat template refuses these messages",
-                got=answer["message"].rstrip("."),
-                remedy='Pass a list of {"role": ..., "content": ...}',
-            )
+            raise InvalidRequest(f"{kind.name} refuses {kind.inputs}", got=answer["message"].rstrip("."), remedy=kind.input_remedy)
         if fault is not None:
-            raise _exceeds(answer["message"])
+            raise _exceeds(kind, answer["message"])
         return answer
 
     def _started(self) -> _RunningProcess:
@@ -117,7 +143,7 @@ class _RunningProcess:
             )
         except (OSError, ValueError) as error:
             ours.close()
-            raise HastenError("the process that renders chat templates cannot be started", got=str(error)) from error
+            raise HastenError("the process that renders templates cannot be started", got=str(error)) from error
         finally:
             theirs.close()
         self._process = process
@@ -127,7 +153,7 @@ class _RunningProcess:
         except (OSError, EOFError, ValueError) as error:
             self.end()
             raise HastenError(
-                "the process that renders chat templates does not start",
+                "the process that renders templates does not start",
                 got=f"{sys.executable} -m {template_renderer.__name__}: {error or type(error).__name__}",
                 remedy="Run it to see why",
             ) from error
@@ -175,7 +201,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, owner: int
         process.wait()
 
 
-def _exceeds(how: str) -> TemplateExceedsLimits:
+def _exceeds(kind: TemplateKind, how: str) -> TemplateExceedsLimits:
     return TemplateExceedsLimits(
-        "the chat template exceeds its limits with these messages", got=how, allowed=_LIMITS, remedy=_REMEDY
+        f"{kind.name} exceeds its limits with {kind.inputs}", got=how, allowed=_LIMITS, remedy=kind.limit_remedy
     )

@@ -1,9 +1,10 @@
-"""``TemplateRenderer``: renders chat templates in Jinja's sandbox, as transformers does.
+"""``TemplateRenderer``: renders templates in Jinja's sandbox, as transformers renders chat templates.
 
 ``TemplateProcess`` runs this file as a program, so that a template that takes too long can be killed. It imports Jinja and the
 standard library only. A message in either direction is the length in bytes (8 bytes), then JSON in UTF-8::
 
-    -> {"template": "{{ bos_token }}...", "variables": {...}, "max_length": 65536}    null variables ask for the names
+    -> {"template": "{{ bos_token }}...", "variables": {...}, "max_length": 65536, "strict": false}
+                                               null variables ask for the names; strict: an undefined value is a fault
     <- {"text": "..."} or {"names": [...]} or {"fault": "output", "message": "..."}
 """
 
@@ -31,6 +32,7 @@ MEMORY = 256 << 20  # bytes, beside what the program has at its start
 MEMORY_PER_INPUT_BYTE = 32
 CPU_SECONDS = 4  # per message; the caller's limit comes first, unless the caller is dead
 _MAX_MESSAGE = 500  # characters of an error
+_MAX_COMPILED = 64  # templates that are kept
 _LENGTH = struct.Struct(">Q")
 
 
@@ -38,33 +40,40 @@ class TemplateRenderer:
     """Renders templates by their source, which is compiled once."""
 
     def __init__(self) -> None:
-        self._environment = ImmutableSandboxedEnvironment(
+        environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
-        self._environment.filters["tojson"] = _tojson
-        self._environment.globals |= {
+        environment.filters["tojson"] = _tojson
+        environment.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": lambda format: datetime.now().strftime(format),
             "dict": _TemplateDict(),
             "namespace": _TemplateNamespace,
         }
-        self._compiled: dict[str, jinja2.Template] = {}
+        self._environments = {False: environment, True: environment.overlay(undefined=jinja2.StrictUndefined)}
+        self._compiled: dict[tuple[str, bool], jinja2.Template] = {}
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the text, the names of the template's variables, or the fault. Raises nothing."""
         source, variables = request["template"], request["variables"]
         try:
+            template = self._compile(source, request["strict"])
             if variables is None:
-                return {"names": sorted(meta.find_undeclared_variables(self._environment.parse(source)))}
-            if source not in self._compiled:
-                self._compiled[source] = self._environment.from_string(source)
-            return _joined(self._compiled[source].generate(variables), request["max_length"])
+                return {"names": sorted(meta.find_undeclared_variables(self._environments[False].parse(source)))}
+            return _joined(template.generate(variables), request["max_length"])
         except jinja2.TemplateSyntaxError as error:
             return {"fault": "syntax", "message": f"{error} (line {error.lineno})"[:_MAX_MESSAGE]}
         except MemoryError:
             return {"fault": "memory", "message": "it takes too much memory"}
         except Exception as error:  # a template can raise errors of any class
             return {"fault": "template", "message": (str(error) or type(error).__name__)[:_MAX_MESSAGE]}
+
+    def _compile(self, source: str, strict: bool) -> jinja2.Template:
+        if (source, strict) not in self._compiled:
+            if len(self._compiled) == _MAX_COMPILED:
+                del self._compiled[next(iter(self._compiled))]  # the oldest
+            self._compiled[source, strict] = self._environments[strict].from_string(source)
+        return self._compiled[source, strict]
 
 
 def _joined(pieces: Iterator[str], max_length: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
 from hasten.core.request import Request
+from hasten.engine.embedder import Embedder
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
 from hasten.entrypoints.exit_rules import ExitRules
@@ -54,6 +55,7 @@ class LoadedEngine:
     description: Mapping[str, Any]  # the model, its kernels and its memory
     digest: LoadedDigest
     kv: KvAccess
+    embedder: Embedder
 
     def make_front(self) -> RequestEngine:
         """Return what runs the requests: the engine, behind the result cache if there is one."""
@@ -133,7 +135,8 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
     facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), "load_seconds": load_seconds}
     access = KvAccess(runner.pool, backend.kernels, target.spec.rotary_specs)
-    return LoadedEngine(engine, input_processor, result_cache, facts, digest, access)
+    embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
+    return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:
