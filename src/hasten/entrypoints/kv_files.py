@@ -90,7 +90,6 @@ class KvFiles:
 
     def clear(self, engine: Engine, token_ids: Sequence[int] | None, tenant: str) -> int:
         """See ``LLM.clear_kv``. ``token_ids`` None: all blocks."""
-        kv = engine.scheduler.kv
         if token_ids is not None:
             return engine.prefix_blocks().remove(token_ids, tenant)
         if tenant:
@@ -99,9 +98,7 @@ class KvFiles:
                 got=f"cache_salt={show(tenant)}",
                 remedy="Give the prompt, or leave cache_salt out to clear all",
             )
-        num_cached = kv.num_cached
-        kv.clear_cached()
-        return num_cached
+        return engine.clear_prefix_cache()
 
     def _token_ids(self, file: OpenKvFile, kv: KvCacheManager) -> list[int]:
         """Return the checked token ids of a file."""

@@ -20,7 +20,7 @@ from hasten.engine.engine import Engine
 from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
-from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
+from hasten.entrypoints.pinning import check_pinnable, pin_facts, unpin
 from hasten.entrypoints.progress import generation_bar
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.shared_engine import Inbox, SharedEngine
@@ -110,7 +110,7 @@ class LLM:
         return found | {"result_cache": loaded.result_cache_stats()}
 
     def reset_prefix_cache(self) -> None:
-        """Drop all cached KV blocks that no running request holds."""
+        """Drop all cached KV blocks that no running request holds, and end all pins."""
         with DeferredSignals(), self._shared.exclusive() as engine:
             engine.clear_prefix_cache()
 
@@ -130,7 +130,7 @@ class LLM:
         """Add the KV blocks of a file to the prefix cache, for requests with this ``cache_salt``.
 
         They are ordinary blocks of the cache, which evicts them when it needs their memory. Raises ``KvFileError`` for a damaged
-        file or one of another model or engine, and ``CapacityError`` if running requests leave too few blocks.
+        file or one of another model or engine, and ``CapacityError`` if running requests and pins leave too few blocks.
         """
         check_salt(cache_salt)
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
@@ -139,7 +139,7 @@ class LLM:
     def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """Drop the cached KV blocks of a prompt, or all of them, and return how many.
 
-        Running requests keep theirs.
+        Their pins end; running requests keep their blocks.
         """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
@@ -286,16 +286,12 @@ class LLM:
     def unpin_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """End the pin of a prompt; without a prompt, end all pins of all tenants. Return their number.
 
-        The blocks stay cached until others need their place.
+        The blocks stay cached until others need their place. Raises ``InvalidRequest`` for a ``cache_salt`` without a prompt.
         """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
         with DeferredSignals(), self._shared.exclusive() as engine:
-            kv = engine.scheduler.kv
-            if token_ids is None:
-                return kv.pins.unpin()
-            block_hash = pinned_prefix(kv, token_ids, cache_salt)
-            return 0 if block_hash is None else kv.pins.unpin(block_hash)
+            return unpin(engine, token_ids, cache_salt)
 
     def _request(
         self,

@@ -263,7 +263,7 @@ class KvCacheManager:
 
         Blocks of all groups count. ``write`` fills the new blocks: per group, index of the block in the prefix -> block. If it
         raises, none is published. Groups with a window get only the blocks that the token after the prefix attends to. Raises
-        ``CapacityError``, and changes nothing, if running sequences leave too few blocks.
+        ``CapacityError``, and changes nothing, if running sequences and pins leave too few blocks.
         """
         hashes: list[bytes] = []
         extend_hashes(hashes, salt, token_ids, self.block_size)
@@ -274,10 +274,10 @@ class KvCacheManager:
             num_free = allocator.num_available - sum(not allocator.is_held(block) for block in found)
             if num_new > num_free:
                 raise CapacityError(
-                    "the prefix does not fit the KV blocks that running requests leave",
+                    "the prefix does not fit the KV blocks that running requests and pins leave",
                     got=f"{num_new} blocks of {self.block_size} tokens",
                     allowed=f"up to {num_free}",
-                    remedy="Wait for running requests, or raise kv_cache_memory",
+                    remedy="Wait for running requests, end pins, or raise kv_cache_memory",
                 )
         tables: list[dict[int, int]] = [{} for _ in self.groups]
         new: list[dict[int, int]] = [{} for _ in self.groups]
@@ -341,11 +341,13 @@ class KvCacheManager:
             extend_hashes(hashes, salt, token_ids, self.block_size)
             self.pins.use(hashes)
 
-    def clear_cached(self) -> None:
-        """Empty the prefix cache, and end all pins."""
+    def clear_cached(self) -> int:
+        """Empty the prefix cache, and end all pins; return how many blocks became free, over all groups."""
         self.pins.unpin()
+        num_cached = self.num_cached
         for allocator in self.allocators:
             allocator.clear_cached()
+        return num_cached
 
     @property
     def num_cached(self) -> int:
