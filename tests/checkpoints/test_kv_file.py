@@ -26,6 +26,8 @@ SOURCE = KvSource(
     groups="layers 0,1: 2 heads of 8",
     rotary="none",
     kernels="native avx2",
+    library="1" * 64,
+    hasten="0.1.0",
 )
 TOKENS = [5, 2**40, 7, 8, 9, 10, 11, 12]
 SHAPES = [(2, 2, 6), (1, 0, 3), (3, 1, 7)]  # layers, blocks, bytes; a window of one token needs no block

@@ -8,12 +8,15 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, SamplingParams
+from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import PromptTooLong
 from hasten.entrypoints.engine_client import EngineDied
+from hasten.entrypoints.wiring import loaded_digest
 from hasten.text.tokenizer import TextTokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -249,9 +252,18 @@ def test_kv_files_are_saved_and_loaded_between_the_steps_of_requests(
     folder, prompt = tiny("llama-gqa"), {"prompt_token_ids": list(range(20, 60))}
     expected = LLM(str(folder), **OPTIONS).generate([prompt, *PROMPTS], GREEDY, use_tqdm=False)
 
+    hashing: set[str] = set()
+
+    def digest(*arguments: Any) -> ModelDigest:
+        hashing.add(threading.current_thread().name)
+        return model_digest(*arguments)
+
+    monkeypatch.setattr(loaded_digest, "model_digest", digest)
+
     async def body(llm: AsyncLLM) -> None:
         tasks = [asyncio.create_task(llm.generate(prompt, GREEDY)) for prompt in PROMPTS]
         saved = await llm.save_kv(prompt, tmp_path / "x", cache_salt="a")
+        assert hashing and not hashing & {"hasten-engine", "MainThread"}, "requests would wait for the hash of the model's files"
         assert await llm.clear_kv(prompt, cache_salt="a") == 10
         loaded = await llm.load_kv(tmp_path / "x", cache_salt="a")
         assert (loaded.num_tokens, loaded.num_new_blocks) == (saved.num_tokens, 10) == (40, 10)

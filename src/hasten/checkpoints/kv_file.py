@@ -61,6 +61,8 @@ class KvSource:
     groups: str  # layers, heads, head dim and window of each KV group
     rotary: str
     kernels: str  # with their instruction set
+    library: str  # SHA-256 of the compiled kernels
+    hasten: str  # its version
 
     def check(self, other: KvSource, file: str) -> None:
         """Raise ``KvFileError`` with both values of each field that differs from that of ``file``."""

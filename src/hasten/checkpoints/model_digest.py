@@ -43,18 +43,18 @@ def model_digest(checkpoint: Checkpoint, on_bytes: OnBytes = lambda num_bytes: N
 
     Raises ``CheckpointError`` for a file that cannot be read.
     """
-    folder = checkpoint.folder
+    weights = _digest_of(weight_files(checkpoint), on_bytes)
     if checkpoint.gguf is not None:
-        digest = _digest_of(sorted(checkpoint.gguf.sizes), on_bytes)
-        return ModelDigest(digest, digest)
-    weights = sorted({entry.file for entry in checkpoint.files.entries.values()})
-    texts = [folder / name for name in side_files(folder, TEXT_FILES)]
-    return ModelDigest(_digest_of([folder / "config.json", *weights], on_bytes), _digest_of(texts, on_bytes))
+        return ModelDigest(weights, weights)
+    folder = checkpoint.folder
+    return ModelDigest(weights, _digest_of([folder / name for name in side_files(folder, TEXT_FILES)], on_bytes))
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return the files with the weights, sorted."""
-    return sorted(checkpoint.gguf.sizes if checkpoint.gguf is not None else {e.file for e in checkpoint.files.entries.values()})
+    """Return the files that decide the model: config.json and those with the weights, sorted, or those of a GGUF model."""
+    if checkpoint.gguf is not None:
+        return sorted(checkpoint.gguf.sizes)
+    return [checkpoint.folder / "config.json", *sorted({entry.file for entry in checkpoint.files.entries.values()})]
 
 
 def _digest_of(files: Iterable[Path], on_bytes: OnBytes) -> str:

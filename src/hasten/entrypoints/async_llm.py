@@ -144,12 +144,14 @@ class AsyncLLM:
         """See ``LLM.save_kv``. Requests wait meanwhile."""
         check_salt(cache_salt)
         token_ids, files = await self._encode(prompt), KvFiles(self._loaded)
+        await asyncio.to_thread(self._loaded.digest.get)  # requests need not wait while large files are hashed
         return await asyncio.wrap_future(self._client.call(lambda engine: files.save(engine, token_ids, path, cache_salt)))
 
     async def load_kv(self, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
         """See ``LLM.load_kv``. Requests wait meanwhile."""
         check_salt(cache_salt)
         files = KvFiles(self._loaded)
+        await asyncio.to_thread(self._loaded.digest.get)
         return await asyncio.wrap_future(self._client.call(lambda engine: files.load(engine, path, cache_salt)))
 
     async def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:

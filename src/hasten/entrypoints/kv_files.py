@@ -16,6 +16,7 @@ from torch import Tensor
 from hasten.checkpoints.kv_file import GroupShape, KvSource, OpenKvFile, open_kv_file, write_kv_file
 from hasten.core.errors import CapacityError, InvalidOption, InvalidRequest, KvFileError, show
 from hasten.core.kv_file import KvFile
+from hasten.core.version import __version__
 from hasten.engine.engine import Engine
 from hasten.entrypoints.progress import transfer_bar
 from hasten.entrypoints.wiring.build_engine import LoadedEngine
@@ -151,6 +152,8 @@ class KvFiles:
             groups="; ".join(map(_describe_group, kv.groups)),
             rotary="; ".join(map(repr, loaded.kv.rotary)) or "none",
             kernels=loaded.kv.kernels,
+            library=loaded.kv.library,
+            hasten=__version__,
         )
 
 

@@ -123,6 +123,7 @@ class LLM:
         """
         check_salt(cache_salt)
         token_ids = self._loaded.input_processor.encode(prompt)
+        self._loaded.digest.get()  # requests need not wait while large files are hashed
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
             return KvFiles(self._loaded, signals.check).save(engine, token_ids, path, cache_salt)
 
@@ -133,6 +134,7 @@ class LLM:
         file or one of another model or engine, and ``CapacityError`` if running requests and pins leave too few blocks.
         """
         check_salt(cache_salt)
+        self._loaded.digest.get()
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
             return KvFiles(self._loaded, signals.check).load(engine, path, cache_salt)
 
