@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hasten import LLM, RequestOutput, SamplingParams
 from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import CapacityError, HastenError, InvalidOption, InvalidRequest, KvFileError
 from hasten.entrypoints import kv_files
+from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.wiring import loaded_digest, result_cache_setup
 from hasten.ops.cpu.cpu import supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
@@ -401,8 +403,6 @@ def test_logits_that_are_not_finite_are_not_saved(tiny: Callable[[str], Path], t
 
 
 def test_an_interrupt_leaves_no_file_and_no_block(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    from hasten.entrypoints.kv_files import KvFiles
-
     with LLM(str(tiny("llama-gqa")), **{**TINY, "max_num_batched_tokens": 8, "max_num_seqs": 2}) as llm:
         calls: list[None] = []
         KvFiles(llm._loaded, lambda: calls.append(None)).save(llm.engine, PREFIX, tmp_path / "x", "")
@@ -417,6 +417,22 @@ def test_an_interrupt_leaves_no_file_and_no_block(tiny: Callable[[str], Path], t
             assert not any(allocator.num_held for allocator in llm.engine.scheduler.kv.allocators)
             assert not list(tmp_path.glob("*x*"))
             assert not list(tmp_path.glob(".*x*"))
+
+
+def test_an_interrupt_or_an_error_while_loading_leaves_no_block(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    with LLM(str(tiny("qwen3-mixed-window")), **TINY) as llm:
+        llm.save_kv(ids(PREFIX), tmp_path / "x")
+        llm.clear_kv()
+        calls: list[None] = []
+        KvFiles(llm._loaded, lambda: calls.append(None)).load(llm.engine, tmp_path / "x", "")
+        assert len(calls) == sum(len(group.layers) for group in llm.engine.scheduler.kv.groups)
+        for num_before in range(len(calls)):
+            for error in (KeyboardInterrupt, MemoryError):
+                llm.clear_kv()
+                with pytest.raises(error):
+                    KvFiles(llm._loaded, Mock(side_effect=[*[None] * num_before, error])).load(llm.engine, tmp_path / "x", "")
+                assert nothing_is_cached(llm)
+                assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate()), "layers are still written"
 
 
 def test_a_full_disk_is_one_sentence(tiny: Callable[[str], Path], tmp_path: Path) -> None:

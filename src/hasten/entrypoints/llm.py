@@ -141,7 +141,7 @@ class LLM:
     def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """Drop the cached KV blocks of a prompt, or all of them, and return how many.
 
-        Their pins end; running requests keep their blocks.
+        Their pins end. Running requests keep their blocks, and requests with a fixed exit layer have others.
         """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
@@ -161,7 +161,8 @@ class LLM:
         """Return one output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
 
         ``pins``: prefixes of each prompt whose KV blocks stay in the prefix cache after the request, for a time after their last
-        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit.
+        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit. A request that the result
+        cache answers sets and extends none.
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
