@@ -15,6 +15,7 @@ import pytest
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, SamplingParams
 from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import PromptTooLong
+from hasten.core.plan import StepPlan
 from hasten.entrypoints.engine_client import EngineDied
 from hasten.entrypoints.wiring import loaded_digest
 from hasten.text.tokenizer import TextTokenizer
@@ -277,6 +278,48 @@ def test_kv_files_are_saved_and_loaded_between_the_steps_of_requests(
         assert await llm.clear_kv() > 10
 
     run(folder, body)
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_saving_ends_with_its_task_and_with_the_engine(
+    end: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
+    prompt = {"prompt_token_ids": list(range(20, 60))}
+
+    async def body(llm: AsyncLLM) -> None:
+        engine, is_running, go_on = llm._loaded.engine, threading.Event(), threading.Event()
+        run, num_steps = engine._runner.run, 0
+
+        def held_run(plan: StepPlan) -> object:
+            nonlocal num_steps
+            num_steps += 1
+            is_running.set()
+            assert go_on.wait(timeout=60)
+            return run(plan)
+
+        monkeypatch.setattr(engine._runner, "run", held_run)
+        task = asyncio.create_task(llm.save_kv(prompt, tmp_path / "x"))
+        await until(is_running.is_set)
+        if end == "cancel":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            go_on.set()
+            assert (await llm.stats())["kv"]["held_blocks"] == 0
+            assert num_steps == 1, "the prompt has five steps"
+            assert (await llm.generate(prompt, GREEDY)).outputs[0].finish_reason == "length"
+        else:
+            closing = asyncio.create_task(llm.close())
+            await until(lambda: llm._client._is_closed)
+            go_on.set()
+            await closing
+            with pytest.raises(HastenError, match="the engine has ended"):
+                await task
+            assert num_steps == 1
+        assert not list(tmp_path.glob("*x*"))
+
+    run(tiny("llama-gqa"), body, max_num_batched_tokens=8)
 
 
 def test_calls_fail_when_the_engine_has_ended(tiny: Callable[[str], Path], tmp_path: Path) -> None:
