@@ -32,9 +32,10 @@ class ShareableTokens:
     def __init__(
         self, block_size: int, num_slots: int = NUM_SLOTS, key: bytes | None = None, *, min_window: int = MIN_WINDOW
     ) -> None:
-        """``num_slots``: a power of two. ``key``: of all hashes; None: a random one. ``min_window``: tokens, for small blocks.
+        """``num_slots``: a power of two. ``key``: of all hashes; None: a random one.
 
-        With a random key, no prompt can be made to collide with one of another tenant.
+        ``min_window``: tokens of a window, for smaller blocks. With a random key, no prompt can be made to collide with one
+        of another tenant.
         """
         assert num_slots >= 2 and num_slots & (num_slots - 1) == 0
         self._block_size, self._window = block_size, max(block_size, min_window)

@@ -51,7 +51,10 @@ def model_digest(checkpoint: Checkpoint, on_bytes: OnBytes = lambda num_bytes: N
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return the files that decide the model: config.json and those with the weights, sorted, or those of a GGUF model."""
+    """Return the files that decide the model.
+
+    They are config.json and those with the weights, sorted, or the files of a GGUF model.
+    """
     if checkpoint.gguf is not None:
         return sorted(checkpoint.gguf.sizes)
     return [checkpoint.folder / "config.json", *sorted({entry.file for entry in checkpoint.files.entries.values()})]

@@ -19,10 +19,10 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def new_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
-    """Yield a file of ``num_bytes`` bytes to write; at the end it replaces ``path``, or the target of that link.
+    """Yield a file of ``num_bytes`` bytes to write; at the end it replaces ``path``.
 
-    An exception removes it. Raises ``CapacityError`` if the disk lacks the space, and ``InvalidOption`` if the path cannot be
-    written.
+    It replaces the target of a link. An exception removes it. Raises ``CapacityError`` if the disk lacks the space, and
+    ``InvalidOption`` if the path cannot be written.
     """
     try:
         target = Path(os.path.realpath(path))

@@ -143,13 +143,16 @@ class AsyncLLM:
                 yield delta
 
     async def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
-        """See ``LLM.save_kv``. Requests wait meanwhile. Cancelling the task ends it after the current step, without a file."""
+        """See ``LLM.save_kv``. Requests wait meanwhile.
+
+        Cancelling the task ends it after the current step, without a file.
+        """
         check_salt(cache_salt)
         token_ids = await self._encode(prompt)
         return await self._transfer(lambda files, engine: files.save(engine, token_ids, path, cache_salt))
 
     async def load_kv(self, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
-        """See ``LLM.load_kv``. Requests wait meanwhile. Cancelling the task ends it after the current layer."""
+        """See ``LLM.load_kv``. Requests wait meanwhile; cancelling the task ends it after the current layer."""
         check_salt(cache_salt)
         return await self._transfer(lambda files, engine: files.load(engine, path, cache_salt))
 

@@ -87,8 +87,9 @@ class LLM:
           sampled token); of speculative decoding ``drafts`` (verified ones), ``drafted_tokens``, ``accepted_tokens``,
           ``mean_accepted_length`` (output tokens per draft), ``acceptance_by_position`` (at index i: the share of drafts of more
           than i tokens of which more than i were accepted) and ``speed_up`` over plain decoding. None: not measured.
-        - ``requests``: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of their finish reasons
-          ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished ones.
+        - ``requests`` that the engine computes: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of
+          their finish reasons ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished
+          ones. Those that the result cache answers are not among them.
         - ``kv``: ``block_size`` (tokens), ``blocks``, ``held_blocks`` (by requests and pins), ``cached_blocks`` (findable, not
           held), ``free_blocks``, ``usage`` (held / blocks), all of the KV group with the most held blocks; ``evicted_blocks``
           (cached ones that requests took, of all groups).

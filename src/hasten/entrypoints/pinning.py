@@ -42,7 +42,7 @@ def pin_facts(engine: Engine, request: Request, output: RequestOutput) -> dict[s
 
 
 def unpin(engine: Engine, token_ids: Sequence[int] | None, tenant: str) -> int:
-    """End the pin of a tenant's prompt, or all pins for ``token_ids`` None; return their number. See ``LLM.unpin_kv``."""
+    """End the pin of a tenant's prompt, or all pins for ``token_ids`` None; return their number."""
     kv = engine.scheduler.kv
     kv.pins.advance(engine.clock())
     if token_ids is not None:
