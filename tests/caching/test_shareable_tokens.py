@@ -15,14 +15,14 @@ KEY = b"the tests' key"  # a random one would lose other windows in each run
 MANY_SLOTS = 2**26  # virtual memory only; the windows of a test practically never meet in a slot
 
 
-def count_by_brute_force(earlier: Sequence[Sequence[int]], prompt: Sequence[int], size: int) -> int:
-    """Return the tokens in windows of ``size`` that an earlier prompt has anywhere, as the definition says."""
+def count_by_brute_force(earlier: Sequence[Sequence[int]], prompt: Sequence[int], size: int, block_size: int) -> int:
+    """Return the tokens in windows of ``size`` that an earlier prompt has anywhere, in blocks, as the definition says."""
     known = {tuple(other[i : i + size]) for other in earlier for i in range(len(other) - size + 1)}
     covered: set[int] = set()
     for i in range(len(prompt) - size + 1):
         if tuple(prompt[i : i + size]) in known:
             covered |= set(range(i, i + size))
-    return min(len(covered), max(0, len(prompt) - 1)) // size * size
+    return min(len(covered), max(0, len(prompt) - 1)) // block_size * block_size
 
 
 def random_prompts(seed: int, size: int) -> list[list[int]]:
@@ -42,18 +42,20 @@ def random_prompts(seed: int, size: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("seed", range(150))
 def test_it_finds_all_tokens_of_the_definition(seed: int) -> None:
-    size = random.Random(seed).choice([1, 2, 3, 8, 16])
-    counter, prompts = ShareableTokens(size, MANY_SLOTS, KEY), random_prompts(seed, size)
+    draw = random.Random(seed)
+    block_size, min_window = draw.choice([1, 2, 3, 8, 16]), draw.choice([1, 1, 5])
+    size = max(block_size, min_window)
+    counter, prompts = ShareableTokens(block_size, MANY_SLOTS, KEY, min_window=min_window), random_prompts(seed, size)
     for number, prompt in enumerate(prompts):
-        assert counter.count("", prompt) == count_by_brute_force(prompts[:number], prompt, size)
+        assert counter.count("", prompt) == count_by_brute_force(prompts[:number], prompt, size, block_size)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_full_table_finds_less_and_never_more(seed: int) -> None:
-    counter = ShareableTokens(4, 32, KEY)
+    counter = ShareableTokens(4, 32, KEY, min_window=4)
     prompts = [prompt for number in range(6) for prompt in random_prompts(6 * seed + number, 4)]
     for number, prompt in enumerate(prompts):
-        assert counter.count("", prompt) <= count_by_brute_force(prompts[:number], prompt, 4)
+        assert counter.count("", prompt) <= count_by_brute_force(prompts[:number], prompt, 4, 4)
     last = list(range(12))
     counter.count("", last)
     assert counter.count("", last) >= 4  # the newest windows are there, but for those that share a slot
@@ -71,14 +73,22 @@ def test_the_common_part_may_stand_anywhere_and_a_prefix_hit_leaves_a_token() ->
     assert counter.count("", []) == 0
 
 
+def test_short_runs_that_any_two_texts_have_in_common_do_not_count() -> None:
+    """With blocks of one token, every word that recurs would be advice to change the prompt."""
+    counter, common = ShareableTokens(1, MANY_SLOTS, KEY), list(range(100, 116))
+    counter.count("", [*common, 1])
+    assert counter.count("", [2, *common[:15], 3]) == 0
+    assert counter.count("", [4, *common, 5]) == 16
+
+
 def test_a_prompt_is_no_earlier_prompt_of_itself() -> None:
-    counter = ShareableTokens(4, MANY_SLOTS, KEY)
+    counter = ShareableTokens(4, MANY_SLOTS, KEY, min_window=4)
     assert counter.count("", [1, 2, 3, 4] * 9) == 0
     assert counter.count("", [1, 2, 3, 4] * 9) == 32
 
 
 def test_tenants_do_not_count_each_others_prompts() -> None:
-    counter, prompt = ShareableTokens(4, MANY_SLOTS, KEY), list(range(40))
+    counter, prompt = ShareableTokens(4, MANY_SLOTS, KEY, min_window=4), list(range(40))
     assert counter.count("tenant:red", prompt) == 0
     assert counter.count("tenant:blue", prompt) == 0
     assert counter.count("tenant:red", prompt) == counter.count("tenant:blue", prompt) == 36
@@ -96,7 +106,7 @@ def test_prompts_of_several_pieces(length: int, monkeypatch: pytest.MonkeyPatch)
     """Windows across the boundary of two pieces count like all others."""
     monkeypatch.setattr(shareable_tokens, "_PIECE", 64)
     rng = random.Random(length)
-    counter, prompt = ShareableTokens(8, MANY_SLOTS, KEY), [rng.randrange(1000) for _ in range(length)]
+    counter, prompt = ShareableTokens(8, MANY_SLOTS, KEY, min_window=8), [rng.randrange(1000) for _ in range(length)]
     counter.count("", prompt)
     for begin in range(0, length - 8, 5):
         shifted = [*prompt[begin : begin + 8], 5000]

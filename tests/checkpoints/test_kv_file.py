@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from hasten.checkpoints import shards
 from hasten.checkpoints.kv_file import SOURCE_FIELDS, KvSource, open_kv_file, write_kv_file
 from hasten.core.errors import HastenError, KvFileError
 
@@ -26,6 +27,8 @@ SOURCE = KvSource(
     groups="layers 0,1: 2 heads of 8",
     rotary="none",
     kernels="native avx2",
+    library="1" * 64,
+    hasten="0.1.0",
 )
 TOKENS = [5, 2**40, 7, 8, 9, 10, 11, 12]
 SHAPES = [(2, 2, 6), (1, 0, 3), (3, 1, 7)]  # layers, blocks, bytes; a window of one token needs no block
@@ -151,6 +154,15 @@ def test_a_header_that_is_not_of_this_format_is_one_error(header: dict[str, obje
     (tmp_path / "x").write_bytes(len(content).to_bytes(8, "little") + content)
     with pytest.raises(KvFileError, match="is not a complete file of KV blocks"), open_kv_file(tmp_path / "x"):
         pass
+
+
+def test_a_header_of_many_tensors_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred megabytes of JSON would keep the engine busy for a minute."""
+    monkeypatch.setattr(shards, "parse_json", None)
+    for num_bytes, error in ((2**20 + 1, KvFileError), (2**20, TypeError)):
+        (tmp_path / "x").write_bytes(num_bytes.to_bytes(8, "little") + b" " * num_bytes)
+        with pytest.raises(error, match=r"the header has 1,048,577 bytes and may have 1,048,576|not callable"):
+            read(tmp_path / "x")
 
 
 def test_what_is_no_file_is_one_error(tmp_path: Path) -> None:

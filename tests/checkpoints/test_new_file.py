@@ -55,6 +55,27 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path: 
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "link", tmp_path / "disk" / "x"
+    link.symlink_to(target)
+    for content in (b"1", b"2"):
+        with new_file(link, 1) as stream:
+            stream.write(content)
+        assert link.is_symlink() and target.read_bytes() == content
+    assert os.listdir(tmp_path / "disk") == ["x"]
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(InvalidOption, match="cannot be written"), new_file(tmp_path / name, 1):
+            raise AssertionError("a file was opened")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["null", "pipe"]
+
+
 @pytest.mark.parametrize("name", ["nowhere/x", ".", "a\0b", "x" * 300])
 def test_a_path_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="cannot be written"), new_file(tmp_path / name, 1) as stream:

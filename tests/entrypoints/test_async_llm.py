@@ -8,12 +8,16 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, SamplingParams
+from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import PromptTooLong
+from hasten.core.plan import StepPlan
 from hasten.entrypoints.engine_client import EngineDied
+from hasten.entrypoints.wiring import loaded_digest
 from hasten.text.tokenizer import TextTokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -249,9 +253,18 @@ def test_kv_files_are_saved_and_loaded_between_the_steps_of_requests(
     folder, prompt = tiny("llama-gqa"), {"prompt_token_ids": list(range(20, 60))}
     expected = LLM(str(folder), **OPTIONS).generate([prompt, *PROMPTS], GREEDY, use_tqdm=False)
 
+    hashing: set[str] = set()
+
+    def digest(*arguments: Any) -> ModelDigest:
+        hashing.add(threading.current_thread().name)
+        return model_digest(*arguments)
+
+    monkeypatch.setattr(loaded_digest, "model_digest", digest)
+
     async def body(llm: AsyncLLM) -> None:
         tasks = [asyncio.create_task(llm.generate(prompt, GREEDY)) for prompt in PROMPTS]
         saved = await llm.save_kv(prompt, tmp_path / "x", cache_salt="a")
+        assert hashing and not hashing & {"hasten-engine", "MainThread"}, "requests would wait for the hash of the model's files"
         assert await llm.clear_kv(prompt, cache_salt="a") == 10
         loaded = await llm.load_kv(tmp_path / "x", cache_salt="a")
         assert (loaded.num_tokens, loaded.num_new_blocks) == (saved.num_tokens, 10) == (40, 10)
@@ -265,6 +278,48 @@ def test_kv_files_are_saved_and_loaded_between_the_steps_of_requests(
         assert await llm.clear_kv() > 10
 
     run(folder, body)
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_saving_ends_with_its_task_and_with_the_engine(
+    end: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
+    prompt = {"prompt_token_ids": list(range(20, 60))}
+
+    async def body(llm: AsyncLLM) -> None:
+        engine, is_running, go_on = llm._loaded.engine, threading.Event(), threading.Event()
+        run, num_steps = engine._runner.run, 0
+
+        def held_run(plan: StepPlan) -> object:
+            nonlocal num_steps
+            num_steps += 1
+            is_running.set()
+            assert go_on.wait(timeout=60)
+            return run(plan)
+
+        monkeypatch.setattr(engine._runner, "run", held_run)
+        task = asyncio.create_task(llm.save_kv(prompt, tmp_path / "x"))
+        await until(is_running.is_set)
+        if end == "cancel":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            go_on.set()
+            assert (await llm.stats())["kv"]["held_blocks"] == 0
+            assert num_steps == 1, "the prompt has five steps"
+            assert (await llm.generate(prompt, GREEDY)).outputs[0].finish_reason == "length"
+        else:
+            closing = asyncio.create_task(llm.close())
+            await until(lambda: llm._client._is_closed)
+            go_on.set()
+            await closing
+            with pytest.raises(HastenError, match="the engine has ended"):
+                await task
+            assert num_steps == 1
+        assert not list(tmp_path.glob("*x*"))
+
+    run(tiny("llama-gqa"), body, max_num_batched_tokens=8)
 
 
 def test_calls_fail_when_the_engine_has_ended(tiny: Callable[[str], Path], tmp_path: Path) -> None:

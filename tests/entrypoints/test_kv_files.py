@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,11 @@ from tests.fuzz.file_mutations import mutate
 from tests.small_disk import small_disk
 
 from hasten import LLM, RequestOutput, SamplingParams
+from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import CapacityError, HastenError, InvalidOption, InvalidRequest, KvFileError
+from hasten.entrypoints import kv_files
+from hasten.entrypoints.kv_files import KvFiles
+from hasten.entrypoints.wiring import loaded_digest, result_cache_setup
 from hasten.ops.cpu.cpu import supported_isas
 from hasten.ops.cpu.library import NativeLibrary, native_library
 
@@ -215,6 +221,47 @@ def test_a_model_whose_files_changed_since_it_was_loaded_is_not_saved(tiny: Call
             llm.save_kv(ids(PREFIX), tmp_path / "x")
 
 
+def test_a_file_of_another_version_or_build_is_refused(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, library = str(tiny("llama-gqa")), tmp_path / "_native.so"
+    with LLM(folder, **TINY) as llm:
+        llm.save_kv(ids(PREFIX), tmp_path / "x")
+    library.write_bytes(b"another build")
+    monkeypatch.setattr(result_cache_setup, "LIBRARY_FILE", library)
+    monkeypatch.setattr(kv_files, "__version__", "9")
+    with LLM(folder, **TINY) as llm, pytest.raises(KvFileError, match="another model or engine") as caught:
+        llm.load_kv(tmp_path / "x")
+    assert caught.value.allowed == f"library={hashlib.sha256(b'another build').hexdigest()}, hasten=9"
+
+
+def test_a_config_that_changed_since_the_model_was_loaded_is_not_that_of_its_blocks(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny("llama-gqa"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    with LLM(str(folder), **TINY) as llm:
+        (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 77.0}))
+        with pytest.raises(HastenError, match="have changed since it was loaded"):
+            llm.save_kv(ids(PREFIX), tmp_path / "x")
+
+
+def test_requests_do_not_wait_while_the_files_of_a_model_are_hashed(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM(str(tiny("llama-gqa")), **TINY) as llm:
+        is_locked: list[bool] = []
+
+        def digest(*arguments: Any) -> ModelDigest:
+            is_locked.append(llm._shared._lock.is_mine)
+            return model_digest(*arguments)
+
+        monkeypatch.setattr(loaded_digest, "model_digest", digest)
+        llm.save_kv(ids(PREFIX), tmp_path / "x")
+        llm.load_kv(tmp_path / "x")
+        assert is_locked == [False]
+
+
 ISAS = supported_isas(library) if isinstance(library := native_library(), NativeLibrary) else []
 SAVE = (
     "import json, sys; from hasten import LLM; options, ids = map(json.loads, sys.argv[1:3]); "
@@ -356,8 +403,6 @@ def test_logits_that_are_not_finite_are_not_saved(tiny: Callable[[str], Path], t
 
 
 def test_an_interrupt_leaves_no_file_and_no_block(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    from hasten.entrypoints.kv_files import KvFiles
-
     with LLM(str(tiny("llama-gqa")), **{**TINY, "max_num_batched_tokens": 8, "max_num_seqs": 2}) as llm:
         calls: list[None] = []
         KvFiles(llm._loaded, lambda: calls.append(None)).save(llm.engine, PREFIX, tmp_path / "x", "")
@@ -372,6 +417,22 @@ def test_an_interrupt_leaves_no_file_and_no_block(tiny: Callable[[str], Path], t
             assert not any(allocator.num_held for allocator in llm.engine.scheduler.kv.allocators)
             assert not list(tmp_path.glob("*x*"))
             assert not list(tmp_path.glob(".*x*"))
+
+
+def test_an_interrupt_or_an_error_while_loading_leaves_no_block(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    with LLM(str(tiny("qwen3-mixed-window")), **TINY) as llm:
+        llm.save_kv(ids(PREFIX), tmp_path / "x")
+        llm.clear_kv()
+        calls: list[None] = []
+        KvFiles(llm._loaded, lambda: calls.append(None)).load(llm.engine, tmp_path / "x", "")
+        assert len(calls) == sum(len(group.layers) for group in llm.engine.scheduler.kv.groups)
+        for num_before in range(len(calls)):
+            for error in (KeyboardInterrupt, MemoryError):
+                llm.clear_kv()
+                with pytest.raises(error):
+                    KvFiles(llm._loaded, Mock(side_effect=[*[None] * num_before, error])).load(llm.engine, tmp_path / "x", "")
+                assert nothing_is_cached(llm)
+                assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate()), "layers are still written"
 
 
 def test_a_full_disk_is_one_sentence(tiny: Callable[[str], Path], tmp_path: Path) -> None:

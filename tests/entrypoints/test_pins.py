@@ -121,6 +121,8 @@ def test_pin_kv_computes_and_keeps_a_prompt_and_unpin_kv_lets_it_go(name: str, t
     assert llm.unpin_kv(prompt(stem)) == 1 and llm.unpin_kv(prompt(stem)) == 0
     flood(llm)
     assert cached(llm, [*stem, 5]) == 0
+    with pytest.raises(InvalidRequest, match="without a prompt, the pins of one tenant cannot be told"):
+        llm.unpin_kv(cache_salt="blue")
     assert llm.unpin_kv() == 1 and len(table) == 0
     assert llm.unpin_kv(prompt([1])) == 0
 
@@ -219,6 +221,32 @@ def test_a_score_drops_pins_only_if_it_has_no_other_way(name: str, tiny: Callabl
     llm.score(prompt(ids("whole", 38)), answers[:1])
     assert table.counts["dropped"] == 1 and table.counts["expired"] == 1, "a pin that has expired is not dropped"
     llm.engine.scheduler.kv.check()
+
+
+def test_pins_that_have_expired_are_not_in_the_way_of_files(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    llm = small_pool(tiny("llama-gqa"), 14)
+    clock, table = Clock(llm), llm.engine.scheduler.kv.pins
+    saved = prompt(ids("saved", 40))
+    llm.save_kv(saved, tmp_path / "x")
+    llm.clear_kv()
+    llm.pin_kv(prompt(ids("pinned", 40)), 60)
+    with pytest.raises(CapacityError, match="that running requests and pins leave: got 10 blocks of 4 tokens; allowed: up to 4"):
+        llm.load_kv(tmp_path / "x")
+    assert table.num_blocks == 10, "files do not drop pins"
+    clock.now += 60
+    assert llm.load_kv(tmp_path / "x").num_new_blocks == 10
+    assert table.counts["expired"] == 1
+    llm.pin_kv(saved, 60)
+    clock.now += 60
+    assert llm.unpin_kv(saved) == 0 and table.counts["expired"] == 2
+
+
+def test_clear_kv_counts_pinned_blocks_and_forgets_what_could_have_been_shared(tiny: Callable[[str], Path]) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **OPTIONS)
+    llm.pin_kv(prompt(ids("stem", 24)), 60)
+    assert llm.clear_kv() == 6
+    (output,) = llm.generate(prompt(ids("stem", 24)), ONE, use_tqdm=False)
+    assert output.metrics.num_shareable_tokens == 0
 
 
 def test_a_score_extends_the_pins_of_its_prompt_and_fails_only_without_pins(tiny: Callable[[str], Path]) -> None:

@@ -168,7 +168,8 @@ def _mutate_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
         elif kind == "offsets":
             entry["data_offsets"] = rng.choice(OFFSETS)
         elif kind == "same data":
-            entry["data_offsets"] = header[rng.choice(list(header))].get("data_offsets")
+            other = header[rng.choice(list(header))]  # no table if it is metadata that an earlier change replaced
+            entry["data_offsets"] = other.get("data_offsets") if isinstance(other, dict) else None
         elif kind == "metadata":
             header["__metadata__"] = rng.choice([None, 3, [], {"a": 1}, {"format": "tf"}, {"format": 3}, {}, "x"])
         elif kind == "remove":

@@ -40,6 +40,7 @@ FORMAT = "hasten-kv"
 VERSION = "1"  # raise it when the layout of blocks in a pool changes, too: see kernels.h
 TOKEN_IDS = "token_ids"
 MAX_TEXT = 2**16  # characters of a field; the frequency factors of a long head are the longest
+MAX_HEADER_BYTES = 2**20  # so that a header of many tensors is refused before it is parsed
 THREADS = 2  # layers that are read at a time
 _NO_CHECKSUM = "0" * 64
 
@@ -61,6 +62,8 @@ class KvSource:
     groups: str  # layers, heads, head dim and window of each KV group
     rotary: str
     kernels: str  # with their instruction set
+    library: str  # SHA-256 of the compiled kernels
+    hasten: str  # its version
 
     def check(self, other: KvSource, file: str) -> None:
         """Raise ``KvFileError`` with both values of each field that differs from that of ``file``."""
@@ -226,7 +229,7 @@ def _checksum(header: bytes, checksum: str, token_bytes: bytes | bytearray, dige
 
 def _read_facts(path: Path, stream: BinaryIO) -> OpenKvFile:
     try:
-        header = read_stream_header(stream, path)
+        header = read_stream_header(stream, path, MAX_HEADER_BYTES)
         metadata = _read_metadata(header)
     except HeaderError as error:
         raise KvFileError(f"{path} is not a complete file of KV blocks", got=error, remedy="Save the prefix again") from None

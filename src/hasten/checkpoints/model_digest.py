@@ -46,12 +46,15 @@ def model_digest(checkpoint: Checkpoint, on_bytes: OnBytes = lambda num_bytes: N
     weights = _digest_of(weight_files(checkpoint), on_bytes)
     if checkpoint.gguf is not None:
         return ModelDigest(weights, weights)
-    texts = [checkpoint.folder / name for name in side_files(checkpoint.folder, TEXT_FILES)]
-    return ModelDigest(weights, _digest_of(texts, on_bytes))
+    folder = checkpoint.folder
+    return ModelDigest(weights, _digest_of([folder / name for name in side_files(folder, TEXT_FILES)], on_bytes))
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return config.json and the weight files, or the files of a GGUF model."""
+    """Return the files that decide the model.
+
+    They are config.json and those with the weights, sorted, or the files of a GGUF model.
+    """
     if checkpoint.gguf is not None:
         return sorted(checkpoint.gguf.sizes)
     return [checkpoint.folder / "config.json", *sorted({entry.file for entry in checkpoint.files.entries.values()})]

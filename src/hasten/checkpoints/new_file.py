@@ -21,18 +21,19 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def new_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
     """Yield a file of ``num_bytes`` bytes to write; at the end it replaces ``path``.
 
-    An exception removes it. Raises ``CapacityError`` if the disk lacks the space, and ``InvalidOption`` if the path cannot be
-    written.
+    It replaces the target of a link. An exception removes it. Raises ``CapacityError`` if the disk lacks the space, and
+    ``InvalidOption`` if the path cannot be written.
     """
     try:
-        folder = path.parent
-        if path.is_dir():
-            raise OSError(errno.EISDIR, "it is a folder")
+        target = Path(os.path.realpath(path))
+        folder = target.parent
+        if target.exists() and not target.is_file():  # replacing a device or a pipe would take it from other programs
+            raise OSError(errno.EINVAL, "it is not a regular file")
         free = shutil.disk_usage(folder).free
         if num_bytes > free:
             raise OSError(errno.ENOSPC, f"it needs {num_bytes:,} bytes, and the disk has {free:,} free bytes")
         # Hidden and without the suffix, so that no listing shows what a killed process left.
-        partial = folder / f".{path.name[:200]}.{os.getpid()}.{time.monotonic_ns()}.partial"
+        partial = folder / f".{target.name[:200]}.{os.getpid()}.{time.monotonic_ns()}.partial"
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except (OSError, ValueError) as error:  # ValueError: no name of a file
         raise _writing_error(path, error) from None
@@ -41,7 +42,7 @@ def new_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
         _sync(folder)
     except OSError as error:
         raise _writing_error(path, error) from None

@@ -145,12 +145,17 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
         raise HeaderError(f"{file.name} cannot be read ({error.strerror})") from None
 
 
-def read_stream_header(stream: BinaryIO, file: Path) -> Header:
-    """Return the header of an open file, read from its begin. Raises ``HeaderError`` and ``OSError``."""
+def read_stream_header(stream: BinaryIO, file: Path, max_bytes: int = MAX_JSON_BYTES) -> Header:
+    """Return the header of an open file, read from its begin. Raises ``HeaderError`` and ``OSError``.
+
+    ``max_bytes``: of the header.
+    """
     file_size = os.fstat(stream.fileno()).st_size
     header_size = int.from_bytes(stream.read(8), "little")
-    if header_size > min(file_size - 8, MAX_JSON_BYTES):
+    if header_size > file_size - 8:
         raise HeaderError(f"{file.name}: the header needs {header_size + 8:,} bytes and the file has {file_size:,}")
+    if header_size > max_bytes:
+        raise HeaderError(f"{file.name}: the header has {header_size:,} bytes and may have {max_bytes:,}")
     content = stream.read(header_size)
     try:
         header = parse_json(content)

@@ -35,8 +35,8 @@ class RequestMetrics:
     finished: float | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
-    # Prompt tokens in runs of a block or more that earlier prompts have too, at any position: had the part that varies stood last,
-    # the prefix cache could have given them. Never below ``num_cached_tokens``; 0 without prefix caching.
+    # Prompt tokens in runs of a block and 16 tokens or more that earlier prompts have too, at any position: had the part that
+    # varies stood last, the prefix cache could have given them. Never below ``num_cached_tokens``; 0 without prefix caching.
     num_shareable_tokens: int = 0
     num_output_tokens: int = 0
     from_result_cache: bool = False  # no step computed the output

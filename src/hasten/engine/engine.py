@@ -91,10 +91,13 @@ class Engine:
         self.scheduler.reset()
         self._shareable_tokens.clear()  # an emptied prefix cache could give none of them
 
-    def clear_prefix_cache(self) -> None:
-        """Drop all cached KV blocks that no running request holds, and end all pins."""
-        self.scheduler.kv.clear_cached()
+    def clear_prefix_cache(self) -> int:
+        """Drop all cached KV blocks that no running request holds, and end all pins.
+
+        Return how many blocks, over all KV groups.
+        """
         self._shareable_tokens.clear()
+        return self.scheduler.kv.clear_cached()
 
     def logits_scorer(self) -> LogitsScorer:
         """Return a scorer that uses this engine's runner and KV pool; usable between steps."""
@@ -108,6 +111,7 @@ class Engine:
 
     def prefix_blocks(self, before_step: Callable[[int], None] = lambda num_tokens: None) -> PrefixBlocks:
         """Return access to the KV blocks of prefixes in this engine's pool; usable between steps."""
+        self.scheduler.kv.pins.advance(self.clock())
         return PrefixBlocks(self._runner, self.scheduler.kv, self.scheduler.config.max_num_batched_tokens, before_step)
 
     def recover(self) -> None:

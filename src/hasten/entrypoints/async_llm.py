@@ -6,10 +6,11 @@ import asyncio
 import dataclasses
 import itertools
 import os
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from hasten.core.kv_file import KvFile
 from hasten.core.output import Delta, RequestOutput, RequestRejected
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.engine.engine import Engine
 from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
 from hasten.entrypoints.input_processor import Prompt, check_salt
@@ -144,22 +146,40 @@ class AsyncLLM:
                 yield delta
 
     async def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
-        """See ``LLM.save_kv``. Requests wait meanwhile."""
+        """See ``LLM.save_kv``. Requests wait meanwhile.
+
+        Cancelling the task ends it after the current step, without a file.
+        """
         check_salt(cache_salt)
-        token_ids, files = await self._encode(prompt), KvFiles(self._loaded)
-        return await asyncio.wrap_future(self._client.call(lambda engine: files.save(engine, token_ids, path, cache_salt)))
+        token_ids = await self._encode(prompt)
+        return await self._transfer(lambda files, engine: files.save(engine, token_ids, path, cache_salt))
 
     async def load_kv(self, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
-        """See ``LLM.load_kv``. Requests wait meanwhile."""
+        """See ``LLM.load_kv``. Requests wait meanwhile; cancelling the task ends it after the current layer."""
         check_salt(cache_salt)
-        files = KvFiles(self._loaded)
-        return await asyncio.wrap_future(self._client.call(lambda engine: files.load(engine, path, cache_salt)))
+        return await self._transfer(lambda files, engine: files.load(engine, path, cache_salt))
 
     async def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """See ``LLM.clear_kv``."""
         check_salt(cache_salt)
         token_ids, files = None if prompt is None else await self._encode(prompt), KvFiles(self._loaded)
         return await asyncio.wrap_future(self._client.call(lambda engine: files.clear(engine, token_ids, cache_salt)))
+
+    async def _transfer(self, transfer: Callable[[KvFiles, Engine], KvFile]) -> KvFile:
+        """Save or load between two steps, until the task is cancelled or the engine closed."""
+        await asyncio.to_thread(self._loaded.digest.get)  # requests need not wait while large files are hashed
+        has_left = threading.Event()
+
+        def check() -> None:
+            self._client.check_open()
+            if has_left.is_set():
+                raise CancelledError
+
+        files = KvFiles(self._loaded, check)
+        try:
+            return await asyncio.wrap_future(self._client.call(lambda engine: transfer(files, engine)))
+        finally:
+            has_left.set()
 
     async def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         encode = partial(self._loaded.input_processor.encode, prompt)

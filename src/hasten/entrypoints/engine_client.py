@@ -93,6 +93,11 @@ class EngineClient:
                 self._commands.put(call)  # the thread fails the calls that it finds at its end
         return call.result
 
+    def check_open(self) -> None:
+        """Raise ``HastenError`` if the engine has been closed or has ended."""
+        if self._is_closed:
+            raise self._died.as_exception()
+
     def abort(self, request_id: str) -> None:
         """End a request before the next step, and return at once. Does nothing if it has ended."""
         self._commands.put(request_id)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hasten.checkpoints.kv_file import GroupShape, KvSource, OpenKvFile, open_kv_file, write_kv_file
 from hasten.core.errors import CapacityError, InvalidOption, InvalidRequest, KvFileError, show
 from hasten.core.kv_file import KvFile
+from hasten.core.version import __version__
 from hasten.engine.engine import Engine
 from hasten.entrypoints.progress import transfer_bar
 from hasten.entrypoints.wiring.build_engine import LoadedEngine
@@ -90,7 +91,6 @@ class KvFiles:
 
     def clear(self, engine: Engine, token_ids: Sequence[int] | None, tenant: str) -> int:
         """See ``LLM.clear_kv``. ``token_ids`` None: all blocks."""
-        kv = engine.scheduler.kv
         if token_ids is not None:
             return engine.prefix_blocks().remove(token_ids, tenant)
         if tenant:
@@ -99,9 +99,7 @@ class KvFiles:
                 got=f"cache_salt={show(tenant)}",
                 remedy="Give the prompt, or leave cache_salt out to clear all",
             )
-        num_cached = kv.num_cached
-        kv.clear_cached()
-        return num_cached
+        return engine.clear_prefix_cache()
 
     def _token_ids(self, file: OpenKvFile, kv: KvCacheManager) -> list[int]:
         """Return the checked token ids of a file."""
@@ -154,6 +152,8 @@ class KvFiles:
             groups="; ".join(map(_describe_group, kv.groups)),
             rotary="; ".join(map(repr, loaded.kv.rotary)) or "none",
             kernels=loaded.kv.kernels,
+            library=loaded.kv.library,
+            hasten=__version__,
         )
 
 

@@ -24,7 +24,7 @@ from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.embedding import embed_texts
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
-from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
+from hasten.entrypoints.pinning import check_pinnable, pin_facts, unpin
 from hasten.entrypoints.request_stream import find_result, run_requests, stream_requests
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.sections.output import SectionDelta, SectionsOutput
@@ -98,8 +98,9 @@ class LLM:
           sampled token); of speculative decoding ``drafts`` (verified ones), ``drafted_tokens``, ``accepted_tokens``,
           ``mean_accepted_length`` (output tokens per draft), ``acceptance_by_position`` (at index i: the share of drafts of more
           than i tokens of which more than i were accepted) and ``speed_up`` over plain decoding. None: not measured.
-        - ``requests``: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of their finish reasons
-          ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished ones.
+        - ``requests`` that the engine computes: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of
+          their finish reasons ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished
+          ones. Those that the result cache answers are not among them.
         - ``kv``: ``block_size`` (tokens), ``blocks``, ``held_blocks`` (by requests and pins), ``cached_blocks`` (findable, not
           held), ``free_blocks``, ``usage`` (held / blocks), all of the KV group with the most held blocks; ``evicted_blocks``
           (cached ones that requests took, of all groups).
@@ -134,6 +135,7 @@ class LLM:
         """
         check_salt(cache_salt)
         token_ids = self._loaded.input_processor.encode(prompt)
+        self._loaded.digest.get()  # requests need not wait while large files are hashed
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
             return KvFiles(self._loaded, signals.check).save(engine, token_ids, path, cache_salt)
 
@@ -144,13 +146,15 @@ class LLM:
         file or one of another model or engine, and ``CapacityError`` if running requests and pins leave too few blocks.
         """
         check_salt(cache_salt)
+        self._loaded.digest.get()
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
             return KvFiles(self._loaded, signals.check).load(engine, path, cache_salt)
 
     def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """Drop the cached KV blocks of a prompt, or all of them, and return how many.
 
-        Running requests and pins of longer prompts keep theirs; pins of the prompt and of its prefixes end.
+        Running requests and pins of longer prompts keep theirs; pins of the prompt and of its prefixes end. Requests with a fixed
+        exit layer have other blocks, which stay.
         """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
@@ -170,7 +174,8 @@ class LLM:
         """Return one output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
 
         ``pins``: prefixes of each prompt whose KV blocks stay in the prefix cache after the request, for a time after their last
-        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit.
+        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit. A request that the result
+        cache answers sets and extends none.
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
@@ -368,16 +373,12 @@ class LLM:
     def unpin_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """End the pin of a prompt; without a prompt, end all pins of all tenants. Return their number.
 
-        The blocks stay cached until others need their place.
+        The blocks stay cached until others need their place. Raises ``InvalidRequest`` for a ``cache_salt`` without a prompt.
         """
         check_salt(cache_salt)
         token_ids = None if prompt is None else self._loaded.input_processor.encode(prompt)
         with DeferredSignals(), self._shared.exclusive() as engine:
-            kv = engine.scheduler.kv
-            if token_ids is None:
-                return kv.pins.unpin()
-            block_hash = pinned_prefix(kv, token_ids, cache_salt)
-            return 0 if block_hash is None else kv.pins.unpin(block_hash)
+            return unpin(engine, token_ids, cache_salt)
 
     def _request(
         self,

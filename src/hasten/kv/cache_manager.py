@@ -341,11 +341,13 @@ class KvCacheManager:
             extend_hashes(hashes, salt, token_ids, self.block_size)
             self.pins.use(hashes)
 
-    def clear_cached(self) -> None:
-        """Empty the prefix cache, and end all pins."""
+    def clear_cached(self) -> int:
+        """Empty the prefix cache, and end all pins; return how many blocks became free, over all groups."""
         self.pins.unpin()
+        num_cached = self.num_cached
         for allocator in self.allocators:
             allocator.clear_cached()
+        return num_cached
 
     @property
     def num_cached(self) -> int:

@@ -27,7 +27,7 @@ from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
 from hasten.entrypoints.wiring.load_drafters import drafter_weight_bytes, plan_draft_model
 from hasten.entrypoints.wiring.loaded_digest import LoadedDigest
-from hasten.entrypoints.wiring.result_cache_setup import open_result_cache
+from hasten.entrypoints.wiring.result_cache_setup import library_digest, open_result_cache
 from hasten.entrypoints.wiring.speculative_setup import SpeculativeSetup
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.pool import BlockPool
@@ -75,6 +75,7 @@ class KvAccess:
 
     pool: BlockPool
     kernels: str
+    library: str  # SHA-256 of the compiled kernels; empty without them
     rotary: tuple[RotarySpec, ...]  # of all layers
 
 
@@ -134,7 +135,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
     load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
     facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), "load_seconds": load_seconds}
-    access = KvAccess(runner.pool, backend.kernels, target.spec.rotary_specs)
+    access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
     embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
     return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)
 

@@ -50,12 +50,17 @@ def open_result_cache(
         weights=digest.get().weights,
         text=digest.get().text,
         kernels=backend.kernels,
-        library=file_digest(LIBRARY_FILE) if LIBRARY_FILE.exists() else "",
+        library=library_digest(),
         packages=_packages(),
         max_model_len=max_model_len,
         version=__version__,
     )
     return ResultCache(store, engine_key(options, identity))
+
+
+def library_digest() -> str:
+    """Return the SHA-256 of the compiled kernels; empty without them."""
+    return file_digest(LIBRARY_FILE) if LIBRARY_FILE.exists() else ""
 
 
 def _packages() -> str:
