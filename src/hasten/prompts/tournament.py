@@ -4,8 +4,8 @@ Successive elimination (Even-Dar, Mannor & Mansour, 2006, JMLR 7): all variants 
 double the number of items. After a round, a variant leaves that is shown to be worse than another one, by a test of the pair on the
 items of both:
 
-- for scores of 0 and 1, and for metrics without a bound, the exact one-sided sign test over the items where the two differ (McNemar, 1947).
-  It says on how many items a variant is better.
+- for scores of 0 and 1, and for metrics without a bound, the exact one-sided sign test over the items where the two differ
+  (McNemar, 1947): it says on how many items a variant is better;
 - for other scores, the empirical Bernstein bound of the mean difference (Maurer & Pontil, 2009, theorem 4).
 
 Every test has the error probability (1 - level) / (tests in all): ordered pairs of variants times rounds (Bonferroni). So with
