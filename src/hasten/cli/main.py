@@ -24,6 +24,7 @@ from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.kv import kv
 from hasten.cli.models import ls, pull, rm
+from hasten.cli.prompt import prompt
 from hasten.cli.quantize import quantize
 from hasten.cli.streams import end_output, prepare_streams
 from hasten.cli.train import train
@@ -50,6 +51,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 app.add_typer(kv, name="kv")
 app.add_typer(cache, name="cache")
+app.add_typer(prompt, name="prompt")
 
 
 @app.callback(invoke_without_command=True)

@@ -81,17 +81,23 @@ def default_params(max_tokens: int = MAX_TOKENS, stop: Sequence[str] = ("\n",)) 
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=tuple(stop), seed=0)
 
 
-def prompt_seconds(llm: LLM, prompts: Sequence[Prompt], clock: Callable[[], float] = time.perf_counter) -> float:
+def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the seconds until the first token of a prompt of median length, alone, with nothing cached; the median of three."""
-    tokenizer = llm.tokenizer
-    lengths = [len(tokenizer.encode(one) if isinstance(one, str) else one["prompt_token_ids"]) for one in prompts]
-    prompt = prompts[lengths.index(statistics.median_low(lengths))]
+    prompts = [_token_ids(llm, text, chat) for text in texts]
+    lengths = [len(prompt) for prompt in prompts]
+    prompt = {"prompt_token_ids": prompts[lengths.index(statistics.median_low(lengths))]}
+    params = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
     seconds = []
     for _ in range(TIMED_RUNS):
         begin = clock()
-        llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=1, seed=0), use_tqdm=False, cache_salt=uuid.uuid4().hex)
+        llm.generate(prompt, params, use_tqdm=False, cache_salt=uuid.uuid4().hex)
         seconds.append(clock() - begin)
     return statistics.median(seconds)
+
+
+def _token_ids(llm: LLM, text: str, chat: bool) -> tuple[int, ...]:
+    tokenizer = llm.tokenizer
+    return tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}]) if chat else tokenizer.encode(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +120,10 @@ class _Setting:
 
     def request(self, variant: Variant, item: PromptItem) -> _Request:
         """Return the prompt of an item. Raises ``InvalidRequest`` if it does not fit the context."""
-        tokenizer, max_model_len = self.llm.tokenizer, self.llm.describe()["max_model_len"]
+        max_model_len = self.llm.describe()["max_model_len"]
         with self._named(item):
             text = variant.render(item.variables)
-            messages = [{"role": "user", "content": text}]
-            token_ids = tokenizer.apply_chat_template(messages) if self.chat else tokenizer.encode(text)
+            token_ids = _token_ids(self.llm, text, self.chat)
             num_more = (self.params.max_tokens or 1) if self.metric.needs_output else 0
             if len(token_ids) + num_more > max_model_len:
                 raise PromptTooLong(
@@ -128,7 +133,7 @@ class _Setting:
                     remedy="Shorten the prompt, lower max_tokens or raise max_model_len",
                 )
         # Prompt and reference are tokenised as one text, except after a chat template.
-        return _Request(item, {"prompt_token_ids": tuple(token_ids)} if self.chat else text, len(token_ids))
+        return _Request(item, {"prompt_token_ids": token_ids} if self.chat else text, len(token_ids))
 
     def key(self, request: _Request) -> str:
         """Return the digest of all that a result depends on."""

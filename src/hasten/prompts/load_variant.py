@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,9 +34,8 @@ class FileTemplate:
         if len(self._source) > MAX_LENGTH:
             got, allowed = f"{len(self._source):,} characters", f"up to {MAX_LENGTH:,}"
             raise InvalidOption(f"the template {file} is too long", got=got, allowed=allowed)
-        self._process = TemplateProcess()
         try:
-            self._names = self._process.variable_names(self._source)
+            self._names = _process().variable_names(self._source)
         except CheckpointError as error:
             raise InvalidOption(f"the template {file} cannot be read", got=error.got, remedy="Correct it") from None
 
@@ -50,6 +50,12 @@ class FileTemplate:
             )
         try:
             length = len(self._source) + sum(map(len, variables.values()))
-            return self._process.render(self._source, dict(variables), length)
+            return _process().render(self._source, dict(variables), length)
         except InvalidRequest as error:
             raise InvalidRequest(f"the template {self.name} cannot be rendered", got=error.got, allowed=error.allowed) from None
+
+
+@functools.cache
+def _process() -> TemplateProcess:
+    """Return the process that renders all variants. It starts at the first one."""
+    return TemplateProcess()
