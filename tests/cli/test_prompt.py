@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import select
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 from tests.cli.conftest import CommandOutput
 from tests.prompts.conftest import MODULES
 
-from hasten import LLM
+from hasten import LLM, SamplingParams
+from hasten.prompts.feedback import Feedback, FeedbackStore
+from hasten.prompts.function_process import FunctionProcess
 
 Hasten = Callable[..., CommandOutput]
 ENGINE = ("--threads", "1", "--kv-cache-memory", "16MiB", "--max-model-len", "256")
@@ -48,8 +51,6 @@ def test_the_table_and_the_json_hold_the_same_scores(hasten: Hasten) -> None:
     assert [one["variant"] for one in found["variants"]] == ["comment.txt", "plain.txt"]
     best = found["variants"][0]
     with LLM("demo", threads=1, kv_cache_memory="16MiB", max_model_len=256) as llm:
-        from hasten import SamplingParams
-
         params = SamplingParams(temperature=0.0, max_tokens=4, stop=("\n",), seed=0)
         outputs = llm.generate([f"# the module {name}\nimport" for name in MODULES], params, use_tqdm=False)
     expected = [float(output.outputs[0].text.strip() == name) for output, name in zip(outputs, MODULES, strict=True)]
@@ -60,22 +61,27 @@ def test_the_table_and_the_json_hold_the_same_scores(hasten: Hasten) -> None:
     assert "20 results were kept from before" in table.err
 
 
-def test_a_winner_is_named(hasten: Hasten) -> None:
-    Path("told.txt").write_text("import {{ input }}\nimport {{ input }}\nimport {{ input }}\nimport")
-    found = compare(hasten, "--metric", "log_likelihood", variants=("told.txt", "plain.txt", "comment.txt"))
-    assert "winner: told.txt" in found.out, found.out
-
-
-def test_a_tournament_shows_what_it_spent(hasten: Hasten) -> None:
-    Path("told.txt").write_text("import {{ input }}\nimport {{ input }}\nimport {{ input }}\nimport")
+@pytest.fixture
+def more() -> str:
+    """Make a variant that holds the output, and return a task of fifty items."""
+    Path("copied.txt").write_text("import {{ input }}\nimport {{ input }}\nimport {{ input }}\nimport")
     lines = [json.dumps({"input": f"{name}{index}", "output": f"{name}{index}"}) for name in MODULES for index in range(5)]
     Path("more.jsonl").write_text("\n".join(lines))
+    return "more.jsonl"
+
+
+def test_a_winner_is_named(hasten: Hasten, more: str) -> None:
+    found = compare(hasten, "--metric", "log_likelihood", variants=("copied.txt", "plain.txt", "comment.txt"), task=more)
+    assert "winner: copied.txt" in found.out
+
+
+def test_a_tournament_shows_what_it_spent(hasten: Hasten, more: str) -> None:
     arguments = ("--metric", "log_likelihood", "--tournament")
-    shown = compare(hasten, *arguments, variants=("told.txt", "plain.txt"), task="more.jsonl")
-    assert "winner: told.txt" in shown.out and "worse than told.txt" in shown.out and "sign test" in shown.err
-    found = json.loads(compare(hasten, *arguments, "--json", variants=("told.txt", "plain.txt"), task="more.jsonl").out)
-    assert found["winner"] == "told.txt" and found["num_tokens"] < found["full_tokens"]
-    assert {one["variant"]: one["beaten_by"] for one in found["standings"]} == {"told.txt": None, "plain.txt": "told.txt"}
+    shown = compare(hasten, *arguments, variants=("copied.txt", "plain.txt"), task=more)
+    assert "winner: copied.txt" in shown.out and "worse than copied.txt" in shown.out and "sign test" in shown.err
+    found = json.loads(compare(hasten, *arguments, "--json", variants=("copied.txt", "plain.txt"), task=more).out)
+    assert found["winner"] == "copied.txt" and found["num_tokens"] < found["full_tokens"]
+    assert {one["variant"]: one["beaten_by"] for one in found["standings"]} == {"copied.txt": None, "plain.txt": "copied.txt"}
 
 
 def test_a_run_that_was_killed_goes_on(hasten: Hasten, folder: Path) -> None:
@@ -86,6 +92,7 @@ def test_a_run_that_was_killed_goes_on(hasten: Hasten, folder: Path) -> None:
         "    with open('calls', 'a') as calls:\n"
         "        calls.write(f'{input}\\n')\n"
         "    if os.environ.get('SLOW') and sum(1 for _ in open('calls')) == 15:\n"
+        "        open('gate', 'w').write('here')\n"
         "        time.sleep(600)\n"
         "    return float(reference in output)\n"
     )
@@ -93,11 +100,12 @@ def test_a_run_that_was_killed_goes_on(hasten: Hasten, folder: Path) -> None:
     command = [sys.executable, "-m", "hasten", "prompt", "compare", "demo", "task.jsonl", "--variant", "plain.txt"]
     command += ["--variant", "comment.txt", *ENGINE, *arguments]
     environment = {**os.environ, "SLOW": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    os.mkfifo("gate")
+    gate = os.open("gate", os.O_RDONLY | os.O_NONBLOCK)
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not Path("calls").exists() or Path("calls").read_text().count("\n") < 15:
-            assert time.monotonic() < deadline and process.poll() is None
+        assert select.select([gate], [], [], 60)[0], "the function is not called for the 15th time"
         process.kill()
+    os.close(gate)
     assert process.returncode == -signal.SIGKILL
     found = compare(hasten, *arguments)
     assert found.code == 0 and "14 results were kept from before" in found.err
@@ -125,10 +133,6 @@ def test_a_run_that_was_killed_goes_on(hasten: Hasten, folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_sentence(hasten: Hasten, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str) -> None:
-    import re
-
-    from hasten.prompts.function_process import FunctionProcess
-
     monkeypatch.setattr(FunctionProcess.__init__, "__kwdefaults__", {"seconds": 0.3, "total": 9.0, "start": 9.0})
     Path("loop.txt").write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ input }}")
     Path("wrong.txt").write_text("{{ input")
@@ -156,11 +160,9 @@ def test_feedback_is_recorded_listed_and_reported(hasten: Hasten) -> None:
 
 
 def test_a_real_difference_has_a_winner(hasten: Hasten) -> None:
-    from hasten.prompts.feedback import Feedback, FeedbackStore
-
     with FeedbackStore(Path("feedback.sqlite")) as store:
-        for index in range(60):
-            for name, is_good in (("new", index % 10 > 0), ("old", index % 2 > 0)):
+        for index in range(20):
+            for name, is_good in (("new", True), ("old", index % 3 == 0)):
                 store.add(Feedback(variant=name, digest="0" * 64, is_good=is_good, time=1e9))
     assert "winner: new" in hasten("prompt", "feedback", "report").out
 

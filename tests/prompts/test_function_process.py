@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -103,8 +105,10 @@ def hang():
         process.call("i", "hang", "r")
     assert 0.4 < time.monotonic() - begin < 5
     assert not is_running(first)
-    while is_running(int(child.read_text())):
-        assert time.monotonic() < begin + 30
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and its parent has read its code
+        descriptor = os.pidfd_open(int(child.read_text()))
+        assert select.select([descriptor], [], [], 30)[0]
+        os.close(descriptor)
     assert process.call("i", "fast", "r") == 1  # a new process
     assert pid(process) != first
 
@@ -148,25 +152,27 @@ def test_a_file_that_hangs_and_a_missing_function_are_one_sentence(start: Start,
 
 def test_a_function_that_hangs_dies_after_its_caller(tmp_path: Path) -> None:
     """The caller is killed while the function hangs; nothing can tell the process, so it ends itself."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
     (tmp_path / "mine.py").write_text(
         "import os, time\ndef score(input, output, reference):\n"
-        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '.')\n    time.sleep(600)\n"
+        f"    with open({str(gate)!r}, 'w') as gate:\n        gate.write(str(os.getpid()))\n    time.sleep(600)\n"
     )
     program = (
         "import sys; from pathlib import Path; from hasten.prompts import function_process as f\n"
         "f._SPARE_SECONDS = 0.2\n"
-        f"f.FunctionProcess(Path({str(tmp_path / 'mine.py')!r}), 'score', start=1.0, seconds=1.0).call('i', 'o', 'r')"
+        f"f.FunctionProcess(Path({str(tmp_path / 'mine.py')!r}), 'score', start=1.5, seconds=1.5).call('i', 'o', 'r')"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    reader = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
     with subprocess.Popen([sys.executable, "-c", program], env=environment) as caller:
-        written = tmp_path / "pid"
-        deadline = time.monotonic() + 30
-        while not (written.exists() and written.read_text().endswith(".")):
-            assert time.monotonic() < deadline and caller.poll() is None
+        assert select.select([reader], [], [], 60)[0], "the function is not called"
+        number = int(os.read(reader, 20))
+        process = os.pidfd_open(number)
         caller.kill()
-    number = int(written.read_text().removesuffix("."))
-    while is_running(number):
-        assert time.monotonic() < deadline
+    assert select.select([process], [], [], 30)[0], "the function's process goes on"
+    os.close(process)
+    os.close(reader)
 
 
 def test_the_item_is_named(llm: LLM, task: PromptTask, tmp_path: Path) -> None:
