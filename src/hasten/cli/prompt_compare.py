@@ -1,4 +1,4 @@
-"""``hasten prompt compare``: the scores of variants of a prompt on a task, and which one is really better."""
+"""``hasten prompt compare``: the scores of variants on a task, and which one is really better."""
 
 from __future__ import annotations
 
@@ -27,38 +27,44 @@ if TYPE_CHECKING:
 COMPARE_TASK = TASK.without(("ignore_case", "delimiter"))
 
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+TaskFile = Annotated[
+    Path, typer.Argument(metavar="TASK.jsonl", help='One {"input": ..., "output": ...} per line.', show_default=False)
+]
+VariantNames = Annotated[
+    list[str],
+    typer.Option("--variant", metavar="FILE_OR_NAME", help="A template. Give it once per variant.", show_default=False),
+]
+MetricName = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        help="exact_match, exact_match:ignore_case, f1, log_likelihood, judge, judge:FILE or python:FILE.py:FUNCTION "
+        "(your own code, which runs with your rights).",
+    ),
+]
+RunName = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="FILE",
+        help="Keep results in this file, and go on with those that are there; a file in hasten's cache folder if left out.",
+    ),
+]
+
+
 @with_options(COMPARE_TASK, SINGLE_REQUEST_ENGINE)
 def compare(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
-    task: Annotated[
-        Path,
-        typer.Argument(metavar="TASK.jsonl", help='One {"input": ..., "output": ...} per line.', show_default=False),
-    ],
-    variant: Annotated[
-        list[str],
-        typer.Option("--variant", metavar="FILE_OR_NAME", help="A template. Give it once per variant.", show_default=False),
-    ],
-    metric: Annotated[
-        str,
-        typer.Option(
-            "--metric",
-            metavar="METRIC",
-            help="exact_match, exact_match:ignore_case, f1, log_likelihood, judge, judge:FILE or python:FILE.py:FUNCTION "
-            "(your own code, which runs with your rights).",
-        ),
-    ] = "exact_match",
+    model: Model,
+    task: TaskFile,
+    variant: VariantNames,
+    metric: MetricName = "exact_match",
     tournament: Annotated[
         bool, typer.Option("--tournament", help="Stop evaluating a variant when it is shown to be worse than another one.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which items a tournament takes first.")] = 0,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run",
-            metavar="FILE",
-            help="Keep results in this file, and go on with those that are there; a file in hasten's cache folder if left out.",
-        ),
-    ] = None,
+    run: RunName = None,
     json: Json = False,
     debug: Debug = False,
     *,
@@ -76,14 +82,14 @@ def compare(
     from hasten.prompts.task import read_prompt_task
     from hasten.prompts.variant_comparison import VariantComparison, check_variants
 
+    if tournament and len(variant) < 2:
+        raise InvalidOption("a tournament needs two variants", got=f"{len(variant)}", remedy="Add a --variant")
     options = TaskOptions(**task_options)
     items = read_prompt_task(task).items
     variants = check_variants([load_variant(name) for name in variant], items)
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(contextlib.closing(open_metric(metric)))
         kept = stack.enter_context(RunFile(_run_file(task) if run is None else run))
-        if tournament and len(variants) < 2:
-            raise InvalidOption("a tournament needs two variants", got=f"{len(variants)}", remedy="Add a --variant")
         llm = stack.enter_context(load_llm(model, engine))
         comparison = VariantComparison(llm, variants, items, scorer, options, kept)
         if tournament:

@@ -1,4 +1,4 @@
-"""``hasten prompt feedback``: record what people say of outputs, list it, and report which variant is better."""
+"""``hasten prompt feedback``: record opinions of outputs, and report which variant is better."""
 
 from __future__ import annotations
 

@@ -82,7 +82,10 @@ def default_params(max_tokens: int = MAX_TOKENS, stop: Sequence[str] = ("\n",)) 
 
 
 def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the seconds until the first token of a prompt of median length, alone, with nothing cached; the median of three."""
+    """Return the seconds until the first token of a prompt of median length, with nothing cached.
+
+    It is the median of ``TIMED_RUNS`` requests, each alone.
+    """
     prompts = [_token_ids(llm, text, chat) for text in texts]
     lengths = [len(prompt) for prompt in prompts]
     prompt = {"prompt_token_ids": prompts[lengths.index(statistics.median_low(lengths))]}

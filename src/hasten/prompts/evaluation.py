@@ -1,4 +1,4 @@
-"""``Evaluation``: the scores of one variant on items, with their interval and their cost; and the comparison of several."""
+"""``Evaluation``: the scores of a variant, with interval and cost; and the comparison of several."""
 
 from __future__ import annotations
 
@@ -129,7 +129,10 @@ def score_difference(first: Evaluation, second: Evaluation, level: float = LEVEL
 
 
 def score_interval(scores: Sequence[float], low: float, high: float, level: float = LEVEL) -> Interval | None:
-    """Return the interval of a mean within the metric's range: Wilson's for scores of 0 and 1, else Student's t."""
+    """Return the interval of a mean, within the metric's range.
+
+    It is Wilson's for scores of 0 and 1, else Student's t.
+    """
     if _are_binary(scores):
         return wilson_interval(sum(score == 1 for score in scores), len(scores), level)
     return _t_interval(scores, low, high, level)

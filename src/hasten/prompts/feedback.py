@@ -1,4 +1,4 @@
-"""``FeedbackStore``: what people say of outputs, and the variant that each output came from, in a SQLite file.
+"""``FeedbackStore``: opinions of outputs, with the variants they came from, in a SQLite file.
 
 An entry is on the disk when ``add`` returns. Prompts and outputs are not stored unless they are given.
 """

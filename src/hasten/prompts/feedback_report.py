@@ -1,4 +1,4 @@
-"""``FeedbackReport``: the share of good outputs per variant, and whether the best variant is really better."""
+"""``FeedbackReport``: the share of good outputs per variant, and whether the best is really better."""
 
 from __future__ import annotations
 

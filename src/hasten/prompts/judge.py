@@ -1,4 +1,4 @@
-"""``Judge``: how likely labels are as the answer to a question about an output; and the comparison of two outputs."""
+"""``Judge``: how likely labels are as the answer to a question about one output, or about two."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelJudge:
-    """A loaded model, which may be the one that is evaluated. Of the possible answers it sees the labels only."""
+    """A loaded model, which may be the one that is evaluated. It chooses among the labels only."""
 
     llm: LLM
 

@@ -26,7 +26,10 @@ def variant_digest(name: str) -> str:
 
 
 class FileTemplate:
-    """Jinja text, rendered in the sandbox and within the limits of chat templates. A line break at its end does not count."""
+    """Jinja text, rendered in the sandbox and within the limits of chat templates.
+
+    A line break at its end does not count.
+    """
 
     def __init__(self, file: str) -> None:
         self.name = file

@@ -46,7 +46,7 @@ class Metric(Protocol):
 
     @property
     def needs_output(self) -> bool:
-        """Whether a text is generated for each item. Without one, the metric computes what it needs from the prompt."""
+        """Whether a text is generated for each item. If not, the prompt is enough for the metric."""
 
     @property
     def low(self) -> float:

@@ -1,4 +1,4 @@
-"""``RunFile``: the results of a run, kept item by item, so that a run that was killed goes on where it was.
+"""``RunFile``: the results of a run, item by item, so that a killed run goes on where it was.
 
 The first line names the format; every other line is one result with the key of what it depends on::
 

@@ -1,4 +1,4 @@
-"""``PromptTask``: inputs with accepted outputs, and their split into train, validation and held-out items.
+"""``PromptTask``: inputs with accepted outputs, split into train, validation and held-out items.
 
 ::
 

@@ -1,4 +1,4 @@
-"""``run_tournament``: the best of several variants, for fewer tokens than evaluating all of them on all items.
+"""``run_tournament``: the best variant, for fewer tokens than evaluating all on all items.
 
 Successive elimination (Even-Dar, Mannor & Mansour, 2006, JMLR 7): all variants that are left answer the same items, in rounds that
 double the number of items. After a round, a variant leaves that is shown to be worse than another one, by a test of the pair on the
@@ -129,7 +129,7 @@ def bernstein_width(metric: Metric) -> float | None:
 
 
 def round_ends(num_items: int) -> list[int]:
-    """Return how many items are answered after each round: ``FIRST_ROUND``, then twice as many each time, then all."""
+    """Return the items after each round: ``FIRST_ROUND``, then twice as many each time, then all."""
     ends = []
     end = FIRST_ROUND
     while end < num_items:
@@ -139,9 +139,9 @@ def round_ends(num_items: int) -> list[int]:
 
 
 def _shown(scores: dict[int, list[float]], alpha: float, width: float | None) -> list[tuple[int, int]]:
-    """Return the pairs (worse, better) that a test shows; each worse one once, with the best of its betters.
+    """Return the pairs (worse, better) that a test shows.
 
-    ``width``: of the metric's range; None: the sign test.
+    Each worse one has the best of its betters. ``width``: of the metric's range; None: the sign test.
     """
     ranked = sorted(scores, key=lambda index: -sum(scores[index]))
     shown = []

@@ -1,4 +1,4 @@
-"""``VariantComparison``: several variants with one model, task and metric; all on all items, or as a tournament."""
+"""``VariantComparison``: variants with one model, task and metric, in full or as a tournament."""
 
 from __future__ import annotations
 

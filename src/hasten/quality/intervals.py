@@ -1,4 +1,4 @@
-"""Confidence intervals of means, proportions and differences of proportions, 95 % unless another level is given."""
+"""Confidence intervals of means, proportions and their differences; of 95 % by default."""
 
 from __future__ import annotations
 

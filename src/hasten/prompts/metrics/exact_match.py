@@ -1,4 +1,7 @@
-"""``exact_match``: 1 if the output equals a reference but for white space at the ends, as in ``hasten eval --task``."""
+"""``exact_match``: 1 if the output equals a reference, but for white space at the ends, else 0.
+
+Outputs are compared as ``hasten eval --task`` does.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""``judge``: the probability that a judge calls the output good. The judge is the evaluated model itself unless one is given.
+"""``judge``: the probability that a judge calls the output good.
 
+The judge is the evaluated model itself unless one is given.
 The question is a template with the variables ``input``, ``output`` and ``reference``; the judge chooses between two labels.
 """
 

@@ -1,4 +1,4 @@
-"""``log_likelihood``: the mean log-probability per token of the reference after the prompt. Nothing is generated."""
+"""``log_likelihood``: the mean log-probability per token of the reference after the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python``: a function ``score(input, output, reference) -> float`` of the user's file, in a process of its own.
+"""``python``: a function ``score(input, output, reference) -> float`` of the user's file.
 
 The file is the user's own code and runs with the user's rights. With several references, the best score counts.
 """
