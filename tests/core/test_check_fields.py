@@ -167,7 +167,7 @@ def names_in(function: Any) -> tuple[str, ...]:
 def test_no_settings_class_is_left_out() -> None:
     """The list above has every class that checks its fields, and every class whose fields are options of a command."""
     found = set()
-    packages = tuple(f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress"))
+    packages = tuple(f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress", "prompts"))
     for info in pkgutil.walk_packages(hasten.__path__, "hasten."):
         if info.name.startswith(packages):
             classes = (item for item in vars(import_module(info.name)).values() if dataclasses.is_dataclass(item))
