@@ -37,6 +37,7 @@ from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidR
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
+from hasten.prompts.feedback import Feedback
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
@@ -102,6 +103,7 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     TaskOptions: TaskOptions,
     PromptTemplate: functools.partial(PromptTemplate, name="name", text="{{ a }}"),
     TemplateOptions: functools.partial(TemplateOptions, template="qa", examples="file"),
+    Feedback: functools.partial(Feedback, variant="v", digest="0" * 64, is_good=True, time=0.0),
 }
 FIELDS = [(settings, field.name) for settings in MAKERS for field in dataclasses.fields(settings)]
 

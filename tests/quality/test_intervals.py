@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from hasten.quality.intervals import mean_interval, paired_difference_interval, student_t, wilson_interval
+from hasten.quality.intervals import difference_interval, mean_interval, paired_difference_interval, student_t, wilson_interval
 
 # The column for 95 % (two-sided) of any table of Student's t distribution.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 10: 2.228, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980}
@@ -111,3 +111,33 @@ def test_paired_intervals_cover_the_true_difference() -> None:
         width += (high - low) / 600
     assert 0.93 < hits / 600 < 0.985
     assert width < 0.1
+
+
+# Newcombe, 1998 (Statistics in Medicine 17, 873-890), table II, method 10.
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((6, 7, 2, 7), (0.0582, 0.8062)),
+        ((5, 56, 0, 29), (-0.0381, 0.1926)),
+        ((10, 10, 0, 10), (0.6075, 1.0)),
+    ],
+)
+def test_differences_of_independent_proportions_equal_newcombes(
+    counts: tuple[int, int, int, int], expected: tuple[float, float]
+) -> None:
+    assert difference_interval(*counts) == pytest.approx(expected, abs=5.1e-5)
+
+
+def test_a_higher_level_gives_a_wider_interval() -> None:
+    """z for 99 % is 2.5758 (any table of the normal distribution)."""
+    z, share = 2.5758293, 0.3
+    center, spread = share + z * z / 40, z * math.sqrt(share * 0.7 / 20 + z * z / 1600)
+    expected = (center - spread) / (1 + z * z / 20), (center + spread) / (1 + z * z / 20)
+    assert wilson_interval(6, 20, 0.99) == pytest.approx(expected, abs=1e-7)
+    assert mean_interval(0.0, 1.0, 3, 0.99) == pytest.approx((-9.925, 9.925), abs=1e-3)
+    (low, high), (wide_low, wide_high) = (paired_difference_interval(20, 12, 2, 6, level) for level in (0.95, 0.99))
+    assert wide_low < low < high < wide_high
+    (low, high), (wide_low, wide_high) = (difference_interval(9, 10, 3, 10, level) for level in (0.95, 0.99))
+    assert wide_low < low < high < wide_high

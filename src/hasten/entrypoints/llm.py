@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.caching.stored_result import StoredResult
+from hasten.checkpoints.model_digest import ModelDigest
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError
 from hasten.core.kv_file import KvFile
@@ -90,6 +91,10 @@ class LLM:
     def describe(self) -> dict[str, Any]:
         """Return the model, its kernels and its memory."""
         return dict(self._loaded.description)
+
+    def digest(self) -> ModelDigest:
+        """Return the SHA-256 of the model's files. The first call may take a second per gigabyte."""
+        return self._loaded.digest.get()
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the start and the state of the caches, as nested plain data.

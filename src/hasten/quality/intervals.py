@@ -1,4 +1,4 @@
-"""95 % confidence intervals of means, proportions and differences of paired proportions."""
+"""Confidence intervals of means, proportions and their differences; of 95 % by default."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 Interval = tuple[float, float]
 
 LEVEL = 0.95
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _MAX_SERIES = 200  # degrees of freedom, from which on the expansion is as exact as the sum
 
 
@@ -59,26 +58,41 @@ def _expansion(z: float, degrees: int) -> float:
     return z + math.fsum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
-def mean_interval(mean: float, standard_error: float | None, num_clusters: int) -> Interval | None:
+def mean_interval(mean: float, standard_error: float | None, num_clusters: int, level: float = LEVEL) -> Interval | None:
     """Return the interval of a mean over independent clusters; None without a standard error."""
     if standard_error is None:
         return None
-    margin = student_t(num_clusters - 1) * standard_error
+    margin = student_t(num_clusters - 1, level) * standard_error
     return mean - margin, mean + margin
 
 
-def wilson_interval(num_correct: int, num_items: int) -> Interval:
+def wilson_interval(num_correct: int, num_items: int, level: float = LEVEL) -> Interval:
     """Return the interval of a proportion (Wilson, 1927)."""
     assert 0 <= num_correct <= num_items and num_items >= 1
-    share, weight = num_correct / num_items, _Z**2 / num_items
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, weight = num_correct / num_items, z**2 / num_items
     center = share + weight / 2
-    margin = _Z * math.sqrt((share * (1 - share) + weight / 4) / num_items)
+    margin = z * math.sqrt((share * (1 - share) + weight / 4) / num_items)
     low, high = (center - margin) / (1 + weight), (center + margin) / (1 + weight)
     # Exactly 0 and 1 at the ends, where rounding errors remain.
     return (0.0 if num_correct == 0 else low), (1.0 if num_correct == num_items else high)
 
 
-def paired_difference_interval(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+def difference_interval(correct_1: int, items_1: int, correct_2: int, items_2: int, level: float = LEVEL) -> Interval:
+    """Return the interval of the first proportion minus the second, on different items.
+
+    Method 10 of Newcombe, 1998 (Statistics in Medicine 17, 873-890): the two Wilson intervals.
+    """
+    share_1, share_2 = correct_1 / items_1, correct_2 / items_2
+    (low_1, high_1), (low_2, high_2) = wilson_interval(correct_1, items_1, level), wilson_interval(correct_2, items_2, level)
+    difference = share_1 - share_2
+    return (
+        difference - math.hypot(share_1 - low_1, high_2 - share_2),
+        difference + math.hypot(high_1 - share_1, share_2 - low_2),
+    )
+
+
+def paired_difference_interval(both: int, only_first: int, only_second: int, neither: int, level: float = LEVEL) -> Interval:
     """Return the interval of the first proportion minus the second, on the same items.
 
     Arguments are numbers of items. Method 10 of Newcombe, 1998 (Statistics in Medicine 17, 2635-2650): the two Wilson intervals,
@@ -87,7 +101,7 @@ def paired_difference_interval(both: int, only_first: int, only_second: int, nei
     num_items = both + only_first + only_second + neither
     first, second = both + only_first, both + only_second
     share_1, share_2 = first / num_items, second / num_items
-    (low_1, high_1), (low_2, high_2) = wilson_interval(first, num_items), wilson_interval(second, num_items)
+    (low_1, high_1), (low_2, high_2) = (wilson_interval(n, num_items, level) for n in (first, second))
     correlation = _paired_correlation(both, only_first, only_second, neither)
 
     def margin(part_1: float, part_2: float) -> float:
