@@ -129,6 +129,8 @@ OTHER_REQUEST: dict[str, Any] = {
     "is_determined": False,
     "pins": (PrefixPin(num_tokens=1, seconds=1.0),),
     "result_ticket": ResultTicket(key=b"", looked_up=0.0),
+    "virtual_token_ids": (101, 102),
+    "soft_prompt_digest": "d",
 }
 IDENTITY = EngineIdentity(weights="w", text="t", kernels="native avx512", library="l", max_model_len=64, version="1")
 ENGINE = engine_key(EngineOptions(), IDENTITY)

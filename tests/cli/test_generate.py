@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from hasten import LLM, SamplingParams
+from hasten.checkpoints.formats.soft_prompt import TrainedFor, write_soft_prompt
 
 PROMPT = "def binary_search("
 GREEDY = ("--temperature", "0", "--max-tokens", "12", "--dtype", "float32", "--kv-cache-memory", "64MiB")
@@ -177,3 +179,16 @@ def test_a_batch_whose_prompts_share_a_part_late_gets_advice(hasten, model):
     varied_last = hasten("generate", model, "--prompt-ids", f"{common},3", "--prompt-ids", f"{common},4", *settings)
     assert "(20 cached, 22 computed)" in varied_last.err
     assert "advice" not in varied_last.err
+
+
+def test_a_soft_prompt_stands_before_every_prompt(hasten, llm, tmp_path):
+    rows = torch.randn(4, llm.engine._runner._runner._table.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.1
+    write_soft_prompt(tmp_path, rows, TrainedFor(base_model="demo", num_layers=1, num_attention_heads=1))
+    params, soft_prompt = SamplingParams(temperature=0, max_tokens=12), llm.load_soft_prompt(tmp_path)
+    first, second = (o.outputs[0].text for o in llm.generate([PROMPT, "import "], params, soft_prompt=soft_prompt))
+    assert first != completion(llm)
+    assert hasten("generate", "demo", PROMPT, *GREEDY, "--soft-prompt", str(tmp_path)).out == first + "\n"
+    ran = hasten("generate", "demo", PROMPT, "import ", *GREEDY, "--soft-prompt", str(tmp_path))
+    assert re.split(r"--- prompt \d, output 1\n", ran.out)[1:] == [first + "\n", second + "\n"]
+    ran = hasten("generate", "demo", PROMPT, *GREEDY, "--soft-prompt", str(tmp_path / "none"))
+    assert ran.code == 2 and "there is no such folder of a soft prompt" in ran.err

@@ -11,17 +11,19 @@ from typing import Any, Literal
 
 from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import HastenError, InvalidRequest
+from hasten.core.errors import HastenError
 from hasten.core.kv_file import KvFile
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.engine.engine import Engine
 from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.pinning import check_pinnable, pin_facts, pinned_prefix
 from hasten.entrypoints.progress import generation_bar
+from hasten.entrypoints.prompt_lists import list_prompts, per_prompt
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.shared_engine import Inbox, SharedEngine
 from hasten.entrypoints.statistics import engine_statistics
@@ -146,6 +148,15 @@ class LLM:
         with DeferredSignals(), self._shared.exclusive() as engine:
             return KvFiles(self._loaded).clear(engine, token_ids, cache_salt)
 
+    def load_soft_prompt(self, folder: str | os.PathLike[str]) -> SoftPrompt:
+        """Load a soft prompt (prompt tuning, in PEFT's format) for requests that name it.
+
+        It stays loaded as long as the model. Warns if it was trained for another model. Raises ``CheckpointError`` for an adapter
+        that is broken, of another kind, or of another hidden size.
+        """
+        with DeferredSignals(), self._shared.exclusive():
+            return self._loaded.input_processor.soft_prompts.load(folder)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -155,20 +166,23 @@ class LLM:
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | Sequence[SoftPrompt | None] | None = None,
     ) -> list[RequestOutput]:
         """Return one output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
 
         ``pins``: prefixes of each prompt whose KV blocks stay in the prefix cache after the request, for a time after their last
         use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit.
+        ``soft_prompt``: what ``load_soft_prompt`` returned, for all prompts, or one or None for each.
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
-        listed = _list_prompts(prompts)
-        all_params = _per_prompt(sampling_params, len(listed), "sampling_params")
-        all_priorities = _per_prompt(priorities, len(listed), "priorities")
+        listed = list_prompts(prompts)
+        all_params = per_prompt(sampling_params, len(listed), "sampling_params")
+        all_priorities = per_prompt(priorities, len(listed), "priorities")
+        soft_prompts = per_prompt(soft_prompt, len(listed), "soft_prompt")
         requests = [
-            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins)
-            for prompt, params, priority in zip(listed, all_params, all_priorities, strict=True)
+            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins, soft_prompt=soft)
+            for prompt, params, priority, soft in zip(listed, all_params, all_priorities, soft_prompts, strict=True)
         ]
         outputs: dict[str, RequestOutput] = {}
         missing: list[Request] = []
@@ -192,6 +206,7 @@ class LLM:
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | Sequence[SoftPrompt | None] | None = None,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Return one output per conversation.
@@ -202,7 +217,8 @@ class LLM:
         is_batch = isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple))
         conversations: Any = messages if is_batch else [messages]
         prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt, pins=pins)
+        options: dict[str, Any] = {"priorities": priorities, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, **options)
 
     def stream(
         self,
@@ -211,9 +227,10 @@ class LLM:
         *,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
     ) -> Iterator[Delta]:
         """Yield deltas; the last one has the complete output. Closing the iterator ends the request."""
-        return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins))
+        return self._stream(self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt))
 
     def stream_chat(
         self,
@@ -223,11 +240,12 @@ class LLM:
         tools: Sequence[Any] | None = None,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> Iterator[Delta]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
         prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-        return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins)
+        return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt)
 
     def score(
         self,
@@ -301,20 +319,11 @@ class LLM:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        pins: Sequence[PrefixPin] = (),
+        **options: Any,
     ) -> Request:
-        request = self._loaded.input_processor.request(
-            str(next(self._ids)),
-            prompt,
-            params,
-            arrival=self.engine.clock(),
-            priority=priority,
-            cache_salt=cache_salt,
-            pins=pins,
-        )
+        """``options``: those of ``InputProcessor.request``."""
+        processor = self._loaded.input_processor
+        request = processor.request(str(next(self._ids)), prompt, params, arrival=self.engine.clock(), **options)
         self.engine.scheduler.check_capacity(request)
         return request
 
@@ -361,23 +370,3 @@ class LLM:
             finally:
                 shared.abandon(inbox.unfinished)
         return outputs
-
-
-def _list_prompts(prompts: object) -> list[Any]:
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
-        allowed = 'a text, {"prompt_token_ids": [...]}, or a list of them'
-        raise InvalidRequest("prompts have the wrong type", got=type(prompts).__name__, allowed=allowed)
-    return list(prompts)
-
-
-def _per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
-    """Return one value per prompt, from one value for all of them or one for each."""
-    if values is None or isinstance(values, SamplingParams):
-        return [values] * num_prompts
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise InvalidRequest(f"{name} has the wrong type", got=type(values).__name__, allowed="one value, or one per prompt")
-    if len(values) != num_prompts:
-        raise InvalidRequest(f"{name} and prompts differ in number", got=len(values), allowed=f"{num_prompts}, one per prompt")
-    return list(values)
