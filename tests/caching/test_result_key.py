@@ -24,6 +24,7 @@ RUNS_NO_REQUEST = {
     "EagleRecipe": "training",
     "DraftModelRecipe": "training",
     "EarlyExitRecipe": "training",
+    "SoftPromptRecipe": "training",
     "Workload": "a benchmark makes requests of it",
     "QuantizeOptions": "compression",
     "Gptq": "compression",

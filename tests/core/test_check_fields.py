@@ -38,7 +38,7 @@ from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
 from hasten.scheduling.config import SchedulerConfig
 from hasten.training.options import TrainOptions
-from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe
+from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, SoftPromptRecipe
 
 
 class Colour(enum.StrEnum):
@@ -90,6 +90,7 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     EagleRecipe: EagleRecipe,
     DraftModelRecipe: DraftModelRecipe,
     EarlyExitRecipe: EarlyExitRecipe,
+    SoftPromptRecipe: SoftPromptRecipe,
     Workload: WORKLOAD,
     QuantizeOptions: QuantizeOptions,
     Gptq: Gptq,
