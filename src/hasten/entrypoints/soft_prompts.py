@@ -1,4 +1,4 @@
-"""``SoftPrompts``: the soft prompts of a loaded model, from folders to the virtual token ids of requests."""
+"""``SoftPrompts``: soft prompts of a model, from folders to virtual token ids."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class NativeRunner:
         return StepView(self._hidden_TE[: len(hidden_TE)]), logits_RV
 
     def _begin(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int) -> int:
-        """Return the layer of the program where a step begins, after loading the input of the decoder's layer ``first``."""
+        """Load the input of the decoder's layer ``first``; return the layer of the program to begin at."""
         if hidden_TE is None:
             return 0
         if first == 0 and self._positions is not None:

@@ -18,11 +18,14 @@ from hasten.runners.soft_prompt_table import SoftPromptTable
 
 
 class SoftPromptRunner:
-    """A ``LayerwiseRunner`` for tokens of the vocabulary and of a table. Steps without virtual tokens pass through."""
+    """A ``LayerwiseRunner`` for tokens of the vocabulary and of a table.
+
+    Steps without virtual tokens pass through.
+    """
 
     def __init__(self, runner: LayerwiseRunner, table: SoftPromptTable, embed: Callable[[Tensor], Tensor]) -> None:
         """``embed`` maps token ids of the vocabulary [T] to embeddings [T, E], without learned positions."""
-        self._runner, self._table, self._embed = runner, table, embed
+        self._runner, self.table, self._embed = runner, table, embed
         self.num_layers, self.aux_layer_indices = runner.num_layers, runner.aux_layer_indices
 
     @property
@@ -54,11 +57,11 @@ class SoftPromptRunner:
 
     def _virtual_input(self, rows: Sequence[RowPlan]) -> Tensor | None:
         """Return the embeddings of all tokens [T, E]; None if the model can embed them itself."""
-        vocab_size = self._table.vocab_size
+        vocab_size = self.table.vocab_size
         if all(row.token_ids[0] < vocab_size for row in rows):  # virtual tokens come first in a sequence
             return None
         ids_T = torch.tensor([token for row in rows for token in row.token_ids], dtype=torch.int64, device="cpu")
         is_virtual_T = ids_T >= vocab_size
         hidden_TE = self._embed(ids_T.masked_fill(is_virtual_T, 0))
-        hidden_TE[is_virtual_T] = self._table.embeddings(ids_T[is_virtual_T]).to(hidden_TE.dtype)
+        hidden_TE[is_virtual_T] = self.table.embeddings(ids_T[is_virtual_T]).to(hidden_TE.dtype)
         return hidden_TE

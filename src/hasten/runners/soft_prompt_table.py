@@ -24,7 +24,7 @@ class SoftPromptTable:
         self._ids: dict[str, range] = {}
 
     def add(self, embeddings_NE: Tensor) -> str:
-        """Add a soft prompt, unless it is there, and return its digest: SHA-256 of its float32 rows, in hexadecimal."""
+        """Add a soft prompt, unless it is there, and return the SHA-256 of its float32 rows."""
         rows_NE = embeddings_NE.to(torch.float32).contiguous()
         assert rows_NE.shape[1] == self.hidden_size, rows_NE.shape
         digest = hashlib.sha256(rows_NE.numpy().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""``TrainingTask``: what the loop trains. ``CalibratedTask``: a task that also calibrates or measures at the end."""
+"""``TrainingTask``: what the loop trains. ``CalibratedTask``: one that also measures at the end."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class CalibratedTask(Protocol):
     def calibrate(
         self, corpus: Any, options: TrainOptions, callback: TrainingCallback, should_stop: Callable[[], bool]
     ) -> Mapping[str, Any] | None:
-        """Calibrate or measure with the final parameters, before ``save``, and return entries for ``training.json``.
+        """Calibrate or measure, before ``save``, and return entries for ``training.json``.
 
-        ``corpus`` is the one of which ``build_task`` made the task. The result depends on the parameters and the arguments only,
+        ``corpus`` is the one of which ``build_task`` made the task. The result depends on the final parameters and the arguments,
         so a resumed run repeats it. None if ``should_stop`` returned True.
         """
         ...

@@ -1,4 +1,4 @@
-"""``Examples``: inputs with expected outputs as token ids, split into training, validation and held-out ones.
+"""``Examples``: inputs with outputs, for training, validation and held out, as token ids.
 
 The content of an example decides where it belongs. The seed and the step decide which examples a step reads, so a resumed run
 reads the same batches.
@@ -49,9 +49,9 @@ class Examples:
 
     @classmethod
     def split(cls, examples: Sequence[Example], fraction: float) -> Examples:
-        """Return examples of which ``fraction`` are for validation and held out, one half each. Copies stay together.
+        """Return examples of which ``fraction`` are for validation and held out, one half each.
 
-        Raises ``InvalidOption`` for less than one training, one validation and two held-out examples.
+        Copies stay together. Raises ``InvalidOption`` for less than one training, one validation and two held-out examples.
         """
         keyed = sorted((hashlib.sha256(array("i", [e.num_input, *e.ids]).tobytes()).digest(), e) for e in examples)
         groups = [[example for _, example in group] for _, group in groupby(keyed, key=lambda pair: pair[0])]
@@ -79,7 +79,7 @@ class Examples:
         )
 
     def batch(self, step: int, size: int, seq_len: int, seed: int) -> Batch:
-        """Return the examples of a step; each epoch shuffles them. ``seq_len`` is the most tokens that one may have."""
+        """Return the examples of a step; each epoch shuffles them. ``seq_len`` limits none."""
         num_train = int(self.counts[0])
         rows = range(step * size, (step + 1) * size)
         indices: list[int] = []
@@ -113,10 +113,10 @@ class Examples:
 
 
 def read_examples(file: Path, tokenizer: TextTokenizer, seq_len: int) -> list[Example]:
-    """Return the examples of a file with one ``{"input": ..., "output": ...}`` per line; blank lines are skipped.
+    """Return the examples of a file with one ``{"input": ..., "output": ...}`` per line.
 
-    Inputs are encoded as prompts are, and outputs end with the tokenizer's end token. Raises ``InvalidOption`` that names the first
-    wrong line, or the first example of more than ``seq_len`` tokens.
+    Blank lines are skipped. Inputs are encoded as prompts are, and outputs end with the tokenizer's end token. Raises
+    ``InvalidOption`` that names the first wrong line, or the first example of more than ``seq_len`` tokens.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     examples = []

@@ -1,4 +1,6 @@
-"""``SoftPromptTask``: embeddings before the input of a frozen model (prompt tuning, Lester et al., 2021, arXiv 2104.08691).
+"""``SoftPromptTask``: trains embeddings before the input of a frozen model.
+
+Prompt tuning: Lester et al., 2021, arXiv 2104.08691.
 
 Shape suffixes: B examples · S tokens per example · P virtual tokens · L = P + S positions · R output tokens · E hidden size ·
 V vocabulary.
@@ -30,10 +32,10 @@ from hasten.training.target_model import TargetModel
 
 
 class SoftPromptTask:
-    """The loss is the cross entropy of output tokens. The result does not depend on the padding of a batch."""
+    """The loss is the cross entropy of output tokens. No padding of a batch changes it."""
 
     def __init__(self, target: TargetModel, recipe: SoftPromptRecipe, examples: Examples, seed: int) -> None:
-        """Raise ``InvalidOption`` for an initial text without tokens, or for more positions than the model's context."""
+        """Raise ``InvalidOption`` for an initial text without tokens, or too many virtual tokens."""
         self.target, self._examples = target, examples
         lengths = torch.diff(examples.ends_N, prepend=torch.zeros(1, dtype=torch.int64, device="cpu"))
         if (longest := recipe.virtual_tokens + int(lengths.max())) > target.spec.max_positions:
@@ -117,7 +119,7 @@ class SoftPromptTask:
 
 
 def _initial_ids(target: TargetModel, recipe: SoftPromptRecipe, seed: int) -> Tensor:
-    """Return the tokens whose embeddings the virtual tokens start from: those of a text, repeated, or random ones."""
+    """Return the tokens with the initial embeddings: those of a text, repeated, or random ones."""
     if recipe.init_text is None:
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(target.spec.vocab_size, (recipe.virtual_tokens,), generator=generator)

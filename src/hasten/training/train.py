@@ -99,7 +99,10 @@ def _load_corpus(
     callback: TrainingCallback,
     should_stop: Callable[[], bool],
 ) -> Corpus | Examples | None:
-    """Return the token streams or examples, from a resumed run if possible. None if ``should_stop`` returned True."""
+    """Return what the recipe trains on, from a resumed run if possible.
+
+    None if ``should_stop`` returned True.
+    """
     saved = resume.read("corpus")
     if saved is not None:
         return Examples(**saved) if isinstance(recipe, SoftPromptRecipe) else Corpus(**saved)

@@ -1,4 +1,6 @@
-"""Soft prompts on disk: prompt tuning in the format of the ``peft`` library (Lester et al., 2021, arXiv 2104.08691).
+"""Soft prompts on disk, in the format of the ``peft`` library.
+
+Prompt tuning: Lester et al., 2021, arXiv 2104.08691.
 
 ::
 
@@ -118,7 +120,10 @@ def write_soft_prompt(folder: Path, embeddings_NE: Tensor, trained_for: TrainedF
 
 
 def _check_config(folder: Path, config: dict[str, Any], hidden_size: int, max_tokens: int) -> int:
-    """Return the number of virtual tokens. Raises ``CheckpointError`` unless it is a soft prompt for such a model."""
+    """Return the number of virtual tokens.
+
+    Raises ``CheckpointError`` unless it is a soft prompt for such a model.
+    """
     kind, task = config.get("peft_type"), config.get("task_type")
     if kind != "PROMPT_TUNING" or task not in (None, "CAUSAL_LM") or config.get("num_transformer_submodules") not in (None, 1):
         raise CheckpointError(

@@ -105,9 +105,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
     kv_manager = _kv_cache_manager(kv, options)
     with timer.phase("program"):
-        plain_runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
-        soft_prompts = SoftPromptTable(target.spec.vocab_size, target.spec.hidden_size)
-        runner = SoftPromptRunner(plain_runner, soft_prompts, target.decoder.embed)
+        runner = _make_runner(options, backend, target, kv, speculative)
     with timer.phase("speculation"):
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
@@ -134,7 +132,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         seeds=random.Random(options.seed),
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
-        soft_prompts=SoftPrompts(soft_prompts, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
+        soft_prompts=SoftPrompts(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
     load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
@@ -157,6 +155,14 @@ def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel
 def _kv_cache_manager(kv: KvCacheConfig, options: EngineOptions) -> KvCacheManager:
     pins = _fields(options, ("max_pins", "max_pinned_share"))
     return KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching, **pins)
+
+
+def _make_runner(
+    options: EngineOptions, backend: Backend, target: LoadedModel, kv: KvCacheConfig, speculative: SpeculativeSetup
+) -> SoftPromptRunner:
+    runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
+    table = SoftPromptTable(target.spec.vocab_size, target.spec.hidden_size)
+    return SoftPromptRunner(runner, table, target.decoder.embed)
 
 
 def _fields(options: EngineOptions, names: Iterable[str]) -> dict[str, Any]:
