@@ -32,7 +32,6 @@ class SoftPromptRunner:
     def pool(self) -> BlockPool:
         return self._runner.pool
 
-    @inference()
     def run(self, plan: StepPlan, hidden_TE: Tensor | None = None) -> RunnerOutput:
         return self._runner.run(plan, self._virtual_input(plan.rows) if hidden_TE is None else hidden_TE)
 
@@ -42,7 +41,6 @@ class SoftPromptRunner:
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         self._runner.copy(copies)
 
-    @inference()
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
         return self._runner.layers(rows, self._virtual_input(rows) if hidden_TE is None else hidden_TE, first, last)
 
@@ -57,11 +55,15 @@ class SoftPromptRunner:
 
     def _virtual_input(self, rows: Sequence[RowPlan]) -> Tensor | None:
         """Return the embeddings of all tokens [T, E]; None if the model can embed them itself."""
-        vocab_size = self.table.vocab_size
-        if all(row.token_ids[0] < vocab_size for row in rows):  # virtual tokens come first in a sequence
+        if all(row.token_ids[0] < self.table.vocab_size for row in rows):  # virtual tokens come first in a sequence
             return None
+        return self._embedded(rows)
+
+    @inference()
+    def _embedded(self, rows: Sequence[RowPlan]) -> Tensor:
+        """Return the embeddings of all tokens, virtual ones from the table. [T, E]"""
         ids_T = torch.tensor([token for row in rows for token in row.token_ids], dtype=torch.int64, device="cpu")
-        is_virtual_T = ids_T >= vocab_size
+        is_virtual_T = ids_T >= self.table.vocab_size
         hidden_TE = self._embed(ids_T.masked_fill(is_virtual_T, 0))
         hidden_TE[is_virtual_T] = self.table.embeddings(ids_T[is_virtual_T]).to(hidden_TE.dtype)
         return hidden_TE

@@ -126,11 +126,11 @@ def read_examples(file: Path, tokenizer: TextTokenizer, seq_len: int) -> list[Ex
         given, expected = _read_line(file, number, line)
         ids = tokenizer.encode(given)
         example = Example([*ids, *tokenizer.encode(expected, add_special_tokens=False), *end], len(ids))
-        if not ids or len(example.ids) > seq_len:
+        if not 0 < len(ids) < len(example.ids) <= seq_len:
             raise InvalidOption(
-                f"the example in line {number} of {file} has no input token or too many tokens",
-                got=f"{len(ids)} tokens of input, {len(example.ids)} in all",
-                allowed=f"from 1, and up to {seq_len} in all",
+                f"the example in line {number} of {file} has too few or too many tokens",
+                got=f"{len(ids)} of input and {len(example.ids) - len(ids)} of output",
+                allowed=f"from 1 of each, and up to {seq_len} in all",
                 remedy="Correct the line, or raise --seq-len",
             )
         examples.append(example)
