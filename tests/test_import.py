@@ -21,6 +21,7 @@ PUBLIC = [
     "RequestOutput",
     "SamplingParams",
     "ScoreOutput",
+    "SoftPrompt",
 ]
 
 

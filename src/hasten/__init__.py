@@ -8,6 +8,7 @@ from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Choice, CompletionOutput, Delta, RequestMetrics, RequestOutput, ScoreOutput
 from hasten.core.request import PrefixPin
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "ScoreOutput",
+    "SoftPrompt",
 ]
 
 

@@ -24,6 +24,7 @@ RUNS_NO_REQUEST = {
     "EagleRecipe": "training",
     "DraftModelRecipe": "training",
     "EarlyExitRecipe": "training",
+    "SoftPromptRecipe": "training",
     "Workload": "a benchmark makes requests of it",
     "QuantizeOptions": "compression",
     "Gptq": "compression",
@@ -129,6 +130,8 @@ OTHER_REQUEST: dict[str, Any] = {
     "is_determined": False,
     "pins": (PrefixPin(num_tokens=1, seconds=1.0),),
     "result_ticket": ResultTicket(key=b"", looked_up=0.0),
+    "virtual_token_ids": (101, 102),
+    "soft_prompt_digest": "d",
 }
 IDENTITY = EngineIdentity(weights="w", text="t", kernels="native avx512", library="l", packages="p", max_model_len=64, version="1")
 ENGINE = engine_key(EngineOptions(), IDENTITY)

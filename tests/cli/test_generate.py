@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from hasten import LLM, SamplingParams
+from hasten.checkpoints.formats.soft_prompt import TrainedFor, write_soft_prompt
 
 PROMPT = "def binary_search("
 GREEDY = ("--temperature", "0", "--max-tokens", "12", "--dtype", "float32", "--kv-cache-memory", "64MiB")
@@ -199,3 +201,18 @@ def test_a_result_cache_that_is_down_is_named_and_fails_no_request(hasten, llm, 
     assert (ran.code, ran.out) == (0, completion(llm) + "\n")
     assert "127.0.0.1:1" in caplog.records[0].getMessage() and "requests go on without it" in caplog.text
     assert "secret" not in caplog.text + ran.err
+
+
+def test_a_soft_prompt_stands_before_every_prompt(hasten, llm, tmp_path):
+    rows = (
+        torch.randn(4, llm._loaded.input_processor.soft_prompts.table.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.1
+    )
+    write_soft_prompt(tmp_path, rows, TrainedFor(base_model="demo", num_layers=1, num_attention_heads=1))
+    params, soft_prompt = SamplingParams(temperature=0, max_tokens=12), llm.load_soft_prompt(tmp_path)
+    first, second = (o.outputs[0].text for o in llm.generate([PROMPT, "import "], params, soft_prompt=soft_prompt))
+    assert first != completion(llm)
+    assert hasten("generate", "demo", PROMPT, *GREEDY, "--soft-prompt", str(tmp_path)).out == first + "\n"
+    ran = hasten("generate", "demo", PROMPT, "import ", *GREEDY, "--soft-prompt", str(tmp_path))
+    assert re.split(r"--- prompt \d, output 1\n", ran.out)[1:] == [first + "\n", second + "\n"]
+    ran = hasten("generate", "demo", PROMPT, *GREEDY, "--soft-prompt", str(tmp_path / "none"))
+    assert ran.code == 2 and "there is no such folder of a soft prompt" in ran.err

@@ -42,7 +42,7 @@ from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
 from hasten.training.options import TrainOptions
-from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe
+from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, SoftPromptRecipe
 
 
 class Colour(enum.StrEnum):
@@ -94,6 +94,7 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     EagleRecipe: EagleRecipe,
     DraftModelRecipe: DraftModelRecipe,
     EarlyExitRecipe: EarlyExitRecipe,
+    SoftPromptRecipe: SoftPromptRecipe,
     Workload: WORKLOAD,
     QuantizeOptions: QuantizeOptions,
     Gptq: Gptq,

@@ -393,7 +393,7 @@ def test_loading_needs_the_prefix_cache(tiny: Callable[[str], Path], tmp_path: P
 
 def test_logits_that_are_not_finite_are_not_saved(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     with LLM(str(tiny("llama-gqa")), **{**TINY, "backend": "torch"}) as llm:
-        decoder = llm.engine._runner._runner._decoder  # type: ignore[attr-defined]
+        decoder = llm.engine._runner._runner._runner._decoder  # type: ignore[attr-defined]
         with torch.no_grad():
             decoder.get_parameter("layers.1.mlp.up.format.weight")[0] = float("nan")
         with pytest.raises(HastenError, match="not finite"):

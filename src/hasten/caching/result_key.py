@@ -32,6 +32,7 @@ NOT_IN_KEY: Mapping[type[Any], Mapping[str, str]] = {
         "pins": "requests with pins have no key",
         "result_ticket": "it holds the key",
         "exit_layer": _NEVER_KEYED,
+        "virtual_token_ids": "the digest of the soft prompt stands for them",
     },
     SamplingParams: {
         "exit_rule": _NEVER_KEYED,

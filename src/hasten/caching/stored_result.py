@@ -68,7 +68,7 @@ class StoredResult:
                 arrival=request.arrival,
                 first_token=now,
                 finished=now,
-                num_prompt_tokens=len(request.prompt_token_ids),
+                num_prompt_tokens=request.num_initial_tokens,
                 num_output_tokens=sum(len(completion.token_ids) for completion in self.outputs),
                 from_result_cache=True,
                 acceptance=request.params.acceptance,

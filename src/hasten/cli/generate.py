@@ -20,6 +20,7 @@ from hasten.cli.streams import read_input, read_prompt_file
 from hasten.cli.template_options import TEMPLATE, read_template
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
+from hasten.core.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
     from hasten.entrypoints.input_processor import Prompt
@@ -53,6 +54,9 @@ def generate(
         bool, typer.Option("--show-drafts", help="Colour each token by its origin (accepted, corrected, bonus) or its exit layer.")
     ] = False,
     load_kv: LoadKv = None,
+    soft_prompt: Annotated[
+        str | None, typer.Option("--soft-prompt", metavar="DIR", help="Put a soft prompt (PEFT's format) before every prompt.")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
     *,
@@ -77,18 +81,19 @@ def generate(
         if template_prompt is not None:
             prompts = [template_prompt.render(llm)]
         load_files(llm, load_kv)
+        soft = None if soft_prompt is None else llm.load_soft_prompt(soft_prompt)
         settings = merge_settings(llm.default_sampling_params(), preset, sampling)
         if sections is not None:
             print_sections(llm, model, prompts, settings, sections, json)
             return
         if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
-            stream_output(llm, prompts[0], settings, show_drafts)
+            stream_output(llm, prompts[0], settings, show_drafts, soft)
             return
         if show_drafts:
             raise InvalidOption(
                 "--show-drafts needs a single streamed output", remedy="Leave out --json, --n, --beam-width and other prompts"
             )
-        _run_batch(llm, model, prompts, settings, priority, json)
+        _run_batch(llm, model, prompts, settings, priority, json, soft)
 
 
 def _check_priority(priority: list[int], num_prompts: int, policy: str) -> None:
@@ -115,12 +120,14 @@ def read_prompts(texts: list[str], files: list[str], id_lists: list[str]) -> lis
     return prompts
 
 
-def stream_output(llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool = False) -> None:
+def stream_output(
+    llm: LLM, prompt: Prompt, settings: Settings, show_drafts: bool = False, soft_prompt: SoftPrompt | None = None
+) -> None:
     """Print the text as it is generated. On a terminal the prompt is printed before it, dimmed."""
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         print(f"\x1b[2m{prompt}\x1b[0m", end="", file=sys.stderr, flush=True)
     output, painter = None, _token_painter(llm, prompt, settings) if show_drafts else None
-    for delta in until_interrupted(llm.stream(prompt, settings.params)):
+    for delta in until_interrupted(llm.stream(prompt, settings.params, soft_prompt=soft_prompt)):
         plain = delta.text if llm.tokenizer is not None else "".join(f"{token} " for token in delta.token_ids)
         print(painter.paint(delta) if painter else plain, end="", flush=True)
         output = delta.output
@@ -140,9 +147,17 @@ def _token_painter(llm: LLM, prompt: Prompt, settings: Settings) -> TokenPainter
     return TokenPainter(llm.tokenizer.detokenizer(settings.params.skip_special_tokens, tuple(ids)))
 
 
-def _run_batch(llm: LLM, model: str, prompts: list[Prompt], settings: Settings, priority: list[int] | None, json: bool) -> None:
+def _run_batch(
+    llm: LLM,
+    model: str,
+    prompts: list[Prompt],
+    settings: Settings,
+    priority: list[int] | None,
+    json: bool,
+    soft_prompt: SoftPrompt | None,
+) -> None:
     start = time.perf_counter()
-    outputs = llm.generate(prompts, settings.params, priorities=priority)
+    outputs = llm.generate(prompts, settings.params, priorities=priority, soft_prompt=soft_prompt)
     seconds = time.perf_counter() - start
     for number, output in enumerate(outputs, 1):
         if json:

@@ -1,4 +1,4 @@
-"""``hasten train``: train draft heads, draft models and exit heads on the user's text."""
+"""``hasten train``: train draft heads, draft models, exit heads and soft prompts on the user's text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, with_options
 from hasten.cli.report import print_table
 from hasten.training.options import DEFAULT_STEPS, TrainOptions
-from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe
+from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe, SoftPromptRecipe
 
 if TYPE_CHECKING:
     from hasten.training.draft_score import DraftScore
@@ -40,7 +40,13 @@ TRAINING = OptionGroup(
 DRAFT_VOCAB = "Draft from this many tokens, the most frequent ones of the text; by default 32,000 or all."
 
 Data = Annotated[
-    Path, typer.Option("--data", metavar="FILE", help='The text: UTF-8, or .jsonl with a "text" per line.', show_default=False)
+    Path,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help='The text: UTF-8, or .jsonl with a "text" per line; for soft-prompt, with "input" and "output" per line.',
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
 
@@ -52,7 +58,7 @@ class Kind:
     recipe: type[Recipe]
     summary: str
     help: Mapping[str, str]  # field name -> help text
-    row_title: str  # of the result table's first column
+    row_title: str | None  # of the result table's first column; None: no table
 
 
 KINDS = {
@@ -105,10 +111,21 @@ KINDS = {
         },
         "EXIT",
     ),
+    "soft-prompt": Kind(
+        SoftPromptRecipe,
+        "Train a soft prompt: embeddings that stand before every input and make the frozen model answer as the examples do.",
+        {
+            "virtual_tokens": "Number of embeddings; each takes one position of the context.",
+            "init_text": "Start from the embeddings of this text; by default from those of random tokens.",
+        },
+        None,
+    ),
 }
 
 train = typer.Typer(
-    help="Train heads, a draft model or early exits for faster decoding.", no_args_is_help=True, rich_markup_mode=None
+    help="Train heads, a draft model or early exits for faster decoding, or a soft prompt.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
@@ -130,7 +147,7 @@ def _command(kind: Kind) -> Callable[..., None]:
     return command
 
 
-def _train(row_title: str, model: str, data: Path, out: Path, recipe: Recipe, options: TrainOptions) -> None:
+def _train(row_title: str | None, model: str, data: Path, out: Path, recipe: Recipe, options: TrainOptions) -> None:
     from hasten.training.callback import console_callback
     from hasten.training.train import train as run
 
@@ -139,8 +156,11 @@ def _train(row_title: str, model: str, data: Path, out: Path, recipe: Recipe, op
         if result is None:
             callback.on_log("stopped; the same command resumes the training")
             raise typer.Exit(INTERRUPTED)
-        callback.on_log(f"written to {out}; on {result.score.num_positions:,} validation positions:")
-    _print_score(row_title, result.score)
+        score = result.score
+        loss = f"loss {score.mean_loss:.3f} on {score.num_positions:,} validation positions"
+        callback.on_log(f"written to {out}; {loss}{'' if row_title is None else ':'}")
+    if row_title is not None:
+        _print_score(row_title, score)
 
 
 def _print_score(row_title: str, score: DraftScore) -> None:

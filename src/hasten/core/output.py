@@ -33,7 +33,7 @@ class RequestMetrics:
     first_scheduled: float | None = None
     first_token: float | None = None
     finished: float | None = None
-    num_prompt_tokens: int = 0
+    num_prompt_tokens: int = 0  # virtual tokens of a soft prompt included
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     # Prompt tokens in runs of a block and 16 tokens or more that earlier prompts have too, at any position: had the part that
     # varies stood last, the prefix cache could have given them. Never below ``num_cached_tokens``; 0 without prefix caching.

@@ -36,5 +36,16 @@ class Request:
     exit_layer: int | None = None  # layers that compute all tokens; None: the exit rule decides later
     cache_salt: str = ""  # the tenant: requests share prefix-cache blocks only if their salts are equal
     is_determined: bool = False  # prompt and settings decide the output: it is greedy, a beam search, or the caller gave a seed
-    pins: tuple[PrefixPin, ...] = ()
+    pins: tuple[PrefixPin, ...] = ()  # of ``initial_token_ids``
     result_ticket: ResultTicket | None = None  # None: the output is not for the result cache
+    virtual_token_ids: tuple[int, ...] = ()  # of its soft prompt: ids beyond the vocabulary, which only the runner can embed
+    soft_prompt_digest: str = ""  # SHA-256 of the embeddings of ``virtual_token_ids``
+
+    @property
+    def initial_token_ids(self) -> tuple[int, ...]:
+        """The tokens that its sequences begin with: the virtual ones, then the prompt."""
+        return self.virtual_token_ids + self.prompt_token_ids
+
+    @property
+    def num_initial_tokens(self) -> int:
+        return len(self.virtual_token_ids) + len(self.prompt_token_ids)

@@ -14,7 +14,7 @@ from types import TracebackType
 from hasten.caching.shareable_tokens import ShareableTokens
 from hasten.core.errors import InvalidRequest
 from hasten.core.output import Delta
-from hasten.core.plan import CommitResult, Runner, RunnerOutput, StepPlan
+from hasten.core.plan import CommitResult, CommittedSpan, Runner, RunnerOutput, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.engine.accept import accept
@@ -64,7 +64,7 @@ class Engine:
             scheduled = self.scheduler.add(request)
             try:
                 state = RequestState(scheduled, self._detokenizer)
-                state.num_shareable_tokens = self._shareable_tokens.count(scheduled.salt, request.prompt_token_ids)
+                state.num_shareable_tokens = self._shareable_tokens.count(scheduled.salt, request.initial_token_ids)
             except Exception:
                 self.scheduler.abort(request.request_id)
                 raise
@@ -221,9 +221,10 @@ class Engine:
             return TargetOutput(plan.num_tokens)
         find = self.scheduler.find_sequence
         spans = [
-            ComputedSpan(_draft_request(sequence), row.start, row.token_indices)
+            span
             for row in committed.rows
             if (sequence := find(row.sequence_id)) and sequence.scheduled_request.accepts_drafts
+            if (span := _computed_span(sequence, row)).rows
         ]
         return TargetOutput(plan.num_tokens, spans, lambda sequence_id: find(sequence_id) is not None, output.aux_hidden_states)
 
@@ -293,5 +294,12 @@ class _CompleteCall:
         self._incomplete = kind is not None and not issubclass(kind, Exception)
 
 
+def _computed_span(sequence: Sequence, row: CommittedSpan) -> ComputedSpan:
+    """Return the span without virtual tokens, which no drafter knows."""
+    num_virtual = len(sequence.request.virtual_token_ids)
+    rows = row.token_indices[max(0, num_virtual - row.start) :]
+    return ComputedSpan(_draft_request(sequence), max(0, row.start - num_virtual), rows)
+
+
 def _draft_request(sequence: Sequence) -> DraftRequest:
-    return DraftRequest(sequence.id, sequence.token_ids, sequence.request, sequence.index)
+    return DraftRequest(sequence.id, sequence.vocabulary_token_ids, sequence.request, sequence.index)

@@ -130,7 +130,7 @@ class RequestState:
         return RequestMetrics(
             arrival=self.request.arrival,
             first_scheduled=self._scheduled.first_scheduled,
-            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_prompt_tokens=self.request.num_initial_tokens,
             num_cached_tokens=num_cached,
             # The prefix cache has the outputs of earlier requests, too.
             num_shareable_tokens=max(num_cached, self.num_shareable_tokens),

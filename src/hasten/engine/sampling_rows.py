@@ -27,7 +27,9 @@ class SampledRow(NamedTuple):
 def sampling_row(sequence: Sequence, output_index: int, node: int = NO_NODE) -> SamplingRow:
     """Return the sampler's view of a sequence, as if the path to ``node`` of its draft were accepted."""
     request = sequence.request
-    token_ids = ConcatView(sequence.token_ids, draft_path(sequence.draft, node)) if node >= 0 else sequence.token_ids
+    token_ids = sequence.vocabulary_token_ids
+    if node >= 0:
+        token_ids = ConcatView(token_ids, draft_path(sequence.draft, node))
     history = None if node >= 0 else sequence.history
     return SamplingRow(request.params, token_ids, len(request.prompt_token_ids), request.eos_token_ids, output_index, history)
 

@@ -22,6 +22,7 @@ from hasten.core.kv_file import KvFile
 from hasten.core.output import Delta, RequestOutput, RequestRejected
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.engine.engine import Engine
 from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
@@ -86,6 +87,11 @@ class AsyncLLM:
         found = await asyncio.wrap_future(self._client.call(engine_statistics))
         return found | {"result_cache": await asyncio.to_thread(self._loaded.result_cache_stats)}
 
+    async def load_soft_prompt(self, folder: str | os.PathLike[str]) -> SoftPrompt:
+        """See ``LLM.load_soft_prompt``. Requests wait meanwhile."""
+        load = self._loaded.input_processor.soft_prompts.load
+        return await asyncio.wrap_future(self._client.call(lambda engine: load(folder)))
+
     async def stream(
         self,
         prompt: Prompt,
@@ -94,12 +100,14 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``.
 
-        ``pins``: see ``LLM.generate``.
+        ``pins`` and ``soft_prompt``: see ``LLM.generate``.
         """
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt, pins))
+        options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, **options))
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -112,9 +120,11 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, priority, cache_salt, pins))
+        options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, **options))
         if isinstance(found, StoredResult):
             return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
         async with aclosing(self._stream(request, found)) as deltas:
@@ -132,13 +142,15 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> AsyncGenerator[Delta, None]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
 
         def make() -> Request:
             prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-            return self._request(prompt, sampling_params, priority, cache_salt, pins)
+            options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+            return self._request(prompt, sampling_params, **options)
 
         request, found = await self._look_up(None, make)
         async with aclosing(self._stream(request, found)) as deltas:
@@ -185,12 +197,9 @@ class AsyncLLM:
         encode = partial(self._loaded.input_processor.encode, prompt)
         return encode() if _is_short(prompt) else await self._in_thread(encode)
 
-    def _request(
-        self, prompt: Prompt, params: SamplingParams | None, priority: int, cache_salt: str, pins: Sequence[PrefixPin]
-    ) -> Request:
-        return self._loaded.input_processor.request(
-            str(next(self._ids)), prompt, params, arrival=time.monotonic(), priority=priority, cache_salt=cache_salt, pins=pins
-        )
+    def _request(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> Request:
+        """``options``: those of ``InputProcessor.request``."""
+        return self._loaded.input_processor.request(str(next(self._ids)), prompt, params, arrival=time.monotonic(), **options)
 
     async def _look_up(self, prompt: Prompt | None, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
         """Return the request of a prompt, and its stored result or what the engine takes.

@@ -7,6 +7,7 @@ from typing import Any
 
 from hasten.core.errors import InvalidRequest
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 
 
 def list_prompts(prompts: object) -> list[Any]:
@@ -24,7 +25,7 @@ def per_prompt(values: Any, num_prompts: int, name: str) -> list[Any]:
 
     Raises ``InvalidRequest`` for another number of values.
     """
-    if values is None or isinstance(values, SamplingParams):
+    if values is None or isinstance(values, (SamplingParams, SoftPrompt)):
         return [values] * num_prompts
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise InvalidRequest(f"{name} has the wrong type", got=type(values).__name__, allowed="one value, or one per prompt")

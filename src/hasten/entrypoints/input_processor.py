@@ -15,8 +15,10 @@ from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidRequest, PromptTooLong, printable, show
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.request_limits import check_pins, check_request_limits
+from hasten.entrypoints.soft_prompts import SoftPrompts
 from hasten.sampling.check_token_ids import check_token_ids
 from hasten.text.tokenizer import TextTokenizer
 
@@ -36,6 +38,7 @@ class InputProcessor:
     seeds: random.Random
     options: EngineOptions
     exit_rules: ExitRules
+    soft_prompts: SoftPrompts
 
     def request(
         self,
@@ -47,6 +50,7 @@ class InputProcessor:
         priority: int = 0,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
     ) -> Request:
         """Return a complete request. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         _check_priority_and_salt(priority, cache_salt)
@@ -59,9 +63,10 @@ class InputProcessor:
             )
         params = self.check_params(params)
         check_request_limits(params, self.options)
-        token_ids = self.encode(prompt)
+        virtual_token_ids = self.soft_prompts.virtual_token_ids(soft_prompt)
+        token_ids = self.encode(prompt, len(virtual_token_ids))
         is_determined = params.seed is not None or params.is_seedless
-        params = self._complete(params, len(token_ids))
+        params = self._complete(params, len(virtual_token_ids) + len(token_ids))
         params, exit_layer = self.exit_rules.resolve(params, token_ids)
         check_token_ids(params, self.vocab_size)
         return Request(
@@ -74,7 +79,9 @@ class InputProcessor:
             exit_layer=exit_layer,
             cache_salt=cache_salt,
             is_determined=is_determined,
-            pins=check_pins(pins, len(token_ids), self.options),
+            pins=check_pins(pins, len(token_ids), len(virtual_token_ids), self.options),
+            virtual_token_ids=virtual_token_ids,
+            soft_prompt_digest="" if soft_prompt is None else soft_prompt.digest,
         )
 
     def chat_prompt(
@@ -101,19 +108,23 @@ class InputProcessor:
             raise InvalidRequest("sampling_params has the wrong type", got=type(params).__name__, allowed=allowed)
         return params
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids of a prompt. Raises ``InvalidRequest`` or ``PromptTooLong``."""
+    def encode(self, prompt: Prompt, num_virtual_tokens: int = 0) -> tuple[int, ...]:
+        """Return the token ids of a prompt, which stands after ``num_virtual_tokens`` positions.
+
+        Raises ``InvalidRequest`` or ``PromptTooLong``.
+        """
         if isinstance(prompt, str):
             token_ids = tuple(self.tokenizer_for(prompt, "prompt", "prompt_token_ids").encode(prompt))
         else:
             token_ids = read_token_ids(prompt, "prompt", "prompt_token_ids", max_tokens=self.max_model_len - 1)
         if not token_ids:
             raise InvalidRequest("the prompt is empty", allowed="at least one token")
-        if len(token_ids) >= self.max_model_len:
+        if num_virtual_tokens + len(token_ids) >= self.max_model_len:
+            virtual = f" after {num_virtual_tokens} virtual tokens" if num_virtual_tokens else ""
             raise PromptTooLong(
                 "the prompt leaves no room for an answer in the context",
-                got=f"{len(token_ids)} tokens",
-                allowed=f"up to {self.max_model_len - 1}",
+                got=f"{len(token_ids)} tokens{virtual}",
+                allowed=f"up to {self.max_model_len - 1 - num_virtual_tokens}",
                 remedy="Shorten the prompt, or raise max_model_len",
             )
         self.check_vocabulary(token_ids, "prompt")

@@ -19,6 +19,7 @@ from hasten.core.kv_file import KvFile
 from hasten.core.output import Choice, Delta, RequestOutput, ScoreOutput
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.engine.engine import Engine
 from hasten.entrypoints.batch_arguments import list_prompts, per_prompt
 from hasten.entrypoints.deferred_signals import DeferredSignals
@@ -166,6 +167,15 @@ class LLM:
         with DeferredSignals(), self._shared.exclusive() as engine:
             return KvFiles(self._loaded).clear(engine, token_ids, cache_salt)
 
+    def load_soft_prompt(self, folder: str | os.PathLike[str]) -> SoftPrompt:
+        """Load a soft prompt (prompt tuning, in PEFT's format) for requests that name it.
+
+        It stays loaded as long as the model. Warns if it was trained for another model. Raises ``CheckpointError`` for an adapter
+        that is broken, of another kind, or of another hidden size.
+        """
+        with DeferredSignals(), self._shared.exclusive():
+            return self._loaded.input_processor.soft_prompts.load(folder)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -175,21 +185,23 @@ class LLM:
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | Sequence[SoftPrompt | None] | None = None,
     ) -> list[RequestOutput]:
         """Return one output per prompt, in order. A prompt is text or ``{"prompt_token_ids": [...]}``.
 
         ``pins``: prefixes of each prompt whose KV blocks stay in the prefix cache after the request, for a time after their last
-        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit. A request that the result
-        cache answers sets and extends none.
+        use. They are set when they are computed, as far as ``max_pins`` and ``max_pinned_share`` permit.
+        ``soft_prompt``: what ``load_soft_prompt`` returned, for all prompts, or one or None for each.
 
         Raises ``InvalidRequest`` before anything runs if any prompt or setting is wrong.
         """
         listed = list_prompts(prompts)
         all_params = per_prompt(sampling_params, len(listed), "sampling_params")
         all_priorities = per_prompt(priorities, len(listed), "priorities")
+        soft_prompts = per_prompt(soft_prompt, len(listed), "soft_prompt")
         requests = [
-            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins)
-            for prompt, params, priority in zip(listed, all_params, all_priorities, strict=True)
+            self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins, soft_prompt=soft)
+            for prompt, params, priority, soft in zip(listed, all_params, all_priorities, soft_prompts, strict=True)
         ]
         outputs: dict[str, RequestOutput] = {}
         missing: list[Request] = []
@@ -214,6 +226,7 @@ class LLM:
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | Sequence[SoftPrompt | None] | None = None,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
         """Return one output per conversation.
@@ -224,7 +237,8 @@ class LLM:
         is_batch = isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple))
         conversations: Any = messages if is_batch else [messages]
         prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priorities=priorities, cache_salt=cache_salt, pins=pins)
+        options: dict[str, Any] = {"priorities": priorities, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, **options)
 
     def stream(
         self,
@@ -233,9 +247,10 @@ class LLM:
         *,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
     ) -> Iterator[Delta]:
         """Yield deltas; the last one has the complete output. Closing the iterator ends the request."""
-        request = self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins)
+        request = self._request(prompt, sampling_params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt)
         return stream_requests(self._loaded, self._shared, deque([request]))
 
     def stream_chat(
@@ -246,46 +261,19 @@ class LLM:
         tools: Sequence[Any] | None = None,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
+        soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> Iterator[Delta]:
         """``stream`` a conversation, rendered by the checkpoint's chat template."""
         prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-        return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins)
+        return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt)
 
-    def generate_sections(
-        self,
-        question: str,
-        sampling_params: SamplingParams | None = None,
-        *,
-        skeleton: Sequence[str] | None = None,
-        max_sections: int = 8,
-        section_tokens: int = 256,
-        router: bool = True,
-        cache_salt: str = "",
-        **template_kwargs: Any,
-    ) -> SectionsOutput:
+    def generate_sections(self, question: str, sampling_params: SamplingParams | None = None, **options: Any) -> SectionsOutput:
         """Return the answer to a question, its sections decoded in parallel (Ning et al., 2023).
 
-        The headings are ``skeleton``, or an outline that the model writes first. A section follows those that its heading refers
-        to; all others run together. With a chat template the question is the user's message, and ``template_kwargs`` go to it.
-        The answer is decoded plainly, and ``plain_reason`` says why, if the router (rules over the question) finds no points that
-        stand alone in it, or if the outline is malformed. ``router=False`` chooses sections, whatever the question is.
-
-        A section has at most ``section_tokens`` tokens, and no more than the context holds. ``max_tokens`` bounds plain decoding,
-        which is as long as ``max_sections`` sections without it. Section i has the seed ``seed + i``. Raises ``InvalidRequest``
-        before anything runs.
+        ``options`` are those of ``stream_sections``. Raises ``InvalidRequest`` before anything runs.
         """
-        deltas = self.stream_sections(
-            question,
-            sampling_params,
-            skeleton=skeleton,
-            max_sections=max_sections,
-            section_tokens=section_tokens,
-            router=router,
-            cache_salt=cache_salt,
-            **template_kwargs,
-        )
-        return last_output(deltas)
+        return last_output(self.stream_sections(question, sampling_params, **options))
 
     def stream_sections(
         self,
@@ -299,9 +287,17 @@ class LLM:
         cache_salt: str = "",
         **template_kwargs: Any,
     ) -> Generator[SectionDelta, None, None]:
-        """``generate_sections``, as deltas in the order of the text; the last one has the complete output.
+        """Yield the deltas of an answer in the order of its text; the last one has the complete output.
 
-        A later section is computed meanwhile, and its text waits for the earlier ones. Closing the iterator ends all requests.
+        The headings are ``skeleton``, or an outline that the model writes first. A section follows those that its heading refers
+        to; all others run together, and the text of a later one waits for the earlier ones. With a chat template the question is
+        the user's message, and ``template_kwargs`` go to it. The answer is decoded plainly, and ``plain_reason`` says why, if the
+        router (rules over the question) finds no points that stand alone in it, or if the outline is malformed. ``router=False``
+        chooses sections, whatever the question is.
+
+        A section has at most ``section_tokens`` tokens, and no more than the context holds. ``max_tokens`` bounds plain decoding,
+        which is as long as ``max_sections`` sections without it. Section i has the seed ``seed + i``. Closing the iterator ends
+        all requests. Raises ``InvalidRequest`` before anything runs.
         """
         processor = self._loaded.input_processor
         params = processor.check_params(sampling_params)
@@ -389,19 +385,10 @@ class LLM:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        pins: Sequence[PrefixPin] = (),
+        **options: Any,
     ) -> Request:
-        request = self._loaded.input_processor.request(
-            str(next(self._ids)),
-            prompt,
-            params,
-            arrival=self.engine.clock(),
-            priority=priority,
-            cache_salt=cache_salt,
-            pins=pins,
-        )
+        """``options``: those of ``InputProcessor.request``."""
+        processor = self._loaded.input_processor
+        request = processor.request(str(next(self._ids)), prompt, params, arrival=self.engine.clock(), **options)
         self.engine.scheduler.check_capacity(request)
         return request

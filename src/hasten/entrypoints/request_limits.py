@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import InvalidRequest, show
@@ -45,8 +46,11 @@ def check_request_limits(params: SamplingParams, options: EngineOptions) -> None
         )
 
 
-def check_pins(pins: object, num_prompt_tokens: int, options: EngineOptions) -> tuple[PrefixPin, ...]:
-    """Return the pins of a request. Raises ``InvalidRequest`` for those that the engine cannot set."""
+def check_pins(pins: object, num_prompt_tokens: int, num_virtual_tokens: int, options: EngineOptions) -> tuple[PrefixPin, ...]:
+    """Return the pins of a request, which hold its virtual tokens too.
+
+    Raises ``InvalidRequest`` for those that the engine cannot set.
+    """
     if not isinstance(pins, Sequence) or isinstance(pins, (str, bytes, bytearray)):
         raise InvalidRequest("pins have the wrong type", got=show(pins), allowed="a list of PrefixPin")
     if len(pins) > MAX_REQUEST_PINS:
@@ -66,7 +70,7 @@ def check_pins(pins: object, num_prompt_tokens: int, options: EngineOptions) -> 
         if type(pin.seconds) not in (int, float) or not 0 < pin.seconds <= MAX_PIN_SECONDS:
             allowed = f"more than 0 and up to {MAX_PIN_SECONDS}, a week"
             raise InvalidRequest("seconds of a pin are out of range", got=show(pin.seconds), allowed=allowed)
-    return tuple(pins)
+    return tuple(replace(pin, num_tokens=num_virtual_tokens + pin.num_tokens) for pin in pins)
 
 
 def _longest(items: Sequence[Sized]) -> int:

@@ -154,7 +154,7 @@ def _aborted(request: Request, deltas: Sequence[Delta], now: float) -> list[Delt
         metrics=RequestMetrics(
             arrival=request.arrival,
             finished=now,
-            num_prompt_tokens=len(request.prompt_token_ids),
+            num_prompt_tokens=request.num_initial_tokens,
             num_output_tokens=sum(len(completion.token_ids) for completion in outputs),
         ),
     )

@@ -32,19 +32,20 @@ _ACTIVATIONS = {"silu": Activation.SILU, "gelu": Activation.GELU, "gelu_tanh": A
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """Where a compiled program keeps the hidden states of the step."""
+    """Where a compiled program keeps the hidden states of the step, and what embeds positions."""
 
     residual: Buffer  # the input and output of the layers
     exit_hidden: Buffer  # the input of the layers that only fill KV; of an EAGLE program, the hidden states that it reads
     aux_hidden_states: dict[int, Buffer]  # the hidden states after some layers, valid when a step is done
+    positions: Embedding | None = None  # learned positions, which the program adds to the embeddings that it looks up
 
 
 def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Collection[int] = ()) -> CompiledProgram:
     """Record the decoder into an empty program whose KV pool has the decoder's layers in their order.
 
-    All matrices of the decoder must be ``Packed``, or ``Fused`` of such. The program keeps the parameters that it needs. Layers
-    [0, L) of the program are those of the decoder, and layers [L, 2 L) are ``Decoder.fill_kv``: layer L + i stores keys and values
-    of layer i.
+    All matrices of the decoder must be ``Packed``, or ``Fused`` of such. The program keeps the parameters that it needs. Layer 0 of
+    the program is empty: only a step that begins there looks embeddings up. Layers [1, L + 1) are those of the decoder, and layers
+    [L + 1, 2 L + 1) are ``Decoder.fill_kv``: layer L + 1 + i stores keys and values of layer i.
 
     Raises ``UnsupportedModel`` for layers that the kernels do not take.
     """
@@ -57,6 +58,7 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
     if decoder.positions is not None:
         _embed(program, decoder.positions, residual, by_position=True)
     compiler = _Compiler(program, decoder.rotary)
+    program.begin_layer()
     layers = [cast(DecoderLayer, layer) for layer in decoder.layers]
     aux_hidden_states: dict[int, Buffer] = {}
     for index, layer in enumerate(layers):
@@ -72,7 +74,7 @@ def compile_program(decoder: Decoder, program: Program, aux_layer_indices: Colle
         program.begin_layer()
         compiler.qkv(layer.attention, index, compiler.normalized(layer.attention_norm, exit_hidden, layer.attention.qkv))
     compiler.head(decoder.norm, decoder.lm_head, residual)
-    return CompiledProgram(residual, exit_hidden, aux_hidden_states)
+    return CompiledProgram(residual, exit_hidden, aux_hidden_states, decoder.positions)
 
 
 def compile_eagle_program(head: EagleHead, program: Program) -> CompiledProgram:

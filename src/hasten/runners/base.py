@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hasten.core.plan import BlockCopy, RowPlan, Runner, StepView
+from hasten.core.plan import BlockCopy, RowPlan, Runner, RunnerOutput, StepPlan, StepView
 from hasten.kv.group import KvGroup
 from hasten.kv.pool import BlockPool, KvPool
 
@@ -44,6 +44,10 @@ class LayerwiseRunner(Runner, Protocol):
         """The memory of its KV blocks."""
         ...
 
+    def run(self, plan: StepPlan, hidden_TE: Tensor | None = None) -> RunnerOutput:
+        """See ``Runner``. ``hidden_TE``: the embeddings of the plan's tokens; None: those of the model."""
+        ...
+
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Make the block copies of a step, before its first layers are run. ``run`` makes them itself."""
         ...
@@ -51,7 +55,8 @@ class LayerwiseRunner(Runner, Protocol):
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
         """Return the hidden states after layers ``[first, last)`` of the tokens of all rows. [T, E]
 
-        Writes keys and values. ``hidden_TE`` None starts from the embeddings. The result may be passed to the next call.
+        Writes keys and values. The input of layer 0 are embeddings without learned positions; ``hidden_TE`` None takes those of
+        the model. The result may be passed to the next call.
         """
         ...
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from hasten.core.plan import BlockCopy, RowPlan, RunnerOutput, SlotMove, StepPlan, StepView, logits_indices
@@ -24,17 +25,18 @@ class NativeRunner:
     """The ``LayerwiseRunner`` of a compiled decoder; ``run_eagle`` is for a compiled EAGLE head."""
 
     def __init__(self, program: Program, pool: NativeKvPool, compiled: CompiledProgram) -> None:
-        self._program, self.pool = program, pool
-        self.num_layers = program.num_layers // 2  # layers L to 2 L of a decoder's program fill KV
+        self._program, self.pool, self._positions = program, pool, compiled.positions
+        self.num_layers = program.num_layers // 2  # see ``compile_program``
         # The program's memory; each buffer has one row per token of the largest step.
         self._hidden_TE, self._exit_hidden_TE = program.view(compiled.residual), program.view(compiled.exit_hidden)
         self._aux_hidden_states = {layer: program.view(buffer) for layer, buffer in compiled.aux_hidden_states.items()}
         self.aux_layer_indices = tuple(self._aux_hidden_states)
         self.native_seconds = 0.0  # spent in native calls so far
 
-    def run(self, plan: StepPlan) -> RunnerOutput:
+    def run(self, plan: StepPlan, hidden_TE: Tensor | None = None) -> RunnerOutput:
         self.copy(plan.copies)
-        logits_RV = self._step(plan.rows, 0, self.num_layers, logits_indices(plan.rows))
+        begin = self._begin(plan.rows, hidden_TE, 0)
+        logits_RV = self._step(plan.rows, begin, 1 + self.num_layers, logits_indices(plan.rows))
         num_tokens = plan.num_tokens
         return RunnerOutput(logits_RV, {layer: StepView(buffer[:num_tokens]) for layer, buffer in self._aux_hidden_states.items()})
 
@@ -45,18 +47,16 @@ class NativeRunner:
         self.pool.copy(copies)
 
     def layers(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int, last: int) -> StepView:
-        if hidden_TE is not None:
-            self._load_hidden(hidden_TE)
-        self._step(rows, first, last)
+        self._step(rows, self._begin(rows, hidden_TE, first), 1 + last)
         return StepView(self._hidden_TE[: sum(len(row.token_ids) for row in rows)])
 
     def finish(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int) -> Tensor:
-        self._load_hidden(hidden_TE)
-        return self._step(rows, first, self.num_layers, logits_indices(rows))
+        return self._step(rows, self._begin(rows, hidden_TE, first), 1 + self.num_layers, logits_indices(rows))
 
     def fill_kv(self, rows: Sequence[RowPlan], hidden_TE: Tensor, first: int, last: int) -> None:
         self._exit_hidden_TE[: len(hidden_TE)] = hidden_TE
-        self._step(rows, self.num_layers + first, self.num_layers + last)
+        fill_kv = 1 + self.num_layers
+        self._step(rows, fill_kv + first, fill_kv + last)
 
     def head(self, hidden_RE: Tensor) -> Tensor:
         self._load_hidden(hidden_RE)
@@ -68,6 +68,16 @@ class NativeRunner:
         self._exit_hidden_TE[: len(hidden_TE)] = hidden_TE
         logits_RV = self._step(rows, 0, self._program.num_layers, logits_indices(rows))
         return StepView(self._hidden_TE[: len(hidden_TE)]), logits_RV
+
+    def _begin(self, rows: Sequence[RowPlan], hidden_TE: Tensor | None, first: int) -> int:
+        """Load the input of the decoder's layer ``first``; return the layer of the program to begin at."""
+        if hidden_TE is None:
+            return 0
+        if first == 0 and self._positions is not None:
+            positions = [position for row in rows for position in row.positions]
+            hidden_TE = hidden_TE + self._positions(torch.tensor(positions, dtype=torch.int64, device="cpu"))
+        self._load_hidden(hidden_TE)
+        return 1 + first
 
     def _load_hidden(self, hidden_TE: Tensor) -> None:
         """Copy the hidden states to where the layers read them, unless they are there."""

@@ -23,13 +23,14 @@ class TorchRunner:
         self.num_layers = decoder.spec.num_layers
 
     @inference()
-    def run(self, plan: StepPlan) -> RunnerOutput:
+    def run(self, plan: StepPlan, hidden_TE: Tensor | None = None) -> RunnerOutput:
         decoder = self._decoder
         self.copy(plan.copies)
         ids_T, context = self._inputs(plan.rows)
         found: dict[int, Tensor] = {}
         hooks = {layer: partial(found.__setitem__, layer) for layer in self.aux_layer_indices}
-        hidden_TE = decoder.run(decoder.embed(ids_T), context.positions_T, context, hooks=hooks)
+        hidden_TE = decoder.embed(ids_T) if hidden_TE is None else hidden_TE
+        hidden_TE = decoder.run(hidden_TE, context.positions_T, context, hooks=hooks)
         logits_RV = decoder.head(hidden_TE[logits_indices(plan.rows)])
         return RunnerOutput(logits_RV, {layer: StepView(hidden_TE.float()) for layer, hidden_TE in found.items()})
 

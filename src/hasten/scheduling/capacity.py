@@ -10,7 +10,7 @@ from hasten.scheduling.config import SchedulerConfig
 
 def check_capacity(request: Request, config: SchedulerConfig, kv: KvCacheManager) -> None:
     """Raise ``PromptTooLong``, with both numbers, if the request cannot run even alone."""
-    num_prompt, params = len(request.prompt_token_ids), request.params
+    num_prompt, params = request.num_initial_tokens, request.params
     assert params.max_tokens is not None, "the input processor sets max_tokens"
     num_tokens, num_sequences = num_prompt + params.max_tokens, params.beam_width or params.n
     requested = f"{num_prompt} prompt + {params.max_tokens} new tokens"

@@ -56,8 +56,8 @@ class Scheduler:
         salt = cache_salt(request.cache_salt, request.exit_layer) if self.config.prefix_caching else f"request:{number}"
         pins = [pin for pin in request.pins if pin.num_tokens >= self.kv.block_size]
         scheduled = ScheduledRequest(request, service_rank(self.config, request, number), salt, pins)
-        prompt = [*request.prompt_token_ids]
-        sequence = Sequence(next(self._sequence_ids), scheduled, 0, prompt, exit_layer=request.exit_layer)
+        tokens = [*request.initial_token_ids]
+        sequence = Sequence(next(self._sequence_ids), scheduled, 0, tokens, exit_layer=request.exit_layer)
         insort(self._waiting, scheduled, key=_rank)
         self._register(sequence)
         self._requests[request.request_id] = scheduled
@@ -326,7 +326,7 @@ class Scheduler:
         scheduled.is_running = True
         is_new = scheduled.first_scheduled is None
         if is_new:
-            self.kv.use_pins(scheduled.salt, hashes, scheduled.request.prompt_token_ids)
+            self.kv.use_pins(scheduled.salt, hashes, scheduled.request.initial_token_ids)
         self._schedule(scheduled, builder)
         if is_new:
             scheduled.first_scheduled, scheduled.num_cached_tokens = now, first.num_computed_tokens
@@ -339,7 +339,7 @@ class Scheduler:
         if not self._running:
             return True  # ``add`` checks the capacity
         first, *others = scheduled.sequences
-        num_shared = len(scheduled.request.prompt_token_ids) // self.kv.block_size
+        num_shared = scheduled.request.num_initial_tokens // self.kv.block_size
         step = self.config.max_num_batched_tokens
         num_spare = sum(len(running.sequences) for running in self._running)
         num_spare += sum(max(0, self.kv.max_blocks(len(sequence.token_ids), step) - num_shared) for sequence in others)

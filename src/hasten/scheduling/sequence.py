@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import RowPlan
 from hasten.core.request import PrefixPin, Request
+from hasten.core.suffix_view import SuffixView
 from hasten.sampling.history import TokenHistory
 
 
@@ -18,7 +20,7 @@ class Sequence:
     id: int
     scheduled_request: ScheduledRequest
     index: int  # index of the answer or beam in its request
-    token_ids: list[int]  # prompt, then accepted tokens
+    token_ids: list[int]  # virtual tokens, prompt, then accepted tokens
     num_computed_tokens: int = 0
     draft: Draft = NO_DRAFT  # the next step verifies it
     block_hashes: list[bytes] | None = None  # of the blocks that it may share; None while it has blocks
@@ -37,8 +39,14 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def vocabulary_token_ids(self) -> Tokens[int]:
+        """The prompt, then accepted tokens: all that the sampler and the drafters know."""
+        num_virtual = len(self.request.virtual_token_ids)
+        return SuffixView(self.token_ids, num_virtual) if num_virtual else self.token_ids
+
+    @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
+        return len(self.token_ids) - self.request.num_initial_tokens
 
     def exit_plan(self, start: int, stop: int) -> ExitPlan | None:
         """Return the exit plan of tokens [start, stop); None without an exit rule."""
@@ -81,7 +89,7 @@ class ScheduledRequest:
     pins: list[PrefixPin] = field(default_factory=list)  # not yet set: their prefixes are not computed
     sequences: list[Sequence] = field(default_factory=list)
     is_running: bool = False  # else it waits
-    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first scheduled
+    num_cached_tokens: int = 0  # tokens before the output, found in the prefix cache when it was first scheduled
     num_preemptions: int = 0
     first_scheduled: float | None = None
 

@@ -1,4 +1,4 @@
-"""``TrainingTask``: what the loop trains. ``CalibratedTask``: a task that also calibrates at the end."""
+"""``TrainingTask``: what the loop trains. ``CalibratedTask``: one that also measures at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hasten.training.callback import TrainingCallback
-    from hasten.training.corpus import Batch, Corpus
+    from hasten.training.corpus import Batch
     from hasten.training.draft_score import DraftScore
     from hasten.training.options import TrainOptions
 
@@ -36,11 +36,11 @@ class TrainingTask(Protocol):
 @runtime_checkable
 class CalibratedTask(Protocol):
     def calibrate(
-        self, corpus: Corpus, options: TrainOptions, callback: TrainingCallback, should_stop: Callable[[], bool]
+        self, corpus: Any, options: TrainOptions, callback: TrainingCallback, should_stop: Callable[[], bool]
     ) -> Mapping[str, Any] | None:
-        """Calibrate with the final parameters, before ``save``, and return entries for ``training.json``.
+        """Calibrate or measure, before ``save``, and return entries for ``training.json``.
 
-        The result depends on the parameters and the arguments only, so a resumed run repeats it. None if ``should_stop`` returned
-        True.
+        ``corpus`` is the one of which ``build_task`` made the task. The result depends on the final parameters and the arguments,
+        so a resumed run repeats it. None if ``should_stop`` returned True.
         """
         ...

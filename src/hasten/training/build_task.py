@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hasten.training.base import TrainingTask
-from hasten.training.corpus import Corpus
+from hasten.training.corpus import BatchSource
 from hasten.training.draft_model_task import DraftModelTask
 from hasten.training.eagle_task import EagleTask
 from hasten.training.early_exit.task import EarlyExitTask
 from hasten.training.medusa_task import MedusaTask
-from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe
+from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe, SoftPromptRecipe
+from hasten.training.soft_prompt_task import SoftPromptTask
 from hasten.training.target_model import TargetModel
 
 _TASKS: Mapping[type, Callable[..., TrainingTask]] = {
@@ -18,10 +19,11 @@ _TASKS: Mapping[type, Callable[..., TrainingTask]] = {
     EagleRecipe: EagleTask,
     DraftModelRecipe: DraftModelTask,
     EarlyExitRecipe: EarlyExitTask,
+    SoftPromptRecipe: SoftPromptTask,
 }
 
 
-def build_task(recipe: Recipe, target: TargetModel, corpus: Corpus, seed: int) -> TrainingTask:
+def build_task(recipe: Recipe, target: TargetModel, corpus: BatchSource, seed: int) -> TrainingTask:
     """Return a task whose initial parameters depend on the arguments only.
 
     Raises ``HastenError`` if the recipe does not fit the model.

@@ -61,5 +61,5 @@ def console_callback() -> Iterator[ConsoleCallback]:
 def evaluation_line(step: int, total_steps: int, loss: float, score: DraftScore) -> str:
     """Return a line such as ``step 2 of 9: loss 2.310, validation 2.451, accepted 41.2% (0.41 tokens)``."""
     shares = " ".join(f"{share:.1%}" for share in score.acceptance)
-    figures = f"agreed {shares}" if score.exit_layers else f"accepted {shares} ({score.accepted_length:.2f} tokens)"
-    return f"step {step} of {total_steps}: loss {loss:.3f}, validation {score.mean_loss:.3f}, {figures}"
+    figures = f", agreed {shares}" if score.exit_layers else f", accepted {shares} ({score.accepted_length:.2f} tokens)"
+    return f"step {step} of {total_steps}: loss {loss:.3f}, validation {score.mean_loss:.3f}{figures if score.accepted else ''}"

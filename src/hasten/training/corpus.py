@@ -12,6 +12,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,15 +28,36 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 class Batch:
     ids_BS: Tensor  # int64
     seed: int  # of the random numbers of this step; the same when the step is repeated
+    is_output_BS: Tensor | None = None  # bool: the tokens to predict; None: all
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
+
+
+class BatchSource(Protocol):
+    """What the training loop reads."""
+
+    def batch(self, step: int, size: int, seq_len: int, seed: int) -> Batch:
+        """Return ``size`` sequences, which depend on the arguments only."""
+        ...
+
+    def validation_batches(self, size: int, seq_len: int, limit: int) -> Iterator[Batch]:
+        """Yield at most ``limit`` sequences in batches, the same at every call."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
     train_N: Tensor  # int32
     validation_N: Tensor  # int32
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.train_N):,} tokens for training, {len(self.validation_N):,} for validation"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields."""
+        return {"train_N": self.train_N, "validation_N": self.validation_N}
 
     @classmethod
     def split(cls, documents: Sequence[Sequence[int]], seq_len: int, fraction: float, separator: int | None) -> Corpus:
@@ -77,13 +99,13 @@ class Corpus:
         rows = range(step * size, (step + 1) * size)
         starts: list[int] = []
         for epoch in range(rows[0] // per_epoch, rows[-1] // per_epoch + 1):
-            generator = torch.Generator().manual_seed(_derived_seed(seed, "epoch", epoch))
+            generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch))
             shift = int(torch.randint(min(seq_len, len(self.train_N) - seq_len) + 1, (1,), generator=generator))
             order = torch.randperm(per_epoch, generator=generator)
             begin, end = max(rows[0], epoch * per_epoch), min(rows[-1] + 1, (epoch + 1) * per_epoch)
             starts += [shift + seq_len * int(order[row % per_epoch]) for row in range(begin, end)]
         ids_BS = torch.stack([self.train_N[start : start + seq_len] for start in starts]).long()
-        return Batch(ids_BS, _derived_seed(seed, "step", step))
+        return Batch(ids_BS, derived_seed(seed, "step", step))
 
     def validation_batches(self, size: int, seq_len: int, limit: int) -> Iterator[Batch]:
         """Yield at most ``limit`` sequences in batches, spread evenly over one half of the validation stream.
@@ -94,13 +116,13 @@ class Corpus:
         chosen = sorted(indices[: len(indices) - len(indices) // 2][:limit])
         sequences_BS = self._validation_sequences(chosen, seq_len)
         for first, ids_BS in zip(range(0, len(chosen), size), torch.split(sequences_BS, size), strict=True):
-            yield Batch(ids_BS, _derived_seed(0, "held out", first))
+            yield Batch(ids_BS, derived_seed(0, "held out", first))
 
     def calibration_sequences(self, seq_len: int, limit: int, seed: int) -> Tensor:
         """Return at most ``limit`` shuffled sequences that no validation batch has, [B, S] int64."""
         indices = self._spread_indices(seq_len)
         chosen = indices[::-1][: min(limit, len(indices) // 2)]
-        generator = torch.Generator().manual_seed(_derived_seed(seed, "unread", 0))
+        generator = torch.Generator().manual_seed(derived_seed(seed, "unread", 0))
         order = torch.randperm(len(chosen), generator=generator).tolist()
         return self._validation_sequences([chosen[i] for i in order], seq_len)
 
@@ -144,7 +166,7 @@ def _sections(parts: Sequence[array[int]], max_length: int, seq_len: int) -> Ite
             position += 1
 
 
-def _derived_seed(seed: int, use: str, number: int) -> int:
+def derived_seed(seed: int, use: str, number: int) -> int:
     """Return 63 bits, independent for every use and number. Another ``use`` string changes all results."""
     digest = hashlib.sha256(f"{seed}/{use}/{number}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -21,7 +21,7 @@ class DraftScore:
     """Counts that add up over batches.
 
     Depth d (from 0) is draft token d of a chain, or the exit after ``exit_layers[d]`` layers. A position counts if the text is long
-    enough for every depth of it.
+    enough for every depth of it. A task without drafts has losses alone.
     """
 
     loss: float  # summed over positions
@@ -68,6 +68,8 @@ class DraftScore:
     def as_dict(self) -> dict[str, Any]:
         """Return the entries of ``training.json``."""
         entries: dict[str, Any] = {"loss": self.mean_loss, "positions": self.num_positions}
+        if not self.accepted:
+            return entries
         if self.exit_layers:
             return {**entries, "exits": list(self.exit_layers), "agreement": list(self.acceptance)}
         return {**entries, "acceptance": list(self.acceptance), "accepted_length": self.accepted_length}

@@ -20,7 +20,7 @@ from hasten.checkpoints.json_values import is_integer
 from hasten.core.errors import InvalidOption
 from hasten.training.base import TrainingTask
 from hasten.training.callback import TrainingCallback
-from hasten.training.corpus import Corpus
+from hasten.training.corpus import BatchSource
 from hasten.training.draft_score import DraftScore
 from hasten.training.options import DEFAULT_STEPS, TrainOptions
 from hasten.training.resume import ResumeFolder, SavedState, damaged_state
@@ -62,7 +62,7 @@ class TrainingLoop:
     def __init__(
         self,
         task: TrainingTask,
-        corpus: Corpus,
+        corpus: BatchSource,
         options: TrainOptions,
         resume: ResumeFolder,
         callback: TrainingCallback,

@@ -17,6 +17,7 @@ from hasten.core.field_type import Length, OneOf, Range
 
 MAX_HEADS, MAX_HEAD_LAYERS = 16, 8
 MAX_TTT_STEPS = 16
+MAX_VIRTUAL_TOKENS = 4096
 LM_HEADS = ("model", "copy", "own")
 
 VocabSize = Annotated[int, Range(1, 2**24)]
@@ -117,7 +118,23 @@ class EarlyExitRecipe:
             yield Fault("layers", "distinct numbers of layers from 1")
 
 
-Recipe = MedusaRecipe | EagleRecipe | DraftModelRecipe | EarlyExitRecipe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftPromptRecipe:
+    """A soft prompt (prompt tuning, Lester et al., 2021, arXiv 2104.08691)."""
+
+    name: ClassVar[str] = "soft-prompt"
+    learning_rate: ClassVar[float] = 3e-2
+    weight_decay: ClassVar[float] = 0.0
+
+    virtual_tokens: Annotated[int, Range(1, MAX_VIRTUAL_TOKENS)] = 20  # embeddings before every input
+    # a text whose token embeddings are the initial ones, repeated or cut; None: those of random tokens
+    init_text: Annotated[str, Length(1, 2**16)] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "soft prompt option", InvalidOption)
+
+
+Recipe = MedusaRecipe | EagleRecipe | DraftModelRecipe | EarlyExitRecipe | SoftPromptRecipe
 
 
 def _check_init_from(init_from: str | None, **shape: object) -> None:

@@ -27,9 +27,10 @@ from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Corpus
 from hasten.training.documents import encode_documents, generate_documents
 from hasten.training.draft_score import DraftScore
+from hasten.training.examples import Examples, read_examples
 from hasten.training.loop import TrainingLoop, TrainingState
 from hasten.training.options import TrainOptions
-from hasten.training.recipes import Recipe
+from hasten.training.recipes import Recipe, SoftPromptRecipe
 from hasten.training.resume import ResumeFolder, write_errors
 from hasten.training.target_model import TargetModel, trainable_spec
 
@@ -71,7 +72,7 @@ def train(
     corpus = _load_corpus(model, folder, data, recipe, options, resume, callback, should_stop)
     if corpus is None:
         return None
-    callback.on_log(f"{len(corpus.train_N):,} tokens for training, {len(corpus.validation_N):,} for validation")
+    callback.on_log(corpus.summary)
     task = build_task(recipe, TargetModel.load(folder), corpus, options.seed)
     loop = TrainingLoop(task, corpus, options, resume, callback, lr=settings["lr"], weight_decay=recipe.weight_decay)
     score = loop.run(should_stop)
@@ -97,11 +98,14 @@ def _load_corpus(
     resume: ResumeFolder,
     callback: TrainingCallback,
     should_stop: Callable[[], bool],
-) -> Corpus | None:
-    """Return the token streams, from a resumed run if possible. None if ``should_stop`` returned True."""
+) -> Corpus | Examples | None:
+    """Return what the recipe trains on, from a resumed run if possible.
+
+    None if ``should_stop`` returned True.
+    """
     saved = resume.read("corpus")
     if saved is not None:
-        return Corpus(**saved)
+        return Examples(**saved) if isinstance(recipe, SoftPromptRecipe) else Corpus(**saved)
     spec = trainable_spec(folder)
     if options.seq_len > spec.max_positions:
         raise InvalidOption(
@@ -111,6 +115,10 @@ def _load_corpus(
     if tokenizer is None:
         remedy = "Use a file that has one" if is_gguf(folder) else "Copy one into its folder"
         raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy=remedy)
+    if isinstance(recipe, SoftPromptRecipe):
+        examples = _load_examples(data, tokenizer, options)
+        resume.write("corpus", examples.tensors())
+        return examples
     if options.self_distill is not None:
         # Refuse a bad recipe before hours of generation. The task is dropped: the engine needs its memory.
         token = torch.zeros(1, dtype=torch.int32)
@@ -126,8 +134,18 @@ def _load_corpus(
             return None
         documents = generated
     corpus = Corpus.split(documents, options.seq_len, options.validation_fraction, tokenizer.eos_token_id)
-    resume.write("corpus", {"train_N": corpus.train_N, "validation_N": corpus.validation_N})
+    resume.write("corpus", corpus.tensors())
     return corpus
+
+
+def _load_examples(data: Path, tokenizer: TextTokenizer, options: TrainOptions) -> Examples:
+    if options.self_distill is not None:
+        raise InvalidOption(
+            "a soft prompt is trained on examples, and the model generates none",
+            got=f"self_distill={options.self_distill}",
+            remedy="Leave out self_distill",
+        )
+    return Examples.split(read_examples(data, tokenizer, options.seq_len), options.validation_fraction)
 
 
 def _settings(folder: Path, data: Path, recipe: Recipe, options: TrainOptions) -> dict[str, Any]:

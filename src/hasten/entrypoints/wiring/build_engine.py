@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hasten.caching.result_cache import ResultCache
@@ -22,6 +23,7 @@ from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.shared_results import RequestEngine, SharedResults
+from hasten.entrypoints.soft_prompts import SoftPrompts
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
@@ -36,6 +38,8 @@ from hasten.models.load import LoadedModel, plan_decoder, read_spec
 from hasten.runners.backends.base import Backend
 from hasten.runners.backends.choose import choose_backend
 from hasten.runners.base import KvCacheConfig
+from hasten.runners.soft_prompt_runner import SoftPromptRunner
+from hasten.runners.soft_prompt_table import SoftPromptTable
 from hasten.sampling.chain import Chain
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.config import SchedulerConfig
@@ -104,7 +108,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
     kv_manager = _kv_cache_manager(kv, options)
     with timer.phase("program"):
-        runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
+        runner = _make_runner(options, backend, target, kv, speculative)
     with timer.phase("speculation"):
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
@@ -131,6 +135,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         seeds=random.Random(options.seed),
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
+        soft_prompts=SoftPrompts(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
     load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
@@ -154,6 +159,14 @@ def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel
 def _kv_cache_manager(kv: KvCacheConfig, options: EngineOptions) -> KvCacheManager:
     pins = _fields(options, ("max_pins", "max_pinned_share"))
     return KvCacheManager(kv.groups, kv.num_blocks, kv.block_size, keep_cached=options.prefix_caching, **pins)
+
+
+def _make_runner(
+    options: EngineOptions, backend: Backend, target: LoadedModel, kv: KvCacheConfig, speculative: SpeculativeSetup
+) -> SoftPromptRunner:
+    runner = backend.make_runner(target.decoder, kv, options.max_num_batched_tokens, speculative.aux_layer_indices)
+    table = SoftPromptTable(target.spec.vocab_size, target.spec.hidden_size)
+    return SoftPromptRunner(runner, table, target.decoder.embed)
 
 
 def _fields(options: EngineOptions, names: Iterable[str]) -> dict[str, Any]:

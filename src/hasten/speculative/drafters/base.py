@@ -25,9 +25,14 @@ class DraftRequest(NamedTuple):
     """A sequence that may get a draft."""
 
     sequence_id: int  # never reused
-    token_ids: Sequence[int]  # prompt and output so far; it only grows
+    token_ids: Sequence[int]  # prompt and output so far, without virtual tokens; it only grows
     request: Request
     output_index: int  # which output of the request (n > 1): part of the key of its noise
+
+    @property
+    def last_position(self) -> int:
+        """The position of the last token in the target."""
+        return len(self.request.virtual_token_ids) + len(self.token_ids) - 1
 
     @property
     def num_output_tokens(self) -> int:
@@ -42,7 +47,7 @@ class DraftRequest(NamedTuple):
 
 
 class ComputedSpan(NamedTuple):
-    """Positions ``[start, start + len(rows))`` of a live sequence, which the last step has computed."""
+    """Tokens ``[start, start + len(rows))`` of a live sequence, which the last step has computed."""
 
     request: DraftRequest
     start: int

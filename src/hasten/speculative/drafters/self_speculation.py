@@ -106,4 +106,4 @@ def _next_input(expansion: Expansion) -> tuple[int, int, int]:
     """Return the (sequence id, position, token id) to compute for one more draft token."""
     request, tree, node = expansion.request, expansion.tree, expansion.tree.frontier[0]
     token_id = request.token_ids[-1] if node < 0 else tree.nodes[node].token_id
-    return request.sequence_id, len(request.token_ids) - 1 + tree.frontier_depth, token_id
+    return request.sequence_id, request.last_position + tree.frontier_depth, token_id
