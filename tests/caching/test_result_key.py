@@ -32,6 +32,9 @@ RUNS_NO_REQUEST = {
     "Awq": "compression",
     "SmoothQuant": "compression",
     "TaskOptions": "an evaluation makes requests of it",
+    "PromptTemplate": "prompts are made of it",
+    "TemplateOptions": "prompts are made of it",
+    "Feedback": "people give it",
 }
 # Per field: a base in which it is allowed, and another value. A new field fails until it stands here.
 BEAMS = {"beam_width": 4, "temperature": 0.0}

@@ -65,6 +65,7 @@ def test_an_outline_that_the_demo_cannot_write_is_plain_decoding(hasten):
         (["--no-router", "--section-headings", "a"], "need --sections: got --section-headings, --no-router"),
         (["--sections", "another"], "answers one question: got 2 prompts"),
         (["--sections", "--show-drafts"], "several requests for one text: got --show-drafts"),
+        (["--sections", "--soft-prompt", "x"], "several requests for one text: got --soft-prompt"),
         (["--sections", "--scheduling-policy", "priority", "--priority", "1"], "several requests for one text: got --priority"),
         (["--sections", "--n", "2"], "one text without log-probabilities: got n=2"),
         (["--sections", "--beam-width", "2"], "got beam_width=2"),

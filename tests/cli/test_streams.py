@@ -81,8 +81,7 @@ def test_input_that_is_no_text_is_refused_and_a_chat_goes_on(streams: Callable[.
 
 
 def test_input_without_an_end_is_refused(streams: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("streams", "generate"):
-        monkeypatch.setattr(f"hasten.cli.{module}.MAX_INPUT", 1000)
+    monkeypatch.setattr("hasten.cli.streams.MAX_INPUT", 1000)
     code, _, err = streams(*GENERATE, content=b"x" * 1001)
     assert (code, err) == (2, "error: standard input is too long for a prompt: allowed: up to 1,000 characters.\n")
     code, _, err = streams(*GENERATE, "-f", "/dev/zero")

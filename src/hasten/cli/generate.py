@@ -76,7 +76,8 @@ def generate(
     prompts = read_prompts(texts, files, id_lists) if template_prompt is None else []
     if priority:
         _check_priority(priority, len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
-    sections = check_section_options(section_options, prompts or [""], priority=priority, show_drafts=show_drafts)
+    alone = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
+    sections = check_section_options(section_options, prompts or [""], alone)
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
         if template_prompt is not None:
             prompts = [template_prompt.render(llm)]
@@ -85,15 +86,13 @@ def generate(
         settings = merge_settings(llm.default_sampling_params(), preset, sampling)
         if sections is not None:
             print_sections(llm, model, prompts, settings, sections, json)
-            return
-        if not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
+        elif not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
             stream_output(llm, prompts[0], settings, show_drafts, soft)
-            return
-        if show_drafts:
-            raise InvalidOption(
-                "--show-drafts needs a single streamed output", remedy="Leave out --json, --n, --beam-width and other prompts"
-            )
-        _run_batch(llm, model, prompts, settings, priority, json, soft)
+        elif show_drafts:
+            remedy = "Leave out --json, --n, --beam-width and other prompts"
+            raise InvalidOption("--show-drafts needs a single streamed output", remedy=remedy)
+        else:
+            _run_batch(llm, model, prompts, settings, priority, json, soft)
 
 
 def _check_priority(priority: list[int], num_prompts: int, policy: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,21 +43,22 @@ class SectionOptions:
 SECTIONS = OptionGroup("section_options", "Sections", SectionOptions, HELP)
 
 
-def check_section_options(
-    values: OptionValues, prompts: Sequence[Prompt], *, priority: Sequence[int] | None, show_drafts: bool
-) -> SectionOptions | None:
-    """Return the options, or None without ``--sections``. Raises ``InvalidOption`` for a conflict."""
+def check_section_options(values: OptionValues, prompts: Sequence[Prompt], others: Mapping[str, object]) -> SectionOptions | None:
+    """Return the options, or None without ``--sections``. Raises ``InvalidOption`` for a conflict.
+
+    ``others``: options that do not go with sections -> what was given.
+    """
     options = SectionOptions(**values)
     if not options.sections:
-        others = [f"--{'no-' * (value is False)}{name.replace('_', '-')}" for name, value in values.items() if name != "sections"]
-        if others:
-            raise InvalidOption("options of sections need --sections", got=", ".join(others), remedy="Add --sections")
+        unused = [f"--{'no-' * (value is False)}{name.replace('_', '-')}" for name, value in values.items() if name != "sections"]
+        if unused:
+            raise InvalidOption("options of sections need --sections", got=", ".join(unused), remedy="Add --sections")
         return None
     if len(prompts) > 1:
         raise InvalidOption("--sections answers one question", got=f"{len(prompts)} prompts", remedy="Ask them one by one")
     if not isinstance(prompts[0], str):
         raise InvalidOption("--sections needs a question as text", got="--prompt-ids", remedy="Pass the question as an argument")
-    if conflicts := [name for name, given in (("--priority", priority), ("--show-drafts", show_drafts)) if given]:
+    if conflicts := [name for name, given in others.items() if given]:
         raise InvalidOption("--sections runs several requests for one text", got=", ".join(conflicts), remedy="Leave it out")
     return options
 
