@@ -66,12 +66,10 @@ def generate(
     section_options: OptionValues,
 ) -> None:
     """Complete one prompt and stream the output, or complete many prompts in one batch."""
-    texts = list(prompt or [])
+    texts, files, id_lists = list(prompt or []), prompt_file or [], prompt_ids or []
     if model is not None and name is not None:  # --model names the model, so every argument is a prompt
-        texts.insert(0, name)
-        name = None
+        texts, name = [name, *texts], None
     model = model_name(name, model)
-    files, id_lists = prompt_file or [], prompt_ids or []
     template_prompt = read_template(template_options, num_other_prompts=len([*texts, *files, *id_lists]))
     prompts = read_prompts(texts, files, id_lists) if template_prompt is None else []
     if priority:
@@ -88,11 +86,15 @@ def generate(
             print_sections(llm, model, prompts, settings, sections, json)
         elif not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
             stream_output(llm, prompts[0], settings, show_drafts, soft)
-        elif show_drafts:
-            remedy = "Leave out --json, --n, --beam-width and other prompts"
-            raise InvalidOption("--show-drafts needs a single streamed output", remedy=remedy)
         else:
+            _refuse_drafts(show_drafts)
             _run_batch(llm, model, prompts, settings, priority, json, soft)
+
+
+def _refuse_drafts(show_drafts: bool) -> None:
+    if show_drafts:
+        remedy = "Leave out --json, --n, --beam-width and other prompts"
+        raise InvalidOption("--show-drafts needs a single streamed output", remedy=remedy)
 
 
 def _check_priority(priority: list[int], num_prompts: int, policy: str) -> None:
