@@ -16,6 +16,7 @@ from hasten.core.errors import InvalidRequest, PromptTooLong, printable, show
 from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
+from hasten.core.unicode_text import is_unicode
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.request_limits import check_pins, check_request_limits
 from hasten.entrypoints.soft_prompts import SoftPrompts
@@ -246,15 +247,6 @@ def read_token_ids(value: object, name: str, key: str, *, max_tokens: int) -> tu
 def format_first(values: Sequence[object]) -> str:
     """Return the first eight values as a list in text."""
     return ", ".join(map(printable, values[:8])) + (", ..." if len(values) > 8 else "")
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether the text can be encoded. JSON may hold half of a surrogate pair, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_priority_and_salt(priority: object, cache_salt: object) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.core.errors import InvalidOption, nearest, show
+from hasten.core.unicode_text import is_unicode
 from hasten.prompts.template import MAX_EXAMPLES
 from hasten.quality.documents import read_text_file
 
@@ -92,7 +93,7 @@ def _read_example(line: str, columns: Sequence[str] | None) -> dict[str, str]:
         raise InvalidOption("this is not JSON", got=show(line), allowed=allowed) from None
     if not isinstance(record, dict) or len(record) > _MAX_COLUMNS:
         raise InvalidOption("this is not an example", got=show(record), allowed=allowed)
-    wrong = [name for name, text in record.items() if not (_is_text(name) and _is_text(text))]
+    wrong = [name for name, text in record.items() if not (is_unicode(name) and is_unicode(text))]
     if wrong:
         allowed = "Unicode texts; numbers are written as texts"
         raise InvalidOption(f"the column {show(wrong[0])} is not a text", got=show(record[wrong[0]]), allowed=allowed)
@@ -119,14 +120,3 @@ def _check_columns(example: Example, variables: Collection[str]) -> None:
             got=f"the columns {show(list(example))}",
             remedy="Add a column with the answer",
         )
-
-
-def _is_text(value: object) -> bool:
-    """Return whether the value is Unicode text. JSON may hold half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

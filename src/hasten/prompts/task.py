@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.errors import HastenError, InvalidOption, show
+from hasten.core.unicode_text import is_unicode
 from hasten.quality.documents import read_text_file
 
 _EXAMPLE = '{"input": ..., "output": ...}'
@@ -166,7 +167,7 @@ def _variables(value: object) -> dict[str, str]:
     variables: Any = {"input": value} if isinstance(value, str) else value
     if not isinstance(variables, dict) or not 1 <= len(variables) <= MAX_VARIABLES:
         raise InvalidOption('"input" has the wrong type', got=show(value), allowed=allowed)
-    wrong = [name for name, text in variables.items() if not (name.isidentifier() and name.isascii() and _is_text(text))]
+    wrong = [name for name, text in variables.items() if not (name.isidentifier() and name.isascii() and is_unicode(text))]
     if wrong:
         got = show({wrong[0]: variables[wrong[0]]})
         raise InvalidOption('"input" has a wrong variable', got=got, allowed="names of letters, digits and _; texts")
@@ -177,21 +178,10 @@ def _variables(value: object) -> dict[str, str]:
 
 def _references(value: object) -> tuple[str, ...]:
     texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) and _is_text(text) and text.strip() for text in texts):
+    if not texts or not all(is_unicode(text) and text.strip() for text in texts):
         allowed = "a text that is not blank, or a list of such texts; numbers are written as texts"
         raise InvalidOption('"output" is not a text', got=show(value), allowed=allowed)
     return tuple(texts)
-
-
-def _is_text(value: object) -> bool:
-    """Return whether the value is Unicode text. JSON may hold half of a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _names(values: Mapping[str, Any]) -> str:

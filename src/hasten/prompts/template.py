@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from hasten.core.check_fields import Fault, check_fields
 from hasten.core.errors import InvalidOption, InvalidRequest, nearest, show
 from hasten.core.field_type import Length, OneOf
+from hasten.core.unicode_text import is_unicode
 from hasten.text.template_process import TemplateKind, TemplateProcess
 
 LANGUAGES = ("en", "zh")
@@ -86,7 +87,7 @@ class PromptTemplate:
         given = {**self.defaults, **self._read(variables)}
         length = len(self.text) + sum(map(_num_characters, given.values()))
         text = shared_process().render(self.text, given, length, kind=self._kind)
-        if not _is_text(text):
+        if not is_unicode(text):
             raise InvalidRequest(f"the prompt template {self.name!r} writes half of a surrogate pair", remedy="Correct it")
         return text
 
@@ -125,23 +126,13 @@ def shared_process() -> TemplateProcess:
 def _read_value(value: object) -> str | list[dict[str, str]] | None:
     """Return a plain copy of a variable's value, or None if it is neither a text nor a list of examples."""
     if isinstance(value, str):
-        return str.__str__(value) if _is_text(value) else None
+        return str.__str__(value) if is_unicode(value) else None
     if not isinstance(value, (list, tuple)) or len(value) > MAX_EXAMPLES:
         return None
     examples = [dict(item) if isinstance(item, Mapping) else None for item in value]
-    if any(item is None or not all(map(_is_text, (*item, *item.values()))) for item in examples):
+    if any(item is None or not all(map(is_unicode, (*item, *item.values()))) for item in examples):
         return None
     return [item for item in examples if item is not None]
-
-
-def _is_text(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _num_characters(value: str | list[dict[str, str]]) -> int:

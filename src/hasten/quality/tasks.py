@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.errors import InvalidOption, show
+from hasten.core.unicode_text import is_unicode
 from hasten.quality.documents import read_text_file
 
 _PROMPT_KEYS = ("prompt", "question")
@@ -117,14 +118,8 @@ def _answer_index(value: object, choices: tuple[str, ...]) -> int:
 
 
 def _is_text(value: object) -> bool:
-    """Return whether the value is Unicode text that is not blank. JSON may hold half of a surrogate pair."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Return whether the value is Unicode text that is not blank."""
+    return is_unicode(value) and bool(value.strip())
 
 
 def _keys(record: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hasten.core.errors import InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
-from hasten.entrypoints.input_processor import is_unicode
+from hasten.core.unicode_text import is_unicode
 
 MIN_POINTS, MAX_POINTS = 3, 10  # of an outline that the model writes
 MAX_SECTIONS = 64
