@@ -20,6 +20,7 @@ from hasten.engine.embedder import Embedder
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
 from hasten.entrypoints.exit_rules import ExitRules
+from hasten.entrypoints.guides import Guides
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.shared_results import RequestEngine, SharedResults
@@ -113,6 +114,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
+    guides = Guides(tokenizer, target.spec.vocab_size, end_ids)
     config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, SCHEDULER_OPTIONS))
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
@@ -120,6 +122,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         partial(_detokenizer, tokenizer),
         Sampler(backend.token_selector(Chain() if tokenizer is None else Chain.with_bad_words(tokenizer.bad_words))),
         drafter,
+        guide=guides.guide,
         costs=costs,
     )
     with timer.phase("result cache"):
@@ -135,6 +138,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         seeds=random.Random(options.seed),
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
+        guides=guides,
         soft_prompts=SoftPrompts(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
