@@ -72,6 +72,9 @@ class SamplingParams:
     # The form of the output. It goes on until the form is complete, or ends early by ``max_tokens`` or a stop string
     # (``CompletionOutput.is_complete``).
     structured_outputs: StructuredOutputs | None = None
+    # Tokens of the model's thought, its marks not included; what exceeds them is closed, and the answer follows. None: no limit.
+    # ``structured_outputs`` is the form of the answer alone.
+    thinking_token_budget: Annotated[int, Range(0, MAX_TOKENS)] | None = None
 
     # Acceptance rule for draft tokens. "exact": the tokens of plain decoding. "rejection": tokens of the same distribution.
     # "typical": any token above a probability threshold, which is lossy.
@@ -106,8 +109,8 @@ class SamplingParams:
                 yield Fault("posterior_threshold", "0.09 unless acceptance is typical")
             if self.posterior_alpha != 0.3:
                 yield Fault("posterior_alpha", "0.3 unless acceptance is typical")
-        if self.structured_outputs is not None and self.ignore_eos:
-            yield Fault("ignore_eos", "False with structured_outputs, whose end is an end token")
+        if self.is_guided and self.ignore_eos:
+            yield Fault("ignore_eos", "False with structured_outputs and thinking_token_budget, which count on end tokens")
         yield from self._beam_conflicts()
         yield from self._exit_conflicts()
 
@@ -157,7 +160,7 @@ class SamplingParams:
     @property
     def is_guided(self) -> bool:
         """Whether the tokens so far decide which tokens may come next, by more than single settings."""
-        return self.structured_outputs is not None
+        return self.structured_outputs is not None or self.thinking_token_budget is not None
 
     @property
     def has_penalties(self) -> bool:
