@@ -64,7 +64,7 @@ def test_a_thought_ends_within_its_budget_and_the_answer_follows(marks: ThoughtT
     for seed in range(100):
         tokens = walk(guide(marks, budget=budget, grammar="[0-9]{3}"), random.Random(seed), 200)
         end = find(tokens, marks.end)
-        assert 0 <= end, "it is closed"
+        assert end >= 0, "it is closed"
         thought, answer = tokens[:end], tokens[end + len(marks.end) :]
         beginning = marks.closing[: len(marks.closing) - len(marks.end)]
         if beginning and tuple(thought[-len(beginning) :]) == beginning and len(thought) > budget:
