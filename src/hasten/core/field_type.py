@@ -187,7 +187,10 @@ class _Mapping:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """An object of a settings class, or named values for one. The class raises its own error for wrong values."""
+    """An object of a settings class, or named values for one.
+
+    The class raises its own error for wrong values.
+    """
 
     settings_class: Any
 

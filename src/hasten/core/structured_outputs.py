@@ -60,7 +60,7 @@ class StructuredOutputs:
 
 
 def _schema_text(schema: Any) -> str:
-    """Return the JSON of a schema, or of the schema of a type. Raises ``InvalidRequest``."""
+    """Return the JSON of a schema, or of a type's schema. Raises ``InvalidRequest``."""
     try:
         if not isinstance(schema, Mapping):
             from pydantic import TypeAdapter

@@ -15,7 +15,7 @@ MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the ot
 
 
 def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
-    """Return the forced tokens as a chain; without any, the nodes of the sequence's draft that are allowed.
+    """Return the forced tokens as a chain, or else the allowed nodes of the sequence's draft.
 
     A guide that fails gives no draft: the next step finds its error.
     """

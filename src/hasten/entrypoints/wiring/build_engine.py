@@ -142,8 +142,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         soft_prompts=SoftPrompts(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
-    load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
-    facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), "load_seconds": load_seconds}
+    facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), **timer.describe()}
     access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
     embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
     return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)

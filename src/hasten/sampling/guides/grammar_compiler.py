@@ -39,7 +39,10 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, form: StructuredOutputs) -> LLMatcher:
-        """Return a new matcher in its initial state. Raises ``InvalidRequest`` for a grammar that is wrong or too large."""
+        """Return a new matcher in its initial state.
+
+        Raises ``InvalidRequest`` for a grammar that is wrong or too large.
+        """
         with self._lock:
             found = self._grammars.get(form)
             if found is not None:

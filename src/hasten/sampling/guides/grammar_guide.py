@@ -68,7 +68,7 @@ class GrammarGuide:
         return matcher
 
     def _failed(self, matcher: LLMatcher) -> HastenError:
-        """Return the error of a matcher, which never leaves that state, and drop its cursor."""
+        """Drop the cursor of a matcher that has failed, and return its error."""
         self._cursors = [cursor for cursor in self._cursors if cursor.matcher is not matcher] or self._cursors
         fault = matcher.get_error().strip().split("\n")[0][:200]
         return HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")

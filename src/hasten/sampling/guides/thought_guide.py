@@ -36,7 +36,10 @@ class ThoughtTokens:
 
 @dataclass(frozen=True, slots=True)
 class ThoughtGuide:
-    """A thought holds no end token of the output, so that the answer follows, and marks of one token stand once."""
+    """Closes a thought that uses up its budget, and guides the answer after it.
+
+    A thought holds no end token of the output, so that the answer follows. Marks of one token stand once.
+    """
 
     marks: ThoughtTokens
     opening: Opening
@@ -116,7 +119,7 @@ class ThoughtGuide:
         return self.opening is Opening.EITHER and tuple(tokens) == self.marks.start[: len(tokens)]
 
     def _closing_tokens(self, thought: list[int]) -> tuple[int, ...]:
-        """Return what closes a thought that has used up its budget: the rest of its closing, if it has begun one."""
+        """Return what closes a thought that has used up its budget; the rest of a closing that has begun."""
         if self.budget is None or len(thought) < self.budget:
             return ()
         closing = self.marks.closing
