@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as encoder
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hasten.core.check_fields import Fault, check_fields
 from hasten.core.errors import InvalidRequest
@@ -16,6 +16,10 @@ MAX_DEPTH = 32  # of nested objects and arrays in a schema
 MAX_CHOICES = 4096
 _FORMS = ("json", "json_object", "regex", "choice", "grammar")
 _Source = Annotated[str, Length(1, MAX_SOURCE)]
+if TYPE_CHECKING:
+    _Schema = Any  # what a caller may give; the field holds a text
+else:
+    _Schema = _Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +30,7 @@ class StructuredOutputs:
     Raises ``InvalidRequest`` that names every field with an invalid value.
     """
 
-    json: _Source | None = None  # JSON that this JSON schema allows
+    json: _Schema | None = None  # JSON that this JSON schema allows
     json_object: bool = False  # any JSON object
     regex: _Source | None = None  # a text that this regular expression matches as a whole (Rust's syntax, no look-around)
     choice: Annotated[tuple[_Source, ...], Length(0, MAX_CHOICES)] = ()  # one of these texts
@@ -35,9 +39,8 @@ class StructuredOutputs:
     disable_any_whitespace: bool = False
 
     def __post_init__(self) -> None:
-        schema: Any = self.json
-        if schema is not None and not isinstance(schema, str):
-            object.__setattr__(self, "json", _schema_text(schema))
+        if self.json is not None and not isinstance(self.json, str):
+            object.__setattr__(self, "json", _schema_text(self.json))
         check_fields(self, "structured output", InvalidRequest, self._conflicts)
 
     @property
