@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,15 +120,14 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
         Scheduler(config, kv_manager),
         partial(_detokenizer, tokenizer),
-        Sampler(backend.token_selector(Chain() if tokenizer is None else Chain.with_bad_words(tokenizer.bad_words))),
+        Sampler(backend.token_selector(_chain(tokenizer))),
         drafter,
         guide=guides.guide,
         costs=costs,
     )
     with timer.phase("result cache"):
         result_cache = open_result_cache(options, digest, target.dtype, backend, sizing.max_model_len)
-    # A copy of the measured costs: ``costs`` itself goes on learning from speculative steps.
-    engine.stats.plain_step = None if costs is None else CostModel(costs.measured).seconds
+    engine.stats.plain_step = _plain_step(costs)
     input_processor = InputProcessor(
         tokenizer=tokenizer,
         vocab_size=target.spec.vocab_size,
@@ -143,9 +142,19 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
     facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), **timer.describe()}
-    access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
     embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
+    access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
     return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)
+
+
+def _chain(tokenizer: TextTokenizer | None) -> Chain:
+    return Chain() if tokenizer is None else Chain.with_bad_words(tokenizer.bad_words)
+
+
+def _plain_step(costs: CostModel | None) -> Callable[[int], float] | None:
+    """Return the measured seconds of a step without drafts, by its tokens."""
+    # ``costs`` itself goes on learning from speculative steps.
+    return None if costs is None else CostModel(costs.measured).seconds
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:

@@ -20,7 +20,10 @@ _COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 
 
 def grammar_text(form: Mapping[str, Any]) -> str:
-    """Return the grammar of the fields of ``StructuredOutputs``. Raises any exception for one that cannot be read."""
+    """Return the grammar of the fields of ``StructuredOutputs``.
+
+    Raises any exception for one that cannot be read.
+    """
     options = _COMPACT if form["disable_any_whitespace"] else _SPACED
     if form["json"] is not None:
         return LLMatcher.grammar_from_json_schema(form["json"], overrides=options)
