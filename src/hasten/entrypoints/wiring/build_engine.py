@@ -115,10 +115,9 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
     guides = Guides(tokenizer, target.spec.vocab_size, end_ids)
-    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, SCHEDULER_OPTIONS))
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
-        Scheduler(config, kv_manager),
+        Scheduler(_scheduler_config(options, sizing.max_model_len), kv_manager),
         partial(_detokenizer, tokenizer),
         Sampler(backend.token_selector(_chain(tokenizer))),
         drafter,
@@ -145,6 +144,10 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
     embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
     access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
     return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)
+
+
+def _scheduler_config(options: EngineOptions, max_model_len: int) -> SchedulerConfig:
+    return SchedulerConfig(max_model_len=max_model_len, **_fields(options, SCHEDULER_OPTIONS))
 
 
 def _chain(tokenizer: TextTokenizer | None) -> Chain:
