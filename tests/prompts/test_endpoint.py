@@ -180,7 +180,8 @@ def test_a_busy_endpoint_is_asked_again_and_waits_are_as_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "num_asked"), [(None, MAX_TRIES), ("99999", 1), ("never", MAX_TRIES), ("9" * 4000, MAX_TRIES), ("-1", MAX_TRIES)]
+    ("retry_after", "num_asked"),
+    [(None, MAX_TRIES), ("99999", 1), ("never", MAX_TRIES), ("9" * 4000, MAX_TRIES), ("-1", MAX_TRIES)],
 )
 def test_tries_and_waits_are_bounded(retry_after: str | None, num_asked: int) -> None:
     waits: list[float] = []
@@ -218,7 +219,13 @@ def trickles(part: bytes) -> Callable[[BaseHTTPRequestHandler, Any], None]:
 
 @pytest.mark.parametrize(
     "answer",
-    [hangs, trickles(b"x"), trickles(b"100 Continue\r\n\r\nHTTP/1.1 "), trickles(b"200 OK\r\n\r\n"), trickles(b"200 OK\r\nA: b\r\n")],
+    [
+        hangs,
+        trickles(b"x"),
+        trickles(b"100 Continue\r\n\r\nHTTP/1.1 "),
+        trickles(b"200 OK\r\n\r\n"),
+        trickles(b"200 OK\r\nA: b\r\n"),
+    ],
     ids=["silence", "status line", "endless continue", "body", "headers"],
 )
 def test_an_answer_that_does_not_end_meets_the_deadline(answer: Callable[[BaseHTTPRequestHandler, Any], None]) -> None:
@@ -239,9 +246,8 @@ def test_an_endless_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             num_written += handler.wfile.write(b"x" * 65536)
 
-    with serve(endless) as server:
-        with pytest.raises(HastenError, match=r"sends too much: allowed: up to 4,194,304 bytes"):
-            Endpoint(server.url, "m").chat("q")
+    with serve(endless) as server, pytest.raises(HastenError, match=r"sends too much: allowed: up to 4,194,304 bytes"):
+        Endpoint(server.url, "m").chat("q")
     assert MAX_ANSWER < num_written < 8 * MAX_ANSWER
     with serve(always(b"x" * 100, 200)) as server:
         monkeypatch.setattr(endpoint_module, "MAX_ANSWER", 99)
@@ -264,7 +270,16 @@ def test_https_needs_tls() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("", "localhost:8000", "ftp://host/v1", "file:///etc/passwd", "http://", "http:///v1", "http://host:0/v1", "http://host:99999"),
+        *(
+            "",
+            "localhost:8000",
+            "ftp://host/v1",
+            "file:///etc/passwd",
+            "http://",
+            "http:///v1",
+            "http://host:0/v1",
+            "http://host:99999",
+        ),
         *("http://user:hunter2@host/v1", "http://host/v1?key=3", "http://host/v1#x", "http://host/\r\nX: y", "http://host/ä"),
         *("http://[::1", "http://host name/v1", "http://host/v1\x00"),
     ],

@@ -64,7 +64,7 @@ def test_the_cost_is_about_the_logarithm(num_arms: int) -> None:
 
 
 def test_the_best_of_64_is_found_for_a_tenth_of_the_scores() -> None:
-    num = repeats("instruction searches")
+    num = repeats("halvings")
     assert found_share(0.8, num) >= 0.95
     scores, best = planted(0, 0.8)
     scores_of, num_scored = recorded(scores)

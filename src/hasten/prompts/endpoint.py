@@ -1,4 +1,4 @@
-"""``Endpoint``: a model behind an OpenAI-compatible ``/chat/completions``, for proposals and judgements.
+"""``Endpoint``: a model behind an OpenAI-compatible ``/chat/completions``.
 
 The client is the standard library's: it is one POST, and a deadline for the full answer needs the socket, because the time limits
 of HTTP libraries hold for each part of an answer. It follows no redirect, which would take the API key to another host, and it uses
@@ -237,7 +237,7 @@ def _message(content: bytes) -> str:
 
 
 def _first_logprobs(choice: Any) -> dict[str, float]:
-    """Return the log-probabilities of the first token; empty where they are missing or not as the interface has them."""
+    """Return the log-probabilities of the first token; none where they are missing or broken."""
     found: dict[str, float] = {}
     with contextlib.suppress(KeyError, TypeError, IndexError):
         for entry in choice["logprobs"]["content"][0]["top_logprobs"][:100]:

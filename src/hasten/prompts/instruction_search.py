@@ -146,7 +146,10 @@ class _Search:
             return found.texts
 
     def _known(self) -> list[KnownInstruction]:
-        """Return the best instructions, best first: those that were scored on most items, and of these the highest means."""
+        """Return the best instructions, best first.
+
+        They are those that were scored on most items, and of these the ones with the highest means.
+        """
         scored = [arm for arm in self._arms if arm.results and arm.text.strip() and not arm.is_too_long]
         scored.sort(key=lambda arm: (-len(arm.results), -arm.mean))
         return [KnownInstruction(arm.text, arm.mean) for arm in scored[:NUM_KNOWN]]

@@ -33,7 +33,10 @@ def induction_prompt(language: str, items: Sequence[PromptItem]) -> str:
 def improvement_prompt(
     language: str, known: Sequence[KnownInstruction], items: Sequence[PromptItem], *, as_percent: bool = False
 ) -> str:
-    """Return the question for a better instruction. ``as_percent``: scores from 0 to 1 appear as integers up to 100."""
+    """Return the question for a better instruction.
+
+    ``as_percent``: scores from 0 to 1 appear as integers up to 100.
+    """
     entries = [
         {"text": one.text, "score": f"{100 * one.score:.0f}" if as_percent else f"{one.score:.4g}"}
         for one in sorted(known, key=lambda one: one.score)

@@ -74,7 +74,10 @@ class ModelProposer:
 
 
 class EndpointProposer:
-    """A model behind an OpenAI-compatible endpoint. One text per request, because not every endpoint gives more."""
+    """A model behind an OpenAI-compatible endpoint.
+
+    A request is for one text, because not every endpoint gives more.
+    """
 
     max_count = 1
 

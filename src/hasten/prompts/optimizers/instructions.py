@@ -14,9 +14,9 @@ OPTIONS = InstructionOptions
 
 
 def optimize(bench: Workbench, initial: TemplateVariant, options: InstructionOptions) -> Candidate:
-    """Return the initial prompt with the best instruction by the validation items, or as it is if none is better.
+    """Return the initial prompt with the best instruction, or as it is if none is better.
 
-    Raises ``HastenError``.
+    The validation items decide. Raises ``HastenError``.
     """
     proposer = open_proposer(
         bench.llm,
