@@ -46,7 +46,8 @@ def with_instruction(initial: TemplateVariant, text: str, name: str, item_variab
 def read_answer(answer: str) -> str:
     """Return the instruction of a proposer's answer.
 
-    It is what stands between the marks, else the first paragraph. Reasoning before it is left out. The meta-prompt ends with the first mark, so an answer may lack it.
+    It is what stands between the marks, else the first paragraph. Reasoning before it is left out. The meta-prompt ends with the
+    first mark, so an answer may lack it.
     """
     text = answer.rpartition(_REASONING_END)[2]
     before, end, _ = text.rpartition(END_MARK)
