@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from tests.exhaustive import EXHAUSTIVE, repeats
+from tests.exhaustive import repeats
 from tests.prompts.endpoint_server import Asked, completion, send, serve
 
 from hasten import LLM
@@ -204,10 +204,9 @@ def test_a_killed_run_asks_nothing_twice_and_finds_the_same(llm: LLM, tmp_path: 
     undisturbed = small_search(llm, tmp_path / "undisturbed")
     expected = undisturbed.run()
     assert expected == "Instruction 11 of many\n\nItem x:" and len(undisturbed.proposer.asked) == 6
-    rng = random.Random(0)
-    for run in range(20 if EXHAUSTIVE else 4):
+    rng, num_kills, num = random.Random(0), 0, repeats("killed searches")
+    for run in range(num):
         asked: list[tuple[str, int, int]] = []
-        num_kills = 0
         while True:
             search = small_search(llm, tmp_path / str(run))
             search.proposer.start = sum(count for _, count, _ in asked)
@@ -219,9 +218,10 @@ def test_a_killed_run_asks_nothing_twice_and_finds_the_same(llm: LLM, tmp_path: 
                 num_kills += 1
             finally:
                 asked += search.proposer.asked
-        assert asked == undisturbed.proposer.asked and num_kills >= 2
+        assert asked == undisturbed.proposer.asked
         assert (found, search.num_tokens) == (expected, undisturbed.num_tokens)
         assert search.log == undisturbed.log
+    assert num_kills >= 2 * num
 
 
 KILLED = """
