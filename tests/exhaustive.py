@@ -53,6 +53,9 @@ SUITES = {
     "sqlite kills": Suite(10, 200, "SIGKILLs of a process that writes 50 results", "tests/caching/test_sqlite_kills.py"),
     "tournaments": Suite(100, 2_000, "simulated tournaments of eight variants, per case", "tests/prompts/test_tournament.py"),
     "comparisons": Suite(100, 2_000, "comparisons of six equal variants, corrected and not", "tests/prompts/test_evaluate.py"),
+    "halvings": Suite(100, 2_000, "halvings of 64 arms, one of them the best", "tests/prompts/test_successive_halving.py"),
+    "killed searches": Suite(4, 100, "searches, each ended at random points", "tests/prompts/test_instruction_search.py"),
+    "instruction searches": Suite(25, 500, "simulated searches of 64 instructions", "tests/prompts/test_instruction_search.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }

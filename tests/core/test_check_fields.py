@@ -38,6 +38,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
 from hasten.prompts.feedback import Feedback
+from hasten.prompts.instruction_search import InstructionOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
@@ -103,6 +104,7 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     SmoothQuant: SmoothQuant,  # one field
     TaskOptions: TaskOptions,
     PromptTemplate: functools.partial(PromptTemplate, name="name", text="{{ a }}"),
+    InstructionOptions: functools.partial(InstructionOptions, proposer="http://host/v1", proposer_model="m"),
     TemplateOptions: functools.partial(TemplateOptions, template="qa", examples="file"),
     Feedback: functools.partial(Feedback, variant="v", digest="0" * 64, is_good=True, time=0.0),
 }

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,14 @@ from hasten import LLM
 from hasten.prompts.task import PromptTask, read_prompt_task
 
 MODULES = ("json", "os", "sys", "re", "math", "random", "time", "string", "socket", "struct")
+
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "threads": 1,
+    "max_model_len": 256,
+    "kv_cache_memory": "16MiB",
+    "speculative_method": "off",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class TextVariant:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM("demo", dtype="float32", threads=1, max_model_len=256, kv_cache_memory="16MiB", speculative_method="off") as loaded:
+    with LLM("demo", **OPTIONS) as loaded:
         yield loaded
 
 

@@ -63,6 +63,9 @@ def test_every_metric_says_what_it_needs_and_its_range(tmp_path: Path) -> None:
         ("python:a.py:not a name", "needs a file and a function"),
         ("python:nowhere.py:score", r"nowhere.py cannot be read"),
         ("judge:nowhere.txt", r"nowhere.txt cannot be read"),
+        ("judge:nowhere.txt,m@http://host/v1", r"nowhere.txt cannot be read"),
+        ("judge:@http://host/v1", "the model of the endpoint is missing"),
+        ("judge:m@http://user:secret@host/v1", "this is no URL of an endpoint: got 'host/v1'"),
     ],
 )
 def test_a_wrong_metric_is_one_sentence(name: str, words: str) -> None:
@@ -193,9 +196,10 @@ def test_identities_change_with_what_scores_depend_on(tmp_path: Path) -> None:
         file.write_text(text)
         question.write_text(text)
         seen |= {open_metric(f"python:{file}:score").identity, open_metric(f"python:{file}:other").identity}
-        seen |= {open_metric(f"judge:{question}").identity}
+        seen |= {open_metric(f"judge:{question}").identity, open_metric(f"judge:{question},m@http://host/v1").identity}
     seen |= {open_metric(name).identity for name in ("judge", "exact_match", "exact_match:ignore_case", "f1", "log_likelihood")}
-    assert len(seen) == 11
+    seen |= {open_metric(f"judge:{name}").identity for name in ("m@http://host/v1", "n@http://host/v1", "m@http://other/v1")}
+    assert len(seen) == 16
 
 
 def test_a_template_that_lacks_a_variable_is_one_sentence(tmp_path: Path) -> None:

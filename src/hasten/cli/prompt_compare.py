@@ -40,7 +40,8 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="METRIC",
-        help="exact_match, exact_match:ignore_case, f1, log_likelihood, judge, judge:FILE or python:FILE.py:FUNCTION "
+        help="exact_match, exact_match:ignore_case, f1, log_likelihood, judge, judge:FILE, judge:[FILE,]MODEL@URL (an "
+        "OpenAI-compatible endpoint) or python:FILE.py:FUNCTION "
         "(your own code, which runs with your rights).",
     ),
 ]
