@@ -63,6 +63,7 @@ NOT_IN_KEY: Mapping[type[Any], Mapping[str, str]] = {
         "self_draft_layers": _EXACT,
         "num_speculative_tokens": _EXACT,
         "exits": _NEVER_KEYED,
+        "tool_call_parser": "it reads the text of an output, which the cache holds",
         "batching": _INVARIANT,
         "max_batch_delay": "it decides when, not what",
         "scheduling_policy": "it decides when, not what",

@@ -45,6 +45,8 @@ HELP = {
     "self_draft_layers": "First layers of the model that draft; if left out, with --exits, chosen by their expected speed.",
     "num_speculative_tokens": "Maximum tokens of a draft; the drafter's own number if left out.",
     "exits": "Trained early exits of the model, for --exit-rule: a folder, a hub id or demo-exits.",
+    "tool_call_parser": "How the model writes tool calls, by the name of vLLM's parser, or none; by the chat template if left out.",
+    "reasoning_parser": "How the model writes thoughts, by the name of vLLM's parser, or none; by the chat template if left out.",
     "max_num_seqs": "Maximum sequences that run at a time.",
     "batching": "continuous, dynamic or static.",
     "max_batch_delay": "Seconds that dynamic batching waits for a batch to fill.",
@@ -57,6 +59,7 @@ HELP = {
     "max_logit_bias": "Maximum token ids with a bias of a request.",
 }
 _BATCH_OPTIONS = ("max_num_seqs", "batching", "max_batch_delay", "scheduling_policy", "priority_seconds")
+_PARSER_OPTIONS = ("tool_call_parser", "reasoning_parser")
 _PIN_OPTIONS = ("max_pins", "max_pinned_share")
 _RESULT_CACHE_OPTIONS = (
     "result_cache",
@@ -78,7 +81,7 @@ _DECODING_OPTIONS = (
 
 ENGINE = OptionGroup("engine", "Engine", EngineOptions, HELP)
 SINGLE_REQUEST_ENGINE = ENGINE.without(_BATCH_OPTIONS)
-SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without((*_DECODING_OPTIONS, *_PIN_OPTIONS, *_RESULT_CACHE_OPTIONS))
+SCORING_ENGINE = SINGLE_REQUEST_ENGINE.without((*_DECODING_OPTIONS, *_PARSER_OPTIONS, *_PIN_OPTIONS, *_RESULT_CACHE_OPTIONS))
 BENCHMARK_ENGINE = ENGINE.without(_RESULT_CACHE_OPTIONS)  # a benchmark measures the engine
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

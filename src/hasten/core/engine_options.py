@@ -76,6 +76,9 @@ class EngineOptions:
     # maximum tokens of a draft; None: the drafter's own number
     num_speculative_tokens: Annotated[int, Range(1, 256)] | None = None
     exits: Name | None = None  # trained early exits: a folder, a hub id or "demo-exits"
+    # How the model writes tool calls and thoughts: a name of vLLM's parsers, "none", or None: by the chat template.
+    tool_call_parser: Name | None = None
+    reasoning_parser: Name | None = None
     batching: Batching = "continuous"  # or "dynamic", "static"
     max_batch_delay: BatchDelay = 0.05  # seconds that dynamic batching waits for a batch to fill
     scheduling_policy: SchedulingPolicy = "fcfs"  # or "priority"
