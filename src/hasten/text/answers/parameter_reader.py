@@ -18,16 +18,21 @@ class ParameterWriter:
         self._sink, self._tool = sink, sink.writer.tools.get(tool_name)
         self._names: set[str] = set()
 
-    def read(self, reader: TextReader, name: str, closer: Markers, trim: Callable[[], TextTrim]) -> Reading[str | None]:
+    def read(
+        self, reader: TextReader, name: str, closer: Markers, trim: Callable[[], TextTrim], is_json: bool | None = None
+    ) -> Reading[str | None]:
         """Take the text of an argument and the marker after it, which is returned; None if the text ended.
 
-        Text goes to the call while it is read; other types go when they are complete.
+        Text goes to the call while it is read; other types go when they are complete. ``is_json``: what the model says of the
+        argument; None leaves it to the schema.
         """
         if name in self._names:
             raise MalformedCall(f"it has the argument {show(name)} twice")
         self._sink.arguments(("{" if not self._names else ", ") + json.dumps(name, ensure_ascii=False) + ": ")
         self._names.add(name)
         types, trimmed = argument_types(self._tool, name), trim()
+        if is_json is not None:
+            types = ("null", "boolean", "number", "object", "array") if is_json else ()
         if is_text(types):
             self._sink.arguments('"')
             marker = yield from reader.until(closer, lambda text: self._sink.arguments(escaped(trimmed.add(text))))

@@ -50,6 +50,7 @@ def _read_value(reader: TextReader, emit: Emit) -> Reading[None]:
             yield from _read_text(reader, emit)
         else:
             word = yield from reader.word(_SCALAR, "a number")
+            word = "null" if word == "None" else word  # templates write it so
             if not _SCALARS.fullmatch(word):
                 raise MalformedCall(f"{word[:20]!r} is no value" if word else "a value is missing")
             emit(word)
