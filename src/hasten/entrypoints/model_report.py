@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
@@ -11,6 +12,8 @@ from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.models.load import plan_decoder, read_spec
 from hasten.ops.cpu.memory import available_bytes
 from hasten.runners.backends.choose import choose_backend
+from hasten.text.answers.choose_parsers import choose_parsers
+from hasten.text.tokenizer import TextTokenizer
 
 
 def report_model(model: str, options: EngineOptions) -> dict[str, Any]:
@@ -36,4 +39,14 @@ def report_model(model: str, options: EngineOptions) -> dict[str, Any]:
         "weight_bytes": plan.weight_bytes,
         "free_bytes": available_bytes(),
         "kernels": backend.describe(plan.decoder)["kernels"],
+        **_parsers(TextTokenizer.of(checkpoint, plan.spec.vocab_size)),
+    }
+
+
+def _parsers(tokenizer: TextTokenizer | None) -> dict[str, Any]:
+    """Return the parsers of tool calls and of thoughts that fit the chat template, and why."""
+    choices = choose_parsers(None if tokenizer is None else tokenizer.chat_template_source(has_tools=True))
+    return {
+        "tool_call_parser": dataclasses.asdict(choices.tool),
+        "reasoning_parser": dataclasses.asdict(choices.reasoning),
     }

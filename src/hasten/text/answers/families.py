@@ -36,6 +36,18 @@ def reasoning_syntax(name: str) -> ReasoningSyntax:
     return syntax
 
 
+def syntax_markers(tool: str | None, reasoning: str | None) -> tuple[str, ...]:
+    """Return the literal markers of two parsers. Those that are special tokens must stay in the text that they read."""
+    thoughts = None if reasoning is None else reasoning_syntax(reasoning)
+    if thoughts is not None and thoughts.tool_syntax is not None:
+        tool = thoughts.tool_syntax
+    calls = None if tool is None else tool_syntax(tool)
+    return (
+        *(() if calls is None else (*calls.openers, *calls.markers)),
+        *(() if thoughts is None else (thoughts.opener, thoughts.closer)),
+    )
+
+
 def _names(package: ModuleType) -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
 
