@@ -54,6 +54,9 @@ SUITES = {
     "tournaments": Suite(100, 2_000, "simulated tournaments of eight variants, per case", "tests/prompts/test_tournament.py"),
     "comparisons": Suite(100, 2_000, "comparisons of six equal variants, corrected and not", "tests/prompts/test_evaluate.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
+    "answers": Suite(
+        10, 500, "answers per syntax of tool calls, read, cut and damaged", "tests/text/answers/test_answer_parser.py"
+    ),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

@@ -27,8 +27,7 @@ def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
             raise MalformedCall("the text ends in an argument")
         yield from reader.space()
         if not (yield from reader.accept(KEY)):
-            if (yield from reader.peek()):
-                yield from reader.require(CLOSER)
+            yield from reader.require(CLOSER)
             break
     parameters.end()
     sink.end()
