@@ -16,12 +16,11 @@ _THINK = "{%- if reasoning %}<think>\n{{ reasoning }}\n</think>\n\n{% endif %}"
 _HERMES = """{{ content }}{% for call in calls %}{{ '\n' if content or not loop.first }}<tool_call>
 {"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}
 </tool_call>{% endfor %}"""
-_GLM = """{% for call in calls %}
-<tool_call>{{ call.name }}
-{%- for k, v in call.arguments.items() %}
+_GLM = """{% for call in calls %}{{ '\n' }}<tool_call>{{ call.name }}
+{% for k, v in call.arguments.items() %}
 <arg_key>{{ k }}</arg_key>
 <arg_value>{{ v if v is string else v | tojson }}</arg_value>
-{%- endfor %}
+{% endfor %}
 </tool_call>{% endfor %}"""
 _QWEN_CODER = """{{ content }}{% for call in calls %}{{ '\n\n' if loop.first and content else '\n' }}<tool_call>
 <function={{ call.name }}>
@@ -80,7 +79,7 @@ TEMPLATES: dict[str, tuple[str, str | None]] = {
     "kimi_k2": (_THINK + _KIMI, "kimi_k2"),
     "minimax_m2": (_THINK + _MINIMAX, "minimax_m2"),
     "glm45": (_THINK + "{{ content }}" + _GLM, "glm45"),
-    "glm47": (_THINK + "{{ content }}" + _GLM.replace("\n", ""), "glm45"),
+    "glm47": (_THINK + "{{ content }}" + _GLM.replace("\n", "").replace("{{ '\\n' }}", ""), "glm45"),
     "gemma4": (_GEMMA, "gemma4"),
     "openai": (_HARMONY, "openai_gptoss"),
     "mistral": (

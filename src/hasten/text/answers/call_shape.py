@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -10,18 +10,21 @@ from typing import Literal
 class ParameterShape:
     """The text of one argument that is not inside JSON. ``{name}`` stands for its name.
 
-    ``strings``: how text stands there: as it is up to ``after``, or between quotes.
+    ``strings``: how values stand there: text as it is and the rest as JSON, as Python literals, or as Gemma writes them.
+    ``{is_text}`` stands for "true" where the value is text, else "false".
     """
 
     before: str
     after: str
     separator: str = ""
-    strings: Literal["raw", "json", "python", "gemma"] = "raw"
+    strings: Literal["raw", "python", "gemma"] = "raw"
 
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """``first`` (``before`` arguments ``after``) ``separator`` ... ``last``. ``{name}`` stands for the tool's name."""
+    """``first`` (``before`` arguments ``after``) ``separator`` ... ``last``. ``{name}`` stands for the tool's name,
+    ``{number}`` for a number.
+    """
 
     before: str
     after: str
@@ -29,4 +32,4 @@ class CallShape:
     first: str = ""
     last: str = ""
     parameters: ParameterShape | None = None  # None: the arguments are a JSON object
-    trigger: str = field(default="")  # the literal that begins calls; empty where none does
+    trigger: str = ""  # the literal that begins calls; empty where none does

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hasten.text.answers.answer_writer import AnswerWriter
 from hasten.text.answers.call_shape import CallShape
@@ -50,7 +50,14 @@ class ToolSyntax:
     openers: tuple[str, ...] = ()
     starts: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()  # further literals of the syntax, some of which are special tokens in some checkpoints
-    read_answer: ReadAnswer | None = field(default=None)
+    read_answer: ReadAnswer | None = None
+    older_shape: tuple[str, CallShape] | None = None  # of checkpoints whose chat template lacks this text
+
+    def shape_for(self, template: str) -> CallShape:
+        """Return the shape of calls that a chat template writes; the newest for an empty text."""
+        if self.older_shape is not None and template and self.older_shape[0] not in template:
+            return self.older_shape[1]
+        return self.shape
 
 
 @dataclass(frozen=True, slots=True)

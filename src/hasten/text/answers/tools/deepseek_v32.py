@@ -48,7 +48,7 @@ def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
 SYNTAX = ToolSyntax(
     read=read,
     openers=(OPENER,),
-    markers=(CLOSER, TAG),
+    markers=(TAG,),
     shape=CallShape(
         first=OPENER + "\n",
         before=INVOKE + '"{name}">\n',

@@ -38,4 +38,15 @@ SYNTAX = ToolSyntax(
     openers=(OPENER,),
     markers=(CALL_ID, ARGS),
     shape=CallShape(before="[TOOL_CALLS]{name}[ARGS]", after="", trigger=OPENER),
+    older_shape=(
+        ARGS,
+        CallShape(
+            first="[TOOL_CALLS] [",
+            before='{"name": "{name}", "arguments": ',
+            after="}",
+            separator=", ",
+            last="]",
+            trigger=OPENER,
+        ),
+    ),
 )

@@ -26,6 +26,6 @@ SYNTAX = ToolSyntax(
         after="}",
         separator=", ",
         last="]",
-        trigger="functools",
+        trigger=OPENERS[0],
     ),
 )

@@ -72,6 +72,6 @@ SYNTAX = ToolSyntax(
         after=")",
         separator=", ",
         last="]",
-        parameters=ParameterShape(before="{name}=", after="", separator=", ", strings="json"),
+        parameters=ParameterShape(before="{name}=", after="", separator=", ", strings="python"),
     ),
 )
