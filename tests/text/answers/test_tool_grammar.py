@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
+from random import Random
 from typing import Any
 
+import jsonschema
 import llguidance.hf
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hasten.core.errors import InvalidRequest
-from hasten.text.answers.families import syntax_markers
+from hasten.text.answers.families import syntax_markers, tool_syntax
 from hasten.text.answers.tool_grammar import tool_grammar
 
 FAMILIES = sorted(set(TEMPLATES) - {"qwen3_xml", "granite4"})  # these have the syntax of another
@@ -136,3 +139,34 @@ def test_older_templates_of_mistral_write_lists() -> None:
 def test_a_choice_of_no_tool_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"tool_choice names none of the tools: got serch\. Did you mean 'search'"):
         tool_grammar("hermes", TOOLS, "serch")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_grammar_permits_is_read_as_calls_that_fit_the_schemas(family: str) -> None:
+    """Random walks through the grammar; now and then the ends of values are tried, so that the walks end."""
+    guide, text = tokens(family, False), grammar(family, "required", False)
+    shape, num_finished = tool_syntax(family).shape, 0
+    after = "" if shape.parameters is None else shape.parameters.after
+    ends = [each for each in (after, '<|"|>', '"', "'", "}", "]", ")", "<|end|><|start|>assistant", shape.after) if each]
+    for seed in range(12):
+        random, matcher, written = Random(seed), LLMatcher(guide.guide, LLMatcher.grammar_from_lark(text)), []
+        for _ in range(300):
+            if matcher.is_accepting() and (matcher.is_stopped() or random.random() < 0.5):
+                break
+            token_ids = guide.tokenizer.encode(random.choice(ends))
+            if random.random() < 0.4 and matcher.validate_tokens(token_ids) == len(token_ids):
+                pass
+            else:
+                mask = int.from_bytes(matcher.compute_bitmask(), "little")
+                token_ids = [random.choice([i for i in range(256) if mask >> i & 1])]
+            matcher.consume_tokens(token_ids)
+            written += token_ids
+        if not matcher.is_accepting():
+            continue
+        num_finished += 1
+        answer = parse([guide.tokenizer.decode(written)], family, None)
+        assert answer.tool_calls and not answer.warnings, (guide.tokenizer.decode(written), answer)
+        for call in answer.tool_calls:
+            schema = next(tool.parameters for tool in TOOLS if tool.name == call.name)
+            jsonschema.validate(json.loads(call.arguments), schema)
+    assert num_finished >= 4

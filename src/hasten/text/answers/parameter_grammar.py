@@ -9,12 +9,12 @@ from typing import Any
 from hasten.core.tool_definition import ToolDefinition
 from hasten.text.answers.call_shape import ParameterShape
 from hasten.text.answers.grammar_rules import GrammarRules
-from hasten.text.answers.typed_value import argument_types, is_text
+from hasten.text.answers.typed_value import argument_types, is_text, schema_types
 
 _PYTHON = {
     "PY_STRING": r"""/"([^"\\\n]|\\(.|\n))*"/ | /'([^'\\\n]|\\(.|\n))*'/""",
-    "PY_INTEGER": r"/-?(0|[1-9][0-9]*)/",
-    "PY_NUMBER": r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/",
+    "PY_INTEGER": r"/-?(0|[1-9][0-9]{0,30})/",
+    "PY_NUMBER": r"/-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,2})?/",
     "py_list": '"[" (py_value (", " py_value)*)? "]"',
     "py_dict": '"{" (PY_STRING ": " py_value (", " PY_STRING ": " py_value)*)? "}"',
     "py_value": 'PY_STRING | PY_NUMBER | "True" | "False" | "None" | py_list | py_dict',
@@ -29,8 +29,8 @@ _PYTHON_TYPES = {
     "object": "py_dict",
 }
 _GEMMA = {
-    "GM_INTEGER": r"/-?(0|[1-9][0-9]*)/",
-    "GM_NUMBER": r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/",
+    "GM_INTEGER": r"/-?(0|[1-9][0-9]{0,30})/",
+    "GM_NUMBER": r"/-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,2})?/",
     "GM_KEY": r"/[^:,{}\[\]<|\s]+/",
     "gm_list": '"[" (gm_value ("," gm_value)*)? "]"',
     "gm_dict": '"{" (GM_KEY ":" gm_value ("," GM_KEY ":" gm_value)*)? "}"',
@@ -45,6 +45,7 @@ _GEMMA_TYPES = {
     "array": "gm_list",
     "object": "gm_dict",
 }
+_MAX_ITEM_DEPTH = 3  # of arrays in arrays whose items have types
 _QUOTE = '<|"|>'
 _WORDS = {"boolean": '"true" | "false" | "True" | "False"', "null": '"null" | "None"'}  # as templates print them
 
@@ -86,12 +87,12 @@ class ParameterGrammar:
         after = self._rules.literal(self._shape.after)
         if self._shape.strings == "python":
             self._add_all(_PYTHON)
-            return f"({' | '.join(_PYTHON_TYPES[each] for each in types if each in _PYTHON_TYPES) or 'py_value'}) {after}"
+            return f"{self._typed(self._tool.properties[name], _PYTHON_TYPES, 'py_value', ', ')} {after}"
         if self._shape.strings == "gemma":
             self._add_all(_GEMMA)
             quoted = self._rules.text_until(_QUOTE)
             self._rules.add("gm_string", f"{self._rules.literal(_QUOTE)} {quoted}")
-            return f"({' | '.join(_GEMMA_TYPES[each] for each in types if each in _GEMMA_TYPES) or 'gm_value'}) {after}"
+            return f"{self._typed(self._tool.properties[name], _GEMMA_TYPES, 'gm_value', ',')} {after}"
         if is_string:
             choices = self._choices(name)
             if choices:
@@ -101,6 +102,18 @@ class ParameterGrammar:
         if set(types) <= _WORDS.keys():
             return f"({' | '.join(words)}) {after}"
         return f"({' | '.join(['%json ' + json.dumps(self._schema(name), ensure_ascii=False), *words])}) {after}"
+
+    def _typed(self, schema: object, types: Mapping[str, str], any_value: str, comma: str, depth: int = 0) -> str:
+        """Return the expression of a value of a schema's types, and of the types of the items of arrays."""
+        found = []
+        for each in schema_types(schema, self._tool.parameters):
+            items = schema.get("items") if isinstance(schema, Mapping) else None
+            if each == "array" and isinstance(items, Mapping) and depth < _MAX_ITEM_DEPTH:
+                item = self._typed(items, types, any_value, comma, depth + 1)
+                found.append(f'("[" ({item} ("{comma}" {item})*)? "]")')
+            elif each in types:
+                found.append(types[each])
+        return f"({' | '.join(found) or any_value})"
 
     def _choices(self, name: str) -> list[str]:
         """Return the texts of an enumeration."""

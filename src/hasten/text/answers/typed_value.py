@@ -19,10 +19,13 @@ _MAX_NUMBER = 512  # characters
 
 def argument_types(tool: ToolDefinition | None, name: str) -> tuple[str, ...]:
     """Return the JSON types that an argument may have, as its schema lists them; empty if there is no schema."""
-    if tool is None:
-        return ()
+    return () if tool is None else schema_types(tool.properties.get(name), tool.parameters)
+
+
+def schema_types(schema: object, root: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the JSON types that a schema inside ``root`` lists; empty if it lists none."""
     found: list[str] = []
-    waiting: list[Any] = [tool.properties.get(name)]
+    waiting: list[Any] = [schema]
     for _ in range(_MAX_TYPES):
         if not waiting:
             break
@@ -36,7 +39,7 @@ def argument_types(tool: ToolDefinition | None, name: str) -> tuple[str, ...]:
         for union in ("anyOf", "oneOf", "allOf"):
             waiting += _listed(schema.get(union))
         if isinstance(schema.get("$ref"), str):
-            waiting.append(_referred(tool.parameters, schema["$ref"]))
+            waiting.append(_referred(root, schema["$ref"]))
     return tuple(dict.fromkeys(found))
 
 
