@@ -70,20 +70,22 @@ _REASONING_RULES = (
 
 
 def choose_parsers(template: str | None, tool: str | None = None, reasoning: str | None = None) -> ParserChoices:
-    """Return the parsers for a chat template's source. ``tool``, ``reasoning``: names that override it.
+    """Return the parsers for a chat template's source. ``tool``, ``reasoning``: names that override it, or "none".
 
     Raises ``InvalidOption`` for an unknown name.
     """
+    if tool is not None and tool != "none":
+        tool_syntax(tool)
+    if reasoning is not None and reasoning != "none":
+        reasoning_syntax(reasoning)
     return ParserChoices(
-        _given(tool, "tool_call_parser") if tool is not None and tool_syntax(tool) else _chosen(template, _TOOL_RULES, "calls"),
-        _given(reasoning, "reasoning_parser")
-        if reasoning is not None and reasoning_syntax(reasoning)
-        else _chosen(template, _REASONING_RULES, "thoughts"),
+        _chosen(template, _TOOL_RULES, "calls") if tool is None else _given(tool, "tool_call_parser"),
+        _chosen(template, _REASONING_RULES, "thoughts") if reasoning is None else _given(reasoning, "reasoning_parser"),
     )
 
 
 def _given(name: str, option: str) -> ParserChoice:
-    return ParserChoice(name, f"given as {option}")
+    return ParserChoice(None if name == "none" else name, f"given as {option}")
 
 
 def _chosen(template: str | None, rules: tuple[_Rule, ...], what: str) -> ParserChoice:
