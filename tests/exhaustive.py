@@ -57,6 +57,9 @@ SUITES = {
     "killed searches": Suite(4, 100, "searches, each ended at random points", "tests/prompts/test_instruction_search.py"),
     "instruction searches": Suite(25, 500, "simulated searches of 64 instructions", "tests/prompts/test_instruction_search.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
+    "answers": Suite(
+        10, 500, "answers per syntax of tool calls, read, cut and damaged", "tests/text/answers/test_answer_parser.py"
+    ),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hasten.core.answer import ToolCall, ToolCallDelta
 from hasten.core.errors import HastenError, InvalidRequest
 from hasten.core.output import Choice, CompletionOutput, Delta, RequestMetrics, RequestOutput, ScoreOutput
 from hasten.core.request import PrefixPin
@@ -29,6 +30,8 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "SoftPrompt",
+    "ToolCall",
+    "ToolCallDelta",
 ]
 
 

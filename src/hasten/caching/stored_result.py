@@ -22,6 +22,7 @@ from hasten.core.result import FinishReason, TokenLogprob, TokenOrigin
 MAGIC = b"hasten\x00\x01"
 _HEADER = len(MAGIC) + KEY_BYTES + 32
 _KEPT = (FinishReason.STOP, FinishReason.LENGTH)
+_PARSED = ("reasoning", "tool_calls", "warnings")  # what chat reads from the text afterwards
 _ORIGINS = "".join(origin[0] for origin in TokenOrigin)  # one letter per origin
 _ORIGIN_OF = dict(zip(_ORIGINS, TokenOrigin, strict=True))
 
@@ -143,6 +144,8 @@ def _check(result: StoredResult) -> None:
 
 def _completion_as_json(completion: CompletionOutput) -> dict[str, Any]:
     content = {field.name: getattr(completion, field.name) for field in dataclasses.fields(completion)}
+    for name in _PARSED:
+        del content[name]
     logprobs = completion.logprobs
     content["logprobs"] = None if logprobs is None else [[t.token_id, t.logprob, t.rank, t.top] for t in logprobs]
     content["origins"] = "".join(origin[0] for origin in completion.origins)

@@ -93,6 +93,8 @@ def _answer(session: Session, question: str) -> None:
     text, output = "", None
     try:
         for delta in until_interrupted(session.stream_answer(question)):
+            if delta.reasoning:  # beside the answer, as the status lines
+                print(delta.reasoning, end="", file=sys.stderr, flush=True)
             print(delta.text, end="", flush=True)
             text += delta.text
             output = delta.output

@@ -149,4 +149,9 @@ def _model_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("dtype", report["dtype"]),
         ("memory", f"{megabytes(report['weight_bytes'])} for the weights, of {megabytes(report['free_bytes'])} that are free"),
         ("kernels", report["kernels"]),
+        *((title, _parser(report[name])) for title, name in (("tool calls", "tool_call_parser"), ("thoughts", "reasoning_parser"))),
     ]
+
+
+def _parser(choice: Mapping[str, str | None]) -> str:
+    return f"parser {choice['name']}: {choice['reason']}" if choice["name"] else f"no parser: {choice['reason']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from hasten.core.answer import ToolCall, ToolCallDelta
 from hasten.core.result import FinishReason, TokenLogprob, TokenOrigin
 
 
@@ -13,8 +14,8 @@ class CompletionOutput:
     """One answer of a request."""
 
     index: int
-    text: str
-    token_ids: tuple[int, ...]
+    text: str  # from chat: the answer's content, without thoughts and tool calls
+    token_ids: tuple[int, ...]  # all of them, those of thoughts and calls too
     cumulative_logprob: float | None = None  # sum of ``logprobs``; None unless the request has ``logprobs``
     score: float | None = None  # beam search only: processed log-probability over length ** length_penalty
     logprobs: tuple[TokenLogprob, ...] | None = None
@@ -26,6 +27,9 @@ class CompletionOutput:
     # Whether an output that has ended has the form of ``structured_outputs``: False if ``max_tokens``, a stop string or an error
     # ended it too early. None without ``structured_outputs``.
     is_complete: bool | None = None
+    reasoning: str | None = None  # from chat: the thought; None without one
+    tool_calls: tuple[ToolCall, ...] = ()  # from chat with tools
+    warnings: tuple[str, ...] = ()  # about calls that are malformed, which ``text`` has, or that name an unknown tool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,8 @@ class Delta:
     stop_reason: int | str | None = None
     origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
     exit_layers: tuple[int, ...] = ()
+    reasoning: str = ""  # as ``tool_calls``, from chat only
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     output: RequestOutput | None = None  # the complete output; in the request's last delta only
 
 

@@ -8,5 +8,5 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class ThoughtMarks:
     start: str  # begins a thought; some chat templates write it at the end of the prompt
-    end: str  # ends the thought, and the answer follows
-    closing: str = ""  # closes a thought whose budget is used up, and ends with ``end``; empty: ``end``
+    ends: tuple[str, ...]  # each ends the thought; the answer follows the first one
+    closing: str  # closes a thought whose budget is used up; it ends with the first of ``ends``

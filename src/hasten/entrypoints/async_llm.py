@@ -24,6 +24,7 @@ from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
 from hasten.engine.engine import Engine
+from hasten.entrypoints.chat_answers import ChatAnswers, DeltaReader, ToolChoice
 from hasten.entrypoints.engine_client import EngineClient, EngineDied
 from hasten.entrypoints.event_router import EventRouter
 from hasten.entrypoints.input_processor import Prompt, check_salt
@@ -139,23 +140,27 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        tool_choice: ToolChoice = "auto",
         priority: int = 0,
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
         soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> AsyncGenerator[Delta, None]:
-        """``stream`` a conversation, rendered by the checkpoint's chat template."""
+        """``stream`` a conversation; see ``LLM.stream_chat``."""
+        readers: list[DeltaReader] = []
 
         def make() -> Request:
-            prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
+            answers = ChatAnswers.open(self._loaded.input_processor, tools, tool_choice)
+            asked = answers.prompt(messages, template_kwargs)
+            readers.append(DeltaReader(answers, asked))
             options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-            return self._request(prompt, sampling_params, **options)
+            return self._request(asked.prompt, answers.params(sampling_params), **options)
 
         request, found = await self._look_up(None, make)
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
-                yield delta
+                yield readers[0].read(delta)
 
     async def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
         """See ``LLM.save_kv``. Requests wait meanwhile.

@@ -82,10 +82,8 @@ class Guides:
 
     def _thought_tokens(self, marks: ThoughtMarks) -> ThoughtTokens:
         assert self._tokenizer is not None
-        start, end, closing = (
-            tuple(self._tokenizer.encode_fragment(text)) for text in (marks.start, marks.end, marks.closing or marks.end)
-        )
-        return ThoughtTokens(start, end, closing if closing[-len(end) :] == end else end)
+        start, closing, *ends = (tuple(self._tokenizer.encode_fragment(text)) for text in (marks.start, marks.closing, *marks.ends))
+        return ThoughtTokens(start, tuple(ends), closing if closing[-len(ends[0]) :] == ends[0] else ends[0])
 
     def _opening(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Opening:
         """Return how a prompt ends; white space after a mark does not count."""
@@ -93,4 +91,4 @@ class Guides:
         tail = self._tokenizer.decode(prompt_token_ids[-_MAX_MARK_TOKENS:], skip_special_tokens=False).rstrip()
         if tail.endswith(marks.start.rstrip()):
             return Opening.THOUGHT
-        return Opening.ANSWER if tail.endswith(marks.end.rstrip()) else Opening.EITHER
+        return Opening.ANSWER if tail.endswith(tuple(end.rstrip() for end in marks.ends)) else Opening.EITHER

@@ -92,12 +92,23 @@ class InputProcessor:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any]
     ) -> Prompt:
         """Return the prompt of a conversation, rendered by the checkpoint's chat template."""
+        return self.encode_chat(self.render_chat(messages, tools, template_kwargs))
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any]
+    ) -> str:
+        """Return the text of a conversation. Raises ``InvalidRequest``."""
         if self.tokenizer is None:
             raise InvalidRequest(
                 "this checkpoint has no tokenizer, so it cannot chat", remedy="Use generate or stream with token ids"
             )
         text = self.tokenizer.render_chat(messages, tools=tools, **template_kwargs)
         self.check_text(text, "conversation")
+        return text
+
+    def encode_chat(self, text: str) -> Prompt:
+        """Return the prompt for the text of a conversation."""
+        assert self.tokenizer is not None, "the tokenizer rendered the text"
         return {"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
 
     def check_params(self, params: object) -> SamplingParams:

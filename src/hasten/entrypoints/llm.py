@@ -22,6 +22,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
 from hasten.engine.engine import Engine
 from hasten.entrypoints.batch_arguments import list_prompts, per_prompt
+from hasten.entrypoints.chat_answers import ChatAnswers, ToolChoice
 from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.entrypoints.embedding import embed_texts
 from hasten.entrypoints.input_processor import Prompt, check_salt
@@ -222,6 +223,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        tool_choice: ToolChoice = "auto",
         use_tqdm: bool = True,
         priorities: Sequence[int] | None = None,
         cache_salt: str = "",
@@ -229,16 +231,17 @@ class LLM:
         soft_prompt: SoftPrompt | Sequence[SoftPrompt | None] | None = None,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Return one output per conversation.
+        """Return one output per conversation: its text, and apart from it thoughts (``reasoning``) and ``tool_calls``.
 
-        ``template_kwargs`` go to the checkpoint's chat template, also as one mapping in ``chat_template_kwargs``. Raises
-        ``InvalidRequest`` for those that it does not read.
+        ``tools``: definitions in OpenAI's form, or functions; ``tool_choice`` "none" leaves them out. ``template_kwargs`` go to the
+        chat template, also as one mapping in ``chat_template_kwargs``. Raises ``InvalidRequest`` for what it does not read.
         """
-        is_batch = isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple))
-        conversations: Any = messages if is_batch else [messages]
-        prompts = [self._loaded.input_processor.chat_prompt(one, tools, template_kwargs) for one in conversations]
+        answers = ChatAnswers.open(self._loaded.input_processor, tools, tool_choice)
+        prompts = answers.prompts(messages, template_kwargs)
         options: dict[str, Any] = {"priorities": priorities, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, **options)
+        params = answers.all_params(sampling_params)
+        outputs = self.generate([each.prompt for each in prompts], params, use_tqdm=use_tqdm, **options)
+        return answers.read_all(outputs, prompts)
 
     def stream(
         self,
@@ -259,14 +262,17 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        tool_choice: ToolChoice = "auto",
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
         soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> Iterator[Delta]:
-        """``stream`` a conversation, rendered by the checkpoint's chat template."""
-        prompt = self._loaded.input_processor.chat_prompt(messages, tools, template_kwargs)
-        return self.stream(prompt, sampling_params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt)
+        """``stream`` a conversation; the arguments are those of ``chat``. Deltas have thoughts and tool calls apart."""
+        answers = ChatAnswers.open(self._loaded.input_processor, tools, tool_choice)
+        asked, params = answers.prompt(messages, template_kwargs), answers.params(sampling_params)
+        stream = self.stream(asked.prompt, params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt)
+        return answers.stream(stream, asked)
 
     def generate_sections(self, question: str, sampling_params: SamplingParams | None = None, **options: Any) -> SectionsOutput:
         """Return the answer to a question, its sections decoded in parallel (Ning et al., 2023).

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
 from hasten.core.engine_options import EngineOptions
+from hasten.entrypoints.answer_parsers import answer_parsers
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.models.load import plan_decoder, read_spec
 from hasten.ops.cpu.memory import available_bytes
 from hasten.runners.backends.choose import choose_backend
+from hasten.text.tokenizer import TextTokenizer
 
 
 def report_model(model: str, options: EngineOptions) -> dict[str, Any]:
@@ -36,4 +39,14 @@ def report_model(model: str, options: EngineOptions) -> dict[str, Any]:
         "weight_bytes": plan.weight_bytes,
         "free_bytes": available_bytes(),
         "kernels": backend.describe(plan.decoder)["kernels"],
+        **_parsers(options, TextTokenizer.of(checkpoint, plan.spec.vocab_size)),
+    }
+
+
+def _parsers(options: EngineOptions, tokenizer: TextTokenizer | None) -> dict[str, Any]:
+    """Return the parsers of tool calls and of thoughts that fit the chat template, and why."""
+    choices = answer_parsers(options, tokenizer, has_tools=True)
+    return {
+        "tool_call_parser": dataclasses.asdict(choices.tool),
+        "reasoning_parser": dataclasses.asdict(choices.reasoning),
     }

@@ -14,6 +14,7 @@ from typing import Any
 from hasten.core.errors import InvalidRequest, nearest, show
 from hasten.text.message_content import ContentForms
 from hasten.text.template_process import SECONDS, TemplateProcess
+from hasten.text.tool_messages import CallForms, check_tool_results, read_tool_calls
 
 MAX_DEPTH = 64  # of nested lists and objects in messages and tools
 _FIXED_NAMES = frozenset({"messages", "tools", "chat_template"})
@@ -35,6 +36,7 @@ class ChatTemplate:
         self._process = TemplateProcess()
         self._names: dict[str, frozenset[str]] = {}  # by source: the variables that the template reads
         self._content_forms: dict[str, ContentForms] = {}  # by source
+        self._call_forms: dict[str, CallForms] = {}  # by source
 
     def render(
         self,
@@ -78,13 +80,16 @@ class ChatTemplate:
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest("continue_final_message does not go with add_generation_prompt", remedy="Pass one of them")
         source = self._choose(tools is not None)
-        schemas, plain_documents = _read_tools(tools), _plain(documents)
+        schemas, plain_documents = read_tools(tools), _plain(documents)
         self._check_names(source, variables, tools=schemas, documents=plain_documents)
         deadline = time.monotonic() + SECONDS
         unset = {"tools": None, "documents": None, "add_generation_prompt": False}
-        chat = self._content_forms.setdefault(source, ContentForms()).normalize(
-            _read_messages(messages), lambda probes: self._rendered(source, {"messages": list(probes), **unset}, deadline)
-        )
+
+        def render(probes: Sequence[Mapping[str, Any]]) -> str:
+            return self._rendered(source, {"messages": list(probes), **unset}, deadline)
+
+        chat = self._content_forms.setdefault(source, ContentForms()).normalize(_read_messages(messages), render)
+        chat = self._call_forms.setdefault(source, CallForms()).normalize(chat, source, render)
         field = "content" if continue_final_message is True else continue_final_message
         ending = _tag_final_message(chat, field, source) if field else None
         given = {
@@ -96,6 +101,10 @@ class ChatTemplate:
         }
         text = self._rendered(source, given, deadline)
         return text if ending is None else _cut_at_tag(text, ending)
+
+    def source(self, *, has_tools: bool) -> str:
+        """Return the text of the template for conversations with or without tools. Raises ``InvalidRequest``."""
+        return self._choose(has_tools)
 
     def close(self) -> None:
         """End the process that renders. A later call starts a new one."""
@@ -168,16 +177,19 @@ def _read_messages(messages: object) -> list[dict[str, Any]]:
     for message in messages:
         if not isinstance(message, Mapping):
             raise InvalidRequest("a message is not a mapping", got=type(message).__name__, remedy=remedy)
+        if message.get("tool_calls"):
+            message = {**message, "tool_calls": read_tool_calls(message)}
         # Clients send null for what they leave out; templates would print it as None.
         fields = {name: value for name, value in _plain(message).items() if value is not None}
         reasoning = next((fields[name] for name in _REASONING_FIELDS if name in fields), None)
         if reasoning is not None:
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
         plain.append(fields)
+    check_tool_results(plain)
     return plain
 
 
-def _read_tools(tools: object) -> list[Any] | None:
+def read_tools(tools: object) -> list[Any] | None:
     """Return the JSON schemas of tools, which are schemas or Python functions."""
     if tools is None:
         return None

@@ -170,6 +170,10 @@ class TextTokenizer:
         """The special tokens, which decoding can skip, by their text."""
         return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
+    def chat_template_source(self, *, has_tools: bool) -> str | None:
+        """Return the text of the chat template; None without one. Raises as ``ChatTemplate.source``."""
+        return None if self._template is None else self._template.source(has_tools=has_tools)
+
     def render_chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any) -> str:
         """Return the text of the conversation, up to the start of the assistant's turn.
 

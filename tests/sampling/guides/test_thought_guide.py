@@ -16,8 +16,8 @@ from hasten.sampling.guides.thought_guide import Opening, ThoughtGuide, ThoughtT
 BYTES = LLTokenizer("byte")
 VOCAB, EOS = BYTES.vocab_size, BYTES.eos_token
 START, END = (256,), (257,)  # special tokens of their own
-TEXT_MARKS = ThoughtTokens((60, 116, 62), (60, 47, 116, 62), (10, 60, 47, 116, 62))  # "<t>", "</t>", a line break before it
-SINGLE_MARKS = ThoughtTokens(START, END, END)
+TEXT_MARKS = ThoughtTokens((60, 116, 62), ((60, 47, 116, 62),), (10, 60, 47, 116, 62))  # "<t>", "</t>", a line break before it
+SINGLE_MARKS = ThoughtTokens(START, (END,), END)
 BUDGETS = (0, 1, 16, 64)
 
 
@@ -42,7 +42,7 @@ def allowed(own: TokenGuide, tokens: Sequence[int]) -> list[int]:
 
 def walk(own: ThoughtGuide, draw: random.Random, num: int) -> list[int]:
     """A random output. It writes parts of marks more often than by chance."""
-    liked = [*own.marks.start, *own.marks.end, *own.marks.closing, EOS]
+    liked = [*own.marks.start, *own.marks.ends[0], *own.marks.closing, EOS]
     tokens: list[int] = []
     while len(tokens) < num:
         choices = allowed(own, tokens)
@@ -63,10 +63,10 @@ def find(tokens: Sequence[int], mark: tuple[int, ...]) -> int:
 def test_a_thought_ends_within_its_budget_and_the_answer_follows(marks: ThoughtTokens, budget: int) -> None:
     for seed in range(100):
         tokens = walk(guide(marks, budget=budget, grammar="[0-9]{3}"), random.Random(seed), 200)
-        end = find(tokens, marks.end)
+        end = find(tokens, marks.ends[0])
         assert end >= 0, "it is closed"
-        thought, answer = tokens[:end], tokens[end + len(marks.end) :]
-        beginning = marks.closing[: len(marks.closing) - len(marks.end)]
+        thought, answer = tokens[:end], tokens[end + len(marks.ends[0]) :]
+        beginning = marks.closing[: len(marks.closing) - len(marks.ends[0])]
         if beginning and tuple(thought[-len(beginning) :]) == beginning and len(thought) > budget:
             thought = thought[: -len(beginning)]
         assert len(thought) <= budget

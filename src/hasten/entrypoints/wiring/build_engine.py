@@ -19,6 +19,7 @@ from hasten.core.request import Request
 from hasten.engine.embedder import Embedder
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
+from hasten.entrypoints.answer_parsers import thought_marks
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.guides import Guides
 from hasten.entrypoints.input_processor import InputProcessor
@@ -114,7 +115,7 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
-    guides = Guides(tokenizer, target.spec.vocab_size, end_ids)
+    guides = Guides(tokenizer, target.spec.vocab_size, end_ids, thought_marks(options, tokenizer))
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
         Scheduler(_scheduler_config(options, sizing.max_model_len), kv_manager),

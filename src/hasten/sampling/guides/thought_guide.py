@@ -30,8 +30,8 @@ class ThoughtTokens:
     """``ThoughtMarks`` as token ids; none is empty."""
 
     start: tuple[int, ...]
-    end: tuple[int, ...]
-    closing: tuple[int, ...]  # ends with ``end``
+    ends: tuple[tuple[int, ...], ...]
+    closing: tuple[int, ...]  # ends with the first of ``ends``
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,10 @@ class ThoughtGuide:
 
     def __post_init__(self) -> None:
         # Marks of several tokens are texts, which no mask can keep out.
-        start, end = (mark if len(mark) == 1 else () for mark in (self.marks.start, self.marks.end))
-        object.__setattr__(self, "_thought_mask_W", _all_but((*self.eos_token_ids, *start), self.vocab_size))
-        object.__setattr__(self, "_answer_mask_W", _all_but((*start, *end), self.vocab_size))
+        single_marks = [mark[0] for mark in (self.marks.start, *self.marks.ends) if len(mark) == 1]
+        starts = self.marks.start if len(self.marks.start) == 1 else ()
+        object.__setattr__(self, "_thought_mask_W", _all_but((*self.eos_token_ids, *starts), self.vocab_size))
+        object.__setattr__(self, "_answer_mask_W", _all_but(single_marks, self.vocab_size))
 
     def forced_tokens(self, token_ids: Sequence[int]) -> Sequence[int]:
         tokens = list(token_ids)
@@ -64,7 +65,7 @@ class ThoughtGuide:
                 # A grammar could not read the beginning of a mark, so what has begun must go on.
                 return self.marks.start[len(tokens) :] if tokens and self.answer is not None else ()
             return () if self.answer is None else self.answer.forced_tokens(tokens)
-        end = _find(tokens, self.marks.end, thought)
+        end = _find(tokens, self.marks.ends, thought)
         if end is not None:
             return () if self.answer is None else self.answer.forced_tokens(tokens[end:])
         return self._closing_tokens(tokens[thought:])
@@ -77,7 +78,7 @@ class ThoughtGuide:
                 return None
             mask_W = self.answer.mask(tokens)
             return _with(mask_W, self.marks.start[0]) if mask_W is not None and self._may_start_thought(tokens) else mask_W
-        end = _find(tokens, self.marks.end, thought)
+        end = _find(tokens, self.marks.ends, thought)
         if end is None:
             return self._thought_mask_W
         return self._answer_mask_W if self.answer is None else self.answer.mask(tokens[end:])
@@ -103,7 +104,7 @@ class ThoughtGuide:
     def _answer_start(self, tokens: list[int]) -> int | None:
         """Return where the answer begins; None within a thought."""
         thought = self._thought_start(tokens)
-        return 0 if thought is None else _find(tokens, self.marks.end, thought)
+        return 0 if thought is None else _find(tokens, self.marks.ends, thought)
 
     def _thought_start(self, tokens: list[int]) -> int | None:
         """Return where the thought begins, after its mark; None without a thought."""
@@ -127,8 +128,13 @@ class ThoughtGuide:
         return closing[num_begun:]
 
 
-def _find(tokens: list[int], mark: tuple[int, ...], start: int) -> int | None:
-    """Return the position after the first occurrence of a mark from ``start`` on."""
+def _find(tokens: list[int], marks: Sequence[tuple[int, ...]], start: int) -> int | None:
+    """Return the position after the first occurrence of one of the marks from ``start`` on."""
+    found = [_find_one(tokens, mark, start) for mark in marks]
+    return min((end for end in found if end is not None), default=None)
+
+
+def _find_one(tokens: list[int], mark: tuple[int, ...], start: int) -> int | None:
     while True:
         try:
             start = tokens.index(mark[0], start)

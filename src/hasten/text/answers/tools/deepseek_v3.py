@@ -1,0 +1,44 @@
+"""DeepSeek V3 and R1: ``<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME``, then the arguments in a block of Markdown."""
+
+from __future__ import annotations
+
+from hasten.text.answers.call_object import read_json_arguments
+from hasten.text.answers.call_shape import CallShape
+from hasten.text.answers.syntax import CallSink, ToolSyntax
+from hasten.text.answers.text_reader import Markers, Reading, TextReader
+from hasten.text.answers.tools.deepseek_v31 import CALL, CALL_END, SECTION, SECTION_END, SEPARATOR, end_call
+
+_TYPE_END, _NAME_END = Markers(SEPARATOR), Markers("\n", "```")
+
+
+def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
+    if opener == SECTION:
+        yield from reader.space()
+        yield from reader.require(CALL)
+    yield from reader.word_until(_TYPE_END, "its type")
+    name, marker = yield from reader.word_until(_NAME_END, "its name")
+    sink.begin(name.strip())
+    if marker == "\n":
+        yield from reader.space()
+        yield from reader.require("```")
+    yield from reader.require("json")
+    yield from reader.space()
+    yield from read_json_arguments(reader, sink)
+    yield from reader.space()
+    yield from reader.require("```")
+    yield from end_call(reader, sink)
+
+
+SYNTAX = ToolSyntax(
+    read=read,
+    openers=(SECTION, CALL),
+    markers=(SECTION_END, SEPARATOR, CALL_END),
+    shape=CallShape(
+        first=SECTION,
+        before=CALL + "function" + SEPARATOR + "{name}\n```json\n",
+        after="\n```" + CALL_END,
+        separator="\n",
+        last=SECTION_END,
+        trigger=SECTION,
+    ),
+)

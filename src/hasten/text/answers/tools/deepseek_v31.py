@@ -1,0 +1,41 @@
+"""DeepSeek V3.1: ``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`` between markers of the section."""
+
+from __future__ import annotations
+
+from hasten.text.answers.call_object import read_json_arguments
+from hasten.text.answers.call_shape import CallShape
+from hasten.text.answers.syntax import CallSink, ToolSyntax
+from hasten.text.answers.text_reader import Markers, Reading, TextReader
+
+SECTION, SECTION_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CALL, SEPARATOR, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_NAME_END = Markers(SEPARATOR)
+
+
+def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
+    if opener == SECTION:
+        yield from reader.space()
+        yield from reader.require(CALL)
+    name, _ = yield from reader.word_until(_NAME_END, "its name")
+    sink.begin(name.strip())
+    yield from reader.space()
+    yield from read_json_arguments(reader, sink)
+    yield from end_call(reader, sink)
+
+
+def end_call(reader: TextReader, sink: CallSink) -> Reading[None]:
+    """Take the end of a call, and that of the section if it comes next."""
+    yield from reader.space()
+    if (yield from reader.peek()):
+        yield from reader.require(CALL_END)
+    sink.end()
+    yield from reader.space()
+    yield from reader.accept(SECTION_END)
+
+
+SYNTAX = ToolSyntax(
+    read=read,
+    openers=(SECTION, CALL),
+    markers=(SECTION_END, SEPARATOR, CALL_END),
+    shape=CallShape(first=SECTION, before=CALL + "{name}" + SEPARATOR, after=CALL_END, last=SECTION_END, trigger=SECTION),
+)
