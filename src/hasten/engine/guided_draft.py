@@ -23,19 +23,21 @@ def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
     try:
         if forced := guide.forced_tokens(output):
             return Draft.chain(forced[:MAX_FORCED_TOKENS])
-        return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
+        return _allowed(guide, output, sequence.draft, sequence.request.eos_token_ids) if sequence.draft else NO_DRAFT
     except Exception:
         log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)
         return NO_DRAFT
 
 
-def _allowed(guide: TokenGuide, output: list[int], draft: Draft) -> Draft:
+def _allowed(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: tuple[int, ...]) -> Draft:
+    """Return the nodes that are allowed and no end token, after which a guide has no state."""
     if draft.is_chain:
-        return draft.truncate(guide.num_allowed(output, draft.token_ids))
+        end = next((i for i, token_id in enumerate(draft.token_ids) if token_id in eos_token_ids), len(draft))
+        return draft.truncate(guide.num_allowed(output, draft.token_ids[:end]))
     depths = draft.depths
     kept: list[int] = []
     for node, parent in enumerate(draft.parents):
-        is_reached = parent < 0 or parent in kept
+        is_reached = (parent < 0 or parent in kept) and draft.token_ids[node] not in eos_token_ids
         if is_reached and guide.num_allowed(output, draft_path(draft, node)) == depths[node]:
             kept.append(node)
     return draft.select(kept)
