@@ -24,10 +24,10 @@ SCHEMA = {
     "required": ["name", "size"],
     "additionalProperties": False,
 }
-# Syntaxes that are not JSON have no grammar of ranges and lengths.
+# Syntaxes that are not JSON have a grammar of types alone.
 ARGUMENTS = {
     "type": "object",
-    "properties": {"name": {"enum": ["small", "large"]}, "size": {"type": "integer"}},
+    "properties": {"name": {"type": "string"}, "size": {"type": "integer"}},
     "required": ["name", "size"],
     "additionalProperties": False,
 }
