@@ -96,7 +96,10 @@ def _is_chinese(token: str) -> bool:
 
 
 def _classes(tokens: list[str]) -> list[Piece]:
-    """Return the classes of words; Chinese by the longest word of the lexicon, other characters as one ``*``."""
+    """Return the classes of words.
+
+    Chinese words are the longest of the lexicon. The characters between them are one piece, ``*``.
+    """
     names, lengths = lexicon()
     found: list[Piece] = []
     i, unknown, text = 0, 0, "".join(token if _is_chinese(token) else " " for token in tokens)  # one character for each token
