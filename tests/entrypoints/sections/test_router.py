@@ -26,8 +26,14 @@ def num_right(router: Callable[[str], Route], name: str) -> int:
     return sum(router(text).suits == suits for text, suits in questions(name))
 
 
-TRAINED_ON = {"router_questions_independent.json": 120}
-SIZES = {"router_questions.json": 30, "router_questions_development.json": 60, "router_questions_unseen.json": 30, **TRAINED_ON}
+SEALED = "router_questions_sealed.json"
+SIZES = {
+    "router_questions.json": 30,
+    "router_questions_development.json": 60,
+    "router_questions_unseen.json": 30,
+    "router_questions_independent.json": 120,  # trained on
+    SEALED: 60,
+}
 
 
 @pytest.mark.parametrize(("name", "size"), SIZES.items())
@@ -55,6 +61,13 @@ def test_no_question_is_in_two_sets() -> None:
 def test_the_router_on_labelled_questions(name: str, at_least: int) -> None:
     assert num_right(route, name) >= at_least
     assert num_right(lambda _: Route(True, ""), name) == SIZES[name] // 2  # a constant answer fails
+
+
+def test_the_router_on_the_sealed_questions() -> None:
+    """The honest figure: the set was read once, after the last change. 52 of 60 is the rate of 26 of 30."""
+    assert num_right(route, SEALED) >= 56 > 52
+    missed = [suits for text, suits in questions(SEALED) if route(text).suits != suits]
+    assert missed.count(False) <= 2 and missed.count(True) <= 2  # sections for an answer that needs none, plain decoding of points
 
 
 def test_a_decision_is_the_sign_of_a_sum_of_weights() -> None:
