@@ -48,7 +48,8 @@ def test_json_is_the_plain_data(hasten, llm):
 def test_a_question_that_does_not_suit_is_decoded_plainly_unless_forced(hasten):
     plain = hasten("generate", "demo", "Who wrote it?", "--sections", *OPTIONS, "--max-sections", "3", "--section-headings", "a;b")
     assert plain.code == 0 and "##" not in plain.out
-    assert "decoded plainly: the question does not suit sections: it asks for a short fact\ndecoded plainly | prompt" in plain.err
+    assert "decoded plainly: the question does not suit sections: its wording is that of" in plain.err
+    assert "\ndecoded plainly | prompt" in plain.err
     forced = hasten("generate", "demo", "Who wrote it?", "--sections", *OPTIONS, "--no-router", "--section-headings", "a;b")
     assert forced.out.startswith("## a\n") and "2 sections, at most 2 at a time" in forced.err
 

@@ -27,7 +27,7 @@ HELP = {
     "section_headings": "With --sections: the headings, separated by semicolons; the model writes an outline if left out.",
     "max_sections": "With --sections: maximum number of sections.",
     "section_tokens": "With --sections: maximum tokens of a section.",
-    "router": "With --sections: decode plainly where rules find no points in the question that stand alone.",
+    "router": "With --sections: decode plainly where the wording asks for one connected or short answer.",
 }
 
 

@@ -298,8 +298,8 @@ class LLM:
         The headings are ``skeleton``, or an outline that the model writes first. A section follows those that its heading refers
         to; all others run together, and the text of a later one waits for the earlier ones. With a chat template the question is
         the user's message, and ``template_kwargs`` go to it. The answer is decoded plainly, and ``plain_reason`` says why, if the
-        router (rules over the question) finds no points that stand alone in it, or if the outline is malformed. ``router=False``
-        chooses sections, whatever the question is.
+        router (trained weights of the question's words) expects one connected or short answer, or if the outline is malformed.
+        ``router=False`` chooses sections, whatever the question is.
 
         A section has at most ``section_tokens`` tokens, and no more than the context holds. ``max_tokens`` bounds plain decoding,
         which is as long as ``max_sections`` sections without it. Section i has the seed ``seed + i``. Closing the iterator ends

@@ -196,7 +196,7 @@ def test_a_malformed_outline_is_plain_decoding_with_the_reason(plain_llm: LLM) -
     (expected,) = plain_llm.generate(QUESTION, GREEDY.replace(max_tokens=16), use_tqdm=False)
     assert output.text == expected.outputs[0].text and output.skeleton_metrics is not None
     rambling = plain_llm.tokenizer.encode(" a" * 250)
-    output = forced(plain_llm, "\n\n1.", rambling, lambda: plain_llm.generate_sections("List a!", GREEDY, section_tokens=2))
+    output = forced(plain_llm, "\n\n1.", rambling, lambda: plain_llm.generate_sections("List ten tips!", GREEDY, section_tokens=2))
     assert output.plain_reason == "the model's outline did not end within 200 tokens"
     output = plain_llm.generate_sections("tips " * 100, GREEDY, section_tokens=2)
     assert output.plain_reason is not None and len(output.sections) == 1
