@@ -108,7 +108,7 @@ class AsyncLLM:
         ``pins`` and ``soft_prompt``: see ``LLM.generate``.
         """
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, **options))
+        request, found = await self._look_up(_is_quick(prompt, sampling_params), partial(self._request, prompt, sampling_params, **options))
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -125,7 +125,7 @@ class AsyncLLM:
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, **options))
+        request, found = await self._look_up(_is_quick(prompt, sampling_params), partial(self._request, prompt, sampling_params, **options))
         if isinstance(found, StoredResult):
             return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
         async with aclosing(self._stream(request, found)) as deltas:
@@ -157,7 +157,7 @@ class AsyncLLM:
             options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
             return self._request(asked.prompt, answers.params(sampling_params), **options)
 
-        request, found = await self._look_up(None, make)
+        request, found = await self._look_up(False, make)
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield readers[0].read(delta)
@@ -206,21 +206,21 @@ class AsyncLLM:
         """``options``: those of ``InputProcessor.request``."""
         return self._loaded.input_processor.request(str(next(self._ids)), prompt, params, arrival=time.monotonic(), **options)
 
-    async def _look_up(self, prompt: Prompt | None, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
-        """Return the request of a prompt, and its stored result or what the engine takes.
+    async def _look_up(self, is_quick: bool, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
+        """Return a request, and its stored result or what the engine takes.
 
-        What takes long runs beside the event loop. ``prompt`` None: making the request takes long.
+        What takes long runs beside the event loop. ``is_quick``: making the request takes no time.
         """
-        loaded, is_short = self._loaded, prompt is not None and _is_short(prompt)
+        loaded = self._loaded
         if loaded.result_cache is not None and loaded.result_cache.does_io:
-            request = make() if is_short else await self._in_thread(make)
+            request = make() if is_quick else await self._in_thread(make)
             return request, await self._in_thread(partial(loaded.find_result, request), self._lookup_threads)
 
         def run() -> tuple[Request, StoredResult | Request]:
             request = make()
             return request, loaded.find_result(request)
 
-        return run() if is_short else await self._in_thread(run)
+        return run() if is_quick else await self._in_thread(run)
 
     async def _in_thread(self, make: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         """Return the result of ``make``, computed beside the event loop."""
@@ -259,6 +259,11 @@ class AsyncLLM:
 
 def _text_of(prompt: Prompt) -> str | None:
     return prompt if isinstance(prompt, str) else None
+
+
+def _is_quick(prompt: Prompt, params: SamplingParams | None) -> bool:
+    """Return whether a request is made at once: its prompt is short, and it compiles no grammar."""
+    return _is_short(prompt) and not (isinstance(params, SamplingParams) and params.is_guided)
 
 
 def _is_short(prompt: Prompt) -> bool:
