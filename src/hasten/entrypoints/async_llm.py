@@ -108,7 +108,8 @@ class AsyncLLM:
         ``pins`` and ``soft_prompt``: see ``LLM.generate``.
         """
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        request, found = await self._look_up(_is_quick(prompt, sampling_params), partial(self._request, prompt, sampling_params, **options))
+        make = partial(self._request, prompt, sampling_params, **options)
+        request, found = await self._look_up(_is_quick(prompt, sampling_params), make)
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -125,7 +126,8 @@ class AsyncLLM:
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        request, found = await self._look_up(_is_quick(prompt, sampling_params), partial(self._request, prompt, sampling_params, **options))
+        make = partial(self._request, prompt, sampling_params, **options)
+        request, found = await self._look_up(_is_quick(prompt, sampling_params), make)
         if isinstance(found, StoredResult):
             return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
         async with aclosing(self._stream(request, found)) as deltas:
