@@ -1,8 +1,9 @@
 """Which setting to turn next: temperature, then top-k and top-p, then penalties, then other limits.
 
-Each fault has its candidates in that order. The first one that is not set already, takes effect and is valid with the other settings
-is the advice. Penalties far above their usual range are a cause rather than a cure, so they are lowered first. Values: temperature
-0.7 to 0.8 for free text, 0.3 for facts; top-p 0.9 to 0.95 (Holtzman et al., 2020); repetition penalty 1.1 (Keskar et al., 2019).
+Each fault has its candidates in that order. The first one that is not set already, takes effect and is valid with the other
+settings is the advice. Penalties far above their usual range are a cause rather than a cure, so they are lowered first. Values:
+temperature 0.7 to 0.8 for free text, 0.3 for facts; top-p 0.9 to 0.95 (Holtzman et al., 2020); repetition penalty 1.1 (Keskar et
+al., 2019).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Candidate = tuple[str, Any]  # a field of SamplingParams, and the value to try
 USUAL_REPETITION_PENALTY = 1.3  # at most
 USUAL_PENALTY = 1.0  # presence and frequency penalty, at most
 MAX_STOP = 16  # stop strings that advice adds to
+ROOM, MIN_ROOM = 4, 128  # a limit above what an output needs costs nothing
 TOKENS_PER_WORD, MIN_ANSWER = 1.5, 32
 
 
@@ -45,10 +47,10 @@ def _candidates(fault: Fault, found: Measurement, output: ObservedOutput) -> Ite
     if fault == "prompt_order":
         yield "prompt", None
     elif fault == "repetition":
-        yield from _more_variety(params, output)
+        yield from _more_variety(params)
         yield from _end_at(found, output)
     elif fault == "degenerate":
-        yield from _more_variety(params, output) if found.kind == "peaked" else _less_variety(params)
+        yield from _more_variety(params) if found.kind == "peaked" else _less_variety(params)
     elif fault == "mixed_scripts":
         if found.kind == "mojibake":
             yield "encoding", None
@@ -64,32 +66,28 @@ def _candidates(fault: Fault, found: Measurement, output: ObservedOutput) -> Ite
         yield from _shorter(found, output)
 
 
-def _more_variety(params: SamplingParams, output: ObservedOutput) -> Iterator[Candidate]:
+def _more_variety(params: SamplingParams) -> Iterator[Candidate]:
     """For loops: nearer to the model's own distribution, then penalties that grow stronger."""
-    if params.beam_width is None:
+    if params.beam_width is not None:  # the best of many beams outweighs a soft penalty (Paulus et al., 2018)
+        yield from _no_repeats(params)
+    else:
         if params.temperature < 0.7:
             yield "temperature", 0.8
         if params.top_k is not None and params.top_k < 40:
             yield "top_k", 50
         if params.top_p < 0.9:
             yield "top_p", 0.95
-        if params.temperature < 1:
-            # With a loop at a fair temperature, a penalty does less harm than heat.
-            yield from _penalties(params)
-            yield "temperature", 1.0
-            return
-    yield from _penalties(params)
-
-
-def _penalties(params: SamplingParams) -> Iterator[Candidate]:
     if params.repetition_penalty < 1.1:
         yield "repetition_penalty", 1.1
     if params.frequency_penalty < 0.5:
         yield "frequency_penalty", 0.5
-    if params.no_repeat_ngram_size is None or params.no_repeat_ngram_size > 4:
-        yield "no_repeat_ngram_size", 4
-    if params.no_repeat_ngram_size == 4:
-        yield "no_repeat_ngram_size", 3
+    yield from _no_repeats(params)
+
+
+def _no_repeats(params: SamplingParams) -> Iterator[Candidate]:
+    size = params.no_repeat_ngram_size
+    if size is None or size > 3:
+        yield "no_repeat_ngram_size", 4 if size is None or size > 4 else 3
 
 
 def _less_variety(params: SamplingParams) -> Iterator[Candidate]:
@@ -134,7 +132,7 @@ def _room(output: ObservedOutput) -> Iterator[Candidate]:
         yield from _at_least(2 * _num_tokens(output), output)
         return
     if params.max_tokens is not None:
-        yield "max_tokens", min(MAX_TOKENS, max(64, 2 * params.max_tokens))
+        yield "max_tokens", min(MAX_TOKENS, max(MIN_ROOM, ROOM * params.max_tokens))
     else:
         yield "max_model_len", None
 

@@ -39,9 +39,7 @@ _CHINESE = re.compile(
     rf"(?P<before>不超过|不多于|最多|至多|至少|不少于|不低于)?\s*(?P<number>\d{{1,6}}|{_IDEOGRAPHS})\s*个?(?P<unit>字|词|句话|句)"
     r"(?P<after>以内|以下|之内|以上)?"
 )
-_UPPER = re.compile(
-    r"at most|no more than|up to|under|below|fewer than|less than|within|maximum|max\b|in$|in a$|only", re.IGNORECASE
-)
+_UPPER = re.compile(r"at most|no more than|up to|under|below|fewer than|less than|within|maximum|in$|in a$|only", re.IGNORECASE)
 _LOWER = re.compile(r"at least|no fewer than|no less than|minimum|more than|over$", re.IGNORECASE)
 
 

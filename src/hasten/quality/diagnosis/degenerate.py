@@ -21,10 +21,7 @@ MIN_SHARE = 0.5  # of the tokens; confident code has short windows like that
 
 
 def measure_degenerate(output: ObservedOutput) -> Measurement:
-    """Return the mean surprise of a flat distribution in nats per token, or the share of windows without alternatives.
-
-    ``value`` counts from the nearer end: the surprise above what a text has, or the share of tokens in collapsed windows.
-    """
+    """Return the mean surprise in nats per token, or the share of tokens without alternatives."""
     tokens = output.logprobs
     if len(tokens) < MIN_TOKENS:
         return NOTHING
@@ -57,8 +54,8 @@ def _collapsed(tokens: Sequence[TokenLogprob]) -> tuple[int, float] | None:
 
 
 def _entropy(token: TokenLogprob) -> float:
-    """Return the entropy of the known tokens, in nats; the rest counts as one token, so it is a lower bound."""
-    known = {token_id: logprob for token_id, logprob in token.top} | {token.token_id: token.logprob}
+    """Return a lower bound of the entropy in nats: all tokens that are not known count as one."""
+    known = dict(token.top) | {token.token_id: token.logprob}
     probabilities = [math.exp(min(0.0, _bounded_log(logprob))) for logprob in known.values()]
     rest = max(0.0, 1 - math.fsum(probabilities))
     return math.fsum(-p * math.log(p) for p in (*probabilities, rest) if p > 0)

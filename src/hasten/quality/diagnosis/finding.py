@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hasten.quality.diagnosis.observed import Measurement
+from hasten.quality.diagnosis.sentences import FAULT_NAMES, Language, change_sentence, fault_sentence, other_sentence, place
 
 Fault = Literal["repetition", "degenerate", "mixed_scripts", "too_long", "too_short", "truncation", "prompt_order"]
-Language = Literal["en", "zh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,25 @@ class Finding:
     advice: Advice | None  # None: every setting that could help is turned already
     index: int = 0  # of the output within its request
 
-    def sentence(self, language: Language = "en") -> str:
-        """Return one sentence that says what is wrong and where."""
-        from hasten.quality.diagnosis.sentences import finding_sentence
+    def title(self, language: Language = "en") -> str:
+        """Return the name of the fault and where it begins."""
+        where = place(self.measurement, language)
+        name = FAULT_NAMES[language][self.fault]
+        if not where:
+            return name
+        return f"{name}（{where}）" if language == "zh" else f"{name} {where}"
 
-        return finding_sentence(self, language)
+    def sentence(self, language: Language = "en") -> str:
+        """Return one sentence that says what is wrong."""
+        return fault_sentence(self.measurement, language)
 
     def advice_sentence(self, language: Language = "en") -> str:
-        """Return one sentence that says what to turn next."""
-        from hasten.quality.diagnosis.sentences import advice_sentence
-
-        return advice_sentence(self, language)
+        """Return what to turn next, without a full stop."""
+        if self.advice is None:
+            return other_sentence("none", language)
+        if not self.advice.is_sampling_setting:
+            return other_sentence(self.advice.parameter, language)
+        return change_sentence(self.advice.parameter, self.advice.value, self.advice.now, language)
 
     def as_dict(self, language: Language = "en") -> dict[str, Any]:
         """Return plain data: fault, kind, place, value, sentences and advice."""

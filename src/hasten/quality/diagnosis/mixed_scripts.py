@@ -1,7 +1,7 @@
-"""Mixed scripts: letters of a script that does not belong in the output, and characters that were decoded wrongly.
+"""Mixed scripts: letters of a script that does not belong, and characters that were decoded wrongly.
 
-English terms in Chinese, formulas, quoted foreign words and words in brackets belong; so does each script of the prompt, and of each
-language that prompt or output names.
+English terms in Chinese, formulas, quoted foreign words and words in brackets belong; so does each script of the prompt, of
+sentences of its own, and of each language that prompt or output names.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from hasten.quality.diagnosis.observed import NOTHING, Measurement, ObservedOutput
 
 MAX_CHARACTERS = 1 << 17
+MAX_HOMOGLYPHS = 4  # letters below which a run within a word of another alphabet is a splice
 MIN_SPLICE = 2  # letters of a script that belongs nowhere
 MIN_SENTENCE_SHARE = 0.6  # of the letters of a sentence in the script
 HAN_LETTERS = 3  # letters of an alphabet that an ideograph counts as
@@ -120,7 +121,7 @@ def _is_splice(index: int, runs: list[re.Match[str]], expected: set[str], text: 
 
 
 def _is_within_a_word(run: re.Match[str], text: str) -> bool:
-    """Whether a letter of another alphabet stands directly beside the run, as no word of a language has it."""
+    """Whether a letter of another alphabet stands directly beside the run, as in no language."""
     sides = [text[run.start() - 1 : run.start()], text[run.end() : run.end() + 1]]
     neighbours = [match.lastgroup for side in sides if side and (match := _RUNS.match(side))]
     if run.lastgroup == "greek" and len(run[0]) == 1:
@@ -131,7 +132,7 @@ def _is_within_a_word(run: re.Match[str], text: str) -> bool:
 
 
 def _is_quoted(run: re.Match[str], text: str) -> bool:
-    """Whether the words around the run stand in brackets or quotes, or are followed by a gloss in brackets."""
+    """Whether the run stands in brackets or quotes, or a gloss in brackets follows it."""
     before = text[max(0, run.start() - 60) : run.start()]
     after = text[run.end() : run.end() + 60]
     opener = next((sign for sign in reversed(before) if sign in _OPENERS + _CLOSERS or sign in ".。\n"), "")

@@ -1,4 +1,4 @@
-"""``ObservedOutput``: what the detectors see of one output, and ``Measurement``, what one detector measured on it."""
+"""``ObservedOutput``: what the detectors see of one output; ``Measurement``: what one measured."""
 
 from __future__ import annotations
 

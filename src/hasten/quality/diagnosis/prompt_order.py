@@ -1,4 +1,4 @@
-"""Prompt order: several prompts share text that the prefix cache cannot use, because what varies stands before it.
+"""Prompt order: prompts share text that the prefix cache cannot use, as what varies stands before.
 
 A prefix cache reuses the beginning that two prompts have in common and nothing after the first difference.
 """

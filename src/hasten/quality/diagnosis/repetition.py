@@ -1,8 +1,8 @@
 """Repetition: the share of an output that repeats itself, and where that begins.
 
-Two measures. A loop is a part that follows itself several times, exactly or but for the numbers of a list. Tangled repetition is the
-share of n-grams that occurred before (seq-rep-n: Welleck et al., "Neural Text Generation with Unlikelihood Training", 2020). Code,
-lists and refrains repeat parts of lines, so a loop must be long, and n-grams count over a long part of the output only.
+Two measures. A loop is a part that follows itself several times, exactly or but for the numbers of a list. Otherwise the share of
+n-grams that occurred before counts (seq-rep-n: Welleck et al., "Neural Text Generation with Unlikelihood Training", 2020). Code,
+lists and refrains repeat parts of lines, so a loop must be long, and so must the output.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hasten.quality.diagnosis.observed import NOTHING, Measurement, ObservedOutp
 
 MAX_UNITS = 1 << 14  # tokens, or words and signs; of a longer output the end is examined
 MAX_PERIOD = 1 << 10  # units of a loop
+MAX_QUOTE = 60  # characters
 MIN_REPEATS = 4
 MIN_LOOP = 16  # units
 LONG_LOOP = 48  # units of a loop that is a fault in an output of any length, where the output ends in it
@@ -40,7 +41,7 @@ class _Loop:
 
 
 def measure_repetition(output: ObservedOutput) -> Measurement:
-    """Return the share of the output that is in a loop, or of n-grams that occurred before; the larger one."""
+    """Return the share of the output that is in a loop, or else of n-grams that occurred before."""
     units: Sequence[Hashable] = output.token_ids
     offsets: list[int] = []
     if not units:
@@ -61,14 +62,12 @@ def measure_repetition(output: ObservedOutput) -> Measurement:
 
 def _measurement(output: ObservedOutput, share: float, begin: int, period: int, offsets: list[int]) -> Measurement:
     if not offsets:
-        return Measurement(
-            value=share, is_fault=True, kind="loop", offset=begin, unit="token", details={"share": share, "period": period}
-        )
+        details: dict[str, float | int | str] = {"share": share, "period": period}
+        return Measurement(value=share, is_fault=True, kind="loop", offset=begin, unit="token", details=details)
     end = offsets[min(begin + period, len(offsets) - 1)]
-    quote = " ".join(output.text[offsets[begin] : end].split())[:60]
-    return Measurement(
-        value=share, is_fault=True, kind="loop_text", offset=offsets[begin], details={"share": share, "quote": quote}
-    )
+    quote = " ".join(output.text[offsets[begin] : end].split())[:MAX_QUOTE]
+    quoted: dict[str, float | int | str] = {"share": share, "quote": quote}
+    return Measurement(value=share, is_fault=True, kind="loop_text", offset=offsets[begin], details=quoted)
 
 
 def _segment_loop(output: ObservedOutput) -> Measurement | None:
@@ -81,7 +80,7 @@ def _segment_loop(output: ObservedOutput) -> Measurement | None:
     share = (last.end() - first.start()) / max(1, len(output.text))
     if share < MIN_SHARE:
         return None
-    quote = " ".join(first[0].split())[:60]
+    quote = " ".join(first[0].split())[:MAX_QUOTE]
     offset = first.start() + max(0, len(output.text) - MAX_UNITS * 4)
     return Measurement(value=share, is_fault=True, kind="loop_text", offset=offset, details={"share": share, "quote": quote})
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from hasten.core.errors import clip, printable
-from hasten.quality.diagnosis.finding import Advice, Finding, Language
+from hasten.quality.diagnosis.observed import Measurement
+
+Language = Literal["en", "zh"]
 
 FAULT_NAMES: dict[Language, dict[str, str]] = {
     "en": {
@@ -89,38 +91,37 @@ _ADVICE: dict[Language, dict[str, str]] = {
 }
 
 
-def finding_sentence(finding: Finding, language: Language) -> str:
+def fault_sentence(measurement: Measurement, language: Language) -> str:
     """Return one sentence in printable characters."""
     details: dict[str, Any] = {
-        name: clip(printable(value), 60) if isinstance(value, str) else value for name, value in finding.measurement.details.items()
+        name: clip(printable(value), 60) if isinstance(value, str) else value for name, value in measurement.details.items()
     }
     if language == "zh" and "unit" in details:
         details["unit"] = _UNITS[details["unit"]]
-    return _FINDINGS[language][finding.measurement.kind].format(**details)
+    return _FINDINGS[language][measurement.kind].format(**details)
 
 
-def advice_sentence(finding: Finding, language: Language) -> str:
-    """Return what to turn next, without a full stop."""
-    texts, advice = _ADVICE[language], finding.advice
-    if advice is None:
-        return texts["none"]
-    if not advice.is_sampling_setting:
-        return texts[advice.parameter]
-    return texts["set"].format(parameter=advice.parameter, value=_shown(advice.value), now=_shown(advice.now))
-
-
-def _shown(value: Any) -> str:
-    return clip(printable(repr(list(value) if isinstance(value, tuple) else value)), 80)
-
-
-def place(finding: Finding, language: Language) -> str:
+def place(measurement: Measurement, language: Language) -> str:
     """Return where the fault begins, or an empty text."""
-    found = finding.measurement
-    if found.offset is None:
+    if measurement.offset is None:
         return ""
     if language == "zh":
-        return f"从第 {found.offset} 个{'token' if found.unit == 'token' else '字符'}起"
-    return f"from {found.unit} {found.offset}"
+        return f"从第 {measurement.offset} 个{'token' if measurement.unit == 'token' else '字符'}起"
+    return f"from {measurement.unit} {measurement.offset}"
 
 
-__all__ = ["FAULT_NAMES", "Advice", "advice_sentence", "finding_sentence", "place"]
+def change_sentence(parameter: str, value: object, now: object, language: Language) -> str:
+    """Return how to set a sampling setting, without a full stop."""
+    return _ADVICE[language]["set"].format(parameter=parameter, value=_shown(value), now=_shown(now))
+
+
+def other_sentence(remedy: str, language: Language) -> str:
+    """Return what to do where no sampling setting helps, without a full stop.
+
+    ``remedy``: "prompt", "max_model_len", "encoding" or "none".
+    """
+    return _ADVICE[language][remedy]
+
+
+def _shown(value: object) -> str:
+    return clip(printable(repr(list(value) if isinstance(value, tuple) else value)), 80)

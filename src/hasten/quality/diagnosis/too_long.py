@@ -1,4 +1,7 @@
-"""Too long: an output that goes on after its end: past an end marker, into the next turn, or beyond the length asked for."""
+"""Too long: an output that goes on after its end.
+
+The end is an end marker, the next turn of the conversation, or the length that the prompt asks for.
+"""
 
 from __future__ import annotations
 

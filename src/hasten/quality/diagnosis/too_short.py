@@ -1,4 +1,7 @@
-"""Too short: an output that stopped before it answered: empty, only an announcement, or far below the length that was asked for."""
+"""Too short: an output that stopped before it answered.
+
+That is an empty one, an announcement with nothing after it, or far less than the length that the prompt asks for.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _is_cut_prose(stripped: str) -> bool:
 
 
 def _unclosed_bracket(text: str) -> int | None:
-    """Return where the first bracket that is never closed stands. Quoted texts and smileys close nothing else."""
+    """Return the place of the first bracket that is never closed. Brackets in quotes do not count."""
     stack: list[int] = []
     quoted = False
     for position, sign in enumerate(text):
