@@ -24,6 +24,7 @@ from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.kv import kv
 from hasten.cli.models import ls, pull, rm
+from hasten.cli.presets import presets
 from hasten.cli.prompt import prompt
 from hasten.cli.quantize import quantize
 from hasten.cli.streams import end_output, prepare_streams
@@ -44,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, doctor, pull, ls, rm, quantize):
+for command in (generate, chat, presets, doctor, pull, ls, rm, quantize):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
