@@ -18,6 +18,7 @@ from hasten import __version__
 from hasten.cli.bench import bench
 from hasten.cli.cache import cache
 from hasten.cli.chat import chat
+from hasten.cli.diagnose import diagnose
 from hasten.cli.doctor import doctor
 from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
@@ -45,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, presets, doctor, pull, ls, rm, quantize):
+for command in (generate, chat, presets, diagnose, doctor, pull, ls, rm, quantize):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")

@@ -1,4 +1,7 @@
-"""``AskedLength``: how long an answer the prompt asks for, in English and Chinese."""
+"""``AskedLength``: how long an answer the prompt asks for, in English and Chinese.
+
+A number of words asks for a length only with a word that says so: "in 50 words", "a 300-word essay"; not "these five words".
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,36 @@ from typing import Literal
 CountedUnit = Literal["words", "sentences", "characters"]
 
 MAX_PROMPT = 600  # characters at either end of a prompt in which a length is looked for
-MAX_LENGTH = 1_000_000
-_NUMBERS = {
-    name: number
-    for number, names in {
-        1: "one a single 一 单",
-        2: "two 两 二",
-        3: "three 三",
-        4: "four 四",
-        5: "five 五",
-        6: "six 六",
-        7: "seven 七",
-        8: "eight 八",
-        9: "nine 九",
-        10: "ten 十",
-        20: "twenty 二十",
-        50: "fifty 五十",
-        100: "hundred 一百",
-    }.items()
-    for name in names.split()
+MAX_TEXT = 1 << 20  # characters of an output that are counted
+MIN_CHARACTERS = 20  # Chinese characters that are a length without a word that says so
+_ENGLISH_NUMBERS = {
+    **{
+        name: number
+        for number, name in enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 1)
+    },
+    "a single": 1,
+    "twenty": 20,
+    "fifty": 50,
+    "hundred": 100,
 }
-_WORDS = "|".join(sorted((name for name in _NUMBERS if name.isascii()), key=len, reverse=True))
-_IDEOGRAPHS = "|".join(sorted((name for name in _NUMBERS if not name.isascii()), key=len, reverse=True))
+_CHINESE_NUMBERS = dict(zip("一两二三四五六七八九十", (1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10), strict=True)) | {"五十": 50, "一百": 100}
 _ENGLISH = re.compile(
-    rf"(?P<before>(?:\w+\s+){{0,3}})\b(?P<number>\d{{1,6}}|(?:one )?hundred|{_WORDS})[\s-]+(?P<unit>words?|sentences?)\b",
+    rf"(?P<before>(?:[\w']+\s+){{0,3}})\b(?P<number>\d{{1,6}}|(?:one )?hundred|{'|'.join(_ENGLISH_NUMBERS)})"
+    r"(?P<hyphen>[\s-]+)(?P<unit>words?|sentences?)\b(?P<after>\s*(?:or (?:less|fewer|more)|at most|at least|max|long))?",
     re.IGNORECASE,
 )
 _CHINESE = re.compile(
-    rf"(?P<before>不超过|不多于|最多|至多|至少|不少于|不低于)?\s*(?P<number>\d{{1,6}}|{_IDEOGRAPHS})\s*个?(?P<unit>字|词|句话|句)"
-    r"(?P<after>以内|以下|之内|以上)?"
+    r"(?P<before>不超过|不多于|最多|至多|至少|不少于|不低于|用|以|写|约|大约)?\s*"
+    rf"(?P<number>\d{{1,6}}|{'|'.join(sorted(_CHINESE_NUMBERS, key=len, reverse=True))})\s*个?(?P<unit>字|词|句话|句)"
+    r"(?P<after>以内|以下|之内|以上|左右|总结|概括|回答|说明|介绍)?"
 )
-_UPPER = re.compile(r"at most|no more than|up to|under|below|fewer than|less than|within|maximum|in$|in a$|only", re.IGNORECASE)
-_LOWER = re.compile(r"at least|no fewer than|no less than|minimum|more than|over$", re.IGNORECASE)
+_LENGTH = re.compile(
+    r"\b(?:in|with|of|about|around|approximately|roughly|exactly|least|most|up to|than|under|below|within|write|maximum|max|"
+    r"minimum|only|just|over)(?: (?:a|an|the))?$",
+    re.IGNORECASE,
+)
+_UPPER = re.compile(r"\b(?:at most|no more than|up to|under|below|fewer|less|within|maximum|max|only|just|in)\b", re.IGNORECASE)
+_LOWER = re.compile(r"\b(?:at least|no fewer than|no less than|minimum|more|over)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +58,40 @@ def asked_length(prompt: str | None) -> AskedLength | None:
     text = prompt if len(prompt) <= 2 * MAX_PROMPT else f"{prompt[:MAX_PROMPT]}\n{prompt[-MAX_PROMPT:]}"
     found = [(match.start(), _english(match)) for match in _ENGLISH.finditer(text)]
     found += [(match.start(), _chinese(match)) for match in _CHINESE.finditer(text)]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    asked = [(start, length) for start, length in found if length is not None]
+    return max(asked, key=lambda pair: pair[0])[1] if asked else None
 
 
 def count_units(text: str, unit: CountedUnit) -> int:
-    """Return how many words, sentences or ideographs a text has."""
+    """Return how many words, sentences or Chinese characters the beginning of a text has."""
+    text = text[:MAX_TEXT]
     if unit == "characters":
         return sum(1 for sign in text if not sign.isspace())
     if unit == "sentences":
-        return len(re.findall(r"[^.!?。！？\n]*\w[^.!?。！？\n]*(?:[.!?。！？]+|\n|$)", text))
+        return sum(1 for part in re.split(r"[.!?。！？\n]+", text) if re.search(r"\w", part))
     return len(re.findall(r"[\u2e80-\u9fff]|[^\W\u2e80-\u9fff]+", text))
 
 
-def _english(match: re.Match[str]) -> AskedLength:
+def _english(match: re.Match[str]) -> AskedLength | None:
+    before, after = " ".join(match["before"].split()), match["after"] or ""
+    if not (after or "-" in match["hyphen"] or _LENGTH.search(before)):
+        return None
     unit: CountedUnit = "words" if match["unit"].lower().startswith("word") else "sentences"
-    before = " ".join(match["before"].split())
-    return _limits(_number(match["number"]), unit, bool(_UPPER.search(before)), bool(_LOWER.search(before)))
-
-
-def _chinese(match: re.Match[str]) -> AskedLength:
-    unit: CountedUnit = "characters" if match["unit"] == "字" else "words" if match["unit"] == "词" else "sentences"
-    before, after = match["before"] or "", match["after"] or ""
-    is_upper = before in ("不超过", "不多于", "最多", "至多") or after in ("以内", "以下", "之内")
-    return _limits(_number(match["number"]), unit, is_upper, before in ("至少", "不少于", "不低于") or after == "以上")
-
-
-def _limits(number: int, unit: CountedUnit, is_upper: bool, is_lower: bool) -> AskedLength:
-    if is_lower:
+    name = match["number"].lower().removeprefix("one ")
+    number = int(name) if name.isdecimal() else _ENGLISH_NUMBERS[name]
+    words = f"{before} {after}"
+    if _LOWER.search(words) and "no more" not in words.lower():
         return AskedLength(number, None, unit)
-    if is_upper:
-        return AskedLength(None, number, unit)
-    return AskedLength(number, number, unit)
+    return AskedLength(None if _UPPER.search(words) else number, number, unit)
 
 
-def _number(text: str) -> int:
-    text = text.lower().removeprefix("one ")
-    return min(MAX_LENGTH, int(text) if text.isdecimal() else _NUMBERS[text])
+def _chinese(match: re.Match[str]) -> AskedLength | None:
+    before, after = match["before"] or "", match["after"] or ""
+    number = int(match["number"]) if match["number"].isdecimal() else _CHINESE_NUMBERS[match["number"]]
+    if not (before or after or (match["unit"] == "字" and number >= MIN_CHARACTERS)):
+        return None
+    unit: CountedUnit = "characters" if match["unit"] == "字" else "words" if match["unit"] == "词" else "sentences"
+    if before in ("至少", "不少于", "不低于") or after == "以上":
+        return AskedLength(number, None, unit)
+    is_upper = before in ("不超过", "不多于", "最多", "至多") or after in ("以内", "以下", "之内")
+    return AskedLength(None if is_upper else number, number, unit)

@@ -12,7 +12,7 @@ from hasten.quality.diagnosis.observed import NOTHING, Measurement, ObservedOutp
 
 MIN_SHARE = 0.5  # of the length that was asked for
 _CODE = re.compile(r"^\s*(?:def|class|if|elif|else|for|while|try|except|finally|with|match|case|switch|default|async)\b")
-_WORD = re.compile(r"[^\W\d_]{2,}|[\u2e80-\u9fff]")
+_WORD = re.compile(r"[\u2e80-\u9fff]|[^\W\d_\u2e80-\u9fff]{2,}")
 MIN_ANNOUNCEMENT = 3  # words before the colon
 
 
