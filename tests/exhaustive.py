@@ -53,6 +53,7 @@ SUITES = {
     "sqlite kills": Suite(10, 200, "SIGKILLs of a process that writes 50 results", "tests/caching/test_sqlite_kills.py"),
     "tournaments": Suite(100, 2_000, "simulated tournaments of eight variants, per case", "tests/prompts/test_tournament.py"),
     "comparisons": Suite(100, 2_000, "comparisons of six equal variants, corrected and not", "tests/prompts/test_evaluate.py"),
+    "advice": Suite(24, 320, "outputs of the demo model, run again with the advice", "tests/entrypoints/test_diagnosis.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }

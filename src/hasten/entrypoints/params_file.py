@@ -34,6 +34,9 @@ MAX_VALUES = 1 << 17  # scalars and collections; an alias of YAML counts each ti
 MAX_DEPTH = 32
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,4})?")
+_STANDARD_TAGS = tuple(
+    f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "value", "merge")
+)
 _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
@@ -126,6 +129,8 @@ class _Values:
         self._num_left -= 1
         if self._num_left < 0 or depth > MAX_DEPTH:
             raise InvalidOption("this YAML has too many or too deep values", allowed=f"{MAX_VALUES:,} values, {MAX_DEPTH} levels")
+        if isinstance(node, yaml.Node) and not node.tag.startswith(_STANDARD_TAGS):
+            raise InvalidOption("a tag of this YAML has no meaning", got=show(node.tag), remedy="Write the value alone")
         if isinstance(node, yaml.MappingNode):
             pairs = ((self._key(key, depth), self.read(value, depth + 1)) for key, value in node.value)
             return _without_duplicates(pairs)

@@ -1,7 +1,7 @@
 """The labelled outputs of ``outputs.json`` as the detectors see them.
 
-Each line has a fault or none, who made it (the demo model, or a person by hand) and a half: thresholds were chosen on the development
-half, before the sealed half was measured.
+Each line has a fault or none, who made it (the demo model, or a person by hand) and a half: thresholds were chosen on the
+development half, before the sealed half was measured. Labels and texts are older than the detectors.
 """
 
 from __future__ import annotations

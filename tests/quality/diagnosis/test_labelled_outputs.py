@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from tests.quality.diagnosis.labelled_outputs import OUTPUTS, findings
 
 from hasten.quality.diagnosis import diagnose as module
 from hasten.quality.diagnosis.diagnose import DETECTORS
 from hasten.quality.diagnosis.observed import NOTHING
-from tests.quality.diagnosis.labelled_outputs import OUTPUTS, findings
 
 HALVES = ("development", "sealed")
 
