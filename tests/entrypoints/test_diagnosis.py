@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ def test_following_the_advice_lowers_the_measured_fault(llm: LLM) -> None:
             params=params,
         )
         lowered.append(DETECTORS[finding.fault](observed).value < finding.measurement.value)
-    print(f"{sum(lowered)} of {len(lowered)} lowered")
+    counts = Counter((finding.fault, is_lower) for (finding, _, _), is_lower in zip(advised, lowered, strict=True))
+    print(f"{sum(lowered)} of {len(lowered)} lowered", dict(counts))
     assert sum(lowered) / len(lowered) >= 0.8
 
 
