@@ -73,6 +73,16 @@ def test_a_fix_needs_the_prompt(hasten: Callable[..., Any], text: Path, model: s
     assert "  before (1.00): " in ran.out and "  after (" in ran.out
 
 
+def test_a_prompt_that_the_model_cannot_take_does_not_stop_the_others(hasten: Callable[..., Any], model: str) -> None:
+    rows = [{"text": LOOP, "prompt": prompt, "params": {"max_tokens": 4}} for prompt in ("w1 " * 900, "w1 w2")]
+    stdin = "\n".join(map(json.dumps, rows))
+    ran = hasten("diagnose", "-", "--fix", model, *ENGINE, "--max-model-len", "64", "--json", stdin=stdin)
+    first, second = [json.loads(line) for line in ran.out.splitlines()]
+    assert ran.code == 0 and "context" in first["fix"]["error"] and "value" in second["fix"]
+    ran = hasten("diagnose", "-", "--fix", model, *ENGINE, "--max-model-len", "64", stdin=stdin)
+    assert "  not run again: " in ran.out and "  after (" in ran.out
+
+
 def test_lines_with_all_that_is_known(hasten: Callable[..., Any]) -> None:
     lines = [
         {"text": "It rained and", "finish_reason": "length", "params": {"max_tokens": 4}},

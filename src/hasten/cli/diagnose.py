@@ -17,7 +17,7 @@ from hasten.cli.options import OptionValues, with_options
 from hasten.cli.presets import LanguageOption
 from hasten.cli.sampling_options import SAMPLING, ParamsOption, read_params
 from hasten.cli.streams import read_prompt_file
-from hasten.core.errors import clip, printable
+from hasten.core.errors import HastenError, clip, printable
 
 if TYPE_CHECKING:
     from hasten.cli.diagnosed_outputs import DiagnosedOutput
@@ -37,7 +37,8 @@ _WORDS: dict[Language, dict[str, str]] = {
         "before": "before",
         "after": "after",
         "prompts": "prompts: ",
-        "no_prompt": "not run again: the prompt is unknown",
+        "not_run": "not run again: ",
+        "no_prompt": "the prompt is unknown",
         "stop": "",
     },
     "zh": {
@@ -48,7 +49,8 @@ _WORDS: dict[Language, dict[str, str]] = {
         "before": "之前",
         "after": "之后",
         "prompts": "提示：",
-        "no_prompt": "没有重新运行：不知道提示",
+        "not_run": "没有重新运行：",
+        "no_prompt": "不知道提示",
         "stop": "。",
     },
 }
@@ -56,10 +58,11 @@ _WORDS: dict[Language, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class SecondRun:
-    """The output with the advised setting, and how much of the fault is left."""
+    """The output with the advised setting, and how much of the fault is left; or why there is none."""
 
     output: ObservedOutput
-    value: float
+    value: float = 0.0
+    error: str | None = None
 
 
 @with_options(SAMPLING, SINGLE_REQUEST_ENGINE)
@@ -88,7 +91,7 @@ def diagnose(
 
     settings = {**read_params(params), **sampling}
     outputs = read_outputs(
-        read_prompt_file(file),
+        read_prompt_file(file, "file"),
         prompt=prompt,
         finish_reason=finish_reason,
         settings=settings,
@@ -101,14 +104,14 @@ def diagnose(
         second: list[SecondRun | None] = [None] * len(found)
     else:
         with load_llm(fix, engine) as llm:
-            second = [_run_again(llm, output, findings) for output, findings in found]
+            second = [_run_again(llm, output, findings, language) for output, findings in found]
     order = _prompt_order(outputs)
     if json:
         _print_json(found, second, order, language)
         return
     for (output, findings), run in zip(found, second, strict=True):
         if output.has_text:
-            _print_findings(output, findings, run, is_fixed=fix is not None, language=language, num_outputs=len(outputs))
+            _print_findings(output, findings, run, language, num_outputs=len(outputs))
     if order is not None:
         print("\n".join([_WORDS[language]["prompts"] + order.title(language), *_explained(order, language)]))
 
@@ -125,20 +128,27 @@ def _prompt_order(outputs: list[DiagnosedOutput]) -> Finding | None:
     return diagnose_prompts([output.prompt_token_ids for output in lines])
 
 
-def _run_again(llm: LLM, output: DiagnosedOutput, findings: tuple[Finding, ...]) -> SecondRun | None:
-    """Return the output with the first advice; None without advice or without a prompt."""
+def _run_again(llm: LLM, output: DiagnosedOutput, findings: tuple[Finding, ...], language: Language) -> SecondRun | None:
+    """Return the output with the first advice; None without advice that changes a sampling setting."""
     from hasten.quality.diagnosis.diagnose import DETECTORS
 
     observed = output.observed
     advice = findings[0].advice if findings else None
-    if advice is None or not advice.is_sampling_setting or (observed.prompt is None and not output.prompt_token_ids):
+    if advice is None or not advice.is_sampling_setting:
         return None
+    prompt = {"prompt_token_ids": list(output.prompt_token_ids)} if output.prompt_token_ids else observed.prompt
+    if prompt is None:
+        return SecondRun(observed, error=_WORDS[language]["no_prompt"])
     params = observed.params.replace(**{advice.parameter: advice.value, "n": 1})
     if params.beam_width is None:
         params = params.replace(logprobs=max(LOGPROBS, params.logprobs or 0))
-    prompt = {"prompt_token_ids": list(output.prompt_token_ids)} if output.prompt_token_ids else observed.prompt
-    assert prompt is not None
-    answer = llm.generate(prompt, params)[0].outputs[0]
+    try:
+        request = llm.generate(prompt, params)[0]
+    except HastenError as error:  # a prompt that this model cannot take; the other outputs are run all the same
+        return SecondRun(observed, error=str(error))
+    if request.error is not None:
+        return SecondRun(observed, error=request.error)
+    answer = request.outputs[0]
     again = dataclasses.replace(
         observed,
         text=answer.text,
@@ -158,13 +168,7 @@ def _explained(finding: Finding, language: Language) -> Iterator[str]:
 
 
 def _print_findings(
-    output: DiagnosedOutput,
-    findings: tuple[Finding, ...],
-    run: SecondRun | None,
-    *,
-    is_fixed: bool,
-    language: Language,
-    num_outputs: int,
+    output: DiagnosedOutput, findings: tuple[Finding, ...], run: SecondRun | None, language: Language, *, num_outputs: int
 ) -> None:
     words = _WORDS[language]
     place = words["answer" if output.index else "line"].format(line=output.line, number=output.index + 1) if num_outputs > 1 else ""
@@ -172,11 +176,13 @@ def _print_findings(
         print(f"{place}{words['good']}")
     for finding in findings:
         print("\n".join([place + finding.title(language), *_explained(finding, language)]))
-    if run is not None:
-        print(f"  {words['before']} ({findings[0].measurement.value:.2f}): {_shown(output.observed.text)}")
-        print(f"  {words['after']} ({run.value:.2f}): {_shown(run.output.text)}")
-    elif is_fixed and findings and findings[0].advice is not None and findings[0].advice.is_sampling_setting:
-        print(f"  {words['no_prompt']}")
+    if run is None:
+        return
+    if run.error is not None:
+        print(f"  {words['not_run']}{run.error}")
+        return
+    print(f"  {words['before']} ({findings[0].measurement.value:.2f}): {_shown(output.observed.text)}")
+    print(f"  {words['after']} ({run.value:.2f}): {_shown(run.output.text)}")
 
 
 def _shown(text: str) -> str:
@@ -192,7 +198,9 @@ def _print_json(
     for (output, findings), run in zip(found, second, strict=True):
         content: dict[str, Any] = {"line": output.line, "index": output.index}
         content["findings"] = [finding.as_dict(language) for finding in findings]
-        if run is not None:
+        if run is not None and run.error is not None:
+            content["fix"] = {"error": run.error}
+        elif run is not None:
             params = report.changed_settings(run.output.params)
             content["fix"] = {
                 "text": run.output.text,
