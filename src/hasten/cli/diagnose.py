@@ -58,7 +58,7 @@ _WORDS: dict[Language, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class SecondRun:
-    """The output with the advised setting, and how much of the fault is left; or why there is none."""
+    """The output with the advised setting and what is left of the fault, or why there is none."""
 
     output: ObservedOutput
     value: float = 0.0

@@ -1,4 +1,4 @@
-"""``read_outputs``: the outputs that ``hasten diagnose`` is given, from one text or from lines of JSON.
+"""``read_outputs``: the outputs for ``hasten diagnose``, from one text or from lines of JSON.
 
 A line is one that ``hasten generate --json`` printed, or has ``text``, and as far as they are known ``prompt``, ``params``,
 ``finish_reason``, ``stop_reason``, ``token_ids`` and ``logprobs``. A line with a ``prompt`` alone counts for the order of prompts.
@@ -131,7 +131,7 @@ def _token_ids(value: object) -> tuple[int, ...]:
 
 
 def _logprobs(value: object) -> tuple[TokenLogprob, ...]:
-    """Return the log-probabilities: one number per token, or what ``hasten generate --json --logprobs`` prints."""
+    """Return the log-probabilities, written as numbers or as ``hasten generate --json`` prints them."""
     if value is None:
         return ()
     if not isinstance(value, list):

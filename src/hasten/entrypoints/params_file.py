@@ -41,9 +41,9 @@ _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
 def read_params_file(file: Path | str) -> dict[str, Any]:
-    """Return the settings that a file names, each checked on its own; ``SamplingParams(**settings)`` checks them together.
+    """Return the settings that a file names, each checked on its own.
 
-    Raises ``InvalidOption`` that names the file and the first fault.
+    ``SamplingParams(**settings)`` checks them together. Raises ``InvalidOption`` that names the file and the first fault.
     """
     path = Path(file)
     if path.suffix.lower() not in SUFFIXES:
