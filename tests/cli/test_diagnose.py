@@ -103,6 +103,12 @@ def test_lines_with_all_that_is_known(hasten: Callable[..., Any]) -> None:
     assert "line 4, output 2: repetition" in hasten("diagnose", "-", stdin="\n".join(json.dumps(line) for line in lines)).out
 
 
+def test_options_override_the_settings_of_a_line(hasten: Callable[..., Any]) -> None:
+    line = json.dumps({"text": LOOP, "params": {"temperature": 0}})
+    assert "next: set temperature to 0.8" in hasten("diagnose", "-", stdin=line).out
+    assert "next: set repetition_penalty to 1.1" in hasten("diagnose", "-", "--temperature", "0.9", stdin=line).out
+
+
 def test_the_order_of_prompts_is_judged_over_all_lines(hasten: Callable[..., Any]) -> None:
     rules = "Answer in the language of the customer and name the number of the order. " * 3
     lines = "\n".join(json.dumps({"prompt": f"{name} asks: {rules}"}) for name in ("Ana", "Bo", "Cem"))

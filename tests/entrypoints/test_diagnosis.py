@@ -88,7 +88,7 @@ def answer(text: str, index: int = 0, reason: FinishReason = FinishReason.STOP) 
 
 
 def test_each_answer_of_a_request_is_diagnosed_and_the_settings_decide_the_advice() -> None:
-    answers = (answer("A good answer."), answer("again and again " * 20, 1), answer("", 2), answer("cut of", 3, FinishReason.ABORT))
+    answers = (answer("A good answer."), answer("again and again " * 20, 1), answer("", 2), answer("", 3, FinishReason.ABORT))
     output = RequestOutput(request_id="0", prompt="Say it.", prompt_token_ids=(1,), outputs=answers, finished=True)
     assert [(finding.index, finding.fault) for finding in output.diagnose()] == [(1, "repetition"), (2, "too_short")]
     parameters = [finding.advice.parameter for finding in output.diagnose(SamplingParams(temperature=0)) if finding.advice]

@@ -50,6 +50,10 @@ def test_a_loop_is_met_with_temperature_then_top_k_and_top_p_then_penalties_then
     assert [ORDER[name] for name, _ in steps] == sorted(ORDER[name] for name, _ in steps)
 
 
+def test_a_fair_temperature_is_left_alone() -> None:
+    assert followed("repetition", LOOP, SamplingParams(temperature=0.7))[0] == ("repetition_penalty", 1.1)
+
+
 def test_beams_are_met_with_what_beam_search_has() -> None:
     names = [name for name, _ in followed("repetition", LOOP, SamplingParams(temperature=0, beam_width=4))]
     assert names[0] == "no_repeat_ngram_size"

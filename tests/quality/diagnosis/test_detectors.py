@@ -74,6 +74,9 @@ def test_the_share_of_repeated_ngrams_is_that_of_the_formula() -> None:
         "| --- | --- | --- |\n| 1 | 2 | 3 |\n| 4 | 5 | 6 |\n| 7 | 8 | 9 |",
         "for i in range(3):\n    a[i] = 0\nfor i in range(4):\n    b[i] = 1\nfor i in range(5):\n    c[i] = 2\n",
         "Row, row, row your boat gently down the stream. Merrily, merrily, merrily, merrily, life is but a dream.",
+        " ".join(f"w{number}" for number in range(200))
+        + " no no no no no no no no no no no no no no no no no no no no. "
+        + " ".join(f"v{number}" for number in range(200)),
         "1. one\n2. two\n3. three\n4. four\n5. five\n6. six\n7. seven\n8. eight\n9. nine\n",
     ],
 )
@@ -160,10 +163,16 @@ def test_outputs_that_stopped_too_early(text: str, prompt: str | None, kind: str
     assert (found.is_fault, found.kind if found.is_fault else "") == (bool(kind), kind)
 
 
+def test_tokens_without_a_text_are_no_empty_output() -> None:
+    assert not measure_too_short(seen("", token_ids=range(16), finish_reason="stop")).is_fault
+    assert measure_too_short(seen("", token_ids=range(1), finish_reason="stop")).is_fault
+
+
 @pytest.mark.parametrize(
     "text, prompt, kind, offset",
     [
         (" Rome.\nQ: And of Spain?\nA: Madrid.", "Q: Capital of France?\nA: Paris.\nQ: Of Italy?\nA:", "turn", 7),
+        ("A: Rome.", "Q: Capital of France?\nA: Paris.\nQ: Of Italy?\nA:", "", None),
         ("Yes.<|im_end|>\nNext", None, "marker", 4),
         ("Yes.<|im_end|>\n", None, "", None),
         ('The marker "<|im_end|>" ends a turn.', None, "", None),

@@ -106,7 +106,7 @@ def place(measurement: Measurement, language: Language) -> str:
     if measurement.offset is None:
         return ""
     if language == "zh":
-        return f"从第 {measurement.offset} 个{'token' if measurement.unit == 'token' else '字符'}起"
+        return f"从第 {measurement.offset} 个{' token ' if measurement.unit == 'token' else '字符'}起"
     return f"from {measurement.unit} {measurement.offset}"
 
 

@@ -13,12 +13,15 @@ from hasten.quality.diagnosis.observed import NOTHING, Measurement, ObservedOutp
 MIN_SHARE = 0.5  # of the length that was asked for
 _CODE = re.compile(r"^\s*(?:def|class|if|elif|else|for|while|try|except|finally|with|match|case|switch|default|async)\b")
 _WORD = re.compile(r"[\u2e80-\u9fff]|[^\W\d_\u2e80-\u9fff]{2,}")
+MIN_TOKENS = 16  # which, without a text, are no empty output
 MIN_ANNOUNCEMENT = 3  # words before the colon
 
 
 def measure_too_short(output: ObservedOutput) -> Measurement:
     """Return the share of the answer that is missing: 1 for an empty one."""
     text = output.text.strip()
+    if not text and len(output.token_ids) >= MIN_TOKENS:  # of a model without a tokenizer
+        return NOTHING
     if not text:
         return Measurement(value=1.0, is_fault=True, kind="empty", offset=0)
     if output.finish_reason == "length":
