@@ -19,7 +19,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.chain import PROCESSORS, WARPERS, Chain, registered_name
 from hasten.sampling.row import SamplingRow
 
-PROCESSOR_NAMES = [registered_name(processor) for processor in PROCESSORS]
+PROCESSOR_NAMES = [registered_name(processor) for processor in PROCESSORS[1:]]  # guides stand first; tests/sampling/guides
 WARPER_NAMES = [registered_name(warper) for warper in WARPERS]
 
 
@@ -70,8 +70,8 @@ def test_mixed_batches_equal_transformers_in_the_documented_order() -> None:
 @pytest.mark.parametrize(
     "chain",
     [
-        pytest.param(Chain(PROCESSORS[:5], (*WARPERS, *PROCESSORS[5:])), id="penalties after temperature"),
-        pytest.param(Chain((*PROCESSORS[:4], *PROCESSORS[5:], PROCESSORS[4])), id="bias after penalties"),
+        pytest.param(Chain(PROCESSORS[:6], (*WARPERS, *PROCESSORS[6:])), id="penalties after temperature"),
+        pytest.param(Chain((*PROCESSORS[:5], *PROCESSORS[6:], PROCESSORS[5])), id="bias after penalties"),
         pytest.param(Chain(warpers=(WARPERS[0], WARPERS[2], WARPERS[1], *WARPERS[3:])), id="top-p before top-k"),
         pytest.param(Chain(warpers=(*WARPERS[1:], WARPERS[0])), id="temperature last"),
         pytest.param(Chain(PROCESSORS[:-1]), id="one left out"),
@@ -84,13 +84,14 @@ def test_another_order_is_caught(chain: Chain) -> None:
 
 def test_the_order_is_the_documented_one() -> None:
     documented = SamplingParams.__doc__ or ""
-    matches = [re.search(rf"\b{name}", documented) for name in ("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram")]
+    masks = ("structured_outputs", "allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram")
+    matches = [re.search(rf"\b{name}", documented) for name in masks]
     matches += [re.search(rf"\b{name}\b", documented) for name in ("logit_bias", "penalties", *WARPER_NAMES)]
     starts = [match.start() for match in matches if match]
     assert len(starts) == len(matches)
     assert starts == sorted(starts)
-    assert [*PROCESSOR_NAMES[:5], *WARPER_NAMES] == [
-        *("allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram", "logit_bias"),
+    assert [registered_name(PROCESSORS[0]), *PROCESSOR_NAMES[:5], *WARPER_NAMES] == [
+        *("guided_tokens", "allowed_token_ids", "min_tokens", "bad_words", "no_repeat_ngram", "logit_bias"),
         *("temperature", "top_k", "top_p", "min_p", "typical_p"),
     ]
 

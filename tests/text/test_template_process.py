@@ -166,10 +166,10 @@ def test_an_interrupt_leaves_no_answer_for_the_next_call(process: TemplateProces
 
 def test_a_process_that_was_killed_is_replaced(process: TemplateProcess) -> None:
     render(process, GOOD)
-    assert process._process is not None
-    child = process._process._process
-    os.kill(child.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process.pid is not None
+    pid = process.pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert render(process, GOOD) == "user: Hi\n"
 
 
@@ -179,15 +179,19 @@ def test_no_process_is_left(process: TemplateProcess) -> None:
     pids = []
     for _ in range(3):
         render(own, GOOD)
-        assert own._process is not None
-        pids.append(own._process._process.pid)
+        pids.append(_pid(own))
         own.close()
     render(own, GOOD)
-    pids.append(own._process._process.pid)
+    pids.append(_pid(own))
     del own
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def _pid(process: TemplateProcess) -> int:
+    assert process.pid is not None
+    return process.pid
 
 
 PROGRAM = """
@@ -196,7 +200,7 @@ import os, sys
 from hasten.text.template_process import TemplateProcess
 process = TemplateProcess()
 text = process.render({template!r}, {variables!r}, 100)
-os.write({out}, (str(process._process._process.pid) + " " + text).encode())
+os.write({out}, (str(process.pid) + " " + text).encode())
 {after}
 """
 

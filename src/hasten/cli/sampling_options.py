@@ -28,6 +28,7 @@ HELP = {
     "bad_words": "A text that must not occur.",
     "bad_words_ids": "A sequence of token ids that must not occur.",
     "allowed_token_ids": "Sample among these tokens only.",
+    "thinking_token_budget": "Close the model's thought after this many tokens, and go on to the answer.",
     "seed": "Random seed; the same seed gives the same output, and every output reports its seed.",
     "n": "Outputs per prompt.",
     "stop": "A stop string, which ends the output.",

@@ -36,6 +36,8 @@ def check_fields(
             continue
         try:
             converted = kind.read(value)
+        except HastenError:  # of settings inside these
+            raise
         except Exception:  # an object of the caller's own class may raise any
             faults.append(_fault(name, kind, value))
             continue

@@ -66,13 +66,16 @@ class Draft:
         """Return the first ``num_nodes`` of the nodes that are at most ``max_depth`` deep."""
         if len(self) <= num_nodes and (max_depth is None or max(self.depths, default=0) <= max_depth):
             return self
-        kept = [i for i, depth in enumerate(self.depths) if max_depth is None or depth <= max_depth][: max(0, num_nodes)]
-        new_index = {-1: -1, **{node: i for i, node in enumerate(kept)}}
+        return self.select([i for i, d in enumerate(self.depths) if max_depth is None or d <= max_depth][: max(0, num_nodes)])
+
+    def select(self, nodes: Sequence[int]) -> Draft:
+        """Return these nodes, ascending; each stands after its parent."""
+        new_index = {-1: -1, **{node: i for i, node in enumerate(nodes)}}
         return Draft(
-            tuple(self.token_ids[i] for i in kept),
-            tuple(new_index[self.parents[i]] for i in kept),
-            self.draft_probs and tuple(self.draft_probs[i] for i in kept),
-            self.acceptance_probs and tuple(self.acceptance_probs[i] for i in kept),
+            tuple(self.token_ids[i] for i in nodes),
+            tuple(new_index[self.parents[i]] for i in nodes),
+            self.draft_probs and tuple(self.draft_probs[i] for i in nodes),
+            self.acceptance_probs and tuple(self.acceptance_probs[i] for i in nodes),
         )
 
 

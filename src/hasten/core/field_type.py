@@ -1,6 +1,6 @@
 """``FieldType``: what a field of a settings class may hold, read from the field's annotation.
 
-It knows ``bool``, ``int``, ``float``, ``str``, ``tuple[T, ...]``, ``Mapping[K, V]``, literals, and unions of them with None.
+It knows ``bool``, ``int``, ``float``, ``str``, ``tuple[T, ...]``, ``Mapping[K, V]``, literals, settings classes, unions with None.
 ``Annotated`` adds the limits: a ``Range`` to every number, a ``Length`` to every collection, ``OneOf`` to a text that is a choice.
 Other texts have at most ``MAX_TEXT`` characters without a ``Length``. A number or a collection without a limit is a ``TypeError``,
 so that no field is left unchecked.
@@ -11,6 +11,7 @@ no number, NaN is in no range, and half of a surrogate pair is no text.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from collections.abc import Mapping
@@ -185,6 +186,28 @@ class _Mapping:
 
 
 @dataclass(frozen=True, slots=True)
+class _Settings:
+    """An object of a settings class, or named values for one.
+
+    The class raises its own error for wrong values.
+    """
+
+    settings_class: Any
+
+    @property
+    def allowed(self) -> str:
+        names = ", ".join(field.name for field in dataclasses.fields(self.settings_class))
+        return f"{self.settings_class.__name__}, or named values for it: {names}"
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, self.settings_class):
+            return value
+        if not isinstance(value, Mapping) or not value.keys() <= {field.name for field in dataclasses.fields(self.settings_class)}:
+            raise ValueError
+        return self.settings_class(**value)
+
+
+@dataclass(frozen=True, slots=True)
 class _Union:
     members: tuple[FieldType, ...]
     optional: bool  # whether None is allowed, too
@@ -222,6 +245,8 @@ def field_type(annotation: Any, *limits: Any) -> FieldType:
     if annotation is str:
         limit = limits[0] if limits else Length(0, MAX_TEXT)
         return limit if isinstance(limit, OneOf) else _Text(limit)
+    if dataclasses.is_dataclass(annotation):
+        return _Settings(annotation)
     if not limits:
         raise TypeError(f"{annotation} has no Range and no Length")
     if annotation in (int, float):

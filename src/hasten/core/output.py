@@ -28,6 +28,9 @@ class CompletionOutput:
     # One per token; empty for beam search. Answers compare equal whatever their origins, because origins depend on timing.
     origins: tuple[TokenOrigin, ...] = field(default=(), compare=False)
     exit_layers: tuple[int, ...] = ()  # per token, the layers that computed its logits; empty without an exit rule
+    # Whether an output that has ended has the form of ``structured_outputs``: False if ``max_tokens``, a stop string or an error
+    # ended it too early. None without ``structured_outputs``.
+    is_complete: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from hasten.core.early_exit import DECAY, EXIT_RULES, REQUEST_CRITERIA, TOKEN_CR
 from hasten.core.errors import InvalidRequest, nearest, show
 from hasten.core.field_type import Length, OneOf, Range
 from hasten.core.renamed import RENAMED_EXIT_RULES
+from hasten.core.structured_outputs import StructuredOutputs
 
 MAX_SEQUENCES = 64
 MAX_LOGPROBS = 20
@@ -33,8 +34,9 @@ Words = Annotated[tuple[Annotated[str, Length(1, MAX_WORD)], ...], Length(0, MAX
 class SamplingParams:
     """The settings of one request. Plain data: it round-trips through msgpack.
 
-    They apply to a row of logits in this order: masks (``allowed_token_ids``, ``min_tokens``, ``bad_words``,
-    ``no_repeat_ngram_size``), ``logit_bias``, penalties, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``.
+    They apply to a row of logits in this order: masks (``structured_outputs``, ``allowed_token_ids``, ``min_tokens``,
+    ``bad_words``, ``no_repeat_ngram_size``), ``logit_bias``, penalties, ``temperature``, ``top_k``, ``top_p``, ``min_p``,
+    ``typical_p``.
 
     Raises ``InvalidRequest`` that names every field with an invalid value.
     """
@@ -66,6 +68,13 @@ class SamplingParams:
     skip_special_tokens: bool = True
     # number of top tokens to report per output token; 0: the output token only
     logprobs: Annotated[int, Range(0, MAX_LOGPROBS)] | None = None
+
+    # The form of the output. It goes on until the form is complete, or ends early by ``max_tokens`` or a stop string
+    # (``CompletionOutput.is_complete``).
+    structured_outputs: StructuredOutputs | None = None
+    # Tokens of the model's thought, its marks not included; what exceeds them is closed, and the answer follows. None: no limit.
+    # ``structured_outputs`` is the form of the answer alone.
+    thinking_token_budget: Annotated[int, Range(0, MAX_TOKENS)] | None = None
 
     # Acceptance rule for draft tokens. "exact": the tokens of plain decoding. "rejection": tokens of the same distribution.
     # "typical": any token above a probability threshold, which is lossy.
@@ -100,6 +109,8 @@ class SamplingParams:
                 yield Fault("posterior_threshold", "0.09 unless acceptance is typical")
             if self.posterior_alpha != 0.3:
                 yield Fault("posterior_alpha", "0.3 unless acceptance is typical")
+        if self.is_guided and self.ignore_eos:
+            yield Fault("ignore_eos", "False with structured_outputs and thinking_token_budget, which count on end tokens")
         yield from self._beam_conflicts()
         yield from self._exit_conflicts()
 
@@ -145,6 +156,11 @@ class SamplingParams:
     def is_seedless(self) -> bool:
         """Whether no random number decides the output."""
         return self.greedy or self.beam_width is not None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the tokens so far decide which tokens may come next, by more than single settings."""
+        return self.structured_outputs is not None or self.thinking_token_budget is not None
 
     @property
     def has_penalties(self) -> bool:

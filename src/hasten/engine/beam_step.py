@@ -31,7 +31,7 @@ def advance_beams(
     if not all(rows_are_finite(logits_BV)):
         outcome.fail(state, sequences, NOT_FINITE, corrupted=True)
         return
-    views = [sampling_row(sequence, sequence.index) for sequence in sequences]
+    views = [sampling_row(sequence, sequence.index, state.guide) for sequence in sequences]
     parents = search.beam_token_ids
     candidates = best_candidates(sampler.beam_logprobs(logits_BV, views), search.beam_scores, search.num_candidates)
     if not candidates:

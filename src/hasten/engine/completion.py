@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from hasten.core.output import CompletionOutput, Delta
 from hasten.core.request import Request
 from hasten.core.result import Finish, FinishReason, TokenLogprob, TokenOrigin
+from hasten.sampling.guides.base import TokenGuide
 from hasten.text.detokenizer import Detokenizer
 from hasten.text.stop_strings import StopStrings
 
@@ -15,9 +16,16 @@ DetokenizerFactory = Callable[[Request], Detokenizer | None]
 
 
 class Completion:
-    def __init__(self, request: Request, index: int, detokenizer: Detokenizer | None, stop_strings: StopStrings | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        detokenizer: Detokenizer | None,
+        stop_strings: StopStrings | None,
+        guide: TokenGuide | None = None,
+    ) -> None:
         """``stop_strings`` are the request's; the completion takes a copy that shares their automaton."""
-        self._request, self.index, self._detokenizer = request, index, detokenizer
+        self._request, self.index, self._detokenizer, self.guide = request, index, detokenizer, guide
         params = request.params
         self._stop_strings = None if stop_strings is None else stop_strings.restart()
         self._stop_ids = frozenset(params.stop_token_ids)
@@ -108,7 +116,17 @@ class Completion:
             stop_reason=self.finish.stop if self.finish else None,
             origins=tuple(self.origins),
             exit_layers=tuple(self.exit_layers),
+            is_complete=self._is_complete(),
         )
+
+    def _is_complete(self) -> bool | None:
+        """Return whether the visible output has the form of ``structured_outputs``; None without it."""
+        if self.guide is None or self._request.params.structured_outputs is None or self.finish is None:
+            return None
+        if self.finish.reason not in (FinishReason.STOP, FinishReason.LENGTH) or isinstance(self.finish.stop, str):
+            return False  # a stop string cuts the text within a token
+        ended = self.token_ids[-1:] and (self.token_ids[-1] in self._eos_ids or self.token_ids[-1] in self._stop_ids)
+        return self.guide.is_complete(self.token_ids[:-1] if ended else self.token_ids)
 
     def _detokenize(self, token_id: int) -> str | None:
         """Add the token's text, and return the stop string that it completes, if any."""

@@ -19,11 +19,13 @@ from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.engine.accept import accept
 from hasten.engine.completion import Completion, DetokenizerFactory
+from hasten.engine.guided_draft import guided_draft
 from hasten.engine.prefix_blocks import PrefixBlocks
 from hasten.engine.request_state import RequestState
 from hasten.engine.scorers import ContinuationScorer, LogitsScorer
 from hasten.engine.stats import EngineStats
 from hasten.engine.step_outcome import describe_exception
+from hasten.sampling.guides.base import GuideFactory, no_guide
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.scheduler import Scheduler
 from hasten.scheduling.sequence import Sequence
@@ -44,12 +46,13 @@ class Engine:
         sampler: Sampler,
         drafter: Drafter | None = None,
         *,
+        guide: GuideFactory = no_guide,
         costs: CostModel | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``costs``: the cost model of the drafter; the engine keeps it up to date."""
         self._runner, self.scheduler, self._detokenizer, self.clock = runner, scheduler, detokenizer, clock
-        self._sampler, self._drafter, self._costs = sampler, drafter, costs
+        self._sampler, self._drafter, self._guide, self._costs = sampler, drafter, guide, costs
         self._states: dict[str, RequestState] = {}
         self._lost: list[Delta] = []  # last deltas of requests that a reset has ended
         self._shareable_tokens = ShareableTokens(scheduler.kv.block_size)
@@ -63,7 +66,7 @@ class Engine:
                 raise InvalidRequest("a request of this id is running", got=repr(request.request_id), remedy="Use another id")
             scheduled = self.scheduler.add(request)
             try:
-                state = RequestState(scheduled, self._detokenizer)
+                state = RequestState(scheduled, self._detokenizer, self._guide(request))
                 state.num_shareable_tokens = self._shareable_tokens.count(scheduled.salt, request.initial_token_ids)
             except Exception:
                 self.scheduler.abort(request.request_id)
@@ -167,6 +170,7 @@ class Engine:
         if self._drafter is not None:
             self._draft(self._drafter, plan, committed, output, begin)
             self.stats.count_time(plan, result, self.clock() - begin)
+        self._guide_drafts()
         self._report(outcome.updated, now, deltas)
 
     @property
@@ -215,6 +219,13 @@ class Engine:
         except Exception:
             log.exception("speculative decoding is off from here on: the drafter failed")
             self._drafter = None
+
+    def _guide_drafts(self) -> None:
+        """Set drafts that the guides of their requests allow."""
+        guides = {request_id: state.guide for request_id, state in self._states.items() if state.guide is not None}
+        for sequence in self.scheduler.sequences_to_draft() if guides else ():
+            if guide := guides.get(sequence.request.request_id):
+                self.scheduler.set_draft(sequence, guided_draft(guide, sequence))
 
     def _target_output(self, plan: StepPlan, committed: CommitResult, output: RunnerOutput) -> TargetOutput:
         if self._drafter is None or not self._drafter.aux_layer_indices:

@@ -9,6 +9,7 @@ from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestO
 from hasten.core.request import Request
 from hasten.core.result import DraftOutcome, Finish, FinishReason, TokenLogprob
 from hasten.engine.completion import Completion, DetokenizerFactory
+from hasten.sampling.guides.base import TokenGuide
 from hasten.scheduling.sequence import ScheduledRequest
 from hasten.search.beam import BeamSearch
 from hasten.text.stop_strings import StopStrings
@@ -17,11 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class RequestState:
-    def __init__(self, scheduled: ScheduledRequest, detokenizer: DetokenizerFactory) -> None:
+    def __init__(self, scheduled: ScheduledRequest, detokenizer: DetokenizerFactory, guide: TokenGuide | None) -> None:
         self.request, self._scheduled = scheduled.request, scheduled
         params = self.request.params
         stop = StopStrings(params.stop, params.include_stop_str_in_output) if params.stop else None
-        self.completions = [Completion(self.request, index, detokenizer(self.request), stop) for index in range(params.n)]
+        self.guide = guide
+        self.completions = [Completion(self.request, i, detokenizer(self.request), stop, guide) for i in range(params.n)]
         self.search = beam_search(self.request) if params.beam_width is not None else None
         # By token ids, for live beams and held hypotheses; empty unless log-probabilities are wanted.
         self.beam_logprobs: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 from hasten.core.concat_view import ConcatView
 from hasten.core.draft import Draft
 from hasten.engine.completion import Completion
+from hasten.sampling.guides.base import TokenGuide
 from hasten.sampling.row import SamplingRow
 from hasten.scheduling.sequence import Sequence
 
@@ -24,14 +25,15 @@ class SampledRow(NamedTuple):
     exit_layer: int | None  # layers that computed the row; None: the request has no exit rule
 
 
-def sampling_row(sequence: Sequence, output_index: int, node: int = NO_NODE) -> SamplingRow:
+def sampling_row(sequence: Sequence, output_index: int, guide: TokenGuide | None, node: int = NO_NODE) -> SamplingRow:
     """Return the sampler's view of a sequence, as if the path to ``node`` of its draft were accepted."""
     request = sequence.request
     token_ids = sequence.vocabulary_token_ids
     if node >= 0:
         token_ids = ConcatView(token_ids, draft_path(sequence.draft, node))
     history = None if node >= 0 else sequence.history
-    return SamplingRow(request.params, token_ids, len(request.prompt_token_ids), request.eos_token_ids, output_index, history)
+    num_prompt_tokens = len(request.prompt_token_ids)
+    return SamplingRow(request.params, token_ids, num_prompt_tokens, request.eos_token_ids, output_index, history, guide)
 
 
 def draft_path(draft: Draft, node: int) -> list[int]:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hasten.core.errors import clip, printable
+from hasten.core.errors import HastenError, clip, printable
 from hasten.core.result import Continuation, DraftOutcome, Finish, FinishReason, StepResult
 from hasten.engine.completion import Completion
 from hasten.engine.request_state import RequestState
@@ -72,6 +72,8 @@ class StepOutcome:
 def describe_exception(error: Exception) -> str:
     """Return the error message of a request that made the engine raise."""
     try:
+        if isinstance(error, HastenError):
+            return clip(printable(error), 500)
         message = f": {clip(printable(error), 500)}"
     except Exception:  # ``str`` of an exception may raise
         message = ""

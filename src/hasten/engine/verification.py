@@ -34,7 +34,7 @@ def sample_and_verify(
     """
     try:
         row_logits_RV = logits_of(logits_RV, rows)
-        views = [sampling_row(row.sequence, row.completion.index, row.node) for row in rows]
+        views = [sampling_row(row.sequence, row.completion.index, row.completion.guide, row.node) for row in rows]
         tokens = sampler.sample(row_logits_RV, views)
     except Exception as error:
         _sample_alone(sampler, logits_RV, rows, states, outcome, error)

@@ -18,6 +18,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
 from hasten.core.unicode_text import is_unicode
 from hasten.entrypoints.exit_rules import ExitRules
+from hasten.entrypoints.guides import Guides
 from hasten.entrypoints.request_limits import check_pins, check_request_limits
 from hasten.entrypoints.soft_prompts import SoftPrompts
 from hasten.sampling.check_token_ids import check_token_ids
@@ -40,6 +41,7 @@ class InputProcessor:
     options: EngineOptions
     exit_rules: ExitRules
     soft_prompts: SoftPrompts
+    guides: Guides
 
     def request(
         self,
@@ -70,6 +72,7 @@ class InputProcessor:
         params = self._complete(params, len(virtual_token_ids) + len(token_ids))
         params, exit_layer = self.exit_rules.resolve(params, token_ids)
         check_token_ids(params, self.vocab_size)
+        self.guides.check(params)
         return Request(
             request_id=request_id,
             prompt_token_ids=token_ids,

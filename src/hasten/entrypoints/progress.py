@@ -21,6 +21,10 @@ class LoadTimer:
         yield
         self.seconds[name] = time.perf_counter() - begin
 
+    def describe(self) -> dict[str, dict[str, float]]:
+        """Return the entry of ``LLM.describe``."""
+        return {"load_seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()}}
+
     def __str__(self) -> str:
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         return f"{sum(self.seconds.values()):.1f} s ({phases})"

@@ -22,6 +22,7 @@ from hasten.sampling.params_cache import ParamsCache
 from hasten.sampling.processors.allowed_token_ids import AllowedTokenIds
 from hasten.sampling.processors.bad_words import BadWords
 from hasten.sampling.processors.frequency_penalty import FrequencyPenalty
+from hasten.sampling.processors.guided_tokens import GuidedTokens
 from hasten.sampling.processors.logit_bias import LogitBias
 from hasten.sampling.processors.min_p import MinP
 from hasten.sampling.processors.min_tokens import MinTokens
@@ -36,6 +37,7 @@ from hasten.sampling.row import SamplingRow
 from hasten.sampling.row_tensors import select_rows
 
 PROCESSORS: tuple[LogitsProcessor, ...] = (
+    GuidedTokens(),
     AllowedTokenIds(),
     MinTokens(),
     BadWords(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hasten.core.sampling_params import SamplingParams
+from hasten.sampling.guides.base import TokenGuide
 from hasten.sampling.history import TokenHistory
 
 
@@ -22,6 +23,7 @@ class SamplingRow(NamedTuple):
     eos_token_ids: tuple[int, ...]
     sequence_index: int  # index of the completion in its request; part of the noise key
     history: TokenHistory | None = None  # of ``token_ids``, if the engine keeps one
+    guide: TokenGuide | None = None  # of the request, if it has one
 
     @property
     def position(self) -> int:
@@ -31,6 +33,10 @@ class SamplingRow(NamedTuple):
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> Sequence[int]:
+        return self.token_ids[self.num_prompt_tokens :]
 
     def updated_history(self) -> TokenHistory:
         """Return the counts of all tokens: ``history`` after an update, or a new count without one."""

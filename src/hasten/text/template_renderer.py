@@ -1,7 +1,7 @@
 """``TemplateRenderer``: renders templates in Jinja's sandbox, as transformers renders chat templates.
 
 ``TemplateProcess`` runs this file as a program, so that a template that takes too long can be killed. It imports Jinja and the
-standard library only. A message in either direction is the length in bytes (8 bytes), then JSON in UTF-8::
+standard library only. The messages (``hasten.core.program``)::
 
     -> {"template": "{{ bos_token }}...", "variables": {...}, "max_length": 65536, "strict": false}
                                                null variables ask for the names; strict: an undefined value is a fault
@@ -11,14 +11,9 @@ standard library only. A message in either direction is the length in bytes (8 b
 from __future__ import annotations
 
 import json
-import socket
-import struct
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import meta, nodes
@@ -28,12 +23,11 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MEMORY = 256 << 20  # bytes, beside what the program has at its start
-MEMORY_PER_INPUT_BYTE = 32
-CPU_SECONDS = 4  # per message; the caller's limit comes first, unless the caller is dead
+from hasten.core.program import Limits, answer_messages
+
+LIMITS = Limits(memory=256 << 20, memory_per_input_byte=32, cpu_seconds=4)
 _MAX_MESSAGE = 500  # characters of an error
 _MAX_COMPILED = 64  # templates that are kept
-_LENGTH = struct.Struct(">Q")
 
 
 class TemplateRenderer:
@@ -137,70 +131,9 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-# ---------------------------------------------------------------- messages
-
-
-def send(connection: socket.socket, message: Mapping[str, Any]) -> None:
-    data = json.dumps(message, ensure_ascii=False).encode(errors="surrogatepass")
-    connection.sendall(_LENGTH.pack(len(data)) + data)
-
-
-class Readable(Protocol):
-    def recv(self, length: int, /) -> bytes: ...
-
-
-def receive(connection: Readable, before_read: Callable[[int], None]) -> Any:
-    """Return the next message; None if the other end has closed. ``before_read`` gets its length in bytes."""
-    header = _read(connection, _LENGTH.size)
-    if header is None:
-        return None
-    (length,) = _LENGTH.unpack(header)
-    before_read(length)
-    data = _read(connection, length)
-    return None if data is None else json.loads(data.decode(errors="surrogatepass"))
-
-
-def _read(connection: Readable, length: int) -> bytearray | None:
-    data = bytearray()
-    while len(data) < length:
-        part = connection.recv(min(length - len(data), 1 << 20))
-        if not part:
-            return None
-        data += part
-    return data
-
-
-# ---------------------------------------------------------------- the program
-
-
-def _set_limits(address_space: int | None, length: int) -> None:
-    """Limit memory and processor time for a message of ``length`` bytes."""
-    import resource
-
-    if address_space is not None:
-        limit = address_space + MEMORY + MEMORY_PER_INPUT_BYTE * length
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    limit = int(time.process_time()) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _address_space() -> int | None:
-    """Return the bytes of this process's address space; None where the system does not say."""
-    with suppress(OSError, ValueError):
-        import resource
-
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    return None
-
-
 def main() -> None:
-    """Answer messages on the socket that stands for standard input, until it closes."""
-    connection = socket.socket(fileno=0)
-    renderer, address_space = TemplateRenderer(), _address_space()
-    send(connection, {"ready": True})
-    with suppress(ConnectionError):  # the caller has gone
-        while (request := receive(connection, lambda length: _set_limits(address_space, length))) is not None:
-            send(connection, renderer.answer(request))
+    """Answer messages until the caller closes."""
+    answer_messages(TemplateRenderer().answer, LIMITS)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,10 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def to_json(self) -> str:
+        """Return the tokenizer as a ``tokenizer.json`` has it."""
+        return str(self._tokenizer.to_str())
+
     @functools.cached_property
     def max_chars_per_token(self) -> int:
         """The most characters of a text that one token stands for, unless it is an unknown token."""

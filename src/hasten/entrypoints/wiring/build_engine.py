@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from hasten.engine.embedder import Embedder
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
 from hasten.entrypoints.exit_rules import ExitRules
+from hasten.entrypoints.guides import Guides
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.shared_results import RequestEngine, SharedResults
@@ -113,19 +114,19 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
-    config = SchedulerConfig(max_model_len=sizing.max_model_len, **_fields(options, SCHEDULER_OPTIONS))
+    guides = Guides(tokenizer, target.spec.vocab_size, end_ids)
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
-        Scheduler(config, kv_manager),
+        Scheduler(_scheduler_config(options, sizing.max_model_len), kv_manager),
         partial(_detokenizer, tokenizer),
-        Sampler(backend.token_selector(Chain() if tokenizer is None else Chain.with_bad_words(tokenizer.bad_words))),
+        Sampler(backend.token_selector(_chain(tokenizer))),
         drafter,
+        guide=guides.guide,
         costs=costs,
     )
     with timer.phase("result cache"):
         result_cache = open_result_cache(options, digest, target.dtype, backend, sizing.max_model_len)
-    # A copy of the measured costs: ``costs`` itself goes on learning from speculative steps.
-    engine.stats.plain_step = None if costs is None else CostModel(costs.measured).seconds
+    engine.stats.plain_step = _plain_step(costs)
     input_processor = InputProcessor(
         tokenizer=tokenizer,
         vocab_size=target.spec.vocab_size,
@@ -135,14 +136,28 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         seeds=random.Random(options.seed),
         options=options,
         exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
+        guides=guides,
         soft_prompts=SoftPrompts(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
     )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
-    load_seconds = {name: round(seconds, 3) for name, seconds in timer.seconds.items()}
-    facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), "load_seconds": load_seconds}
-    access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
+    facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), **timer.describe()}
     embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
+    access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
     return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)
+
+
+def _scheduler_config(options: EngineOptions, max_model_len: int) -> SchedulerConfig:
+    return SchedulerConfig(max_model_len=max_model_len, **_fields(options, SCHEDULER_OPTIONS))
+
+
+def _chain(tokenizer: TextTokenizer | None) -> Chain:
+    return Chain() if tokenizer is None else Chain.with_bad_words(tokenizer.bad_words)
+
+
+def _plain_step(costs: CostModel | None) -> Callable[[int], float] | None:
+    """Return the measured seconds of a step without drafts, by its tokens."""
+    # ``costs`` itself goes on learning from speculative steps.
+    return None if costs is None else CostModel(costs.measured).seconds
 
 
 def _size_kv_cache(options: EngineOptions, backend: Backend, target: LoadedModel, speculative: SpeculativeSetup) -> KvCacheSizing:

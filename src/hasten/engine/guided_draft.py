@@ -1,0 +1,41 @@
+"""``guided_draft``: the draft of a sequence that its request's guide allows."""
+
+from __future__ import annotations
+
+import logging
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.engine.sampling_rows import draft_path
+from hasten.sampling.guides.base import TokenGuide
+from hasten.scheduling.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the other requests wait for them
+
+
+def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
+    """Return the forced tokens as a chain, or else the allowed nodes of the sequence's draft.
+
+    A guide that fails gives no draft: the next step finds its error.
+    """
+    output = sequence.token_ids[sequence.request.num_initial_tokens :]
+    try:
+        if forced := guide.forced_tokens(output):
+            return Draft.chain(forced[:MAX_FORCED_TOKENS])
+        return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
+    except Exception:
+        log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)
+        return NO_DRAFT
+
+
+def _allowed(guide: TokenGuide, output: list[int], draft: Draft) -> Draft:
+    if draft.is_chain:
+        return draft.truncate(guide.num_allowed(output, draft.token_ids))
+    depths = draft.depths
+    kept: list[int] = []
+    for node, parent in enumerate(draft.parents):
+        is_reached = parent < 0 or parent in kept
+        if is_reached and guide.num_allowed(output, draft_path(draft, node)) == depths[node]:
+            kept.append(node)
+    return draft.select(kept)

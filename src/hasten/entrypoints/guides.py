@@ -1,0 +1,96 @@
+"""``Guides``: the guides of requests, for one model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hasten.core.errors import InvalidRequest
+from hasten.core.request import Request
+from hasten.core.sampling_params import SamplingParams
+from hasten.core.thought_marks import ThoughtMarks
+from hasten.sampling.guides.base import TokenGuide
+from hasten.sampling.guides.thought_guide import Opening, ThoughtGuide, ThoughtTokens
+from hasten.text.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from hasten.sampling.guides.grammar_compiler import GrammarCompiler
+    from hasten.sampling.guides.grammar_guide import GrammarGuide
+
+_MAX_MARK_TOKENS = 64  # of the end of a prompt that is looked at
+
+
+class Guides:
+    """Makes the guide of a request. Threads may share it."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer | None, vocab_size: int, eos_token_ids: tuple[int, ...], marks: ThoughtMarks | None = None
+    ) -> None:
+        """``vocab_size``: logits of a row. ``marks``: None for a model that writes no thoughts."""
+        self._tokenizer, self._vocab_size, self._eos_token_ids = tokenizer, vocab_size, eos_token_ids
+        self._marks = marks if tokenizer is not None else None
+        self._compiler: GrammarCompiler | None = None
+        self._lock = threading.Lock()
+
+    def check(self, params: SamplingParams) -> None:
+        """Compile what a guide needs, so that no step of the engine waits for it. Raises ``InvalidRequest``."""
+        if params.structured_outputs is not None:
+            self._grammars().compile(params.structured_outputs)
+        if params.thinking_token_budget is not None and self._marks is None:
+            raise InvalidRequest(
+                "this model writes no thoughts that hasten knows, so they have no budget",
+                got=f"thinking_token_budget={params.thinking_token_budget}",
+                remedy="Leave it out, or name the model's reasoning_parser",
+            )
+
+    def guide(self, request: Request) -> TokenGuide | None:
+        """Return the guide of a request's outputs. Raises ``InvalidRequest``."""
+        params = request.params
+        if not params.is_guided:
+            return None
+        grammar = None if params.structured_outputs is None else self._grammar_guide(params)
+        if self._marks is None:
+            return grammar
+        return ThoughtGuide(
+            marks=self._thought_tokens(self._marks),
+            opening=self._opening(self._marks, request.prompt_token_ids),
+            budget=params.thinking_token_budget,
+            answer=grammar,
+            eos_token_ids=self._eos_token_ids,
+            vocab_size=self._vocab_size,
+        )
+
+    def _grammar_guide(self, params: SamplingParams) -> GrammarGuide:
+        from hasten.sampling.guides.grammar_guide import GrammarGuide
+
+        assert params.structured_outputs is not None
+        matcher = self._grammars().compile(params.structured_outputs)
+        return GrammarGuide(matcher, self._vocab_size, max(params.n, params.beam_width or 1))
+
+    def _grammars(self) -> GrammarCompiler:
+        with self._lock:
+            if self._compiler is None:
+                if self._tokenizer is None:
+                    raise InvalidRequest("structured_outputs needs a tokenizer, which this checkpoint has not")
+                if not self._eos_token_ids:
+                    raise InvalidRequest("structured_outputs needs an end token, and this checkpoint names none")
+                from hasten.sampling.guides.grammar_compiler import GrammarCompiler
+
+                self._compiler = GrammarCompiler(self._tokenizer.to_json(), self._vocab_size, self._eos_token_ids)
+            return self._compiler
+
+    def _thought_tokens(self, marks: ThoughtMarks) -> ThoughtTokens:
+        assert self._tokenizer is not None
+        start, end, closing = (
+            tuple(self._tokenizer.encode_fragment(text)) for text in (marks.start, marks.end, marks.closing or marks.end)
+        )
+        return ThoughtTokens(start, end, closing if closing[-len(end) :] == end else end)
+
+    def _opening(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Opening:
+        """Return how a prompt ends; white space after a mark does not count."""
+        assert self._tokenizer is not None
+        tail = self._tokenizer.decode(prompt_token_ids[-_MAX_MARK_TOKENS:], skip_special_tokens=False).rstrip()
+        if tail.endswith(marks.start.rstrip()):
+            return Opening.THOUGHT
+        return Opening.ANSWER if tail.endswith(marks.end.rstrip()) else Opening.EITHER

@@ -1,0 +1,93 @@
+"""``GrammarCompiler``: compiled grammars of one vocabulary, vetted in a process that can be killed.
+
+A schema or a grammar comes from a stranger. It is first compiled in a small process with limits of time and memory, and what
+passes there is compiled again for the vocabulary, under llguidance's own limits: these count work, so that a mask cannot take
+longer than some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from llguidance import LLMatcher, LLTokenizer
+
+from hasten.core.errors import InvalidRequest, clip, printable
+from hasten.core.killable_program import KillableProgram, ProgramEnded
+from hasten.core.structured_outputs import StructuredOutputs
+from hasten.sampling.guides import grammar_program
+from hasten.sampling.guides.grammar_text import LIMITS, grammar_fault
+
+SECONDS = 2.0  # to vet a grammar
+MAX_GRAMMARS = 128  # that are kept
+_MAX_ANSWER = 64 << 20  # bytes: a schema of many characters that JSON escapes
+_LIMITS = f"{SECONDS:g} s and {grammar_program.PROGRAM_LIMITS.memory >> 20} MiB"
+
+
+class GrammarCompiler:
+    """Threads may share it."""
+
+    def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """``tokenizer_json``: of the library ``tokenizers``. ``vocab_size``: logits of a row."""
+        self._tokenizer_json, self._vocab_size, self._eos_token_ids = tokenizer_json, vocab_size, list(eos_token_ids)
+        self._program = KillableProgram(grammar_program.__name__, "tries grammars")
+        self._tokenizer: LLTokenizer | None = None
+        self._grammars: OrderedDict[StructuredOutputs, LLMatcher] = OrderedDict()  # in their initial state, the last used last
+        self._lock = threading.Lock()
+
+    def compile(self, form: StructuredOutputs) -> LLMatcher:
+        """Return a new matcher in its initial state.
+
+        Raises ``InvalidRequest`` for a grammar that is wrong or too large.
+        """
+        with self._lock:
+            found = self._grammars.get(form)
+            if found is not None:
+                self._grammars.move_to_end(form)
+                return found.deep_copy()
+        grammar = self._vet(form)
+        with self._lock:
+            tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+        if fault := grammar_fault(matcher):
+            raise _wrong(form, fault)
+        with self._lock:
+            self._grammars[form] = matcher
+            if len(self._grammars) > MAX_GRAMMARS:
+                self._grammars.popitem(last=False)
+        return matcher.deep_copy()
+
+    def _vet(self, form: StructuredOutputs) -> str:
+        """Return the grammar in the words of llguidance."""
+        try:
+            answer = self._program.ask(dataclasses.asdict(form), time.monotonic() + SECONDS, SECONDS, _MAX_ANSWER)
+        except (TimeoutError, ProgramEnded) as error:
+            got = f"more than {SECONDS:g} s" if isinstance(error, TimeoutError) else "its process ended"
+            raise InvalidRequest(
+                f"the {form.form} of structured_outputs takes too long or too much memory to compile",
+                got=got,
+                allowed=_LIMITS,
+                remedy="Simplify it",
+            ) from None
+        if "fault" in answer:
+            raise _wrong(form, answer["fault"])
+        return str(answer["grammar"])
+
+    def _load_tokenizer(self) -> LLTokenizer:
+        try:
+            return LLTokenizer(self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+        except BaseException as error:  # also the panics of a library in Rust
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise InvalidRequest(
+                "structured_outputs does not know this checkpoint's kind of tokenizer", got=clip(printable(error), 200)
+            ) from None
+
+
+def _wrong(form: StructuredOutputs, fault: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the {form.form} of structured_outputs cannot be used", got=clip(printable(fault), 300).rstrip("."), remedy="Correct it"
+    )
