@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from hasten import SamplingParams
+from hasten.cli.report import changed_settings
 from hasten.sampling.presets import PRESETS, preset
 
 
@@ -46,3 +48,8 @@ def test_a_wrong_file_is_one_error_before_a_model_is_loaded(hasten: Callable[...
     ran = hasten(command, "no-such-model", *(["x"] if command == "generate" else []), "--params", str(file))
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert "Did you mean 'temperature'" in ran.err
+
+
+def test_printed_settings_are_read_back_with_the_settings_within_them() -> None:
+    params = SamplingParams(structured_outputs={"regex": "a+"}, logit_bias={5: 1}, stop=("x",), top_k=3)
+    assert SamplingParams.from_dict(json.loads(json.dumps(changed_settings(params)))) == params

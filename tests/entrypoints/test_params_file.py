@@ -62,6 +62,13 @@ def test_yaml_and_json_mean_the_same(tmp_path_factory: pytest.TempPathFactory, v
     assert from_yaml == from_json == {**values, **({"stop": tuple(values["stop"])} if "stop" in values else {})}
 
 
+def test_settings_within_the_settings_are_read_and_explain_their_own_faults(tmp_path: Path) -> None:
+    read = read_params_file(write(tmp_path, "structured_outputs: {regex: '[a-z]+'}"))
+    assert SamplingParams(**read) == SamplingParams.from_dict({"structured_outputs": {"regex": "[a-z]+"}})
+    with pytest.raises(InvalidOption, match=r"the setting structured_outputs: .*regex"):
+        read_params_file(write(tmp_path, "structured_outputs: {regex: 5}"))
+
+
 def test_words_that_yaml_once_took_for_numbers_and_booleans_are_texts(tmp_path: Path) -> None:
     assert read_params_file(write(tmp_path, "stop: [no, on, 12:30:00, 0x10, ~x]"))["stop"] == ("no", "on", "12:30:00", "0x10", "~x")
     assert read_params_file(write(tmp_path, "temperature: 1e-1\ntop_k: null"))["temperature"] == 0.1

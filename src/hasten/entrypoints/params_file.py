@@ -23,7 +23,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from hasten.core.errors import InvalidOption, nearest, show
+from hasten.core.errors import HastenError, InvalidOption, nearest, show
 from hasten.core.field_type import FieldType, field_type
 from hasten.core.sampling_params import SamplingParams
 from hasten.quality.documents import read_text_file
@@ -79,6 +79,10 @@ def _settings(values: object) -> Iterator[tuple[str, Any]]:
             raise InvalidOption("unknown sampling setting", got=show(name), remedy=nearest(name, types))
         try:
             yield name, types[name].read(value)
+        except HastenError as fault:  # a settings class within the settings says what is wrong with it
+            raise InvalidOption(
+                f"the setting {name}: {fault.what}", got=fault.got, allowed=fault.allowed, remedy=fault.remedy
+            ) from None
         except Exception:  # the types raise any exception for a wrong value
             raise InvalidOption(f"the setting {name} is out of range", got=show(value), allowed=types[name].allowed) from None
 
