@@ -57,6 +57,7 @@ SUITES = {
     "halvings": Suite(100, 2_000, "halvings of 64 arms, one of them the best", "tests/prompts/test_successive_halving.py"),
     "killed searches": Suite(4, 100, "searches, each ended at random points", "tests/prompts/test_instruction_search.py"),
     "instruction searches": Suite(25, 500, "simulated searches of 64 instructions", "tests/prompts/test_instruction_search.py"),
+    "advice": Suite(24, 320, "outputs of the demo model, run again with the advice", "tests/entrypoints/test_diagnosis.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
     "answers": Suite(
         10, 500, "answers per syntax of tool calls, read, cut and damaged", "tests/text/answers/test_answer_parser.py"

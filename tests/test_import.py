@@ -65,6 +65,8 @@ def test_import_loads_nothing_heavy(code):
         ["train", "eagle", "--help"],
         ["prompt", "show", "--help"],
         ["prompt", "ls"],
+        ["presets"],
+        ["diagnose", "--help"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments):

@@ -41,6 +41,18 @@ def test_each_line_is_a_turn_and_the_history_is_part_of_the_prompt(hasten, llm):
     assert all(prompt == cached + computed for prompt, cached, computed in counts)
 
 
+def test_a_file_of_settings_stands_between_preset_and_options(hasten, tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("top_p: 0.5\nmax_tokens: 3\n")
+    options = ("--preset", "creative", "--params", str(file), "--max-tokens", "2", *OPTIONS[2:])
+    ran = hasten("chat", "demo", *options, stdin="Hello\n/set preset balanced\n")
+    assert ran.code == 0
+    assert "top_p=0.5 (file)" in ran.err and "max_tokens=2 (option)" in ran.err and "output 2 tokens" in ran.err
+    file.write_text("n: 2")
+    ran = hasten("chat", "demo", "--params", str(file), *OPTIONS, stdin="Hello\n")
+    assert (ran.code, ran.err.count("\n")) == (2, 1) and "a conversation continues from one answer" in ran.err
+
+
 def test_clear_retry_save_and_load(hasten, llm, tmp_path):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     lines = [

@@ -133,6 +133,20 @@ def test_version_and_help(hasten):
     assert hasten("--help").code == 0
     assert {
         name
-        for name in ("generate", "chat", "bench", "eval", "doctor", "pull", "ls", "rm", "quantize", "cache", "prompt")
+        for name in (
+            "generate",
+            "chat",
+            "bench",
+            "eval",
+            "doctor",
+            "pull",
+            "ls",
+            "rm",
+            "quantize",
+            "cache",
+            "prompt",
+            "presets",
+            "diagnose",
+        )
         if name in hasten("--help").out
     } == {command.name or command.callback.__name__ for command in main.app.registered_commands} | {"bench", "cache", "prompt"}

@@ -21,6 +21,17 @@ def test_options_override_the_preset_and_the_preset_the_checkpoint():
     assert settings.origins == {"temperature": "preset balanced", "top_k": "checkpoint", "top_p": "option", "seed": "option"}
 
 
+def test_a_file_overrides_the_preset_and_options_override_the_file():
+    settings = merge_settings(CHECKPOINT, "balanced", {"seed": 3}, {"top_p": 0.5, "seed": 1})
+    assert (settings.params.temperature, settings.params.top_k, settings.params.top_p, settings.params.seed) == (0.7, 20, 0.5, 3)
+    assert settings.origins == {"temperature": "preset balanced", "top_k": "checkpoint", "top_p": "file", "seed": "option"}
+
+
+def test_a_beam_width_of_a_file_makes_a_beam_search():
+    settings = merge_settings(CHECKPOINT, None, {}, {"beam_width": 4, "length_penalty": 0.8})
+    assert settings.params == SamplingParams(beam_width=4, length_penalty=0.8)
+
+
 def test_beam_search_ignores_the_sampling_settings_of_the_checkpoint():
     settings = merge_settings(CHECKPOINT, None, {"beam_width": 4})
     assert settings.params == SamplingParams(beam_width=4)

@@ -9,8 +9,9 @@ def test_the_presets_are_those_promised_and_valid():
     assert set(PRESETS) == {"creative", "balanced", "deterministic", "qa", "code", "poetry", "long-chat", "translation"}
     for name, entry in PRESETS.items():
         assert SamplingParams(**preset(name)) != SamplingParams(), name
-        assert "\n" not in entry.reason
-        assert entry.reason.endswith(".")
+        for language, end in (("en", "."), ("zh", "。")):
+            assert "\n" not in entry.explain(language)
+            assert entry.explain(language).endswith(end)
 
 
 @pytest.mark.parametrize(

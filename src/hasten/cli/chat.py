@@ -12,7 +12,7 @@ from hasten.cli.engine_options import SINGLE_REQUEST_ENGINE, Debug, ModelArgumen
 from hasten.cli.interrupt import until_interrupted
 from hasten.cli.kv_names import LoadKv, load_files
 from hasten.cli.options import OptionValues, with_options
-from hasten.cli.sampling_options import SAMPLING
+from hasten.cli.sampling_options import SAMPLING, ParamsOption, PresetOption, read_params
 from hasten.cli.session import Session
 from hasten.cli.slash_commands import run_command
 from hasten.core.errors import HastenError
@@ -26,9 +26,8 @@ def chat(
     name: ModelArgument = None,
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", metavar="NAME", help="Settings for a purpose, such as creative; options override it.")
-    ] = None,
+    preset: PresetOption = None,
+    params: ParamsOption = None,
     load_kv: LoadKv = None,
     debug: Debug = False,
     *,
@@ -40,9 +39,10 @@ def chat(
     Without a terminal, each line of standard input is one turn.
     """
     model = model_name(name, model)
+    from_file = read_params(params)
     llm = load_llm(model, engine)
     load_files(llm, load_kv)
-    session = Session(llm, model, system=system, preset=preset, options=sampling)
+    session = Session(llm, model, system=system, preset=preset, options=sampling, file_values=from_file)
     if sys.stdin.isatty():
         import readline  # noqa: F401  line editing and history for input()
 

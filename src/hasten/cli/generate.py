@@ -14,7 +14,7 @@ from hasten.cli.interrupt import INTERRUPTED, until_interrupted
 from hasten.cli.kv_names import LoadKv, load_files
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.origins import TokenPainter
-from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
+from hasten.cli.sampling_options import SAMPLING, ParamsOption, PresetOption, Settings, merge_settings, read_params
 from hasten.cli.sections import SECTIONS, check_section_options, print_sections
 from hasten.cli.streams import read_input, read_prompt_file
 from hasten.cli.template_options import TEMPLATE, read_template
@@ -43,9 +43,8 @@ def generate(
     prompt_ids: Annotated[
         list[str] | None, typer.Option("--prompt-ids", metavar="ID,ID,...", help="A prompt as token ids. May be repeated.")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", metavar="NAME", help="Settings for a purpose, such as creative; options override it.")
-    ] = None,
+    preset: PresetOption = None,
+    params: ParamsOption = None,
     priority: Annotated[
         list[int] | None,
         typer.Option("--priority", help="Per prompt, with --scheduling-policy priority: lower runs earlier. May be repeated."),
@@ -76,12 +75,13 @@ def generate(
         _check_priority(priority, len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
     alone = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
     sections = check_section_options(section_options, prompts or [""], alone)
+    from_file = read_params(params)
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
         if template_prompt is not None:
             prompts = [template_prompt.render(llm)]
         load_files(llm, load_kv)
         soft = None if soft_prompt is None else llm.load_soft_prompt(soft_prompt)
-        settings = merge_settings(llm.default_sampling_params(), preset, sampling)
+        settings = merge_settings(llm.default_sampling_params(), preset, sampling, from_file)
         if sections is not None:
             print_sections(llm, model, prompts, settings, sections, json)
         elif not json and len(prompts) == 1 and settings.params.n == 1 and settings.params.beam_width is None:
@@ -162,7 +162,7 @@ def _run_batch(
     seconds = time.perf_counter() - start
     for number, output in enumerate(outputs, 1):
         if json:
-            print(report.as_json(output, model))
+            print(report.as_json(output, model, settings.params))
             continue
         for completion in output.outputs:
             if len(prompts) > 1 or len(output.outputs) > 1:

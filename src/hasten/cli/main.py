@@ -18,12 +18,14 @@ from hasten import __version__
 from hasten.cli.bench import bench
 from hasten.cli.cache import cache
 from hasten.cli.chat import chat
+from hasten.cli.diagnose import diagnose
 from hasten.cli.doctor import doctor
 from hasten.cli.eval import evaluate
 from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.kv import kv
 from hasten.cli.models import ls, pull, rm
+from hasten.cli.presets import presets
 from hasten.cli.prompt import prompt
 from hasten.cli.quantize import quantize
 from hasten.cli.streams import end_output, prepare_streams
@@ -44,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, doctor, pull, ls, rm, quantize):
+for command in (generate, chat, presets, diagnose, doctor, pull, ls, rm, quantize):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hasten.core.output import RequestMetrics, RequestOutput
+from hasten.core.sampling_params import SamplingParams
 
 
 def request_summary(output: RequestOutput) -> str:
@@ -63,16 +64,25 @@ def batch_summary(outputs: list[RequestOutput], seconds: float, advice: str | No
     ) + ("" if advice is None else f"\nadvice: {advice}")
 
 
-def as_json(output: RequestOutput, model: str) -> str:
-    """Return one line of JSON. Log-probabilities are included only if the request asked for them."""
+def as_json(output: RequestOutput, model: str, params: SamplingParams) -> str:
+    """Return one line of JSON: the output and those settings of the request that are not the default.
+
+    Log-probabilities are included only if the request asked for them.
+    """
     metrics = output.metrics
-    content: dict[str, Any] = {"model": model, **dataclasses.asdict(output)}
+    content: dict[str, Any] = {"model": model, "params": changed_settings(params), **dataclasses.asdict(output)}
     content["metrics"] |= {
         "ttft": metrics.ttft,
         "tokens_per_second": metrics.tokens_per_second,
         "num_computed_prompt_tokens": _num_computed(metrics),
     }
     return json.dumps(content, ensure_ascii=False)
+
+
+def changed_settings(params: SamplingParams) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, as plain data."""
+    defaults, values = SamplingParams(), dataclasses.asdict(params)
+    return {name: value for name, value in values.items() if getattr(params, name) != getattr(defaults, name)}
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

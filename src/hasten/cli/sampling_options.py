@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from hasten.cli.options import OptionGroup, OptionValues
 from hasten.core.sampling_params import SamplingParams
@@ -52,6 +54,19 @@ HELP = {
 
 SAMPLING = OptionGroup("sampling", "Sampling", SamplingParams, HELP)
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="Settings for a purpose, such as creative; see hasten presets. Options override it."
+    ),
+]
+ParamsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--params", metavar="FILE", help="Settings from a YAML or JSON file; they override --preset, and options override them."
+    ),
+]
+
 # Beam search does not sample, so it ignores the sampling settings that a checkpoint recommends.
 BEAM_SEARCH_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
@@ -68,22 +83,35 @@ class Settings:
         return ", ".join(shown) or "all defaults"
 
 
-def merge_settings(checkpoint: SamplingParams, preset_name: str | None, options: OptionValues) -> Settings:
+def read_params(file: str | None) -> OptionValues:
+    """Return the settings of a file of ``--params``, none without a file. Raises ``InvalidOption``."""
+    if file is None:
+        return {}
+    from hasten.entrypoints.params_file import read_params_file
+
+    return read_params_file(file)
+
+
+def merge_settings(
+    checkpoint: SamplingParams, preset_name: str | None, options: OptionValues, file_values: OptionValues | None = None
+) -> Settings:
     """Return the merged settings.
 
-    Options override the preset, which overrides the checkpoint's ``generation_config.json``.
+    Options override the file of ``--params``, which overrides the preset, which overrides the checkpoint's
+    ``generation_config.json``.
     """
     preset: Mapping[str, Any] = {}
     if preset_name is not None:
         from hasten.sampling.presets import preset as find_preset
 
         preset = find_preset(preset_name)
-    values = {**preset, **options}
+    from_file = file_values or {}
+    values = {**preset, **from_file, **options}
     defaults = SamplingParams()
     names = [field.name for field in dataclasses.fields(SamplingParams)]
     origins = {name: "checkpoint" for name in names if getattr(checkpoint, name) != getattr(defaults, name)}
     if values.get("beam_width") is not None:
         values = {**BEAM_SEARCH_DEFAULTS, **values}
         origins = {name: origin for name, origin in origins.items() if name not in BEAM_SEARCH_DEFAULTS}
-    origins |= dict.fromkeys(preset, f"preset {preset_name}") | dict.fromkeys(options, "option")
+    origins |= dict.fromkeys(preset, f"preset {preset_name}") | dict.fromkeys(from_file, "file") | dict.fromkeys(options, "option")
     return Settings(checkpoint.replace(**values), origins)

@@ -27,8 +27,18 @@ class Session:
     ``history`` has the user's and the assistant's messages; the system message is separate.
     """
 
-    def __init__(self, llm: LLM, model: str, *, system: str | None, preset: str | None, options: OptionValues) -> None:
-        self.llm, self.model, self.system = llm, model, system
+    def __init__(
+        self,
+        llm: LLM,
+        model: str,
+        *,
+        system: str | None,
+        preset: str | None,
+        options: OptionValues,
+        file_values: OptionValues | None = None,
+    ) -> None:
+        """``file_values``: the settings of a file, between preset and options."""
+        self.llm, self.model, self.system, self._file_values = llm, model, system, file_values
         self.preset, self.options = preset, options
         self.history: list[Message] = []
         self.settings = self._merge_settings(preset, options)
@@ -93,7 +103,7 @@ class Session:
         self.system, self.history = system, messages
 
     def _merge_settings(self, preset: str | None, options: OptionValues) -> Settings:
-        settings = merge_settings(self.llm.default_sampling_params(), preset, options)
+        settings = merge_settings(self.llm.default_sampling_params(), preset, options, self._file_values)
         if settings.params.n != 1 or settings.params.beam_width is not None:
             raise InvalidOption(
                 "a conversation continues from one answer",

@@ -48,7 +48,7 @@ def read_input() -> str:
     return check_size(sys.stdin.read(MAX_INPUT + 1), "standard input")
 
 
-def read_prompt_file(file: str) -> str:
+def read_prompt_file(file: str, subject: str = "prompt file") -> str:
     """Return the text of a file, or of standard input for ``-``. Raises ``InvalidOption``."""
     if file == "-":
         return read_input()
@@ -56,7 +56,7 @@ def read_prompt_file(file: str) -> str:
         with Path(file).open(encoding="utf-8") as stream:
             return check_size(stream.read(MAX_INPUT + 1), file)
     except (OSError, ValueError) as error:  # no such file, no text in it, or no name of a file
-        raise InvalidOption(f"the prompt file {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
+        raise InvalidOption(f"the {subject} {file} cannot be read", got=error, remedy="Give a file of UTF-8 text") from None
 
 
 def check_size(text: str, name: str) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hasten.core.answer import ToolCall, ToolCallDelta
 from hasten.core.result import FinishReason, TokenLogprob, TokenOrigin
+from hasten.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from hasten.quality.diagnosis.finding import Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,15 @@ class RequestOutput:
     seed: int | None = None  # the seed in use; with it the same answer can be sampled again
     error: str | None = None
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(arrival=0.0))
+
+    def diagnose(self, params: SamplingParams | None = None) -> tuple[Finding, ...]:
+        """Return the faults of the answers, each with the setting to turn next; empty for good ones.
+
+        ``params``: those of the request; the advice depends on them. With ``logprobs`` distributions are measured, too.
+        """
+        from hasten.quality.diagnosis.diagnose import diagnose_request
+
+        return diagnose_request(self.prompt, self.outputs, params or SamplingParams())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
