@@ -90,7 +90,7 @@ class PromptTask:
         sizes = self._sizes(fractions)
 
         def rank(item: PromptItem) -> bytes:
-            return hashlib.sha256(f"hasten/split/1\0{seed}\0{_input_key(item)}".encode()).digest()
+            return hashlib.sha256(f"hasten/split/1\0{seed}\0{input_key(item)}".encode()).digest()
 
         shuffled = sorted(self.items, key=rank)
         first, second = sizes[0], sizes[0] + sizes[1]
@@ -133,7 +133,7 @@ def read_prompt_task(file: Path) -> PromptTask:
             if items and item.variables.keys() != items[0].variables.keys():
                 expected = f"{_names(items[0].variables)}, as in line {items[0].line}"
                 raise InvalidOption('"input" has other variables', got=_names(item.variables), allowed=expected)
-            if (earlier := lines.setdefault(_input_key(item), number)) != number:
+            if (earlier := lines.setdefault(input_key(item), number)) != number:
                 raise InvalidOption(
                     f"the input of line {earlier} stands here again", got=show(item.input_text), allowed="each input once"
                 )
@@ -143,7 +143,7 @@ def read_prompt_task(file: Path) -> PromptTask:
     return PromptTask(file, tuple(items))
 
 
-def _input_key(item: PromptItem) -> str:
+def input_key(item: PromptItem) -> str:
     return json.dumps(dict(item.variables), sort_keys=True)
 
 

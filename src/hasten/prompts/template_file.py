@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def read_templates(file: Path) -> list[PromptTemplate]:
         return [PromptTemplate(file.stem, content, description)]
     except InvalidOption as fault:
         raise InvalidOption(f"in {file}: {fault.what}", got=fault.got, allowed=fault.allowed, remedy=fault.remedy) from None
+
+
+def template_yaml(template: PromptTemplate) -> str:
+    """Return the template as a YAML file that ``read_templates`` reads."""
+    values = {name: value for name in _FIELDS if (value := getattr(template, name))}
+    text: str = yaml.serialize(_node(values), Dumper=yaml.SafeDumper, allow_unicode=True, width=MAX_BYTES)
+    return text
+
+
+def _node(value: object) -> yaml.Node:
+    """Return the YAML of a text or a mapping; a text of several lines is a block where YAML can write it as one."""
+    if isinstance(value, Mapping):
+        return yaml.MappingNode("tag:yaml.org,2002:map", [(_node(name), _node(item)) for name, item in value.items()])
+    text = str(value)
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
 def _check_size(file: Path) -> None:
