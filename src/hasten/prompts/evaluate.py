@@ -86,7 +86,7 @@ def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock:
 
     It is the median of ``TIMED_RUNS`` requests, each alone.
     """
-    prompts = [prompt_token_ids(llm, text, chat) for text in texts]
+    prompts = [prompt_token_ids(llm, text, chat=chat) for text in texts]
     lengths = [len(prompt) for prompt in prompts]
     prompt = {"prompt_token_ids": prompts[lengths.index(statistics.median_low(lengths))]}
     params = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
@@ -98,8 +98,8 @@ def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock:
     return statistics.median(seconds)
 
 
-def prompt_token_ids(llm: LLM, text: str, chat: bool) -> tuple[int, ...]:
-    """Return the tokens of a prompt; ``chat``: of a user's message."""
+def prompt_token_ids(llm: LLM, text: str, *, chat: bool) -> tuple[int, ...]:
+    """Return the token ids of a rendered variant, without those of a soft prompt."""
     tokenizer = llm.tokenizer
     return tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}]) if chat else tokenizer.encode(text))
 
@@ -127,7 +127,7 @@ class _Setting:
         max_model_len = self.llm.describe()["max_model_len"]
         with self._named(item):
             text = variant.render(item.variables)
-            token_ids = prompt_token_ids(self.llm, text, self.chat)
+            token_ids = prompt_token_ids(self.llm, text, chat=self.chat)
             num_more = (self.params.max_tokens or 1) if self.metric.needs_output else 0
             if len(token_ids) + num_more > max_model_len:
                 raise PromptTooLong(

@@ -71,7 +71,7 @@ class Optimization:
         return {
             "task": text_digest(*items)[:_DIGEST_LENGTH],
             "method": self.method,
-            **dataclasses.asdict(self.options),
+            **{f"{self.method}.{name}": value for name, value in dataclasses.asdict(self.options).items()},
             "template": self.initial.digest[:_DIGEST_LENGTH],
             "metric": self.metric.name,
             "metric_digest": text_digest(self.metric.identity)[:_DIGEST_LENGTH],

@@ -1,9 +1,9 @@
 """``demonstrations``: train items with their answers, put before the input as text.
 
 As BootstrapFewShotWithRandomSearch of DSPy (Khattab et al., 2023, arXiv 2310.03714; Opsahl-Ong et al., 2024, arXiv 2406.11695):
-sets of items are drawn at random, and the best set by the validation items wins. Half of the sets show the model's own outputs where
-the metric calls them right (bootstrapped); the others show the references. Every second set has labels in equal numbers. The initial
-prompt takes part, so the result is never worse on the validation items.
+sets of items are drawn at random, and the best set by the validation items wins. Half of the sets show outputs of the model that
+the metric calls right (bootstrapped); the others show the references. Every second set has labels in equal numbers. The initial prompt
+takes part, so the result is never worse on the validation items.
 
 Items that are similar to an input cannot be selected, because the result is one text for all inputs.
 """
@@ -184,6 +184,6 @@ class _Search:
         """Whether the longest input of train and validation items fits the context after the demonstrations."""
         bench = self.bench
         longest = max((*bench.train, *bench.validation), key=lambda item: sum(map(len, item.variables.values())))
-        num_tokens = len(prompt_token_ids(bench.llm, variant.render(longest.variables), bench.options.chat))
+        num_tokens = len(prompt_token_ids(bench.llm, variant.render(longest.variables), chat=bench.options.chat))
         num_more = bench.options.max_tokens if bench.metric.needs_output else 1
         return num_tokens + num_more <= int(bench.llm.describe()["max_model_len"])
