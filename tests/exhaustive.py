@@ -54,6 +54,8 @@ SUITES = {
     "tournaments": Suite(100, 2_000, "simulated tournaments of eight variants, per case", "tests/prompts/test_tournament.py"),
     "comparisons": Suite(100, 2_000, "comparisons of six equal variants, corrected and not", "tests/prompts/test_evaluate.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
+    "optimisation reports": Suite(200, 5_000, "damaged reports of optimisations", "tests/prompts/test_optimization_report.py"),
+    "optimisation kills": Suite(2, 20, "SIGKILLs of an optimisation of a prompt", "tests/prompts/test_optimize_kills.py"),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

@@ -87,7 +87,7 @@ def optimize(
             fractions=_fractions(fractions),
             seed=seed,
         )
-        OptimizationFolder(out).check(wanted.settings())
+        OptimizationFolder(out).prepare(wanted.settings())
         try:
             llm = stack.enter_context(load_llm(model, engine))
             with step_bar("optimising") as on_progress:

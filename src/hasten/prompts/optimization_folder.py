@@ -60,22 +60,22 @@ class OptimizationFolder:
         """The folder for kept results and files of the method."""
         return self.path / _STATE
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise ``InvalidOption`` if the folder holds something else, or an optimisation with other settings.
+    def prepare(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or check that it holds an optimisation with these settings.
 
-        Settings that are not given are not compared. Writes nothing.
+        Settings that are not given are not compared. Raises ``InvalidOption`` if it holds something else or cannot be made.
         """
-        file = self.path / _SETTINGS
         try:
-            is_new = not os.path.lexists(self.path) or (self.path.is_dir() and not any(map(_counts, os.listdir(self.path))))
+            self.path.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(map(_counts, os.listdir(self.path)))
+        except FileExistsError:
+            raise InvalidOption("the output path is no folder", got=self.path, remedy=_OTHER_FOLDER) from None
         except (OSError, ValueError) as error:  # ValueError: no name of a folder
             got = getattr(error, "strerror", None) or error
-            raise InvalidOption(
-                f"the folder {self.path} cannot be read", got=got, remedy="Give another folder with --out"
-            ) from None
-        if is_new:
+            raise InvalidOption(f"the folder {self.path} cannot be made", got=got, remedy=_OTHER_FOLDER) from None
+        if is_empty:
             return
-        if not file.is_file():
+        if not (self.path / _SETTINGS).is_file():
             raise InvalidOption("the output path is not an empty folder", got=self.path, remedy="Give a new folder with --out")
         saved, given = self._read(_SETTINGS), json.loads(json.dumps(settings))
         names = [name for name in given if name not in saved or saved[name] != given[name]]
@@ -87,14 +87,8 @@ class OptimizationFolder:
             )
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder unless it is there, after ``check`` of all settings. Raises ``HastenError``."""
-        self.check(settings)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidOption(
-                f"{self.path} cannot be made", got=error.strerror, remedy="Give another folder with --out"
-            ) from None
+        """Prepare the folder and write all settings down, unless they are there. Raises ``HastenError``."""
+        self.prepare(settings)
         if not (self.path / _SETTINGS).exists():
             self._write(_SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
 

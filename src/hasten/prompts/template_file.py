@@ -33,6 +33,7 @@ SUFFIXES = JINJA_SUFFIXES + YAML_SUFFIXES
 MAX_BYTES = 1 << 18  # of a file
 MAX_TEMPLATES = 256  # per file
 _FIELDS = tuple(field.name for field in dataclasses.fields(PromptTemplate))
+_OTHER_BREAKS = re.compile("[\r\x85\u2028\u2029]")  # YAML reads them as line breaks unless they are escaped
 _COMMENT = re.compile(r"\s*\{#-?(.*?)-?#\}", re.DOTALL)
 
 
@@ -69,7 +70,8 @@ def _node(value: object) -> yaml.Node:
     if isinstance(value, Mapping):
         return yaml.MappingNode("tag:yaml.org,2002:map", [(_node(name), _node(item)) for name, item in value.items()])
     text = str(value)
-    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if _OTHER_BREAKS.search(text) else "|" if "\n" in text else None
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
 
 
 def _check_size(file: Path) -> None:

@@ -2,8 +2,8 @@
 
 As BootstrapFewShotWithRandomSearch of DSPy (Khattab et al., 2023, arXiv 2310.03714; Opsahl-Ong et al., 2024, arXiv 2406.11695):
 sets of items are drawn at random, and the best set by the validation items wins. Half of the sets show outputs of the model that
-the metric calls right (bootstrapped); the others show the references. Every second set has labels in equal numbers. The initial prompt
-takes part, so the result is never worse on the validation items.
+the metric calls right (bootstrapped); the others show the references. Every second set has labels in equal numbers. The
+initial prompt takes part, so the result is never worse on the validation items.
 
 Items that are similar to an input cannot be selected, because the result is one text for all inputs.
 """
@@ -36,6 +36,7 @@ from hasten.prompts.tournament import bernstein_width, run_tournament
 
 RIGHT = 1.0  # the score of an output that is shown as it is; only metrics of scores 0 and 1 tell right from wrong
 _MAX_ASKED = 4  # train items that are answered to find right outputs, for each item that is shown
+_MAX_DRAWN = 4  # sets that are drawn for each one that is compared; equal ones and long ones do not count
 _VARIABLES_ALONE = re.compile(r"(\s*(\w+:)?\s*\{\{\s*\w+\s*\}\}\s*)+")
 _SEPARATOR = "\n\n"
 
@@ -134,12 +135,14 @@ class _Search:
         teacher = self._drawn(labelled, 0)
         right = self._right_outputs(teacher, labelled)
         found: dict[str, TemplateVariant] = {}
-        for number in range(self.options.num_candidates):
+        for number in range(_MAX_DRAWN * self.options.num_candidates):
             is_bootstrapped = number % 4 >= 2 and right
             shown = self._filled(right, labelled, number) if is_bootstrapped else self._drawn(labelled, number)
             variant = self.layout.variant(number + 1, shown)
             if self._fits(variant):
                 found.setdefault(variant.template.text, variant)
+            if len(found) == self.options.num_candidates:
+                break
         if not found:
             got, remedy = f"shots={self.options.shots}", "Lower shots, or raise max_model_len"
             raise PromptTooLong("no set of demonstrations fits the context with an input", got=got, remedy=remedy)
