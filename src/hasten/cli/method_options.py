@@ -30,6 +30,8 @@ class MethodOptions:
     rounds: int | None = None
     proposer: str | None = None
     proposer_model: str | None = None
+    max_instruction_tokens: int | None = None
+    max_tokens_spent: int | None = None
 
 
 HELP = {
@@ -43,8 +45,10 @@ HELP = {
     "top_k": "gcg: replacements per position that the gradient proposes.",
     "num_candidates": "demonstrations, gcg, instructions: prompts that are compared, in all or per step.",
     "rounds": "instructions: how often new instructions are proposed.",
-    "proposer": "instructions: where they come from.",
-    "proposer_model": "instructions: the model that proposes them.",
+    "proposer": "instructions: URL of an OpenAI-compatible endpoint that proposes them; the model itself if left out.",
+    "proposer_model": "instructions: name of the model at that endpoint.",
+    "max_instruction_tokens": "instructions: maximum tokens of an instruction.",
+    "max_tokens_spent": "instructions: tokens after which no further round begins.",
 }
 METHOD = OptionGroup("method_options", "Method", MethodOptions, HELP)
 
