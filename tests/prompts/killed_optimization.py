@@ -56,7 +56,7 @@ def main() -> int:
         note(f"read {Path(OUT, 'chosen.json').is_file()}")
         return use(self)
 
-    RunFile.add, HeldOut.use = counted_add, noted_use  # type: ignore[method-assign]
+    RunFile.add, HeldOut.use = counted_add, noted_use
     sys.addaudithook(hook)
     code = run(sys.argv[3:])
     note(f"end {num_moments}")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hasten.cli.engine_options import SINGLE_REQUEST_ENGINE, Debug, Json, load_llm
-from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.method_options import METHOD, read_method_options
 from hasten.cli.options import OptionValues, with_options
 from hasten.cli.prompt_compare import COMPARE_TASK, MetricName, Model, TaskFile
@@ -94,7 +93,7 @@ def optimize(
                 report = run(llm, wanted, out, on_log=_log, on_progress=on_progress)
         except KeyboardInterrupt:
             _log("stopped; the same command goes on")
-            raise typer.Exit(INTERRUPTED) from None
+            raise
     if json:
         print(encoder.dumps(report.as_dict(), ensure_ascii=False, allow_nan=False))
     else:

@@ -67,14 +67,14 @@ class Optimization:
 
     def settings(self) -> dict[str, Any]:
         """Return all that the result depends on beside the model, as plain data."""
+        identity = self.metric.identity
         items = sorted(f"{input_key(item)} {json.dumps(item.references)}" for item in self.task.items)
         return {
             "task": text_digest(*items)[:_DIGEST_LENGTH],
             "method": self.method,
             **{f"{self.method}.{name}": value for name, value in dataclasses.asdict(self.options).items()},
             "template": self.initial.digest[:_DIGEST_LENGTH],
-            "metric": self.metric.name,
-            "metric_digest": text_digest(self.metric.identity)[:_DIGEST_LENGTH],
+            "metric": identity if len(identity) <= 2 * _DIGEST_LENGTH else text_digest(identity)[:_DIGEST_LENGTH],
             "max_tokens": self.task_options.max_tokens,
             "stop": list(self.task_options.stop_strings),
             "chat": self.task_options.chat,
