@@ -98,14 +98,14 @@ KV_FILES_WORDS = {
 DEMONSTRATIONS_WORDS = {
     "docs/how-to/optimize-a-prompt.md": (
         "`demonstrations`, `--shots` | held-out score before | after | interval above 0 | shuffled outputs, after "
-        "| interval above 0 | tokens to optimise | prompt tokens | prompt, ms",
+        "| interval above 0 | tokens to optimise | prompt tokens",
         "{real} of {runs} runs",
         "The task of this page with {items} items, {candidates} sets, means over seeds; demo model; {cpu}, {cores} cores, "
         "{kernels}; [`demonstrations.json`](../../benchmarks/results/demonstrations.json).",
     ),
     "docs/how-to/optimize-a-prompt.zh.md": (
         "`demonstrations`，`--shots` | 留出集得分：之前 | 之后 | 区间大于 0 | 打乱输出：之后 | 区间大于 0 "
-        "| 优化用的 token | 提示 token | 提示用时（毫秒）",
+        "| 优化用的 token | 提示 token",
         "{runs} 次中 {real} 次",
         "英文页的任务，{items} 题，比较 {candidates} 组，多个种子的平均；demo 模型；{cpu}，{cores} 核，{kernels}；"
         "[`demonstrations.json`](../../benchmarks/results/demonstrations.json)。",
@@ -229,7 +229,6 @@ def demonstrations_table(result: dict[str, Any], page: str) -> str:
     header, share, caption = DEMONSTRATIONS_WORDS[page]
     lines = header_lines(header)
     for row, shuffled in zip(result["rows"]["task"], result["rows"]["shuffled"], strict=True):
-        milliseconds = [1000 * seconds for seconds in row["prompt_seconds"]]
         cells = [
             row["shots"],
             f"{row['before']:.2f}",
@@ -239,7 +238,6 @@ def demonstrations_table(result: dict[str, Any], page: str) -> str:
             share.format(real=num_above_zero(shuffled), runs=shuffled["runs"]),
             f"{row['tokens']:,}",
             f"{row['prompt_tokens'][0]:.0f} → {row['prompt_tokens'][1]:.0f}",
-            f"{milliseconds[0]:.1f} → {milliseconds[1]:.1f}",
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     where = caption.format(items=result["items"], candidates=result["num_candidates"], **machine(result))

@@ -1,4 +1,4 @@
-"""``hasten prompt optimize``: find a better prompt for a task, and report what it is worth on held-out items."""
+"""``hasten prompt optimize``: find a better prompt, and report its score on held-out items."""
 
 from __future__ import annotations
 

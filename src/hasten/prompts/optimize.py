@@ -126,7 +126,10 @@ def optimize(
 
 
 def input_template(variables: Iterable[str]) -> TemplateVariant:
-    """Return the template that is the input alone: a single variable's text, or one line ``name: text`` each."""
+    """Return the template that is the input alone.
+
+    Several variables stand on a line ``name: text`` each.
+    """
     names = list(variables)
     text = f"{{{{ {names[0]} }}}}" if len(names) == 1 else "\n".join(f"{name}: {{{{ {name} }}}}" for name in names)
     return TemplateVariant("input", PromptTemplate("input", text, "The input alone."))

@@ -66,7 +66,10 @@ def template_yaml(template: PromptTemplate) -> str:
 
 
 def _node(value: object) -> yaml.Node:
-    """Return the YAML of a text or a mapping; a text of several lines is a block where YAML can write it as one."""
+    """Return the YAML of a text or a mapping.
+
+    A text of several lines is a block where YAML can write it as one.
+    """
     if isinstance(value, Mapping):
         return yaml.MappingNode("tag:yaml.org,2002:map", [(_node(name), _node(item)) for name, item in value.items()])
     text = str(value)

@@ -171,7 +171,10 @@ class _Search:
         return generator.sample([*right, *generator.sample(rest, self.options.shots - len(right))], self.options.shots)
 
     def _drawn(self, pool: Sequence[Demonstration], number: int) -> list[Demonstration]:
-        """Return a set of the pool: balanced by label if the number is odd and the labels suffice, else at random."""
+        """Return a set of the pool, at random.
+
+        It is balanced by label if the number is odd and the labels suffice.
+        """
         counts = Counter(one.output for one in pool)
         is_balanced = number % 2 == 1 and min(counts.values()) * len(counts) >= self.options.shots + len(counts)
         examples = tuple({"input": str(index), "output": one.output} for index, one in enumerate(pool))
