@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
 from tests.exhaustive import EXHAUSTIVE
 from tests.prompts.conftest import MODULES
 
 from hasten import LLM
+from hasten.checkpoints.formats.soft_prompt import TrainedFor, write_soft_prompt
 from hasten.core.errors import HastenError, InvalidOption
 from hasten.core.field_type import Range
 from hasten.entrypoints.task_options import TaskOptions
@@ -263,6 +265,27 @@ def test_a_damaged_file_is_one_sentence(
     with pytest.raises(HastenError, match=words) as caught:
         run(llm, out)
     assert "\n" not in str(caught.value)
+
+
+def test_a_soft_prompt_is_kept_with_its_digest(llm: LLM, tmp_path: Path) -> None:
+    trained_for = TrainedFor(base_model="demo", num_layers=8, num_attention_heads=4)
+    embeddings_NE = torch.arange(2 * 256, dtype=torch.float32, device="cpu").reshape(2, 256) / 512
+    write_soft_prompt(tmp_path / "trained", embeddings_NE, trained_for)
+    folder = OptimizationFolder(tmp_path / "out")
+    folder.open({})
+    soft_prompt = llm.load_soft_prompt(tmp_path / "trained")
+    (folder.path / "soft_prompt").mkdir()
+    (folder.path / "soft_prompt" / "half").write_text("of a run that was killed before its choice stood")
+    choice = folder.choose(Candidate(BETTER, soft_prompt), 7)
+    assert sorted(os.listdir(folder.path / "soft_prompt")) == ["adapter_config.json", "adapter_model.safetensors"]
+    (tmp_path / "trained" / "adapter_model.safetensors").unlink()
+    found = folder.chosen(llm)
+    assert found is not None and found.candidate.soft_prompt is not None
+    assert (found.candidate.variant, found.candidate.soft_prompt.digest) == (BETTER, soft_prompt.digest)
+    assert (found.num_tokens, found.run_id) == (7, choice.run_id)
+    write_soft_prompt(tmp_path / "out" / "soft_prompt", embeddings_NE + 1, trained_for)
+    with pytest.raises(InvalidOption, match="changed after it was chosen"):
+        folder.chosen(llm)
 
 
 def test_a_folder_of_other_files_is_refused_and_kept(tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ class DemonstrationLayout:
 
     @classmethod
     def of(cls, initial: PromptTemplate) -> DemonstrationLayout:
-        """Return the layout that ``initial`` has; a template of variables alone gets the labels of ``few_shot``."""
+        """Return the layout of ``initial``.
+
+        A template of variables alone gets the labels of ``few_shot``.
+        """
         if not _VARIABLES_ALONE.fullmatch(initial.text):
             return cls(initial)
         is_chinese = initial.language == "zh"
