@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from hasten.core.cache_folder import cache_folder
 from hasten.core.errors import HastenError
 from hasten.prompts.metric import text_digest
-from hasten.prompts.task import PromptItem, input_key
+from hasten.prompts.task import PromptItem
 
 FOLDER = "prompt-held-out"
 
@@ -30,7 +30,7 @@ class HeldOutLedger:
 
         The order of the items does not matter. Idempotent. Raises ``HastenError``.
         """
-        folder = self._folder / text_digest("hasten/held-out/1", *sorted(map(input_key, items)))[:32]
+        folder = self._folder / text_digest("hasten/held-out/1", *sorted(item.input_key for item in items))[:32]
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / run_id).touch(mode=0o600)

@@ -27,7 +27,7 @@ from hasten.prompts.optimization_folder import Choice, OptimizationFolder
 from hasten.prompts.optimization_report import OptimizationReport, OptimizationSummary, PromptFigures
 from hasten.prompts.optimizer import Candidate, Workbench, find_optimizer
 from hasten.prompts.run_file import RunFile
-from hasten.prompts.task import PromptItem, PromptTask, TaskSplit, input_key
+from hasten.prompts.task import PromptItem, PromptTask, TaskSplit
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.variant_comparison import check_variants
 
@@ -68,7 +68,7 @@ class Optimization:
     def settings(self) -> dict[str, Any]:
         """Return all that the result depends on beside the model, as plain data."""
         identity = self.metric.identity
-        items = sorted(f"{input_key(item)} {json.dumps(item.references)}" for item in self.task.items)
+        items = sorted(f"{item.input_key} {json.dumps(item.references)}" for item in self.task.items)
         return {
             "task": text_digest(*items)[:_DIGEST_LENGTH],
             "method": self.method,

@@ -36,6 +36,11 @@ class PromptItem:
     references: tuple[str, ...]  # any of them is right
 
     @property
+    def input_key(self) -> str:
+        """A text that two items share if their inputs are equal."""
+        return _input_key(self)
+
+    @property
     def input_text(self) -> str:
         """The input as one text: a single variable's value, or one line ``name: value`` each."""
         if len(self.variables) == 1:
@@ -90,7 +95,7 @@ class PromptTask:
         sizes = self._sizes(fractions)
 
         def rank(item: PromptItem) -> bytes:
-            return hashlib.sha256(f"hasten/split/1\0{seed}\0{input_key(item)}".encode()).digest()
+            return hashlib.sha256(f"hasten/split/1\0{seed}\0{_input_key(item)}".encode()).digest()
 
         shuffled = sorted(self.items, key=rank)
         first, second = sizes[0], sizes[0] + sizes[1]
@@ -133,7 +138,7 @@ def read_prompt_task(file: Path) -> PromptTask:
             if items and item.variables.keys() != items[0].variables.keys():
                 expected = f"{_names(items[0].variables)}, as in line {items[0].line}"
                 raise InvalidOption('"input" has other variables', got=_names(item.variables), allowed=expected)
-            if (earlier := lines.setdefault(input_key(item), number)) != number:
+            if (earlier := lines.setdefault(_input_key(item), number)) != number:
                 raise InvalidOption(
                     f"the input of line {earlier} stands here again", got=show(item.input_text), allowed="each input once"
                 )
@@ -143,7 +148,7 @@ def read_prompt_task(file: Path) -> PromptTask:
     return PromptTask(file, tuple(items))
 
 
-def input_key(item: PromptItem) -> str:
+def _input_key(item: PromptItem) -> str:
     return json.dumps(dict(item.variables), sort_keys=True)
 
 
