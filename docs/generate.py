@@ -13,6 +13,7 @@ RESULT = RESULTS / "vs_transformers.json"
 QUANTISATION_RESULT = RESULTS / "quantisation-demo.json"
 RESULT_CACHE_RESULT = RESULTS / "result_cache.json"
 KV_FILES_RESULT = RESULTS / "kv_files.json"
+DEMONSTRATIONS_RESULT = RESULTS / "demonstrations.json"
 # README -> the words of its table
 WORDS = {
     "README.md": (
@@ -93,6 +94,23 @@ KV_FILES_WORDS = {
         "{cores} 核，{kernels}；[`kv_files.json`](../../benchmarks/results/kv_files.json)。",
     ),
 }
+# Page -> the words of its table: the header, a number of runs, seconds, and the caption.
+DEMONSTRATIONS_WORDS = {
+    "docs/how-to/optimize-a-prompt.md": (
+        "`demonstrations`, `--shots` | held-out score before | after | interval above 0 | shuffled outputs, after "
+        "| interval above 0 | tokens to optimise | prompt tokens",
+        "{real} of {runs} runs",
+        "The task of this page with {items} items, {candidates} sets, means over seeds; demo model; {cpu}, {cores} cores, "
+        "{kernels}; [`demonstrations.json`](../../benchmarks/results/demonstrations.json).",
+    ),
+    "docs/how-to/optimize-a-prompt.zh.md": (
+        "`demonstrations`，`--shots` | 留出集得分：之前 | 之后 | 区间大于 0 | 打乱输出：之后 | 区间大于 0 "
+        "| 优化用的 token | 提示 token",
+        "{runs} 次中 {real} 次",
+        "英文页的任务，{items} 题，比较 {candidates} 组，多个种子的平均；demo 模型；{cpu}，{cores} 核，{kernels}；"
+        "[`demonstrations.json`](../../benchmarks/results/demonstrations.json)。",
+    ),
+}
 KERNELS = ("AVX2", "AVX512-VNNI", "AMX-INT8")  # instruction sets that a caption names: the last one of a machine
 SCHEME = ("method", "bits", "group_size", "format")  # options with a column of their own
 
@@ -113,6 +131,9 @@ def generated() -> dict[Path, str]:
     result = json.loads(KV_FILES_RESULT.read_text(encoding="utf-8"))
     for name in KV_FILES_WORDS:
         files[ROOT / name] = with_part(name, "kv-files", kv_files_table(result, name))
+    result = json.loads(DEMONSTRATIONS_RESULT.read_text(encoding="utf-8"))
+    for name in DEMONSTRATIONS_WORDS:
+        files[ROOT / name] = with_part(name, "demonstrations", demonstrations_table(result, name))
     return files
 
 
@@ -201,6 +222,30 @@ def kv_files_table(result: dict[str, Any], page: str) -> str:
     model = result["model"].replace("qwen3-0.6b", "Qwen3-0.6B")
     where = caption.format(model=model, tokens=result["prefix"], megabytes=result["file_bytes"] / 1e6, **machine(result))
     return "\n".join(lines) + f"\n\n{where}\n"
+
+
+def demonstrations_table(result: dict[str, Any], page: str) -> str:
+    """From the result of ``benchmarks/demonstrations.py``: each number of shots, beside the same with shuffled outputs."""
+    header, share, caption = DEMONSTRATIONS_WORDS[page]
+    lines = header_lines(header)
+    for row, shuffled in zip(result["rows"]["task"], result["rows"]["shuffled"], strict=True):
+        cells = [
+            row["shots"],
+            f"{row['before']:.2f}",
+            f"{row['after']:.2f}",
+            share.format(real=num_above_zero(row), runs=row["runs"]),
+            f"{shuffled['after']:.2f}",
+            share.format(real=num_above_zero(shuffled), runs=shuffled["runs"]),
+            f"{row['tokens']:,}",
+            f"{row['prompt_tokens'][0]:.0f} → {row['prompt_tokens'][1]:.0f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    where = caption.format(items=result["items"], candidates=result["num_candidates"], **machine(result))
+    return "\n".join(lines) + f"\n\n{where}\n"
+
+
+def num_above_zero(row: dict[str, Any]) -> int:
+    return sum(low > 0 for low, _ in row["intervals"])
 
 
 def header_lines(header: str) -> list[str]:

@@ -62,6 +62,8 @@ SUITES = {
     "answers": Suite(
         10, 500, "answers per syntax of tool calls, read, cut and damaged", "tests/text/answers/test_answer_parser.py"
     ),
+    "optimisation reports": Suite(200, 5_000, "damaged reports of optimisations", "tests/prompts/test_optimization_report.py"),
+    "optimisation kills": Suite(2, 20, "SIGKILLs of an optimisation of a prompt", "tests/prompts/test_optimize_kills.py"),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

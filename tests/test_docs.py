@@ -190,6 +190,26 @@ def test_the_table_of_kv_files_is_that_of_the_benchmark(generate):
     )
 
 
+def test_the_table_of_demonstrations_is_that_of_the_benchmark(generate):
+    row = {
+        "shots": 2,
+        "runs": 3,
+        "before": 0.0,
+        "after": 0.456,
+        "intervals": [[0.1, 0.2], [0.3, 0.4], [-0.1, 0.2]],
+        "tokens": 24_549,
+    }
+    row |= {"prompt_tokens": [7.3, 42.6]}
+    shuffled = row | {"after": 0.0123, "intervals": [[-0.1, 0.1]] * 3}
+    result = {"rows": {"task": [row], "shuffled": [shuffled]}, "items": 240, "num_candidates": 16, "hardware": HARDWARE}
+    lines = generate.demonstrations_table(result, "docs/how-to/optimize-a-prompt.md").splitlines()
+    assert lines[2] == "| 2 | 0.00 | 0.46 | 2 of 3 runs | 0.01 | 0 of 3 runs | 24,549 | 7 → 43 |"
+    assert {line.count("|") for line in lines[:3]} == {9}
+    assert lines[4].startswith(
+        "The task of this page with 240 items, 16 sets, means over seeds; demo model; CPU, 2 cores, AVX512-VNNI;"
+    )
+
+
 @pytest.mark.parametrize(
     ("page", "error"),
     [

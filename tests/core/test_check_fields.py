@@ -39,6 +39,8 @@ from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
 from hasten.prompts.feedback import Feedback
 from hasten.prompts.instruction_search import InstructionOptions
+from hasten.prompts.optimization_report import OptimizationSummary, PromptFigures
+from hasten.prompts.optimizers.demonstrations import DemonstrationOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
@@ -85,6 +87,11 @@ JUNK: list[Any] = [
     *(object(), Hostile(), int, len, lambda: 0, types.MappingProxyType({1: 1.0}), HostileMapping({1: 1}), NotImplemented, ...),
 ]
 WORKLOAD = functools.partial(Workload, num_prompts=1, input_len=2**24, output_len=1)
+_ZERO = ("validation", "held_out", "prompt_tokens", "prompt_seconds")
+FIGURES = {**dict.fromkeys(_ZERO, 0.0), "validation_interval": None, "held_out_interval": None}
+_COUNTS = ("num_train", "num_validation", "num_held_out", "optimization_tokens", "report_tokens", "num_earlier_reads")
+SUMMARY: dict[str, Any] = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys(("is_changed", "is_soft", "is_real"), True)}
+SUMMARY |= {"method": "m", "metric": "m", "model": "m", "difference": 0.0, "difference_interval": None}
 MAKERS: dict[type[Any], Callable[..., Any]] = {
     SamplingParams: SamplingParams,
     EngineOptions: EngineOptions,
@@ -107,6 +114,9 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     InstructionOptions: functools.partial(InstructionOptions, proposer="http://host/v1", proposer_model="m"),
     TemplateOptions: functools.partial(TemplateOptions, template="qa", examples="file"),
     Feedback: functools.partial(Feedback, variant="v", digest="0" * 64, is_good=True, time=0.0),
+    DemonstrationOptions: DemonstrationOptions,
+    PromptFigures: functools.partial(PromptFigures, **FIGURES),
+    OptimizationSummary: functools.partial(OptimizationSummary, **SUMMARY),
 }
 FIELDS = [(settings, field.name) for settings in MAKERS for field in dataclasses.fields(settings)]
 

@@ -14,13 +14,14 @@ from hasten.prompts.examples import Example, ExamplePool, read_examples
 from hasten.prompts.library import TemplateLibrary
 from hasten.prompts.select_examples import Method, select_examples
 from hasten.prompts.template import PromptTemplate
+from hasten.prompts.template_file import SUFFIXES
 from hasten.prompts.template_options import NUM_EXAMPLES, TemplateOptions
 
 if TYPE_CHECKING:
     from hasten.entrypoints.llm import LLM
 
 HELP = {
-    "template": "Render the prompt from this template; see hasten prompt ls.",
+    "template": "Render the prompt from this template: a name (see hasten prompt ls), or a file of one template.",
     "templates": "A folder or file of templates, which are found before the built-in ones.",
     "var": "A variable of the template, as NAME=VALUE.",
     "var_file": "A variable of the template from a file of text, as NAME=FILE.",
@@ -92,7 +93,7 @@ def read_template(values: OptionValues, *, num_other_prompts: int = 0) -> Templa
             got=f"{num_other_prompts} more",
             remedy="Leave out PROMPT, --prompt-file and --prompt-ids",
         )
-    template = TemplateLibrary(options.templates).find(options.template)
+    template = _find_template(options.template, TemplateLibrary(options.templates))
     variables: dict[str, Any] = _read_variables(options)
     checked, pool = variables, None
     if options.examples is not None:
@@ -104,6 +105,14 @@ def read_template(values: OptionValues, *, num_other_prompts: int = 0) -> Templa
         checked = {**variables, "examples": pool.examples[: options.num_examples or NUM_EXAMPLES]}
     template.render(checked)  # faults show before a model is loaded
     return TemplatePrompt(template, variables, pool, options)
+
+
+def _find_template(name: str, library: TemplateLibrary) -> PromptTemplate:
+    """Return a template by its name, or that of a file. Raises ``InvalidOption``."""
+    from hasten.prompts.load_variant import load_variant  # here, because it imports torch
+
+    is_file = name not in library.entries and Path(name).suffix.lower() in SUFFIXES
+    return load_variant(name).template if is_file else library.find(name)
 
 
 def _read_variables(options: TemplateOptions) -> dict[str, str]:

@@ -26,7 +26,7 @@ CHUNK = 64  # items that are generated together; the results of a killed run are
 MAX_TOKENS = 64
 TIMED_RUNS = 3
 # What ``LLM.describe`` says of an engine that changes numbers.
-_NUMERIC = ("dtype", "kernels", "quantization", "weights", "activations", "kv_cache_dtype", "exits")
+NUMERIC = ("dtype", "kernels", "quantization", "weights", "activations", "kv_cache_dtype", "exits")
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock:
 
     It is the median of ``TIMED_RUNS`` requests, each alone.
     """
-    prompts = [_token_ids(llm, text, chat) for text in texts]
+    prompts = [prompt_token_ids(llm, text, chat=chat) for text in texts]
     lengths = [len(prompt) for prompt in prompts]
     prompt = {"prompt_token_ids": prompts[lengths.index(statistics.median_low(lengths))]}
     params = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
@@ -98,7 +98,8 @@ def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock:
     return statistics.median(seconds)
 
 
-def _token_ids(llm: LLM, text: str, chat: bool) -> tuple[int, ...]:
+def prompt_token_ids(llm: LLM, text: str, *, chat: bool) -> tuple[int, ...]:
+    """Return the token ids of a rendered variant, without those of a soft prompt."""
     tokenizer = llm.tokenizer
     return tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}]) if chat else tokenizer.encode(text))
 
@@ -126,7 +127,7 @@ class _Setting:
         max_model_len = self.llm.describe()["max_model_len"]
         with self._named(item):
             text = variant.render(item.variables)
-            token_ids = _token_ids(self.llm, text, self.chat)
+            token_ids = prompt_token_ids(self.llm, text, chat=self.chat)
             num_more = (self.params.max_tokens or 1) if self.metric.needs_output else 0
             if len(token_ids) + num_more > max_model_len:
                 raise PromptTooLong(
@@ -143,7 +144,7 @@ class _Setting:
         if not self.facts:
             digest, described = self.llm.digest(), self.llm.describe()
             self.facts.update(
-                model=[digest.weights, digest.text, *(described[name] for name in _NUMERIC)],
+                model=[digest.weights, digest.text, *(described[name] for name in NUMERIC)],
                 metric=self.metric.identity,
                 params=repr(self.params) if self.metric.needs_output else None,
             )

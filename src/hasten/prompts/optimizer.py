@@ -49,6 +49,7 @@ class Workbench:
     folder: Path
     seed: int
     on_log: Callable[[str], None]
+    on_progress: Callable[[int, int], None] = lambda num_done, total: None  # of anything that is counted, for the time left
     num_tokens: int = 0  # computed so far for the optimisation; answers that were kept count too
 
     def evaluate(self, variant: TemplateVariant, items: Sequence[PromptItem]) -> Evaluation:

@@ -36,6 +36,11 @@ class PromptItem:
     references: tuple[str, ...]  # any of them is right
 
     @property
+    def input_key(self) -> str:
+        """A text that two items share if their inputs are equal."""
+        return _input_key(self)
+
+    @property
     def input_text(self) -> str:
         """The input as one text: a single variable's value, or one line ``name: value`` each."""
         if len(self.variables) == 1:

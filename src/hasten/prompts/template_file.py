@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SUFFIXES = JINJA_SUFFIXES + YAML_SUFFIXES
 MAX_BYTES = 1 << 18  # of a file
 MAX_TEMPLATES = 256  # per file
 _FIELDS = tuple(field.name for field in dataclasses.fields(PromptTemplate))
+_OTHER_BREAKS = re.compile("[\r\x85\u2028\u2029]")  # YAML reads them as line breaks unless they are escaped
 _COMMENT = re.compile(r"\s*\{#-?(.*?)-?#\}", re.DOTALL)
 
 
@@ -54,6 +56,25 @@ def read_templates(file: Path) -> list[PromptTemplate]:
         return [PromptTemplate(file.stem, content, description)]
     except InvalidOption as fault:
         raise InvalidOption(f"in {file}: {fault.what}", got=fault.got, allowed=fault.allowed, remedy=fault.remedy) from None
+
+
+def template_yaml(template: PromptTemplate) -> str:
+    """Return the template as a YAML file that ``read_templates`` reads."""
+    values = {name: value for name in _FIELDS if (value := getattr(template, name))}
+    text: str = yaml.serialize(_node(values), Dumper=yaml.SafeDumper, allow_unicode=True, width=MAX_BYTES)
+    return text
+
+
+def _node(value: object) -> yaml.Node:
+    """Return the YAML of a text or a mapping.
+
+    A text of several lines is a block where YAML can write it as one.
+    """
+    if isinstance(value, Mapping):
+        return yaml.MappingNode("tag:yaml.org,2002:map", [(_node(name), _node(item)) for name, item in value.items()])
+    text = str(value)
+    style = '"' if _OTHER_BREAKS.search(text) else "|" if "\n" in text else None
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
 
 
 def _check_size(file: Path) -> None:
