@@ -1,4 +1,4 @@
-"""``ChatAnswers``: what chat does beside generate: it renders prompts, and reads content, thoughts and tool calls from answers."""
+"""``ChatAnswers``: prompts of conversations, and answers as content, thoughts and tool calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class ChatAnswers:
 
     @classmethod
     def open(cls, processor: InputProcessor, tools: Sequence[Any] | None, tool_choice: str) -> ChatAnswers:
-        """Return how to ask and to read. Raises ``InvalidRequest`` for wrong tools, or if no parser reads the calls.
+        """Return how to ask and to read.
+
+        Raises ``InvalidRequest`` for wrong tools, or if no parser reads the calls.
 
         ``tool_choice`` none leaves the tools out of the prompt.
         """

@@ -70,7 +70,9 @@ _REASONING_RULES = (
 
 
 def choose_parsers(template: str | None, tool: str | None = None, reasoning: str | None = None) -> ParserChoices:
-    """Return the parsers for a chat template's source. ``tool``, ``reasoning``: names that override it, or "none".
+    """Return the parsers for a chat template's source.
+
+    ``tool``, ``reasoning``: names that override it, or "none".
 
     Raises ``InvalidOption`` for an unknown name.
     """
