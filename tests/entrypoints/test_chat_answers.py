@@ -223,5 +223,5 @@ def test_doctor_names_the_parsers(thinking_demo: Path, capsys: pytest.CaptureFix
     assert report["reasoning_parser"]["name"] == "qwen3"
     assert run(["doctor", "demo"]) == 0
     lines = capsys.readouterr().out
-    assert "tool calls    parser hermes: the chat template has <tool_call>" in lines
+    assert "tools         parser hermes: the chat template has <tool_call>" in lines
     assert "thoughts      no parser: the chat template has no markers of thoughts" in lines
