@@ -16,6 +16,7 @@ from hasten.entrypoints.input_processor import InputProcessor, Prompt
 from hasten.text.answers.answer_parser import AnswerParser
 from hasten.text.answers.choose_parsers import choose_parsers
 from hasten.text.answers.families import syntax_markers
+from hasten.text.answers.tool_grammar import tool_grammar
 from hasten.text.chat_template import read_tools
 
 TOOL_CHOICES = ("auto", "none")
@@ -37,6 +38,7 @@ class ChatAnswers:
     tools: tuple[ToolDefinition, ...]
     tool_parser: str | None
     reasoning_parser: str | None
+    template: str  # the chat template
 
     @classmethod
     def open(cls, processor: InputProcessor, tools: Sequence[Any] | None, tool_choice: str) -> ChatAnswers:
@@ -61,7 +63,7 @@ class ChatAnswers:
                 remedy="Put the tools into the prompt yourself and read the text",
             )
         tool_parser = choices.tool.name if definitions else None
-        return cls(processor, schemas, definitions, tool_parser, choices.reasoning.name)
+        return cls(processor, schemas, definitions, tool_parser, choices.reasoning.name, source or "")
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> ChatPrompt:
         """Return the prompt of a conversation. Raises ``InvalidRequest``."""
@@ -103,6 +105,16 @@ class ChatAnswers:
         finally:
             if isinstance(deltas, Generator):
                 deltas.close()
+
+    def grammar(self, choice: str) -> str:
+        """Return the grammar of ``tool_grammar`` for the tools of this call.
+
+        Raises ``InvalidRequest`` without tools, and for a choice that is none of them.
+        """
+        if self.tool_parser is None or self.processor.tokenizer is None:
+            raise InvalidRequest("tool_choice needs tools", got=show(choice), remedy="Pass tools")
+        special = self.processor.tokenizer.special_token_ids
+        return tool_grammar(self.tool_parser, self.tools, choice, special_token_ids=special, template=self.template)
 
     def parser(self, asked: ChatPrompt) -> AnswerParser:
         return AnswerParser(self.tool_parser, self.reasoning_parser, prompt=asked.end, tools=self.tools)
