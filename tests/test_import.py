@@ -22,6 +22,8 @@ PUBLIC = [
     "SamplingParams",
     "ScoreOutput",
     "SoftPrompt",
+    "ToolCall",
+    "ToolCallDelta",
 ]
 
 

@@ -109,7 +109,17 @@ def test_doctor_reports_a_model_before_it_is_loaded(hasten, tmp_path, monkeypatc
     assert report["schemes"][0]["matrices"] == 9 and "hardware" not in report
     text = hasten("doctor", "--model", str(folder), "--dtype", "bfloat16").out
     lines = [line.split(maxsplit=1) for line in text.splitlines()]
-    assert [title for title, _ in lines] == ["model", "architecture", "file", "weights", "dtype", "memory", "kernels"]
+    assert [title for title, _ in lines] == [
+        "model",
+        "architecture",
+        "file",
+        "weights",
+        "dtype",
+        "memory",
+        "kernels",
+        "tools",
+        "thoughts",
+    ]
     bits = f"{report['schemes'][0]['bits_per_weight']:.2f}"
     form = "kept as bfloat16 (rounded), float activations"
     assert dict(lines)["weights"] == f"Tiny int4, groups of 8, offsets: 9 matrices of {bits} bits per weight, {form}"

@@ -16,6 +16,7 @@ from hasten import LLM, AsyncLLM, Delta, InvalidRequest, SamplingParams, ToolCal
 from hasten.cli.main import run
 from hasten.core.engine_options import EngineOptions
 from hasten.core.output import CompletionOutput
+from hasten.entrypoints.chat_answers import ChatAnswers
 from hasten.entrypoints.model_report import report_model
 from hasten.text.tokenizer import TextTokenizer
 
@@ -188,6 +189,18 @@ def test_wrong_tools_are_refused_before_anything_runs(llm: LLM, options: dict[st
             ask(MESSAGES, **options)
 
 
+def test_the_grammar_of_a_call_of_chat(llm: LLM) -> None:
+    processor = llm._loaded.input_processor
+    assert processor.tokenizer is not None
+    grammar = ChatAnswers.open(processor, [WEATHER], "auto").grammar("required")
+    opener = processor.tokenizer.special_token_ids["<tool_call>"]
+    assert f'<[{opener}]> "\\n{{\\"name\\": \\"weather\\", \\"arguments\\": "' in grammar
+    with pytest.raises(InvalidRequest, match="tool_choice names none of the tools: got wether"):
+        ChatAnswers.open(processor, [WEATHER], "auto").grammar("wether")
+    with pytest.raises(InvalidRequest, match="tool_choice needs tools"):
+        ChatAnswers.open(processor, None, "auto").grammar("required")
+
+
 def test_functions_are_tools(llm: LLM, answers: list[str]) -> None:
     def weather(city: str) -> str:
         """Return the weather.
@@ -223,5 +236,5 @@ def test_doctor_names_the_parsers(thinking_demo: Path, capsys: pytest.CaptureFix
     assert report["reasoning_parser"]["name"] == "qwen3"
     assert run(["doctor", "demo"]) == 0
     lines = capsys.readouterr().out
-    assert "tool calls    parser hermes: the chat template has <tool_call>" in lines
+    assert "tools         parser hermes: the chat template has <tool_call>" in lines
     assert "thoughts      no parser: the chat template has no markers of thoughts" in lines

@@ -149,7 +149,7 @@ def _model_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("dtype", report["dtype"]),
         ("memory", f"{megabytes(report['weight_bytes'])} for the weights, of {megabytes(report['free_bytes'])} that are free"),
         ("kernels", report["kernels"]),
-        *((title, _parser(report[name])) for title, name in (("tool calls", "tool_call_parser"), ("thoughts", "reasoning_parser"))),
+        *((title, _parser(report[name])) for title, name in (("tools", "tool_call_parser"), ("thoughts", "reasoning_parser"))),
     ]
 
 

@@ -1,4 +1,4 @@
-"""``Answer``: what a model's text says, as content, reasoning and tool calls; and its parts while it streams. Plain data."""
+"""``Answer``: content, reasoning and tool calls of a model's text, and its deltas. Plain data."""
 
 from __future__ import annotations
 

@@ -32,7 +32,10 @@ class ToolDefinition:
 
 
 def read_tool_definitions(tools: object) -> tuple[ToolDefinition, ...]:
-    """Return the definitions of a list of tools. Raises ``InvalidRequest``, and names the tool that is wrong."""
+    """Return the definitions of a list of tools.
+
+    Raises ``InvalidRequest``, and names the tool that is wrong.
+    """
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise InvalidRequest("tools are not a list", got=type(tools).__name__, allowed=f"a list of {FORM}")
     if len(tools) > MAX_TOOLS:

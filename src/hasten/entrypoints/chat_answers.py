@@ -1,4 +1,4 @@
-"""``ChatAnswers``: what chat does beside generate: it renders prompts, and reads content, thoughts and tool calls from answers."""
+"""``ChatAnswers``: prompts of conversations, and answers as content, thoughts and tool calls."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ class ChatAnswers:
     tools: tuple[ToolDefinition, ...]
     tool_parser: str | None
     reasoning_parser: str | None
-    grammar: str | None = None  # of the calls that ``tool_choice`` demands
+    template: str  # the chat template
+    choice: str = "auto"  # or "none", "required", or the name of a tool
 
     @classmethod
     def open(cls, processor: InputProcessor, tools: Sequence[Any] | None, tool_choice: ToolChoice) -> ChatAnswers:
-        """Return how to ask and to read. Raises ``InvalidRequest`` for wrong tools, or if no parser reads the calls.
+        """Return how to ask and to read.
+
+        Raises ``InvalidRequest`` for wrong tools, or if no parser reads the calls.
 
         ``tool_choice`` none leaves the tools out of the prompt; required, or a function's name in OpenAI's form, makes the answer
         calls by a grammar.
@@ -66,8 +69,6 @@ class ChatAnswers:
         definitions = () if schemas is None else read_tool_definitions(schemas)
         if choice == "none" or not definitions:
             schemas, definitions = None, ()
-        if choice not in ("auto", "none") and not definitions:
-            raise InvalidRequest("tool_choice demands a call, and there are no tools", got=show(tool_choice), remedy="Pass tools")
         source = None if processor.tokenizer is None else processor.tokenizer.chat_template_source(has_tools=bool(definitions))
         choices = answer_parsers(processor.options, processor.tokenizer, has_tools=bool(definitions))
         if definitions and source is not None and "tools" in source and choices.tool.name is None:
@@ -77,11 +78,7 @@ class ChatAnswers:
                 remedy="Put the tools into the prompt yourself and read the text",
             )
         tool_parser = choices.tool.name if definitions else None
-        grammar = None
-        if choice not in ("auto", "none") and tool_parser is not None and processor.tokenizer is not None:
-            special = processor.tokenizer.special_token_ids
-            grammar = tool_grammar(tool_parser, definitions, choice, special_token_ids=special, template=source or "")
-        return cls(processor, schemas, definitions, tool_parser, choices.reasoning.name, grammar)
+        return cls(processor, schemas, definitions, tool_parser, choices.reasoning.name, source or "", choice)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> ChatPrompt:
         """Return the prompt of a conversation. Raises ``InvalidRequest``."""
@@ -94,14 +91,12 @@ class ChatAnswers:
         return [self.prompt(one, template_kwargs) for one in (messages if is_batch else [messages])]
 
     def params(self, params: SamplingParams | None) -> SamplingParams | None:
-        """Return the settings with the grammar of calls, and with special tokens in the text if some are the parsers' markers."""
-        if self.grammar is not None:
-            checked = self.processor.check_params(params)
+        """Return the settings with a grammar if a call is demanded, and with special tokens that are the parsers' markers."""
+        if self.choice not in ("auto", "none"):
+            checked, grammar = self.processor.check_params(params), self.grammar(self.choice)
             if checked.structured_outputs is not None:
-                raise InvalidRequest(
-                    "structured_outputs does not go with a tool_choice that demands a call", remedy="Pass one of them"
-                )
-            params = checked.replace(structured_outputs=StructuredOutputs(grammar=self.grammar))
+                raise InvalidRequest("structured_outputs does not go with a tool_choice that demands a call", remedy="Pass one")
+            params = checked.replace(structured_outputs=StructuredOutputs(grammar=grammar))
         tokenizer = self.processor.tokenizer
         names = (self.tool_parser, self.reasoning_parser)
         if tokenizer is None or not any(each in tokenizer.special_token_ids for each in syntax_markers(*names)):
@@ -130,6 +125,16 @@ class ChatAnswers:
         finally:
             if isinstance(deltas, Generator):
                 deltas.close()
+
+    def grammar(self, choice: str) -> str:
+        """Return the grammar of ``tool_grammar`` for the tools of this call.
+
+        Raises ``InvalidRequest`` without tools, and for a choice that is none of them.
+        """
+        if self.tool_parser is None or self.processor.tokenizer is None:
+            raise InvalidRequest("tool_choice demands a call, and there are no tools", got=show(choice), remedy="Pass tools")
+        special = self.processor.tokenizer.special_token_ids
+        return tool_grammar(self.tool_parser, self.tools, choice, special_token_ids=special, template=self.template)
 
     def parser(self, asked: ChatPrompt) -> AnswerParser:
         return AnswerParser(self.tool_parser, self.reasoning_parser, prompt=asked.end, tools=self.tools)

@@ -231,7 +231,7 @@ class LLM:
         soft_prompt: SoftPrompt | Sequence[SoftPrompt | None] | None = None,
         **template_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Return one output per conversation: its text, and apart from it thoughts (``reasoning``) and ``tool_calls``.
+        """Return one output per conversation: its text; apart from it ``reasoning`` and ``tool_calls``.
 
         ``tools``: definitions in OpenAI's form, or functions; ``tool_choice`` "none" leaves them out. ``template_kwargs`` go to the
         chat template, also as one mapping in ``chat_template_kwargs``. Raises ``InvalidRequest`` for what it does not read.
@@ -268,7 +268,7 @@ class LLM:
         soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> Iterator[Delta]:
-        """``stream`` a conversation; the arguments are those of ``chat``. Deltas have thoughts and tool calls apart."""
+        """``stream`` a conversation, asked as in ``chat``; thoughts and tool calls are apart."""
         answers = ChatAnswers.open(self._loaded.input_processor, tools, tool_choice)
         asked, params = answers.prompt(messages, template_kwargs), answers.params(sampling_params)
         stream = self.stream(asked.prompt, params, cache_salt=cache_salt, pins=pins, soft_prompt=soft_prompt)

@@ -83,13 +83,7 @@ class ChatTemplate:
         schemas, plain_documents = read_tools(tools), _plain(documents)
         self._check_names(source, variables, tools=schemas, documents=plain_documents)
         deadline = time.monotonic() + SECONDS
-        unset = {"tools": None, "documents": None, "add_generation_prompt": False}
-
-        def render(probes: Sequence[Mapping[str, Any]]) -> str:
-            return self._rendered(source, {"messages": list(probes), **unset}, deadline)
-
-        chat = self._content_forms.setdefault(source, ContentForms()).normalize(_read_messages(messages), render)
-        chat = self._call_forms.setdefault(source, CallForms()).normalize(chat, source, render)
+        chat = self._in_forms(_read_messages(messages), source, deadline)
         field = "content" if continue_final_message is True else continue_final_message
         ending = _tag_final_message(chat, field, source) if field else None
         given = {
@@ -109,6 +103,16 @@ class ChatTemplate:
     def close(self) -> None:
         """End the process that renders. A later call starts a new one."""
         self._process.close()
+
+    def _in_forms(self, messages: list[dict[str, Any]], source: str, deadline: float) -> list[dict[str, Any]]:
+        """Return the messages with contents and tool calls in the forms that the template reads."""
+        unset = {"tools": None, "documents": None, "add_generation_prompt": False}
+
+        def render(probes: Sequence[Mapping[str, Any]]) -> str:
+            return self._rendered(source, {"messages": list(probes), **unset}, deadline)
+
+        chat = self._content_forms.setdefault(source, ContentForms()).normalize(messages, render)
+        return self._call_forms.setdefault(source, CallForms()).normalize(chat, source, render)
 
     def _rendered(self, source: str, variables: Mapping[str, Any], deadline: float) -> str:
         try:

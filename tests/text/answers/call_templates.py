@@ -161,7 +161,7 @@ def parse(pieces: Sequence[str], tool: str | None, reasoning: str | None, prompt
     deltas = []
     for piece in pieces:
         deltas.append(reading.feed(piece))
-        assert reading.num_waiting < 64
+        assert reading.num_waiting < 64 and len(reading._reader._text) < 64 + len(piece)
     deltas.append(reading.finish())
     answer = reading.answer
     assert "".join(delta.content for delta in deltas) == answer.content

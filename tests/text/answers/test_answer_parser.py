@@ -154,6 +154,7 @@ MALFORMED = [
     ("hermes", '<tool_call>{"name": "' + "n" * 200 + '", "arguments": {}}</tool_call>', "name is"),
     ("hermes", '<tool_call>{"name": "search", "arguments": "[1]"}</tool_call>', "no JSON object"),
     ("hermes", "<tool_call>search()</tool_call>", "lacks '{'"),
+    ("hermes", '<tool_call>{"name": "get_time", "arguments": {}} x</tool_call>', "lacks '</tool_call>'"),
     ("qwen3_coder", "<tool_call><function=search><parameter=query>x</function></tool_call>", "ends in an argument"),
     ("qwen3_coder", "<function=search><parameter=query>1</parameter><parameter=query>2</parameter></function>", "twice"),
     ("glm45", "<tool_call>search<arg_key>query</arg_key>x</tool_call>", "lacks '<arg_value>'"),
@@ -193,6 +194,22 @@ def test_a_call_after_a_malformed_one_is_read() -> None:
     assert (answer.content, len(answer.tool_calls), len(answer.warnings)) == ("<tool_call>no", 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("family", "text", "content"),
+    [
+        ("phi4_mini_json", 'functools[{"name": "get_time", "arguments": {}}, oops', "oops"),
+        ("mistral", '[TOOL_CALLS] [{"name": "get_time", "arguments": {}}, {"name": 3}]', '{"name": 3}]'),
+        ("pythonic", "[get_time(), get_time(x)]", "get_time(x)]"),
+        ("llama3_json", '{"name": "get_time", "parameters": {}}; {"name"', '; {"name"'),
+        ("minimax_m2", '<minimax:tool_call><invoke name="get_time"></invoke><invoke x', "<invoke x"),
+    ],
+)
+def test_calls_before_a_malformed_one_are_kept(family: str, text: str, content: str) -> None:
+    answer = parse(list(text), family, None)
+    assert calls_of(answer) == [("get_time", {})]
+    assert answer.content == content
+
+
 def test_text_that_only_looks_like_a_call_is_content_without_a_warning() -> None:
     for text in (
         '{"city": "Rome"}',
@@ -228,6 +245,7 @@ SAME = [
     ("qwen3_coder", "<function=search><parameter=filter>{'a': True}</parameter></function>", [("search", {"filter": {"a": True}})]),
     ("qwen3_coder", "<function=search><parameter=query>12</parameter></function>", [("search", {"query": "12"})]),
     ("qwen3_coder", "<function=search><parameter=limit>3.0</parameter></function>", [("search", {"limit": 3})]),
+    ("qwen3_coder", "<function=search><parameter=limit>1e20</parameter></function>", [("search", {"limit": "1e20"})]),
     ("qwen3_coder", "<function=other><parameter=x>12</parameter></function>", [("other", {"x": "12"})]),
     ("openai", '<|start|>assistant<|channel|>commentary to=search<|message|>{"limit": 1}', [("search", {"limit": 1})]),
     ("openai", 'to=functions.search<|channel|>commentary<|message|>{}<|end|>', [("search", {})]),

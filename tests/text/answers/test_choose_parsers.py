@@ -30,6 +30,8 @@ EXCERPTS = [
     ("]~b]ai <minimax:tool_call> <think> </think>", "minimax_m2", "minimax_m2"),
     ("functools[{", "phi4_mini_json", None),
     ("[func_name1(params_name1=params_value1)]", "pythonic", None),
+    ("<seed:tool_call>\n<function=f>\n<parameter=x>\n</seed:tool_call>", None, None),  # Seed-OSS and Nemotron: no parser yet
+    ('<|start_header_id|> <TOOLCALL>[{"name": "f", "parameters": {}}]</TOOLCALL>', None, None),
     ("{{ content.split('</think>')[-1] }}", None, "deepseek_r1"),
 ]
 SHIPPED = {

@@ -1,4 +1,6 @@
-"""``AnswerParser``: reads the text of an answer while it is generated. It knows no tokens, requests or chat templates.
+"""``AnswerParser``: reads the text of an answer while it is generated.
+
+It knows no tokens, requests or chat templates.
 
 ``transformers.utils.chat_parsing.ResponseParser`` reads some of these syntaxes from declarations. It raises an error at a malformed
 call, keeps the last of several contents, gives arguments only when they are complete, and its cost grows with the square of the
@@ -130,7 +132,10 @@ def _read_start(reader: TextReader, sink: CallSink, calls: ToolSyntax) -> Readin
 
 
 def _read_thought(reader: TextReader, writer: AnswerWriter, thoughts: ReasoningSyntax, ended_by: Markers) -> Reading[None]:
-    """Take a thought up to its end. One that does not end is a thought all the same: the answer was cut off."""
+    """Take a thought up to its end.
+
+    One that does not end is a thought all the same: the answer was cut off.
+    """
     writer.begin_thought()
     yield from reader.space()
     yield from reader.accept(thoughts.opener)  # some models write it again where the prompt ends in it

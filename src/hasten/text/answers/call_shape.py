@@ -22,7 +22,9 @@ class ParameterShape:
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """``first`` (``before`` arguments ``after``) ``separator`` ... ``last``. ``{name}`` stands for the tool's name,
+    """``first`` (``before`` arguments ``after``) ``separator`` ... ``last``.
+
+    ``{name}`` stands for the tool's name,
     ``{number}`` for a number.
     """
 

@@ -43,7 +43,7 @@ _TOOL_RULES = (
     _Rule("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
     _Rule("gemma4", ("<|tool_call>", "<tool_call|>")),
     _Rule("glm45", ("<arg_key>", "<arg_value>")),
-    _Rule("qwen3_coder", ("<function=", "<parameter=")),
+    _Rule("qwen3_coder", ("<function=", "<parameter="), absent=("<seed:tool_call>",)),
     _Rule("mistral", ("[TOOL_CALLS]",)),
     _Rule("phi4_mini_json", ("functools[",)),
     _Rule("granite", ("<|start_of_role|>", "<|tool_call|>")),
@@ -51,8 +51,8 @@ _TOOL_RULES = (
     _Rule("llama4_pythonic", ("<|header_start|>", "<|python_start|>")),
     _Rule("hermes", ("<tool_call>",)),
     _Rule("pythonic", ("[func_name1(",)),
-    _Rule("llama3_json", ("<|start_header_id|>", '"parameters": ')),
-    _Rule("llama3_json", ("<|python_tag|>",)),
+    _Rule("llama3_json", ("<|start_header_id|>", '"parameters": '), absent=("<TOOLCALL>",)),
+    _Rule("llama3_json", ("<|python_tag|>",), absent=("<TOOLCALL>",)),
 )
 _REASONING_RULES = (
     _Rule("openai_gptoss", ("<|channel|>", "<|message|>")),
@@ -70,7 +70,9 @@ _REASONING_RULES = (
 
 
 def choose_parsers(template: str | None, tool: str | None = None, reasoning: str | None = None) -> ParserChoices:
-    """Return the parsers for a chat template's source. ``tool``, ``reasoning``: names that override it, or "none".
+    """Return the parsers for a chat template's source.
+
+    ``tool``, ``reasoning``: names that override it, or "none".
 
     Raises ``InvalidOption`` for an unknown name.
     """

@@ -37,7 +37,10 @@ def reasoning_syntax(name: str) -> ReasoningSyntax:
 
 
 def syntax_markers(tool: str | None, reasoning: str | None) -> tuple[str, ...]:
-    """Return the literal markers of two parsers. Those that are special tokens must stay in the text that they read."""
+    """Return the literal markers of two parsers.
+
+    Those that are special tokens must stay in the text that they read.
+    """
     thoughts = None if reasoning is None else reasoning_syntax(reasoning)
     if thoughts is not None and thoughts.tool_syntax is not None:
         tool = thoughts.tool_syntax

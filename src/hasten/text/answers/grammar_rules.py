@@ -22,7 +22,7 @@ class GrammarRules:
         return name
 
     def literal(self, text: str) -> str:
-        """Return the expression of a text, in which special tokens stand by their ids; an empty one is nothing."""
+        """Return the expression of a text, in which special tokens stand by their ids."""
         parts, start = [], 0
         for found in self._special.finditer(text):
             parts += [self._quoted(text[start : found.start()]), f"<[{self._ids[found.group()]}]>"]

@@ -1,4 +1,6 @@
-"""JSON that arrives in pieces (RFC 8259): values are checked as they are read, and each emitted text is the start of valid JSON.
+"""JSON that arrives in pieces (RFC 8259), checked while it is read.
+
+Each emitted text is the start of valid JSON.
 
 One thing is more lenient: control characters in strings, which models write, are emitted as escapes.
 """
@@ -100,7 +102,10 @@ def _read_scalar(reader: TextReader, emit: Emit) -> Reading[None]:
 
 
 def _next_member(reader: TextReader, emit: Emit, open_brackets: list[str]) -> Reading[bool]:
-    """Take what follows a value: closers, then a comma and the next key. Return whether a value comes next."""
+    """Take what follows a value: closers, then a comma and the next key.
+
+    Return whether a value comes next.
+    """
     while open_brackets:
         yield from reader.run(SPACE, emit)
         character = yield from reader.peek()

@@ -1,4 +1,7 @@
-"""``ParameterGrammar``: the grammar of arguments that do not stand in one JSON object, in the order of the schema."""
+"""``ParameterGrammar``: the grammar of arguments that do not stand in one JSON object.
+
+They come in the order of the schema.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Arguments between tags, ``<parameter=NAME>text</parameter>``, as one JSON object that grows while they are read."""
+"""Arguments between tags, as one JSON object that grows while they are read.
+
+The tags are like ``<parameter=NAME>text</parameter>``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Python literals that arrive in pieces, as JSON: texts, numbers, True, False, None, lists, tuples and dicts."""
+"""Python literals that arrive in pieces, as JSON.
+
+They are texts, numbers, True, False, None, lists, tuples and dicts.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,8 @@ def _read_scalar(reader: TextReader, emit: Emit) -> Reading[None]:
     if word in _WORDS:
         emit(_WORDS[word])
     elif _NUMBER.fullmatch(word):
-        is_whole = re.fullmatch(r"[-+]?[0-9]+", word) is not None
-        number = json.dumps(int(word) if is_whole else float(word))
+        is_integer = re.fullmatch(r"[-+]?[0-9]+", word) is not None
+        number = json.dumps(int(word) if is_integer else float(word))
         if number in ("Infinity", "-Infinity"):
             raise MalformedCall("a number is out of range")
         emit(number)
@@ -115,7 +118,10 @@ def _read_key(reader: TextReader, emit: Emit) -> Reading[None]:
 
 
 def _next_item(reader: TextReader, emit: Emit, open_brackets: list[str]) -> Reading[bool]:
-    """Take what follows a literal: closers, then a comma and the next key. Return whether a value comes next."""
+    """Take what follows a literal: closers, then a comma and the next key.
+
+    Return whether a value comes next.
+    """
     while open_brackets:
         yield from reader.space()
         bracket = open_brackets[-1]

@@ -17,7 +17,10 @@ ReadAnswer = Callable[[TextReader, "CallSink"], Reading[None]]
 
 
 class CallSink:
-    """Where a family's reader puts calls. The text of a call is kept until it ends, and is content if it is malformed."""
+    """Where a family's reader puts calls.
+
+    The text of a call is kept until it ends, and is content if it is malformed.
+    """
 
     def __init__(self, reader: TextReader, writer: AnswerWriter) -> None:
         self._reader, self.writer = reader, writer

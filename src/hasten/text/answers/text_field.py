@@ -1,4 +1,4 @@
-"""``TextField``: the content or the reasoning of an answer, whose white space beside markup is left out."""
+"""``TextField``: content or reasoning, without the white space beside markup."""
 
 from __future__ import annotations
 

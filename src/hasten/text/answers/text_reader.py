@@ -122,7 +122,7 @@ class TextReader:
         return "".join(taken)
 
     def until(self, markers: Markers, emit: Emit) -> Reading[str | None]:
-        """Take the text up to the first marker, and the marker, which is returned; None at the end of the text."""
+        """Take the text up to the first marker, and the marker; return it, or None at the end."""
         while True:
             found = markers.pattern.search(self._text, self._at)
             if found is not None:
@@ -143,7 +143,10 @@ class TextReader:
         return short.text
 
     def word_until(self, markers: Markers, what: str) -> Reading[tuple[str, str]]:
-        """Return a text and the marker after it. Raises ``MalformedCall`` if it is longer than ``MAX_WORD``, or not ended."""
+        """Return a text and the marker after it.
+
+        Raises ``MalformedCall`` if it is longer than ``MAX_WORD``, or not ended.
+        """
         short = _ShortText(what)
         marker = yield from self.until(markers, short.add)
         if marker is None:

@@ -1,4 +1,4 @@
-"""``tool_grammar``: a grammar of an answer's tool calls, in the family's syntax, as Lark text for llguidance.
+"""``tool_grammar``: a grammar of tool calls in a family's syntax, as Lark text for llguidance.
 
 The grammar is of the answer after the thought. Texts that are special tokens of the tokenizer stand in it by their ids.
 """

@@ -18,7 +18,7 @@ _MAX_NUMBER = 512  # characters
 
 
 def argument_types(tool: ToolDefinition | None, name: str) -> tuple[str, ...]:
-    """Return the JSON types that an argument may have, as its schema lists them; empty if there is no schema."""
+    """Return the JSON types that an argument may have, in the order of its schema."""
     return () if tool is None else schema_types(tool.properties.get(name), tool.parameters)
 
 

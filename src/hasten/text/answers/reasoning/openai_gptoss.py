@@ -1,4 +1,7 @@
-"""gpt-oss: thoughts stand in the channel ``analysis``, which the tool parser ``openai`` reads with the calls."""
+"""gpt-oss: thoughts stand in the channel ``analysis``.
+
+The tool parser ``openai`` reads them with the calls.
+"""
 
 from __future__ import annotations
 

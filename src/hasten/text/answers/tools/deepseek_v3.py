@@ -1,4 +1,7 @@
-"""DeepSeek V3 and R1: ``<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME``, then the arguments in a block of Markdown."""
+"""DeepSeek V3 and R1: a marked type and name, then the arguments in a block of Markdown.
+
+A call: ``<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME`` and a block of ``json``, before ``<｜tool▁call▁end｜>``.
+"""
 
 from __future__ import annotations
 

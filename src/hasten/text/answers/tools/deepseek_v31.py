@@ -1,4 +1,7 @@
-"""DeepSeek V3.1: ``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`` between markers of the section."""
+"""DeepSeek V3.1: a marked name and a JSON object, between markers of the section.
+
+A call: ``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call▁end｜>``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""DeepSeek V3.2: ``<｜DSML｜invoke name="NAME">`` with ``<｜DSML｜parameter name="KEY" string="true">text</｜DSML｜parameter>``.
+"""DeepSeek V3.2: tags with the token ``｜DSML｜``, which say whether an argument is text.
+
+A call: ``<｜DSML｜invoke name="NAME">`` with ``<｜DSML｜parameter name="KEY" string="true">text</｜DSML｜parameter>``.
 
 ``string="false"``: the text is JSON.
 """

@@ -1,4 +1,7 @@
-"""Gemma 4: ``<|tool_call>call:NAME{KEY:VALUE,...}<tool_call|>``: keys without quotes, and texts between ``<|"|>``."""
+"""Gemma 4: keys without quotes, and texts between ``<|"|>``.
+
+A call: ``<|tool_call>call:NAME{KEY:VALUE,...}<tool_call|>``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hermes and Qwen 2.5, 3: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, one pair of tags per call."""
+"""Hermes and Qwen 2.5, 3: a JSON object between tags, for each call.
+
+A call: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Kimi K2: ``<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{...}<|tool_call_end|>`` between markers."""
+"""Kimi K2: a marked id with the name in it, and a JSON object.
+
+A call: ``<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{...}<|tool_call_end|>``.
+"""
 
 from __future__ import annotations
 

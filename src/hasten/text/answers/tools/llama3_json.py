@@ -1,4 +1,6 @@
-"""Llama 3.1 to 3.3: the answer is ``{"name": ..., "parameters": {...}}``; several calls are joined by ``;``.
+"""Llama 3.1 to 3.3: the answer is a JSON object; several calls are joined by ``;``.
+
+A call: ``{"name": ..., "parameters": {...}}``.
 
 Nothing but the object says that it is a call, so it must stand where the answer begins and name a tool of the request.
 ``<|python_tag|>`` may stand before it.

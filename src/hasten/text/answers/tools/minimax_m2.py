@@ -1,4 +1,6 @@
-"""MiniMax M2: ``<minimax:tool_call><invoke name="NAME"><parameter name="KEY">text</parameter></invoke></minimax:tool_call>``.
+"""MiniMax M2: tags with the names of tools and arguments as attributes.
+
+``<minimax:tool_call><invoke name="NAME"><parameter name="KEY">text</parameter></invoke></minimax:tool_call>``
 
 The tool's schema says what the text of an argument is.
 """

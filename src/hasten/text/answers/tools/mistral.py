@@ -1,4 +1,7 @@
-"""Mistral: ``[TOOL_CALLS] [{"name": ..., "arguments": {...}}]``, and since 2025 ``[TOOL_CALLS]NAME[ARGS]{...}`` for each call."""
+"""Mistral: a marker and a list of calls, or since 2025 a marker for each call.
+
+``[TOOL_CALLS] [{"name": ..., "arguments": {...}}]``, or ``[TOOL_CALLS]NAME[ARGS]{...}``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gpt-oss (harmony): messages in channels, of which ``analysis`` holds thoughts, ``final`` the answer; a recipient makes a call.
+"""gpt-oss (harmony): messages in channels for thoughts, calls and the answer.
 
 A thought: ``<|channel|>analysis<|message|>...<|end|>``. A call:
 ``<|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}<|call|>``.

@@ -1,4 +1,6 @@
-"""Qwen3-Coder, Qwen 3.5: ``<tool_call><function=NAME><parameter=KEY>text</parameter></function></tool_call>``.
+"""Qwen3-Coder, Qwen 3.5: tags for the tool and for each argument.
+
+``<tool_call><function=NAME><parameter=KEY>text</parameter></function></tool_call>``
 
 The tool's schema says what the text of an argument is.
 """
