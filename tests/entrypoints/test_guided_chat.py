@@ -24,10 +24,10 @@ SCHEMA = {
     "required": ["name", "size"],
     "additionalProperties": False,
 }
-# Syntaxes that are not JSON have a grammar of types alone.
+# Syntaxes that are not JSON have no grammar of ranges and lengths.
 ARGUMENTS = {
     "type": "object",
-    "properties": {"name": {"type": "string"}, "size": {"type": "integer"}},
+    "properties": {"name": {"enum": ["small", "large"]}, "size": {"type": "integer"}},
     "required": ["name", "size"],
     "additionalProperties": False,
 }

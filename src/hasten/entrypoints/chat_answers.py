@@ -91,7 +91,10 @@ class ChatAnswers:
         return [self.prompt(one, template_kwargs) for one in (messages if is_batch else [messages])]
 
     def params(self, params: SamplingParams | None) -> SamplingParams | None:
-        """Return the settings with a grammar if a call is demanded, and with special tokens that are the parsers' markers."""
+        """Return the settings of a request for this answer.
+
+        They have a grammar if a call is demanded, and special tokens in the text if some of them are the parsers' markers.
+        """
         if self.choice not in ("auto", "none"):
             checked, grammar = self.processor.check_params(params), self.grammar(self.choice)
             if checked.structured_outputs is not None:

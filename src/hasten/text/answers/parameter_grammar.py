@@ -97,7 +97,7 @@ class ParameterGrammar:
             self._rules.add("gm_string", f"{self._rules.literal(_QUOTE)} {quoted}")
             return f"{self._typed(self._tool.properties[name], _GEMMA_TYPES, 'gm_value', ',')} {after}"
         if is_string:
-            choices = self._choices(name)
+            choices = _texts(self._tool.properties.get(name))
             if choices:
                 return f"({' | '.join(map(self._rules.literal, choices))}) {after}"
             return self._rules.text_until(self._shape.after)
@@ -108,6 +108,10 @@ class ParameterGrammar:
 
     def _typed(self, schema: object, types: Mapping[str, str], any_value: str, comma: str, depth: int = 0) -> str:
         """Return the expression of a value of a schema's types, and of the types of the items of arrays."""
+        if choices := _texts(schema):
+            in_gemma = types is _GEMMA_TYPES
+            texts = [f"{_QUOTE}{each}{_QUOTE}" if in_gemma else json.dumps(each, ensure_ascii=False) for each in choices]
+            return f"({' | '.join(map(self._rules.literal, texts))})"
         found = []
         for each in schema_types(schema, self._tool.parameters):
             items = schema.get("items") if isinstance(schema, Mapping) else None
@@ -117,12 +121,6 @@ class ParameterGrammar:
             elif each in types:
                 found.append(types[each])
         return f"({' | '.join(found) or any_value})"
-
-    def _choices(self, name: str) -> list[str]:
-        """Return the texts of an enumeration."""
-        schema = self._tool.properties.get(name)
-        values = schema.get("enum") if isinstance(schema, Mapping) else None
-        return list(values) if isinstance(values, list) and all(isinstance(each, str) and each for each in values) else []
 
     def _schema(self, name: str) -> dict[str, Any]:
         """Return the schema of an argument, with the definitions that it may refer to."""
@@ -134,3 +132,9 @@ class ParameterGrammar:
     def _add_all(self, rules: Mapping[str, str]) -> None:
         for name, expression in rules.items():
             self._rules.add(name, expression)
+
+
+def _texts(schema: object) -> list[str]:
+    """Return the texts of an enumeration of texts; empty for any other schema."""
+    values = schema.get("enum") if isinstance(schema, Mapping) else None
+    return list(values) if isinstance(values, list) and all(isinstance(each, str) and each for each in values) else []
