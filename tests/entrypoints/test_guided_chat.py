@@ -38,7 +38,7 @@ SEEDS = range(repeats("thoughts"))
 
 @pytest.fixture(scope="module")
 def thinking_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with a template that begins a thought if asked, in texts of several tokens."""
+    """The demo model with a template that begins a thought if asked."""
     folder = tmp_path_factory.mktemp("thinking")
     shutil.copytree(DEMO, folder, dirs_exist_ok=True)
     template = (DEMO / "chat_template.jinja").read_text()
