@@ -8,6 +8,11 @@ are exact matches on the true held-out items, which decided nothing.
     trained     after the trained soft prompt
     control     after the soft prompt of shuffled outputs
     constant    the most frequent output of the train items as the answer to every item: what frequencies alone give
+    choice      of tasks with few outputs: the model's choice among them without a soft prompt, its bias taken away as in Zhao et
+                al., 2021, "Calibrate before use": what it knows without training when the outputs are named
+
+A model that learns which outputs there are can use what it knows already, so outputs in any order teach that much (Min et al.,
+2022, "Rethinking the role of demonstrations"). The control is compared with ``choice`` where there is one, else with ``none``.
 """
 
 import argparse
@@ -36,6 +41,7 @@ from hasten.prompts.task import PromptItem, read_prompt_task, task_names
 from hasten.prompts.template import PromptTemplate
 from hasten.training.training_run import REPORT
 
+MAX_CHOICES = 10
 SEED = 0  # of the split, the training and the shuffling
 TASK_OPTIONS = TaskOptions(max_tokens=16)
 PLAIN = TemplateVariant("plain", PromptTemplate("plain", "{{ input }}"))
@@ -63,11 +69,22 @@ def train(llm: LLM, train: Items, validation: Items, options: SoftPromptOptions,
     return {"soft_prompt": llm.load_soft_prompt(report.parent), "facts": facts}
 
 
-def constant(items: Items, output: str) -> Evaluation:
-    """Return the scores of one answer to every item."""
-    scores = [float(output in item.references) for item in items]
-    results = tuple(ItemResult(score=s, output=output, prompt_tokens=0, output_tokens=0, metric_tokens=0) for s in scores)
-    return Evaluation(variant="constant", metric=METRIC.name, low=0.0, high=1.0, items=items, results=results, seconds=0.0)
+def answers(name: str, items: Items, outputs: Sequence[str]) -> Evaluation:
+    """Return the scores of given answers, one per item."""
+    scored = [(float(output in item.references), output) for item, output in zip(items, outputs, strict=True)]
+    results = tuple(ItemResult(score=s, output=o, prompt_tokens=0, output_tokens=0, metric_tokens=0) for s, o in scored)
+    return Evaluation(variant=name, metric=METRIC.name, low=0.0, high=1.0, items=items, results=results, seconds=0.0)
+
+
+def choices(llm: LLM, train: Items, held_out: Items, outputs: Sequence[str]) -> list[str]:
+    """Return the output of each held-out item whose log-probability exceeds its mean over the train items by most."""
+
+    def totals(item: PromptItem) -> list[float]:
+        return [score.total for score in llm.score(PLAIN.render(item.variables), outputs)]
+
+    bias = [sum(column) / len(train) for column in zip(*map(totals, train), strict=True)]
+    gains = ([own - mean for own, mean in zip(totals(item), bias, strict=True)] for item in held_out)
+    return [outputs[gain.index(max(gain))] for gain in gains]
 
 
 def measure(llm: LLM, name: str, options: SoftPromptOptions, folder: Path) -> dict[str, Any]:
@@ -82,9 +99,13 @@ def measure(llm: LLM, name: str, options: SoftPromptOptions, folder: Path) -> di
         "none": evaluate(llm, PLAIN, held_out, METRIC, params),
         "trained": evaluate(llm, PLAIN, held_out, METRIC, params, soft_prompt=trained["soft_prompt"]),
         "control": evaluate(llm, PLAIN, held_out, METRIC, params, soft_prompt=control["soft_prompt"]),
-        "constant": constant(held_out, most_frequent),
+        "constant": answers("constant", held_out, [most_frequent] * len(held_out)),
     }
     pairs = [("trained", "none"), ("trained", "control"), ("control", "none"), ("control", "constant"), ("constant", "none")]
+    outputs = sorted({item.references[0] for item in parts.train})
+    if len(outputs) <= MAX_CHOICES:
+        found["choice"] = answers("choice", held_out, choices(llm, parts.train, held_out, outputs))
+        pairs += [("trained", "choice"), ("control", "choice")]
     texts = [PLAIN.render(item.variables) for item in held_out]
     return {
         "items": {"train": len(parts.train), "validation": len(parts.validation), "held_out": len(held_out)},
@@ -129,20 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=given.steps, virtual_tokens=given.virtual_tokens, batch=given.batch, learning_rate=given.learning_rate
     )
     threads = {} if given.threads is None else {"threads": given.threads}
+    result = {**provenance("soft_prompts", sys.argv), "seed": SEED, "options": asdict(options), "tasks": {}}
     with tempfile.TemporaryDirectory() as folder, LLM("demo", dtype="float32", max_model_len=256, **threads) as llm:
-        description, rows = llm.describe(), {}
+        result["engine"] = llm.describe()
         for name in given.tasks:
-            rows[name] = measure(llm, name, options, Path(folder))
-            show(name, rows[name])
-    result = {
-        **provenance("soft_prompts", sys.argv),
-        "engine": description,
-        "seed": SEED,
-        "options": asdict(options),
-        "tasks": rows,
-    }
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            result["tasks"][name] = row = measure(llm, name, options, Path(folder))
+            show(name, row)
+            if given.out:
+                given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
