@@ -36,6 +36,7 @@ from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.task_options import TaskOptions
+from hasten.prompts.optimizers.soft_prompt import SoftPromptOptions
 from hasten.entrypoints.workload import Workload
 from hasten.prompts.feedback import Feedback
 from hasten.prompts.template import PromptTemplate
@@ -95,6 +96,7 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     DraftModelRecipe: DraftModelRecipe,
     EarlyExitRecipe: EarlyExitRecipe,
     SoftPromptRecipe: SoftPromptRecipe,
+    SoftPromptOptions: SoftPromptOptions,
     Workload: WORKLOAD,
     QuantizeOptions: QuantizeOptions,
     Gptq: Gptq,

@@ -125,7 +125,7 @@ def item_named(item: PromptItem, variant: str) -> Iterator[None]:
 
 
 def check_context(llm: LLM, num_tokens: int, num_more: int, soft_prompt_tokens: int = 0) -> None:
-    """Raise ``PromptTooLong`` if a prompt of ``num_tokens`` with ``num_more`` tokens after it does not fit the context."""
+    """Raise ``PromptTooLong`` if a prompt and ``num_more`` tokens after it do not fit the context."""
     max_model_len = llm.describe()["max_model_len"]
     if soft_prompt_tokens + num_tokens + num_more > max_model_len:
         virtual = f"{soft_prompt_tokens} of the soft prompt + " if soft_prompt_tokens else ""

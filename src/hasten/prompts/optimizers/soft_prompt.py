@@ -61,7 +61,7 @@ def optimize(bench: Workbench, initial: TemplateVariant, options: SoftPromptOpti
 
 
 def _examples(bench: Workbench, initial: TemplateVariant, items: Sequence[PromptItem], virtual_tokens: int) -> list[Example]:
-    """Return the prompts of items, each with its output as the metric wants it: with an end token if it is generated."""
+    """Return the prompts of items with their outputs, which have an end token if the metric generates."""
     llm, options, is_generated = bench.llm, bench.options, bench.metric.needs_output
     tokenizer = llm.tokenizer
     end = [tokenizer.eos_token_id] if is_generated and tokenizer.eos_token_id is not None else []
