@@ -36,9 +36,9 @@ from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.task_options import TaskOptions
-from hasten.prompts.optimizers.soft_prompt import SoftPromptOptions
 from hasten.entrypoints.workload import Workload
 from hasten.prompts.feedback import Feedback
+from hasten.prompts.optimizers.soft_prompt import SoftPromptOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
