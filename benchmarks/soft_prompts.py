@@ -30,7 +30,7 @@ from typing import Any
 from hasten import LLM
 from hasten.bench.provenance import provenance
 from hasten.entrypoints.task_options import TaskOptions
-from hasten.prompts.evaluate import default_params, evaluate, prompt_seconds
+from hasten.prompts.evaluate import default_params, evaluate
 from hasten.prompts.evaluation import Evaluation, ItemResult, score_difference
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.metric import open_metric
@@ -106,17 +106,12 @@ def measure(llm: LLM, name: str, options: SoftPromptOptions, folder: Path) -> di
     if len(outputs) <= MAX_CHOICES:
         found["choice"] = answers("choice", held_out, choices(llm, parts.train, held_out, outputs))
         pairs += [("trained", "choice"), ("control", "choice")]
-    texts = [PLAIN.render(item.variables) for item in held_out]
     return {
         "items": {"train": len(parts.train), "validation": len(parts.validation), "held_out": len(held_out)},
         "scores": {key: {"mean": one.mean, "interval": one.interval} for key, one in found.items()},
         "differences": {f"{a} - {b}": difference(found[a], found[b]) for a, b in pairs},
         "most_frequent_output": most_frequent,
         "prompt_tokens": {key: found[key].mean_prompt_tokens for key in ("none", "trained")},
-        "prompt_seconds": {
-            "none": prompt_seconds(llm, texts),
-            "trained": prompt_seconds(llm, texts, soft_prompt=trained["soft_prompt"]),
-        },
         "training": {"trained": trained["facts"], "control": control["facts"]},
     }
 
@@ -152,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = {} if given.threads is None else {"threads": given.threads}
     result = {**provenance("soft_prompts", sys.argv), "seed": SEED, "options": asdict(options), "tasks": {}}
     with tempfile.TemporaryDirectory() as folder, LLM("demo", dtype="float32", max_model_len=256, **threads) as llm:
-        result["engine"] = llm.describe()
+        result["engine"] = {key: value for key, value in llm.describe().items() if key != "folder"}
         for name in given.tasks:
             result["tasks"][name] = row = measure(llm, name, options, Path(folder))
             show(name, row)
