@@ -41,6 +41,7 @@ from hasten.prompts.feedback import Feedback
 from hasten.prompts.instruction_search import InstructionOptions
 from hasten.prompts.optimization_report import OptimizationSummary, PromptFigures
 from hasten.prompts.optimizers.demonstrations import DemonstrationOptions
+from hasten.prompts.optimizers.soft_prompt import SoftPromptOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
@@ -103,6 +104,7 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     DraftModelRecipe: DraftModelRecipe,
     EarlyExitRecipe: EarlyExitRecipe,
     SoftPromptRecipe: SoftPromptRecipe,
+    SoftPromptOptions: SoftPromptOptions,
     Workload: WORKLOAD,
     QuantizeOptions: QuantizeOptions,
     Gptq: Gptq,

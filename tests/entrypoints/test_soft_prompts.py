@@ -228,6 +228,74 @@ def test_samples_and_beams_do_not_depend_on_the_batch(llama: Reference, tiny: Ca
     assert tokens(run(plain, plain.load_soft_prompt(folder), beams)) == [tuple(row.tolist()) for row in found]
 
 
+CONTINUATIONS = [[7], [8, 3], [4, 9, 11, 30, 6, 2, 44], [21, 5, 5]]
+
+
+def expected_scores(reference: Reference, rows: Tensor | None) -> list[list[float]]:
+    """Return the log-probabilities of each continuation, each token from a pass of its own over all before it."""
+    return [
+        [float(reference.logits(rows, IDS + after[:i]).log_softmax(-1)[token]) for i, token in enumerate(after)]
+        for after in CONTINUATIONS
+    ]
+
+
+def check_scores(llm: LLM, reference: Reference, soft_prompts: Sequence[tuple[Tensor | None, SoftPrompt | None]]) -> None:
+    for rows, soft_prompt in soft_prompts:
+        scores = llm.score(prompt(), [{"token_ids": ids} for ids in CONTINUATIONS], soft_prompt=soft_prompt)
+        for score, expected in zip(scores, expected_scores(reference, rows), strict=True):
+            assert score.logprobs == pytest.approx(expected, abs=1e-4)
+    kv = llm.engine.scheduler.kv
+    kv.check()
+    assert [allocator.num_held for allocator in kv.allocators] == [0] * len(kv.allocators)
+
+
+@pytest.mark.parametrize("options", [{"backend": "cpu"}, {"backend": "torch"}, {"max_num_batched_tokens": 8, "max_num_seqs": 6}])
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_those_of_transformers(name: str, options: dict[str, Any], tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Soft prompts of whole blocks take turns, so a prefix of another one would be found if it could be."""
+    llm, all_rows = LLM(str(tiny(name)), **OPTIONS, **options), [embeddings(1, 8), embeddings(2, 8), None]
+    loaded = [(rows, None if rows is None else llm.load_soft_prompt(write(tmp_path, rows, name))) for rows in all_rows]
+    check_scores(llm, Reference(name), loaded + loaded)
+
+
+def test_a_choice_after_a_soft_prompt_is_the_likeliest(llama: Reference, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **OPTIONS)
+    found = set()
+    for seed in range(8):
+        rows = embeddings(seed)
+        soft_prompt = llm.load_soft_prompt(write(tmp_path, rows))
+        choice = llm.choose(prompt(), [{"token_ids": [token]} for token in range(3, 100)], soft_prompt=soft_prompt)
+        assert choice.index == int(llama.logits(rows, IDS)[3:100].argmax())
+        found.add(choice.index)
+    assert len(found) > 1, "the soft prompt decides nothing"
+
+
+def test_requests_and_scores_share_the_blocks_of_a_soft_prompt(
+    llama: Reference, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **OPTIONS)
+    soft_prompt = llm.load_soft_prompt(write(tmp_path, embeddings(1, 8)))
+    llm.score(prompt(), [{"token_ids": [7, 8]}], soft_prompt=soft_prompt)
+    for one, num_cached in ((soft_prompt, 16), (None, 0)):
+        assert run(llm, one).metrics.num_cached_tokens == num_cached
+    check_scores(llm, llama, [(embeddings(1, 8), soft_prompt), (None, None)])
+
+
+def test_scores_that_do_not_fit_are_one_sentence(tiny: Callable[[str], Path], folder: Path) -> None:
+    llm, other = (LLM(str(tiny("llama-gqa")), **{**OPTIONS, "max_model_len": 24}) for _ in range(2))
+    soft_prompt = llm.load_soft_prompt(folder)
+    assert len(llm.score(prompt(), [{"token_ids": [5] * 7}], soft_prompt=soft_prompt)[0].logprobs) == 7
+    with pytest.raises(PromptTooLong, match=r"got 7 virtual tokens \+ 10 \+ 8 = 25 tokens; allowed: up to 24"):
+        llm.score(prompt(), [{"token_ids": [5] * 8}], soft_prompt=soft_prompt)
+    with pytest.raises(PromptTooLong, match="got 17 tokens after 7 virtual tokens"):
+        llm.score(prompt([5] * 17), [{"token_ids": [5]}], soft_prompt=soft_prompt)
+    with pytest.raises(InvalidRequest, match="has not loaded the soft prompt"):
+        other.choose(prompt(), [{"token_ids": [5]}], soft_prompt=soft_prompt)
+    wrong: Any = [soft_prompt]
+    with pytest.raises(InvalidRequest, match="soft_prompt has the wrong type: got list"):
+        llm.score(prompt(), [{"token_ids": [5]}], soft_prompt=wrong)
+
+
 SPECULATION: dict[str, dict[str, Any]] = {
     "prompt_lookup": {},
     "suffix": {},

@@ -14,10 +14,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from tests.exhaustive import repeats
 from tests.prompts.conftest import TextVariant
 
-from hasten import LLM, SamplingParams
+from hasten import LLM, SamplingParams, SoftPrompt
+from hasten.checkpoints.formats.soft_prompt import TrainedFor, write_soft_prompt
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import HastenError, PromptTooLong
 from hasten.prompts import evaluate as evaluate_module
@@ -25,6 +27,7 @@ from hasten.prompts.evaluate import default_params, evaluate, prompt_seconds
 from hasten.prompts.evaluation import Evaluation, ItemResult, compare_evaluations, score_difference, score_interval
 from hasten.prompts.metric import Attempt, ItemScore, open_metric
 from hasten.prompts.metrics.exact_match import ExactMatchMetric
+from hasten.prompts.metrics.judge import DefaultQuestion
 from hasten.prompts.run_file import RunFile
 from hasten.prompts.task import PromptItem, PromptTask
 from hasten.quality.intervals import paired_difference_interval, student_t, wilson_interval
@@ -70,6 +73,64 @@ def test_a_chat_template_renders_the_prompt(llm: LLM, task: PromptTask) -> None:
     scored = evaluate(llm, VARIANT, task.items[:2], open_metric("log_likelihood"), chat=True)
     (score,) = llm.score({"prompt_token_ids": output.prompt_token_ids}, ["os"])
     assert scored.results[1].score == score.mean
+
+
+@pytest.fixture
+def soft_prompt(llm: LLM, tmp_path: Path) -> SoftPrompt:
+    return load(llm, tmp_path / "soft", 1)
+
+
+def load(llm: LLM, folder: Path, seed: int) -> SoftPrompt:
+    """Return a soft prompt of 16 random embeddings."""
+    rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(seed)) * 0.05
+    write_soft_prompt(folder, rows, TrainedFor(base_model="demo", num_layers=8, num_attention_heads=4))
+    return llm.load_soft_prompt(folder)
+
+
+def test_a_soft_prompt_stands_before_every_prompt(llm: LLM, task: PromptTask, soft_prompt: SoftPrompt) -> None:
+    params = default_params(max_tokens=4)
+    generated = evaluate(llm, VARIANT, task.items, ExactMatchMetric(), params, soft_prompt=soft_prompt)
+    scored = evaluate(llm, VARIANT, task.items, open_metric("log_likelihood"), soft_prompt=soft_prompt)
+    for item, result, likely in zip(task.items, generated.results, scored.results, strict=True):
+        text = VARIANT.render(item.variables)
+        (output,) = llm.generate(text, params, use_tqdm=False, soft_prompt=soft_prompt)
+        (score,) = llm.score(text, [f" {item.references[0]}"], soft_prompt=soft_prompt)
+        assert (result.output, likely.score) == (output.outputs[0].text, score.mean)
+        assert result.prompt_tokens == likely.prompt_tokens == 16 + len(output.prompt_token_ids)
+    assert generated.results != evaluate(llm, VARIANT, task.items, ExactMatchMetric(), params).results
+    assert scored.scores != evaluate(llm, VARIANT, task.items, open_metric("log_likelihood")).scores
+
+
+def test_a_judge_reads_its_question_without_the_soft_prompt(llm: LLM, task: PromptTask, soft_prompt: SoftPrompt) -> None:
+    (result,) = evaluate(llm, VARIANT, task.items[:1], open_metric("judge"), soft_prompt=soft_prompt).results
+    item = task.items[0]
+    question = DefaultQuestion().render({"input": item.input_text, "output": str(result.output), "reference": item.references[0]})
+    assert result.score == llm.choose(question, [" good", " bad"]).probabilities[0]
+    assert result.score != llm.choose(question, [" good", " bad"], soft_prompt=soft_prompt).probabilities[0]
+
+
+def test_results_are_kept_for_their_soft_prompt(llm: LLM, task: PromptTask, soft_prompt: SoftPrompt, tmp_path: Path) -> None:
+    other = load(llm, tmp_path / "other", 2)
+    with RunFile(tmp_path / "run.jsonl") as run:
+        for num_kept, one in ((1, None), (2, soft_prompt), (3, other), (3, soft_prompt), (3, None)):
+            evaluate(llm, VARIANT, task.items[:1], ExactMatchMetric(), run_file=run, soft_prompt=one)
+            assert len(run) == num_kept
+
+
+def test_the_context_holds_the_soft_prompt_too(llm: LLM, task: PromptTask, soft_prompt: SoftPrompt) -> None:
+    num_words = 256 - 16 - 4 - len(llm.tokenizer.encode("json"))
+    fits, longer = (TextVariant("long", "{input}" + " word" * num) for num in (num_words, num_words + 1))
+    params = default_params(max_tokens=4)
+    assert evaluate(llm, fits, task.items[:1], ExactMatchMetric(), params, soft_prompt=soft_prompt).prompt_tokens == 252
+    evaluate(llm, longer, task.items[:1], ExactMatchMetric(), params)
+    with pytest.raises(PromptTooLong, match=r"got 16 of the soft prompt \+ 237 \+ 4 tokens; allowed: up to 256"):
+        evaluate(llm, longer, task.items[:1], ExactMatchMetric(), params, soft_prompt=soft_prompt)
+
+
+def test_the_time_of_a_prompt_holds_that_of_the_soft_prompt(llm: LLM, soft_prompt: SoftPrompt) -> None:
+    before = llm.stats()["engine"]["computed_tokens"]
+    assert prompt_seconds(llm, ["a b"], soft_prompt=soft_prompt) > 0
+    assert llm.stats()["engine"]["computed_tokens"] - before == 3 * (16 + len(llm.tokenizer.encode("a b")))
 
 
 def test_the_time_of_a_prompt_is_that_of_the_median_length(llm: LLM) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 from hasten.core.errors import HastenError, InvalidOption
-from hasten.prompts.task import HeldOut, PromptTask, TaskSplit, read_prompt_task
+from hasten.prompts.task import HeldOut, PromptTask, TaskSplit, read_prompt_task, task_names
 
 
 def write(file: Path, *records: Any) -> Path:
@@ -147,3 +150,49 @@ def test_a_part_without_items_is_refused_unless_it_was_asked_for(tmp_path: Path)
     with pytest.raises(InvalidOption, match=r"too few items.*none would be in held_out"):
         task_of(tmp_path, 3).split(0, (0.5, 0.45, 0.05))
     assert [len(part) for part in parts(task_of(tmp_path, 3).split(0, (0.0, 0.0, 1.0)))] == [0, 0, 3]
+
+
+@pytest.mark.parametrize("name", ["docstring_style", "label_words", "next_identifier"])
+def test_the_tasks_that_ship_are_those_of_their_seed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    script = importlib.import_module("prompt_tasks")
+    task = read_prompt_task(Path(name))
+    assert task.file.read_text(encoding="utf-8") == script.task_text(name, script.NUM_ITEMS)
+    assert len(task.items) == 600 and task.variables == ("input",) and task.file.stat().st_size < 100_000
+    assert name in task_names() and all(len(item.references) == 1 for item in task.items)
+    (tmp_path / name).write_text('{"input": "mine", "output": "x"}')
+    assert read_prompt_task(Path(name)).items[0].input_text == "mine"  # a file goes first
+
+
+def test_shipped_snippets_and_lines_are_python() -> None:
+    """The labels are those of Python's own grammar, and each snippet is whole with the name that it stops before."""
+    kinds = {
+        "loop": (ast.For, ast.While),
+        "branch": ast.If,
+        "assignment": (ast.Assign, ast.AugAssign),
+        "import": (ast.Import, ast.ImportFrom),
+        "return": ast.Return,
+        "call": ast.Expr,
+    }
+    for item in read_prompt_task(Path("label_words")).items:
+        line = item.input_text.strip().removeprefix("el")
+        (statement,) = ast.parse(line + (" pass" if line.endswith(":") else "")).body
+        assert isinstance(statement, kinds[item.references[0]]), line
+        assert not isinstance(statement, ast.Expr) or isinstance(statement.value, ast.Call)
+    for item in read_prompt_task(Path("next_identifier")).items:
+        (name,), text = item.references, item.input_text
+        is_block = text.split("\n")[-1].strip().split()[0] in ("for", "if")
+        tree = ast.parse(f"{text} {name}{': pass' if is_block else ''}")
+        assert name in re.findall(r"\w+", text) and name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for item in read_prompt_task(Path("docstring_style")).items:
+        (line,) = item.references
+        (function,) = ast.parse(item.input_text + "    pass").body
+        assert isinstance(function, ast.FunctionDef)
+        words = {*function.name.split("_"), *(each.arg for each in function.args.args)}
+        assert set(line.lower().rstrip(".").split()) <= words | {"return", "the", "whether", "is"}
+
+
+def test_a_name_that_no_task_has_is_one_sentence() -> None:
+    with pytest.raises(InvalidOption, match=r"no such task: got 'label_word'; .*docstring_style, label_words.*'label_words'"):
+        read_prompt_task(Path("label_word"))

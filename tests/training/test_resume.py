@@ -276,7 +276,9 @@ def test_a_damaged_state_is_reported_and_not_replaced(tmp_path, damaged):
             ResumeFolder.open(tmp_path, SETTINGS).load()
 
 
-@pytest.mark.parametrize("change", [{"tensors": None}, {"step": "1"}, {"total_steps": -1}, {"other": 1}, {"deep": 1}])
+@pytest.mark.parametrize(
+    "change", [{"tensors": None}, {"step": "1"}, {"total_steps": -1}, {"num_tokens": -1}, {"other": 1}, {"deep": 1}]
+)
 def test_a_state_with_other_values_is_reported(tmp_path, corpus, change):
     make_loop(corpus, tmp_path)._save()
     file = tmp_path / ".resume" / "state.json"

@@ -54,7 +54,7 @@ class _Prompt:
     sequence_id: int
     request: Request
     exit_layer: int | None  # layers that compute its last chunk and the continuations; None: not known yet, or no exit rule
-    num_cacheable_tokens: int  # the prefix cache may hold this many leading tokens
+    num_cacheable_tokens: int  # the prefix cache may hold this many leading tokens, virtual ones included
 
     def exit_plan(self, num_tokens: int, *, is_last: bool = False) -> ExitPlan | None:
         """Return the exit plan of a row. ``is_last``: the row ends the prompt, which the criterion tests."""
@@ -105,7 +105,7 @@ class ContinuationScorer(DirectSteps):
         Afterwards the prefix cache holds the prompt's blocks only. Raises ``CapacityError`` if the KV pool is too small, and
         ``HastenError`` if logits are not finite.
         """
-        prompt = _Prompt(self.new_sequence_id(), request, request.exit_layer, len(request.prompt_token_ids))
+        prompt = _Prompt(self.new_sequence_id(), request, request.exit_layer, request.num_initial_tokens)
         scored = [_Continuation(tuple(token_ids)) for token_ids in continuations]
         try:
             logprobs_V = self._prefill(prompt)
@@ -121,7 +121,7 @@ class ContinuationScorer(DirectSteps):
     def _prefill(self, prompt: _Prompt) -> Tensor:
         """Compute the prompt after its cached prefix; return the next token's log-probabilities [V]."""
         kv, request, sequence_id = self.kv, prompt.request, prompt.sequence_id
-        token_ids = request.prompt_token_ids
+        token_ids = request.initial_token_ids
         salt = cache_salt(request.cache_salt, request.exit_layer)  # requests that generate share these blocks
         hashes = kv.block_hashes(salt, token_ids)
         kv.use_pins(salt, hashes, token_ids)
@@ -165,7 +165,7 @@ class ContinuationScorer(DirectSteps):
                 remaining -= len(planned[0].token_ids)
                 batch.append(waiting.popleft())
             if not rows:
-                num_tokens = len(prompt.request.prompt_token_ids) + len(waiting[0].token_ids)
+                num_tokens = prompt.request.num_initial_tokens + len(waiting[0].token_ids)
                 raise self.capacity_error("the prompt with one continuation", num_tokens)
             self._run(prompt, batch, StepPlan(tuple(rows), tuple(copies)))
             waiting.extendleft(c for c in batch if c.num_uncomputed_tokens)  # at most the last one, which the budget cut
@@ -177,7 +177,7 @@ class ContinuationScorer(DirectSteps):
             continuation.sequence_id = self.new_sequence_id()
             self.kv.fork(prompt.sequence_id, continuation.sequence_id)
         begin, count = len(continuation.logprobs) - 1, min(max_tokens, continuation.num_uncomputed_tokens)
-        token_ids, start = continuation.token_ids[begin : begin + count], len(prompt.request.prompt_token_ids) + begin
+        token_ids, start = continuation.token_ids[begin : begin + count], prompt.request.num_initial_tokens + begin
         plan = prompt.exit_plan(count)
         return self.plan_row(continuation.sequence_id, start, token_ids, count, plan, may_drop_pins=may_drop_pins)
 
@@ -197,6 +197,6 @@ class ContinuationScorer(DirectSteps):
             continuation.logprobs += itertools.islice(logprobs, len(row.token_ids))
             if continuation.num_uncomputed_tokens:
                 # Only the prompt's blocks are published: continuations would evict blocks of more use.
-                self.kv.commit(row.sequence_id, prompt.request.prompt_token_ids, row.stop, prompt.num_cacheable_tokens)
+                self.kv.commit(row.sequence_id, prompt.request.initial_token_ids, row.stop, prompt.num_cacheable_tokens)
             else:
                 self.kv.close(row.sequence_id)

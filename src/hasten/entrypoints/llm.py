@@ -11,7 +11,6 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from hasten.caching.stored_result import StoredResult
 from hasten.checkpoints.model_digest import ModelDigest
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError
@@ -28,7 +27,7 @@ from hasten.entrypoints.embedding import embed_texts
 from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.pinning import check_pinnable, pin_facts, unpin
-from hasten.entrypoints.request_stream import find_result, run_requests, stream_requests
+from hasten.entrypoints.request_stream import complete_requests, run_requests, stream_requests
 from hasten.entrypoints.scoring import Continuation, Scoring
 from hasten.entrypoints.sections.output import SectionDelta, SectionsOutput
 from hasten.entrypoints.sections.section_prompts import SectionPrompts
@@ -204,16 +203,7 @@ class LLM:
             self._request(prompt, params, priority=priority or 0, cache_salt=cache_salt, pins=pins, soft_prompt=soft)
             for prompt, params, priority, soft in zip(listed, all_params, all_priorities, soft_prompts, strict=True)
         ]
-        outputs: dict[str, RequestOutput] = {}
-        missing: list[Request] = []
-        for request in requests:
-            found = find_result(self._loaded, request)
-            if isinstance(found, StoredResult):
-                outputs[request.request_id] = found.output(request, self.engine.clock())
-            else:
-                missing.append(found)
-        if missing or not outputs:  # hits alone take no lock, which another thread's step may hold
-            outputs |= run_requests(self._shared, missing, use_tqdm=use_tqdm)
+        outputs = complete_requests(self._loaded, self._shared, requests, use_tqdm=use_tqdm)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         return [dataclasses.replace(outputs[r.request_id], prompt=text) for r, text in zip(requests, texts, strict=True)]
 
@@ -320,18 +310,20 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         cache_salt: str = "",
+        soft_prompt: SoftPrompt | None = None,
     ) -> list[ScoreOutput]:
         """Return the log-probabilities of each continuation after the prompt, in order.
 
         The prompt is computed once. A continuation is ``{"token_ids": [...]}`` or text; spaces at the prompt's end count for the
-        text. Of the settings only those of early exit apply, with rule none, fixed, entropy or prompt_hash. Streams may be open
-        meanwhile.
+        text. ``soft_prompt`` stands before the prompt. Of the settings only those of early exit apply, with rule none, fixed,
+        entropy or prompt_hash. Streams may be open meanwhile.
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
-            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
-            return scoring.score(prompt, continuations, sampling_params, cache_salt=cache_salt)
+            scorer = engine.continuation_scorer(signals.check)
+            scoring = Scoring(self._loaded.input_processor, scorer, cache_salt, soft_prompt)
+            return scoring.score(prompt, continuations, sampling_params)
 
     def choose(
         self,
@@ -341,6 +333,7 @@ class LLM:
         *,
         normalize: Literal["mean", "sum"] = "mean",
         cache_salt: str = "",
+        soft_prompt: SoftPrompt | None = None,
     ) -> Choice:
         """Return the most likely choice after the prompt.
 
@@ -348,8 +341,9 @@ class LLM:
         ``score``.
         """
         with DeferredSignals() as signals, self._shared.exclusive() as engine:
-            scoring = Scoring(self._loaded.input_processor, engine.continuation_scorer(signals.check))
-            return scoring.choose(prompt, choices, sampling_params, normalize=normalize, cache_salt=cache_salt)
+            scorer = engine.continuation_scorer(signals.check)
+            scoring = Scoring(self._loaded.input_processor, scorer, cache_salt, soft_prompt)
+            return scoring.choose(prompt, choices, sampling_params, normalize)
 
     def embed(self, texts: Sequence[Prompt]) -> Tensor:
         """Return one vector of length 1 per text, to compare texts by cosine similarity. [N, E], float32
@@ -387,12 +381,7 @@ class LLM:
         with DeferredSignals(), self._shared.exclusive() as engine:
             return unpin(engine, token_ids, cache_salt)
 
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        **options: Any,
-    ) -> Request:
+    def _request(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> Request:
         """``options``: those of ``InputProcessor.request``."""
         processor = self._loaded.input_processor
         request = processor.request(str(next(self._ids)), prompt, params, arrival=self.engine.clock(), **options)

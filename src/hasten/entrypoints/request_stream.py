@@ -56,6 +56,23 @@ def find_result(loaded: LoadedEngine, request: Request) -> StoredResult | Reques
         return loaded.find_result(request)
 
 
+def complete_requests(
+    loaded: LoadedEngine, shared: SharedEngine, requests: Sequence[Request], *, use_tqdm: bool
+) -> dict[str, RequestOutput]:
+    """Return the outputs of requests by id, from the result cache where it has them."""
+    outputs: dict[str, RequestOutput] = {}
+    missing: list[Request] = []
+    for request in requests:
+        found = find_result(loaded, request)
+        if isinstance(found, StoredResult):
+            outputs[request.request_id] = found.output(request, loaded.engine.clock())
+        else:
+            missing.append(found)
+    if missing or not outputs:  # hits alone take no lock, which another thread's step may hold
+        outputs |= run_requests(shared, missing, use_tqdm=use_tqdm)
+    return outputs
+
+
 def run_requests(shared: SharedEngine, requests: Sequence[Request], *, use_tqdm: bool) -> dict[str, RequestOutput]:
     """Run requests to their end, and return their outputs by id.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -21,6 +22,7 @@ from hasten.core.errors import InvalidRequest, PromptTooLong, nearest, show
 from hasten.core.output import Choice, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.engine.scorers import ContinuationScorer
 from hasten.entrypoints.input_processor import InputProcessor, Prompt, format_first, read_token_ids
 
@@ -30,47 +32,43 @@ NORMALIZATIONS = ("mean", "sum")
 _ALLOWED = 'texts or {"token_ids": [token ids]}'
 
 
+@dataclass(frozen=True, slots=True)
 class Scoring:
-    def __init__(self, input_processor: InputProcessor, scorer: ContinuationScorer) -> None:
-        self._input_processor, self._scorer = input_processor, scorer
+    input_processor: InputProcessor
+    scorer: ContinuationScorer
+    cache_salt: str
+    soft_prompt: SoftPrompt | None  # stands before the prompt
 
     def score(
-        self,
-        prompt: Prompt,
-        continuations: Sequence[Continuation],
-        params: SamplingParams | None,
-        *,
-        cache_salt: str,
-        name: str = "continuations",
+        self, prompt: Prompt, continuations: Sequence[Continuation], params: SamplingParams | None, name: str = "continuations"
     ) -> list[ScoreOutput]:
         """See ``LLM.score``. ``name`` is the caller's word for the continuations in error messages."""
         if not isinstance(continuations, Sequence) or isinstance(continuations, (str, bytes, bytearray)):
             raise InvalidRequest(f"{name} are not a list", got=type(continuations).__name__, allowed=f"a list of {_ALLOWED}")
         if not continuations:
             raise InvalidRequest(f"there are no {name}", got="an empty list", allowed=f"at least one of {_ALLOWED}")
-        prompt_ids = self._input_processor.encode(prompt)
+        num_virtual = len(self.input_processor.soft_prompts.virtual_token_ids(self.soft_prompt))
+        prompt_ids = self.input_processor.encode(prompt, num_virtual)
         pairs = [self._encode(prompt, prompt_ids, continuation) for continuation in continuations]
-        self._check(pairs, name)
+        self._check(pairs, num_virtual, name)
         groups: dict[tuple[int, ...], list[int]] = {}  # the continuations of each sequence of prompt tokens
         for i, (before, _) in enumerate(pairs):
             groups.setdefault(before, []).append(i)
-        requests = [self._request(before, params, cache_salt) for before in groups]
+        requests = [self._request(before, params) for before in groups]
         outputs: dict[int, ScoreOutput] = {}
         for request, members in zip(requests, groups.values(), strict=True):
-            all_logprobs, exit_layer = self._scorer.score(request, [pairs[i][1] for i in members])
+            all_logprobs, exit_layer = self.scorer.score(request, [pairs[i][1] for i in members])
             for i, logprobs in zip(members, all_logprobs, strict=True):
                 continuation = continuations[i]
                 text = continuation if isinstance(continuation, str) else None
                 outputs[i] = ScoreOutput(text=text, token_ids=pairs[i][1], logprobs=logprobs, exit_layer=exit_layer)
         return [outputs[i] for i in range(len(pairs))]
 
-    def choose(
-        self, prompt: Prompt, choices: Sequence[Continuation], params: SamplingParams | None, *, normalize: str, cache_salt: str
-    ) -> Choice:
+    def choose(self, prompt: Prompt, choices: Sequence[Continuation], params: SamplingParams | None, normalize: str) -> Choice:
         """See ``LLM.choose``."""
         if not isinstance(normalize, str) or normalize not in NORMALIZATIONS:
             raise InvalidRequest("unknown normalize", got=show(normalize), remedy=nearest(normalize, NORMALIZATIONS))
-        scores = tuple(self.score(prompt, choices, params, cache_salt=cache_salt, name="choices"))
+        scores = tuple(self.score(prompt, choices, params, "choices"))
         logprobs = [score.mean if normalize == "mean" else score.total for score in scores]
         best = logprobs.index(max(logprobs))
         return Choice(
@@ -81,9 +79,9 @@ class Scoring:
             exit_layer=scores[best].exit_layer,
         )
 
-    def _request(self, prompt_ids: tuple[int, ...], params: SamplingParams | None, cache_salt: str) -> Request:
+    def _request(self, prompt_ids: tuple[int, ...], params: SamplingParams | None) -> Request:
         """Return a request for these tokens, with the exit settings of ``params`` and no others."""
-        params = self._input_processor.check_params(params)
+        params = self.input_processor.check_params(params)
         if params.exit_rule not in EXIT_RULES:
             raise InvalidRequest(
                 "this exit rule gives every token its own exit layer, and scores would not compare",
@@ -95,7 +93,9 @@ class Scoring:
         # A fixed seed: scoring must not advance the generator that draws the seeds of later requests.
         settings = SamplingParams(max_tokens=1, seed=0, **{name: getattr(params, name) for name in names})
         prompt = {"prompt_token_ids": prompt_ids}
-        return self._input_processor.request("score", prompt, settings, arrival=0.0, cache_salt=cache_salt)
+        return self.input_processor.request(
+            "score", prompt, settings, arrival=0.0, cache_salt=self.cache_salt, soft_prompt=self.soft_prompt
+        )
 
     def _encode(
         self, prompt: Prompt, prompt_ids: tuple[int, ...], continuation: Continuation
@@ -105,9 +105,9 @@ class Scoring:
         ``prompt_ids`` are those of the prompt alone.
         """
         if not isinstance(continuation, str):
-            max_tokens = self._input_processor.max_model_len
+            max_tokens = self.input_processor.max_model_len
             return prompt_ids, read_token_ids(continuation, "continuation", "token_ids", max_tokens=max_tokens)
-        tokenizer = self._input_processor.tokenizer_for(continuation, "continuation", "token_ids")
+        tokenizer = self.input_processor.tokenizer_for(continuation, "continuation", "token_ids")
         if not isinstance(prompt, str):
             return prompt_ids, tuple(tokenizer.encode_fragment(continuation))
         if not continuation:
@@ -117,8 +117,11 @@ class Scoring:
         num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(joint_ids, without_spaces, strict=False)))
         return joint_ids[:num_shared], joint_ids[num_shared:]
 
-    def _check(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], name: str) -> None:
-        """Raise ``InvalidRequest`` for continuations that are empty, too long, no token ids, or first."""
+    def _check(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], num_virtual: int, name: str) -> None:
+        """Raise ``InvalidRequest`` for continuations that are empty, too long, no token ids, or first.
+
+        ``num_virtual``: positions of the soft prompt.
+        """
         empty = [f"{name}[{i}]" for i, (_, token_ids) in enumerate(pairs) if not token_ids]
         if empty:
             raise InvalidRequest(f"{len(empty)} of the {name} are empty", got=format_first(empty), allowed="one token or more")
@@ -129,13 +132,14 @@ class Scoring:
                 got=format_first(first),
                 remedy="Put a word before the prompt, or pass token ids",
             )
-        self._input_processor.check_vocabulary((token_id for _, token_ids in pairs for token_id in token_ids), name)
+        self.input_processor.check_vocabulary((token_id for _, token_ids in pairs for token_id in token_ids), name)
         before, longest = max(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
-        max_model_len = self._input_processor.max_model_len
-        if len(before) + len(longest) > max_model_len:
+        max_model_len = self.input_processor.max_model_len
+        if (total := num_virtual + len(before) + len(longest)) > max_model_len:
+            virtual = f"{num_virtual} virtual tokens + " if num_virtual else ""
             raise PromptTooLong(
                 f"the prompt and the longest of the {name} do not fit the context",
-                got=f"{len(before)} + {len(longest)} = {len(before) + len(longest)} tokens",
+                got=f"{virtual}{len(before)} + {len(longest)} = {total} tokens",
                 allowed=f"up to {max_model_len} tokens",
                 remedy="Shorten one of them, or raise max_model_len",
             )

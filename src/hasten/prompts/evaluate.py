@@ -13,6 +13,7 @@ from typing import Any
 
 from hasten.core.errors import HastenError, InvalidRequest, PromptTooLong
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.entrypoints.input_processor import Prompt
 from hasten.entrypoints.llm import LLM
 from hasten.entrypoints.progress import transfer_bar
@@ -37,21 +38,23 @@ def evaluate(
     params: SamplingParams | None = None,
     *,
     chat: bool = False,
+    soft_prompt: SoftPrompt | None = None,
     run_file: RunFile | None = None,
     visible: bool = False,
 ) -> Evaluation:
     """Return the scores of a variant, one per item.
 
     ``params``: how outputs are generated; greedy, up to ``MAX_TOKENS`` and one line, if None. ``chat``: each prompt is a user's
-    message, rendered by the chat template. ``run_file``: results found there are not computed again. ``visible``: show progress on
-    terminals after two seconds. Raises ``HastenError``; all prompts are rendered and checked before one runs.
+    message, rendered by the chat template. ``soft_prompt`` stands before each prompt; a judge's questions have none. ``run_file``:
+    results found there are not computed again. ``visible``: show progress on terminals after two seconds. Raises ``HastenError``;
+    all prompts are rendered and checked before one runs.
     """
     assert items, "there is nothing to evaluate"
     begin = time.perf_counter()
     params = params or default_params()
     if llm.tokenizer is None:
         raise InvalidRequest("this checkpoint has no tokenizer, so it cannot run a task of texts")
-    setting = _Setting(llm, metric, params, variant.name, chat)
+    setting = _Setting(llm, metric, params, variant.name, chat, soft_prompt)
     requests = [setting.request(variant, item) for item in items]
     keys = [setting.key(request) for request in requests] if run_file is not None else []
     results: list[ItemResult | None] = [None] * len(items) if run_file is None else [run_file.get(key) for key in keys]
@@ -81,7 +84,14 @@ def default_params(max_tokens: int = MAX_TOKENS, stop: Sequence[str] = ("\n",)) 
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=tuple(stop), seed=0)
 
 
-def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock: Callable[[], float] = time.perf_counter) -> float:
+def prompt_seconds(
+    llm: LLM,
+    texts: Sequence[str],
+    *,
+    chat: bool = False,
+    soft_prompt: SoftPrompt | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Return the seconds until the first token of a prompt of median length, with nothing cached.
 
     It is the median of ``TIMED_RUNS`` requests, each alone.
@@ -93,7 +103,7 @@ def prompt_seconds(llm: LLM, texts: Sequence[str], *, chat: bool = False, clock:
     seconds = []
     for _ in range(TIMED_RUNS):
         begin = clock()
-        llm.generate(prompt, params, use_tqdm=False, cache_salt=uuid.uuid4().hex)
+        llm.generate(prompt, params, use_tqdm=False, cache_salt=uuid.uuid4().hex, soft_prompt=soft_prompt)
         seconds.append(clock() - begin)
     return statistics.median(seconds)
 
@@ -104,11 +114,34 @@ def prompt_token_ids(llm: LLM, text: str, *, chat: bool) -> tuple[int, ...]:
     return tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}]) if chat else tokenizer.encode(text))
 
 
+@contextmanager
+def item_named(item: PromptItem, variant: str) -> Iterator[None]:
+    """Name the item's line and the variant in an error."""
+    try:
+        yield
+    except HastenError as error:
+        message = f"line {item.line} of the task, variant {variant}: {error.what}"
+        raise type(error)(message, got=error.got, allowed=error.allowed, remedy=error.remedy) from error
+
+
+def check_context(llm: LLM, num_tokens: int, num_more: int, soft_prompt_tokens: int = 0) -> None:
+    """Raise ``PromptTooLong`` if a prompt and ``num_more`` tokens after it do not fit the context."""
+    max_model_len = llm.describe()["max_model_len"]
+    if soft_prompt_tokens + num_tokens + num_more > max_model_len:
+        virtual = f"{soft_prompt_tokens} of the soft prompt + " if soft_prompt_tokens else ""
+        raise PromptTooLong(
+            "prompt and output do not fit the context",
+            got=f"{virtual}{num_tokens} + {num_more} tokens",
+            allowed=f"up to {max_model_len} tokens",
+            remedy="Shorten the prompt, lower max_tokens or raise max_model_len",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     item: PromptItem
     prompt: Prompt
-    num_tokens: int  # of the prompt
+    num_tokens: int  # of the prompt, virtual ones included
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +153,19 @@ class _Setting:
     params: SamplingParams
     variant: str
     chat: bool
+    soft_prompt: SoftPrompt | None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def request(self, variant: Variant, item: PromptItem) -> _Request:
         """Return the prompt of an item. Raises ``InvalidRequest`` if it does not fit the context."""
-        max_model_len = self.llm.describe()["max_model_len"]
-        with self._named(item):
+        num_virtual = 0 if self.soft_prompt is None else self.soft_prompt.num_tokens
+        with item_named(item, self.variant):
             text = variant.render(item.variables)
             token_ids = prompt_token_ids(self.llm, text, chat=self.chat)
             num_more = (self.params.max_tokens or 1) if self.metric.needs_output else 0
-            if len(token_ids) + num_more > max_model_len:
-                raise PromptTooLong(
-                    "prompt and output do not fit the context",
-                    got=f"{len(token_ids)} + {num_more} tokens",
-                    allowed=f"up to {max_model_len} tokens",
-                    remedy="Shorten the prompt, lower max_tokens or raise max_model_len",
-                )
+            check_context(self.llm, len(token_ids), num_more, num_virtual)
         # Prompt and reference are tokenised as one text, except after a chat template.
-        return _Request(item, {"prompt_token_ids": token_ids} if self.chat else text, len(token_ids))
+        return _Request(item, {"prompt_token_ids": token_ids} if self.chat else text, num_virtual + len(token_ids))
 
     def key(self, request: _Request) -> str:
         """Return the digest of all that a result depends on."""
@@ -147,6 +175,7 @@ class _Setting:
                 model=[digest.weights, digest.text, *(described[name] for name in NUMERIC)],
                 metric=self.metric.identity,
                 params=repr(self.params) if self.metric.needs_output else None,
+                soft_prompt=None if self.soft_prompt is None else self.soft_prompt.digest,
             )
         item = request.item
         parts = (self.facts, request.prompt, sorted(item.variables.items()), item.references)
@@ -156,13 +185,14 @@ class _Setting:
         """Yield one result per request, in order. The texts of all are generated together."""
         outputs: Sequence[Any] = [None] * len(requests)
         if self.metric.needs_output:
-            outputs = self.llm.generate([request.prompt for request in requests], self.params, use_tqdm=False)
+            prompts = [request.prompt for request in requests]
+            outputs = self.llm.generate(prompts, self.params, use_tqdm=False, soft_prompt=self.soft_prompt)
         for request, output in zip(requests, outputs, strict=True):
-            with self._named(request.item):
+            with item_named(request.item, self.variant):
                 if output is not None and output.error is not None:
                     raise HastenError(f"the request failed: {output.error}")
                 text = None if output is None else output.outputs[0].text
-                scored = self.metric.score(Attempt(request.item, request.prompt, text), self.llm)
+                scored = self.metric.score(Attempt(request.item, request.prompt, text, self.soft_prompt), self.llm)
             yield ItemResult(
                 score=scored.score,
                 output=text,
@@ -170,12 +200,3 @@ class _Setting:
                 output_tokens=0 if output is None else output.metrics.num_output_tokens,
                 metric_tokens=scored.num_tokens,
             )
-
-    @contextmanager
-    def _named(self, item: PromptItem) -> Iterator[None]:
-        """Name the item's line in an error."""
-        try:
-            yield
-        except HastenError as error:
-            message = f"line {item.line} of the task, variant {self.variant}: {error.what}"
-            raise type(error)(message, got=error.got, allowed=error.allowed, remedy=error.remedy) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from hasten.core.errors import InvalidOption, nearest, show
+from hasten.core.soft_prompt import SoftPrompt
 from hasten.entrypoints.input_processor import Prompt
 from hasten.prompts import metrics
 from hasten.prompts.task import PromptItem
@@ -27,6 +28,7 @@ class Attempt:
     item: PromptItem
     prompt: Prompt  # as the model gets it
     output: str | None  # the generated text; None for a metric that needs none
+    soft_prompt: SoftPrompt | None = None  # stands before the prompt
 
 
 @dataclass(frozen=True, slots=True)

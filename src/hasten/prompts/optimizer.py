@@ -52,11 +52,19 @@ class Workbench:
     on_progress: Callable[[int, int], None] = lambda num_done, total: None  # of anything that is counted, for the time left
     num_tokens: int = 0  # computed so far for the optimisation; answers that were kept count too
 
-    def evaluate(self, variant: TemplateVariant, items: Sequence[PromptItem]) -> Evaluation:
+    def evaluate(self, variant: TemplateVariant, items: Sequence[PromptItem], soft_prompt: SoftPrompt | None = None) -> Evaluation:
         """Return the scores of a variant, and count its tokens."""
         params = default_params(self.options.max_tokens, self.options.stop_strings)
         found = evaluate(
-            self.llm, variant, items, self.metric, params, chat=self.options.chat, run_file=self.run_file, visible=True
+            self.llm,
+            variant,
+            items,
+            self.metric,
+            params,
+            chat=self.options.chat,
+            soft_prompt=soft_prompt,
+            run_file=self.run_file,
+            visible=True,
         )
         self.num_tokens += found.num_tokens
         return found

@@ -14,19 +14,21 @@ import difflib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from hasten.core.errors import HastenError, InvalidOption, show
+from hasten.core.errors import HastenError, InvalidOption, nearest, show
 from hasten.core.unicode_text import is_unicode
 from hasten.quality.documents import read_text_file
 
 _EXAMPLE = '{"input": ..., "output": ...}'
 MAX_VARIABLES = 100
 PARTS = ("train", "validation", "held_out")
+BUILT_IN = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,17 @@ class PromptTask:
         return sizes
 
 
+def task_names() -> tuple[str, ...]:
+    """Return the names of the tasks that ship."""
+    return tuple(sorted(file.stem for file in BUILT_IN.glob("*.jsonl")))
+
+
 def read_prompt_task(file: Path) -> PromptTask:
-    """Return the items of a task file; blank lines are skipped.
+    """Return the items of a task file, or of a task that ships, by its name; blank lines are skipped.
 
     Raises ``InvalidOption`` that names the first wrong line.
     """
+    file = _find(file)
     items: list[PromptItem] = []
     lines: dict[str, int] = {}  # of each input
     for number, line in enumerate(read_text_file(file).split("\n"), 1):
@@ -146,6 +154,17 @@ def read_prompt_task(file: Path) -> PromptTask:
             raise InvalidOption(f"line {number} of {file}: {fault.what}", got=fault.got, allowed=fault.allowed) from None
         items.append(item)
     return PromptTask(file, tuple(items))
+
+
+def _find(file: Path) -> Path:
+    """Return the file of a task that ships if ``file`` is a bare name that no file has, else ``file``."""
+    if os.path.exists(file) or len(file.parts) != 1 or file.suffix:
+        return file
+    if file.name not in (names := task_names()):
+        raise InvalidOption(
+            "there is no such task", got=show(str(file)), allowed=f"a file, or {', '.join(names)}", remedy=nearest(file.name, names)
+        )
+    return BUILT_IN / f"{file.name}.jsonl"
 
 
 def _input_key(item: PromptItem) -> str:

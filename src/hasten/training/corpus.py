@@ -37,6 +37,11 @@ class Batch:
 class BatchSource(Protocol):
     """What the training loop reads."""
 
+    @property
+    def summary(self) -> str:
+        """One line for the log: how much there is."""
+        ...
+
     def batch(self, step: int, size: int, seq_len: int, seed: int) -> Batch:
         """Return ``size`` sequences, which depend on the arguments only."""
         ...

@@ -47,6 +47,13 @@ class Examples:
         """Return the fields."""
         return {"ids_T": self.ids_T, "ends_N": self.ends_N, "num_input_N": self.num_input_N, "counts": self.counts}
 
+    def digest(self) -> str:
+        """Return the SHA-256 of all examples, in hexadecimal."""
+        hasher = hashlib.sha256()
+        for tensor in (self.counts, self.ends_N, self.num_input_N, self.ids_T):
+            hasher.update(tensor.numpy().tobytes())
+        return hasher.hexdigest()
+
     @classmethod
     def split(cls, examples: Sequence[Example], fraction: float) -> Examples:
         """Return examples of which ``fraction`` are for validation and held out, one half each.
@@ -70,6 +77,11 @@ class Examples:
                 allowed="from 4 different ones",
                 remedy="Give more examples",
             )
+        return cls.join(train, validation, held_out)
+
+    @classmethod
+    def join(cls, train: Sequence[Example], validation: Sequence[Example], held_out: Sequence[Example] = ()) -> Examples:
+        """Return examples that the caller has split."""
         listed = [*train, *validation, *held_out]
         return cls(
             ids_T=_tensor([token for example in listed for token in example.ids]).int(),

@@ -20,7 +20,7 @@ from hasten.checkpoints.json_values import is_integer
 from hasten.core.errors import InvalidOption
 from hasten.training.base import TrainingTask
 from hasten.training.callback import TrainingCallback
-from hasten.training.corpus import BatchSource
+from hasten.training.corpus import Batch, BatchSource
 from hasten.training.draft_score import DraftScore
 from hasten.training.options import DEFAULT_STEPS, TrainOptions
 from hasten.training.resume import ResumeFolder, SavedState, damaged_state
@@ -47,6 +47,8 @@ class TrainingState:
     losses: list[float] = field(default_factory=list)  # training losses since the last evaluation
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # step, train_loss and the entries of ``DraftScore.as_dict``
     best: int | None = None  # index of the evaluation with the lowest loss
+    num_sequences: int = 0  # that passed through the model, for training and for validation
+    num_tokens: int = 0  # of these, with padding
 
     def should_stop(self, patience: int) -> bool:
         """Return whether all steps are done, or ``patience`` evaluations did not lower the validation loss.
@@ -99,7 +101,7 @@ class TrainingLoop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
-        return self._validation_score(FINAL_EVALUATION_FACTOR * self._num_evaluation_sequences)
+        return self._validate(FINAL_EVALUATION_FACTOR * self._num_evaluation_sequences)
 
     @property
     def _num_evaluation_sequences(self) -> int:
@@ -109,7 +111,8 @@ class TrainingLoop:
         state = self.state
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, state.total_steps, self.lr)
-        loss = self._backward(state.step)
+        batch = self._batch(state.step)
+        loss = self._backward(batch)
         if not math.isfinite(loss):
             raise InvalidOption(
                 f"the loss is not finite at step {state.step + 1}", got=f"lr={self.lr:g}", remedy="Train with a smaller --lr"
@@ -119,16 +122,24 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.losses.append(loss)
+        self._count(batch)
         return loss
 
-    def _backward(self, step: int) -> float:
-        """Add the gradients of a step's batch and return its loss."""
-        loss = self.task.loss(self.corpus.batch(step, self.options.batch, self.options.seq_len, self.options.seed))
+    def _batch(self, step: int) -> Batch:
+        return self.corpus.batch(step, self.options.batch, self.options.seq_len, self.options.seed)
+
+    def _count(self, batch: Batch) -> None:
+        self.state.num_sequences += len(batch.ids_BS)
+        self.state.num_tokens += batch.ids_BS.numel()
+
+    def _backward(self, batch: Batch) -> float:
+        """Add the gradients of a batch and return its loss."""
+        loss = self.task.loss(batch)
         torch.autograd.backward(loss)
         return float(loss.detach())
 
     def _evaluate(self) -> None:
-        state, score = self.state, self._validation_score(self._num_evaluation_sequences)
+        state, score = self.state, self._validate(self._num_evaluation_sequences)
         train_loss = sum(state.losses) / len(state.losses)
         state.evaluations.append({"step": state.step, "train_loss": train_loss, **score.as_dict()})
         state.losses.clear()
@@ -137,9 +148,18 @@ class TrainingLoop:
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.callback.on_evaluate(state.step, state.total_steps, train_loss, score)
 
+    def _validate(self, num_sequences: int) -> DraftScore:
+        """Return the score of validation sequences, and count their tokens."""
+        batches = self._validation_batches(num_sequences)
+        for batch in batches:
+            self._count(batch)
+        return self._validation_score(batches)
+
+    def _validation_batches(self, num_sequences: int) -> list[Batch]:
+        return list(self.corpus.validation_batches(self.options.batch, self.options.seq_len, num_sequences))
+
     @torch.no_grad()
-    def _validation_score(self, num_sequences: int) -> DraftScore:
-        batches = self.corpus.validation_batches(self.options.batch, self.options.seq_len, num_sequences)
+    def _validation_score(self, batches: list[Batch]) -> DraftScore:
         return sum((self.task.evaluate(batch) for batch in batches), DraftScore.zero())
 
     def _save(self) -> None:
@@ -166,6 +186,8 @@ class TrainingLoop:
         state = TrainingState(**saved.values)
         if not is_integer(state.total_steps) or not is_integer(state.step, 0):
             raise TypeError(f"step {state.step!r} of {state.total_steps!r}")
+        if not is_integer(state.num_sequences, 0) or not is_integer(state.num_tokens, 0):
+            raise TypeError(f"{state.num_tokens!r} tokens of {state.num_sequences!r} sequences")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved.tensors[f"weight.{name}"])
@@ -187,10 +209,10 @@ class TrainingLoop:
         """Return how many steps, with their evaluations, fit into a time. Runs two steps and times the second."""
         for _ in range(2):
             begin = time.monotonic()
-            self._backward(0)
+            self._backward(self._batch(0))
             self.optimizer.zero_grad(set_to_none=True)
             step_time = time.monotonic() - begin
         begin = time.monotonic()
-        self._validation_score(self.options.batch)
+        self._validation_score(self._validation_batches(self.options.batch))
         evaluation_time = time.monotonic() - begin
         return max(EVALUATIONS, int(seconds / (step_time + EVALUATION_SHARE * evaluation_time)))

@@ -68,8 +68,11 @@ class SoftPromptTask:
     ) -> Mapping[str, Any] | None:
         """Measure on the held-out examples, which decided nothing, what the soft prompt gains.
 
-        The entries are means over examples of the loss per output token. None if ``should_stop`` returned True.
+        The entries are means over examples of the loss per output token. There are none without held-out examples. None if
+        ``should_stop`` returned True.
         """
+        if not int(corpus.counts[2]):
+            return {}
         losses: list[tuple[float, float]] = []
         for batch in corpus.held_out_batches(1):
             if should_stop():

@@ -35,7 +35,8 @@ class LogLikelihood:
         """
         is_text = isinstance(attempt.prompt, str)
         text, options = str(attempt.prompt) if is_text else "", TaskOptions(chat=not is_text)
-        scores = llm.score(attempt.prompt, [options.continuation(text, reference) for reference in attempt.item.references])
+        continuations = [options.continuation(text, reference) for reference in attempt.item.references]
+        scores = llm.score(attempt.prompt, continuations, soft_prompt=attempt.soft_prompt)
         # A probability of 0 in floating point is no infinite loss.
         best = max(max(score.mean, _LOWEST) for score in scores)
         return ItemScore(best, sum(len(score.token_ids) for score in scores))
