@@ -3,9 +3,11 @@
 ``python benchmarks/hard_prompts.py demo --out benchmarks/results/hard_prompts.json``
 
 A seed draws random hard prompts of four tokens and plants the strongest: the references of a task are the model's greedy outputs
-after it. The score is the log-likelihood of the references, on items that the search does not see. A method's share is
-(score - empty) / (planted - empty), where ``empty`` is the score without a hard prompt. A share of 1 is as good as the planted prompt,
-which need not be the best one; the goal is 0.8. ``random`` is the control: it compares as many random hard prompts as GCG computes.
+after it. The score is the log-likelihood of the references, on items that the search does not see.
+
+A method's share is (score - empty) / (planted - empty), where ``empty`` is the score without a hard prompt. A share of 1 is as good
+as the planted prompt, which need not be the best one; the goal is 0.8. ``random`` is the control: it compares as many random hard
+prompts as GCG computes.
 """
 
 import argparse
