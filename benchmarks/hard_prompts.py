@@ -31,7 +31,7 @@ from hasten.bench.report import spread
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.prompts.hard_prompt.printable_tokens import printable_tokens
 from hasten.prompts.hard_prompt.prompt_layout import PromptLayout
-from hasten.prompts.hard_prompt.search import HardPromptSearch, Proposal
+from hasten.prompts.hard_prompt.search import COMPARED_BATCHES, HardPromptSearch, Proposal
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.metric import open_metric
 from hasten.prompts.optimizer import Candidate, Workbench
@@ -42,7 +42,7 @@ from hasten.prompts.template import PromptTemplate
 
 GOAL = 0.8
 LENGTH = 4  # tokens of all hard prompts
-PLANTS = 16  # random hard prompts of which the strongest is planted
+PLANTS = 8  # random hard prompts of which the strongest is planted
 OUTPUT_TOKENS = 8
 NUM_TRAIN, NUM_VALIDATION = 8, 4  # the other items are held out
 NAMES = "read parse load open find sort merge split count send print update remove insert compute encode decode check start stop"
@@ -139,7 +139,9 @@ def compare(llm: LLM, seed: int, gcg_options: gcg.GcgOptions, pez_options: pez.P
         "gcg": measure(llm, task, seed, lambda bench: gcg.optimize(bench, INITIAL, gcg_options)),
         "pez": measure(llm, task, seed, lambda bench: pez.optimize(bench, INITIAL, pez_options)),
     }
-    steps = gcg_options.steps * (gcg_options.num_candidates + 3)  # a step of GCG also has a gradient and the comparison of its best
+    compared = min(NUM_TRAIN, COMPARED_BATCHES * gcg_options.batch)  # items that a proposal of any method is compared on
+    per_step = (gcg_options.num_candidates + 2) * gcg_options.batch + compared  # items of a step of GCG; 2: the gradient
+    steps = round(gcg_options.steps * per_step / compared)
     options = gcg.GcgOptions(length=LENGTH, steps=steps, batch=gcg_options.batch)
 
     def control(bench: Workbench) -> Candidate:
@@ -153,13 +155,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--gcg-steps", type=int, default=8)
-    parser.add_argument("--pez-steps", type=int, default=100)
+    parser.add_argument("--gcg-steps", type=int, default=12)
+    parser.add_argument("--pez-steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    gcg_options = gcg.GcgOptions(length=LENGTH, steps=options.gcg_steps)
-    pez_options = pez.PezOptions(length=LENGTH, steps=options.pez_steps)
+    gcg_options = gcg.GcgOptions(length=LENGTH, steps=options.gcg_steps, batch=options.batch)
+    pez_options = pez.PezOptions(length=LENGTH, steps=options.pez_steps, batch=options.batch)
     engine = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory": "64MiB", "speculative_method": "off"}
     rows = []
     with LLM(options.model, threads=options.threads, **engine) as llm:
@@ -178,7 +181,13 @@ def main() -> None:
             f"{figures['num_tokens']['median']:,.0f} tokens, {figures['cpu_seconds']['median']:.1f} s of one core"
         )
     result = {**provenance("hard_prompts", sys.argv), "engine": description, "goal": GOAL, "length": LENGTH}
-    result |= {"gcg_steps": options.gcg_steps, "pez_steps": options.pez_steps, "methods": methods, "seeds": rows}
+    result |= {
+        "gcg_steps": options.gcg_steps,
+        "pez_steps": options.pez_steps,
+        "batch": options.batch,
+        "methods": methods,
+        "seeds": rows,
+    }
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -69,7 +69,7 @@ class PromptLayout:
             raise InvalidOption(
                 "the text before a hard prompt differs from item to item",
                 got=f"{show(heads[0])} and {show(heads[1])}",
-                remedy="Use a template whose system text has no variables",
+                remedy="Optimise without the chat template",
             )
         self._head, self._tails, self._items, self._options = heads[0], [tail for _, tail in cuts], items, options
         self.head_ids = self._encode(self._head)
