@@ -38,6 +38,8 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
 from hasten.prompts.feedback import Feedback
+from hasten.prompts.optimizers.gcg import GcgOptions
+from hasten.prompts.optimizers.pez import PezOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
@@ -104,6 +106,8 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     TaskOptions: TaskOptions,
     PromptTemplate: functools.partial(PromptTemplate, name="name", text="{{ a }}"),
     TemplateOptions: functools.partial(TemplateOptions, template="qa", examples="file"),
+    GcgOptions: GcgOptions,
+    PezOptions: PezOptions,
     Feedback: functools.partial(Feedback, variant="v", digest="0" * 64, is_good=True, time=0.0),
 }
 FIELDS = [(settings, field.name) for settings in MAKERS for field in dataclasses.fields(settings)]

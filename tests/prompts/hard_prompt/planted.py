@@ -33,10 +33,10 @@ def planted_items(llm: LLM) -> tuple[PromptItem, ...]:
 
 
 def word_items(num: int = 6) -> tuple[PromptItem, ...]:
-    """Return items for a model of words; the second half has two references."""
-    more = [("w70 w71",) if line > num // 2 else () for line in range(1, num + 1)]
+    """Return items for a model of words, without those that begin with w2, its end token; the second half has two references."""
+    more = [("w80 w81",) if line > num // 2 else () for line in range(1, num + 1)]
     return tuple(
-        PromptItem(line, {"input": f"w{20 + line} w{30 + line}"}, (f"w{40 + line} w{50 + line} w60", *more[line - 1]))
+        PromptItem(line, {"input": f"w{30 + line} w{40 + line}"}, (f"w{50 + line} w{60 + line} w70", *more[line - 1]))
         for line in range(1, num + 1)
     )
 
