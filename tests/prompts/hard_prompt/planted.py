@@ -42,7 +42,7 @@ def word_items(num: int = 6) -> tuple[PromptItem, ...]:
 
 
 @contextmanager
-def workbench(llm: LLM, items: Sequence[PromptItem], folder: Path, **changes: Any) -> Iterator[Workbench]:
+def workbench(llm: Any, items: Sequence[PromptItem], folder: Path, **changes: Any) -> Iterator[Workbench]:
     """Yield a bench with two thirds of the items to train on."""
     num = len(items) * 2 // 3
     with RunFile(folder / "run.jsonl") as run_file:

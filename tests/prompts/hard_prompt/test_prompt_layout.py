@@ -128,7 +128,8 @@ def test_the_longest_item_is_counted_with_and_without_its_reference(tokenizer: T
 
 def test_printable_tokens_are_texts_by_themselves(tokenizer: TextTokenizer) -> None:
     plain = Tokenizer.from_file(str(resolve("demo") / "tokenizer.json"))
-    found = set(printable_tokens(tokenizer, 8192))
+    found = set(printable_tokens(tokenizer, 8200))  # an embedding may have more rows than there are tokens
+    assert max(found) < 8192
     for token in range(8192):
         text = plain.decode([token], skip_special_tokens=False)
         is_text = all(character.isprintable() and character != "\ufffd" for character in text) and not text.isspace()

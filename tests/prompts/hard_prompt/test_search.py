@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from tests.prompts.hard_prompt.planted import INITIAL, word_items, workbench
 from torch import Tensor
 
 from hasten import LLM
-from hasten.core.errors import HastenError, InvalidOption
+from hasten.core.errors import HastenError, InvalidOption, UnsupportedModel
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.prompts.hard_prompt import search as search_module
 from hasten.prompts.hard_prompt.search import HardPromptSearch, Proposal
@@ -230,6 +231,24 @@ def test_what_cannot_work_is_one_sentence(word_llm: LLM, tmp_path: Path) -> None
     )
     assert "got 60 + 5 = 65" in refusal(length=60)
     assert "got 9 + 58 = 67" in refusal(length=9, metric="exact_match", options=TaskOptions(max_tokens=56))
+
+
+class Described:
+    """Knows its folder alone: whatever else is asked of it is a fault."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def describe(self) -> dict[str, str]:
+        return {"folder": str(self._folder)}
+
+
+def test_a_quantised_checkpoint_is_refused_before_anything_is_computed(word_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(word_folder, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with workbench(Described(folder), ITEMS, tmp_path) as bench, pytest.raises(UnsupportedModel, match="are quantised"):
+        HardPromptSearch("gcg", bench, INITIAL, find_optimizer("gcg").OPTIONS())
 
 
 def test_tokens_that_never_read_back_are_refused(word_llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,12 @@ Pair = tuple[int, int]  # index of the hard prompt, index of the item
 
 
 class ItemLoss:
-    """The loss of an item is the mean cross entropy per token of its reference, in nats; of several, that of the most likely one.
+    """Computes the mean cross entropy per token of an item's reference, in nats.
 
-    It is what the metric ``log_likelihood`` measures, with the opposite sign.
+    Of several references, the most likely one counts, as in the metric ``log_likelihood``, whose negative this is.
 
     ``num_tokens``: those that passed through the model so far. With a gradient a token counts twice, because the pass back through
-    frozen weights costs as much again.
+    frozen weights costs as much again. Methods raise ``HastenError`` for a loss that is not finite.
     """
 
     def __init__(self, target: TargetModel, head_ids: Sequence[int], items: Sequence[Sequence[Row]]) -> None:

@@ -91,7 +91,10 @@ class PromptLayout:
         return with_hard_prompt(self._initial, self.text(ids), name)
 
     def is_exact(self, ids: Sequence[int], variant: TemplateVariant) -> bool:
-        """Return whether the variant's text for every item, alone and with each reference, has the tokens of the search."""
+        """Return whether the variant's text for every item has the tokens of the search.
+
+        Both without and with each reference after it.
+        """
         before, fragment = [*self.head_ids, *ids], self._tokenizer.encode_fragment
         for item, tail, rows in zip(self._items, self._tails, self.rows, strict=True):
             text = self._rendered(variant, item)
@@ -104,7 +107,7 @@ class PromptLayout:
         return True
 
     def longest(self) -> tuple[int, int]:
-        """Return the tokens of the longest item without and with its reference; those of a hard prompt come on top."""
+        """Return the tokens of the longest item without and with its reference, and without a hard prompt."""
         alone = max(len(self._tokenizer.encode_fragment(tail)) for tail in self._tails)
         joint = max(len(row.tail_ids) + len(row.reference_ids) for rows in self.rows for row in rows)
         return len(self.head_ids) + alone, len(self.head_ids) + joint

@@ -33,7 +33,7 @@ from hasten.prompts.metric import text_digest
 from hasten.prompts.optimizer import Candidate, Workbench
 from hasten.prompts.task import PromptItem
 from hasten.training.corpus import derived_seed
-from hasten.training.target_model import TargetModel
+from hasten.training.target_model import TargetModel, trainable_spec
 
 SAVE_SECONDS = 5.0  # between saves of the state
 COMPARED_BATCHES = 4  # finalists are compared on the train items of so many batches, at most
@@ -60,13 +60,18 @@ class Proposal:
 
 
 class Method(Protocol):
-    """A way to search. ``advance`` depends on its arguments only, so that a resumed search goes on as before."""
+    """A way to search.
+
+    ``advance`` depends on its arguments only, so that a resumed search goes on as before.
+    """
 
     def start(self, ids: Sequence[int]) -> Mapping[str, Tensor]:
         """Return the state before the first step, which begins with these tokens."""
         ...
 
-    def advance(self, step: int, tensors: Mapping[str, Tensor]) -> Proposal: ...
+    def advance(self, step: int, tensors: Mapping[str, Tensor]) -> Proposal:
+        """Run one step; ``step`` counts from 0. It changes no tensor in place."""
+        ...
 
 
 class HardPromptSearch:
@@ -77,11 +82,13 @@ class HardPromptSearch:
         if not bench.train or not bench.validation:
             raise InvalidOption("a hard prompt needs train items and validation items", remedy="Change the fractions of the split")
         self.name, self._bench, self._initial, self._options = name, bench, initial, options
+        folder = Path(bench.llm.describe()["folder"])
+        trainable_spec(folder)  # before anything is computed
         self._before = bench.evaluate(initial, bench.validation)
         items = (*bench.train, *bench.validation)
         self.layout = PromptLayout(bench.llm.tokenizer, initial, items, bench.options)
         self._check_length()
-        target = TargetModel.load(Path(bench.llm.describe()["folder"]))
+        target = TargetModel.load(folder)
         self.loss = ItemLoss(target, self.layout.head_ids, self.layout.rows[: len(bench.train)])
         table = target.decoder.embedding.format
         assert isinstance(table, Dense)
@@ -103,9 +110,9 @@ class HardPromptSearch:
         return [orders[epoch][index] for epoch, index in places]
 
     def run(self, method: Method) -> Candidate:
-        """Return the best prompt by the validation items. A ``KeyboardInterrupt`` leaves the state of the last step.
+        """Return the best prompt by the validation items.
 
-        Raises ``HastenError``.
+        A ``KeyboardInterrupt`` leaves the state of the last step. Raises ``HastenError``.
         """
         folder = StateFolder(self._bench.folder / f"{self.name}-{self._digest()[:16]}", self._digest())
         ids = self._initial_ids()
@@ -200,11 +207,7 @@ class HardPromptSearch:
 
         parts = [
             [model.weights, model.text, self._initial.digest, bench.seed],
-            [dataclasses.asdict(bench.options), {name: getattr(self._options, name) for name in _names(self._options)}],
+            [repr(bench.options), repr(self._options)],
             [plain(bench.train), plain(bench.validation)],
         ]
         return text_digest(f"hasten/hard-prompt/{self.name}/1", json.dumps(parts))
-
-
-def _names(options: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(options)]

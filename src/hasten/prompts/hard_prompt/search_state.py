@@ -44,7 +44,10 @@ class SearchState:
 
 
 class StateFolder:
-    """Saves states. Raises ``CapacityError`` if the disk is full, and ``CheckpointError`` for a damaged state."""
+    """Saves and loads states.
+
+    Raises ``CapacityError`` if the disk is full, and ``CheckpointError`` for a damaged state.
+    """
 
     def __init__(self, folder: Path, digest: str) -> None:
         self._resume = ResumeFolder.open(folder, {"digest": digest})

@@ -50,7 +50,7 @@ def optimize(bench: Workbench, initial: TemplateVariant, options: GcgOptions) ->
 
 
 def best_swaps(gradient_LE: Tensor, table_VE: Tensor, is_printable_V: Tensor, top_k: int) -> Tensor:
-    """Return the printable tokens of each position with the most negative one-hot gradient, best first. [L, K]"""
+    """Return the printable tokens with the most negative one-hot gradient, best first. [L, K]"""
     gradient_LV = (gradient_LE @ table_VE.T).masked_fill(~is_printable_V, torch.inf)
     return gradient_LV.topk(min(top_k, int(is_printable_V.sum())), largest=False).indices
 
