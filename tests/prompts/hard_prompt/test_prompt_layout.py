@@ -111,10 +111,17 @@ def test_tokens_that_join_their_neighbours_do_not_read_back(tokenizer: TextToken
     spaced = PromptLayout(tokenizer, variant("\n  {{ input }}"), ITEMS, TaskOptions())
     assert layout.is_stable(blank) and not spaced.reads_back(blank)
     assert not layout.is_exact(blank, layout.variant(apart, "found"))
-    # What a chat template strips does not come back.
-    padded = ids_of(tokenizer, " import")
-    assert layout.reads_back(padded)
-    assert not PromptLayout(tokenizer, variant("{{ input }}"), ITEMS, TaskOptions(chat=True)).reads_back(padded)
+
+
+def test_what_a_chat_template_strips_does_not_read_back() -> None:
+    plain = Tokenizer.from_file(str(resolve("demo") / "tokenizer.json"))
+    for filtered, reads_back in (("content", True), ("content | trim", False)):
+        chatting = TextTokenizer(plain, chat_template=f"{{{{ messages[0].{filtered} }}}}!")
+        layout = PromptLayout(chatting, variant("{{ input }}"), ITEMS, TaskOptions(chat=True))
+        padded = plain.encode(" import", add_special_tokens=False).ids
+        assert layout.is_exact(padded, layout.variant(padded, "found")) == reads_back
+        assert not layout.reads_back(padded)  # whether a template strips is not known before
+        assert layout.reads_back(plain.encode("import", add_special_tokens=False).ids)
 
 
 def test_the_longest_item_is_counted_with_and_without_its_reference(tokenizer: TextTokenizer) -> None:

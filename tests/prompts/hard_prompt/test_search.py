@@ -185,11 +185,15 @@ def test_the_metric_on_the_validation_items_chooses(word_llm: LLM, tmp_path: Pat
     with workbench(word_llm, ITEMS, tmp_path, on_log=logs.append) as bench:
         search = HardPromptSearch("gcg", bench, INITIAL, options)
         everything = [*prompts, tuple(search._initial_ids())]
+        num_tokens = bench.num_tokens
         found = search.run(Scripted([*prompts, None, prompts[0]]))
+        num_tokens = bench.num_tokens - num_tokens
         train = {ids: -bench.evaluate(search.layout.variant(ids, "v"), bench.train).mean for ids in everything}
         finalists = sorted(everything, key=lambda ids: train[ids])[:4]
         validation = {ids: bench.evaluate(search.layout.variant(ids, "v"), bench.validation).mean for ids in finalists}
         best = max(finalists, key=lambda ids: validation[ids])
+        evaluations = [bench.evaluate(search.layout.variant(ids, "v"), bench.validation) for ids in finalists]
+        assert num_tokens == search.loss.num_tokens + sum(evaluation.num_tokens for evaluation in evaluations)
         before = bench.evaluate(INITIAL, bench.validation).mean
         assert best != finalists[0] and validation[best] > before  # or the test would show nothing
         assert found.variant.template == search.layout.variant(best, "v").template
