@@ -64,7 +64,7 @@ def test_a_run_goes_on_from_any_saved_state(method: str, word_llm: LLM, tmp_path
     with workbench(word_llm, ITEMS, tmp_path / "plain") as bench:
         expected = optimize(method, bench)
     num_steps = len(steps_run)
-    for step in (0, 1, num_steps // 2, num_steps - 1):
+    for step in (1, num_steps - 1):
         steps_run.clear()
         with workbench(word_llm, ITEMS, tmp_path / f"killed {step}") as bench:
             assert optimize(method, bench) == expected
