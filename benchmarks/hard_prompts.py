@@ -164,6 +164,7 @@ def main() -> None:
     gcg_options = gcg.GcgOptions(length=LENGTH, steps=options.gcg_steps, batch=options.batch)
     pez_options = pez.PezOptions(length=LENGTH, steps=options.pez_steps, batch=options.batch)
     engine = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory": "64MiB", "speculative_method": "off"}
+    header = provenance("hard_prompts", sys.argv)  # the commit may change while it runs
     rows = []
     with LLM(options.model, threads=options.threads, **engine) as llm:
         description = llm.describe()
@@ -180,7 +181,7 @@ def main() -> None:
             f"{name}: median share {figures['share']['median']:.2f}, {reached} of {len(rows)} reach {GOAL}; "
             f"{figures['num_tokens']['median']:,.0f} tokens, {figures['cpu_seconds']['median']:.1f} s of one core"
         )
-    result = {**provenance("hard_prompts", sys.argv), "engine": description, "goal": GOAL, "length": LENGTH}
+    result = {**header, "engine": description, "goal": GOAL, "length": LENGTH}
     result |= {
         "gcg_steps": options.gcg_steps,
         "pez_steps": options.pez_steps,
