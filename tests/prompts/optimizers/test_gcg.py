@@ -97,5 +97,5 @@ def test_it_reaches_the_gain_of_a_planted_hard_prompt(llm: LLM, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["length", "steps", "top_k", "num_candidates", "batch"])
 def test_wrong_options_are_named(name: str) -> None:
-    with pytest.raises(InvalidOption, match=f"1 option of gcg is out of range: {name}=0 "):
+    with pytest.raises(InvalidOption, match=f"1 gcg option is out of range: {name}=0 "):
         OPTIONS(**{name: 0})

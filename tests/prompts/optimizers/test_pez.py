@@ -85,5 +85,5 @@ def test_it_reaches_the_gain_of_a_planted_hard_prompt(llm: LLM, tmp_path: Path) 
 
 def test_wrong_options_are_named() -> None:
     for name, value in (("length", 0), ("steps", 0), ("learning_rate", 0.0), ("learning_rate", 11.0), ("batch", 0)):
-        with pytest.raises(InvalidOption, match=f"1 option of pez is out of range: {name}={value} "):
+        with pytest.raises(InvalidOption, match=f"1 pez option is out of range: {name}={value} "):
             OPTIONS(**{name: value})

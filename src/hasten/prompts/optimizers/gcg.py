@@ -34,7 +34,7 @@ class GcgOptions:
     batch: Annotated[int, Range(1, 2**16)] = 8  # train items per step
 
     def __post_init__(self) -> None:
-        check_fields(self, "option of gcg", InvalidOption)
+        check_fields(self, "gcg option", InvalidOption)
 
 
 OPTIONS = GcgOptions

@@ -38,7 +38,7 @@ class PezOptions:
     batch: Annotated[int, Range(1, 2**16)] = 8  # train items per step
 
     def __post_init__(self) -> None:
-        check_fields(self, "option of pez", InvalidOption)
+        check_fields(self, "pez option", InvalidOption)
 
 
 OPTIONS = PezOptions
