@@ -41,6 +41,8 @@ from hasten.prompts.feedback import Feedback
 from hasten.prompts.instruction_search import InstructionOptions
 from hasten.prompts.optimization_report import OptimizationSummary, PromptFigures
 from hasten.prompts.optimizers.demonstrations import DemonstrationOptions
+from hasten.prompts.optimizers.gcg import GcgOptions
+from hasten.prompts.optimizers.pez import PezOptions
 from hasten.prompts.optimizers.soft_prompt import SoftPromptOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
@@ -115,6 +117,8 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     PromptTemplate: functools.partial(PromptTemplate, name="name", text="{{ a }}"),
     InstructionOptions: functools.partial(InstructionOptions, proposer="http://host/v1", proposer_model="m"),
     TemplateOptions: functools.partial(TemplateOptions, template="qa", examples="file"),
+    GcgOptions: GcgOptions,
+    PezOptions: PezOptions,
     Feedback: functools.partial(Feedback, variant="v", digest="0" * 64, is_good=True, time=0.0),
     DemonstrationOptions: DemonstrationOptions,
     PromptFigures: functools.partial(PromptFigures, **FIGURES),
