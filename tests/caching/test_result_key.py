@@ -35,6 +35,13 @@ RUNS_NO_REQUEST = {
     "PromptTemplate": "prompts are made of it",
     "TemplateOptions": "prompts are made of it",
     "Feedback": "people give it",
+    "SoftPromptOptions": "an optimisation makes requests of it",
+    "InstructionOptions": "an optimisation makes requests of it",
+    "DemonstrationOptions": "an optimisation makes requests of it",
+    "PezOptions": "an optimisation makes requests of it",
+    "GcgOptions": "an optimisation makes requests of it",
+    "OptimizationSummary": "it reports an optimisation",
+    "PromptFigures": "it reports an optimisation",
 }
 # Per field: a base in which it is allowed, and another value. A new field fails until it stands here.
 BEAMS = {"beam_width": 4, "temperature": 0.0}
