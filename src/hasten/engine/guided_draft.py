@@ -12,6 +12,8 @@ from hasten.scheduling.sequence import Sequence
 log = logging.getLogger(__name__)
 
 MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the other requests wait for them
+# Every row finds the forced tokens after it anew, in 2 to 10 us per token, so a step takes few rows of a long forced text.
+_MAX_FOUND_TOKENS = 2_000
 
 
 def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
@@ -22,7 +24,7 @@ def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
     output = sequence.token_ids[sequence.request.num_initial_tokens :]
     try:
         if forced := guide.forced_tokens(output):
-            return Draft.chain(forced[:MAX_FORCED_TOKENS])
+            return Draft.chain(forced[: min(MAX_FORCED_TOKENS, max(1, _MAX_FOUND_TOKENS // len(forced)))])
         return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
     except Exception:
         log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)

@@ -12,8 +12,12 @@ from llguidance.gbnf_to_lark import any_to_lark
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-# The defaults of llguidance, except for the memory: a state of the lexer takes 1 to 2 kB.
-LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+# Lower than the defaults of llguidance, so that no step waits long. A state of the lexer takes 1 to 2 kB, and a forced text takes
+# one per byte: 10,000 bytes take 10 ms. 5,000 items of the parser take 25 ms, the default of 50,000 seconds; a schema of 600
+# optional properties fits. A tenth of the default fuel bounds the expressions of a lexer; an ``enum`` of 7,000 texts fits.
+LIMITS = LLParserLimits(
+    max_lexer_states=10_000, step_max_items=5_000, max_items_in_row=1_000, initial_lexer_fuel=100_000, verbose_errors=False
+)
 # One space, or a line break with an indentation. The default, any white space, lets a model write blanks without end.
 _SPACED: JsonCompileOptions = {"whitespace_pattern": r" |\n[ \t]{0,40}"}
 _COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
@@ -34,7 +38,7 @@ def grammar_text(form: Mapping[str, Any]) -> str:
     if form["grammar"] is not None:
         return LLMatcher.grammar_from_lark(any_to_lark(form["grammar"]))
     texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in form["choice"])
-    return LLMatcher.grammar_from_lark(f"start: {texts}")
+    return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")  # one terminal: a rule of each would exceed the limits
 
 
 def grammar_fault(matcher: LLMatcher) -> str:
