@@ -17,6 +17,7 @@ from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, Settings, merge_settings
 from hasten.cli.sections import SECTIONS, check_section_options, print_sections
 from hasten.cli.streams import read_input, read_prompt_file
+from hasten.cli.structured_options import STRUCTURED, read_structured, structured_flags
 from hasten.cli.template_options import TEMPLATE, read_template
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 REQUEST_FAILED = 1  # exit code
 
 
-@with_options(TEMPLATE, SAMPLING, ENGINE, SECTIONS)
+@with_options(TEMPLATE, STRUCTURED, SAMPLING, ENGINE, SECTIONS)
 def generate(
     name: ModelArgument = None,
     prompt: Annotated[
@@ -61,6 +62,7 @@ def generate(
     debug: Debug = False,
     *,
     template_options: OptionValues,
+    structured_options: OptionValues,
     sampling: OptionValues,
     engine: OptionValues,
     section_options: OptionValues,
@@ -74,7 +76,9 @@ def generate(
     prompts = read_prompts(texts, files, id_lists) if template_prompt is None else []
     if priority:
         _check_priority(priority, len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
-    alone = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
+    sampling |= read_structured(structured_options)
+    alone: dict[str, object] = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
+    alone |= dict.fromkeys(structured_flags(structured_options), True)
     sections = check_section_options(section_options, prompts or [""], alone)
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
         if template_prompt is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.cli.options import OptionGroup, OptionValues
+from hasten.core.errors import clip
 from hasten.core.sampling_params import SamplingParams
 
 HELP = {
@@ -50,6 +51,8 @@ HELP = {
     "early_stopping": "When beam search ends.",
 }
 
+_MAX_SHOWN = 400  # characters of a value: a schema has many more
+
 SAMPLING = OptionGroup("sampling", "Sampling", SamplingParams, HELP)
 
 # Beam search does not sample, so it ignores the sampling settings that a checkpoint recommends.
@@ -64,7 +67,8 @@ class Settings:
     origins: Mapping[str, str]
 
     def __str__(self) -> str:
-        shown = [f"{name}={getattr(self.params, name)!r} ({origin})" for name, origin in self.origins.items()]
+        values = {name: clip(repr(getattr(self.params, name)), _MAX_SHOWN) for name in self.origins}
+        shown = [f"{name}={values[name]} ({origin})" for name, origin in self.origins.items()]
         return ", ".join(shown) or "all defaults"
 
 

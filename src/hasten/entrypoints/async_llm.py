@@ -32,6 +32,7 @@ from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import build_engine
 
 INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
+GRAMMAR_THREADS = 32  # that wait for grammars to be vetted, one after the other; others would wait for those of a stranger
 LOOKUP_THREADS = 32  # that wait for a result cache in a file or a server; else a slow one would delay requests in turn
 MAX_INLINE = 2_000  # characters or token ids of a prompt that is tokenised in the event loop, in less than a millisecond
 
@@ -53,6 +54,7 @@ class AsyncLLM:
         # creation, so the thread ends before the kernels are freed.
         weakref.finalize(self, self._client.close)
         self._input_threads = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="hasten-input")
+        self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, thread_name_prefix="hasten-grammar")
         self._lookup_threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hasten-lookup")
         self._ids = itertools.count()
 
@@ -66,6 +68,7 @@ class AsyncLLM:
         """End the engine; requests that still run end with an error. Idempotent."""
         self._router.end(EngineDied(""))
         self._input_threads.shutdown(wait=False)
+        self._grammar_threads.shutdown(wait=False)
         self._lookup_threads.shutdown(wait=False)
         await asyncio.to_thread(self._client.close)
         if self._loaded.result_cache is not None:
@@ -107,7 +110,7 @@ class AsyncLLM:
         ``pins`` and ``soft_prompt``: see ``LLM.generate``.
         """
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, **options))
+        request, found = await self._look_up(prompt, sampling_params, partial(self._request, prompt, sampling_params, **options))
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -124,7 +127,7 @@ class AsyncLLM:
     ) -> RequestOutput:
         """Return the output of one prompt. Cancelling the task ends the request."""
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        request, found = await self._look_up(prompt, partial(self._request, prompt, sampling_params, **options))
+        request, found = await self._look_up(prompt, sampling_params, partial(self._request, prompt, sampling_params, **options))
         if isinstance(found, StoredResult):
             return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
         async with aclosing(self._stream(request, found)) as deltas:
@@ -152,7 +155,7 @@ class AsyncLLM:
             options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
             return self._request(prompt, sampling_params, **options)
 
-        request, found = await self._look_up(None, make)
+        request, found = await self._look_up(None, sampling_params, make)
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -195,32 +198,36 @@ class AsyncLLM:
 
     async def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         encode = partial(self._loaded.input_processor.encode, prompt)
-        return encode() if _is_short(prompt) else await self._in_thread(encode)
+        return encode() if _is_short(prompt) else await self._in_thread(encode, self._input_threads)
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> Request:
         """``options``: those of ``InputProcessor.request``."""
         return self._loaded.input_processor.request(str(next(self._ids)), prompt, params, arrival=time.monotonic(), **options)
 
-    async def _look_up(self, prompt: Prompt | None, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
+    async def _look_up(
+        self, prompt: Prompt | None, params: SamplingParams | None, make: Callable[[], Request]
+    ) -> tuple[Request, StoredResult | Request]:
         """Return the request of a prompt, and its stored result or what the engine takes.
 
         What takes long runs beside the event loop. ``prompt`` None: making the request takes long.
         """
-        loaded, is_short = self._loaded, prompt is not None and _is_short(prompt)
+        loaded, is_guided = self._loaded, params is not None and params.is_guided
+        threads = self._grammar_threads if is_guided else self._input_threads
+        is_short = prompt is not None and _is_short(prompt) and not is_guided
         if loaded.result_cache is not None and loaded.result_cache.does_io:
-            request = make() if is_short else await self._in_thread(make)
+            request = make() if is_short else await self._in_thread(make, threads)
             return request, await self._in_thread(partial(loaded.find_result, request), self._lookup_threads)
 
         def run() -> tuple[Request, StoredResult | Request]:
             request = make()
             return request, loaded.find_result(request)
 
-        return run() if is_short else await self._in_thread(run)
+        return run() if is_short else await self._in_thread(run, threads)
 
-    async def _in_thread(self, make: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
+    async def _in_thread(self, make: Callable[[], T], threads: ThreadPoolExecutor) -> T:
         """Return the result of ``make``, computed beside the event loop."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads or self._input_threads, make)
+            return await asyncio.get_running_loop().run_in_executor(threads, make)
         except RuntimeError as error:  # the threads have been shut down
             if self._router.has_ended:
                 raise EngineDied("").as_exception() from error
