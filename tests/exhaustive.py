@@ -54,6 +54,12 @@ SUITES = {
     "tournaments": Suite(100, 2_000, "simulated tournaments of eight variants, per case", "tests/prompts/test_tournament.py"),
     "comparisons": Suite(100, 2_000, "comparisons of six equal variants, corrected and not", "tests/prompts/test_evaluate.py"),
     "feedback damage": Suite(60, 1_000, "damaged files of feedback", "tests/prompts/test_feedback.py"),
+    "schema instances": Suite(
+        50, 300, "schemas, each with four valid and four invalid instances", "tests/sampling/guides/test_schema_instances.py"
+    ),
+    "schemas": Suite(
+        24, 300, "schemas sampled with and without drafts beside free requests", "tests/entrypoints/test_structured_outputs.py"
+    ),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"
