@@ -52,7 +52,7 @@ def compiler() -> GrammarCompiler:
 
 
 def make_guide(form: StructuredOutputs, max_cursors: int = 1) -> GrammarGuide:
-    return GrammarGuide(compiler().compile(form), VOCAB_SIZE, max_cursors)
+    return GrammarGuide(compiler().compile(form), VOCAB_SIZE, [EOS], max_cursors)
 
 
 def fresh_matcher(form: StructuredOutputs, token_ids: Sequence[int]) -> LLMatcher:

@@ -107,7 +107,7 @@ def compiler() -> Iterator[GrammarCompiler]:
 
 def check_it_compiles(compiler: GrammarCompiler) -> None:
     compiler._grammars.pop(GOOD, None)
-    assert bits(GrammarGuide(compiler.compile(GOOD), VOCAB_SIZE, 1).mask([])) == LANGUAGES["counted"].allowed([])
+    assert bits(GrammarGuide(compiler.compile(GOOD), VOCAB_SIZE, [EOS], 1).mask([])) == LANGUAGES["counted"].allowed([])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -134,7 +134,7 @@ def compiled(compiler: GrammarCompiler, make: Callable[[], StructuredOutputs]) -
 
 def ask_for_masks(matcher: LLMatcher) -> HastenError | None:
     """Ask for the first masks, which take little time, or return the error of one."""
-    guide, tokens = GrammarGuide(matcher, VOCAB_SIZE, 1), []
+    guide, tokens = GrammarGuide(matcher, VOCAB_SIZE, [EOS], 1), []
     try:
         for _ in range(20):
             start = time.process_time()
@@ -210,7 +210,7 @@ def test_the_last_used_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_matchers_of_one_grammar_are_apart(compiler: GrammarCompiler) -> None:
     first, second = compiler.compile(GOOD), compiler.compile(GOOD)
     assert first.consume_token(sorted(LANGUAGES["counted"].allowed([]))[0])
-    assert bits(GrammarGuide(second, VOCAB_SIZE, 1).mask([])) == LANGUAGES["counted"].allowed([])
+    assert bits(GrammarGuide(second, VOCAB_SIZE, [EOS], 1).mask([])) == LANGUAGES["counted"].allowed([])
 
 
 def test_threads_share_a_compiler(compiler: GrammarCompiler) -> None:
@@ -221,7 +221,7 @@ def test_threads_share_a_compiler(compiler: GrammarCompiler) -> None:
             return True
         matcher = compiler.compile(StructuredOutputs(choice=(f"choice {i % 25}", "b")))
         tokens = TOKENIZER.encode(f"choice {i % 25}").ids
-        return GrammarGuide(matcher, VOCAB_SIZE, 1).num_allowed([], tokens) == len(tokens)
+        return GrammarGuide(matcher, VOCAB_SIZE, [EOS], 1).num_allowed([], tokens) == len(tokens)
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(200)))

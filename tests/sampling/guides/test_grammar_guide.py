@@ -95,7 +95,7 @@ def test_a_single_text_is_forced_as_the_tokenizer_cuts_it() -> None:
 
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_num_allowed_counts_the_tokens_that_masks_allow(name: str) -> None:
-    """An end token, the last one of a draft, may count or not."""
+    """An end token counts as the last one."""
     language, draw = LANGUAGES[name], random.Random(name)
     guide = make_guide(language.form)
     for _ in range(40):
@@ -106,12 +106,10 @@ def test_num_allowed_counts_the_tokens_that_masks_allow(name: str) -> None:
             following.insert(draw.randrange(len(following) + 1), draw.randrange(EOS + 1))
         expected = 0
         while expected < len(following) and following[expected] in language.allowed([*tokens[:start], *following[:expected]]):
-            if following[expected] == EOS:
-                break
             expected += 1
-        num_allowed = guide.num_allowed(tokens[:start], following)
-        may_end = following[expected : expected + 1] == [EOS] and EOS in language.allowed([*tokens[:start], *following[:expected]])
-        assert num_allowed in ((expected, expected + 1) if may_end else (expected,)), (tokens[:start], following)
+            if following[expected - 1] == EOS:
+                break
+        assert guide.num_allowed(tokens[:start], following) == expected, (tokens[:start], following)
 
 
 def answers(guide: GrammarGuide, token_ids: list[int], kind: int, following: list[int]) -> Any:
@@ -128,7 +126,7 @@ def answers(guide: GrammarGuide, token_ids: list[int], kind: int, following: lis
     seed=st.integers(0, 2**32),
     max_cursors=st.integers(1, 4),
     num_outputs=st.integers(1, 5),
-    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=30),
+    steps=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=30),
 )
 def test_answers_follow_from_the_tokens_alone(
     name: str, seed: int, max_cursors: int, num_outputs: int, steps: list[tuple[int, int, int]]
@@ -137,6 +135,9 @@ def test_answers_follow_from_the_tokens_alone(
     form, draw = FORMS[name], random.Random(seed)
     outputs = [open_walk(form, draw, 12) for _ in range(num_outputs)]
     outputs.append(outputs[0][: len(outputs[0]) // 2])
+    outputs += [
+        [*output, EOS, *output[:2]] for output in outputs if make_guide(form).is_complete(output)
+    ]  # drafts with an end token
     guide = make_guide(form, max_cursors)
     for which, length, kind in steps:
         output = outputs[which % len(outputs)]

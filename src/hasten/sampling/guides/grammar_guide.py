@@ -24,12 +24,14 @@ class GrammarGuide:
     """Finds the state of the grammar after any tokens, from the nearest state that it has.
 
     Each of up to ``max_cursors`` cursors follows an output, and goes back and forth in it: the branches of a draft, or what a
-    rejected draft had read. More outputs than cursors take more time and change nothing.
+    rejected draft had read. More outputs than cursors take more time and change nothing. No state follows an end token, so what a
+    draft has after one gets the answers of the state before it.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, max_cursors: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_token_ids: Sequence[int], max_cursors: int) -> None:
         """``matcher``: in its initial state; the guide owns it."""
         self._cursors, self._max_cursors = [_Cursor(matcher)], max_cursors
+        self._eos_token_ids = eos_token_ids
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
@@ -43,14 +45,17 @@ class GrammarGuide:
         return self._mask_W
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
-        return self._matcher(token_ids).validate_tokens(list(next_tokens))
+        following = self._before_end(next_tokens)
+        num_allowed = self._matcher(token_ids).validate_tokens(following)
+        may_end = num_allowed == len(following) < len(next_tokens) and self.is_complete([*self._before_end(token_ids), *following])
+        return num_allowed + may_end
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
         return self._matcher(token_ids).is_accepting()
 
     def _matcher(self, token_ids: Sequence[int]) -> LLMatcher:
         """Return a matcher that has read these tokens. Raises ``HastenError``."""
-        tokens = list(token_ids)
+        tokens = self._before_end(token_ids)
         shared, cursor = max(((_num_shared(each.token_ids, tokens), each) for each in self._cursors), key=lambda pair: pair[0])
         num_back = len(cursor.token_ids) - shared
         if num_back and len(self._cursors) < self._max_cursors:
@@ -66,6 +71,13 @@ class GrammarGuide:
         if matcher.is_error():
             raise self._failed(matcher)
         return matcher
+
+    def _before_end(self, token_ids: Sequence[int]) -> list[int]:
+        tokens = list(token_ids)
+        for end in self._eos_token_ids:
+            if end in tokens:
+                del tokens[tokens.index(end) :]
+        return tokens
 
     def _failed(self, matcher: LLMatcher) -> HastenError:
         """Drop the cursor of a matcher that has failed, and return its error."""
