@@ -22,6 +22,7 @@ PUBLIC = [
     "SamplingParams",
     "ScoreOutput",
     "SoftPrompt",
+    "StructuredOutputs",
 ]
 
 

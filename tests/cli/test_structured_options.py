@@ -39,7 +39,7 @@ def test_options_give_the_fields_of_structured_outputs(tmp_path):
         assert read_structured(options) == {"structured_outputs": StructuredOutputs(**fields)}
     for options in ({}, {"json_object": False}, {"compact_json": False}):
         assert read_structured(options) == {}
-        assert structured_flags(options) == []
+        assert structured_flags(options) == {}
 
 
 @pytest.mark.parametrize(

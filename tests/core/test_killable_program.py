@@ -48,15 +48,15 @@ LENGTH_10 = (10).to_bytes(8, "big").hex()
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KillableProgram]:
-    (tmp_path / "obedient_program.py").write_text(PROGRAM)
+    (tmp_path / "told_program.py").write_text(PROGRAM)
     monkeypatch.syspath_prepend(str(tmp_path))
-    program = KillableProgram("obedient_program", "obeys")
+    program = KillableProgram("told_program", "does as it is told")
     yield program
     program.close()
 
 
 def ask(program: KillableProgram, seconds: float = 20.0, max_bytes: int = 1 << 20, **message: Any) -> dict[str, Any]:
-    return program.ask(message, time.monotonic() + seconds, 20.0, max_bytes)
+    return program.ask(message, seconds, max_bytes)
 
 
 def check_it_answers(program: KillableProgram) -> None:
@@ -111,6 +111,23 @@ def test_what_takes_too_long_is_killed(program: KillableProgram, message: dict[s
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     check_it_answers(program)
+
+
+def test_neither_the_start_nor_the_messages_before_count(program: KillableProgram) -> None:
+    """A message waits for one that spins for half a second, and for the process that replaces it, and has its time then."""
+    with ThreadPoolExecutor(1) as pool:
+        check_it_answers(program)
+        spinning = pool.submit(ask, program, seconds=0.5, do="spin")
+        while not program._lock.locked():
+            os.sched_yield()
+        assert ask(program, seconds=0.45, do="echo") == {"do": "echo"}
+        assert isinstance(spinning.exception(), TimeoutError)
+
+
+def test_a_deadline_counts_from_the_call(program: KillableProgram) -> None:
+    check_it_answers(program)
+    with pytest.raises(TimeoutError):
+        program.ask({"do": "spin"}, 60.0, 1 << 10, deadline=time.monotonic() + 0.1)
 
 
 def test_the_limit_of_processor_time_ends_a_program_whose_caller_waits(program: KillableProgram) -> None:

@@ -74,12 +74,10 @@ def generate(
     model = model_name(name, model)
     template_prompt = read_template(template_options, num_other_prompts=len([*texts, *files, *id_lists]))
     prompts = read_prompts(texts, files, id_lists) if template_prompt is None else []
-    if priority:
-        _check_priority(priority, len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
+    _check_priority(priority or [], len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
     sampling |= read_structured(structured_options)
-    alone: dict[str, object] = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
-    alone |= dict.fromkeys(structured_flags(structured_options), True)
-    sections = check_section_options(section_options, prompts or [""], alone)
+    alone = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
+    sections = check_section_options(section_options, prompts or [""], alone | structured_flags(structured_options))
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
         if template_prompt is not None:
             prompts = [template_prompt.render(llm)]
@@ -102,6 +100,8 @@ def _refuse_drafts(show_drafts: bool) -> None:
 
 
 def _check_priority(priority: list[int], num_prompts: int, policy: str) -> None:
+    if not priority:
+        return
     if len(priority) != num_prompts:
         raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {num_prompts} prompts")
     if policy != "priority":

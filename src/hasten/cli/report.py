@@ -12,7 +12,7 @@ from hasten.core.output import RequestMetrics, RequestOutput
 
 
 def request_summary(output: RequestOutput) -> str:
-    """Return one line with the token counts, the TTFT, the rate, the finish reason, and whether the output is incomplete.
+    """Return one line with the token counts, the TTFT, the rate, the finish reason and what is incomplete.
 
     ``prompt 12 tokens (8 cached, 4 computed) | output 96 tokens | TTFT 0.021 s | 140.1 tokens/s | finish: length``
     """

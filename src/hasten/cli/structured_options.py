@@ -34,7 +34,10 @@ STRUCTURED = OptionGroup("structured_options", "Form of the output", StructuredO
 
 
 def read_structured(values: OptionValues) -> OptionValues:
-    """Return the setting ``structured_outputs`` that the options describe; nothing without one. Raises ``HastenError``."""
+    """Return the setting ``structured_outputs`` that the options describe, or none.
+
+    Raises ``HastenError``.
+    """
     given = structured_flags(values)
     options = StructuredOptions(**values)
     if len(given) > 1:
@@ -54,9 +57,9 @@ def read_structured(values: OptionValues) -> OptionValues:
     return {"structured_outputs": form}
 
 
-def structured_flags(values: OptionValues) -> list[str]:
+def structured_flags(values: OptionValues) -> dict[str, object]:
     """Return the options of a form that were given, as they are written."""
-    return ["--" + name.replace("_", "-") for name in _FORMS if values.get(name) not in (None, False, ())]
+    return {"--" + name.replace("_", "-"): True for name in _FORMS if values.get(name) not in (None, False, ())}
 
 
 def _schema(text: str) -> str:
