@@ -12,7 +12,7 @@ from hasten.scheduling.sequence import Sequence
 log = logging.getLogger(__name__)
 
 MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the other requests wait for them
-# Every row finds the forced tokens after it anew, in 2 to 10 us per token, so a step takes few rows of a long forced text.
+# Every row finds the forced tokens after it anew, in 1 to 10 us per token, so a step takes few rows of a long forced text.
 _MAX_FOUND_TOKENS = 2_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -186,3 +187,24 @@ def test_an_exceeded_limit_is_an_error() -> None:
     assert TOKENS[b"aa"] in bits(guide.mask([TOKENS[b"a"]] * 3))
     with pytest.raises(HastenError, match=r"cannot go on: got .*items.* Simplify it"):
         guide.mask([TOKENS[b"a"]] * 400)
+
+
+def test_large_forms_of_honest_use_are_within_the_limits() -> None:
+    draw = random.Random(3)
+    names = [f"property {i}" for i in range(240)]
+    schema = {"properties": {name: {"type": "integer"} for name in names}, "additionalProperties": False, "type": "object"}
+    values = {name: draw.randint(0, 99) for name in names if draw.random() < 0.3}
+    text = "".join(draw.choice("abc é你\U0001f600.") for _ in range(1900))
+    cases = [
+        (StructuredOutputs(json=schema), json.dumps(values)),
+        (StructuredOutputs(json={"type": "string", "maxLength": 2000}), json.dumps(text, ensure_ascii=False)),
+        (StructuredOutputs(regex=".{0,2000}"), text),
+        (StructuredOutputs(json="true"), json.dumps([values, text], ensure_ascii=False)),
+        (StructuredOutputs(json={}), json.dumps({"a": [1, None, {"b": text[:99]}]}, ensure_ascii=False)),
+    ]
+    for form, output in cases:
+        guide, tokens = make_guide(form), TOKENIZER.encode(output).ids
+        for n in range(0, len(tokens), 5):
+            allowed = guide.forced_tokens(tokens[:n])[:1] or bits(guide.mask(tokens[:n]))
+            assert tokens[n] in allowed
+        assert guide.is_complete(tokens)
