@@ -23,7 +23,7 @@ from typing import Any
 from hasten import AsyncLLM, HastenError, SamplingParams, StructuredOutputs
 from hasten.bench.provenance import provenance
 
-STREAMS, TOKENS, CALLERS = 8, 160, 2
+STREAMS, TOKENS, CALLERS = 8, 500, 2
 PROMPTS = (
     "import os\n",
     "def read(path):\n    ",
@@ -98,7 +98,11 @@ async def submit(llm: AsyncLLM, form: dict[str, Any], seed: int, found: dict[str
 
 
 async def measure(llm: AsyncLLM, form: dict[str, Any]) -> tuple[list[float], dict[str, int]]:
-    """Return the gaps of the ordinary requests while others submit a grammar, and how those ended."""
+    """Return the gaps of the ordinary requests while others submit a grammar, and how those ended.
+
+    A new harmless grammar waits first until those of the last measurement are vetted.
+    """
+    await llm.generate("a", SamplingParams(structured_outputs=StructuredOutputs(regex=f"a|{time.monotonic_ns()}"), max_tokens=4))
     found: dict[str, int] = {}
     callers = [asyncio.create_task(submit(llm, form, 1000 * i, found)) for i in range(CALLERS)]
     gaps = await asyncio.gather(*(stream(llm, number) for number in range(STREAMS)))

@@ -24,6 +24,7 @@ from tests.sampling.guides.languages import (
 
 from hasten.core.errors import HastenError
 from hasten.core.structured_outputs import StructuredOutputs
+from hasten.sampling.guides import grammar_guide
 from hasten.sampling.guides.grammar_guide import GrammarGuide
 
 OPEN = {
@@ -208,3 +209,13 @@ def test_large_forms_of_honest_use_are_within_the_limits() -> None:
             allowed = guide.forced_tokens(tokens[:n])[:1] or bits(guide.mask(tokens[:n]))
             assert tokens[n] in allowed
         assert guide.is_complete(tokens)
+
+
+def test_a_guide_with_slow_masks_takes_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    language = LANGUAGES["counted"]
+    guide, tokens = make_guide(language.form), [TOKENS[b"ab"], TOKENS[b"c"]]
+    guide.mask([])
+    assert guide.num_allowed([], tokens) == 2
+    monkeypatch.setattr(grammar_guide, "SLOW_MASK", -1.0)
+    assert guide.num_allowed([], tokens) == 0
+    assert bits(guide.mask([])) == language.allowed([])

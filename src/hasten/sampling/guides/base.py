@@ -33,7 +33,7 @@ class TokenGuide(Protocol):
         """
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
-        """Return how many of ``next_tokens`` are allowed one after the other, forced tokens included."""
+        """Return how many of ``next_tokens``, a draft, are allowed one after the other; fewer if a draft is not worth its masks."""
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
         """Return whether the output may end here. ``token_ids`` are without the token that ended it."""

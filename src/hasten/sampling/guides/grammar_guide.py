@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ from llguidance import LLMatcher
 
 from hasten.core.errors import HastenError
 from hasten.sampling.guides.base import MaskWords
+
+SLOW_MASK = 3e-3  # seconds, usual ones take a tenth: drafts, of which every token takes a mask, would make other requests wait
 
 
 @dataclass(slots=True)
@@ -32,19 +35,23 @@ class GrammarGuide:
         """``matcher``: in its initial state; the guide owns it."""
         self._cursors, self._max_cursors = [_Cursor(matcher)], max_cursors
         self._eos_token_ids = eos_token_ids
+        self._mask_seconds = 0.0  # that the last mask took
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
         return self._matcher(token_ids).compute_ff_tokens()
 
     def mask(self, token_ids: Sequence[int]) -> MaskWords:
-        matcher = self._matcher(token_ids)
+        matcher, begin = self._matcher(token_ids), time.thread_time()
         matcher.unsafe_compute_mask_ptr(self._mask_W.ctypes.data, self._mask_W.nbytes)
+        self._mask_seconds = time.thread_time() - begin
         if matcher.is_error():
             raise self._failed(matcher)
         return self._mask_W
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
+        if self._mask_seconds > SLOW_MASK:
+            return 0
         following = self._before_end(next_tokens)
         num_allowed = self._matcher(token_ids).validate_tokens(following)
         may_end = num_allowed == len(following) < len(next_tokens) and self.is_complete([*self._before_end(token_ids), *following])
