@@ -90,7 +90,7 @@ def test_forced_tokens_replace_a_draft_and_are_bounded() -> None:
         assert guided(SumGuide(0, forced=(7,) * 50), draft) == Draft.chain([7] * MAX_FORCED_TOKENS)
         # Every row of a step finds the forced tokens after it, so a long text gets few rows.
         assert 1 <= len(guided(SumGuide(0, forced=(7,) * 400), draft)) <= 5
-        assert len(guided(SumGuide(0, forced=(7,) * 50_000), draft)) == 1
+        assert not guided(SumGuide(0, forced=(7,) * 50_000), draft)
 
 
 def test_no_draft_stays_none_and_a_failing_guide_gives_none() -> None:

@@ -12,7 +12,7 @@ from hasten.scheduling.sequence import Sequence
 log = logging.getLogger(__name__)
 
 MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the other requests wait for them
-# Every row finds the forced tokens after it anew, in 1 to 10 us per token, so a step takes few rows of a long forced text.
+# Every row finds all forced tokens after it anew, in about 1 us per token: the longer a forced text is, the fewer rows take part.
 _MAX_FOUND_TOKENS = 2_000
 
 
@@ -24,7 +24,7 @@ def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
     output = sequence.token_ids[sequence.request.num_initial_tokens :]
     try:
         if forced := guide.forced_tokens(output):
-            return Draft.chain(forced[: min(MAX_FORCED_TOKENS, max(1, _MAX_FOUND_TOKENS // len(forced)))])
+            return Draft.chain(forced[: min(MAX_FORCED_TOKENS, _MAX_FOUND_TOKENS // len(forced))])
         return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
     except Exception:
         log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)

@@ -21,6 +21,7 @@ class _Cursor:
 
     matcher: LLMatcher
     token_ids: list[int] = field(default_factory=list)
+    forced: list[int] | None = None  # tokens after these; None if they are not known
 
 
 class GrammarGuide:
@@ -39,10 +40,13 @@ class GrammarGuide:
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        return self._matcher(token_ids).compute_ff_tokens()
+        cursor = self._cursor(token_ids)
+        if cursor.forced is None:
+            cursor.forced = cursor.matcher.compute_ff_tokens()
+        return cursor.forced
 
     def mask(self, token_ids: Sequence[int]) -> MaskWords:
-        matcher, begin = self._matcher(token_ids), time.thread_time()
+        matcher, begin = self._cursor(token_ids).matcher, time.thread_time()
         matcher.unsafe_compute_mask_ptr(self._mask_W.ctypes.data, self._mask_W.nbytes)
         self._mask_seconds = time.thread_time() - begin
         if matcher.is_error():
@@ -53,15 +57,15 @@ class GrammarGuide:
         if self._mask_seconds > SLOW_MASK:
             return 0
         following = self._before_end(next_tokens)
-        num_allowed = self._matcher(token_ids).validate_tokens(following)
+        num_allowed = self._cursor(token_ids).matcher.validate_tokens(following)
         may_end = num_allowed == len(following) < len(next_tokens) and self.is_complete([*self._before_end(token_ids), *following])
         return num_allowed + may_end
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
-        return self._matcher(token_ids).is_accepting()
+        return self._cursor(token_ids).matcher.is_accepting()
 
-    def _matcher(self, token_ids: Sequence[int]) -> LLMatcher:
-        """Return a matcher that has read these tokens. Raises ``HastenError``."""
+    def _cursor(self, token_ids: Sequence[int]) -> _Cursor:
+        """Return a cursor that has read these tokens. Raises ``HastenError``."""
         tokens = self._before_end(token_ids)
         shared, cursor = max(((_num_shared(each.token_ids, tokens), each) for each in self._cursors), key=lambda pair: pair[0])
         num_back = len(cursor.token_ids) - shared
@@ -69,6 +73,8 @@ class GrammarGuide:
             cursor = _Cursor(cursor.matcher.deep_copy(), list(cursor.token_ids))
             self._cursors.append(cursor)
         matcher = cursor.matcher
+        if num_back or shared < len(tokens):
+            cursor.forced = None
         if num_back:
             matcher.rollback(num_back)
             del cursor.token_ids[shared:]
@@ -77,7 +83,7 @@ class GrammarGuide:
             matcher.consume_tokens(tokens[shared:])
         if matcher.is_error():
             raise self._failed(matcher)
-        return matcher
+        return cursor
 
     def _before_end(self, token_ids: Sequence[int]) -> list[int]:
         tokens = list(token_ids)
