@@ -266,6 +266,36 @@ def test_async_streams_give_the_same_outputs(events: asyncio.Runner, expected: l
     assert [text for text, _ in found] == [output.outputs[0].text for output in expected]
 
 
+def test_a_hostile_grammar_holds_up_neither_requests_nor_known_forms(events: asyncio.Runner) -> None:
+    """While it is vetted, for two seconds, others end; a new form waits for its turn and is not refused for that."""
+    multiples = [{"type": "integer", "multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]
+    ended: list[str] = []
+
+    async def generate(llm: AsyncLLM, name: str, settings: SamplingParams) -> None:
+        if name == "hostile":
+            with pytest.raises(InvalidRequest, match="takes too long"):
+                await llm.generate("x = ", settings)
+        else:
+            assert (await llm.generate("x = ", settings)).error is None
+        ended.append(name)
+
+    async def run_all() -> None:
+        async with AsyncLLM("demo", kv_cache_memory="64MiB", quantization="int8", max_model_len=512, threads=1) as llm:
+            known = guided({"choice": ("yes", "no")})
+            await llm.generate("x = ", known)
+            cases = {
+                "hostile": guided({"json": {"allOf": multiples}}),
+                "new": guided({"choice": ("new",)}),
+                "known": known,
+                "free": SamplingParams(max_tokens=4),
+            }
+            await asyncio.gather(*(generate(llm, name, settings) for name, settings in cases.items()))
+
+    events.run(run_all())
+    assert set(ended[:2]) == {"known", "free"}
+    assert set(ended[2:]) == {"hostile", "new"}
+
+
 @pytest.mark.parametrize(
     ("settings", "choices"),
     [
