@@ -7,18 +7,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher
 from tests.sampling.guides.languages import EOS, LANGUAGES, TOKENIZER, VOCAB_SIZE, bits
 
+import hasten
 from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidRequest
 from hasten.core.structured_outputs import StructuredOutputs
 from hasten.sampling.guides import grammar_compiler, grammar_program
 from hasten.sampling.guides.grammar_compiler import MAX_GRAMMARS, SECONDS, GrammarCompiler
 from hasten.sampling.guides.grammar_guide import GrammarGuide
 from hasten.sampling.guides.grammar_program import GrammarProgram
+from hasten.text.tokenizer import TextTokenizer
 
 GOOD = LANGUAGES["counted"].form
 OBJECTS = '{"type":"object","properties":{"a":'
@@ -146,6 +149,29 @@ def ask_for_masks(matcher: LLMatcher) -> HastenError | None:
     except HastenError as error:
         return error
     return None
+
+
+def test_masks_over_a_large_vocabulary_are_bounded() -> None:
+    """An ambiguous grammar fails before a mask takes long."""
+    tokenizer = TextTokenizer.load(Path(hasten.__file__).parent / "demo" / "model", 8192)
+    assert tokenizer is not None
+    matcher = GrammarCompiler(tokenizer.to_json(), 8192, [0]).compile(HOSTILE["ambiguity"]())
+    longest, error = slowest_mask(GrammarGuide(matcher, 8192, [0], 1), tokenizer.encode_fragment("a")[0])
+    assert longest < 0.2
+    assert "Too many items" in error
+
+
+def slowest_mask(guide: GrammarGuide, token_id: int) -> tuple[float, str]:
+    """Return the longest processor time of a mask after up to 60 equal tokens, and the error that ends them."""
+    longest = 0.0
+    for length in range(60):
+        begin = time.process_time()
+        try:
+            guide.mask([token_id] * length)
+        except HastenError as error:
+            return longest, str(error)
+        longest = max(longest, time.process_time() - begin)
+    return longest, ""
 
 
 @pytest.mark.parametrize(
