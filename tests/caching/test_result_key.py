@@ -56,6 +56,7 @@ OTHER_PARAMS: dict[str, tuple[dict[str, Any], Any]] = {
     "allowed_token_ids": ({}, (1,)),
     "n": ({}, 2),
     "seed": ({}, 2),
+    "thinking_token_budget": ({}, 4),
     "min_tokens": ({}, 1),
     "max_tokens": ({}, 9),
     "stop": ({}, ("a",)),

@@ -33,6 +33,7 @@ CASES = {
     "allowed_token_ids": (["4", "5"], (4, 5)),
     "n": (["2"], 2),
     "seed": (["11"], 11),
+    "thinking_token_budget": (["7"], 7),
     "min_tokens": (["1"], 1),
     "max_tokens": (["9"], 9),
     "stop": (["\n\n", "--end"], ("\n\n", "--end")),
