@@ -64,6 +64,12 @@ SUITES = {
     ),
     "optimisation reports": Suite(200, 5_000, "damaged reports of optimisations", "tests/prompts/test_optimization_report.py"),
     "optimisation kills": Suite(2, 20, "SIGKILLs of an optimisation of a prompt", "tests/prompts/test_optimize_kills.py"),
+    "schema instances": Suite(
+        50, 300, "schemas, each with four valid and four invalid instances", "tests/sampling/guides/test_schema_instances.py"
+    ),
+    "schemas": Suite(
+        24, 300, "schemas sampled with and without drafts beside free requests", "tests/entrypoints/test_structured_outputs.py"
+    ),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

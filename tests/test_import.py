@@ -24,6 +24,7 @@ PUBLIC = [
     "SoftPrompt",
     "ToolCall",
     "ToolCallDelta",
+    "StructuredOutputs",
 ]
 
 

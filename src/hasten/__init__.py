@@ -10,6 +10,7 @@ from hasten.core.output import Choice, CompletionOutput, Delta, RequestMetrics, 
 from hasten.core.request import PrefixPin
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "SoftPrompt",
+    "StructuredOutputs",
     "ToolCall",
     "ToolCallDelta",
 ]

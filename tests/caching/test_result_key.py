@@ -13,6 +13,7 @@ from hasten.caching.result_key import NOT_IN_KEY, EngineIdentity, engine_key, no
 from hasten.core.engine_options import EngineOptions
 from hasten.core.request import PrefixPin, Request, ResultTicket
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 
 from ..core.test_check_fields import MAKERS
 
@@ -25,6 +26,7 @@ RUNS_NO_REQUEST = {
     "DraftModelRecipe": "training",
     "EarlyExitRecipe": "training",
     "SoftPromptRecipe": "training",
+    "StructuredOutputs": "SamplingParams holds it",
     "Workload": "a benchmark makes requests of it",
     "QuantizeOptions": "compression",
     "Gptq": "compression",
@@ -61,12 +63,13 @@ OTHER_PARAMS: dict[str, tuple[dict[str, Any], Any]] = {
     "allowed_token_ids": ({}, (1,)),
     "n": ({}, 2),
     "seed": ({}, 2),
+    "thinking_token_budget": ({}, 4),
     "min_tokens": ({}, 1),
     "max_tokens": ({}, 9),
     "stop": ({}, ("a",)),
     "stop_token_ids": ({}, (5,)),
-    "thinking_token_budget": ({}, 9),
     "ignore_eos": ({}, True),
+    "structured_outputs": ({"structured_outputs": StructuredOutputs(regex="a")}, StructuredOutputs(regex="b")),
     "include_stop_str_in_output": ({}, True),
     "skip_special_tokens": ({}, False),
     "logprobs": ({}, 0),
@@ -81,6 +84,15 @@ OTHER_PARAMS: dict[str, tuple[dict[str, Any], Any]] = {
     "beam_width": ({"temperature": 0.0}, 2),
     "length_penalty": (BEAMS, 2.0),
     "early_stopping": (BEAMS, True),
+}
+# Per field of StructuredOutputs: a base, and what changes in it.
+OTHER_FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "json": ({"json": '{"type": "integer"}'}, {"json": '{"type": "number"}'}),
+    "json_object": ({"json": '{"type": "object"}'}, {"json": None, "json_object": True}),
+    "regex": ({"regex": "a"}, {"regex": "b"}),
+    "choice": ({"choice": ("a", "b")}, {"choice": ("a",)}),
+    "grammar": ({"grammar": 'start: "a"'}, {"grammar": 'start: "b"'}),
+    "disable_any_whitespace": ({"json_object": True}, {"disable_any_whitespace": True}),
 }
 OTHER_OPTIONS: dict[str, Any] = {
     "dtype": "float32",
@@ -173,6 +185,7 @@ def option_keys(name: str) -> tuple[bytes, bytes]:
 
 def test_the_tables_have_every_field() -> None:
     assert set(OTHER_PARAMS) == names(SamplingParams)
+    assert set(OTHER_FORMS) == names(StructuredOutputs)
     assert set(OTHER_OPTIONS) == names(EngineOptions)
     assert set(OTHER_REQUEST) == names(Request) - {"params"}
     for settings, omitted in NOT_IN_KEY.items():
@@ -227,6 +240,15 @@ def test_a_forgotten_field_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_seed_counts_only_where_random_numbers_do(params: Mapping[str, Any]) -> None:
     keys = {result_key(dataclasses.replace(REQUEST, params=REQUEST.params.replace(**params, seed=seed)), ENGINE) for seed in (1, 2)}
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_FORMS))
+def test_every_setting_of_structured_outputs_changes_the_key(name: str) -> None:
+    base, other = OTHER_FORMS[name]
+    forms = (StructuredOutputs(**base), StructuredOutputs(**base | other))
+    params = [REQUEST.params.replace(structured_outputs=form) for form in forms]
+    first, second = (result_key(dataclasses.replace(REQUEST, params=each), ENGINE) for each in params)
+    assert first != second
 
 
 def test_parts_of_the_key_cannot_run_into_each_other() -> None:

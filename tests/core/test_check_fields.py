@@ -35,6 +35,7 @@ from hasten.core.check_fields import check_fields
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import MAX_MESSAGE, HastenError, InvalidOption, InvalidRequest, show
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.entrypoints.workload import Workload
 from hasten.prompts.feedback import Feedback
@@ -97,6 +98,7 @@ SUMMARY: dict[str, Any] = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys(("is_cha
 SUMMARY |= {"method": "m", "metric": "m", "model": "m", "difference": 0.0, "difference_interval": None}
 MAKERS: dict[type[Any], Callable[..., Any]] = {
     SamplingParams: SamplingParams,
+    StructuredOutputs: functools.partial(StructuredOutputs, json_object=True),
     EngineOptions: EngineOptions,
     # The smallest number of sequences, so that every token budget is large enough.
     SchedulerConfig: functools.partial(SchedulerConfig, max_num_seqs=1),
@@ -168,7 +170,7 @@ def make(settings: type[Any], name: str, value: Any) -> Any:
 @pytest.mark.parametrize(("settings", "name"), FIELDS, ids=lambda part: part if isinstance(part, str) else part.__name__)
 def test_every_field_takes_its_type_or_refuses_by_name(settings: type[Any], name: str) -> None:
     annotation = get_type_hints(settings)[name]
-    error_type = InvalidRequest if settings is SamplingParams else InvalidOption
+    error_type = InvalidRequest if settings in (SamplingParams, StructuredOutputs) else InvalidOption
     for value in JUNK:
         started = time.perf_counter()
         outcome = make(settings, name, value)

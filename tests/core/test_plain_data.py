@@ -14,11 +14,13 @@ from hasten.core.plan import BlockCopy, RowPlan, StepPlan
 from hasten.core.request import Request
 from hasten.core.result import Continuation, Finish, FinishReason, StepResult, TokenLogprob
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 
 LOGPROB = TokenLogprob(5, -0.5, 1, ((5, -0.5), (7, -1.25)))
 PARAMS = SamplingParams(
     temperature=0.7, top_k=40, logit_bias={3: -1.5}, stop=("\n\n",), bad_words_ids=((1, 2), (3,)), logprobs=2, seed=2**62
 )
+GUIDED = SamplingParams(structured_outputs=StructuredOutputs(choice=("a", "é")), max_tokens=9)
 COMPLETION = CompletionOutput(
     index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), finish_reason=FinishReason.STOP, stop_reason="x"
 )
@@ -33,6 +35,7 @@ OUTPUT = RequestOutput(
 )
 VALUES = [
     Request(request_id="r", prompt_token_ids=(1, 2), params=PARAMS, eos_token_ids=(0,), cache_salt="t"),
+    Request(request_id="r", prompt_token_ids=(1, 2), params=GUIDED, eos_token_ids=(0,)),
     StepPlan((RowPlan(3, 4, (9,), ((None, 7), (1, 2)), 1),), (BlockCopy(0, 1, 2),)),
     StepResult((Continuation(3, (5, 8), Finish(FinishReason.LENGTH), 1),), (4,), (6,)),
     Delta(request_id="r", index=0, text="é", token_ids=(5,), logprobs=(LOGPROB,), output=OUTPUT),

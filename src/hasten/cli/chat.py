@@ -15,13 +15,14 @@ from hasten.cli.options import OptionValues, with_options
 from hasten.cli.sampling_options import SAMPLING, ParamsOption, PresetOption, read_params
 from hasten.cli.session import Session
 from hasten.cli.slash_commands import run_command
+from hasten.cli.structured_options import STRUCTURED, read_structured
 from hasten.core.errors import HastenError
 
 # A conversation continues from one answer, and only generate --json prints log-probabilities.
 CHAT_SAMPLING = SAMPLING.without(("n", "beam_width", "length_penalty", "early_stopping", "logprobs"))
 
 
-@with_options(CHAT_SAMPLING, SINGLE_REQUEST_ENGINE)
+@with_options(STRUCTURED, CHAT_SAMPLING, SINGLE_REQUEST_ENGINE)
 def chat(
     name: ModelArgument = None,
     model: ModelOption = None,
@@ -31,6 +32,7 @@ def chat(
     load_kv: LoadKv = None,
     debug: Debug = False,
     *,
+    structured_options: OptionValues,
     sampling: OptionValues,
     engine: OptionValues,
 ) -> None:
@@ -40,6 +42,7 @@ def chat(
     """
     model = model_name(name, model)
     from_file = read_params(params)
+    sampling |= read_structured(structured_options)
     llm = load_llm(model, engine)
     load_files(llm, load_kv)
     session = Session(llm, model, system=system, preset=preset, options=sampling, file_values=from_file)

@@ -17,6 +17,7 @@ from hasten.cli.origins import TokenPainter
 from hasten.cli.sampling_options import SAMPLING, ParamsOption, PresetOption, Settings, merge_settings, read_params
 from hasten.cli.sections import SECTIONS, check_section_options, print_sections
 from hasten.cli.streams import read_input, read_prompt_file
+from hasten.cli.structured_options import STRUCTURED, read_structured, structured_flags
 from hasten.cli.template_options import TEMPLATE, read_template
 from hasten.core.errors import InvalidOption
 from hasten.core.output import RequestOutput
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 REQUEST_FAILED = 1  # exit code
 
 
-@with_options(TEMPLATE, SAMPLING, ENGINE, SECTIONS)
+@with_options(TEMPLATE, STRUCTURED, SAMPLING, ENGINE, SECTIONS)
 def generate(
     name: ModelArgument = None,
     prompt: Annotated[
@@ -60,6 +61,7 @@ def generate(
     debug: Debug = False,
     *,
     template_options: OptionValues,
+    structured_options: OptionValues,
     sampling: OptionValues,
     engine: OptionValues,
     section_options: OptionValues,
@@ -71,10 +73,10 @@ def generate(
     model = model_name(name, model)
     template_prompt = read_template(template_options, num_other_prompts=len([*texts, *files, *id_lists]))
     prompts = read_prompts(texts, files, id_lists) if template_prompt is None else []
-    if priority:
-        _check_priority(priority, len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
+    _check_priority(priority or [], len(prompts) or 1, engine.get("scheduling_policy", "fcfs"))
+    sampling |= read_structured(structured_options)
     alone = {"--priority": priority, "--show-drafts": show_drafts, "--soft-prompt": soft_prompt}
-    sections = check_section_options(section_options, prompts or [""], alone)
+    sections = check_section_options(section_options, prompts or [""], alone | structured_flags(structured_options))
     from_file = read_params(params)
     with load_llm(model, engine) as llm:  # closed, so that a result cache gets its hits and results
         if template_prompt is not None:
@@ -98,6 +100,8 @@ def _refuse_drafts(show_drafts: bool) -> None:
 
 
 def _check_priority(priority: list[int], num_prompts: int, policy: str) -> None:
+    if not priority:
+        return
     if len(priority) != num_prompts:
         raise InvalidOption("--priority is given once per prompt", got=f"{len(priority)} for {num_prompts} prompts")
     if policy != "priority":

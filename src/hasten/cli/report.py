@@ -13,7 +13,7 @@ from hasten.core.sampling_params import SamplingParams
 
 
 def request_summary(output: RequestOutput) -> str:
-    """Return one line with the token counts, the TTFT, the rate and the finish reason.
+    """Return one line with the token counts, the TTFT, the rate, the finish reason and what is incomplete.
 
     ``prompt 12 tokens (8 cached, 4 computed) | output 96 tokens | TTFT 0.021 s | 140.1 tokens/s | finish: length``
     """
@@ -32,7 +32,16 @@ def request_summary(output: RequestOutput) -> str:
     if metrics.mean_exit_layer is not None:
         parts.append(f"{metrics.mean_exit_layer:.2f} layers per token by {metrics.exit_rule} (lossy)")
     reasons = dict.fromkeys(str(completion.finish_reason) for completion in output.outputs)
-    return " | ".join([*parts, f"finish: {', '.join(reasons)}"])
+    return " | ".join([*parts, f"finish: {', '.join(reasons)}"]) + _incomplete([output])
+
+
+def _incomplete(outputs: Sequence[RequestOutput]) -> str:
+    """Return how many outputs ended before they had the form of ``structured_outputs``; empty if none did."""
+    completions = [completion for output in outputs for completion in output.outputs]
+    num_incomplete = sum(completion.is_complete is False for completion in completions)
+    if not num_incomplete:
+        return ""
+    return " | incomplete" if len(completions) == 1 else f" | {num_incomplete} of {len(completions)} outputs incomplete"
 
 
 def _num_computed(metrics: RequestMetrics) -> int:
@@ -60,7 +69,7 @@ def batch_summary(outputs: list[RequestOutput], seconds: float, advice: str | No
     found = f" | {num_found} from the result cache" if num_found else ""
     return (
         f"{len(outputs)} prompts, {prompt_tokens} tokens ({cached} cached, {computed} computed){found} | "
-        f"output {output_tokens} tokens | {seconds:.2f} s | {output_tokens / seconds:.1f} tokens/s"
+        f"output {output_tokens} tokens | {seconds:.2f} s | {output_tokens / seconds:.1f} tokens/s{_incomplete(outputs)}"
     ) + ("" if advice is None else f"\nadvice: {advice}")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hasten.cli.options import OptionGroup, OptionValues
+from hasten.core.errors import clip
 from hasten.core.sampling_params import SamplingParams
 
 HELP = {
@@ -52,6 +53,8 @@ HELP = {
     "early_stopping": "When beam search ends.",
 }
 
+_MAX_SHOWN = 400  # characters of a value: a schema has many more
+
 SAMPLING = OptionGroup("sampling", "Sampling", SamplingParams, HELP)
 
 PresetOption = Annotated[
@@ -79,7 +82,8 @@ class Settings:
     origins: Mapping[str, str]
 
     def __str__(self) -> str:
-        shown = [f"{name}={getattr(self.params, name)!r} ({origin})" for name, origin in self.origins.items()]
+        values = {name: clip(repr(getattr(self.params, name)), _MAX_SHOWN) for name in self.origins}
+        shown = [f"{name}={values[name]} ({origin})" for name, origin in self.origins.items()]
         return ", ".join(shown) or "all defaults"
 
 

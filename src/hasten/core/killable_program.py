@@ -43,15 +43,18 @@ class KillableProgram:
         """The id of the process that runs; None if none does."""
         return None if self._process is None else self._process.pid
 
-    def ask(self, message: Mapping[str, Any], deadline: float, send_seconds: float, max_bytes: int) -> dict[str, Any]:
+    def ask(self, message: Mapping[str, Any], seconds: float, max_bytes: int, *, deadline: float | None = None) -> dict[str, Any]:
         """Return the answer to a message.
 
-        ``deadline``: when it has to be there, on ``time.monotonic``. ``send_seconds``: to send the message. ``max_bytes``: of the
-        answer. Raises ``TimeoutError``, ``ProgramEnded``, and ``HastenError`` if the program cannot be started.
+        ``seconds``: to answer, from the message's turn on; the start of the process does not count. ``max_bytes``: of the answer.
+        ``deadline``: when the answer has to be there at the latest, on ``time.monotonic``. Raises ``TimeoutError``,
+        ``ProgramEnded``, and ``HastenError`` if the program cannot be started.
         """
         with self._lock:
             try:
-                return self._started().ask(message, deadline, send_seconds, max_bytes)
+                process = self._started()
+                end = time.monotonic() + seconds
+                return process.ask(message, end if deadline is None else min(end, deadline), seconds, max_bytes)
             except TimeoutError:
                 self._end()
                 raise

@@ -41,7 +41,7 @@ class StructuredOutputs:
     def __post_init__(self) -> None:
         if self.json is not None and not isinstance(self.json, str):
             object.__setattr__(self, "json", _schema_text(self.json))
-        check_fields(self, "structured output", InvalidRequest, self._conflicts)
+        check_fields(self, "structured_outputs setting", InvalidRequest, self._conflicts)
 
     @property
     def form(self) -> str:
@@ -69,12 +69,12 @@ def _schema_text(schema: Any) -> str:
             from pydantic import TypeAdapter
 
             schema = TypeAdapter(schema).json_schema()
-        return encoder.dumps(schema, ensure_ascii=False)
+        return encoder.dumps(schema, ensure_ascii=False, allow_nan=False)
     except Exception as error:  # Pydantic raises errors of many classes, and a mapping may hold anything
         raise InvalidRequest(
             "json describes no form of JSON",
             got=f"{type(schema).__name__} ({type(error).__name__})",
-            allowed="a JSON schema as text or mapping, a Pydantic model, a dataclass or another type",
+            allowed="a JSON schema as text or mapping, a Pydantic model, a dataclass or another type that Pydantic describes",
         ) from error
 
 

@@ -125,8 +125,16 @@ class Completion:
             return None
         if self.finish.reason not in (FinishReason.STOP, FinishReason.LENGTH) or isinstance(self.finish.stop, str):
             return False  # a stop string cuts the text within a token
-        ended = self.token_ids[-1:] and (self.token_ids[-1] in self._eos_ids or self.token_ids[-1] in self._stop_ids)
-        return self.guide.is_complete(self.token_ids[:-1] if ended else self.token_ids)
+        tokens = self.token_ids
+        if tokens and self._is_hidden_end(tokens[-1]):
+            tokens = tokens[:-1]
+        return self.guide.is_complete(tokens)
+
+    def _is_hidden_end(self, token_id: int) -> bool:
+        """Return whether a token at the end of the output is no part of its text."""
+        if token_id in self._stop_ids:
+            return not self._request.params.include_stop_str_in_output
+        return token_id in self._eos_ids
 
     def _detokenize(self, token_id: int) -> str | None:
         """Add the token's text, and return the stop string that it completes, if any."""

@@ -12,6 +12,8 @@ from hasten.scheduling.sequence import Sequence
 log = logging.getLogger(__name__)
 
 MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the other requests wait for them
+# Every row finds all forced tokens after it anew, in about 1 us per token: the longer a forced text is, the fewer rows take part.
+_MAX_FOUND_TOKENS = 2_000
 
 
 def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
@@ -22,22 +24,20 @@ def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
     output = sequence.token_ids[sequence.request.num_initial_tokens :]
     try:
         if forced := guide.forced_tokens(output):
-            return Draft.chain(forced[:MAX_FORCED_TOKENS])
-        return _allowed(guide, output, sequence.draft, sequence.request.eos_token_ids) if sequence.draft else NO_DRAFT
+            return Draft.chain(forced[: min(MAX_FORCED_TOKENS, _MAX_FOUND_TOKENS // len(forced))])
+        return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
     except Exception:
         log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)
         return NO_DRAFT
 
 
-def _allowed(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: tuple[int, ...]) -> Draft:
-    """Return the nodes that are allowed and no end token, after which a guide has no state."""
+def _allowed(guide: TokenGuide, output: list[int], draft: Draft) -> Draft:
     if draft.is_chain:
-        end = next((i for i, token_id in enumerate(draft.token_ids) if token_id in eos_token_ids), len(draft))
-        return draft.truncate(guide.num_allowed(output, draft.token_ids[:end]))
+        return draft.truncate(guide.num_allowed(output, draft.token_ids))
     depths = draft.depths
     kept: list[int] = []
     for node, parent in enumerate(draft.parents):
-        is_reached = (parent < 0 or parent in kept) and draft.token_ids[node] not in eos_token_ids
+        is_reached = parent < 0 or parent in kept
         if is_reached and guide.num_allowed(output, draft_path(draft, node)) == depths[node]:
             kept.append(node)
     return draft.select(kept)

@@ -66,7 +66,7 @@ class Guides:
 
         assert params.structured_outputs is not None
         matcher = self._grammars().compile(params.structured_outputs)
-        return GrammarGuide(matcher, self._vocab_size, max(params.n, params.beam_width or 1))
+        return GrammarGuide(matcher, self._vocab_size, self._eos_token_ids, max(params.n, params.beam_width or 1))
 
     def _grammars(self) -> GrammarCompiler:
         with self._lock:

@@ -8,7 +8,6 @@ process, and the next one gets a new process. A call takes about 0.1 ms more tha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +63,7 @@ class TemplateProcess:
     ) -> str:
         """Return the text of a template. ``input_length``: characters of template and variables.
 
-        ``deadline``: when it has to be done, on ``time.monotonic``; None: in ``SECONDS`` from now.
+        ``deadline``: when it has to be done at the latest, on ``time.monotonic``; it may take ``SECONDS`` once its turn has come.
 
         Raises ``InvalidRequest`` if the template raises an error or exceeds a limit, and the kind's syntax error, by default a
         ``CheckpointError``, if it is not a template.
@@ -87,10 +86,9 @@ class TemplateProcess:
         self._program.close()
 
     def _ask(self, request: Mapping[str, Any], kind: TemplateKind, deadline: float | None = None) -> dict[str, Any]:
-        deadline = time.monotonic() + SECONDS if deadline is None else deadline
         max_bytes = 6 * request["max_length"] + (1 << 16)  # JSON writes a character in six bytes at most
         try:
-            answer = self._program.ask({**request, "strict": kind.is_strict}, deadline, SECONDS, max_bytes)
+            answer = self._program.ask({**request, "strict": kind.is_strict}, SECONDS, max_bytes, deadline=deadline)
         except TimeoutError:
             raise _exceeds(kind, f"it takes more than {SECONDS:g} s") from None
         except ProgramEnded:

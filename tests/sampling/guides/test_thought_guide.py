@@ -26,7 +26,7 @@ def guide(
 ) -> ThoughtGuide:
     answer: TokenGuide | None = None
     if grammar is not None:
-        answer = GrammarGuide(LLMatcher(BYTES, LLMatcher.grammar_from_regex(grammar)), VOCAB, 1)
+        answer = GrammarGuide(LLMatcher(BYTES, LLMatcher.grammar_from_regex(grammar)), VOCAB, [EOS], 1)
     return ThoughtGuide(marks=marks, opening=opening, budget=budget, answer=answer, eos_token_ids=(EOS,), vocab_size=VOCAB)
 
 

@@ -33,7 +33,10 @@ class TokenGuide(Protocol):
         """
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
-        """Return how many of ``next_tokens`` are allowed one after the other, forced tokens included."""
+        """Return how many of ``next_tokens``, a draft, are allowed one after the other.
+
+        Fewer, if the draft is not worth the time of its masks.
+        """
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
         """Return whether the output may end here. ``token_ids`` are without the token that ended it."""

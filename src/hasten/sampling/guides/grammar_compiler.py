@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -63,7 +62,7 @@ class GrammarCompiler:
     def _vet(self, form: StructuredOutputs) -> str:
         """Return the grammar in the words of llguidance."""
         try:
-            answer = self._program.ask(dataclasses.asdict(form), time.monotonic() + SECONDS, SECONDS, _MAX_ANSWER)
+            answer = self._program.ask(dataclasses.asdict(form), SECONDS, _MAX_ANSWER)
         except (TimeoutError, ProgramEnded) as error:
             got = f"more than {SECONDS:g} s" if isinstance(error, TimeoutError) else "its process ended"
             raise InvalidRequest(

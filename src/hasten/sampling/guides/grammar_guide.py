@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from llguidance import LLMatcher
 from hasten.core.errors import HastenError
 from hasten.sampling.guides.base import MaskWords
 
+SLOW_MASK = 3e-3  # seconds, usual ones take a tenth: drafts, of which every token takes a mask, would make other requests wait
+
 
 @dataclass(slots=True)
 class _Cursor:
@@ -18,45 +21,60 @@ class _Cursor:
 
     matcher: LLMatcher
     token_ids: list[int] = field(default_factory=list)
+    forced: list[int] | None = None  # tokens after these; None if they are not known
 
 
 class GrammarGuide:
     """Finds the state of the grammar after any tokens, from the nearest state that it has.
 
     Each of up to ``max_cursors`` cursors follows an output, and goes back and forth in it: the branches of a draft, or what a
-    rejected draft had read. More outputs than cursors take more time and change nothing.
+    rejected draft had read. More outputs than cursors take more time and change nothing. No state follows an end token, so what a
+    draft has after one gets the answers of the state before it.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, max_cursors: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_token_ids: Sequence[int], max_cursors: int) -> None:
         """``matcher``: in its initial state; the guide owns it."""
         self._cursors, self._max_cursors = [_Cursor(matcher)], max_cursors
+        self._eos_token_ids = eos_token_ids
+        self._mask_seconds = 0.0  # that the last mask took
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        return self._matcher(token_ids).compute_ff_tokens()
+        cursor = self._cursor(token_ids)
+        if cursor.forced is None:
+            cursor.forced = cursor.matcher.compute_ff_tokens()
+        return cursor.forced
 
     def mask(self, token_ids: Sequence[int]) -> MaskWords:
-        matcher = self._matcher(token_ids)
+        matcher, begin = self._cursor(token_ids).matcher, time.thread_time()
         matcher.unsafe_compute_mask_ptr(self._mask_W.ctypes.data, self._mask_W.nbytes)
+        self._mask_seconds = time.thread_time() - begin
         if matcher.is_error():
             raise self._failed(matcher)
         return self._mask_W
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
-        return self._matcher(token_ids).validate_tokens(list(next_tokens))
+        if self._mask_seconds > SLOW_MASK:
+            return 0
+        following = self._before_end(next_tokens)
+        num_allowed = self._cursor(token_ids).matcher.validate_tokens(following)
+        may_end = num_allowed == len(following) < len(next_tokens) and self.is_complete([*self._before_end(token_ids), *following])
+        return num_allowed + may_end
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
-        return self._matcher(token_ids).is_accepting()
+        return self._cursor(token_ids).matcher.is_accepting()
 
-    def _matcher(self, token_ids: Sequence[int]) -> LLMatcher:
-        """Return a matcher that has read these tokens. Raises ``HastenError``."""
-        tokens = list(token_ids)
+    def _cursor(self, token_ids: Sequence[int]) -> _Cursor:
+        """Return a cursor that has read these tokens. Raises ``HastenError``."""
+        tokens = self._before_end(token_ids)
         shared, cursor = max(((_num_shared(each.token_ids, tokens), each) for each in self._cursors), key=lambda pair: pair[0])
         num_back = len(cursor.token_ids) - shared
         if num_back and len(self._cursors) < self._max_cursors:
             cursor = _Cursor(cursor.matcher.deep_copy(), list(cursor.token_ids))
             self._cursors.append(cursor)
         matcher = cursor.matcher
+        if num_back or shared < len(tokens):
+            cursor.forced = None
         if num_back:
             matcher.rollback(num_back)
             del cursor.token_ids[shared:]
@@ -65,7 +83,14 @@ class GrammarGuide:
             matcher.consume_tokens(tokens[shared:])
         if matcher.is_error():
             raise self._failed(matcher)
-        return matcher
+        return cursor
+
+    def _before_end(self, token_ids: Sequence[int]) -> list[int]:
+        tokens = list(token_ids)
+        for end in self._eos_token_ids:
+            if end in tokens:
+                del tokens[tokens.index(end) :]
+        return tokens
 
     def _failed(self, matcher: LLMatcher) -> HastenError:
         """Drop the cursor of a matcher that has failed, and return its error."""

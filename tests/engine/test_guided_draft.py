@@ -1,0 +1,99 @@
+"""``guided_draft`` keeps the nodes of a draft whose whole path a guide allows, and puts forced tokens first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.errors import HastenError
+from hasten.engine.guided_draft import MAX_FORCED_TOKENS, guided_draft
+from tests.scheduling.world import random_tree
+
+
+@dataclass
+class SumGuide:
+    """Allows a token while the sum of all tokens is at most ``limit``."""
+
+    limit: int
+    forced: tuple[int, ...] = ()
+    error: Exception | None = None
+
+    def forced_tokens(self, token_ids: Sequence[int]) -> Sequence[int]:
+        if self.error is not None:
+            raise self.error
+        return self.forced
+
+    def mask(self, token_ids: Sequence[int]) -> None:
+        raise AssertionError("a draft needs no mask")
+
+    def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
+        total, count = sum(token_ids), 0
+        for token_id in next_tokens:
+            total += token_id
+            if total > self.limit:
+                break
+            count += 1
+        return count
+
+    def is_complete(self, token_ids: Sequence[int]) -> bool:
+        raise AssertionError("a draft ends no output")
+
+
+@dataclass
+class FakeRequest:
+    num_initial_tokens: int = 2
+    request_id: str = "r"
+
+
+@dataclass
+class FakeSequence:
+    draft: Draft
+    token_ids: list[int] = field(default_factory=lambda: [1000, 1000, 1, 2])  # a prompt, which does not count, and an output
+    request: FakeRequest = field(default_factory=FakeRequest)
+
+
+def paths(draft: Draft) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token_id, parent in zip(draft.token_ids, draft.parents, strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token_id))
+    return found
+
+
+def guided(guide: Any, draft: Draft) -> Draft:
+    sequence: Any = FakeSequence(draft)
+    return guided_draft(guide, sequence)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_nodes_kept_are_those_whose_path_is_allowed(seed: int) -> None:
+    draw = random.Random(seed)
+    tokens = [draw.randint(0, 9) for _ in range(draw.randint(1, 8))]
+    draft = Draft.chain(tokens) if seed % 3 == 0 else random_tree(draw, tokens, draw.randint(0, 9))
+    small = [token_id % 10 for token_id in draft.token_ids]
+    draft = Draft(tuple(small), draft.parents, tuple(range(len(small))), tuple(1 / (2 + i) for i in range(len(small))))
+    guide = SumGuide(draw.randint(0, 30))
+    found = guided(guide, draft)
+    expected = [i for i, path in enumerate(paths(draft)) if 3 + sum(path) <= guide.limit]
+    assert paths(found) == [paths(draft)[i] for i in expected]
+    assert list(found.draft_probs or ()) == expected
+    assert found.acceptance_probs == (tuple(1 / (2 + i) for i in expected) if draft.acceptance_probs else None) or not expected
+
+
+def test_forced_tokens_replace_a_draft_and_are_bounded() -> None:
+    for draft in (NO_DRAFT, Draft.chain([5, 6])):
+        assert guided(SumGuide(0, forced=(7, 8, 9)), draft) == Draft.chain([7, 8, 9])
+        assert guided(SumGuide(0, forced=(7,) * 50), draft) == Draft.chain([7] * MAX_FORCED_TOKENS)
+        # Every row of a step finds the forced tokens after it, so a long text gets few rows.
+        assert 1 <= len(guided(SumGuide(0, forced=(7,) * 400), draft)) <= 5
+        assert not guided(SumGuide(0, forced=(7,) * 50_000), draft)
+
+
+def test_no_draft_stays_none_and_a_failing_guide_gives_none() -> None:
+    assert not guided(SumGuide(99), NO_DRAFT)
+    for error in (HastenError("a limit"), RuntimeError("a fault")):
+        assert not guided(SumGuide(99, error=error), Draft.chain([1]))
