@@ -22,9 +22,9 @@ PUBLIC = [
     "SamplingParams",
     "ScoreOutput",
     "SoftPrompt",
+    "StructuredOutputs",
     "ToolCall",
     "ToolCallDelta",
-    "StructuredOutputs",
 ]
 
 

@@ -215,7 +215,10 @@ class AsyncLLM:
     def _threads_for(
         self, prompt: Prompt | None, params: SamplingParams | None, *, has_grammar: bool = False
     ) -> ThreadPoolExecutor | None:
-        """Return the threads that make a request; None if that takes no time. ``prompt`` None: it has to be rendered."""
+        """Return the threads that make a request; None if that takes no time.
+
+        ``prompt`` None: it has to be rendered.
+        """
         if has_grammar or (isinstance(params, SamplingParams) and params.is_guided):
             return self._grammar_threads
         return None if prompt is not None and _is_short(prompt) else self._input_threads
