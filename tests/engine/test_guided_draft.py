@@ -11,7 +11,8 @@ import pytest
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.core.errors import HastenError
-from hasten.engine.guided_draft import MAX_FORCED_TOKENS, guided_draft
+from hasten.engine.guided_draft import MAX_FORCED_TOKENS, guided_draft, truncate_forced
+from hasten.speculative.cost_model import CostModel
 from tests.scheduling.world import random_tree
 
 
@@ -97,3 +98,13 @@ def test_no_draft_stays_none_and_a_failing_guide_gives_none() -> None:
     assert not guided(SumGuide(99), NO_DRAFT)
     for error in (HastenError("a limit"), RuntimeError("a fault")):
         assert not guided(SumGuide(99, error=error), Draft.chain([1]))
+
+
+def test_forced_tokens_are_drafted_as_far_as_they_pay() -> None:
+    free = Draft((1, 2), (-1, 0), None, (0.9, 0.8))
+    forced = guided(SumGuide(0, forced=(7, 8, 9)), NO_DRAFT)
+    bound_by_memory = CostModel({1: 1.0, 64: 1.05})
+    bound_by_arithmetic = CostModel({1: 1.0, 64: 64.0})
+    assert truncate_forced([forced, NO_DRAFT, free], bound_by_memory) == [Draft.chain([7, 8, 9]), NO_DRAFT, free]
+    assert truncate_forced([forced, NO_DRAFT, free], bound_by_arithmetic) == [NO_DRAFT, NO_DRAFT, free]
+    assert truncate_forced([forced, free], None) == [NO_DRAFT, free]

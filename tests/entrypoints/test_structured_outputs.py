@@ -22,6 +22,7 @@ from hasten.core.result import FinishReason, TokenOrigin
 from hasten.core.structured_outputs import StructuredOutputs
 from hasten.entrypoints.guides import Guides
 from hasten.sampling.guides.grammar_guide import GrammarGuide
+from hasten.speculative.cost_model import CostModel
 
 NUMBERS = range(0, SUITES["schemas"].full, SUITES["schemas"].full // repeats("schemas"))
 PROMPTS = ("The answer in JSON:\n", "import json\n\ndata = ", "def parse(text):\n    return ")
@@ -173,9 +174,14 @@ def test_outputs_are_the_same_however_they_are_computed(options: dict[str, Any],
         assert llm.engine.stats.num_accepted_tokens > sum(output.metrics.num_accepted_tokens for output in expected)
 
 
-def test_forced_tokens_are_accepted_drafts_without_a_drafter(plain: LLM) -> None:
+def test_forced_tokens_are_accepted_drafts_where_they_pay(plain: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [guided({"json": POINT}, seed=i, logprobs=0) for i in range(6)]
-    for output in run(plain, params):
+    undrafted = run(plain, params)
+    assert all(set(output.outputs[0].origins) == {TokenOrigin.STEP} for output in undrafted)
+    monkeypatch.setattr(plain._loaded.engine, "_costs", CostModel({1: 1.0, 512: 1.01}))
+    drafted = run(plain, params)
+    assert answers(drafted) == answers(undrafted)
+    for output in drafted:
         (completion,) = output.outputs
         forced = completion.text.index("longitude")
         assert json.loads(completion.text).keys() == {"latitude", "longitude"}

@@ -19,7 +19,7 @@ from hasten.core.request import Request
 from hasten.core.result import FinishReason
 from hasten.engine.accept import accept
 from hasten.engine.completion import Completion, DetokenizerFactory
-from hasten.engine.guided_draft import guided_draft
+from hasten.engine.guided_draft import guided_draft, truncate_forced
 from hasten.engine.prefix_blocks import PrefixBlocks
 from hasten.engine.request_state import RequestState
 from hasten.engine.scorers import ContinuationScorer, LogitsScorer
@@ -223,9 +223,12 @@ class Engine:
     def _guide_drafts(self) -> None:
         """Set drafts that the guides of their requests allow."""
         guides = {request_id: state.guide for request_id, state in self._states.items() if state.guide is not None}
-        for sequence in self.scheduler.sequences_to_draft() if guides else ():
-            if guide := guides.get(sequence.request.request_id):
-                self.scheduler.set_draft(sequence, guided_draft(guide, sequence))
+        if not guides:
+            return
+        sequences = self.scheduler.sequences_to_draft()
+        drafts = [guided_draft(guides.get(sequence.request.request_id), sequence) for sequence in sequences]
+        for sequence, draft in zip(sequences, truncate_forced(drafts, self._costs), strict=True):
+            self.scheduler.set_draft(sequence, draft)
 
     def _target_output(self, plan: StepPlan, committed: CommitResult, output: RunnerOutput) -> TargetOutput:
         if self._drafter is None or not self._drafter.aux_layer_indices:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence as Items
+from dataclasses import replace
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.engine.sampling_rows import draft_path
 from hasten.sampling.guides.base import TokenGuide
 from hasten.scheduling.sequence import Sequence
+from hasten.speculative.cost_model import CostModel
+from hasten.speculative.policy import MARGIN
 
 log = logging.getLogger(__name__)
 
@@ -16,15 +20,34 @@ MAX_FORCED_TOKENS = 32  # of a step: they are certain to be accepted, but the ot
 _MAX_FOUND_TOKENS = 2_000
 
 
-def guided_draft(guide: TokenGuide, sequence: Sequence) -> Draft:
+def is_forced(draft: Draft) -> bool:
+    """Return whether a draft consists of forced tokens."""
+    return draft.acceptance_probs[-1:] == (1.0,)
+
+
+def truncate_forced(drafts: Items[Draft], costs: CostModel | None) -> list[Draft]:
+    """Return the drafts of all sequences with as many forced tokens as pay; none without a cost model.
+
+    Where a step is bound by arithmetic, a forced token takes as long in a draft as in a step of its own, and other requests wait.
+    """
+    if costs is None:
+        return [NO_DRAFT if is_forced(draft) else draft for draft in drafts]
+    counts = costs.allocate([draft.acceptance_probs for draft in drafts], 0.0, MARGIN)
+    return [draft.truncate(count) if is_forced(draft) else draft for draft, count in zip(drafts, counts, strict=True)]
+
+
+def guided_draft(guide: TokenGuide | None, sequence: Sequence) -> Draft:
     """Return the forced tokens as a chain, or else the allowed nodes of the sequence's draft.
 
-    A guide that fails gives no draft: the next step finds its error.
+    Without a guide, all nodes are. A guide that fails gives no draft: the next step finds its error.
     """
+    if guide is None:
+        return sequence.draft
     output = sequence.token_ids[sequence.request.num_initial_tokens :]
     try:
         if forced := guide.forced_tokens(output):
-            return Draft.chain(forced[: min(MAX_FORCED_TOKENS, _MAX_FOUND_TOKENS // len(forced))])
+            chain = Draft.chain(forced[: min(MAX_FORCED_TOKENS, _MAX_FOUND_TOKENS // len(forced))])
+            return replace(chain, acceptance_probs=(1.0,) * len(chain))
         return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
     except Exception:
         log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)

@@ -80,9 +80,12 @@ class Chain:
         """Return what applies to rows with these settings."""
         return self._active.get(params, self._find_active)
 
-    def process(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """Return the logits after masks, bias and penalties [R, V]: the argument if none applies, else a copy."""
-        return _apply(self.processors, (self.active(row.params).processors for row in rows), logits_RV, rows)
+    def process(self, logits_RV: Tensor, rows: Sequence[SamplingRow], *, may_write: bool = False) -> Tensor:
+        """Return the logits after masks, bias and penalties [R, V]: the argument if none applies, else a copy.
+
+        ``may_write``: the argument is written to instead of a copy.
+        """
+        return _apply(self.processors, (self.active(row.params).processors for row in rows), logits_RV, rows, may_write)
 
     def warp(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """Return the logits after temperature and truncations [R, V], as ``process`` does; no row is greedy."""
@@ -101,6 +104,7 @@ def _apply(
     active: Iterable[Sequence[LogitsProcessor]],
     logits_RV: Tensor,
     rows: Sequence[SamplingRow],
+    may_write: bool = False,
 ) -> Tensor:
     """Apply each processor to the rows that need it. ``active`` has the processors of each row."""
     rows_of: dict[int, list[int]] = {}  # by the id of the processor
@@ -112,7 +116,7 @@ def _apply(
         index = rows_of.get(id(processor))
         if index is None:
             continue
-        if result_RV is logits_RV:
+        if result_RV is logits_RV and not may_write:
             result_RV = logits_RV.clone()
         processed_NV = processor(select_rows(result_RV, index), [rows[i] for i in index])
         if len(index) == len(rows):

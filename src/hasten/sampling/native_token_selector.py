@@ -6,7 +6,7 @@ The kernel has the definitions of ``gumbel_argmax`` and of the warpers. This fil
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -36,11 +36,11 @@ class NativeTokenSelector:
     def chain(self) -> Chain:
         return self.fallback.chain
 
-    def select(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-        settings = b"".join([self._packed.get(row.params, _pack) for row in rows])
+    def select(self, logits_RV: Tensor, rows: Sequence[SamplingRow], *, skipped: Collection[int] = frozenset()) -> list[int | None]:
+        settings = b"".join([UNDECIDED if i in skipped else self._packed.get(row.params, _pack) for i, row in enumerate(rows)])
         keys = array("q", [part for row in rows for part in (row.sequence_index, len(row.token_ids))])
         token_ids = sample_tokens(self.cpu, logits_RV, settings, keys)
-        undecided = [i for i, token_id in enumerate(token_ids) if token_id is None]
+        undecided = [i for i, token_id in enumerate(token_ids) if token_id is None and i not in skipped]
         if undecided:
             selected = self.fallback.select(select_rows(logits_RV, undecided), [rows[i] for i in undecided])
             for i, token_id in zip(undecided, selected, strict=True):

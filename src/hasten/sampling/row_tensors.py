@@ -17,6 +17,9 @@ def select_rows(values_RV: Tensor, index: Sequence[int]) -> Tensor:
     """Return the rows at ``index``, which ascends; without a copy if it names every row."""
     if len(index) == values_RV.shape[0]:
         return values_RV
+    if values_RV.device.type == "cpu" and values_RV.dtype == torch.float32:
+        # PyTorch copies with all threads, which spin afterwards and slow the kernels' own.
+        return torch.from_numpy(values_RV.detach().numpy()[list(index)])
     return values_RV.index_select(0, torch.tensor(index, dtype=torch.int64, device=values_RV.device))
 
 

@@ -47,9 +47,16 @@ class Sampler:
         index = [i for i, row in enumerate(rows) if self.needs_processors(row.params)]
         if not index:
             return self.selector.select(logits_RV, rows)
-        token_ids = self.selector.select(self.selector.chain.process(logits_RV, rows), rows)
+        if len(index) == len(rows):
+            token_ids = self.selector.select(self.selector.chain.process(logits_RV, rows), rows)
+        else:  # a copy of all rows would take longer than their processors
+            own = [rows[i] for i in index]
+            processed_NV = self.selector.chain.process(select_rows(logits_RV, index), own, may_write=True)
+            token_ids = self.selector.select(logits_RV, rows, skipped=frozenset(index))
+            for i, token_id in zip(index, self.selector.select(processed_NV, own), strict=True):
+                token_ids[i] = token_id
         # A mask could hide NaN or +inf, so the raw logits are checked too.
-        for i, top_token in zip(index, argmax_tokens(select_rows(logits_RV, index)), strict=True):
+        for i, top_token in zip(index, argmax_tokens(logits_RV, index), strict=True):
             if top_token is None:
                 token_ids[i] = None
         return token_ids

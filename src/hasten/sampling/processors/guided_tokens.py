@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
@@ -25,19 +26,37 @@ class GuidedTokens:
             if row.guide is not None:
                 token_ids = row.output_token_ids
                 if forced := row.guide.forced_tokens(token_ids):
-                    _keep_only(logits_V, forced[0])
+                    _keep_only(logits_V, np.array(forced[:1]))
                 elif (mask_W := row.guide.mask(token_ids)) is not None:
-                    logits_V[_masked(mask_W, len(logits_V)).to(logits_V.device)] = -torch.inf
+                    _apply(mask_W, logits_V)
         return logits_RV
 
 
-def _keep_only(logits_V: Tensor, token_id: int) -> None:
-    logit = logits_V[token_id].clone()
+def _apply(mask_W: MaskWords, logits_V: Tensor) -> None:
+    # NumPy lists the true ones of booleans ten times as fast as those of other numbers.
+    is_allowed_V = np.unpackbits(mask_W.view(np.uint8), count=len(logits_V), bitorder="little").view(np.bool_)
+    if np.count_nonzero(is_allowed_V) < len(logits_V) // 2:
+        _keep_only(logits_V, np.flatnonzero(is_allowed_V))
+    else:
+        _mask_out(logits_V, np.flatnonzero(~is_allowed_V))
+
+
+def _keep_only(logits_V: Tensor, token_ids: NDArray[np.intp]) -> None:
+    if logits_V.device.type == "cpu":
+        # NumPy takes one thread. Those of PyTorch spin afterwards and slow the kernels' own.
+        values_V = logits_V.numpy()
+        kept = values_V[token_ids]
+        values_V.fill(-np.inf)
+        values_V[token_ids] = kept
+        return
+    index = torch.from_numpy(token_ids).to(logits_V.device)
+    kept_N = logits_V[index]
     logits_V.fill_(-torch.inf)
-    logits_V[token_id] = logit
+    logits_V[index] = kept_N
 
 
-def _masked(mask_W: MaskWords, vocab_size: int) -> Tensor:
-    """Return whether each token is masked [V]."""
-    bits = np.unpackbits(mask_W.view(np.uint8), count=vocab_size, bitorder="little")
-    return torch.from_numpy(bits == 0)
+def _mask_out(logits_V: Tensor, token_ids: NDArray[np.intp]) -> None:
+    if logits_V.device.type == "cpu":
+        logits_V.numpy()[token_ids] = -np.inf
+    else:
+        logits_V[torch.from_numpy(token_ids).to(logits_V.device)] = -torch.inf
