@@ -26,9 +26,9 @@ class TokenSelector(Protocol):
     def select(self, logits_RV: Tensor, rows: Sequence[SamplingRow], *, skipped: Collection[int] = frozenset()) -> list[int | None]:
         """Return the token of each row of processed logits [R, V], float32.
 
-        The token of a ``skipped`` row has no meaning. The logits are unchanged, and there is at least one row. A greedy row takes the largest logit, and the lowest token id
-        of a tie. Other rows are warped and take ``gumbel_argmax``; each needs a seed. The token is None if the row holds NaN
-        or +inf, or if warping leaves no finite logit.
+        The token of a ``skipped`` row has no meaning. The logits are unchanged, and there is at least one row. A greedy row takes
+        the largest logit, and the lowest token id of a tie. Other rows are warped and take ``gumbel_argmax``; each needs a seed.
+        The token is None if the row holds NaN or +inf, or if warping leaves no finite logit.
         """
         ...
 
