@@ -83,6 +83,11 @@ def test_a_stream_of_chunks_and_an_answer_without_a_length_are_read() -> None:
             assert Endpoint(server.url, "m").chat("q").text == "x" * 3000
 
 
+def test_an_answer_of_thoughts_alone_is_empty() -> None:
+    with serve(always({"choices": [{"message": {"content": None, "reasoning_content": "hm"}}]})) as server:
+        assert Endpoint(server.url, "m").chat("q").text == ""
+
+
 def test_logprobs_of_the_first_token_are_read() -> None:
     tops = [{"token": " Good", "logprob": -0.5}, {"token": "bad", "logprob": -1}, {"token": "bad", "logprob": -9.0}]
     with serve(always(completion("good", logprobs={"content": [{"token": "good", "top_logprobs": tops}]}))) as server:
@@ -129,7 +134,6 @@ def test_broken_counts_are_zero(usage: object) -> None:
         {"choices": None},
         {"choices": {"0": 1}},
         {"choices": [{"message": None}]},
-        {"choices": [{"message": {"content": None}}]},
         {"choices": [{"message": {"content": ["x"]}}]},
         '{"choices": [{"message": {"content": "\\ud800"}}]}',
     ],

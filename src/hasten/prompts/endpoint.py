@@ -129,6 +129,7 @@ class Endpoint:
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"]
+            text = "" if text is None else text  # all tokens were spent on thoughts
         except (KeyError, TypeError, IndexError):
             raise self._nonsense(answer) from None
         if not is_unicode(text):
