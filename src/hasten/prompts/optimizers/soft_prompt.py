@@ -21,7 +21,7 @@ from hasten.prompts.optimizer import Candidate, Workbench
 from hasten.prompts.task import PromptItem
 from hasten.training.callback import TrainingCallback, evaluation_line
 from hasten.training.draft_score import DraftScore
-from hasten.training.examples import Example, Examples
+from hasten.training.examples import Example, Examples, output_tokens
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import MAX_VIRTUAL_TOKENS, SoftPromptRecipe
 from hasten.training.train import train_on_examples
@@ -63,15 +63,13 @@ def optimize(bench: Workbench, initial: TemplateVariant, options: SoftPromptOpti
 def _examples(bench: Workbench, initial: TemplateVariant, items: Sequence[PromptItem], virtual_tokens: int) -> list[Example]:
     """Return the prompts of items with their outputs, which have an end token if the metric generates."""
     llm, options, is_generated = bench.llm, bench.options, bench.metric.needs_output
-    tokenizer = llm.tokenizer
-    end = [tokenizer.eos_token_id] if is_generated and tokenizer.eos_token_id is not None else []
     examples = []
     for item in items:
         with item_named(item, initial.name):
             text = initial.render(item.variables)
             ids = prompt_token_ids(llm, text, chat=options.chat)
             output = options.continuation(text, item.references[0])
-            output_ids = [*tokenizer.encode(output, add_special_tokens=False), *end]
+            output_ids = output_tokens(llm.tokenizer, output, has_end=is_generated)
             check_context(llm, len(ids), max(len(output_ids), options.max_tokens if is_generated else 0), virtual_tokens)
         examples.append(Example([*ids, *output_ids], len(ids)))
     return examples
