@@ -25,7 +25,8 @@ from hasten.prompts import optimization_folder, optimize, optimizer
 from hasten.prompts.evaluate import default_params, evaluate
 from hasten.prompts.held_out_ledger import HeldOutLedger
 from hasten.prompts.load_variant import TemplateVariant
-from hasten.prompts.metric import open_metric
+from hasten.prompts.metric import Attempt, ItemScore, open_metric
+from hasten.prompts.metrics.log_likelihood import LogLikelihood
 from hasten.prompts.optimization_folder import OptimizationFolder
 from hasten.prompts.optimization_report import OptimizationReport
 from hasten.prompts.optimize import Optimization, input_template
@@ -135,6 +136,23 @@ def test_earlier_reads_of_the_same_held_out_items_are_counted(llm: LLM, tmp_path
     assert [summary.num_earlier_reads for summary in found] == [0, 1, 2]
     assert run(llm, tmp_path / "other", seed=7).summary.num_earlier_reads == 0
     assert run(llm, tmp_path / "0", options=StubOptions(strength=0)).summary.num_earlier_reads == 0
+
+
+def test_a_run_that_fails_on_held_out_items_has_read_them(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, score = list[bool](), LogLikelihood.score
+    use = HeldOut.use
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "use", lambda self: read.append(True) or use(self))
+
+        def fail(self: LogLikelihood, attempt: Attempt, llm: LLM) -> ItemScore:
+            if read:
+                raise HastenError("the judge is busy")
+            return score(self, attempt, llm)
+
+        patch.setattr(LogLikelihood, "score", fail)
+        with pytest.raises(HastenError, match="the judge is busy"):
+            run(llm, tmp_path / "0")
+    assert run(llm, tmp_path / "1", options=StubOptions(strength=0)).summary.num_earlier_reads == 1
 
 
 class Killed(BaseException):

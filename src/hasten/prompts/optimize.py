@@ -182,6 +182,7 @@ def _report(scoring: _Scoring, choice: Choice, split: TaskSplit, ledger: HeldOut
     prompts = (Candidate(wanted.initial), best)
     validation = [scoring.evaluate(prompt, split.validation) for prompt in prompts]
     items = split.held_out.use()
+    num_earlier_reads = ledger.record(items, choice.run_id)  # first, so that a run that is stopped here counts
     held_out = [scoring.evaluate(prompt, items) for prompt in prompts]
     difference = score_difference(held_out[1], held_out[0])
     summary = OptimizationSummary(
@@ -198,7 +199,7 @@ def _report(scoring: _Scoring, choice: Choice, split: TaskSplit, ledger: HeldOut
         is_real=difference.is_real,
         optimization_tokens=choice.num_tokens,
         report_tokens=sum(evaluation.num_tokens for evaluation in (*validation, *held_out)),
-        num_earlier_reads=ledger.record(items, choice.run_id),
+        num_earlier_reads=num_earlier_reads,
     )
     initial, found = (scoring.figures(*figures) for figures in zip(prompts, validation, held_out, strict=True))
     return OptimizationReport(summary, initial, found)
