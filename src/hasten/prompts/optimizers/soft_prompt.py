@@ -14,6 +14,7 @@ from hasten.checkpoints.json_values import is_integer, read_json
 from hasten.core.check_fields import check_fields
 from hasten.core.errors import InvalidOption, show
 from hasten.core.field_type import Length, Range
+from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.prompts.evaluate import check_context, item_named, prompt_token_ids
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.metric import text_digest
@@ -27,7 +28,7 @@ from hasten.training.recipes import MAX_VIRTUAL_TOKENS, SoftPromptRecipe
 from hasten.training.train import train_on_examples
 from hasten.training.training_run import REPORT
 
-SAVE_EVERY = 10.0  # seconds of training that a killed run loses at most
+SAVE_EVERY = 5.0  # seconds of training that a killed run loses at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +84,11 @@ def _train(bench: Workbench, examples: Examples, options: SoftPromptOptions) -> 
     )
     name = text_digest(bench.llm.digest().weights, examples.digest(), repr(options), repr(bench.seed))
     folder = bench.folder / f"soft-prompt-{name[:16]}"
-    if not (folder / REPORT).is_file():  # the last file of a training
-        train_on_examples(bench.llm.describe()["folder"], examples, folder, recipe, training, callback=_Log(bench))
+    while not (folder / REPORT).is_file():  # the last file of a training
+        # A signal waits until the step is saved. The training goes on if its handler raises nothing.
+        with DeferredSignals() as signals:
+            model, should_stop = bench.llm.describe()["folder"], lambda: signals.is_pending
+            train_on_examples(model, examples, folder, recipe, training, callback=_Log(bench), should_stop=should_stop)
     bench.num_tokens += _num_tokens(folder, options.virtual_tokens)
     return folder
 
@@ -105,6 +109,9 @@ class _Log(TrainingCallback):
 
     def on_log(self, message: str) -> None:
         self.bench.on_log(message)
+
+    def on_step_end(self, step: int, total_steps: int, loss: float) -> None:
+        self.bench.on_progress(step, total_steps)
 
     def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
         self.bench.on_log(evaluation_line(step, total_steps, loss, score))
