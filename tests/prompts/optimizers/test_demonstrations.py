@@ -182,6 +182,21 @@ def test_sets_that_do_not_fit_the_context_are_refused_before_they_run(llm: LLM, 
         demonstrations.optimize(desk, INITIAL, DemonstrationOptions(shots=41))
 
 
+def test_the_item_of_the_most_tokens_has_to_fit(llm: LLM, tmp_path: Path) -> None:
+    """It is not the one of the most characters. Held-out inputs that are longer still have room."""
+    desk = bench(llm, tmp_path)
+    spaces, symbols = (PromptItem(line, {"input": text}, ("x",)) for line, text in ((77, " " * 60), (78, "\u2603" * 30)))
+    desk.validation = (spaces, symbols, *desk.validation)
+    search = demonstrations._Search(desk, DemonstrationLayout.of(INITIAL.template), OPTIONS)
+    variant = search.layout.variant(1, [Demonstration(desk.train[0], "x")])
+    lengths = {item.line: len(llm.tokenizer.encode(variant.render(item.variables))) for item in desk.validation}
+    assert search.longest == symbols and lengths[78] == max(lengths.values()) > lengths[77] + 30
+    desk.num_reserved = llm.describe()["max_model_len"] - lengths[78] - desk.options.max_tokens
+    assert search._fits(variant)
+    desk.num_reserved += 1
+    assert not search._fits(variant)
+
+
 @pytest.mark.parametrize("values", [{"shots": 0}, {"num_candidates": 0}, {"shots": math.nan}, {"num_candidates": "4"}])
 def test_options_out_of_range_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption, match=next(iter(values))):

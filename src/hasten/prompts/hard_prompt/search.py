@@ -187,6 +187,7 @@ class HardPromptSearch:
         described, length = self._bench.llm.describe(), self._options.length
         alone, joint = self.layout.longest()
         longest = max(joint, alone + (self._bench.options.max_tokens if self._bench.metric.needs_output else 0))
+        longest += self._bench.num_reserved
         if length + longest > described["max_model_len"]:
             raise InvalidOption(
                 "the hard prompt and the longest item exceed the context",

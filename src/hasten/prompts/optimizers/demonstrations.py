@@ -11,6 +11,7 @@ Items that are similar to an input cannot be selected, because the result is one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import re
 from collections import Counter
@@ -124,7 +125,7 @@ class DemonstrationLayout:
         return prompt + TaskOptions(delimiter="" if prompt.endswith("：") else None).continuation(prompt, output)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Search:
     """The sets of demonstrations that are compared."""
 
@@ -190,9 +191,17 @@ class _Search:
         return random.Random(f"demonstrations {self.bench.seed} {number}")
 
     def _fits(self, variant: TemplateVariant) -> bool:
-        """Whether the longest input of train and validation items fits the context after the demonstrations."""
+        """Whether the longest input fits the context after the demonstrations."""
         bench = self.bench
-        longest = max((*bench.train, *bench.validation), key=lambda item: sum(map(len, item.variables.values())))
-        num_tokens = len(prompt_token_ids(bench.llm, variant.render(longest.variables), chat=bench.options.chat))
         num_more = bench.options.max_tokens if bench.metric.needs_output else 1
-        return num_tokens + num_more <= int(bench.llm.describe()["max_model_len"])
+        num_tokens = self._num_tokens(variant, self.longest) + num_more + bench.num_reserved
+        return num_tokens <= int(bench.llm.describe()["max_model_len"])
+
+    @functools.cached_property
+    def longest(self) -> PromptItem:
+        """The train or validation item whose prompt has the most tokens."""
+        alone = TemplateVariant(self.layout.template.name, self.layout.template)
+        return max((*self.bench.train, *self.bench.validation), key=lambda item: self._num_tokens(alone, item))
+
+    def _num_tokens(self, variant: TemplateVariant, item: PromptItem) -> int:
+        return len(prompt_token_ids(self.bench.llm, variant.render(item.variables), chat=self.bench.options.chat))

@@ -71,7 +71,8 @@ def _examples(bench: Workbench, initial: TemplateVariant, items: Sequence[Prompt
             ids = prompt_token_ids(llm, text, chat=options.chat)
             output = options.continuation(text, item.references[0])
             output_ids = output_tokens(llm.tokenizer, output, has_end=is_generated)
-            check_context(llm, len(ids), max(len(output_ids), options.max_tokens if is_generated else 0), virtual_tokens)
+            num_more = max(len(output_ids), options.max_tokens if is_generated else 0) + bench.num_reserved
+            check_context(llm, len(ids), num_more, virtual_tokens)
         examples.append(Example([*ids, *output_ids], len(ids)))
     return examples
 
