@@ -54,7 +54,7 @@ def test_demonstrations_raise_the_held_out_score(llm: LLM, tmp_path: Path) -> No
     assert interval is not None and interval[0] > 0 and report.summary.is_real
     assert report.best.held_out > report.initial.held_out and report.best.prompt_tokens > report.initial.prompt_tokens
     (template,) = read_templates(tmp_path / "out" / "prompt.yaml")
-    assert template.variables == ("input",) and template.text.count("Output: return self.") == 2
+    assert template.variables == ("input",) and template.defaults["demonstrations"].count("Output: return self.") == 2
 
 
 def test_demonstrations_of_shuffled_outputs_do_not(llm: LLM, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_own_outputs_are_shown_where_the_metric_calls_them_right(llm: LLM, tmp_p
 def test_a_metric_that_calls_nothing_right_shows_references(llm: LLM, tmp_path: Path) -> None:
     desk = bench(llm, tmp_path, metric="log_likelihood")
     best = demonstrations.optimize(desk, INITIAL, OPTIONS)
-    shown = best.variant.template.text.split("\n\n")[:-1]
+    shown = best.variant.template.defaults["demonstrations"].split("\n\n")
     expected = {f"Input: {item.input_text}\nOutput: {item.references[0]}" for item in desk.train}
     assert len(shown) == 2 and set(shown) <= expected
 

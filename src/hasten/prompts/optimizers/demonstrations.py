@@ -26,8 +26,8 @@ from hasten.entrypoints.task_options import TaskOptions
 from hasten.prompts.evaluate import prompt_token_ids
 from hasten.prompts.evaluation import ItemResult
 from hasten.prompts.examples import ExamplePool
+from hasten.prompts.leading_text import with_leading_text
 from hasten.prompts.library import TemplateLibrary
-from hasten.prompts.literal_text import literal_text
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.optimizer import Candidate, Workbench
 from hasten.prompts.select_examples import Method, select_examples
@@ -35,6 +35,7 @@ from hasten.prompts.task import PromptItem
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.tournament import bernstein_width, run_tournament
 
+VARIABLE = "demonstrations"  # of the template, with the items shown as its default
 RIGHT = 1.0  # the score of an output that is shown as it is; only metrics of scores 0 and 1 tell right from wrong
 _MAX_ASKED = 4  # train items that are answered to find right outputs, for each item that is shown
 _MAX_DRAWN = 4  # sets that are drawn for each one that is compared; equal ones and long ones do not count
@@ -115,10 +116,10 @@ class DemonstrationLayout:
         template = dataclasses.replace(
             self.template,
             name=f"demonstrations-{number}",
-            text=literal_text("".join(text + _SEPARATOR for text in texts)) + self.template.text,
             description=f"Shows {len(shown)} inputs with their outputs, then the input to answer.",
         )
-        return TemplateVariant(template.name, template)
+        leading = with_leading_text(template, VARIABLE, _SEPARATOR.join(texts), _SEPARATOR, shown[0].item.variables)
+        return TemplateVariant(leading.name, leading)
 
     @staticmethod
     def _answered(prompt: str, output: str) -> str:
@@ -138,13 +139,13 @@ class _Search:
         labelled = [Demonstration(item, item.references[0]) for item in self.bench.train]
         teacher = self._drawn(labelled, 0)
         right = self._right_outputs(teacher, labelled)
-        found: dict[str, TemplateVariant] = {}
+        found: dict[str, TemplateVariant] = {}  # by digest
         for number in range(_MAX_DRAWN * self.options.num_candidates):
             is_bootstrapped = number % 4 >= 2 and right
             shown = self._filled(right, labelled, number) if is_bootstrapped else self._drawn(labelled, number)
             variant = self.layout.variant(number + 1, shown)
             if self._fits(variant):
-                found.setdefault(variant.template.text, variant)
+                found.setdefault(variant.digest, variant)
             if len(found) == self.options.num_candidates:
                 break
         if not found:
