@@ -3,7 +3,7 @@
 As BootstrapFewShotWithRandomSearch of DSPy (Khattab et al., 2023, arXiv 2310.03714; Opsahl-Ong et al., 2024, arXiv 2406.11695):
 sets of items are drawn at random, and the best set by the validation items wins. Half of the sets show outputs of the model that
 the metric calls right (bootstrapped); the others show the references. Every second set has labels in equal numbers. The
-initial prompt takes part, so the result is never worse on the validation items.
+initial prompt takes part, and wins where no set is better by the tournament.
 
 Items that are similar to an input cannot be selected, because the result is one text for all inputs.
 """

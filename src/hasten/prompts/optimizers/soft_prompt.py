@@ -58,6 +58,7 @@ def optimize(bench: Workbench, initial: TemplateVariant, options: SoftPromptOpti
     parts = [_examples(bench, initial, items, options.virtual_tokens) for items in (bench.train, bench.validation)]
     soft_prompt = bench.llm.load_soft_prompt(_train(bench, Examples.join(*parts), options))
     after = bench.evaluate(initial, bench.validation, soft_prompt)
+    bench.on_log(f"validation: {before.mean:.4g} before, {after.mean:.4g} with the soft prompt")
     return Candidate(initial, soft_prompt if after.mean > before.mean else None)
 
 
