@@ -149,6 +149,7 @@ def test_nonsense_is_one_sentence(content: object) -> None:
     [
         (401, {"error": {"message": f"Incorrect key {KEY}"}}, KEY, r"refuses the API key: got status 401, Incorrect key \.\.\."),
         (401, "", None, rf"needs an API key: got status 401, no message\. Set the environment variable {KEY_VARIABLE}"),
+        (401, {"error": {"message": f"{'x' * 195} {KEY}"}}, KEY, r"x{195} \.\.\."),
         (403, "<html>\n no", KEY, "refuses the API key: got status 403, <html> no"),
         (404, {"error": "no model m"}, None, "refuses the request: got status 404, no model m"),
         (400, {"error": {"message": 3}}, None, "got status 400, 3"),
