@@ -111,7 +111,10 @@ def prompt_seconds(
 def prompt_lengths(
     llm: LLM, variant: Variant, items: Sequence[PromptItem], metric: Metric, params: SamplingParams, *, chat: bool = False
 ) -> list[int]:
-    """Return the tokens of each prompt. Raises ``HastenError`` if one cannot be rendered or does not fit the context."""
+    """Return the number of tokens of each prompt.
+
+    Raises ``HastenError`` if one cannot be rendered or does not fit the context.
+    """
     _check_tokenizer(llm)
     setting = _Setting(llm, metric, params, variant.name, chat, None)
     return [setting.request(variant, item).num_tokens for item in items]

@@ -145,9 +145,10 @@ def model_settings(llm: LLM) -> dict[str, Any]:
 
 
 def _num_reserved(llm: LLM, wanted: Optimization, split: TaskSplit) -> int:
-    """Return by how many tokens the longest held-out prompt exceeds all others, so that what is chosen fits it too.
+    """Return by how many tokens the longest held-out prompt exceeds all others.
 
-    Lengths are all that is read of held-out items. Raises ``HastenError`` if the initial prompt of an item exceeds the context.
+    What is chosen then fits it too. Lengths are all that is read of held-out items. Raises ``HastenError`` if the initial prompt of
+    an item exceeds the context.
     """
     options, items = wanted.task_options, wanted.task.items
     params = default_params(options.max_tokens, options.stop_strings)
