@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_the_table_and_the_json_hold_the_same_figures(hasten: Hasten) -> None:
         assert f"  {figures['held_out']:.4g} (" in line and f"{figures['prompt_tokens']:.1f} " in line
     assert f"held-out difference: {found['difference']:+.4g} (" in difference
     assert difference.endswith("it is real" if found["is_real"] else "no difference is shown")
-    assert usage == "use it with: hasten generate demo --template out/prompt.yaml --var input=..."
+    assert usage == "use it with: hasten generate demo --template out/prompt.yaml --var input=... --temperature 0 --max-tokens 8"
     assert "12 train, 6 validation, 6 held-out items; exact_match; demonstrations" in shown.err
     assert f"{found['optimization_tokens']:,} tokens for the optimisation" in shown.err
     assert "before; choose" not in shown.err
@@ -67,6 +68,13 @@ def test_the_prompt_is_a_template_for_generate(hasten: Hasten) -> None:
     assert ran.code == 0 and ran.out == plain.out, ran.err
     missing = hasten("generate", "demo", "--template", "missing.yaml", "--var", "input=x")
     assert missing.code == 2 and "missing.yaml" in missing.err
+
+
+def test_a_prompt_of_a_chat_is_shown_as_a_message(hasten: Hasten) -> None:
+    words = shlex.split(optimize(hasten, "--chat").out.splitlines()[-1].removeprefix("use it as a user's message: "))
+    ran = hasten(*[word.replace("input=...", "input=self.x = x") for word in words[1:]])
+    (template,) = read_templates(Path("out/prompt.yaml"))
+    assert ran.code == 0 and template.render({"input": "self.x = x"}) in ran.out, ran.err
 
 
 def test_an_initial_template_and_other_fractions(hasten: Hasten) -> None:

@@ -83,6 +83,11 @@ def test_a_stream_of_chunks_and_an_answer_without_a_length_are_read() -> None:
             assert Endpoint(server.url, "m").chat("q").text == "x" * 3000
 
 
+def test_an_answer_of_thoughts_alone_is_empty() -> None:
+    with serve(always({"choices": [{"message": {"content": None, "reasoning_content": "hm"}}]})) as server:
+        assert Endpoint(server.url, "m").chat("q").text == ""
+
+
 def test_logprobs_of_the_first_token_are_read() -> None:
     tops = [{"token": " Good", "logprob": -0.5}, {"token": "bad", "logprob": -1}, {"token": "bad", "logprob": -9.0}]
     with serve(always(completion("good", logprobs={"content": [{"token": "good", "top_logprobs": tops}]}))) as server:
@@ -129,7 +134,6 @@ def test_broken_counts_are_zero(usage: object) -> None:
         {"choices": None},
         {"choices": {"0": 1}},
         {"choices": [{"message": None}]},
-        {"choices": [{"message": {"content": None}}]},
         {"choices": [{"message": {"content": ["x"]}}]},
         '{"choices": [{"message": {"content": "\\ud800"}}]}',
     ],
@@ -145,6 +149,7 @@ def test_nonsense_is_one_sentence(content: object) -> None:
     [
         (401, {"error": {"message": f"Incorrect key {KEY}"}}, KEY, r"refuses the API key: got status 401, Incorrect key \.\.\."),
         (401, "", None, rf"needs an API key: got status 401, no message\. Set the environment variable {KEY_VARIABLE}"),
+        (401, {"error": {"message": f"{'x' * 195} {KEY}"}}, KEY, r"x{195} \.\.\."),
         (403, "<html>\n no", KEY, "refuses the API key: got status 403, <html> no"),
         (404, {"error": "no model m"}, None, "refuses the request: got status 404, no model m"),
         (400, {"error": {"message": 3}}, None, "got status 400, 3"),

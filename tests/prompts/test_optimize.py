@@ -18,14 +18,15 @@ from tests.prompts.conftest import MODULES
 
 from hasten import LLM
 from hasten.checkpoints.formats.soft_prompt import TrainedFor, write_soft_prompt
-from hasten.core.errors import HastenError, InvalidOption
+from hasten.core.errors import HastenError, InvalidOption, PromptTooLong
 from hasten.core.field_type import Range
 from hasten.entrypoints.task_options import TaskOptions
 from hasten.prompts import optimization_folder, optimize, optimizer
 from hasten.prompts.evaluate import default_params, evaluate
 from hasten.prompts.held_out_ledger import HeldOutLedger
 from hasten.prompts.load_variant import TemplateVariant
-from hasten.prompts.metric import open_metric
+from hasten.prompts.metric import Attempt, ItemScore, open_metric
+from hasten.prompts.metrics.log_likelihood import LogLikelihood
 from hasten.prompts.optimization_folder import OptimizationFolder
 from hasten.prompts.optimization_report import OptimizationReport
 from hasten.prompts.optimize import Optimization, input_template
@@ -135,6 +136,41 @@ def test_earlier_reads_of_the_same_held_out_items_are_counted(llm: LLM, tmp_path
     assert [summary.num_earlier_reads for summary in found] == [0, 1, 2]
     assert run(llm, tmp_path / "other", seed=7).summary.num_earlier_reads == 0
     assert run(llm, tmp_path / "0", options=StubOptions(strength=0)).summary.num_earlier_reads == 0
+
+
+def with_long_held_out_item(num_words: int) -> dict[str, Any]:
+    """Return a task whose first item has so many words, and a seed that holds it out."""
+    first, *others = task_of().items
+    task = dataclasses.replace(task_of(), items=(dataclasses.replace(first, variables={"input": "x " * num_words}), *others))
+    seed = next(seed for seed in range(99) if first.line in {item.line for item in task.split(seed).held_out.use()})
+    return {"task": task, "seed": seed}
+
+
+def test_what_is_chosen_fits_the_longest_held_out_item(llm: LLM, tmp_path: Path, calls: list[Workbench]) -> None:
+    room = llm.describe()["max_model_len"] - len(llm.tokenizer.encode("x\nimport"))
+    with pytest.raises(PromptTooLong, match="line 1 of the task, variant plain"):
+        run(llm, tmp_path / "0", **with_long_held_out_item(room + 8))
+    assert not calls, "the method had run before"
+    with pytest.raises(PromptTooLong, match="variant better"):  # which has more words, on a short item
+        run(llm, tmp_path / "1", **with_long_held_out_item(room - 2))
+    assert calls[0].num_reserved > 0 and not (tmp_path / "1" / "chosen.json").exists()
+
+
+def test_a_run_that_fails_on_held_out_items_has_read_them(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, score = list[bool](), LogLikelihood.score
+    use = HeldOut.use
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "use", lambda self: read.append(True) or use(self))
+
+        def fail(self: LogLikelihood, attempt: Attempt, llm: LLM) -> ItemScore:
+            if read:
+                raise HastenError("the judge is busy")
+            return score(self, attempt, llm)
+
+        patch.setattr(LogLikelihood, "score", fail)
+        with pytest.raises(HastenError, match="the judge is busy"):
+            run(llm, tmp_path / "0")
+    assert run(llm, tmp_path / "1", options=StubOptions(strength=0)).summary.num_earlier_reads == 1
 
 
 class Killed(BaseException):

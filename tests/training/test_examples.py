@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.text.families import Family, sentencepiece, tokens
 from tests.tiny_models import word_tokenizer
 
 from hasten.core.errors import InvalidOption
@@ -43,6 +44,17 @@ def rows(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 def test_a_line_is_an_input_and_an_output_that_ends(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     file = write(tmp_path, {"input": "w5 w6", "output": "w7", "other": 1}, "", {"input": "w8", "output": "w9 w3"})
     assert read_examples(file, tokenizer, 32) == [Example([5, 6, 7, 2], 2), Example([8, 9, 3, 2], 1)]
+
+
+def test_an_output_has_the_tokens_that_it_has_after_its_input(tmp_path: Path) -> None:
+    """A tokenizer of SentencePiece puts a space before a text that stands alone."""
+    made = sentencepiece()()
+    folder = Family("llama2", lambda: made, values=tokens("<s>", "</s>", unk_token="<unk>")).write(tmp_path / "model")
+    tokenizer = TextTokenizer.load(folder, made.get_vocab_size())
+    assert tokenizer is not None
+    pairs = [("count = 7\n", "return count"), ("The capital is", " Paris")]
+    file = write(tmp_path, *({"input": first, "output": second} for first, second in pairs))
+    assert [example.ids[:-1] for example in read_examples(file, tokenizer, 64)] == [made.encode(a + b).ids for a, b in pairs]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hasten.core.errors import InvalidOption, printable, show
 if TYPE_CHECKING:
     from hasten.prompts.load_variant import TemplateVariant
     from hasten.prompts.optimization_report import OptimizationReport, PromptFigures
+    from hasten.prompts.optimize import Optimization
     from hasten.prompts.task import PromptTask
 
 MethodName = Annotated[
@@ -97,7 +98,7 @@ def optimize(
     if json:
         print(encoder.dumps(report.as_dict(), ensure_ascii=False, allow_nan=False))
     else:
-        _show(report, wanted.initial, model, out)
+        _show(report, wanted, model, out)
 
 
 def _initial(template: str | None, task: PromptTask) -> TemplateVariant:
@@ -121,7 +122,7 @@ def _log(line: str) -> None:
     tqdm.write(printable(line), file=sys.stderr)  # above the bars
 
 
-def _show(report: OptimizationReport, initial: TemplateVariant, model: str, out: Path) -> None:
+def _show(report: OptimizationReport, wanted: Optimization, model: str, out: Path) -> None:
     summary = report.summary
     counts = f"{summary.num_train:,} train, {summary.num_validation:,} validation, {summary.num_held_out:,} held-out items"
     print(f"{counts}; {printable(summary.metric)}; {printable(summary.method)}", file=sys.stderr)
@@ -137,17 +138,24 @@ def _show(report: OptimizationReport, initial: TemplateVariant, model: str, out:
         print(f"these held-out items were read {reads} before; choose among those runs by validation", file=sys.stderr)
     if not summary.is_changed:
         print("no better prompt was found; the initial one stands")
-    print(_usage(summary.is_soft, initial, model, out))
+    print(_usage(summary.is_soft, wanted, model, out))
 
 
-def _usage(is_soft: bool, initial: TemplateVariant, model: str, out: Path) -> str:
+def _usage(is_soft: bool, wanted: Optimization, model: str, out: Path) -> str:
+    """Return the command that generates as the metric did."""
     from hasten.prompts.optimization_folder import PROMPT, SOFT_PROMPT
+    from hasten.prompts.template_file import read_templates
 
-    words = ["hasten", "generate", model, "--template", str(out / PROMPT)]
-    if is_soft:
-        words += ["--soft-prompt", str(out / SOFT_PROMPT)]
-    variables = [f"--var {name}=..." for name in initial.template.variables]
-    return f"use it with: {printable(' '.join([*map(shlex.quote, words), *variables]))}"
+    options, prompt = wanted.task_options, str(out / PROMPT)
+    variables = " ".join(f"--var {name}=..." for name in wanted.initial.template.variables)
+    if options.chat:
+        soft = f" after the soft prompt {shlex.quote(str(out / SOFT_PROMPT))}" if is_soft else ""
+        shown = shlex.join(["hasten", "prompt", "show", read_templates(out / PROMPT)[0].name, "--templates", prompt])
+        return printable(f"use it as a user's message{soft}: {shown} {variables}")
+    words = ["hasten", "generate", model, "--template", prompt]
+    words += ["--soft-prompt", str(out / SOFT_PROMPT)] if is_soft else []
+    settings = f" --temperature 0 --max-tokens {options.max_tokens}" if wanted.metric.needs_output else ""
+    return f"use it with: {printable(shlex.join(words))} {variables}{settings}"
 
 
 def _row(name: str, figures: PromptFigures) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ class DeferredSignals:
         self._restore()
         self.check()
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a signal waits, for work that ends by itself in a clean state."""
+        return bool(self._pending)
+
     def check(self) -> None:
         """Call the handlers of signals that have come meanwhile.
 

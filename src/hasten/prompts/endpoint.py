@@ -129,6 +129,7 @@ class Endpoint:
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"]
+            text = "" if text is None else text  # all tokens were spent on thoughts
         except (KeyError, TypeError, IndexError):
             raise self._nonsense(answer) from None
         if not is_unicode(text):
@@ -151,10 +152,10 @@ class Endpoint:
 
     def _refused(self, status: int, headers: Message, content: bytes) -> EndpointRefused:
         what, remedy = f"the endpoint {self.url} refuses the request", None
-        got = f"status {status}, {self._without_key(_message(content))}"
+        got = f"status {status}, {_message(self._without_key(content.decode(errors='replace')))}"
         if 300 <= status < 400:
             what, remedy = f"the endpoint {self.url} redirects to another URL", "Give the URL that answers"
-            got = f"status {status}, {show(headers.get('Location'))}"
+            got = f"status {status}, {self._without_key(show(headers.get('Location')))}"
         elif status in (401, 403):
             what = f"the endpoint {self.url} {'refuses the API key' if self._key else 'needs an API key'}"
             remedy = f"Set the environment variable {KEY_VARIABLE}"
@@ -225,9 +226,9 @@ def _seconds_to_wait(retry_after: str | None, number: int) -> float:
     return 2.0 ** (number - 1)
 
 
-def _message(content: bytes) -> str:
+def _message(content: str) -> str:
     """Return what an error says, as far as it is one of the usual kinds."""
-    text = content[: 1 << 16].decode(errors="replace")
+    text = content[: 1 << 16]
     try:
         error = json.loads(text)["error"]
         text = error["message"] if isinstance(error, dict) else error

@@ -41,20 +41,20 @@ def evaluate(
     soft_prompt: SoftPrompt | None = None,
     run_file: RunFile | None = None,
     visible: bool = False,
+    num_reserved: int = 0,
 ) -> Evaluation:
     """Return the scores of a variant, one per item.
 
     ``params``: how outputs are generated; greedy, up to ``MAX_TOKENS`` and one line, if None. ``chat``: each prompt is a user's
     message, rendered by the chat template. ``soft_prompt`` stands before each prompt; a judge's questions have none. ``run_file``:
-    results found there are not computed again. ``visible``: show progress on terminals after two seconds. Raises ``HastenError``;
-    all prompts are rendered and checked before one runs.
+    results found there are not computed again. ``visible``: show progress on terminals after two seconds. ``num_reserved``:
+    positions of the context that stay free. Raises ``HastenError``; all prompts are rendered and checked before one runs.
     """
     assert items, "there is nothing to evaluate"
     begin = time.perf_counter()
     params = params or default_params()
-    if llm.tokenizer is None:
-        raise InvalidRequest("this checkpoint has no tokenizer, so it cannot run a task of texts")
-    setting = _Setting(llm, metric, params, variant.name, chat, soft_prompt)
+    _check_tokenizer(llm)
+    setting = _Setting(llm, metric, params, variant.name, chat, soft_prompt, num_reserved)
     requests = [setting.request(variant, item) for item in items]
     keys = [setting.key(request) for request in requests] if run_file is not None else []
     results: list[ItemResult | None] = [None] * len(items) if run_file is None else [run_file.get(key) for key in keys]
@@ -108,10 +108,27 @@ def prompt_seconds(
     return statistics.median(seconds)
 
 
+def prompt_lengths(
+    llm: LLM, variant: Variant, items: Sequence[PromptItem], metric: Metric, params: SamplingParams, *, chat: bool = False
+) -> list[int]:
+    """Return the number of tokens of each prompt.
+
+    Raises ``HastenError`` if one cannot be rendered or does not fit the context.
+    """
+    _check_tokenizer(llm)
+    setting = _Setting(llm, metric, params, variant.name, chat, None)
+    return [setting.request(variant, item).num_tokens for item in items]
+
+
 def prompt_token_ids(llm: LLM, text: str, *, chat: bool) -> tuple[int, ...]:
     """Return the token ids of a rendered variant, without those of a soft prompt."""
     tokenizer = llm.tokenizer
     return tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}]) if chat else tokenizer.encode(text))
+
+
+def _check_tokenizer(llm: LLM) -> None:
+    if llm.tokenizer is None:
+        raise InvalidRequest("this checkpoint has no tokenizer, so it cannot run a task of texts")
 
 
 @contextmanager
@@ -154,6 +171,7 @@ class _Setting:
     variant: str
     chat: bool
     soft_prompt: SoftPrompt | None
+    num_reserved: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
     def request(self, variant: Variant, item: PromptItem) -> _Request:
@@ -163,7 +181,7 @@ class _Setting:
             text = variant.render(item.variables)
             token_ids = prompt_token_ids(self.llm, text, chat=self.chat)
             num_more = (self.params.max_tokens or 1) if self.metric.needs_output else 0
-            check_context(self.llm, len(token_ids), num_more, num_virtual)
+            check_context(self.llm, len(token_ids), num_more + self.num_reserved, num_virtual)
         # Prompt and reference are tokenised as one text, except after a chat template.
         return _Request(item, {"prompt_token_ids": token_ids} if self.chat else text, num_virtual + len(token_ids))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from hasten.core.unicode_text import is_unicode
+from hasten.prompts.leading_text import with_leading_text
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.proposer import END_MARK
 from hasten.prompts.template import PromptTemplate
@@ -33,14 +34,9 @@ def with_instruction(initial: TemplateVariant, text: str, name: str, item_variab
     before the template's text, with a blank line between them.
     """
     template = initial.template
-    variable, new_text = VARIABLE, template.text
-    if variable not in {*template.variables, *template.defaults} or variable in item_variables:
-        while variable in template.text or variable in item_variables:
-            variable += "_"
-        # A tag that strips white space before it would strip a literal blank line.
-        strips = re.match(r"\s*\{[{%#]-", template.text) is not None
-        new_text = "{{ " + variable + " }}" + ('{{ "\\n\\n" }}' if strips else "\n\n") + template.text
-    return TemplateVariant(name, replace(template, text=new_text, defaults={**template.defaults, variable: text}))
+    if VARIABLE in {*template.variables, *template.defaults} and VARIABLE not in item_variables:
+        return TemplateVariant(name, replace(template, defaults={**template.defaults, VARIABLE: text}))
+    return TemplateVariant(name, with_leading_text(template, VARIABLE, text, "\n\n", item_variables))
 
 
 def read_answer(answer: str) -> str:

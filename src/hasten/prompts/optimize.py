@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.core.errors import InvalidOption
 from hasten.entrypoints.task_options import TaskOptions
-from hasten.prompts.evaluate import NUMERIC, default_params, evaluate, prompt_seconds
+from hasten.prompts.evaluate import NUMERIC, default_params, evaluate, prompt_lengths, prompt_seconds
 from hasten.prompts.evaluation import Evaluation, score_difference
 from hasten.prompts.held_out_ledger import HeldOutLedger
 from hasten.prompts.load_variant import TemplateVariant
@@ -116,6 +116,7 @@ def optimize(
                 seed=wanted.seed,
                 on_log=on_log,
                 on_progress=on_progress,
+                num_reserved=_num_reserved(llm, wanted, split),
             )
             candidate = find_optimizer(wanted.method).optimize(bench, wanted.initial, wanted.options)
             choice = folder.choose(candidate, bench.num_tokens)
@@ -141,6 +142,19 @@ def model_settings(llm: LLM) -> dict[str, Any]:
     facts = {name: described[name] for name in NUMERIC}
     values: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return {"model": digest.weights[:_DIGEST_LENGTH], "tokenizer": digest.text[:_DIGEST_LENGTH], **values}
+
+
+def _num_reserved(llm: LLM, wanted: Optimization, split: TaskSplit) -> int:
+    """Return by how many tokens the longest held-out prompt exceeds all others.
+
+    What is chosen then fits it too. Lengths are all that is read of held-out items. Raises ``HastenError`` if the initial prompt of
+    an item exceeds the context.
+    """
+    options, items = wanted.task_options, wanted.task.items
+    params = default_params(options.max_tokens, options.stop_strings)
+    lengths = prompt_lengths(llm, wanted.initial, items, wanted.metric, params, chat=options.chat)
+    lines = {item.line for item in (*split.train, *split.validation)}
+    return max(lengths) - max(length for item, length in zip(items, lengths, strict=True) if item.line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +196,7 @@ def _report(scoring: _Scoring, choice: Choice, split: TaskSplit, ledger: HeldOut
     prompts = (Candidate(wanted.initial), best)
     validation = [scoring.evaluate(prompt, split.validation) for prompt in prompts]
     items = split.held_out.use()
+    num_earlier_reads = ledger.record(items, choice.run_id)  # first, so that a run that is stopped here counts
     held_out = [scoring.evaluate(prompt, items) for prompt in prompts]
     difference = score_difference(held_out[1], held_out[0])
     summary = OptimizationSummary(
@@ -198,7 +213,7 @@ def _report(scoring: _Scoring, choice: Choice, split: TaskSplit, ledger: HeldOut
         is_real=difference.is_real,
         optimization_tokens=choice.num_tokens,
         report_tokens=sum(evaluation.num_tokens for evaluation in (*validation, *held_out)),
-        num_earlier_reads=ledger.record(items, choice.run_id),
+        num_earlier_reads=num_earlier_reads,
     )
     initial, found = (scoring.figures(*figures) for figures in zip(prompts, validation, held_out, strict=True))
     return OptimizationReport(summary, initial, found)

@@ -50,6 +50,7 @@ class Workbench:
     seed: int
     on_log: Callable[[str], None]
     on_progress: Callable[[int, int], None] = lambda num_done, total: None  # of anything that is counted, for the time left
+    num_reserved: int = 0  # positions of the context that stay free, for held-out inputs that are longer than all others
     num_tokens: int = 0  # computed so far for the optimisation; answers that were kept count too
 
     def evaluate(self, variant: TemplateVariant, items: Sequence[PromptItem], soft_prompt: SoftPrompt | None = None) -> Evaluation:
@@ -65,6 +66,7 @@ class Workbench:
             soft_prompt=soft_prompt,
             run_file=self.run_file,
             visible=True,
+            num_reserved=self.num_reserved,
         )
         self.num_tokens += found.num_tokens
         return found

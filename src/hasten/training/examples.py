@@ -130,14 +130,13 @@ def read_examples(file: Path, tokenizer: TextTokenizer, seq_len: int) -> list[Ex
     Blank lines are skipped. Inputs are encoded as prompts are, and outputs end with the tokenizer's end token. Raises
     ``InvalidOption`` that names the first wrong line, or the first example of more than ``seq_len`` tokens.
     """
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     examples = []
     for number, line in enumerate(read_text_file(file).split("\n"), 1):
         if not line.strip():
             continue
         given, expected = _read_line(file, number, line)
         ids = tokenizer.encode(given)
-        example = Example([*ids, *tokenizer.encode(expected, add_special_tokens=False), *end], len(ids))
+        example = Example([*ids, *output_tokens(tokenizer, expected)], len(ids))
         if not 0 < len(ids) < len(example.ids) <= seq_len:
             raise InvalidOption(
                 f"the example in line {number} of {file} has too few or too many tokens",
@@ -147,6 +146,12 @@ def read_examples(file: Path, tokenizer: TextTokenizer, seq_len: int) -> list[Ex
             )
         examples.append(example)
     return examples
+
+
+def output_tokens(tokenizer: TextTokenizer, output: str, *, has_end: bool = True) -> list[int]:
+    """Return the tokens of an output after its input, with the end token if there is one and ``has_end``."""
+    end = [] if tokenizer.eos_token_id is None or not has_end else [tokenizer.eos_token_id]
+    return [*tokenizer.encode_fragment(output), *end]
 
 
 def _read_line(file: Path, number: int, line: str) -> tuple[str, str]:

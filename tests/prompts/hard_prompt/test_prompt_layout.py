@@ -56,6 +56,9 @@ def test_any_text_stands_before_any_template_unchanged(initial: TemplateVariant)
         found = with_hard_prompt(initial, text, "found")
         assert found.render({"input": "x"}) == f"{system}{text}\n{rendered.removeprefix(system)}"
         assert found.name == "found" and found.digest != initial.digest
+        item = {"input": "x", "hard_prompt": "of the item"}
+        found = with_hard_prompt(initial, text, "found", item)
+        assert found.render(item) == f"{system}{text}\n{initial.render(item).removeprefix(system)}"
 
 
 def random_prompts(layout: PromptLayout, tokenizer: TextTokenizer, num: int) -> list[list[int]]:
@@ -81,7 +84,7 @@ def test_a_found_variant_has_the_tokens_of_the_search(tokenizer: TextTokenizer, 
                 text = tokenizer.render_chat([{"role": "user", "content": text}])
             sent = plain.encode(text, add_special_tokens=not chat).ids
             assert sent[: len(layout.head_ids) + 5] == [*layout.head_ids, *ids]
-            assert plain.decode(ids) == found.template.defaults["hard_prompt"].removesuffix("\n")
+            assert plain.decode(ids) == found.template.defaults["hard_prompt"]
             if chat:
                 assert sent == [*layout.head_ids, *ids, *rows[0].tail_ids]
 

@@ -186,7 +186,10 @@ def test_the_metric_on_the_validation_items_chooses(word_llm: LLM, tmp_path: Pat
         search = HardPromptSearch("gcg", bench, INITIAL, options)
         everything = [*prompts, tuple(search._initial_ids())]
         num_tokens = bench.num_tokens
+        steps: list[tuple[int, int]] = []
+        bench.on_progress = lambda num_done, total: steps.append((num_done, total))
         found = search.run(Scripted([*prompts, None, prompts[0]]))
+        assert steps == [(step, 9) for step in range(1, 10)]
         num_tokens = bench.num_tokens - num_tokens
         train = {ids: -bench.evaluate(search.layout.variant(ids, "v"), bench.train).mean for ids in everything}
         finalists = sorted(everything, key=lambda ids: train[ids])[:4]

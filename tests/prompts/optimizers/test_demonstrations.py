@@ -54,7 +54,7 @@ def test_demonstrations_raise_the_held_out_score(llm: LLM, tmp_path: Path) -> No
     assert interval is not None and interval[0] > 0 and report.summary.is_real
     assert report.best.held_out > report.initial.held_out and report.best.prompt_tokens > report.initial.prompt_tokens
     (template,) = read_templates(tmp_path / "out" / "prompt.yaml")
-    assert template.variables == ("input",) and template.text.count("Output: return self.") == 2
+    assert template.variables == ("input",) and template.defaults["demonstrations"].count("Output: return self.") == 2
 
 
 def test_demonstrations_of_shuffled_outputs_do_not(llm: LLM, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_own_outputs_are_shown_where_the_metric_calls_them_right(llm: LLM, tmp_p
 def test_a_metric_that_calls_nothing_right_shows_references(llm: LLM, tmp_path: Path) -> None:
     desk = bench(llm, tmp_path, metric="log_likelihood")
     best = demonstrations.optimize(desk, INITIAL, OPTIONS)
-    shown = best.variant.template.text.split("\n\n")[:-1]
+    shown = best.variant.template.defaults["demonstrations"].split("\n\n")
     expected = {f"Input: {item.input_text}\nOutput: {item.references[0]}" for item in desk.train}
     assert len(shown) == 2 and set(shown) <= expected
 
@@ -180,6 +180,21 @@ def test_sets_that_do_not_fit_the_context_are_refused_before_they_run(llm: LLM, 
     assert desk.num_tokens == 0
     with pytest.raises(InvalidOption, match="too few train items"):
         demonstrations.optimize(desk, INITIAL, DemonstrationOptions(shots=41))
+
+
+def test_the_item_of_the_most_tokens_has_to_fit(llm: LLM, tmp_path: Path) -> None:
+    """It is not the one of the most characters. Held-out inputs that are longer still have room."""
+    desk = bench(llm, tmp_path)
+    spaces, symbols = (PromptItem(line, {"input": text}, ("x",)) for line, text in ((77, " " * 60), (78, "\u2603" * 30)))
+    desk.validation = (spaces, symbols, *desk.validation)
+    search = demonstrations._Search(desk, DemonstrationLayout.of(INITIAL.template), OPTIONS)
+    variant = search.layout.variant(1, [Demonstration(desk.train[0], "x")])
+    lengths = {item.line: len(llm.tokenizer.encode(variant.render(item.variables))) for item in desk.validation}
+    assert search.longest == symbols and lengths[78] == max(lengths.values()) > lengths[77] + 30
+    desk.num_reserved = llm.describe()["max_model_len"] - lengths[78] - desk.options.max_tokens
+    assert search._fits(variant)
+    desk.num_reserved += 1
+    assert not search._fits(variant)
 
 
 @pytest.mark.parametrize("values", [{"shots": 0}, {"num_candidates": 0}, {"shots": math.nan}, {"num_candidates": "4"}])

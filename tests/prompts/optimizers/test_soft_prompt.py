@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,12 +117,40 @@ def test_a_stopped_training_goes_on_and_a_finished_one_is_not_repeated(
     assert again.soft_prompt.digest == whole.soft_prompt.digest
     messages.clear()
     with workbench(llm, tmp_path / "cut", train, metric="log_likelihood", on_log=messages.append) as bench:
-        assert optimize(bench, PLAIN, SHORT) == again and messages == [] and bench.num_tokens == num_tokens
+        assert optimize(bench, PLAIN, SHORT) == again and bench.num_tokens == num_tokens
+        assert len(messages) == 1 and messages[0].startswith("validation: ")
     # Whatever the result depends on trains another one.
     with workbench(llm, tmp_path / "cut", train[:11], metric="log_likelihood") as bench:
         for options in (SHORT, replace(SHORT, learning_rate=0.01)):
             other = optimize(bench, PLAIN, options).soft_prompt
             assert other is not None and other.digest != again.soft_prompt.digest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_waits_until_the_step_is_saved(number: signal.Signals, llm: LLM, tmp_path: Path) -> None:
+    """SIGUSR1 stands for a signal whose handler raises nothing."""
+    train, messages, progress = split().train[:12], list[str](), list[tuple[int, int]]()
+
+    def send(message: str) -> None:
+        messages.append(message)
+        if message.startswith("step 4"):
+            os.kill(os.getpid(), number)
+
+    previous = signal.signal(signal.SIGUSR1, lambda number, frame: messages.append("handled"))
+    try:
+        with workbench(llm, tmp_path, train, metric="log_likelihood", on_log=send) as bench:
+            bench.on_progress = lambda num_done, total: progress.append((num_done, total))
+            stops = pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext()
+            with stops:
+                optimize(bench, PLAIN, SHORT)
+            if number == signal.SIGINT:
+                optimize(bench, PLAIN, SHORT)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    steps = [int(message.split()[1]) for message in messages if message.startswith("step ")]
+    assert steps == [1, 2, 3, 4, 5, 6] and progress == [(step, 6) for step in steps]
+    assert any(message.startswith("resuming after step 4") for message in messages)
+    assert ("handled" in messages) == (number == signal.SIGUSR1)
 
 
 def test_the_tokens_are_those_that_pass_through_the_model(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

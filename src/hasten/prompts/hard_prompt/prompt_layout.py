@@ -11,13 +11,13 @@ break ends the hard prompt. Most tokenizers join nothing across it, so tokens th
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
 from hasten.core.errors import HastenError, InvalidOption, InvalidRequest, show
 from hasten.entrypoints.task_options import TaskOptions
+from hasten.prompts.leading_text import with_leading_text
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.task import PromptItem
 from hasten.text.tokenizer import TextTokenizer
@@ -34,24 +34,9 @@ class Row(NamedTuple):
     reference_ids: list[int]
 
 
-def with_hard_prompt(initial: TemplateVariant, text: str, name: str) -> TemplateVariant:
-    """Return the variant whose texts begin, after a system text, with ``text`` and a line break.
-
-    The text is the default of a variable: Jinja does not read it as a template, and keeps every character of it.
-    """
-    template = initial.template
-    variable = VARIABLE
-    while variable in {*template.variables, *template.defaults}:
-        variable += "_"
-    # Jinja drops a comment with the line break after it, so that the initial text stands at the start of a line, as before.
-    return TemplateVariant(
-        name,
-        dataclasses.replace(
-            template,
-            text=f"{{{{ {variable} }}}}{{# the hard prompt #}}\n{template.text}",
-            defaults={**template.defaults, variable: f"{text}\n"},
-        ),
-    )
+def with_hard_prompt(initial: TemplateVariant, text: str, name: str, item_variables: Collection[str] = ()) -> TemplateVariant:
+    """Return the variant whose texts begin, after a system text, with ``text`` and a line break."""
+    return TemplateVariant(name, with_leading_text(initial.template, VARIABLE, text, "\n", item_variables))
 
 
 class PromptLayout:
@@ -62,7 +47,7 @@ class PromptLayout:
     ) -> None:
         """Raise ``HastenError`` if an item cannot be rendered or tokenised, or if heads differ."""
         self._tokenizer, self._initial, self._chat = tokenizer, initial, options.chat
-        marked = with_hard_prompt(initial, _MARK, initial.name)
+        marked = with_hard_prompt(initial, _MARK, initial.name, items[0].variables)
         cuts = [self._cut(marked, item) for item in items]
         heads = sorted({head for head, _ in cuts})
         if len(heads) > 1:
@@ -88,7 +73,7 @@ class PromptLayout:
         return self._reads_back(ids, "", [])
 
     def variant(self, ids: Sequence[int], name: str) -> TemplateVariant:
-        return with_hard_prompt(self._initial, self.text(ids), name)
+        return with_hard_prompt(self._initial, self.text(ids), name, self._items[0].variables)
 
     def is_exact(self, ids: Sequence[int], variant: TemplateVariant) -> bool:
         """Return whether the variant's text for every item has the tokens of the search.

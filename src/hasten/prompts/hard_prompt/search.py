@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from hasten.core.errors import InvalidOption, show
-from hasten.entrypoints.progress import step_bar
 from hasten.layers.formats.dense import Dense
 from hasten.prompts.evaluation import Evaluation
 from hasten.prompts.hard_prompt.item_loss import ItemLoss
@@ -123,13 +122,12 @@ class HardPromptSearch:
         state = saved or dataclasses.replace(state, num_tokens=self.loss.num_tokens)
         saved_at = time.monotonic()
         try:
-            with step_bar(self.name) as progress:
-                while state.step < self._options.steps:
-                    state = self._next(method, state)
-                    progress(state.step, self._options.steps)
-                    if time.monotonic() - saved_at >= SAVE_SECONDS:
-                        folder.save(state)
-                        saved_at = time.monotonic()
+            while state.step < self._options.steps:
+                state = self._next(method, state)
+                self._bench.on_progress(state.step, self._options.steps)
+                if time.monotonic() - saved_at >= SAVE_SECONDS:
+                    folder.save(state)
+                    saved_at = time.monotonic()
         finally:
             folder.save(state)
         self._bench.num_tokens += state.num_tokens
@@ -189,6 +187,7 @@ class HardPromptSearch:
         described, length = self._bench.llm.describe(), self._options.length
         alone, joint = self.layout.longest()
         longest = max(joint, alone + (self._bench.options.max_tokens if self._bench.metric.needs_output else 0))
+        longest += self._bench.num_reserved
         if length + longest > described["max_model_len"]:
             raise InvalidOption(
                 "the hard prompt and the longest item exceed the context",

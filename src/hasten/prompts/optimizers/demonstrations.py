@@ -3,7 +3,7 @@
 As BootstrapFewShotWithRandomSearch of DSPy (Khattab et al., 2023, arXiv 2310.03714; Opsahl-Ong et al., 2024, arXiv 2406.11695):
 sets of items are drawn at random, and the best set by the validation items wins. Half of the sets show outputs of the model that
 the metric calls right (bootstrapped); the others show the references. Every second set has labels in equal numbers. The
-initial prompt takes part, so the result is never worse on the validation items.
+initial prompt takes part, and wins where no set is better by the tournament.
 
 Items that are similar to an input cannot be selected, because the result is one text for all inputs.
 """
@@ -11,6 +11,7 @@ Items that are similar to an input cannot be selected, because the result is one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import re
 from collections import Counter
@@ -25,8 +26,8 @@ from hasten.entrypoints.task_options import TaskOptions
 from hasten.prompts.evaluate import prompt_token_ids
 from hasten.prompts.evaluation import ItemResult
 from hasten.prompts.examples import ExamplePool
+from hasten.prompts.leading_text import with_leading_text
 from hasten.prompts.library import TemplateLibrary
-from hasten.prompts.literal_text import literal_text
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.optimizer import Candidate, Workbench
 from hasten.prompts.select_examples import Method, select_examples
@@ -34,6 +35,7 @@ from hasten.prompts.task import PromptItem
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.tournament import bernstein_width, run_tournament
 
+VARIABLE = "demonstrations"  # of the template, with the items shown as its default
 RIGHT = 1.0  # the score of an output that is shown as it is; only metrics of scores 0 and 1 tell right from wrong
 _MAX_ASKED = 4  # train items that are answered to find right outputs, for each item that is shown
 _MAX_DRAWN = 4  # sets that are drawn for each one that is compared; equal ones and long ones do not count
@@ -114,17 +116,17 @@ class DemonstrationLayout:
         template = dataclasses.replace(
             self.template,
             name=f"demonstrations-{number}",
-            text=literal_text("".join(text + _SEPARATOR for text in texts)) + self.template.text,
             description=f"Shows {len(shown)} inputs with their outputs, then the input to answer.",
         )
-        return TemplateVariant(template.name, template)
+        leading = with_leading_text(template, VARIABLE, _SEPARATOR.join(texts), _SEPARATOR, shown[0].item.variables)
+        return TemplateVariant(leading.name, leading)
 
     @staticmethod
     def _answered(prompt: str, output: str) -> str:
         return prompt + TaskOptions(delimiter="" if prompt.endswith("：") else None).continuation(prompt, output)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Search:
     """The sets of demonstrations that are compared."""
 
@@ -137,13 +139,13 @@ class _Search:
         labelled = [Demonstration(item, item.references[0]) for item in self.bench.train]
         teacher = self._drawn(labelled, 0)
         right = self._right_outputs(teacher, labelled)
-        found: dict[str, TemplateVariant] = {}
+        found: dict[str, TemplateVariant] = {}  # by digest
         for number in range(_MAX_DRAWN * self.options.num_candidates):
             is_bootstrapped = number % 4 >= 2 and right
             shown = self._filled(right, labelled, number) if is_bootstrapped else self._drawn(labelled, number)
             variant = self.layout.variant(number + 1, shown)
             if self._fits(variant):
-                found.setdefault(variant.template.text, variant)
+                found.setdefault(variant.digest, variant)
             if len(found) == self.options.num_candidates:
                 break
         if not found:
@@ -190,9 +192,17 @@ class _Search:
         return random.Random(f"demonstrations {self.bench.seed} {number}")
 
     def _fits(self, variant: TemplateVariant) -> bool:
-        """Whether the longest input of train and validation items fits the context after the demonstrations."""
+        """Whether the longest input fits the context after the demonstrations."""
         bench = self.bench
-        longest = max((*bench.train, *bench.validation), key=lambda item: sum(map(len, item.variables.values())))
-        num_tokens = len(prompt_token_ids(bench.llm, variant.render(longest.variables), chat=bench.options.chat))
         num_more = bench.options.max_tokens if bench.metric.needs_output else 1
-        return num_tokens + num_more <= int(bench.llm.describe()["max_model_len"])
+        num_tokens = self._num_tokens(variant, self.longest) + num_more + bench.num_reserved
+        return num_tokens <= int(bench.llm.describe()["max_model_len"])
+
+    @functools.cached_property
+    def longest(self) -> PromptItem:
+        """The train or validation item whose prompt has the most tokens."""
+        alone = TemplateVariant(self.layout.template.name, self.layout.template)
+        return max((*self.bench.train, *self.bench.validation), key=lambda item: self._num_tokens(alone, item))
+
+    def _num_tokens(self, variant: TemplateVariant, item: PromptItem) -> int:
+        return len(prompt_token_ids(self.bench.llm, variant.render(item.variables), chat=self.bench.options.chat))

@@ -14,6 +14,7 @@ from hasten.checkpoints.json_values import is_integer, read_json
 from hasten.core.check_fields import check_fields
 from hasten.core.errors import InvalidOption, show
 from hasten.core.field_type import Length, Range
+from hasten.entrypoints.deferred_signals import DeferredSignals
 from hasten.prompts.evaluate import check_context, item_named, prompt_token_ids
 from hasten.prompts.load_variant import TemplateVariant
 from hasten.prompts.metric import text_digest
@@ -21,13 +22,13 @@ from hasten.prompts.optimizer import Candidate, Workbench
 from hasten.prompts.task import PromptItem
 from hasten.training.callback import TrainingCallback, evaluation_line
 from hasten.training.draft_score import DraftScore
-from hasten.training.examples import Example, Examples
+from hasten.training.examples import Example, Examples, output_tokens
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import MAX_VIRTUAL_TOKENS, SoftPromptRecipe
 from hasten.training.train import train_on_examples
 from hasten.training.training_run import REPORT
 
-SAVE_EVERY = 10.0  # seconds of training that a killed run loses at most
+SAVE_EVERY = 5.0  # seconds of training that a killed run loses at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,22 +58,22 @@ def optimize(bench: Workbench, initial: TemplateVariant, options: SoftPromptOpti
     parts = [_examples(bench, initial, items, options.virtual_tokens) for items in (bench.train, bench.validation)]
     soft_prompt = bench.llm.load_soft_prompt(_train(bench, Examples.join(*parts), options))
     after = bench.evaluate(initial, bench.validation, soft_prompt)
+    bench.on_log(f"validation: {before.mean:.4g} before, {after.mean:.4g} with the soft prompt")
     return Candidate(initial, soft_prompt if after.mean > before.mean else None)
 
 
 def _examples(bench: Workbench, initial: TemplateVariant, items: Sequence[PromptItem], virtual_tokens: int) -> list[Example]:
     """Return the prompts of items with their outputs, which have an end token if the metric generates."""
     llm, options, is_generated = bench.llm, bench.options, bench.metric.needs_output
-    tokenizer = llm.tokenizer
-    end = [tokenizer.eos_token_id] if is_generated and tokenizer.eos_token_id is not None else []
     examples = []
     for item in items:
         with item_named(item, initial.name):
             text = initial.render(item.variables)
             ids = prompt_token_ids(llm, text, chat=options.chat)
             output = options.continuation(text, item.references[0])
-            output_ids = [*tokenizer.encode(output, add_special_tokens=False), *end]
-            check_context(llm, len(ids), max(len(output_ids), options.max_tokens if is_generated else 0), virtual_tokens)
+            output_ids = output_tokens(llm.tokenizer, output, has_end=is_generated)
+            num_more = max(len(output_ids), options.max_tokens if is_generated else 0) + bench.num_reserved
+            check_context(llm, len(ids), num_more, virtual_tokens)
         examples.append(Example([*ids, *output_ids], len(ids)))
     return examples
 
@@ -85,8 +86,11 @@ def _train(bench: Workbench, examples: Examples, options: SoftPromptOptions) -> 
     )
     name = text_digest(bench.llm.digest().weights, examples.digest(), repr(options), repr(bench.seed))
     folder = bench.folder / f"soft-prompt-{name[:16]}"
-    if not (folder / REPORT).is_file():  # the last file of a training
-        train_on_examples(bench.llm.describe()["folder"], examples, folder, recipe, training, callback=_Log(bench))
+    while not (folder / REPORT).is_file():  # the last file of a training
+        # A signal waits until the step is saved. The training goes on if its handler raises nothing.
+        with DeferredSignals() as signals:
+            model, should_stop = bench.llm.describe()["folder"], lambda: signals.is_pending
+            train_on_examples(model, examples, folder, recipe, training, callback=_Log(bench), should_stop=should_stop)
     bench.num_tokens += _num_tokens(folder, options.virtual_tokens)
     return folder
 
@@ -107,6 +111,9 @@ class _Log(TrainingCallback):
 
     def on_log(self, message: str) -> None:
         self.bench.on_log(message)
+
+    def on_step_end(self, step: int, total_steps: int, loss: float) -> None:
+        self.bench.on_progress(step, total_steps)
 
     def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
         self.bench.on_log(evaluation_line(step, total_steps, loss, score))
