@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+
+import torch
 
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.engine.sampling_rows import draft_path
 from hasten.sampling.guides.base import TokenGuide
+from hasten.sampling.processors.guided_tokens import allowed_tokens
 from hasten.scheduling.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -33,7 +37,8 @@ def _allowed(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: 
     """Return the nodes that are allowed and no end token, after which a guide has no state."""
     if draft.is_chain:
         end = next((i for i, token_id in enumerate(draft.token_ids) if token_id in eos_token_ids), len(draft))
-        return draft.truncate(guide.num_allowed(output, draft.token_ids[:end]))
+        allowed = draft.truncate(guide.num_allowed(output, draft.token_ids[:end]))
+        return allowed if allowed.draft_probs is None else _conditioned(guide, output, allowed, eos_token_ids)
     depths = draft.depths
     kept: list[int] = []
     for node, parent in enumerate(draft.parents):
@@ -41,3 +46,25 @@ def _allowed(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: 
         if is_reached and guide.num_allowed(output, draft_path(draft, node)) == depths[node]:
             kept.append(node)
     return draft.select(kept)
+
+
+def _conditioned(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: tuple[int, ...]) -> Draft:
+    """Return a chain with the distributions that its tokens have, given that the guide let them pass.
+
+    Rejection sampling needs them: with the drafter's own, the tokens that were dropped would count as never drafted.
+    """
+    assert draft.draft_probs is not None
+    draft_probs = []
+    for node, draft_prob_V in enumerate(draft.draft_probs):
+        tokens = [*output, *draft.token_ids[:node]]
+        is_kept_V = torch.zeros(len(draft_prob_V), dtype=torch.bool, device=draft_prob_V.device)
+        if forced := guide.forced_tokens(tokens):
+            is_kept_V[forced[0]] = True
+        elif (mask_W := guide.mask(tokens)) is not None:
+            is_kept_V = allowed_tokens(mask_W, len(draft_prob_V)).to(draft_prob_V.device)
+        else:
+            is_kept_V.fill_(True)
+        is_kept_V[list(eos_token_ids)] = False
+        kept_V = draft_prob_V * is_kept_V
+        draft_probs.append(kept_V / kept_V.sum())
+    return dataclasses.replace(draft, draft_probs=tuple(draft_probs))

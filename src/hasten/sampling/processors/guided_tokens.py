@@ -27,7 +27,7 @@ class GuidedTokens:
                 if forced := row.guide.forced_tokens(token_ids):
                     _keep_only(logits_V, forced[0])
                 elif (mask_W := row.guide.mask(token_ids)) is not None:
-                    logits_V[_masked(mask_W, len(logits_V)).to(logits_V.device)] = -torch.inf
+                    logits_V[~allowed_tokens(mask_W, len(logits_V)).to(logits_V.device)] = -torch.inf
         return logits_RV
 
 
@@ -37,7 +37,7 @@ def _keep_only(logits_V: Tensor, token_id: int) -> None:
     logits_V[token_id] = logit
 
 
-def _masked(mask_W: MaskWords, vocab_size: int) -> Tensor:
-    """Return whether each token is masked [V]."""
+def allowed_tokens(mask_W: MaskWords, vocab_size: int) -> Tensor:
+    """Return whether each token is allowed [V]."""
     bits = np.unpackbits(mask_W.view(np.uint8), count=vocab_size, bitorder="little")
-    return torch.from_numpy(bits == 0)
+    return torch.from_numpy(bits != 0)
