@@ -125,8 +125,10 @@ class Completion:
             return None
         if self.finish.reason not in (FinishReason.STOP, FinishReason.LENGTH) or isinstance(self.finish.stop, str):
             return False  # a stop string cuts the text within a token
-        ended = self.token_ids[-1:] and (self.token_ids[-1] in self._eos_ids or self.token_ids[-1] in self._stop_ids)
-        return self.guide.is_complete(self.token_ids[:-1] if ended else self.token_ids)
+        params = self._request.params
+        shows_stop = params.include_stop_str_in_output and params.beam_width is None
+        hidden = self._eos_ids if shows_stop else self._eos_ids | self._stop_ids
+        return self.guide.is_complete(self.token_ids[:-1] if hidden.intersection(self.token_ids[-1:]) else self.token_ids)
 
     def _detokenize(self, token_id: int) -> str | None:
         """Add the token's text, and return the stop string that it completes, if any."""
