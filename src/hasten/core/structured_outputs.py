@@ -22,7 +22,7 @@ else:
     _Schema = _Source
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class StructuredOutputs:
     """One of the first five fields says what the output must be; the others have their defaults.
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -28,7 +29,10 @@ _LIMITS = f"{SECONDS:g} s and {grammar_program.PROGRAM_LIMITS.memory >> 20} MiB"
 
 
 class GrammarCompiler:
-    """Threads may share it."""
+    """Compiles each grammar once, as long as a request holds its ``StructuredOutputs``. Threads may share it.
+
+    So the engine's thread, which asks for what another thread has compiled, never waits for a grammar.
+    """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """``tokenizer_json``: of the library ``tokenizers``. ``vocab_size``: logits of a row."""
@@ -36,6 +40,7 @@ class GrammarCompiler:
         self._program = KillableProgram(grammar_program.__name__, "tries grammars")
         self._tokenizer: LLTokenizer | None = None
         self._grammars: OrderedDict[StructuredOutputs, LLMatcher] = OrderedDict()  # in their initial state, the last used last
+        self._held: WeakKeyDictionary[StructuredOutputs, LLMatcher] = WeakKeyDictionary()  # however many requests wait
         self._lock = threading.Lock()
 
     def compile(self, form: StructuredOutputs) -> LLMatcher:
@@ -44,9 +49,9 @@ class GrammarCompiler:
         Raises ``InvalidRequest`` for a grammar that is wrong or too large.
         """
         with self._lock:
-            found = self._grammars.get(form)
+            found = self._grammars.get(form) or self._held.get(form)
             if found is not None:
-                self._grammars.move_to_end(form)
+                self._keep(form, found)
                 return found.deep_copy()
         grammar = self._vet(form)
         with self._lock:
@@ -55,10 +60,14 @@ class GrammarCompiler:
         if fault := grammar_fault(matcher):
             raise _wrong(form, fault)
         with self._lock:
-            self._grammars[form] = matcher
-            if len(self._grammars) > MAX_GRAMMARS:
-                self._grammars.popitem(last=False)
+            self._keep(form, matcher)
         return matcher.deep_copy()
+
+    def _keep(self, form: StructuredOutputs, matcher: LLMatcher) -> None:
+        self._held[form] = self._grammars[form] = matcher
+        self._grammars.move_to_end(form)
+        if len(self._grammars) > MAX_GRAMMARS:
+            self._grammars.popitem(last=False)
 
     def _vet(self, form: StructuredOutputs) -> str:
         """Return the grammar in the words of llguidance."""
