@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hasten.core.errors import InvalidRequest
@@ -64,9 +65,10 @@ class Guides:
     def _grammar_guide(self, params: SamplingParams) -> GrammarGuide:
         from hasten.sampling.guides.grammar_guide import GrammarGuide
 
-        assert params.structured_outputs is not None
-        matcher = self._grammars().compile(params.structured_outputs)
-        return GrammarGuide(matcher, self._vocab_size, max(params.n, params.beam_width or 1))
+        form, grammars = params.structured_outputs, self._grammars()
+        assert form is not None
+        renew = partial(grammars.renew, form)
+        return GrammarGuide(grammars.compile(form), self._vocab_size, max(params.n, params.beam_width or 1), renew)
 
     def _grammars(self) -> GrammarCompiler:
         with self._lock:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from llguidance import LLMatcher
 
 from hasten.core.errors import HastenError
 from hasten.sampling.guides.base import MaskWords
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -27,29 +30,43 @@ class GrammarGuide:
     rejected draft had read. More outputs than cursors take more time and change nothing.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, max_cursors: int) -> None:
-        """``matcher``: in its initial state; the guide owns it."""
-        self._cursors, self._max_cursors = [_Cursor(matcher)], max_cursors
+    def __init__(self, matcher: LLMatcher, vocab_size: int, max_cursors: int, renew: Callable[[], LLMatcher] | None = None) -> None:
+        """``matcher``: in its initial state; the guide owns it. ``renew``: returns another of the same grammar.
+
+        Copies of a matcher share the states of their lexer, which are limited. So where a matcher fails, a new one tells whether
+        the output itself exceeds the limit, or others did.
+        """
+        self._cursors, self._max_cursors, self._renew = [_Cursor(matcher)], max_cursors, renew
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        return self._matcher(token_ids).compute_ff_tokens()
+        return self._ask(token_ids, lambda matcher: matcher.compute_ff_tokens())
 
     def mask(self, token_ids: Sequence[int]) -> MaskWords:
-        matcher = self._matcher(token_ids)
-        matcher.unsafe_compute_mask_ptr(self._mask_W.ctypes.data, self._mask_W.nbytes)
-        if matcher.is_error():
-            raise self._failed(matcher)
+        self._ask(token_ids, lambda matcher: matcher.unsafe_compute_mask_ptr(self._mask_W.ctypes.data, self._mask_W.nbytes))
         return self._mask_W
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
-        return self._matcher(token_ids).validate_tokens(list(next_tokens))
+        return self._ask(token_ids, lambda matcher: matcher.validate_tokens(list(next_tokens)))
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
-        return self._matcher(token_ids).is_accepting()
+        return self._ask(token_ids, lambda matcher: matcher.is_accepting())
+
+    def _ask(self, token_ids: Sequence[int], question: Callable[[LLMatcher], T]) -> T:
+        """Return the answer of a matcher that has read these tokens. Raises ``HastenError``."""
+        matcher = self._matcher(token_ids)
+        answer = question(matcher)
+        if matcher.is_error() and self._renew is not None:
+            self._cursors = [_Cursor(self._renew())]
+            matcher = self._matcher(token_ids)
+            answer = question(matcher)
+        if matcher.is_error():
+            fault = matcher.get_error().strip().split("\n")[0][:200]
+            raise HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
+        return answer
 
     def _matcher(self, token_ids: Sequence[int]) -> LLMatcher:
-        """Return a matcher that has read these tokens. Raises ``HastenError``."""
+        """Return a matcher that has read these tokens, or has failed."""
         tokens = list(token_ids)
         shared, cursor = max(((_num_shared(each.token_ids, tokens), each) for each in self._cursors), key=lambda pair: pair[0])
         num_back = len(cursor.token_ids) - shared
@@ -63,15 +80,7 @@ class GrammarGuide:
         if shared < len(tokens):
             cursor.token_ids += tokens[shared:]
             matcher.consume_tokens(tokens[shared:])
-        if matcher.is_error():
-            raise self._failed(matcher)
         return matcher
-
-    def _failed(self, matcher: LLMatcher) -> HastenError:
-        """Drop the cursor of a matcher that has failed, and return its error."""
-        self._cursors = [cursor for cursor in self._cursors if cursor.matcher is not matcher] or self._cursors
-        fault = matcher.get_error().strip().split("\n")[0][:200]
-        return HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
 
 
 def _num_shared(first: list[int], second: list[int]) -> int:
