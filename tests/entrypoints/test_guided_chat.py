@@ -14,6 +14,7 @@ from tests.exhaustive import repeats
 
 from hasten import LLM, InvalidRequest, SamplingParams
 from hasten.core.structured_outputs import StructuredOutputs
+from hasten.entrypoints.chat_answers import ChatAnswers
 
 DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
 OPTIONS: dict[str, Any] = {"max_model_len": 512, "kv_cache_memory": "16MiB", "threads": 1, "reasoning_parser": "qwen3"}
@@ -112,6 +113,10 @@ def test_bad_choices_are_one_error(llm: LLM) -> None:
         llm.chat(MESSAGES, tools=TOOLS, tool_choice="sometimes", use_tqdm=False)
     with pytest.raises(InvalidRequest, match="none of the tools"):
         llm.chat(MESSAGES, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "shut"}}, use_tqdm=False)
+    large = {"type": "object", "properties": {"a": {"type": "string", "description": "d" * 40_000}}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": large}} for name in ("open_box", "close_box")]
+    with pytest.raises(InvalidRequest, match="the tools are too large for a tool_choice that demands a call: got a grammar of 8"):
+        ChatAnswers.open(llm._loaded.input_processor, tools, "required").params(None)  # a prompt of them would be too long here
     form = SamplingParams(structured_outputs=StructuredOutputs(json_object=True))
     with pytest.raises(InvalidRequest, match="does not go with"):
         llm.chat(MESSAGES, form, tools=TOOLS, tool_choice="required", use_tqdm=False)

@@ -11,7 +11,7 @@ from hasten.core.answer import Answer
 from hasten.core.errors import InvalidRequest, show
 from hasten.core.output import CompletionOutput, Delta, RequestOutput
 from hasten.core.sampling_params import SamplingParams
-from hasten.core.structured_outputs import StructuredOutputs
+from hasten.core.structured_outputs import MAX_SOURCE, StructuredOutputs
 from hasten.core.tool_definition import ToolDefinition, read_tool_definitions
 from hasten.entrypoints.answer_parsers import answer_parsers
 from hasten.entrypoints.input_processor import InputProcessor, Prompt
@@ -99,6 +99,13 @@ class ChatAnswers:
             checked, grammar = self.processor.check_params(params), self.grammar(self.choice)
             if checked.structured_outputs is not None:
                 raise InvalidRequest("structured_outputs does not go with a tool_choice that demands a call", remedy="Pass one")
+            if len(grammar) > MAX_SOURCE:
+                raise InvalidRequest(
+                    "the tools are too large for a tool_choice that demands a call",
+                    got=f"a grammar of {len(grammar)} characters",
+                    allowed=f"up to {MAX_SOURCE}",
+                    remedy="Name one of them, or pass fewer",
+                )
             params = checked.replace(structured_outputs=StructuredOutputs(grammar=grammar))
         tokenizer = self.processor.tokenizer
         names = (self.tool_parser, self.reasoning_parser)
