@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 
 
 def is_nested_deeper(value: object, max_depth: int) -> bool:
-    """Return whether a value has more than ``max_depth`` levels of mappings, lists and tuples, as one that holds itself has."""
+    """Return whether a value has more than ``max_depth`` levels of mappings, lists and tuples.
+
+    One that holds itself has any number of levels.
+    """
     level = [value]
     for _ in range(max_depth + 1):
         nested = {id(item): item for item in level if isinstance(item, (Mapping, list, tuple))}

@@ -35,9 +35,10 @@ class _Compiled(NamedTuple):
 
 
 class GrammarCompiler:
-    """Compiles each grammar once, as long as a request holds its ``StructuredOutputs``. Threads may share it.
+    """Makes the matchers of grammars. Threads may share it.
 
-    So the engine's thread, which asks for what another thread has compiled, never waits for a grammar.
+    A grammar is compiled once as long as a request holds its ``StructuredOutputs``. So the engine's thread, which asks for what
+    another thread has compiled, does not wait for it.
     """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:

@@ -31,10 +31,10 @@ class GrammarGuide:
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, max_cursors: int, renew: Callable[[], LLMatcher] | None = None) -> None:
-        """``matcher``: in its initial state; the guide owns it. ``renew``: returns another of the same grammar.
+        """``matcher``: in its initial state; the guide owns it.
 
-        Copies of a matcher share the states of their lexer, which are limited. So where a matcher fails, a new one tells whether
-        the output itself exceeds the limit, or others did.
+        ``renew``: returns another of the same grammar. Copies of a matcher share the states of their lexer, which are limited. So
+        where a matcher fails, a new one tells whether the output itself exceeds the limit, or others did.
         """
         self._cursors, self._max_cursors, self._renew = [_Cursor(matcher)], max_cursors, renew
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
