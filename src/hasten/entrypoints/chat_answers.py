@@ -40,7 +40,7 @@ def _read_choice(tool_choice: object) -> str:
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     prompt: Prompt
-    end: str  # the last characters of its text
+    end: str  # the last characters of its text, or the start of the thought that it ends in
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,9 @@ class ChatAnswers:
     def prompt(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> ChatPrompt:
         """Return the prompt of a conversation. Raises ``InvalidRequest``."""
         text = self.processor.render_chat(messages, self.schemas, template_kwargs)
-        return ChatPrompt(self.processor.encode_chat(text), text[-_PROMPT_END:])
+        token_ids = self.processor.encode_chat(text)
+        begun = self.processor.guides.begun_thought(token_ids)
+        return ChatPrompt({"prompt_token_ids": token_ids}, begun or text[-_PROMPT_END:])
 
     def prompts(self, messages: Any, template_kwargs: Mapping[str, Any]) -> list[ChatPrompt]:
         """Return the prompts of one conversation, or of a list of them."""

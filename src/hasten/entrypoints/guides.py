@@ -87,10 +87,31 @@ class Guides:
         start, closing, *ends = (tuple(self._tokenizer.encode_fragment(text)) for text in (marks.start, marks.closing, *marks.ends))
         return ThoughtTokens(start, tuple(ends), closing if closing[-len(ends[0]) :] == ends[0] else ends[0])
 
+    def begun_thought(self, prompt_token_ids: Sequence[int]) -> str:
+        """Return the start mark of the thought that a prompt ends in; an empty text if it ends in none."""
+        if self._marks is None or self._opening(self._marks, prompt_token_ids) is not Opening.THOUGHT:
+            return ""
+        return self._marks.start
+
     def _opening(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Opening:
-        """Return how a prompt ends; white space after a mark does not count."""
+        """Return how a prompt ends, by the last mark in the answer that it begins; white space after a mark does not count."""
         assert self._tokenizer is not None
-        tail = self._tokenizer.decode(prompt_token_ids[-_MAX_MARK_TOKENS:], skip_special_tokens=False).rstrip()
-        if tail.endswith(marks.start.rstrip()):
-            return Opening.THOUGHT
-        return Opening.ANSWER if tail.endswith(tuple(end.rstrip() for end in marks.ends)) else Opening.EITHER
+        begun = self._begun_answer(marks, prompt_token_ids)
+        tail = prompt_token_ids[-_MAX_MARK_TOKENS:] if begun is None else begun
+        text = self._tokenizer.decode(tail, skip_special_tokens=False).rstrip()
+        start, ends = marks.start.rstrip(), tuple(end.rstrip() for end in marks.ends)
+        if begun is None:
+            return Opening.THOUGHT if text.endswith(start) else Opening.ANSWER if text.endswith(ends) else Opening.EITHER
+        last_start, last_end = text.rfind(start), max(text.rfind(end) for end in ends)
+        return Opening.EITHER if last_start == last_end else Opening.THOUGHT if last_start > last_end else Opening.ANSWER
+
+    def _begun_answer(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Sequence[int] | None:
+        """Return the tokens after the last special token that is no mark, the end of a chat template's header.
+
+        None for a prompt without: a plain text may tell of marks. A special token at its beginning says nothing.
+        """
+        assert self._tokenizer is not None
+        in_marks = "".join((marks.start, *marks.ends))
+        headers = {token_id for text, token_id in self._tokenizer.special_token_ids.items() if text not in in_marks}
+        last = next((i for i in range(len(prompt_token_ids) - 1, 0, -1) if prompt_token_ids[i] in headers), None)
+        return None if last is None else prompt_token_ids[last + 1 :]
