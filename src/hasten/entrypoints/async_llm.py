@@ -33,6 +33,7 @@ from hasten.entrypoints.statistics import engine_statistics
 from hasten.entrypoints.wiring.build_engine import build_engine
 
 INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
+GRAMMAR_THREADS = 2  # that make requests whose grammar is new: a slow one takes seconds, and delays no other request
 LOOKUP_THREADS = 32  # that wait for a result cache in a file or a server; else a slow one would delay requests in turn
 MAX_INLINE = 2_000  # characters or token ids of a prompt that is tokenised in the event loop, in less than a millisecond
 
@@ -54,6 +55,7 @@ class AsyncLLM:
         # creation, so the thread ends before the kernels are freed.
         weakref.finalize(self, self._client.close)
         self._input_threads = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="hasten-input")
+        self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, thread_name_prefix="hasten-grammar")
         self._lookup_threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hasten-lookup")
         self._ids = itertools.count()
 
@@ -67,6 +69,7 @@ class AsyncLLM:
         """End the engine; requests that still run end with an error. Idempotent."""
         self._router.end(EngineDied(""))
         self._input_threads.shutdown(wait=False)
+        self._grammar_threads.shutdown(wait=False)
         self._lookup_threads.shutdown(wait=False)
         await asyncio.to_thread(self._client.close)
         if self._loaded.result_cache is not None:
@@ -109,7 +112,7 @@ class AsyncLLM:
         """
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
         make = partial(self._request, prompt, sampling_params, **options)
-        request, found = await self._look_up(_is_quick(prompt, sampling_params), make)
+        request, found = await self._look_up(_is_quick(prompt, sampling_params), make, self._threads_for(sampling_params))
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -127,7 +130,7 @@ class AsyncLLM:
         """Return the output of one prompt. Cancelling the task ends the request."""
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
         make = partial(self._request, prompt, sampling_params, **options)
-        request, found = await self._look_up(_is_quick(prompt, sampling_params), make)
+        request, found = await self._look_up(_is_quick(prompt, sampling_params), make, self._threads_for(sampling_params))
         if isinstance(found, StoredResult):
             return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
         async with aclosing(self._stream(request, found)) as deltas:
@@ -159,7 +162,7 @@ class AsyncLLM:
             options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
             return self._request(asked.prompt, answers.params(sampling_params), **options)
 
-        request, found = await self._look_up(False, make)
+        request, found = await self._look_up(False, make, self._threads_for(sampling_params, tool_choice))
         async with aclosing(self._stream(request, found)) as deltas:
             async for delta in deltas:
                 yield readers[0].read(delta)
@@ -208,21 +211,30 @@ class AsyncLLM:
         """``options``: those of ``InputProcessor.request``."""
         return self._loaded.input_processor.request(str(next(self._ids)), prompt, params, arrival=time.monotonic(), **options)
 
-    async def _look_up(self, is_quick: bool, make: Callable[[], Request]) -> tuple[Request, StoredResult | Request]:
+    def _threads_for(self, params: SamplingParams | None, tool_choice: ToolChoice = "auto") -> ThreadPoolExecutor:
+        """Return the threads that make a request; a demanded call is a grammar too."""
+        form = params.structured_outputs if isinstance(params, SamplingParams) else None
+        is_new = form is not None and not self._loaded.input_processor.guides.has_compiled(form)
+        return self._grammar_threads if is_new or tool_choice not in ("auto", "none") else self._input_threads
+
+    async def _look_up(
+        self, is_quick: bool, make: Callable[[], Request], threads: ThreadPoolExecutor
+    ) -> tuple[Request, StoredResult | Request]:
         """Return a request, and its stored result or what the engine takes.
 
-        What takes long runs beside the event loop. ``is_quick``: making the request takes no time.
+        What takes long runs beside the event loop. ``is_quick``: making the request takes no time. ``threads``: that make it
+        otherwise.
         """
         loaded = self._loaded
         if loaded.result_cache is not None and loaded.result_cache.does_io:
-            request = make() if is_quick else await self._in_thread(make)
+            request = make() if is_quick else await self._in_thread(make, threads)
             return request, await self._in_thread(partial(loaded.find_result, request), self._lookup_threads)
 
         def run() -> tuple[Request, StoredResult | Request]:
             request = make()
             return request, loaded.find_result(request)
 
-        return run() if is_quick else await self._in_thread(run)
+        return run() if is_quick else await self._in_thread(run, threads)
 
     async def _in_thread(self, make: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
         """Return the result of ``make``, computed beside the event loop."""

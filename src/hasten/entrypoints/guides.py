@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hasten.core.errors import InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.core.thought_marks import ThoughtMarks
 from hasten.sampling.guides.base import TokenGuide
 from hasten.sampling.guides.thought_guide import Opening, ThoughtGuide, ThoughtTokens
@@ -44,6 +45,10 @@ class Guides:
                 got=f"thinking_token_budget={params.thinking_token_budget}",
                 remedy="Leave it out, or name the model's reasoning_parser",
             )
+
+    def has_compiled(self, form: StructuredOutputs) -> bool:
+        """Return whether a form takes no time to compile."""
+        return self._compiler is not None and self._compiler.has(form)
 
     def guide(self, request: Request) -> TokenGuide | None:
         """Return the guide of a request's outputs. Raises ``InvalidRequest``."""
@@ -94,7 +99,10 @@ class Guides:
         return self._marks.start
 
     def _opening(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Opening:
-        """Return how a prompt ends, by the last mark in the answer that it begins; white space after a mark does not count."""
+        """Return how a prompt ends, by the last mark in the answer that it begins.
+
+        White space after a mark does not count.
+        """
         assert self._tokenizer is not None
         begun = self._begun_answer(marks, prompt_token_ids)
         tail = prompt_token_ids[-_MAX_MARK_TOKENS:] if begun is None else begun
@@ -106,9 +114,9 @@ class Guides:
         return Opening.EITHER if last_start == last_end else Opening.THOUGHT if last_start > last_end else Opening.ANSWER
 
     def _begun_answer(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Sequence[int] | None:
-        """Return the tokens after the last special token that is no mark, the end of a chat template's header.
+        """Return the tokens after the last special token that is no mark; None for a prompt without.
 
-        None for a prompt without: a plain text may tell of marks. A special token at its beginning says nothing.
+        Such a token is in a chat template's header. A plain text may tell of marks, and one at its beginning says nothing.
         """
         assert self._tokenizer is not None
         in_marks = "".join((marks.start, *marks.ends))

@@ -50,6 +50,10 @@ class GrammarCompiler:
         self._held: WeakKeyDictionary[StructuredOutputs, _Compiled] = WeakKeyDictionary()  # however many requests wait
         self._lock = threading.Lock()
 
+    def has(self, form: StructuredOutputs) -> bool:
+        """Return whether ``compile`` takes no time."""
+        return form in self._grammars or form in self._held
+
     def compile(self, form: StructuredOutputs) -> LLMatcher:
         """Return a new matcher in its initial state.
 
