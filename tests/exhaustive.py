@@ -37,6 +37,7 @@ SUITES = {
     ),
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
     "kv files": Suite(400, 5_000, "damaged files of saved KV blocks", "tests/entrypoints/test_kv_files.py"),
+    "guides": Suite(40, 1_000, "guided requests among free ones with random settings, per drafter", "tests/engine/test_guides.py"),
     "thoughts": Suite(6, 100, "thoughts of each budget, and the answers after them", "tests/entrypoints/test_guided_chat.py"),
     "gguf damage": Suite(100, 1_000, "damaged GGUF files", "tests/checkpoints/gguf/test_damage.py"),
     "result cache cancels": Suite(

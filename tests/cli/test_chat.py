@@ -8,10 +8,12 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from hasten import LLM, SamplingParams
+from hasten import LLM, Delta, SamplingParams
+from hasten.cli import chat
 
 OPTIONS = ("--max-tokens", "8", "--temperature", "0", "--dtype", "float32", "--kv-cache-memory", "64MiB")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
@@ -51,6 +53,29 @@ def test_a_file_of_settings_stands_between_preset_and_options(hasten, tmp_path):
     file.write_text("n: 2")
     ran = hasten("chat", "demo", "--params", str(file), *OPTIONS, stdin="Hello\n")
     assert (ran.code, ran.err.count("\n")) == (2, 1) and "a conversation continues from one answer" in ran.err
+
+
+class ThinkingSession:
+    """Streams one answer after a thought, and keeps what it is told of it."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+
+    def stream_answer(self, question: str) -> Iterator[Delta]:
+        pieces = [("Look ", ""), ("it up.", ""), ("", "Fine"), ("", ".")]
+        for reasoning, text in pieces:
+            yield Delta(request_id="0", index=0, text=text, token_ids=(1,), reasoning=reasoning)
+
+    def add_answer(self, text: str) -> None:
+        self.answers.append(text)
+
+
+def test_the_answer_after_a_thought_begins_on_a_line_of_its_own(capsys):
+    session = ThinkingSession()
+    chat._answer(session, "Hello")
+    printed = capsys.readouterr()
+    assert (printed.out, session.answers) == ("Fine.\n", ["Fine."])
+    assert printed.err.startswith("Look it up.\n\n")
 
 
 def test_clear_retry_save_and_load(hasten, llm, tmp_path):

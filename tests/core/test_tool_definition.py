@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from hasten.core.errors import InvalidRequest
-from hasten.core.tool_definition import MAX_DEPTH, MAX_TOOLS, read_tool_definitions
+from hasten.core.structured_outputs import MAX_DEPTH
+from hasten.core.tool_definition import MAX_TOOLS, read_tool_definitions
 
 
 def tool(**function: Any) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, Sa
 from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import PromptTooLong
 from hasten.core.plan import StepPlan
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.entrypoints.engine_client import EngineDied
 from hasten.entrypoints.wiring import loaded_digest
+from hasten.sampling.guides.grammar_compiler import GrammarCompiler
 from hasten.text.tokenizer import TextTokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -355,3 +357,35 @@ def test_calls_that_the_engine_does_not_reach_fail(tiny: Callable[[str], Path]) 
         client._thread = None
 
     run(tiny("llama-gqa"), body)
+
+
+def test_slow_grammars_delay_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, started = threading.Event(), threading.Semaphore(0)
+    vet = GrammarCompiler._vet
+
+    def slow_vet(self: GrammarCompiler, form: StructuredOutputs) -> str:
+        if form.regex != "known":
+            started.release()
+            assert released.wait(60)
+        return vet(self, form)
+
+    def params(regex: str) -> SamplingParams:
+        return SamplingParams(max_tokens=16, structured_outputs=StructuredOutputs(regex=regex))
+
+    async def session() -> None:
+        async with AsyncLLM("demo", max_model_len=128, kv_cache_memory="8MiB", threads=1) as llm:
+            await llm.generate("a", params("known"))
+            monkeypatch.setattr(GrammarCompiler, "_vet", slow_vet)
+            slow = [asyncio.create_task(llm.generate("a", params(f"slow{i}"))) for i in range(3)]
+            try:
+                assert await asyncio.to_thread(started.acquire, timeout=60)
+                chat = llm.stream_chat([{"role": "user", "content": "a"}], SamplingParams(max_tokens=2))
+                assert [delta async for delta in chat][-1].output is not None
+                output = await llm.generate("a", params("known"))
+                assert output.outputs[0].text == "known"
+                assert not any(task.done() for task in slow)
+            finally:
+                released.set()
+            assert [output.outputs[0].is_complete for output in await asyncio.gather(*slow)] == [True] * 3
+
+    asyncio.run(asyncio.wait_for(session(), 100))

@@ -14,6 +14,7 @@ from tests.exhaustive import repeats
 
 from hasten import LLM, InvalidRequest, SamplingParams
 from hasten.core.structured_outputs import StructuredOutputs
+from hasten.entrypoints.chat_answers import ChatAnswers
 
 DEMO = Path(__file__).parents[2] / "src" / "hasten" / "demo" / "model"
 OPTIONS: dict[str, Any] = {"max_model_len": 512, "kv_cache_memory": "16MiB", "threads": 1, "reasoning_parser": "qwen3"}
@@ -32,6 +33,7 @@ ARGUMENTS = {
     "additionalProperties": False,
 }
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": ARGUMENTS}} for name in ("open_box", "close_box")]
+THINK = 4  # the token of a thought's start
 BUDGETS = (0, 1, 16, 64)
 SEEDS = range(repeats("thoughts"))
 
@@ -68,6 +70,23 @@ def test_the_thought_ends_within_its_budget_and_the_answer_follows(llm: LLM, bud
         jsonschema.validate(json.loads(completion.text), SCHEMA)
         assert completion.is_complete
         assert completion.reasoning is not None
+
+
+@pytest.mark.parametrize(
+    ("begun", "has_thought"), [("<think>\nHm, let", True), ("<think>Hm.</think>\n", False), ("Fine", False), ("", False)]
+)
+def test_an_answer_that_the_prompt_has_begun(llm: LLM, begun: str, has_thought: bool) -> None:
+    """A mark in the question is none, and the form begins after the thought, wherever the prompt cuts it."""
+    messages = [{"role": "user", "content": "What does <think> mean?"}, {"role": "assistant", "content": begun}]
+    given = {"continue_final_message": True} if begun else {}
+    form = StructuredOutputs(choice=["yes", "no"])
+    params = SamplingParams(seed=3, max_tokens=60, thinking_token_budget=6, structured_outputs=form, logit_bias={THINK: -100})
+    (output,) = llm.chat(messages if begun else messages[:1], params, use_tqdm=False, **given)
+    (completion,) = output.outputs
+    assert completion.is_complete and completion.text in ("yes", "no")
+    assert (completion.reasoning is not None) == has_thought
+    (streamed,) = [delta.output for delta in llm.stream_chat(messages if begun else messages[:1], params, **given) if delta.output]
+    assert streamed.outputs == output.outputs
 
 
 def test_an_answer_follows_a_thought_without_a_grammar(llm: LLM) -> None:
@@ -112,6 +131,10 @@ def test_bad_choices_are_one_error(llm: LLM) -> None:
         llm.chat(MESSAGES, tools=TOOLS, tool_choice="sometimes", use_tqdm=False)
     with pytest.raises(InvalidRequest, match="none of the tools"):
         llm.chat(MESSAGES, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "shut"}}, use_tqdm=False)
+    large = {"type": "object", "properties": {"a": {"type": "string", "description": "d" * 40_000}}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": large}} for name in ("open_box", "close_box")]
+    with pytest.raises(InvalidRequest, match="the tools are too large for a tool_choice that demands a call: got a grammar of 8"):
+        ChatAnswers.open(llm._loaded.input_processor, tools, "required").params(None)  # a prompt of them would be too long here
     form = SamplingParams(structured_outputs=StructuredOutputs(json_object=True))
     with pytest.raises(InvalidRequest, match="does not go with"):
         llm.chat(MESSAGES, form, tools=TOOLS, tool_choice="required", use_tqdm=False)

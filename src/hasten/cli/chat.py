@@ -93,11 +93,15 @@ def _run_turn(session: Session, line: str) -> bool:
 
 def _answer(session: Session, question: str) -> None:
     """Stream one answer. The history keeps what an interrupted answer has produced."""
-    text, output = "", None
+    text, output, is_in_thought = "", None, False
     try:
         for delta in until_interrupted(session.stream_answer(question)):
             if delta.reasoning:  # beside the answer, as the status lines
                 print(delta.reasoning, end="", file=sys.stderr, flush=True)
+                is_in_thought = True
+            if delta.text and is_in_thought:  # the answer begins on a line of its own
+                print("\n", file=sys.stderr, flush=True)
+                is_in_thought = False
             print(delta.text, end="", flush=True)
             text += delta.text
             output = delta.output

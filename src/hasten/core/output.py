@@ -33,7 +33,7 @@ class CompletionOutput:
     # ended it too early. None without ``structured_outputs``.
     is_complete: bool | None = None
     reasoning: str | None = None  # from chat: the thought; None without one
-    tool_calls: tuple[ToolCall, ...] = ()  # from chat with tools
+    tool_calls: tuple[ToolCall, ...] = ()  # from chat with tools; ``finish_reason`` says how the text ended all the same
     warnings: tuple[str, ...] = ()  # about calls that are malformed, which ``text`` has, or that name an unknown tool
 
 

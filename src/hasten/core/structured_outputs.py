@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from hasten.core.check_fields import Fault, check_fields
 from hasten.core.errors import InvalidRequest
 from hasten.core.field_type import Length
+from hasten.core.nesting import is_nested_deeper
 
 MAX_SOURCE = 64 << 10  # characters of a schema, an expression or a grammar
 MAX_DEPTH = 32  # of nested objects and arrays in a schema
@@ -22,7 +23,7 @@ else:
     _Schema = _Source
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class StructuredOutputs:
     """One of the first five fields says what the output must be; the others have their defaults.
 
@@ -86,13 +87,4 @@ def _schema_fault(text: str) -> str | None:
         return "a JSON schema"
     if not isinstance(schema, dict | bool):
         return "a JSON schema, which is an object, or true"
-    return f"up to {MAX_DEPTH} levels of nesting" if _depth(schema) > MAX_DEPTH else None
-
-
-def _depth(value: object) -> int:
-    """Return how deep objects and arrays are nested."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, dict | list)]:
-        depth += 1
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return depth
+    return f"up to {MAX_DEPTH} levels of nesting" if is_nested_deeper(schema, MAX_DEPTH) else None

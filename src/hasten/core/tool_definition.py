@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hasten.core.errors import InvalidRequest, show
+from hasten.core.nesting import is_nested_deeper
+from hasten.core.structured_outputs import MAX_DEPTH, MAX_SOURCE
 
 MAX_TOOLS = 256
-MAX_DEPTH = 32  # of nested lists and objects in a schema
-MAX_SCHEMA = 64 << 10  # characters of a schema as JSON
 FORM = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": JSON schema}}'
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NO_PARAMETERS = {"type": "object", "properties": {}}
@@ -77,27 +77,12 @@ def _check_schema(schema: object, name: str) -> None:
     required = schema.get("required", [])
     if not isinstance(required, (list, tuple)) or not all(isinstance(each, str) for each in required):
         raise InvalidRequest(f"the required arguments of tool {name} are no list of names", got=show(required))
-    _check_depth(schema, name)
+    if is_nested_deeper(schema, MAX_DEPTH):
+        raise InvalidRequest(f"the schema of tool {name} is nested too deeply", allowed=f"up to {MAX_DEPTH} levels")
     try:
         length = len(json.dumps(schema, ensure_ascii=False))
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"the schema of tool {name} is not JSON", got=str(error)) from error
-    if length > MAX_SCHEMA:
-        allowed = f"up to {MAX_SCHEMA} characters"
+    if length > MAX_SOURCE:
+        allowed = f"up to {MAX_SOURCE} characters"
         raise InvalidRequest(f"the schema of tool {name} is too large", got=f"{length} characters", allowed=allowed)
-
-
-def _check_depth(schema: object, name: str) -> None:
-    """Raise ``InvalidRequest`` for a schema that is nested too deeply, without recursion."""
-    level = [schema]
-    for _ in range(MAX_DEPTH):
-        level = [item for value in level for item in _items(value)]
-        if not level:
-            return
-    raise InvalidRequest(f"the schema of tool {name} is nested too deeply", allowed=f"up to {MAX_DEPTH} levels")
-
-
-def _items(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (list, tuple)) else ()

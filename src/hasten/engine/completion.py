@@ -125,16 +125,10 @@ class Completion:
             return None
         if self.finish.reason not in (FinishReason.STOP, FinishReason.LENGTH) or isinstance(self.finish.stop, str):
             return False  # a stop string cuts the text within a token
-        tokens = self.token_ids
-        if tokens and self._is_hidden_end(tokens[-1]):
-            tokens = tokens[:-1]
-        return self.guide.is_complete(tokens)
-
-    def _is_hidden_end(self, token_id: int) -> bool:
-        """Return whether a token at the end of the output is no part of its text."""
-        if token_id in self._stop_ids:
-            return not self._request.params.include_stop_str_in_output
-        return token_id in self._eos_ids
+        params = self._request.params
+        shows_stop = params.include_stop_str_in_output and params.beam_width is None
+        hidden = self._eos_ids if shows_stop else self._eos_ids | self._stop_ids
+        return self.guide.is_complete(self.token_ids[:-1] if hidden.intersection(self.token_ids[-1:]) else self.token_ids)
 
     def _detokenize(self, token_id: int) -> str | None:
         """Add the token's text, and return the stop string that it completes, if any."""

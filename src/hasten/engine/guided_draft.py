@@ -6,9 +6,12 @@ import logging
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
+import torch
+
 from hasten.core.draft import NO_DRAFT, Draft
 from hasten.engine.sampling_rows import draft_path
 from hasten.sampling.guides.base import TokenGuide
+from hasten.sampling.processors.guided_tokens import allowed_tokens
 from hasten.scheduling.sequence import Sequence
 from hasten.speculative.cost_model import CostModel
 from hasten.speculative.policy import MARGIN
@@ -48,19 +51,44 @@ def guided_draft(guide: TokenGuide | None, sequence: Sequence) -> Draft:
         if forced := guide.forced_tokens(output):
             chain = Draft.chain(forced[: min(MAX_FORCED_TOKENS, _MAX_FOUND_TOKENS // len(forced))])
             return replace(chain, acceptance_probs=(1.0,) * len(chain))
-        return _allowed(guide, output, sequence.draft) if sequence.draft else NO_DRAFT
+        return _allowed(guide, output, sequence.draft, sequence.request.eos_token_ids) if sequence.draft else NO_DRAFT
     except Exception:
         log.debug("request %s: its guide fails", sequence.request.request_id, exc_info=True)
         return NO_DRAFT
 
 
-def _allowed(guide: TokenGuide, output: list[int], draft: Draft) -> Draft:
+def _allowed(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: tuple[int, ...]) -> Draft:
+    """Return the nodes that are allowed and no end token, after which a guide has no state."""
     if draft.is_chain:
-        return draft.truncate(guide.num_allowed(output, draft.token_ids))
+        end = next((i for i, token_id in enumerate(draft.token_ids) if token_id in eos_token_ids), len(draft))
+        allowed = draft.truncate(guide.num_allowed(output, draft.token_ids[:end]))
+        return allowed if allowed.draft_probs is None else _conditioned(guide, output, allowed, eos_token_ids)
     depths = draft.depths
     kept: list[int] = []
     for node, parent in enumerate(draft.parents):
-        is_reached = parent < 0 or parent in kept
+        is_reached = (parent < 0 or parent in kept) and draft.token_ids[node] not in eos_token_ids
         if is_reached and guide.num_allowed(output, draft_path(draft, node)) == depths[node]:
             kept.append(node)
     return draft.select(kept)
+
+
+def _conditioned(guide: TokenGuide, output: list[int], draft: Draft, eos_token_ids: tuple[int, ...]) -> Draft:
+    """Return a chain with the distributions that its tokens have, given that the guide let them pass.
+
+    Rejection sampling needs them: with the drafter's own, the tokens that were dropped would count as never drafted.
+    """
+    assert draft.draft_probs is not None
+    draft_probs = []
+    for node, draft_prob_V in enumerate(draft.draft_probs):
+        tokens = [*output, *draft.token_ids[:node]]
+        is_kept_V = torch.zeros(len(draft_prob_V), dtype=torch.bool, device=draft_prob_V.device)
+        if forced := guide.forced_tokens(tokens):
+            is_kept_V[forced[0]] = True
+        elif (mask_W := guide.mask(tokens)) is not None:
+            is_kept_V = allowed_tokens(mask_W, len(draft_prob_V)).to(draft_prob_V.device)
+        else:
+            is_kept_V.fill_(True)
+        is_kept_V[list(eos_token_ids)] = False
+        kept_V = draft_prob_V * is_kept_V
+        draft_probs.append(kept_V / kept_V.sum())
+    return replace(draft, draft_probs=tuple(draft_probs))

@@ -217,9 +217,10 @@ class AsyncLLM:
     ) -> ThreadPoolExecutor | None:
         """Return the threads that make a request; None if that takes no time.
 
-        ``prompt`` None: it has to be rendered.
+        ``prompt`` None: it has to be rendered. ``has_grammar``: of a demanded call.
         """
-        if has_grammar or (isinstance(params, SamplingParams) and params.is_guided):
+        form = params.structured_outputs if isinstance(params, SamplingParams) else None
+        if has_grammar or (form is not None and not self._loaded.input_processor.guides.has_compiled(form)):
             return self._grammar_threads
         return None if prompt is not None and _is_short(prompt) else self._input_threads
 

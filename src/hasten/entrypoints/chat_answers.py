@@ -11,7 +11,7 @@ from hasten.core.answer import Answer
 from hasten.core.errors import InvalidRequest, show
 from hasten.core.output import CompletionOutput, Delta, RequestOutput
 from hasten.core.sampling_params import SamplingParams
-from hasten.core.structured_outputs import StructuredOutputs
+from hasten.core.structured_outputs import MAX_SOURCE, StructuredOutputs
 from hasten.core.tool_definition import ToolDefinition, read_tool_definitions
 from hasten.entrypoints.answer_parsers import answer_parsers
 from hasten.entrypoints.input_processor import InputProcessor, Prompt
@@ -40,7 +40,7 @@ def _read_choice(tool_choice: object) -> str:
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     prompt: Prompt
-    end: str  # the last characters of its text
+    end: str  # the last characters of its text, or the start of the thought that it ends in
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,9 @@ class ChatAnswers:
     def prompt(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> ChatPrompt:
         """Return the prompt of a conversation. Raises ``InvalidRequest``."""
         text = self.processor.render_chat(messages, self.schemas, template_kwargs)
-        return ChatPrompt(self.processor.encode_chat(text), text[-_PROMPT_END:])
+        token_ids = self.processor.encode_chat(text)
+        begun = self.processor.guides.begun_thought(token_ids)
+        return ChatPrompt({"prompt_token_ids": token_ids}, begun or text[-_PROMPT_END:])
 
     def prompts(self, messages: Any, template_kwargs: Mapping[str, Any]) -> list[ChatPrompt]:
         """Return the prompts of one conversation, or of a list of them."""
@@ -99,6 +101,13 @@ class ChatAnswers:
             checked, grammar = self.processor.check_params(params), self.grammar(self.choice)
             if checked.structured_outputs is not None:
                 raise InvalidRequest("structured_outputs does not go with a tool_choice that demands a call", remedy="Pass one")
+            if len(grammar) > MAX_SOURCE:
+                raise InvalidRequest(
+                    "the tools are too large for a tool_choice that demands a call",
+                    got=f"a grammar of {len(grammar)} characters",
+                    allowed=f"up to {MAX_SOURCE}",
+                    remedy="Name one of them, or pass fewer",
+                )
             params = checked.replace(structured_outputs=StructuredOutputs(grammar=grammar))
         tokenizer = self.processor.tokenizer
         names = (self.tool_parser, self.reasoning_parser)

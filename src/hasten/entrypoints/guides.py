@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hasten.core.errors import InvalidRequest
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.core.thought_marks import ThoughtMarks
 from hasten.sampling.guides.base import TokenGuide
 from hasten.sampling.guides.thought_guide import Opening, ThoughtGuide, ThoughtTokens
@@ -44,6 +46,10 @@ class Guides:
                 remedy="Leave it out, or name the model's reasoning_parser",
             )
 
+    def has_compiled(self, form: StructuredOutputs) -> bool:
+        """Return whether a form takes no time to compile."""
+        return self._compiler is not None and self._compiler.has(form)
+
     def guide(self, request: Request) -> TokenGuide | None:
         """Return the guide of a request's outputs. Raises ``InvalidRequest``."""
         params = request.params
@@ -64,9 +70,11 @@ class Guides:
     def _grammar_guide(self, params: SamplingParams) -> GrammarGuide:
         from hasten.sampling.guides.grammar_guide import GrammarGuide
 
-        assert params.structured_outputs is not None
-        matcher = self._grammars().compile(params.structured_outputs)
-        return GrammarGuide(matcher, self._vocab_size, self._eos_token_ids, max(params.n, params.beam_width or 1))
+        form, grammars = params.structured_outputs, self._grammars()
+        assert form is not None
+        renew = partial(grammars.renew, form)
+        num_outputs = max(params.n, params.beam_width or 1)
+        return GrammarGuide(grammars.compile(form), self._vocab_size, self._eos_token_ids, num_outputs, renew)
 
     def _grammars(self) -> GrammarCompiler:
         with self._lock:
@@ -85,10 +93,34 @@ class Guides:
         start, closing, *ends = (tuple(self._tokenizer.encode_fragment(text)) for text in (marks.start, marks.closing, *marks.ends))
         return ThoughtTokens(start, tuple(ends), closing if closing[-len(ends[0]) :] == ends[0] else ends[0])
 
+    def begun_thought(self, prompt_token_ids: Sequence[int]) -> str:
+        """Return the start mark of the thought that a prompt ends in; an empty text if it ends in none."""
+        if self._marks is None or self._opening(self._marks, prompt_token_ids) is not Opening.THOUGHT:
+            return ""
+        return self._marks.start
+
     def _opening(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Opening:
-        """Return how a prompt ends; white space after a mark does not count."""
+        """Return how a prompt ends, by the last mark in the answer that it begins.
+
+        White space after a mark does not count.
+        """
         assert self._tokenizer is not None
-        tail = self._tokenizer.decode(prompt_token_ids[-_MAX_MARK_TOKENS:], skip_special_tokens=False).rstrip()
-        if tail.endswith(marks.start.rstrip()):
-            return Opening.THOUGHT
-        return Opening.ANSWER if tail.endswith(tuple(end.rstrip() for end in marks.ends)) else Opening.EITHER
+        begun = self._begun_answer(marks, prompt_token_ids)
+        tail = prompt_token_ids[-_MAX_MARK_TOKENS:] if begun is None else begun
+        text = self._tokenizer.decode(tail, skip_special_tokens=False).rstrip()
+        start, ends = marks.start.rstrip(), tuple(end.rstrip() for end in marks.ends)
+        if begun is None:
+            return Opening.THOUGHT if text.endswith(start) else Opening.ANSWER if text.endswith(ends) else Opening.EITHER
+        last_start, last_end = text.rfind(start), max(text.rfind(end) for end in ends)
+        return Opening.EITHER if last_start == last_end else Opening.THOUGHT if last_start > last_end else Opening.ANSWER
+
+    def _begun_answer(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Sequence[int] | None:
+        """Return the tokens after the last special token that is no mark; None for a prompt without.
+
+        Such a token is in a chat template's header. A plain text may tell of marks, and one at its beginning says nothing.
+        """
+        assert self._tokenizer is not None
+        in_marks = "".join((marks.start, *marks.ends))
+        headers = {token_id for text, token_id in self._tokenizer.special_token_ids.items() if text not in in_marks}
+        last = next((i for i in range(len(prompt_token_ids) - 1, 0, -1) if prompt_token_ids[i] in headers), None)
+        return None if last is None else prompt_token_ids[last + 1 :]

@@ -92,7 +92,7 @@ class InputProcessor:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any]
     ) -> Prompt:
         """Return the prompt of a conversation, rendered by the checkpoint's chat template."""
-        return self.encode_chat(self.render_chat(messages, tools, template_kwargs))
+        return {"prompt_token_ids": self.encode_chat(self.render_chat(messages, tools, template_kwargs))}
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, template_kwargs: Mapping[str, Any]
@@ -106,10 +106,10 @@ class InputProcessor:
         self.check_text(text, "conversation")
         return text
 
-    def encode_chat(self, text: str) -> Prompt:
-        """Return the prompt for the text of a conversation."""
+    def encode_chat(self, text: str) -> Sequence[int]:
+        """Return the token ids for the text of a conversation."""
         assert self.tokenizer is not None, "the tokenizer rendered the text"
-        return {"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def check_params(self, params: object) -> SamplingParams:
         """Return the settings, or the defaults for None.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.quality.diagnosis.labelled_outputs import OUTPUTS, observed
 
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.quality.diagnosis.advice import advise
 from hasten.quality.diagnosis.diagnose import diagnose, diagnose_prompts
 from hasten.quality.diagnosis.finding import Advice, Fault
@@ -149,3 +151,14 @@ def test_every_bad_output_gets_advice_that_is_not_set_already() -> None:
             assert finding.advice is not None, row["id"]
             if finding.advice.is_sampling_setting:
                 assert getattr(output.params, finding.advice.parameter) == finding.advice.now != finding.advice.value
+
+
+def test_what_a_form_demands_is_no_fault() -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="yes|0{40}"), max_tokens=64)
+    for text in ("yes", "0" * 40):
+        output = ObservedOutput(text=text, prompt="Write 200 words about the sea.", finish_reason="stop", params=params)
+        assert diagnose(output) == ()
+        plain = diagnose(dataclasses.replace(output, params=SamplingParams(max_tokens=64)))
+        assert [finding.fault for finding in plain][:1] in (["too_short"], ["repetition"])
+        cut = diagnose(dataclasses.replace(output, finish_reason="length"))
+        assert cut and all(finding.advice is None or finding.advice.parameter != "min_tokens" for finding in cut)

@@ -121,3 +121,12 @@ def test_drafts_are_allowed_as_far_as_each_token_is(marks: ThoughtTokens) -> Non
         while expected < len(draft) and draft[expected] in allowed(own, tokens[:cut] + draft[:expected]):
             expected += 1
         assert own.num_allowed(tokens[:cut], draft) == expected
+
+
+@pytest.mark.parametrize("opening", [Opening.EITHER, Opening.ANSWER])
+def test_no_thought_begins_within_an_answer(opening: Opening) -> None:
+    own = guide(SINGLE_MARKS, opening, budget=4)
+    assert (START[0] in allowed(own, [])) == (opening is Opening.EITHER)
+    for answer in ([65], [10, 10], [END[0]], [65] * 40):
+        assert set(range(VOCAB)) - set(allowed(own, answer)) == {START[0]}
+        assert own.num_allowed(answer, [66, START[0], 67]) == 1

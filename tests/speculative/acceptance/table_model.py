@@ -16,6 +16,7 @@ from hasten.core.sampling_params import SamplingParams
 from hasten.engine.engine import Engine
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.group import KvGroup
+from hasten.sampling.guides.base import GuideFactory, no_guide
 from hasten.sampling.sampler import Sampler
 from hasten.scheduling.config import SchedulerConfig
 from hasten.scheduling.scheduler import Scheduler
@@ -118,10 +119,11 @@ class TreeDrafter:
         return Draft(tuple(token for token, _ in nodes), tuple(parent for _, parent in nodes))
 
 
-def make_engine(model: TableModel, drafter: object, sampler: Sampler) -> Engine:
+def make_engine(model: TableModel, drafter: object, sampler: Sampler, guide: GuideFactory = no_guide) -> Engine:
     config = SchedulerConfig(max_num_seqs=64, max_num_batched_tokens=4096, max_model_len=64, prefix_caching=False)
     kv = KvCacheManager((KvGroup((0,), 1, 4),), 1024, BLOCK_SIZE, keep_cached=False)
-    return Engine(TableRunner(model, 1024), Scheduler(config, kv), lambda request: None, sampler, drafter, clock=lambda: 0.0)
+    scheduler = Scheduler(config, kv)
+    return Engine(TableRunner(model, 1024), scheduler, lambda request: None, sampler, drafter, guide=guide, clock=lambda: 0.0)
 
 
 def make_request(request_id: int, prompt: Sequence[int], **settings: object) -> Request:

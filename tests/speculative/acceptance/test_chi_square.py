@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from tests.exhaustive import repeats
@@ -21,7 +22,9 @@ from tests.speculative.acceptance.table_model import (
 from torch import Tensor
 
 from hasten.core.sampling_params import SamplingParams
+from hasten.core.structured_outputs import StructuredOutputs
 from hasten.sampling.chain import PROCESSORS, Chain
+from hasten.sampling.guides.base import MaskWords
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler
 from hasten.sampling.token_selector import TorchTokenSelector
@@ -56,6 +59,25 @@ def allowed_after(token_ids: Sequence[int]) -> list[int]:
     return [token for token in range(VOCAB_SIZE) if token != last and (token != 5 or last == 0)]
 
 
+class ContextGuide:
+    """``ContextMask`` as the guide of a request."""
+
+    def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        return []
+
+    def mask(self, token_ids: Sequence[int]) -> MaskWords:
+        return np.array([sum(1 << token for token in allowed_after([*PROMPT, *token_ids]))], dtype=np.int32)
+
+    def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
+        tokens = [*PROMPT, *token_ids, *next_tokens]
+        start = len(tokens) - len(next_tokens)
+        legal = [tokens[i] in allowed_after(tokens[:i]) for i in range(start, len(tokens))]
+        return [*legal, False].index(False)
+
+    def is_complete(self, token_ids: Sequence[int]) -> bool:
+        return True
+
+
 def joint_probs(model: TableModel) -> Tensor:
     """Return the joint distribution [V, V, V] of output tokens 1, 2 and 3."""
     params = SamplingParams.from_dict(SETTINGS)
@@ -70,15 +92,18 @@ def joint_probs(model: TableModel) -> Tensor:
     return probs
 
 
-def sample_completions(model: TableModel, rule: str, drafter: object, num_completions: int) -> tuple[Tensor, int]:
+def sample_completions(model: TableModel, rule: str, drafter: object, num_completions: int, is_guided: bool) -> tuple[Tensor, int]:
     """Return the tokens [completion, position] and the number of accepted draft tokens."""
-    sampler = Sampler(TorchTokenSelector(Chain(processors=(ContextMask(), *PROCESSORS))))
-    engine = make_engine(model, drafter, sampler)
+    processors = PROCESSORS if is_guided else (ContextMask(), *PROCESSORS)
+    sampler = Sampler(TorchTokenSelector(Chain(processors=processors)))
+    engine = make_engine(model, drafter, sampler, lambda request: ContextGuide() if is_guided else None)
+    form = StructuredOutputs(choice=["any"]) if is_guided else None
     tokens: list[tuple[int, ...]] = []
     num_requests = 0
     while len(tokens) < num_completions:
         while engine.scheduler.num_waiting < 2:
             settings = {**SETTINGS, "n": 32, "seed": 1000 + num_requests, "acceptance": rule, "max_tokens": LENGTH}
+            settings["structured_outputs"] = form
             engine.add(make_request(num_requests, PROMPT, **settings))
             num_requests += 1
         for delta in engine.step():
@@ -87,9 +112,9 @@ def sample_completions(model: TableModel, rule: str, drafter: object, num_comple
     return torch.tensor(tokens[:num_completions]), engine.stats.num_accepted_tokens
 
 
-def joint_p_value(rule: str, drafter: object, num_completions: int = NUM_COMPLETIONS) -> float:
+def joint_p_value(rule: str, drafter: object, num_completions: int = NUM_COMPLETIONS, *, is_guided: bool = False) -> float:
     model = TableModel(VOCAB_SIZE, 21)
-    tokens, num_accepted = sample_completions(model, rule, drafter, num_completions)
+    tokens, num_accepted = sample_completions(model, rule, drafter, num_completions, is_guided)
     assert num_accepted > 0.3 * num_completions
     expected = joint_probs(model).flatten()
     cells = (tokens[:, 1] * VOCAB_SIZE + tokens[:, 2]) * VOCAB_SIZE + tokens[:, 3]
@@ -110,6 +135,11 @@ def chain_drafter() -> TableDrafter:
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 def test_drafted_chains(rule: str) -> None:
     assert joint_p_value(rule, chain_drafter()) > MIN_P_VALUE
+
+
+@pytest.mark.parametrize("rule", ["exact", "rejection"])
+def test_drafted_chains_of_which_a_guide_drops_nodes(rule: str) -> None:
+    assert joint_p_value(rule, chain_drafter(), NUM_COMPLETIONS // 4, is_guided=True) > MIN_P_VALUE
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])

@@ -23,7 +23,7 @@ from hasten.core.answer import Answer, ToolCall
 from hasten.core.errors import InvalidOption
 from hasten.text.answers import answer_writer
 from hasten.text.answers.answer_parser import AnswerParser, parse_answer
-from hasten.text.answers.families import reasoning_parser_names, tool_parser_names
+from hasten.text.answers.families import reasoning_parser_names, reasoning_syntax, tool_parser_names
 
 FAMILIES = sorted(TEMPLATES)
 fast = settings(max_examples=repeats("answers"), deadline=None, suppress_health_check=list(HealthCheck))
@@ -287,6 +287,20 @@ def test_thoughts(family: str, prompt: str, text: str, reasoning: str | None, co
     for pieces in ([text], list(text), *([text[:i], text[i:]] for i in range(len(text)))):
         answer = parse(pieces, None, family, prompt)
         assert (answer.reasoning, answer.content) == (reasoning, content)
+
+
+@pytest.mark.parametrize("family", reasoning_parser_names())
+def test_an_answer_may_follow_each_end_of_a_thought(family: str) -> None:
+    """A grammar applies right after these marks, and what it guides is the content or a call."""
+    marks = reasoning_syntax(family).marks
+    before = marks.start + "Hm." + marks.closing.removesuffix(marks.ends[0])
+    for end in marks.ends:
+        if end.endswith(" to"):  # a call
+            call = '=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
+            assert [each.name for each in parse_answer(before + end + call, None, family).tool_calls] == ["f"]
+        else:
+            answer = parse_answer(before + end + '{"a": 1}', None, family)
+            assert (answer.content, answer.reasoning, answer.warnings) == ('{"a": 1}', "Hm.", ())
 
 
 def test_a_call_inside_a_thought_is_part_of_the_thought() -> None:

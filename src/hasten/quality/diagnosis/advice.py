@@ -173,7 +173,7 @@ def _at_least(num_tokens: int, output: ObservedOutput) -> Iterator[Candidate]:
     params = output.params
     if params.max_tokens is not None and params.max_tokens < num_tokens:
         yield "max_tokens", num_tokens
-    if params.min_tokens < num_tokens:
+    if params.min_tokens < num_tokens and params.structured_outputs is None:  # a form that is complete has no further token
         yield "min_tokens", num_tokens
 
 

@@ -68,7 +68,12 @@ def diagnose_request(prompt: str | None, answers: Sequence[Answer], params: Samp
 
 
 def diagnose(output: ObservedOutput, index: int = 0) -> tuple[Finding, ...]:
-    """Return the faults of an output, each with the setting to turn next; empty for a good one."""
+    """Return the faults of an output, each with the setting to turn next; empty for a good one.
+
+    An output that ended in the form of its ``structured_outputs`` is good: the form, not the model, made it short or repeated.
+    """
+    if output.params.structured_outputs is not None and output.finish_reason == FinishReason.STOP and output.stop_reason is None:
+        return ()
     measured = {fault: detect(output) for fault, detect in DETECTORS.items()}
     return tuple(
         Finding(fault, found, advise(fault, found, output), index)

@@ -11,6 +11,8 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -26,16 +28,30 @@ _MAX_ANSWER = 64 << 20  # bytes: a schema of many characters that JSON escapes
 _LIMITS = f"{SECONDS:g} s and {grammar_program.PROGRAM_LIMITS.memory >> 20} MiB"
 
 
+class _Compiled(NamedTuple):
+    grammar: str  # in the words of llguidance
+    matcher: LLMatcher  # in its initial state
+
+
 class GrammarCompiler:
-    """Threads may share it."""
+    """Makes the matchers of grammars. Threads may share it.
+
+    A grammar is compiled once as long as a request holds its ``StructuredOutputs``. So the engine's thread, which asks for what
+    another thread has compiled, does not wait for it.
+    """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """``tokenizer_json``: of the library ``tokenizers``. ``vocab_size``: logits of a row."""
         self._tokenizer_json, self._vocab_size, self._eos_token_ids = tokenizer_json, vocab_size, list(eos_token_ids)
         self._program = KillableProgram(grammar_program.__name__, "tries grammars")
         self._tokenizer: LLTokenizer | None = None
-        self._grammars: OrderedDict[StructuredOutputs, LLMatcher] = OrderedDict()  # in their initial state, the last used last
+        self._grammars: OrderedDict[StructuredOutputs, _Compiled] = OrderedDict()  # the last used last
+        self._held: WeakKeyDictionary[StructuredOutputs, _Compiled] = WeakKeyDictionary()  # however many requests wait
         self._lock = threading.Lock()
+
+    def has(self, form: StructuredOutputs) -> bool:
+        """Return whether ``compile`` takes no time."""
+        return form in self._grammars or form in self._held
 
     def compile(self, form: StructuredOutputs) -> LLMatcher:
         """Return a new matcher in its initial state.
@@ -43,21 +59,38 @@ class GrammarCompiler:
         Raises ``InvalidRequest`` for a grammar that is wrong or too large.
         """
         with self._lock:
-            found = self._grammars.get(form)
+            found = self._find(form)
             if found is not None:
-                self._grammars.move_to_end(form)
-                return found.deep_copy()
-        grammar = self._vet(form)
+                return found.matcher.deep_copy()
+        return self._compile(form, self._vet(form))
+
+    def renew(self, form: StructuredOutputs) -> LLMatcher:
+        """Return a new matcher that shares nothing with those before; later ones share its lexer."""
+        with self._lock:
+            found = self._find(form)
+        return self._compile(form, self._vet(form) if found is None else found.grammar)
+
+    def _find(self, form: StructuredOutputs) -> _Compiled | None:
+        found = self._grammars.get(form) or self._held.get(form)
+        if found is not None:
+            self._keep(form, found)
+        return found
+
+    def _compile(self, form: StructuredOutputs, grammar: str) -> LLMatcher:
         with self._lock:
             tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
         if fault := grammar_fault(matcher):
             raise _wrong(form, fault)
         with self._lock:
-            self._grammars[form] = matcher
-            if len(self._grammars) > MAX_GRAMMARS:
-                self._grammars.popitem(last=False)
+            self._keep(form, _Compiled(grammar, matcher))
         return matcher.deep_copy()
+
+    def _keep(self, form: StructuredOutputs, compiled: _Compiled) -> None:
+        self._held[form] = self._grammars[form] = compiled
+        self._grammars.move_to_end(form)
+        if len(self._grammars) > MAX_GRAMMARS:
+            self._grammars.popitem(last=False)
 
     def _vet(self, form: StructuredOutputs) -> str:
         """Return the grammar in the words of llguidance."""

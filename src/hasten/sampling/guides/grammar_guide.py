@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from llguidance import LLMatcher
@@ -13,6 +14,7 @@ from hasten.core.errors import HastenError
 from hasten.sampling.guides.base import MaskWords
 
 SLOW_MASK = 3e-3  # seconds, usual ones take a tenth: drafts, of which every token takes a mask, would make other requests wait
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -23,6 +25,17 @@ class _Cursor:
     token_ids: list[int] = field(default_factory=list)
     forced: list[int] | None = None  # tokens after these; None if they are not known
 
+    def forced_tokens(self) -> list[int]:
+        if self.forced is None:
+            self.forced = self.matcher.compute_ff_tokens()
+        return self.forced
+
+    def fill(self, mask_W: MaskWords) -> float:
+        """Write the mask of the next token, and return the seconds of this thread that it took."""
+        begin = time.thread_time()
+        self.matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
+        return time.thread_time() - begin
+
 
 class GrammarGuide:
     """Finds the state of the grammar after any tokens, from the nearest state that it has.
@@ -32,57 +45,71 @@ class GrammarGuide:
     draft has after one gets the answers of the state before it.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_token_ids: Sequence[int], max_cursors: int) -> None:
-        """``matcher``: in its initial state; the guide owns it."""
-        self._cursors, self._max_cursors = [_Cursor(matcher)], max_cursors
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        max_cursors: int,
+        renew: Callable[[], LLMatcher] | None = None,
+    ) -> None:
+        """``matcher``: in its initial state; the guide owns it.
+
+        ``renew``: returns another of the same grammar. Copies of a matcher share the states of their lexer, which are limited. So
+        where a matcher fails, a new one tells whether the output itself exceeds the limit, or others did.
+        """
+        self._cursors, self._max_cursors, self._renew = [_Cursor(matcher)], max_cursors, renew
         self._eos_token_ids = eos_token_ids
         self._mask_seconds = 0.0  # that the last mask took
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def forced_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        cursor = self._cursor(token_ids)
-        if cursor.forced is None:
-            cursor.forced = cursor.matcher.compute_ff_tokens()
-        return cursor.forced
+        return self._ask(token_ids, _Cursor.forced_tokens)
 
     def mask(self, token_ids: Sequence[int]) -> MaskWords:
-        matcher, begin = self._cursor(token_ids).matcher, time.thread_time()
-        matcher.unsafe_compute_mask_ptr(self._mask_W.ctypes.data, self._mask_W.nbytes)
-        self._mask_seconds = time.thread_time() - begin
-        if matcher.is_error():
-            raise self._failed(matcher)
+        self._mask_seconds = self._ask(token_ids, lambda cursor: cursor.fill(self._mask_W))
         return self._mask_W
 
     def num_allowed(self, token_ids: Sequence[int], next_tokens: Sequence[int]) -> int:
         if self._mask_seconds > SLOW_MASK:
             return 0
         following = self._before_end(next_tokens)
-        num_allowed = self._cursor(token_ids).matcher.validate_tokens(following)
+        num_allowed = self._ask(token_ids, lambda cursor: cursor.matcher.validate_tokens(following))
         may_end = num_allowed == len(following) < len(next_tokens) and self.is_complete([*self._before_end(token_ids), *following])
         return num_allowed + may_end
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
-        return self._cursor(token_ids).matcher.is_accepting()
+        return self._ask(token_ids, lambda cursor: cursor.matcher.is_accepting())
 
-    def _cursor(self, token_ids: Sequence[int]) -> _Cursor:
-        """Return a cursor that has read these tokens. Raises ``HastenError``."""
+    def _ask(self, token_ids: Sequence[int], question: Callable[[_Cursor], T]) -> T:
+        """Return the answer of a cursor that has read these tokens. Raises ``HastenError``."""
         tokens = self._before_end(token_ids)
+        cursor = self._cursor(tokens)
+        answer = question(cursor)
+        if cursor.matcher.is_error() and self._renew is not None:
+            self._cursors = [_Cursor(self._renew())]
+            cursor = self._cursor(tokens)
+            answer = question(cursor)
+        if cursor.matcher.is_error():
+            fault = cursor.matcher.get_error().strip().split("\n")[0][:200]
+            raise HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
+        return answer
+
+    def _cursor(self, tokens: list[int]) -> _Cursor:
+        """Return a cursor that has read these tokens, or has failed."""
         shared, cursor = max(((_num_shared(each.token_ids, tokens), each) for each in self._cursors), key=lambda pair: pair[0])
         num_back = len(cursor.token_ids) - shared
         if num_back and len(self._cursors) < self._max_cursors:
             cursor = _Cursor(cursor.matcher.deep_copy(), list(cursor.token_ids))
             self._cursors.append(cursor)
-        matcher = cursor.matcher
         if num_back or shared < len(tokens):
             cursor.forced = None
         if num_back:
-            matcher.rollback(num_back)
+            cursor.matcher.rollback(num_back)
             del cursor.token_ids[shared:]
         if shared < len(tokens):
             cursor.token_ids += tokens[shared:]
-            matcher.consume_tokens(tokens[shared:])
-        if matcher.is_error():
-            raise self._failed(matcher)
+            cursor.matcher.consume_tokens(tokens[shared:])
         return cursor
 
     def _before_end(self, token_ids: Sequence[int]) -> list[int]:
@@ -91,12 +118,6 @@ class GrammarGuide:
             if end in tokens:
                 del tokens[tokens.index(end) :]
         return tokens
-
-    def _failed(self, matcher: LLMatcher) -> HastenError:
-        """Drop the cursor of a matcher that has failed, and return its error."""
-        self._cursors = [cursor for cursor in self._cursors if cursor.matcher is not matcher] or self._cursors
-        fault = matcher.get_error().strip().split("\n")[0][:200]
-        return HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
 
 
 def _num_shared(first: list[int], second: list[int]) -> int:

@@ -38,7 +38,8 @@ class ThoughtTokens:
 class ThoughtGuide:
     """Closes a thought that uses up its budget, and guides the answer after it.
 
-    A thought holds no end token of the output, so that the answer follows. Marks of one token stand once.
+    A thought holds no end token of the output, so that the answer follows. Marks of one token stand once, and no thought begins
+    within an answer: its budget would not hold.
     """
 
     marks: ThoughtTokens
@@ -49,6 +50,7 @@ class ThoughtGuide:
     vocab_size: int
     _thought_mask_W: MaskWords = field(init=False)
     _answer_mask_W: MaskWords = field(init=False)  # of an answer without a guide, after a thought
+    _only_answer_mask_W: MaskWords = field(init=False)  # of an answer without a guide and without a thought in the output
 
     def __post_init__(self) -> None:
         # Marks of several tokens are texts, which no mask can keep out.
@@ -56,6 +58,7 @@ class ThoughtGuide:
         starts = self.marks.start if len(self.marks.start) == 1 else ()
         object.__setattr__(self, "_thought_mask_W", _all_but((*self.eos_token_ids, *starts), self.vocab_size))
         object.__setattr__(self, "_answer_mask_W", _all_but(single_marks, self.vocab_size))
+        object.__setattr__(self, "_only_answer_mask_W", _all_but(starts, self.vocab_size))
 
     def forced_tokens(self, token_ids: Sequence[int]) -> Sequence[int]:
         tokens = list(token_ids)
@@ -75,7 +78,7 @@ class ThoughtGuide:
         thought = self._thought_start(tokens)
         if thought is None:
             if self.answer is None:
-                return None
+                return None if self._may_start_thought(tokens) else self._only_answer_mask_W
             mask_W = self.answer.mask(tokens)
             return _with(mask_W, self.marks.start[0]) if mask_W is not None and self._may_start_thought(tokens) else mask_W
         end = _find(tokens, self.marks.ends, thought)

@@ -60,3 +60,9 @@ def _mask_out(logits_V: Tensor, token_ids: NDArray[np.intp]) -> None:
         logits_V.numpy()[token_ids] = -np.inf
     else:
         logits_V[torch.from_numpy(token_ids).to(logits_V.device)] = -torch.inf
+
+
+def allowed_tokens(mask_W: MaskWords, vocab_size: int) -> Tensor:
+    """Return whether each token is allowed [V]."""
+    bits = np.unpackbits(mask_W.view(np.uint8), count=vocab_size, bitorder="little")
+    return torch.from_numpy(bits != 0)

@@ -11,6 +11,7 @@ SYNTAX = ReasoningSyntax(
     "<|channel|>analysis<|message|>",
     "<|end|>",
     tool_syntax="openai",
-    headers=("<|channel|>final<|message|>", "<|channel|>commentary"),
+    # Commentary is text to the user, or a call. An answer may follow the first two at once.
+    headers=("<|channel|>final<|message|>", "<|channel|>commentary<|message|>", "<|channel|>commentary to"),
     before_header="<|start|>assistant",
 )
