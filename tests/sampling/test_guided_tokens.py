@@ -157,7 +157,11 @@ def test_rows_of_beams_are_masked() -> None:
     assert logprobs_RV[1].isfinite().all()
 
 
-def test_an_error_of_a_guide_leaves_the_sampler() -> None:
-    rows = [guided_row(random.Random(5), SetGuide(frozenset(), error=HastenError("a limit")))]
-    with pytest.raises(HastenError, match="a limit"):
-        Sampler().sample(make_logits("plain", 1, VOCAB), rows)
+def test_an_error_of_a_guide_leaves_its_row_without_a_token_and_the_others_as_they_were() -> None:
+    draw = random.Random(5)
+    others = [guided_row(draw, SetGuide(frozenset({3, 4}))), make_row(draw, VOCAB)]
+    logits_RV = make_logits("plain", 3, VOCAB)
+    failing = guided_row(draw, SetGuide(frozenset(), error=HastenError("a limit")))
+    found = Sampler().sample(logits_RV, [others[0], failing, others[1]])
+    assert found[1] is None
+    assert [found[0], found[2]] == Sampler().sample(logits_RV[[0, 2]], others)

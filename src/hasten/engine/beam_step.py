@@ -35,7 +35,7 @@ def advance_beams(
     parents = search.beam_token_ids
     candidates = best_candidates(sampler.beam_logprobs(logits_BV, views), search.beam_scores, search.num_candidates)
     if not candidates:
-        outcome.fail(state, sequences, NO_TOKEN)
+        outcome.fail(state, sequences, (None if state.guide is None else state.guide.failure) or NO_TOKEN)
         return
     step = search.advance(candidates)
     if state.request.params.logprobs is not None:

@@ -49,7 +49,9 @@ def sample_and_verify(
             if sampled is None:
                 finite = all(rows_are_finite(row_logits_RV[i : i + 1]))
                 sequences = row.sequence.scheduled_request.sequences
-                outcome.fail(state, sequences, NO_TOKEN if finite else NOT_FINITE, corrupted=not finite)
+                guide = row.completion.guide
+                no_token = (None if guide is None else guide.failure) or NO_TOKEN
+                outcome.fail(state, sequences, no_token if finite else NOT_FINITE, corrupted=not finite)
                 continue
             draft = None if row.sequence.draft is NO_DRAFT else row.sequence.draft or None  # faster to test than an empty draft
             token = sampled

@@ -110,6 +110,7 @@ def compiler() -> Iterator[GrammarCompiler]:
 
 def check_it_compiles(compiler: GrammarCompiler) -> None:
     compiler._grammars.pop(GOOD, None)
+    compiler._held.pop(GOOD, None)
     assert bits(GrammarGuide(compiler.compile(GOOD), VOCAB_SIZE, [EOS], 1).mask([])) == LANGUAGES["counted"].allowed([])
 
 
@@ -216,20 +217,24 @@ def test_the_last_used_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     fields = ("json", "json_object", "regex", "choice", "grammar", "disable_any_whitespace")
 
     def vet(form: StructuredOutputs) -> str:
-        vetted.append(form)
+        vetted.append(form.choice[0])
         return str(program.answer({name: getattr(form, name) for name in fields})["grammar"])
 
     monkeypatch.setattr(compiler, "_vet", vet)
-    forms = [StructuredOutputs(choice=(f"c{i}",)) for i in range(MAX_GRAMMARS + 1)]
-    for form in forms[:MAX_GRAMMARS]:
-        compiler.compile(form)
-    compiler.compile(forms[0])
+
+    def form(number: int) -> StructuredOutputs:
+        """A form that no request holds, which would keep it."""
+        return StructuredOutputs(choice=(f"c{number}",))
+
+    for number in range(MAX_GRAMMARS):
+        compiler.compile(form(number))
+    compiler.compile(form(0))
     assert len(vetted) == MAX_GRAMMARS
-    compiler.compile(forms[MAX_GRAMMARS])  # takes the place of the second
-    compiler.compile(forms[0])
+    compiler.compile(form(MAX_GRAMMARS))  # takes the place of the second
+    compiler.compile(form(0))
     assert len(vetted) == MAX_GRAMMARS + 1
-    compiler.compile(forms[1])
-    assert vetted[MAX_GRAMMARS:] == [forms[MAX_GRAMMARS], forms[1]]
+    compiler.compile(form(1))
+    assert vetted[MAX_GRAMMARS:] == [f"c{MAX_GRAMMARS}", "c1"]
     assert len(compiler._grammars) == MAX_GRAMMARS
 
 

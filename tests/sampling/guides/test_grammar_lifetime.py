@@ -46,22 +46,22 @@ def test_outputs_of_other_requests_use_up_no_limit(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(grammar_compiler, "LIMITS", LLParserLimits(max_lexer_states=1500, verbose_errors=False))
     compiler, form = GrammarCompiler(TOKENIZER.read_text(), 8192, (0, 2)), StructuredOutputs(regex="(a|b)*a(a|b){14}c")
     tokens = (80, 81)  # a, b
-    own = GrammarGuide(compiler.compile(form), 8192, 1, partial(compiler.renew, form))
+    own = GrammarGuide(compiler.compile(form), 8192, (0, 2), 1, partial(compiler.renew, form))
     early = random.Random(1).choices(tokens, k=40)
     assert own.num_allowed([], early) == 40
-    other = GrammarGuide(compiler.compile(form), 8192, 1, partial(compiler.renew, form))
+    other = GrammarGuide(compiler.compile(form), 8192, (0, 2), 1, partial(compiler.renew, form))
     with pytest.raises(HastenError, match="too many states"):
         other.mask(random.Random(2).choices(tokens, k=4000))
     assert own.num_allowed(early[:20], early[20:]) == 20
     assert not own.is_complete(early)
     assert own.mask(early) is not None
-    later = GrammarGuide(compiler.compile(form), 8192, 1)
+    later = GrammarGuide(compiler.compile(form), 8192, (0, 2), 1)
     assert later.num_allowed([], early) == 40
 
 
 def test_a_draft_that_fails_does_not_end_its_output() -> None:
     compiler, form = GrammarCompiler(TOKENIZER.read_text(), 8192, (0, 2)), StructuredOutputs(regex="[ab]{5}")
-    guide = GrammarGuide(compiler.compile(form), 8192, 1, partial(compiler.renew, form))
+    guide = GrammarGuide(compiler.compile(form), 8192, (0, 2), 1, partial(compiler.renew, form))
     with pytest.raises(HastenError):
         guide.num_allowed([80], [9000])
     assert guide.num_allowed([80], [81, 81]) == 2

@@ -23,6 +23,10 @@ class TokenGuide(Protocol):
     A method raises ``HastenError`` where the guide cannot go on: the output is no prefix of an allowed one, or a limit is exceeded.
     """
 
+    @property
+    def failure(self) -> str | None:
+        """Why the guide could not go on; None while it can."""
+
     def forced_tokens(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Return the tokens that have to come next, whatever the model says; empty where it has a choice."""
 

@@ -60,6 +60,7 @@ class GrammarGuide:
         """
         self._cursors, self._max_cursors, self._renew = [_Cursor(matcher)], max_cursors, renew
         self._eos_token_ids = eos_token_ids
+        self.failure: str | None = None
         self._mask_seconds = 0.0  # that the last mask took
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
@@ -92,7 +93,9 @@ class GrammarGuide:
             answer = question(cursor)
         if cursor.matcher.is_error():
             fault = cursor.matcher.get_error().strip().split("\n")[0][:200]
-            raise HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
+            error = HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
+            self.failure = str(error)
+            raise error
         return answer
 
     def _cursor(self, tokens: list[int]) -> _Cursor:

@@ -60,6 +60,10 @@ class ThoughtGuide:
         object.__setattr__(self, "_answer_mask_W", _all_but(single_marks, self.vocab_size))
         object.__setattr__(self, "_only_answer_mask_W", _all_but(starts, self.vocab_size))
 
+    @property
+    def failure(self) -> str | None:
+        return None if self.answer is None else self.answer.failure
+
     def forced_tokens(self, token_ids: Sequence[int]) -> Sequence[int]:
         tokens = list(token_ids)
         thought = self._thought_start(tokens)

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hasten.core.errors import HastenError
 from hasten.core.sampling_params import SamplingParams
-from hasten.sampling.guides.base import MaskWords
+from hasten.sampling.guides.base import MaskWords, TokenGuide
 from hasten.sampling.row import SamplingRow
 
 
@@ -24,12 +25,18 @@ class GuidedTokens:
         """Write to the argument and return it."""
         for logits_V, row in zip(logits_RV, rows, strict=True):
             if row.guide is not None:
-                token_ids = row.output_token_ids
-                if forced := row.guide.forced_tokens(token_ids):
-                    _keep_only(logits_V, np.array(forced[:1]))
-                elif (mask_W := row.guide.mask(token_ids)) is not None:
-                    _apply(mask_W, logits_V)
+                try:
+                    _guide(row.guide, row.output_token_ids, logits_V)
+                except HastenError:  # ``failure`` of the guide says why; an exception would sample all other rows again
+                    logits_V.fill_(-torch.inf)
         return logits_RV
+
+
+def _guide(guide: TokenGuide, token_ids: Sequence[int], logits_V: Tensor) -> None:
+    if forced := guide.forced_tokens(token_ids):
+        _keep_only(logits_V, np.array(forced[:1]))
+    elif (mask_W := guide.mask(token_ids)) is not None:
+        _apply(mask_W, logits_V)
 
 
 def _apply(mask_W: MaskWords, logits_V: Tensor) -> None:
