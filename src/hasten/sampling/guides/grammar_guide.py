@@ -88,7 +88,9 @@ class GrammarGuide:
         cursor = self._cursor(tokens)
         answer = question(cursor)
         if cursor.matcher.is_error() and self._renew is not None:
-            self._cursors = [_Cursor(self._renew())]
+            # Once: a grammar that needs new states in every step would make the other requests wait in every step.
+            renew, self._renew = self._renew, None
+            self._cursors = [_Cursor(renew())]
             cursor = self._cursor(tokens)
             answer = question(cursor)
         if cursor.matcher.is_error():
