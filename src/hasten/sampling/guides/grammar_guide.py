@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TypeVar
 
 import numpy as np
@@ -59,7 +60,7 @@ class GrammarGuide:
         where a matcher fails, a new one tells whether the output itself exceeds the limit, or others did.
         """
         self._cursors, self._max_cursors, self._renew = [_Cursor(matcher)], max_cursors, renew
-        self._eos_token_ids = eos_token_ids
+        self._eos_token_ids, self._vocab_size = eos_token_ids, vocab_size
         self.failure: str | None = None
         self._mask_seconds = 0.0  # that the last mask took
         self._mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
@@ -75,6 +76,9 @@ class GrammarGuide:
         if self._mask_seconds > SLOW_MASK:
             return 0
         following = self._before_end(next_tokens)
+        known = list(takewhile(lambda token_id: token_id < self._vocab_size, following))  # others would break the matcher
+        if len(known) < len(following):
+            return self._ask(token_ids, lambda cursor: cursor.matcher.validate_tokens(known))
         num_allowed = self._ask(token_ids, lambda cursor: cursor.matcher.validate_tokens(following))
         may_end = num_allowed == len(following) < len(next_tokens) and self.is_complete([*self._before_end(token_ids), *following])
         return num_allowed + may_end

@@ -14,10 +14,12 @@ from hasten.text.answers.call_shape import ParameterShape
 from hasten.text.answers.grammar_rules import GrammarRules
 from hasten.text.answers.typed_value import argument_types, is_text, schema_types
 
+# Exponents of three digits follow one digit, so that no number is infinite.
+_NUMBER = r"/-?((0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE]([-+]?[0-9]{1,2}|-[0-9]{3}))?|[1-9](\.[0-9]{1,30})?[eE]\+?([12][0-9]{2}|30[0-7]))/"
 _PYTHON = {
     "PY_STRING": r"""/"([^"\\\n]|\\(.|\n))*"/ | /'([^'\\\n]|\\(.|\n))*'/""",
     "PY_INTEGER": r"/-?(0|[1-9][0-9]{0,30})/",
-    "PY_NUMBER": r"/-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,2})?/",
+    "PY_NUMBER": _NUMBER,
     "py_list": '"[" (py_value (", " py_value)*)? "]"',
     "py_dict": '"{" (PY_STRING ": " py_value (", " PY_STRING ": " py_value)*)? "}"',
     "py_value": 'PY_STRING | PY_NUMBER | "True" | "False" | "None" | py_list | py_dict',
@@ -33,7 +35,7 @@ _PYTHON_TYPES = {
 }
 _GEMMA = {
     "GM_INTEGER": r"/-?(0|[1-9][0-9]{0,30})/",
-    "GM_NUMBER": r"/-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,2})?/",
+    "GM_NUMBER": _NUMBER,
     "GM_KEY": r"/[^:,{}\[\]<|\s]+/",
     "gm_list": '"[" (gm_value ("," gm_value)*)? "]"',
     "gm_dict": '"{" (GM_KEY ":" gm_value ("," GM_KEY ":" gm_value)*)? "}"',
