@@ -65,3 +65,11 @@ def test_a_draft_of_unknown_tokens_does_not_end_its_output() -> None:
     assert guide.num_allowed([80], [9000]) == 0
     assert guide.num_allowed([80], [81, 9000, 81]) == 1
     assert guide.num_allowed([80], [81, 81]) == 2
+
+
+def test_a_forced_text_that_is_too_long_ends_its_request_at_once() -> None:
+    compiler, form = GrammarCompiler(TOKENIZER.read_text(), 8192, (0, 2)), StructuredOutputs(choice=("a b c " * 8_000,))
+    guide = GrammarGuide(compiler.compile(form), 8192, (0, 2), 1, partial(compiler.renew, form))
+    with pytest.raises(HastenError, match=r"a forced text of \d+ tokens.*up to 4096"):
+        guide.forced_tokens([])
+    assert guide.failure is not None

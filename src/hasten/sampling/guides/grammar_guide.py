@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from llguidance import LLMatcher
@@ -15,6 +15,8 @@ from hasten.core.errors import HastenError
 from hasten.sampling.guides.base import MaskWords
 
 SLOW_MASK = 3e-3  # seconds, usual ones take a tenth: drafts, of which every token takes a mask, would make other requests wait
+MAX_FORCED_TOKENS = 4_096  # llguidance finds all of them anew after each token, in about 1 us per token
+_SHARED_LIMIT = "too many states"  # in the error of a lexer, whose states all outputs of a grammar share
 T = TypeVar("T")
 
 
@@ -91,18 +93,23 @@ class GrammarGuide:
         tokens = self._before_end(token_ids)
         cursor = self._cursor(tokens)
         answer = question(cursor)
-        if cursor.matcher.is_error() and self._renew is not None:
+        if self._renew is not None and _SHARED_LIMIT in cursor.matcher.get_error():
             # Once: a grammar that needs new states in every step would make the other requests wait in every step.
             renew, self._renew = self._renew, None
             self._cursors = [_Cursor(renew())]
             cursor = self._cursor(tokens)
             answer = question(cursor)
+        if len(cursor.forced or ()) > MAX_FORCED_TOKENS:
+            self._fail(f"a forced text of {len(cursor.forced or ())} tokens", f"up to {MAX_FORCED_TOKENS}")
         if cursor.matcher.is_error():
             fault = cursor.matcher.get_error().strip().split("\n")[0][:200]
-            error = HastenError("the grammar of structured_outputs cannot go on", got=fault, remedy="Simplify it")
-            self.failure = str(error)
-            raise error
+            self._fail(fault)
         return answer
+
+    def _fail(self, got: str, allowed: str | None = None) -> NoReturn:
+        error = HastenError("the grammar of structured_outputs cannot go on", got=got, allowed=allowed, remedy="Simplify it")
+        self.failure = str(error)
+        raise error
 
     def _cursor(self, tokens: list[int]) -> _Cursor:
         """Return a cursor that has read these tokens, or has failed."""

@@ -32,6 +32,7 @@ class GrammarProgram:
             grammar = grammar_text(form)
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
             if not matcher.is_error():
+                matcher.compute_ff_tokens()
                 matcher.compute_bitmask()
             fault = grammar_fault(matcher)
         except MemoryError:

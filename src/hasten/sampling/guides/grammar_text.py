@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 # seconds and 90 ms. An object of 240 optional properties fits. A tenth of the default fuel bounds the expressions of a lexer, so
 # that forced tokens take 60 ms at most; an ``enum`` of 7,000 texts fits.
 LIMITS = LLParserLimits(
-    max_lexer_states=50_000, step_max_items=5_000, max_items_in_row=1_000, initial_lexer_fuel=100_000, verbose_errors=False
+    max_lexer_states=50_000,
+    step_max_items=5_000,
+    max_items_in_row=1_000,
+    initial_lexer_fuel=100_000,
+    step_lexer_fuel=50_000,
+    verbose_errors=False,
 )
 # One space, or a line break with an indentation. The default, any white space, lets a model write blanks without end.
 _SPACED: JsonCompileOptions = {"whitespace_pattern": r" |\n[ \t]{0,40}"}
