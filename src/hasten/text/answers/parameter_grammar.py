@@ -15,7 +15,10 @@ from hasten.text.answers.grammar_rules import GrammarRules
 from hasten.text.answers.typed_value import argument_types, is_text, schema_types
 
 # Exponents of three digits follow one digit, so that no number is infinite.
-_NUMBER = r"/-?((0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE]([-+]?[0-9]{1,2}|-[0-9]{3}))?|[1-9](\.[0-9]{1,30})?[eE]\+?([12][0-9]{2}|30[0-7]))/"
+_NUMBER = (
+    r"/-?((0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE]([-+]?[0-9]{1,2}|-[0-9]{3}))?"
+    r"|[1-9](\.[0-9]{1,30})?[eE]\+?([12][0-9]{2}|30[0-7]))/"
+)
 _PYTHON = {
     "PY_STRING": r"""/"([^"\\\n]|\\(.|\n))*"/ | /'([^'\\\n]|\\(.|\n))*'/""",
     "PY_INTEGER": r"/-?(0|[1-9][0-9]{0,30})/",
