@@ -46,7 +46,7 @@ COMMA = 27
 VISIBLE_STOP: dict[str, Any] = {"stop_token_ids": (COMMA,), "include_stop_str_in_output": True, "max_tokens": 9}
 PLAIN: dict[str, Any] = {"max_model_len": 192, "kv_cache_memory": "16MiB", "threads": 1, "reasoning_parser": "qwen3"}
 ENGINES: dict[str, dict[str, Any]] = {
-    "crowded": {"speculative_method": "suffix", "kv_cache_memory": "1MiB", "max_num_batched_tokens": 40, "max_num_seqs": 24},
+    "crowded": {"speculative_method": "suffix", "kv_cache_memory": "1280KiB", "max_num_batched_tokens": 40, "max_num_seqs": 24},
     "draft model": {"speculative_method": "draft_model", "draft_model": "demo-draft"},
     "eagle": {"speculative_method": "eagle", "draft_heads": "demo-eagle"},
     "first layers": {"speculative_method": "self_speculation", "self_draft_layers": 2},
