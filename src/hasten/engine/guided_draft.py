@@ -85,7 +85,7 @@ def _conditioned(guide: TokenGuide, output: list[int], draft: Draft, eos_token_i
         if forced := guide.forced_tokens(tokens):
             is_kept_V[forced[0]] = True
         elif (mask_W := guide.mask(tokens)) is not None:
-            is_kept_V = allowed_tokens(mask_W, len(draft_prob_V)).to(draft_prob_V.device)
+            is_kept_V = torch.from_numpy(allowed_tokens(mask_W, len(draft_prob_V))).to(draft_prob_V.device)
         else:
             is_kept_V.fill_(True)
         is_kept_V[list(eos_token_ids)] = False

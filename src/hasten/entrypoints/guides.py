@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -59,7 +60,7 @@ class Guides:
         if self._marks is None:
             return grammar
         return ThoughtGuide(
-            marks=self._thought_tokens(self._marks),
+            marks=self._thought_tokens,
             opening=self._opening(self._marks, request.prompt_token_ids),
             budget=params.thinking_token_budget,
             answer=grammar,
@@ -88,8 +89,11 @@ class Guides:
                 self._compiler = GrammarCompiler(self._tokenizer.to_json(), self._vocab_size, self._eos_token_ids)
             return self._compiler
 
-    def _thought_tokens(self, marks: ThoughtMarks) -> ThoughtTokens:
+    @functools.cached_property
+    def _thought_tokens(self) -> ThoughtTokens:
+        marks = self._marks
         assert self._tokenizer is not None
+        assert marks is not None
         start, closing, *ends = (tuple(self._tokenizer.encode_fragment(text)) for text in (marks.start, marks.closing, *marks.ends))
         return ThoughtTokens(start, tuple(ends), closing if closing[-len(ends[0]) :] == ends[0] else ends[0])
 
@@ -105,7 +109,7 @@ class Guides:
         White space after a mark does not count.
         """
         assert self._tokenizer is not None
-        begun = self._begun_answer(marks, prompt_token_ids)
+        begun = self._begun_answer(prompt_token_ids)
         tail = prompt_token_ids[-_MAX_MARK_TOKENS:] if begun is None else begun
         text = self._tokenizer.decode(tail, skip_special_tokens=False).rstrip()
         start, ends = marks.start.rstrip(), tuple(end.rstrip() for end in marks.ends)
@@ -114,13 +118,19 @@ class Guides:
         last_start, last_end = text.rfind(start), max(text.rfind(end) for end in ends)
         return Opening.EITHER if last_start == last_end else Opening.THOUGHT if last_start > last_end else Opening.ANSWER
 
-    def _begun_answer(self, marks: ThoughtMarks, prompt_token_ids: Sequence[int]) -> Sequence[int] | None:
+    @functools.cached_property
+    def _headers(self) -> frozenset[int]:
+        """The special tokens that are no marks of thoughts."""
+        assert self._tokenizer is not None
+        assert self._marks is not None
+        in_marks = "".join((self._marks.start, *self._marks.ends))
+        return frozenset(token_id for text, token_id in self._tokenizer.special_token_ids.items() if text not in in_marks)
+
+    def _begun_answer(self, prompt_token_ids: Sequence[int]) -> Sequence[int] | None:
         """Return the tokens after the last special token that is no mark; None for a prompt without.
 
         Such a token is in a chat template's header. A plain text may tell of marks, and one at its beginning says nothing.
         """
-        assert self._tokenizer is not None
-        in_marks = "".join((marks.start, *marks.ends))
-        headers = {token_id for text, token_id in self._tokenizer.special_token_ids.items() if text not in in_marks}
+        headers = self._headers
         last = next((i for i in range(len(prompt_token_ids) - 1, 0, -1) if prompt_token_ids[i] in headers), None)
         return None if last is None else prompt_token_ids[last + 1 :]

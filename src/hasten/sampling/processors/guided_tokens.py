@@ -40,8 +40,7 @@ def _guide(guide: TokenGuide, token_ids: Sequence[int], logits_V: Tensor) -> Non
 
 
 def _apply(mask_W: MaskWords, logits_V: Tensor) -> None:
-    # NumPy lists the true ones of booleans ten times as fast as those of other numbers.
-    is_allowed_V = np.unpackbits(mask_W.view(np.uint8), count=len(logits_V), bitorder="little").view(np.bool_)
+    is_allowed_V = allowed_tokens(mask_W, len(logits_V))
     if np.count_nonzero(is_allowed_V) < len(logits_V) // 2:
         _keep_only(logits_V, np.flatnonzero(is_allowed_V))
     else:
@@ -69,7 +68,7 @@ def _mask_out(logits_V: Tensor, token_ids: NDArray[np.intp]) -> None:
         logits_V[torch.from_numpy(token_ids).to(logits_V.device)] = -torch.inf
 
 
-def allowed_tokens(mask_W: MaskWords, vocab_size: int) -> Tensor:
+def allowed_tokens(mask_W: MaskWords, vocab_size: int) -> NDArray[np.bool_]:
     """Return whether each token is allowed [V]."""
-    bits = np.unpackbits(mask_W.view(np.uint8), count=vocab_size, bitorder="little")
-    return torch.from_numpy(bits != 0)
+    # NumPy lists the true ones of booleans ten times as fast as those of other numbers.
+    return np.unpackbits(mask_W.view(np.uint8), count=vocab_size, bitorder="little").view(np.bool_)

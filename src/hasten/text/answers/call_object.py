@@ -20,6 +20,16 @@ def read_json_arguments(reader: TextReader, sink: CallSink) -> Reading[None]:
     yield from read_value(reader, sink.arguments)
 
 
+def end_marked_call(reader: TextReader, sink: CallSink, call_end: str, section_end: str) -> Reading[None]:
+    """Take the marker at the end of a call, and that of the section if it comes next."""
+    yield from reader.space()
+    if (yield from reader.peek()):
+        yield from reader.require(call_end)
+    sink.end()
+    yield from reader.space()
+    yield from reader.accept(section_end)
+
+
 @dataclass(slots=True)
 class _Members:
     """What was read of a call object."""

@@ -5,11 +5,11 @@ A call: ``<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME`` and a bloc
 
 from __future__ import annotations
 
-from hasten.text.answers.call_object import read_json_arguments
+from hasten.text.answers.call_object import end_marked_call, read_json_arguments
 from hasten.text.answers.call_shape import CallShape
 from hasten.text.answers.syntax import CallSink, ToolSyntax
 from hasten.text.answers.text_reader import Markers, Reading, TextReader
-from hasten.text.answers.tools.deepseek_v31 import CALL, CALL_END, SECTION, SECTION_END, SEPARATOR, end_call
+from hasten.text.answers.tools.deepseek_v31 import CALL, CALL_END, SECTION, SECTION_END, SEPARATOR
 
 _TYPE_END, _NAME_END = Markers(SEPARATOR), Markers("\n", "```")
 
@@ -29,7 +29,7 @@ def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
     yield from read_json_arguments(reader, sink)
     yield from reader.space()
     yield from reader.require("```")
-    yield from end_call(reader, sink)
+    yield from end_marked_call(reader, sink, CALL_END, SECTION_END)
 
 
 SYNTAX = ToolSyntax(

@@ -5,7 +5,7 @@ A call: ``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call�
 
 from __future__ import annotations
 
-from hasten.text.answers.call_object import read_json_arguments
+from hasten.text.answers.call_object import end_marked_call, read_json_arguments
 from hasten.text.answers.call_shape import CallShape
 from hasten.text.answers.syntax import CallSink, ToolSyntax
 from hasten.text.answers.text_reader import Markers, Reading, TextReader
@@ -23,17 +23,7 @@ def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
     sink.begin(name.strip())
     yield from reader.space()
     yield from read_json_arguments(reader, sink)
-    yield from end_call(reader, sink)
-
-
-def end_call(reader: TextReader, sink: CallSink) -> Reading[None]:
-    """Take the end of a call, and that of the section if it comes next."""
-    yield from reader.space()
-    if (yield from reader.peek()):
-        yield from reader.require(CALL_END)
-    sink.end()
-    yield from reader.space()
-    yield from reader.accept(SECTION_END)
+    yield from end_marked_call(reader, sink, CALL_END, SECTION_END)
 
 
 SYNTAX = ToolSyntax(

@@ -5,7 +5,7 @@ A call: ``<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{...}<|
 
 from __future__ import annotations
 
-from hasten.text.answers.call_object import read_json_arguments
+from hasten.text.answers.call_object import end_marked_call, read_json_arguments
 from hasten.text.answers.call_shape import CallShape
 from hasten.text.answers.syntax import CallSink, ToolSyntax
 from hasten.text.answers.text_reader import Markers, Reading, TextReader
@@ -25,12 +25,7 @@ def read(opener: str, reader: TextReader, sink: CallSink) -> Reading[None]:
     sink.begin(name, call_id)  # the model's id, which later prompts repeat
     yield from reader.space()
     yield from read_json_arguments(reader, sink)
-    yield from reader.space()
-    if (yield from reader.peek()):
-        yield from reader.require(CALL_END)
-    sink.end()
-    yield from reader.space()
-    yield from reader.accept(SECTION_END)
+    yield from end_marked_call(reader, sink, CALL_END, SECTION_END)
 
 
 SYNTAX = ToolSyntax(
