@@ -78,6 +78,7 @@ def test_a_jinja_file_is_named_as_the_file_and_described_by_its_first_comment(tm
         ("name: [a\n", "this is not YAML: got .*line 2"),
         ("name: a\n--- \nname: b\n", "this is not YAML: got expected a single document"),
         ("[" * 50_000, "this YAML is nested too deeply"),
+        ('name: a\ntext: "\\UFFFFFFFF"\n', "this YAML cannot be read"),
         ("name: a\ntext: *x\n", "this is not YAML: got found undefined alias"),
         ("name: a\ntext: !!python/object/apply:os.system [x]\n", "'text' is not a text"),
         ("name: a\ntext: &t [*t]\n", "'text' is not a text"),

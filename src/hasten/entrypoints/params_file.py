@@ -27,6 +27,7 @@ from hasten.core.errors import HastenError, InvalidOption, nearest, show
 from hasten.core.field_type import FieldType, field_type
 from hasten.core.sampling_params import SamplingParams
 from hasten.quality.documents import read_text_file
+from hasten.quality.yaml_file import check_file_size, compose_yaml
 
 SUFFIXES = (".json", ".yaml", ".yml")
 MAX_BYTES = 1 << 20
@@ -50,23 +51,13 @@ def read_params_file(file: Path | str) -> dict[str, Any]:
         raise InvalidOption(
             "this is not a file of sampling settings", got=path, allowed=f"a name that ends in {', '.join(SUFFIXES)}"
         )
-    _check_size(path)
+    check_file_size(path, MAX_BYTES)
     content = read_text_file(path)
     try:
-        values = _read_json(content) if path.suffix.lower() == ".json" else _read_yaml(content)
+        values = _read_json(content) if path.suffix.lower() == ".json" else _Values().read(compose_yaml(content), depth=0)
         return dict(_settings(values))
     except InvalidOption as fault:
         raise InvalidOption(f"in {path}: {fault.what}", got=fault.got, allowed=fault.allowed, remedy=fault.remedy) from None
-
-
-def _check_size(path: Path) -> None:
-    try:
-        is_file, num_bytes = path.is_file(), path.stat().st_size
-    except (OSError, ValueError) as error:
-        raise InvalidOption(f"the file {path} cannot be read", got=getattr(error, "strerror", None) or error) from None
-    if not is_file or num_bytes > MAX_BYTES:
-        got = f"{num_bytes:,} bytes" if is_file else "no regular file"
-        raise InvalidOption(f"the file {path} cannot be read", got=got, allowed=f"a file of up to {MAX_BYTES:,} bytes")
 
 
 def _settings(values: object) -> Iterator[tuple[str, Any]]:
@@ -111,16 +102,6 @@ def _without_duplicates(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
             raise InvalidOption("a key is given twice", got=show(key), remedy="Leave one out")
         result[key] = value
     return result
-
-
-def _read_yaml(content: str) -> object:
-    try:
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InvalidOption("this is not YAML", got=" ".join(str(error).split())) from None
-    except (RecursionError, ValueError) as error:
-        raise InvalidOption("this YAML cannot be read", got=type(error).__name__) from None
-    return _Values().read(root, depth=0)
 
 
 class _Values:

@@ -26,6 +26,7 @@ import yaml
 from hasten.core.errors import InvalidOption, nearest, show
 from hasten.prompts.template import PromptTemplate
 from hasten.quality.documents import read_text_file
+from hasten.quality.yaml_file import check_file_size, compose_yaml
 
 JINJA_SUFFIXES = (".jinja", ".j2")
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -46,7 +47,7 @@ def read_templates(file: Path) -> list[PromptTemplate]:
         raise InvalidOption(
             "this is not a file of prompt templates", got=file, allowed=f"a name that ends in {', '.join(SUFFIXES)}"
         )
-    _check_size(file)
+    check_file_size(file, MAX_BYTES, "template file")
     content = read_text_file(file)
     try:
         if file.suffix.lower() in YAML_SUFFIXES:
@@ -77,23 +78,8 @@ def _node(value: object) -> yaml.Node:
     return yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
 
 
-def _check_size(file: Path) -> None:
-    try:
-        is_file, num_bytes = file.is_file(), file.stat().st_size
-    except (OSError, ValueError) as error:
-        raise InvalidOption(f"the file {file} cannot be read", got=getattr(error, "strerror", None) or error) from None
-    if not is_file or num_bytes > MAX_BYTES:
-        got = f"{num_bytes:,} bytes" if is_file else "no regular file"
-        raise InvalidOption(f"the template file {file} cannot be read", got=got, allowed=f"a file of up to {MAX_BYTES:,} bytes")
-
-
 def _read_yaml(content: str) -> list[PromptTemplate]:
-    try:
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InvalidOption("this is not YAML", got=" ".join(str(error).split())) from None
-    except RecursionError:
-        raise InvalidOption("this YAML is nested too deeply") from None
+    root = compose_yaml(content)
     nodes = root.value if isinstance(root, yaml.SequenceNode) else [root]
     if not 1 <= len(nodes) <= MAX_TEMPLATES:
         raise InvalidOption("a wrong number of templates", got=len(nodes), allowed=f"1 to {MAX_TEMPLATES}")
