@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI, Anthropic and TGI surfaces over any number of models."""

@@ -1,0 +1,1 @@
+"""Anthropic's surface: messages, count_tokens and prompt caching."""

@@ -1,0 +1,1 @@
+"""hasten's own routes: tokenize, detokenize, score, caches, health and version."""

@@ -1,0 +1,1 @@
+"""OpenAI's surface: models, completions and chat completions, with vLLM's extra fields."""

@@ -1,0 +1,1 @@
+"""The surface of Text Generation Inference: generate, generate_stream and info."""
