@@ -205,7 +205,7 @@ def test_a_result_cache_that_is_down_is_named_and_fails_no_request(hasten, llm, 
 
 def test_a_soft_prompt_stands_before_every_prompt(hasten, llm, tmp_path):
     rows = (
-        torch.randn(4, llm._loaded.input_processor.soft_prompts.table.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.1
+        torch.randn(4, llm._loaded.soft_prompts.table.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.1
     )
     write_soft_prompt(tmp_path, rows, TrainedFor(base_model="demo", num_layers=1, num_attention_heads=1))
     params, soft_prompt = SamplingParams(temperature=0, max_tokens=12), llm.load_soft_prompt(tmp_path)

@@ -43,7 +43,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def hold_after_one_step(llm: AsyncLLM) -> threading.Event:
     """Let the engine run one step, and no more until the event is set: what a test sends meanwhile meets a running request."""
-    engine, go_on = llm._loaded.engine, threading.Event()
+    engine, go_on = llm._client.loaded.engine, threading.Event()
     step, num_steps = engine.step, 0
 
     def held_step() -> object:
@@ -57,7 +57,7 @@ def hold_after_one_step(llm: AsyncLLM) -> threading.Event:
 
 
 def num_held_blocks(llm: AsyncLLM) -> int:
-    return sum(allocator.num_held for allocator in llm._loaded.engine.scheduler.kv.allocators)
+    return sum(allocator.num_held for allocator in llm._client.loaded.engine.scheduler.kv.allocators)
 
 
 def test_many_tasks_get_the_outputs_of_the_synchronous_engine(tiny: Callable[[str], Path]) -> None:
@@ -81,10 +81,10 @@ def test_break_cancels_and_frees_the_blocks(tiny: Callable[[str], Path]) -> None
                 assert delta.token_ids
                 break
         assert llm._router.open_requests == []  # at once
-        await until(lambda: num_held_blocks(llm) == 0 and not llm._loaded.engine.has_unfinished_requests)
+        await until(lambda: num_held_blocks(llm) == 0 and not llm._client.loaded.engine.has_unfinished_requests)
         assert llm._router.open_requests == []
         # The request ended long before its 120 tokens.
-        assert llm._loaded.engine.stats.num_sampled_rows < 100
+        assert llm._client.loaded.engine.stats.num_sampled_rows < 100
 
     run(tiny("llama-gqa"), body)
 
@@ -196,7 +196,7 @@ def test_waiting_tasks_get_an_error_when_the_engine_dies(tiny: Callable[[str], P
         def broken() -> None:
             raise KeyError("a bug")
 
-        llm._loaded.engine.step = broken  # type: ignore[assignment, method-assign]
+        llm._client.loaded.engine.step = broken  # type: ignore[assignment, method-assign]
         for _ in range(2):  # a task that waits when the engine dies, and one that comes later
             with pytest.raises(HastenError, match="the engine has ended: got KeyError: 'a bug'"):
                 await llm.generate(PROMPTS[0], GREEDY)
@@ -290,7 +290,7 @@ def test_saving_ends_with_its_task_and_with_the_engine(
     prompt = {"prompt_token_ids": list(range(20, 60))}
 
     async def body(llm: AsyncLLM) -> None:
-        engine, is_running, go_on = llm._loaded.engine, threading.Event(), threading.Event()
+        engine, is_running, go_on = llm._client.loaded.engine, threading.Event(), threading.Event()
         run, num_steps = engine._runner.run, 0
 
         def held_run(plan: StepPlan) -> object:
@@ -328,7 +328,7 @@ def test_calls_fail_when_the_engine_has_ended(tiny: Callable[[str], Path], tmp_p
     async def body(llm: AsyncLLM) -> None:
         go_on = hold_after_one_step(llm)
         task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY))
-        await until(lambda: llm._loaded.engine.has_unfinished_requests)
+        await until(lambda: llm._client.loaded.engine.has_unfinished_requests)
         call = asyncio.create_task(llm.clear_kv())
         closing = asyncio.create_task(llm.close())
         await until(lambda: llm._client._is_closed)
@@ -346,14 +346,14 @@ def test_calls_that_the_engine_does_not_reach_fail(tiny: Callable[[str], Path]) 
     async def body(llm: AsyncLLM) -> None:
         client = llm._client
         client._thread = threading.Thread()  # that never runs, as one that has died
-        waiting = client.call(lambda engine: 1)
-        cancelled = client.call(lambda engine: 2)
+        waiting = client.call("statistics").result
+        cancelled = client.call("statistics").result
         assert cancelled.cancel()
         client._end(EngineDied(""))
         with pytest.raises(HastenError, match="the engine has ended"):
             waiting.result(timeout=0)
         with pytest.raises(HastenError, match="the engine has ended"):
-            client.call(lambda engine: 3).result(timeout=0)
+            client.call("statistics").result.result(timeout=0)
         client._thread = None
 
     run(tiny("llama-gqa"), body)

@@ -91,7 +91,7 @@ def test_every_way_to_generate_takes_pins(tiny: Callable[[str], Path]) -> None:
 def test_every_way_to_generate_asynchronously_takes_pins() -> None:
     async def session() -> None:
         async with AsyncLLM("demo", **{**OPTIONS, "max_model_len": 512, "kv_cache_memory": "16MiB"}) as llm:
-            table, pins = llm._loaded.engine.scheduler.kv.pins, [PrefixPin(num_tokens=8, seconds=60)]
+            table, pins = llm._client.loaded.engine.scheduler.kv.pins, [PrefixPin(num_tokens=8, seconds=60)]
             await llm.generate("def push(self, item):\n    x", ONE, pins=pins)
             assert table.counts["set"] == 1
             assert [delta async for delta in llm.stream("class Queue:\n    def pop(self):", ONE, pins=pins)]

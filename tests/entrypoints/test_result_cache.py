@@ -241,7 +241,7 @@ def test_64_equal_tasks_compute_once(plain: LLM) -> None:
         async with AsyncLLM("demo", result_cache="memory:", **SMALL) as llm:
             outputs = await asyncio.gather(*(llm.generate(PROMPT, GREEDY) for _ in range(64)))
             assert all(output.outputs == expected.outputs for output in outputs)
-            cache = llm._loaded.result_cache
+            cache = llm._client.loaded.result_cache
             assert cache is not None and cache.stats()["shared"] == 63
             again = await llm.generate(PROMPT, GREEDY)
             assert again.metrics.from_result_cache and again.prompt == PROMPT
@@ -259,8 +259,8 @@ def test_lookups_of_a_slow_store_do_not_wait_for_each_other(tmp_path: Path, monk
 
     async def run() -> None:
         async with AsyncLLM("demo", result_cache=f"sqlite:{tmp_path / 'results.sqlite'}", **SMALL) as llm:
-            assert llm._loaded.result_cache is not None
-            monkeypatch.setattr(llm._loaded.result_cache._store.store, "get", get)
+            assert llm._client.loaded.result_cache is not None
+            monkeypatch.setattr(llm._client.loaded.result_cache._store.store, "get", get)
             await asyncio.gather(*(llm.generate(f"# {number}", GREEDY.replace(max_tokens=1)) for number in range(16)))
 
     asyncio.run(run())

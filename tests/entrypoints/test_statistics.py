@@ -16,7 +16,7 @@ import pytest
 from hasten import LLM, AsyncLLM, HastenError, SamplingParams
 from hasten.core.request import PrefixPin
 from hasten.engine.request_totals import RequestTotals
-from hasten.entrypoints.statistics import advice, engine_statistics
+from hasten.entrypoints.statistics import advice
 
 OPTIONS: dict[str, Any] = {"dtype": "float32", "block_size": 4, "max_model_len": 128, "kv_cache_memory": "8MiB"}
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -206,7 +206,7 @@ def test_async_stats_are_computed_in_the_thread_of_the_engine(tiny: Callable[[st
         threads.append(threading.current_thread().name)
         return {}
 
-    monkeypatch.setattr("hasten.entrypoints.async_llm.engine_statistics", record)
+    monkeypatch.setattr("hasten.entrypoints.engine_calls.engine_statistics", record)
 
     async def body(llm: AsyncLLM) -> None:
         assert await llm.stats() == {"result_cache": None}
@@ -219,7 +219,7 @@ def test_a_cancelled_query_harms_nothing(tiny: Callable[[str], Path]) -> None:
     """The engine is held in a step while the query's task is cancelled."""
 
     async def body(llm: AsyncLLM) -> None:
-        engine, is_held, go_on = llm._loaded.engine, threading.Event(), threading.Event()
+        engine, is_held, go_on = llm._client.loaded.engine, threading.Event(), threading.Event()
         step = engine.step
 
         def held_step() -> object:
@@ -245,7 +245,7 @@ def test_a_cancelled_query_harms_nothing(tiny: Callable[[str], Path]) -> None:
 
 def test_stats_of_an_engine_that_ends_raise_and_never_hang(tiny: Callable[[str], Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        engine, is_held, go_on = llm._loaded.engine, threading.Event(), threading.Event()
+        engine, is_held, go_on = llm._client.loaded.engine, threading.Event(), threading.Event()
 
         def die() -> object:
             is_held.set()
@@ -276,7 +276,7 @@ def test_a_query_and_a_close_at_the_same_time(tiny: Callable[[str], Path]) -> No
     async def session() -> list[object]:
         llm = AsyncLLM(str(tiny("llama-gqa")), **OPTIONS)
         await llm.stats()
-        queries = [asyncio.to_thread(lambda: llm._client.call(engine_statistics).result(timeout=60)) for _ in range(4)]
+        queries = [asyncio.to_thread(lambda: llm._client.call("statistics").result.result(timeout=60)) for _ in range(4)]
         *answers, _ = await asyncio.gather(*queries, llm.close(), return_exceptions=True)
         return list(answers)
 

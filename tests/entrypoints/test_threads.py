@@ -242,7 +242,7 @@ def test_two_event_loops_with_random_cancels_get_exact_answers(tiny: Callable[[s
         results = list(threads.map(lambda seed: asyncio.run(session(seed)), range(2)))
     assert [wrong for _, wrong in results] == [[], []]
     assert sum(finished for finished, _ in results) > count
-    engine = llm._loaded.engine
+    engine = llm._client.loaded.engine
 
     async def idle() -> None:
         while engine.has_unfinished_requests or not llm._client._commands.empty():
@@ -271,7 +271,7 @@ def test_the_next_event_loop_goes_on_where_a_closed_one_left_requests(tiny: Call
     async def go_on() -> None:
         outputs = await asyncio.gather(*(llm.generate(prompt, SETTINGS[0]) for prompt in PROMPTS[:5]))
         assert all(output.finished and output.error is None for output in outputs)
-        while llm._loaded.engine.has_unfinished_requests:
+        while llm._client.loaded.engine.has_unfinished_requests:
             await asyncio.sleep(0.001)
         await llm.close()
 

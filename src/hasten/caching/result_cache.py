@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hasten.caching.base import StoreFailed
 from hasten.caching.guarded_store import GuardedStore
 from hasten.caching.result_key import no_key_because, result_key
 from hasten.caching.stored_result import DamagedResult, StoredResult, decode_result, encode_result
+from hasten.core.errors import HastenError
 from hasten.core.request import Request, ResultTicket
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,20 @@ class ResultCache:
     def flush(self) -> None:
         """Wait until all results so far are written."""
         self._writer.submit(lambda: None).result()
+
+    def clear(self) -> int:
+        """Remove all results of the store, those of other engines too, and return how many it had.
+
+        Raises ``HastenError`` if the store does not answer.
+        """
+        self.flush()
+        with self._mutex:
+            for key in [key for key, recent in self._recent.items() if recent.is_written]:
+                self._forget(key)
+        try:
+            return self._store.store.clear()
+        except StoreFailed as error:
+            raise HastenError("the result cache could not be cleared", got=str(error), remedy="Try again") from error
 
     def close(self) -> None:
         """Write what is not written, unless the store is too slow, and close the store. Idempotent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -17,22 +18,28 @@ from torch import Tensor
 from hasten.core.early_exit import ExitPlan
 from hasten.core.plan import BlockCopy, RowPlan, Runner, StepPlan
 from hasten.core.request import Request
+from hasten.core.result import TokenLogprob
 from hasten.engine.direct_steps import DirectSteps, not_finite
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.prefix_hash import cache_salt
 from hasten.sampling.sampler import rows_are_finite
+from hasten.sampling.token_logprobs import token_logprobs
 
 # Logits in memory at a time, tokens times vocabulary: 128 MiB of float32, or 220 tokens of a vocabulary of 151,936.
 MAX_LOGITS = 1 << 25
+MAX_PROMPT_CHUNK = 128  # tokens of a prompt whose logits are in memory at a time
 
 
 class LogitsScorer(DirectSteps):
     """The ``Scorer`` of an engine. Its blocks never enter the prefix cache."""
 
-    def logits(self, token_ids: Sequence[int], chunk_size: int) -> Generator[Tensor, None, None]:
+    def logits(
+        self, token_ids: Sequence[int], chunk_size: int, before_step: Callable[[], None] = lambda: None
+    ) -> Generator[Tensor, None, None]:
         """See ``Scorer``; ``chunk_size`` is at most ``max_num_batched_tokens``.
 
-        Raises ``CapacityError`` if the KV pool is too small.
+        ``before_step`` is called before each step is planned; it may run other requests, and may raise. Raises ``CapacityError``
+        if the KV pool is too small.
         """
         assert 1 <= chunk_size <= self.max_num_batched_tokens, (chunk_size, self.max_num_batched_tokens)
         kv, sequence_id = self.kv, self.new_sequence_id()
@@ -40,6 +47,7 @@ class LogitsScorer(DirectSteps):
         try:
             for start in range(0, len(token_ids), chunk_size):
                 chunk = token_ids[start : start + chunk_size]
+                before_step()
                 planned = self.plan_row(sequence_id, start, chunk, len(chunk))
                 if planned is None:
                     raise self.capacity_error("the text", len(token_ids), "Use a shorter window")
@@ -47,6 +55,24 @@ class LogitsScorer(DirectSteps):
                 kv.commit(sequence_id, token_ids, start + len(chunk))
         finally:
             kv.discard(sequence_id)
+
+    def prompt_logprobs(
+        self, token_ids: Sequence[int], top: int, before_step: Callable[[], None] = lambda: None
+    ) -> tuple[TokenLogprob | None, ...]:
+        """Return the log-probability of each token after those before it; None for the first.
+
+        ``top``: how many of the most likely tokens to report beside each. Raises as ``logits`` does, and ``HastenError`` if logits
+        are not finite.
+        """
+        found: list[TokenLogprob | None] = [None]
+        chunk_size = min(self.max_num_batched_tokens, MAX_PROMPT_CHUNK)
+        with closing(self.logits(token_ids[:-1], chunk_size, before_step)) as chunks:
+            for logits_TV in chunks:
+                if not all(rows_are_finite(logits_TV)):
+                    raise not_finite()
+                targets = token_ids[len(found) : len(found) + len(logits_TV)]
+                found += token_logprobs(logits_TV, targets, [top] * len(targets))
+        return tuple(found)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +120,10 @@ class ContinuationScorer(DirectSteps):
     def __init__(
         self, runner: Runner, kv: KvCacheManager, max_num_batched_tokens: int, before_step: Callable[[], None] = lambda: None
     ) -> None:
-        """``before_step`` is called before each step and may raise; the scorer then releases its blocks."""
+        """``before_step`` is called before each step is planned.
+
+        It may run other requests, and may raise; the scorer then releases its blocks.
+        """
         super().__init__(runner, kv, max_num_batched_tokens)
         self._before_step = before_step
 
@@ -131,10 +160,10 @@ class ContinuationScorer(DirectSteps):
             stop = start + len(chunk)
             is_last = stop == len(token_ids)
             exit_plan = prompt.exit_plan(len(chunk), is_last=is_last)
+            self._before_step()
             planned = self.plan_row(sequence_id, start, chunk, int(is_last), exit_plan)
             if planned is None:
                 raise self.capacity_error("the prompt", len(token_ids))
-            self._before_step()
             output = self.runner.run(StepPlan((planned[0],), tuple(planned[1])))
             if is_last and not all(rows_are_finite(output.logits)):
                 kv.discard(sequence_id)  # NaN must not enter the prefix cache
@@ -152,6 +181,7 @@ class ContinuationScorer(DirectSteps):
         """Score all tokens after the first ones, with at most ``token_budget`` tokens per step."""
         waiting = deque(continuation for continuation in continuations if continuation.num_uncomputed_tokens)
         while waiting:
+            self._before_step()
             rows: list[RowPlan] = []
             copies: list[BlockCopy] = []
             batch: list[_Continuation] = []
@@ -183,7 +213,6 @@ class ContinuationScorer(DirectSteps):
 
     def _run(self, prompt: _Prompt, batch: Sequence[_Continuation], plan: StepPlan) -> None:
         """Run a step with a row per continuation; append the log-probabilities of the tokens it scores."""
-        self._before_step()
         logits_RV = self.runner.run(plan).logits
         if not all(rows_are_finite(logits_RV)):
             raise not_finite()

@@ -1,4 +1,4 @@
-"""``AsyncLLM``: the engine in a thread of its own, and outputs as async iterators."""
+"""``AsyncLLM``: the engine in a thread or a process of its own, and outputs as async iterators."""
 
 from __future__ import annotations
 
@@ -6,57 +6,52 @@ import asyncio
 import dataclasses
 import itertools
 import os
-import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from hasten.caching.stored_result import StoredResult
 from hasten.core.engine_options import EngineOptions
-from hasten.core.errors import InvalidRequest, PromptTooLong
+from hasten.core.errors import InvalidOption, InvalidRequest, PromptTooLong, show
 from hasten.core.kv_file import KvFile
-from hasten.core.output import Delta, RequestOutput, RequestRejected
+from hasten.core.output import Choice, Delta, RequestOutput, RequestRejected, ScoreOutput
 from hasten.core.request import PrefixPin, Request
-from hasten.core.sampling_params import SamplingParams
+from hasten.core.result import TokenLogprob
+from hasten.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
-from hasten.engine.engine import Engine
-from hasten.entrypoints.chat_answers import ChatAnswers, DeltaReader, ToolChoice
-from hasten.entrypoints.engine_client import EngineClient, EngineDied
+from hasten.entrypoints.chat_answers import DeltaReader, PreparedChat, ToolChoice
+from hasten.entrypoints.engine_client import EngineClient, EngineDied, OnEvents
 from hasten.entrypoints.event_router import EventRouter
-from hasten.entrypoints.input_processor import Prompt, check_salt
-from hasten.entrypoints.kv_files import KvFiles
-from hasten.entrypoints.statistics import engine_statistics
-from hasten.entrypoints.wiring.build_engine import build_engine
+from hasten.entrypoints.input_processor import InputProcessor, Prompt, check_salt
+from hasten.entrypoints.scoring import Continuation, Scoring
+from hasten.text.tokenizer import TextTokenizer
 
 INPUT_THREADS = 2  # that tokenise long prompts and render conversations beside the event loop
-GRAMMAR_THREADS = 32  # that wait for grammars to be vetted, one after the other; others would wait for those of a stranger
-LOOKUP_THREADS = 32  # that wait for a result cache in a file or a server; else a slow one would delay requests in turn
 MAX_INLINE = 2_000  # characters or token ids of a prompt that is tokenised in the event loop, in less than a millisecond
+TRANSPORTS = ("thread", "process")
 
 T = TypeVar("T")
+Messages = Sequence[Mapping[str, Any]]
 
 
 class AsyncLLM:
     """One model for any number of tasks, of one event loop or of several.
 
-    ``options`` are those of ``LLM``. Close it, or use ``async with``. Leaving the loop over a stream cancels its request, and so
-    does closing the event loop.
+    ``transport``: where the engine runs, in a thread of this process or in a process of its own, which does not share the
+    interpreter lock. ``options`` are those of ``LLM``. Close it, or use ``async with``. Leaving the loop over a stream cancels its
+    request, and so does closing the event loop.
     """
 
-    def __init__(self, model: str, **options: Any) -> None:
-        self._loaded = build_engine(str(model), EngineOptions.from_dict(options))
+    def __init__(self, model: str, *, transport: Literal["thread", "process"] = "thread", **options: Any) -> None:
         self._router = EventRouter()
-        self._client = EngineClient(self._loaded.engine, self._router.deliver, self._loaded.make_front())
+        self._client = _open_engine(str(model), EngineOptions.from_dict(options), transport, self._router.deliver)
         # The engine's thread must end before the interpreter frees what its steps use. This is undone in reverse order of
         # creation, so the thread ends before the kernels are freed.
         weakref.finalize(self, self._client.close)
         self._input_threads = ThreadPoolExecutor(INPUT_THREADS, thread_name_prefix="hasten-input")
-        self._grammar_threads = ThreadPoolExecutor(GRAMMAR_THREADS, thread_name_prefix="hasten-grammar")
-        self._lookup_threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="hasten-lookup")
         self._ids = itertools.count()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -69,32 +64,42 @@ class AsyncLLM:
         """End the engine; requests that still run end with an error. Idempotent."""
         self._router.end(EngineDied(""))
         self._input_threads.shutdown(wait=False)
-        self._grammar_threads.shutdown(wait=False)
-        self._lookup_threads.shutdown(wait=False)
         await asyncio.to_thread(self._client.close)
-        if self._loaded.result_cache is not None:
-            await asyncio.to_thread(self._loaded.result_cache.close)
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The checkpoint's tokenizer, or None."""
+        return self._processor.tokenizer
+
+    @property
+    def pid(self) -> int:
+        """The id of the process in which the engine runs."""
+        return self._client.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine has ended: it was closed, or it died."""
+        return self._router.has_ended
 
     def default_sampling_params(self) -> SamplingParams:
         """See ``LLM.default_sampling_params``."""
-        return self._loaded.input_processor.defaults
+        return self._client.info.defaults
 
     def describe(self) -> dict[str, Any]:
         """See ``LLM.describe``."""
-        return dict(self._loaded.description)
+        return dict(self._client.info.description)
 
     async def stats(self) -> dict[str, Any]:
         """See ``LLM.stats``; the engine's thread answers between two steps.
 
         Raises ``HastenError`` if the engine has ended.
         """
-        found = await asyncio.wrap_future(self._client.call(engine_statistics))
-        return found | {"result_cache": await asyncio.to_thread(self._loaded.result_cache_stats)}
+        found: dict[str, Any] = await self._call("statistics")
+        return found | {"result_cache": await self._call("result_cache_statistics")}
 
     async def load_soft_prompt(self, folder: str | os.PathLike[str]) -> SoftPrompt:
         """See ``LLM.load_soft_prompt``. Requests wait meanwhile."""
-        load = self._loaded.input_processor.soft_prompts.load
-        return await asyncio.wrap_future(self._client.call(lambda engine: load(folder)))
+        return self._processor.soft_prompts.add(await self._call("load_soft_prompt", folder=os.fspath(folder)))
 
     async def stream(
         self,
@@ -112,36 +117,30 @@ class AsyncLLM:
         """
         options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
         make = partial(self._request, prompt, sampling_params, **options)
-        request, found = await self._look_up(self._threads_for(prompt, sampling_params), make)
-        async with aclosing(self._stream(request, found)) as deltas:
+        request = make() if _is_short(prompt) else await self._in_thread(make)
+        async with aclosing(self._stream(request)) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        pins: Sequence[PrefixPin] = (),
-        soft_prompt: SoftPrompt | None = None,
-    ) -> RequestOutput:
-        """Return the output of one prompt. Cancelling the task ends the request."""
-        options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-        make = partial(self._request, prompt, sampling_params, **options)
-        request, found = await self._look_up(self._threads_for(prompt, sampling_params), make)
-        if isinstance(found, StoredResult):
-            return dataclasses.replace(found.output(request, time.monotonic()), prompt=_text_of(prompt))
-        async with aclosing(self._stream(request, found)) as deltas:
-            async for delta in deltas:
-                if delta.output is not None:
-                    return dataclasses.replace(delta.output, prompt=_text_of(prompt))
-        raise AssertionError("a stream ended without its output")
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any) -> RequestOutput:
+        """Return the output of one prompt. Cancelling the task ends the request.
+
+        ``options`` are those of ``stream``.
+        """
+        return dataclasses.replace(await _last(self.stream(prompt, sampling_params, **options)), prompt=_text_of(prompt))
+
+    async def prepare_chat(
+        self, messages: Messages, *, tools: Sequence[Any] | None = None, tool_choice: ToolChoice = "auto", **template_kwargs: Any
+    ) -> PreparedChat:
+        """Return a conversation rendered and tokenised, for ``chat`` and ``stream_chat``.
+
+        Raises ``InvalidRequest``.
+        """
+        return await self._in_thread(lambda: PreparedChat.of(self._processor, messages, tools, tool_choice, template_kwargs))
 
     async def stream_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages | PreparedChat,
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Any] | None = None,
@@ -152,21 +151,100 @@ class AsyncLLM:
         soft_prompt: SoftPrompt | None = None,
         **template_kwargs: Any,
     ) -> AsyncGenerator[Delta, None]:
-        """``stream`` a conversation; see ``LLM.stream_chat``."""
-        readers: list[DeltaReader] = []
+        """``stream`` a conversation; see ``LLM.stream_chat``.
 
-        def make() -> Request:
-            answers = ChatAnswers.open(self._loaded.input_processor, tools, tool_choice)
-            asked = answers.prompt(messages, template_kwargs)
-            readers.append(DeltaReader(answers, asked))
-            options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
-            return self._request(asked.prompt, answers.params(sampling_params), **options)
+        With a ``PreparedChat`` the tools, their choice and ``template_kwargs`` are those that it was prepared with.
+        """
+        options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
 
-        threads = self._threads_for(None, sampling_params, has_grammar=tool_choice not in ("auto", "none"))
-        request, found = await self._look_up(threads, make)
-        async with aclosing(self._stream(request, found)) as deltas:
+        def make() -> tuple[PreparedChat, Request]:
+            prepared = messages
+            if not isinstance(prepared, PreparedChat):
+                prepared = PreparedChat.of(self._processor, prepared, tools, tool_choice, template_kwargs)
+            return prepared, self._request(prepared.asked.prompt, prepared.answers.params(sampling_params), **options)
+
+        prepared, request = make() if isinstance(messages, PreparedChat) else await self._in_thread(make)
+        reader = DeltaReader(prepared.answers, prepared.asked)
+        async with aclosing(self._stream(request)) as deltas:
             async for delta in deltas:
-                yield readers[0].read(delta)
+                yield reader.read(delta)
+
+    async def chat(
+        self, messages: Messages | PreparedChat, sampling_params: SamplingParams | None = None, **options: Any
+    ) -> RequestOutput:
+        """Return the answer to a conversation; ``options`` are those of ``stream_chat``. See ``LLM.chat``."""
+        return await _last(self.stream_chat(messages, sampling_params, **options))
+
+    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the token ids of a prompt. Raises ``InvalidRequest`` or ``PromptTooLong``."""
+        encode = partial(self._processor.encode, prompt)
+        return encode() if _is_short(prompt) else await self._in_thread(encode)
+
+    async def score(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[Continuation],
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache_salt: str = "",
+        soft_prompt: SoftPrompt | None = None,
+    ) -> list[ScoreOutput]:
+        """See ``LLM.score``. Other requests go on meanwhile, a step for each step of the scoring."""
+        scoring = Scoring(self._processor, cache_salt, soft_prompt)
+        plan = await self._in_thread(partial(scoring.plan, prompt, continuations, sampling_params))
+        return plan.outputs([await self._call("score", request=query, continuations=texts) for query, texts in plan.queries])
+
+    async def choose(
+        self,
+        prompt: Prompt,
+        choices: Sequence[Continuation],
+        sampling_params: SamplingParams | None = None,
+        *,
+        normalize: Literal["mean", "sum"] = "mean",
+        cache_salt: str = "",
+        soft_prompt: SoftPrompt | None = None,
+    ) -> Choice:
+        """See ``LLM.choose``. Other requests go on meanwhile, as in ``score``."""
+        scoring = Scoring(self._processor, cache_salt, soft_prompt)
+        plan = await self._in_thread(partial(scoring.plan_choice, prompt, choices, sampling_params, normalize))
+        return plan.choice([await self._call("score", request=query, continuations=texts) for query, texts in plan.queries])
+
+    async def prompt_logprobs(self, prompt: Prompt, top: int = 0) -> tuple[TokenLogprob | None, ...]:
+        """Return the log-probability of each prompt token after those before it; None for the first.
+
+        ``top``: how many of the most likely tokens to report beside each. The prompt is computed as a whole, without the prefix
+        cache. Raises ``InvalidRequest`` and ``CapacityError``.
+        """
+        if type(top) is not int or not 0 <= top <= MAX_LOGPROBS:
+            raise InvalidRequest("top is out of range", got=show(top), allowed=f"0 to {MAX_LOGPROBS}")
+        return tuple(await self._call("prompt_logprobs", token_ids=await self.encode(prompt), top=top))
+
+    async def reset_prefix_cache(self) -> int:
+        """Drop all cached KV blocks that no running request holds, and end all pins. Return how many blocks."""
+        found: int = await self._call("reset_prefix_cache")
+        return found
+
+    async def reset_result_cache(self) -> int:
+        """Remove all results of the result cache's store, and return how many. Raises ``HastenError``."""
+        found: int = await self._call("reset_result_cache")
+        return found
+
+    async def pin_kv(self, prompt: Prompt, seconds: float, *, cache_salt: str = "") -> dict[str, Any]:
+        """See ``LLM.pin_kv``."""
+        token_ids = await self.encode(prompt)
+        pin = PrefixPin(num_tokens=len(token_ids), seconds=seconds)
+        params = SamplingParams(temperature=0, max_tokens=1)
+        request = self._request({"prompt_token_ids": token_ids}, params, cache_salt=cache_salt, pins=(pin,))
+        await self._call("check_pinnable", num_tokens=len(token_ids))
+        found: dict[str, Any] = await self._call("pin_facts", request=request, output=await _last(self._stream(request)))
+        return found
+
+    async def unpin_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
+        """See ``LLM.unpin_kv``."""
+        check_salt(cache_salt)
+        token_ids = None if prompt is None else await self.encode(prompt)
+        found: int = await self._call("unpin", token_ids=token_ids, cache_salt=cache_salt)
+        return found
 
     async def save_kv(self, prompt: Prompt, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
         """See ``LLM.save_kv``. Requests wait meanwhile.
@@ -174,86 +252,52 @@ class AsyncLLM:
         Cancelling the task ends it after the current step, without a file.
         """
         check_salt(cache_salt)
-        token_ids = await self._encode(prompt)
-        return await self._transfer(lambda files, engine: files.save(engine, token_ids, path, cache_salt))
+        token_ids = await self.encode(prompt)
+        await self._call("compute_digest")  # requests need not wait while large files are hashed
+        found: KvFile = await self._call("save_kv", token_ids=token_ids, path=_path(path), cache_salt=cache_salt)
+        return found
 
     async def load_kv(self, path: str | os.PathLike[str], *, cache_salt: str = "") -> KvFile:
         """See ``LLM.load_kv``. Requests wait meanwhile; cancelling the task ends it after the current layer."""
         check_salt(cache_salt)
-        return await self._transfer(lambda files, engine: files.load(engine, path, cache_salt))
+        await self._call("compute_digest")
+        found: KvFile = await self._call("load_kv", path=_path(path), cache_salt=cache_salt)
+        return found
 
     async def clear_kv(self, prompt: Prompt | None = None, *, cache_salt: str = "") -> int:
         """See ``LLM.clear_kv``."""
         check_salt(cache_salt)
-        token_ids, files = None if prompt is None else await self._encode(prompt), KvFiles(self._loaded)
-        return await asyncio.wrap_future(self._client.call(lambda engine: files.clear(engine, token_ids, cache_salt)))
+        token_ids = None if prompt is None else await self.encode(prompt)
+        found: int = await self._call("clear_kv", token_ids=token_ids, cache_salt=cache_salt)
+        return found
 
-    async def _transfer(self, transfer: Callable[[KvFiles, Engine], KvFile]) -> KvFile:
-        """Save or load between two steps, until the task is cancelled or the engine closed."""
-        await asyncio.to_thread(self._loaded.digest.get)  # requests need not wait while large files are hashed
-        has_left = threading.Event()
-
-        def check() -> None:
-            self._client.check_open()
-            if has_left.is_set():
-                raise CancelledError
-
-        files = KvFiles(self._loaded, check)
-        try:
-            return await asyncio.wrap_future(self._client.call(lambda engine: transfer(files, engine)))
-        finally:
-            has_left.set()
-
-    async def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        encode = partial(self._loaded.input_processor.encode, prompt)
-        return encode() if _is_short(prompt) else await self._in_thread(encode, self._input_threads)
+    @property
+    def _processor(self) -> InputProcessor:
+        return self._client.input_processor
 
     def _request(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> Request:
         """``options``: those of ``InputProcessor.request``."""
-        return self._loaded.input_processor.request(str(next(self._ids)), prompt, params, arrival=time.monotonic(), **options)
+        return self._processor.request(str(next(self._ids)), prompt, params, arrival=time.monotonic(), **options)
 
-    def _threads_for(
-        self, prompt: Prompt | None, params: SamplingParams | None, *, has_grammar: bool = False
-    ) -> ThreadPoolExecutor | None:
-        """Return the threads that make a request; None if that takes no time.
+    async def _call(self, name: str, **arguments: Any) -> Any:
+        """Return the result of one of ``engine_calls``. Cancelling the task ends the call soon."""
+        pending = self._client.call(name, **arguments)
+        try:
+            return await asyncio.wrap_future(pending.result)
+        except asyncio.CancelledError:
+            pending.cancel()
+            raise
 
-        ``prompt`` None: it has to be rendered. ``has_grammar``: of a demanded call.
-        """
-        form = params.structured_outputs if isinstance(params, SamplingParams) else None
-        if has_grammar or (form is not None and not self._loaded.input_processor.guides.has_compiled(form)):
-            return self._grammar_threads
-        return None if prompt is not None and _is_short(prompt) else self._input_threads
-
-    async def _look_up(
-        self, threads: ThreadPoolExecutor | None, make: Callable[[], Request]
-    ) -> tuple[Request, StoredResult | Request]:
-        """Return a request, and its stored result or what the engine takes."""
-        loaded = self._loaded
-        if loaded.result_cache is not None and loaded.result_cache.does_io:
-            request = make() if threads is None else await self._in_thread(make, threads)
-            return request, await self._in_thread(partial(loaded.find_result, request), self._lookup_threads)
-
-        def run() -> tuple[Request, StoredResult | Request]:
-            request = make()
-            return request, loaded.find_result(request)
-
-        return run() if threads is None else await self._in_thread(run, threads)
-
-    async def _in_thread(self, make: Callable[[], T], threads: ThreadPoolExecutor) -> T:
+    async def _in_thread(self, make: Callable[[], T]) -> T:
         """Return the result of ``make``, computed beside the event loop."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, make)
+            return await asyncio.get_running_loop().run_in_executor(self._input_threads, make)
         except RuntimeError as error:  # the threads have been shut down
             if self._router.has_ended:
                 raise EngineDied("").as_exception() from error
             raise
 
-    async def _stream(self, made: Request, found: StoredResult | Request) -> AsyncGenerator[Delta, None]:
-        if isinstance(found, StoredResult):
-            for delta in found.replay(made, time.monotonic()):
-                yield delta
-            return
-        request = found
+    async def _stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         inbox = self._router.open(request.request_id)
         is_finished = False
         try:
@@ -272,6 +316,32 @@ class AsyncLLM:
             self._router.close(request.request_id)
             if not is_finished:
                 self._client.abort(request.request_id)
+
+
+def _open_engine(model: str, options: EngineOptions, transport: str, on_events: OnEvents) -> EngineClient:
+    if transport not in TRANSPORTS:
+        raise InvalidOption("unknown transport", got=show(transport), allowed=", ".join(TRANSPORTS))
+    if transport == "process":
+        from hasten.entrypoints.engine_process.client import EngineProcess  # needs msgpack, of the extra "serve"
+
+        return EngineProcess(model, options, on_events)
+    from hasten.entrypoints.engine_host import EngineHost
+    from hasten.entrypoints.wiring.build_engine import build_engine
+
+    return EngineHost(build_engine(model, options), on_events)
+
+
+async def _last(stream: AsyncGenerator[Delta, None]) -> RequestOutput:
+    """Return the output that a stream ends with."""
+    async with aclosing(stream) as deltas:
+        async for delta in deltas:
+            if delta.output is not None:
+                return delta.output
+    raise AssertionError("a stream ended without its output")
+
+
+def _path(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 def _text_of(prompt: Prompt) -> str | None:

@@ -39,8 +39,13 @@ def _read_choice(tool_choice: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    prompt: Prompt
-    end: str  # the last characters of its text, or the start of the thought that it ends in
+    text: str
+    token_ids: tuple[int, ...]
+    end: str  # the last characters of the text, or the start of the thought that it ends in
+
+    @property
+    def prompt(self) -> Prompt:
+        return {"prompt_token_ids": self.token_ids}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +88,9 @@ class ChatAnswers:
     def prompt(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> ChatPrompt:
         """Return the prompt of a conversation. Raises ``InvalidRequest``."""
         text = self.processor.render_chat(messages, self.schemas, template_kwargs)
-        token_ids = self.processor.encode_chat(text)
+        token_ids = tuple(self.processor.encode_chat(text))
         begun = self.processor.guides.begun_thought(token_ids)
-        return ChatPrompt({"prompt_token_ids": token_ids}, begun or text[-_PROMPT_END:])
+        return ChatPrompt(text, token_ids, begun or text[-_PROMPT_END:])
 
     def prompts(self, messages: Any, template_kwargs: Mapping[str, Any]) -> list[ChatPrompt]:
         """Return the prompts of one conversation, or of a list of them."""
@@ -163,6 +168,36 @@ class ChatAnswers:
                 answer = parser.answer
             completions.append(_with_answer(completion, answer))
         return dataclasses.replace(output, outputs=tuple(completions))
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A conversation that is rendered and tokenised, and how its answer is read."""
+
+    answers: ChatAnswers
+    asked: ChatPrompt
+
+    @classmethod
+    def of(
+        cls,
+        processor: InputProcessor,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None,
+        tool_choice: ToolChoice,
+        template_kwargs: Mapping[str, Any],
+    ) -> PreparedChat:
+        """Raises ``InvalidRequest``."""
+        answers = ChatAnswers.open(processor, tools, tool_choice)
+        return cls(answers, answers.prompt(messages, template_kwargs))
+
+    @property
+    def text(self) -> str:
+        """The prompt, as the chat template wrote it."""
+        return self.asked.text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.asked.token_ids
 
 
 class DeltaReader:

@@ -2,71 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from hasten.checkpoints.formats.exits import ExitsCheckpoint
 from hasten.core.errors import InvalidRequest
+from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
+from hasten.entrypoints.model_info import CalibratedThreshold, ExitInfo
 from hasten.models.decoder import Decoder
 from hasten.ops.torch.inference import inference
 
 TOLERANCE = 0.01  # for requests with neither exit_threshold nor exit_tolerance
+TABLE_RULES = ("token_table", "prompt_hash")
 
 
 @dataclass(frozen=True, slots=True)
 class ExitRules:
-    decoder: Decoder
-    checkpoint: ExitsCheckpoint | None  # None: no exits were trained
+    exits: ExitInfo
 
-    def resolve(self, params: SamplingParams, prompt: Sequence[int]) -> tuple[SamplingParams, int | None]:
-        """Return the params with the threshold of their rule, and the exit layer if all tokens have one.
+    def resolve(self, params: SamplingParams) -> tuple[SamplingParams, int | None]:
+        """Return the params with the threshold of their rule, and the exit layer if the rule is fixed.
 
         Raises ``InvalidRequest`` for rules that these exits do not support.
         """
-        rule, checkpoint = params.exit_rule, self.checkpoint
+        rule, exits = params.exit_rule, self.exits
         if rule == "none":
             return params, None
         if rule == "fixed":
             return params, self._checked_layer(params.exit_layer)
-        if checkpoint is None:
+        if not exits.are_trained:
             raise InvalidRequest(
                 "this engine has no trained exits",
                 got=f"exit_rule={rule!r}",
                 allowed="none, fixed",
                 remedy="Load the model with exits=..., or train some: hasten train exits",
             )
-        tables = {"token_table": checkpoint.token_layers, "prompt_hash": checkpoint.prompt_hash_table}
-        if rule in tables and tables[rule] is None:
+        if rule in TABLE_RULES and rule not in exits.table_rules:
             raise InvalidRequest("the exits of this engine have no table for this rule", got=f"exit_rule={rule!r}")
-        if rule == "prompt_hash":
-            assert checkpoint.prompt_hash_table is not None
-            with inference():
-                embedded_TE = self.decoder.embed(torch.tensor(prompt, dtype=torch.int64, device="cpu")).float()
-            return params, checkpoint.prompt_hash_table.exit_layer(embedded_TE)
-        if rule == "token_table" or params.exit_threshold is not None:
+        if rule in TABLE_RULES or params.exit_threshold is not None:
             return params, None
-        return params.replace(exit_threshold=_calibrated_threshold(checkpoint, params), exit_tolerance=None), None
+        return params.replace(exit_threshold=_calibrated_threshold(exits, params), exit_tolerance=None), None
 
     def _checked_layer(self, layer: int | None) -> int:
-        num_layers = self.decoder.spec.num_layers
+        num_layers = self.exits.num_layers
         assert layer is not None
         if layer > num_layers:
             raise InvalidRequest("the model has fewer layers than that", got=f"exit_layer={layer}", allowed=f"1 to {num_layers}")
         return layer
 
 
-def _calibrated_threshold(checkpoint: ExitsCheckpoint, params: SamplingParams) -> float:
+@dataclass(frozen=True, slots=True)
+class PromptHashExits:
+    """Chooses the exit layer of prompts under the rule prompt_hash, which needs their embeddings."""
+
+    decoder: Decoder
+    checkpoint: ExitsCheckpoint | None  # None: no exits were trained
+
+    def complete(self, request: Request) -> Request:
+        """Return the request with its exit layer if its rule is prompt_hash, else the request."""
+        if request.params.exit_rule != "prompt_hash" or self.checkpoint is None or self.checkpoint.prompt_hash_table is None:
+            return request
+        with inference():
+            embedded_TE = self.decoder.embed(torch.tensor(request.prompt_token_ids, dtype=torch.int64, device="cpu")).float()
+        return replace(request, exit_layer=self.checkpoint.prompt_hash_table.exit_layer(embedded_TE))
+
+
+def exit_info(num_layers: int, checkpoint: ExitsCheckpoint | None) -> ExitInfo:
+    """Return what requests may ask of these exits."""
+    if checkpoint is None:
+        return ExitInfo(num_layers=num_layers)
+    tables = {"token_table": checkpoint.token_layers, "prompt_hash": checkpoint.prompt_hash_table}
+    return ExitInfo(
+        num_layers=num_layers,
+        are_trained=True,
+        table_rules=tuple(rule for rule in TABLE_RULES if tables[rule] is not None),
+        calibrations=tuple(
+            CalibratedThreshold(rule=each.rule, tolerance=each.tolerance, threshold=each.threshold)
+            for each in checkpoint.calibrations
+        ),
+    )
+
+
+def _calibrated_threshold(exits: ExitInfo, params: SamplingParams) -> float:
     tolerance = TOLERANCE if params.exit_tolerance is None else params.exit_tolerance
-    calibration = checkpoint.calibration(params.exit_rule, tolerance)
-    if calibration is None:
-        known = sorted(each.tolerance for each in checkpoint.calibrations if each.rule == params.exit_rule)
+    calibrations = [each for each in exits.calibrations if each.rule == params.exit_rule]
+    found = next((each for each in calibrations if abs(each.tolerance - tolerance) < 1e-9), None)
+    if found is None:
+        known = sorted(each.tolerance for each in calibrations)
         raise InvalidRequest(
             f"the exits of this engine are not calibrated for this tolerance of {params.exit_rule}",
             got=f"exit_tolerance={tolerance:g}",
             allowed=", ".join(f"{value:g}" for value in known) or "none: they were never calibrated",
             remedy="Take one of these, or give an exit_threshold",
         )
-    return calibration.threshold
+    return found.threshold

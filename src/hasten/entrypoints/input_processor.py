@@ -1,6 +1,6 @@
 """``InputProcessor``: from a prompt and its settings to a ``Request``: tokenise, complete, check.
 
-Every fault of a prompt or of its settings is raised here, before the request reaches the engine.
+Every fault of a prompt or of its settings is raised here, or by ``LoadedEngine.admit``, before the request reaches the engine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from hasten.core.request import PrefixPin, Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
 from hasten.core.unicode_text import is_unicode
+from hasten.entrypoints.answer_parsers import thought_marks
 from hasten.entrypoints.exit_rules import ExitRules
 from hasten.entrypoints.guides import Guides
+from hasten.entrypoints.model_info import ModelInfo
 from hasten.entrypoints.request_limits import check_pins, check_request_limits
 from hasten.entrypoints.soft_prompts import SoftPrompts
 from hasten.sampling.check_token_ids import check_token_ids
@@ -43,6 +45,22 @@ class InputProcessor:
     soft_prompts: SoftPrompts
     guides: Guides
 
+    @classmethod
+    def of(cls, info: ModelInfo, tokenizer: TextTokenizer | None) -> InputProcessor:
+        """Return the input processor of a loaded model, which may be in another process."""
+        return cls(
+            tokenizer=tokenizer,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            eos_token_ids=info.eos_token_ids,
+            defaults=info.defaults,
+            seeds=random.Random(info.options.seed),
+            options=info.options,
+            exit_rules=ExitRules(info.exits),
+            soft_prompts=SoftPrompts(),
+            guides=Guides(tokenizer, info.vocab_size, info.eos_token_ids, thought_marks(info.options, tokenizer)),
+        )
+
     def request(
         self,
         request_id: str,
@@ -55,7 +73,7 @@ class InputProcessor:
         pins: Sequence[PrefixPin] = (),
         soft_prompt: SoftPrompt | None = None,
     ) -> Request:
-        """Return a complete request. Raises ``InvalidRequest`` or ``PromptTooLong``."""
+        """Return a request for ``LoadedEngine.admit``. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         _check_priority_and_salt(priority, cache_salt)
         if priority and self.options.scheduling_policy != "priority":
             raise InvalidRequest(
@@ -70,9 +88,8 @@ class InputProcessor:
         token_ids = self.encode(prompt, len(virtual_token_ids))
         is_determined = params.seed is not None or params.is_seedless
         params = self._complete(params, len(virtual_token_ids) + len(token_ids))
-        params, exit_layer = self.exit_rules.resolve(params, token_ids)
+        params, exit_layer = self.exit_rules.resolve(params)
         check_token_ids(params, self.vocab_size)
-        self.guides.check(params)
         return Request(
             request_id=request_id,
             prompt_token_ids=token_ids,

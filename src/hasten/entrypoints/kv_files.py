@@ -59,7 +59,7 @@ class KvFiles:
                 def read(group: int, layer: int, out: Tensor) -> None:
                     pool.read_blocks(kv.groups[group].layers[layer], blocks[group], out)
 
-                name = str(self._loaded.description["model"])
+                name = str(self._loaded.info.model)
                 facts = write_kv_file(file, name, source, prefix, shapes, read, on_bytes)
         return dataclasses.replace(facts, seconds=time.perf_counter() - begin)
 
@@ -141,7 +141,7 @@ class KvFiles:
 
     def _source(self, kv: KvCacheManager) -> KvSource:
         loaded = self._loaded
-        options, description = loaded.input_processor.options, loaded.description
+        options, description = loaded.input_processor.options, loaded.info.description
         return KvSource(
             weights=loaded.digest.get().weights,
             dtype=str(description["dtype"]),

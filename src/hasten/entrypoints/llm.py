@@ -28,7 +28,7 @@ from hasten.entrypoints.input_processor import Prompt, check_salt
 from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.pinning import check_pinnable, pin_facts, unpin
 from hasten.entrypoints.request_stream import complete_requests, run_requests, stream_requests
-from hasten.entrypoints.scoring import Continuation, Scoring
+from hasten.entrypoints.scoring import Continuation, Scored, ScorePlan, Scoring
 from hasten.entrypoints.sections.output import SectionDelta, SectionsOutput
 from hasten.entrypoints.sections.section_prompts import SectionPrompts
 from hasten.entrypoints.sections.section_task import SectionTask
@@ -91,7 +91,7 @@ class LLM:
 
     def describe(self) -> dict[str, Any]:
         """Return the model, its kernels and its memory."""
-        return dict(self._loaded.description)
+        return dict(self._loaded.info.description)
 
     def digest(self) -> ModelDigest:
         """Return the SHA-256 of the model's files. The first call may take a second per gigabyte."""
@@ -174,7 +174,8 @@ class LLM:
         that is broken, of another kind, or of another hidden size.
         """
         with DeferredSignals(), self._shared.exclusive():
-            return self._loaded.input_processor.soft_prompts.load(folder)
+            loaded = self._loaded.soft_prompts.load(os.fspath(folder))
+        return self._loaded.input_processor.soft_prompts.add(loaded)
 
     def generate(
         self,
@@ -320,10 +321,8 @@ class LLM:
 
         Raises ``InvalidRequest`` before anything runs, and ``CapacityError`` if running requests leave too few KV blocks.
         """
-        with DeferredSignals() as signals, self._shared.exclusive() as engine:
-            scorer = engine.continuation_scorer(signals.check)
-            scoring = Scoring(self._loaded.input_processor, scorer, cache_salt, soft_prompt)
-            return scoring.score(prompt, continuations, sampling_params)
+        plan = Scoring(self._loaded.input_processor, cache_salt, soft_prompt).plan(prompt, continuations, sampling_params)
+        return plan.outputs(self._score(plan))
 
     def choose(
         self,
@@ -340,10 +339,9 @@ class LLM:
         ``normalize``: by log-probability per token (``mean``) or in total (``sum``). Other arguments and errors are those of
         ``score``.
         """
-        with DeferredSignals() as signals, self._shared.exclusive() as engine:
-            scorer = engine.continuation_scorer(signals.check)
-            scoring = Scoring(self._loaded.input_processor, scorer, cache_salt, soft_prompt)
-            return scoring.choose(prompt, choices, sampling_params, normalize)
+        scoring = Scoring(self._loaded.input_processor, cache_salt, soft_prompt)
+        plan = scoring.plan_choice(prompt, choices, sampling_params, normalize)
+        return plan.choice(self._score(plan))
 
     def embed(self, texts: Sequence[Prompt]) -> Tensor:
         """Return one vector of length 1 per text, to compare texts by cosine similarity. [N, E], float32
@@ -381,9 +379,15 @@ class LLM:
         with DeferredSignals(), self._shared.exclusive() as engine:
             return unpin(engine, token_ids, cache_salt)
 
+    def _score(self, plan: ScorePlan) -> list[Scored]:
+        with DeferredSignals() as signals, self._shared.exclusive() as engine:
+            scorer = engine.continuation_scorer(signals.check)
+            return [scorer.score(self._loaded.admit(request), texts) for request, texts in plan.queries]
+
     def _request(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> Request:
         """``options``: those of ``InputProcessor.request``."""
         processor = self._loaded.input_processor
         request = processor.request(str(next(self._ids)), prompt, params, arrival=self.engine.clock(), **options)
+        request = self._loaded.admit(request)
         self.engine.scheduler.check_capacity(request)
         return request

@@ -23,7 +23,6 @@ from hasten.core.output import Choice, ScoreOutput
 from hasten.core.request import Request
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.soft_prompt import SoftPrompt
-from hasten.engine.scorers import ContinuationScorer
 from hasten.entrypoints.input_processor import InputProcessor, Prompt, format_first, read_token_ids
 
 Continuation = str | Mapping[str, Any]
@@ -32,16 +31,55 @@ NORMALIZATIONS = ("mean", "sum")
 _ALLOWED = 'texts or {"token_ids": [token ids]}'
 
 
+Scored = tuple[list[tuple[float, ...]], int | None]  # what ``ContinuationScorer.score`` returns
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePlan:
+    """What to compute for some continuations of one prompt, and how to read it."""
+
+    texts: tuple[str | None, ...]  # of the continuations, as ``ScoreOutput.text``
+    token_ids: tuple[tuple[int, ...], ...]  # of the continuations, after the cut
+    queries: tuple[tuple[Request, list[tuple[int, ...]]], ...]  # each: tokens before the cut, and continuations of them
+    members: tuple[list[int], ...]  # of each query: which continuations
+    normalize: str = "mean"
+
+    def outputs(self, results: Sequence[Scored]) -> list[ScoreOutput]:
+        """Return the outputs for the results of the queries, in order."""
+        outputs: dict[int, ScoreOutput] = {}
+        for members, (all_logprobs, exit_layer) in zip(self.members, results, strict=True):
+            for i, logprobs in zip(members, all_logprobs, strict=True):
+                outputs[i] = ScoreOutput(text=self.texts[i], token_ids=self.token_ids[i], logprobs=logprobs, exit_layer=exit_layer)
+        return [outputs[i] for i in range(len(self.texts))]
+
+    def choice(self, results: Sequence[Scored]) -> Choice:
+        """Return the most likely of the continuations."""
+        scores = tuple(self.outputs(results))
+        logprobs = [score.mean if self.normalize == "mean" else score.total for score in scores]
+        best = logprobs.index(max(logprobs))
+        return Choice(
+            index=best,
+            text=scores[best].text,
+            probabilities=_softmax(logprobs),
+            scores=scores,
+            exit_layer=scores[best].exit_layer,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Scoring:
     input_processor: InputProcessor
-    scorer: ContinuationScorer
     cache_salt: str
     soft_prompt: SoftPrompt | None  # stands before the prompt
 
-    def score(
-        self, prompt: Prompt, continuations: Sequence[Continuation], params: SamplingParams | None, name: str = "continuations"
-    ) -> list[ScoreOutput]:
+    def plan(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[Continuation],
+        params: SamplingParams | None,
+        name: str = "continuations",
+        normalize: str = "mean",
+    ) -> ScorePlan:
         """See ``LLM.score``. ``name`` is the caller's word for the continuations in error messages."""
         if not isinstance(continuations, Sequence) or isinstance(continuations, (str, bytes, bytearray)):
             raise InvalidRequest(f"{name} are not a list", got=type(continuations).__name__, allowed=f"a list of {_ALLOWED}")
@@ -54,30 +92,21 @@ class Scoring:
         groups: dict[tuple[int, ...], list[int]] = {}  # the continuations of each sequence of prompt tokens
         for i, (before, _) in enumerate(pairs):
             groups.setdefault(before, []).append(i)
-        requests = [self._request(before, params) for before in groups]
-        outputs: dict[int, ScoreOutput] = {}
-        for request, members in zip(requests, groups.values(), strict=True):
-            all_logprobs, exit_layer = self.scorer.score(request, [pairs[i][1] for i in members])
-            for i, logprobs in zip(members, all_logprobs, strict=True):
-                continuation = continuations[i]
-                text = continuation if isinstance(continuation, str) else None
-                outputs[i] = ScoreOutput(text=text, token_ids=pairs[i][1], logprobs=logprobs, exit_layer=exit_layer)
-        return [outputs[i] for i in range(len(pairs))]
+        return ScorePlan(
+            texts=tuple(each if isinstance(each, str) else None for each in continuations),
+            token_ids=tuple(token_ids for _, token_ids in pairs),
+            queries=tuple((self._request(before, params), [pairs[i][1] for i in members]) for before, members in groups.items()),
+            members=tuple(groups.values()),
+            normalize=normalize,
+        )
 
-    def choose(self, prompt: Prompt, choices: Sequence[Continuation], params: SamplingParams | None, normalize: str) -> Choice:
+    def plan_choice(
+        self, prompt: Prompt, choices: Sequence[Continuation], params: SamplingParams | None, normalize: str
+    ) -> ScorePlan:
         """See ``LLM.choose``."""
         if not isinstance(normalize, str) or normalize not in NORMALIZATIONS:
             raise InvalidRequest("unknown normalize", got=show(normalize), remedy=nearest(normalize, NORMALIZATIONS))
-        scores = tuple(self.score(prompt, choices, params, "choices"))
-        logprobs = [score.mean if normalize == "mean" else score.total for score in scores]
-        best = logprobs.index(max(logprobs))
-        return Choice(
-            index=best,
-            text=scores[best].text,
-            probabilities=_softmax(logprobs),
-            scores=scores,
-            exit_layer=scores[best].exit_layer,
-        )
+        return self.plan(prompt, choices, params, "choices", normalize)
 
     def _request(self, prompt_ids: tuple[int, ...], params: SamplingParams | None) -> Request:
         """Return a request for these tokens, with the exit settings of ``params`` and no others."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from hasten.core.result import TokenLogprob
 from hasten.core.sampling_params import SamplingParams
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.row_tensors import select_rows
+from hasten.sampling.token_logprobs import token_logprobs
 from hasten.sampling.token_selector import TokenSelector, TorchTokenSelector, argmax_tokens
 
 
@@ -83,20 +83,8 @@ class Sampler:
         if not index:
             return {}
         counts = [rows[i].params.logprobs or 0 for i in index]
-        logprobs_NV = select_rows(logits_RV, index).log_softmax(dim=1)
-        token_N1 = torch.tensor([[token_ids[i]] for i in index], dtype=torch.int64, device=logits_RV.device)
-        logprob_N1 = logprobs_NV.gather(1, token_N1)
-        rank_N = (logprobs_NV > logprob_N1).sum(dim=1).add_(1)
-        top_NK = logprobs_NV.topk(min(max(counts), logprobs_NV.shape[1]), dim=1)
-        tops = [
-            tuple(zip(ids, values, strict=True))
-            for ids, values in zip(top_NK.indices.tolist(), top_NK.values.tolist(), strict=True)
-        ]
-        columns = (index, token_N1[:, 0].tolist(), logprob_N1[:, 0].tolist(), rank_N.tolist(), tops, counts)
-        return {
-            i: TokenLogprob(token_id, logprob, rank, top[:count])
-            for i, token_id, logprob, rank, top, count in zip(*columns, strict=True)
-        }
+        chosen = [token_id for i in index if (token_id := token_ids[i]) is not None]
+        return dict(zip(index, token_logprobs(select_rows(logits_RV, index), chosen, counts), strict=True))
 
 
 def rows_are_finite(scores_RV: Tensor) -> list[bool]:

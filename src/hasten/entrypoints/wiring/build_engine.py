@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,12 @@ from hasten.core.request import Request
 from hasten.engine.embedder import Embedder
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
-from hasten.entrypoints.answer_parsers import thought_marks
-from hasten.entrypoints.exit_rules import ExitRules
-from hasten.entrypoints.guides import Guides
+from hasten.entrypoints.exit_rules import PromptHashExits, exit_info
 from hasten.entrypoints.input_processor import InputProcessor
+from hasten.entrypoints.model_info import ModelInfo
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
 from hasten.entrypoints.shared_results import RequestEngine, SharedResults
-from hasten.entrypoints.soft_prompts import SoftPrompts
+from hasten.entrypoints.soft_prompts import SoftPromptLoader
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
@@ -58,7 +56,9 @@ class LoadedEngine:
     engine: Engine
     input_processor: InputProcessor
     result_cache: ResultCache | None
-    description: Mapping[str, Any]  # the model, its kernels and its memory
+    info: ModelInfo
+    prompt_hash_exits: PromptHashExits
+    soft_prompts: SoftPromptLoader
     digest: LoadedDigest
     kv: KvAccess
     embedder: Embedder
@@ -66,6 +66,14 @@ class LoadedEngine:
     def make_front(self) -> RequestEngine:
         """Return what runs the requests: the engine, behind the result cache if there is one."""
         return self.engine if self.result_cache is None else SharedResults(self.engine, self.result_cache)
+
+    def admit(self, request: Request) -> Request:
+        """Return the request as the engine takes it, with its exit layer and its grammar compiled.
+
+        Raises ``InvalidRequest``. Compiling a grammar may take seconds.
+        """
+        self.input_processor.guides.check(request.params)
+        return self.prompt_hash_exits.complete(request)
 
     def find_result(self, request: Request) -> StoredResult | Request:
         """Return the stored result of a request, or the request as the engine takes it."""
@@ -105,7 +113,6 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         early_exit = EarlyExitSetup.load(options, backend, target, speculation=speculative.enabled)
     with timer.phase("tokenizer"):
         tokenizer = TextTokenizer.of(checkpoint, target.spec.vocab_size)
-    end_ids, defaults = eos_token_ids(target, tokenizer), default_sampling_params(target.generation_config, folder)
     sizing = _size_kv_cache(options, backend, target, speculative)
     kv = KvCacheConfig(kv_groups(target.spec), sizing.num_blocks, options.block_size, target.dtype)
     kv_manager = _kv_cache_manager(kv, options)
@@ -115,36 +122,57 @@ def build_engine(model: str, options: EngineOptions) -> LoadedEngine:
         costs = speculative.measure_costs(kv, runner)
         self_draft_runner = early_exit.build_self_draft_runner(runner, kv_manager)
         drafter = speculative.build_drafter(kv.num_blocks, costs, self_draft_runner)
-    guides = Guides(tokenizer, target.spec.vocab_size, end_ids, thought_marks(options, tokenizer))
+    info = _model_info(model, options, target, tokenizer, sizing.max_model_len, early_exit)
+    input_processor = InputProcessor.of(info, tokenizer)
     engine = Engine(
         early_exit.build_runner(runner, self_draft_runner, has_own_thread_pool=backend.has_own_thread_pool),
         Scheduler(_scheduler_config(options, sizing.max_model_len), kv_manager),
         partial(_detokenizer, tokenizer),
         Sampler(backend.token_selector(_chain(tokenizer))),
         drafter,
-        guide=guides.guide,
+        guide=input_processor.guides.guide,
         costs=costs,
     )
     with timer.phase("result cache"):
         result_cache = open_result_cache(options, digest, target.dtype, backend, sizing.max_model_len)
     engine.stats.plain_step = _plain_step(costs)
-    input_processor = InputProcessor(
-        tokenizer=tokenizer,
-        vocab_size=target.spec.vocab_size,
-        max_model_len=sizing.max_model_len,
-        eos_token_ids=end_ids,
-        defaults=defaults,
-        seeds=random.Random(options.seed),
-        options=options,
-        exit_rules=ExitRules(target.decoder, early_exit.checkpoint),
-        guides=guides,
-        soft_prompts=SoftPrompts(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
-    )
     print_status(f"loaded {_with_scheme(model, target)} in {timer}", visible=options.show_progress)
     facts = {"model": model, **_describe(target, backend, sizing, options), **speculative.describe(), **timer.describe()}
     embedder = Embedder(runner, target.decoder.norm, target.spec.hidden_size, kv_manager, options.max_num_batched_tokens)
     access = KvAccess(runner.pool, backend.kernels, library_digest(), target.spec.rotary_specs)
-    return LoadedEngine(engine, input_processor, result_cache, facts, digest, access, embedder)
+    return LoadedEngine(
+        engine,
+        input_processor,
+        result_cache,
+        dataclasses.replace(info, description=facts),
+        PromptHashExits(target.decoder, early_exit.checkpoint),
+        SoftPromptLoader(runner.table, sizing.max_model_len, frozenset({Path(model).name, target.folder.name})),
+        digest,
+        access,
+        embedder,
+    )
+
+
+def _model_info(
+    model: str,
+    options: EngineOptions,
+    target: LoadedModel,
+    tokenizer: TextTokenizer | None,
+    max_model_len: int,
+    early_exit: EarlyExitSetup,
+) -> ModelInfo:
+    """Return the facts of the model, without its description."""
+    return ModelInfo(
+        model=model,
+        folder=str(target.folder),
+        vocab_size=target.spec.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=eos_token_ids(target, tokenizer),
+        defaults=default_sampling_params(target.generation_config, target.folder),
+        options=options,
+        exits=exit_info(target.spec.num_layers, early_exit.checkpoint),
+        description={},
+    )
 
 
 def _scheduler_config(options: EngineOptions, max_model_len: int) -> SchedulerConfig:
