@@ -204,9 +204,7 @@ def test_a_result_cache_that_is_down_is_named_and_fails_no_request(hasten, llm, 
 
 
 def test_a_soft_prompt_stands_before_every_prompt(hasten, llm, tmp_path):
-    rows = (
-        torch.randn(4, llm._loaded.soft_prompts.table.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.1
-    )
+    rows = torch.randn(4, llm._loaded.soft_prompts.table.hidden_size, generator=torch.Generator().manual_seed(1)) * 0.1
     write_soft_prompt(tmp_path, rows, TrainedFor(base_model="demo", num_layers=1, num_attention_heads=1))
     params, soft_prompt = SamplingParams(temperature=0, max_tokens=12), llm.load_soft_prompt(tmp_path)
     first, second = (o.outputs[0].text for o in llm.generate([PROMPT, "import "], params, soft_prompt=soft_prompt))
