@@ -155,6 +155,7 @@ OTHER_REQUEST: dict[str, Any] = {
     "is_determined": False,
     "pins": (PrefixPin(num_tokens=1, seconds=1.0),),
     "result_ticket": ResultTicket(key=b"", looked_up=0.0),
+    "use_result_cache": False,
     "virtual_token_ids": (101, 102),
     "soft_prompt_digest": "d",
 }

@@ -208,7 +208,9 @@ def test_the_result_cache_answers_behind_the_transport(transport: str, tmp_path:
             first = await llm.generate(PROMPTS[0], GREEDY)
             again = await llm.generate(PROMPTS[0], GREEDY)
             assert again.metrics.from_result_cache and again.outputs == first.outputs
-            assert (await llm.stats())["result_cache"]["hits"] == 1
+            assert not (await llm.generate(PROMPTS[0], GREEDY, use_result_cache=False)).metrics.from_result_cache
+            stats = (await llm.stats())["result_cache"]
+            assert stats["hits"] == 1 and stats["passed"] == {"not_wanted": 1}
             assert await llm.reset_result_cache() == 1
             assert not (await llm.generate(PROMPTS[0], GREEDY)).metrics.from_result_cache
 

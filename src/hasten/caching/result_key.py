@@ -30,6 +30,7 @@ NOT_IN_KEY: Mapping[type[Any], Mapping[str, str]] = {
         "arrival": "it decides when, not what",
         "is_determined": "only determined requests have a key",
         "pins": "requests with pins have no key",
+        "use_result_cache": "a request that does not use it has no key",
         "result_ticket": "it holds the key",
         "exit_layer": _NEVER_KEYED,
         "virtual_token_ids": "the digest of the soft prompt stands for them",
@@ -100,6 +101,8 @@ def engine_key(options: EngineOptions, identity: EngineIdentity) -> bytes:
 def no_key_because(request: Request) -> str | None:
     """Return why the request has no key, as a word for statistics; None if it has one."""
     params = request.params
+    if not request.use_result_cache:
+        return "not_wanted"
     if request.pins:  # they need the engine
         return "pins"
     if params.exit_rule != "none":

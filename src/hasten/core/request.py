@@ -37,6 +37,7 @@ class Request:
     cache_salt: str = ""  # the tenant: requests share prefix-cache blocks only if their salts are equal
     is_determined: bool = False  # prompt and settings decide the output: it is greedy, a beam search, or the caller gave a seed
     pins: tuple[PrefixPin, ...] = ()  # of ``initial_token_ids``
+    use_result_cache: bool = True  # look the output up, and store it
     result_ticket: ResultTicket | None = None  # None: the output is not for the result cache
     virtual_token_ids: tuple[int, ...] = ()  # of its soft prompt: ids beyond the vocabulary, which only the runner can embed
     soft_prompt_digest: str = ""  # SHA-256 of the embeddings of ``virtual_token_ids``

@@ -110,12 +110,14 @@ class AsyncLLM:
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
         soft_prompt: SoftPrompt | None = None,
+        use_result_cache: bool = True,
     ) -> AsyncGenerator[Delta, None]:
         """Yield deltas as they come; the last one has the complete output. Raises ``InvalidRequest``.
 
-        ``pins`` and ``soft_prompt``: see ``LLM.generate``.
+        ``pins`` and ``soft_prompt``: see ``LLM.generate``. ``use_result_cache`` False: the output is not looked up, nor stored.
         """
-        options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+        options: dict[str, Any] = {"pins": pins, "soft_prompt": soft_prompt, "use_result_cache": use_result_cache}
+        options |= {"priority": priority, "cache_salt": cache_salt}
         make = partial(self._request, prompt, sampling_params, **options)
         request = make() if _is_short(prompt) else await self._in_thread(make)
         async with aclosing(self._stream(request)) as deltas:
@@ -149,13 +151,15 @@ class AsyncLLM:
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
         soft_prompt: SoftPrompt | None = None,
+        use_result_cache: bool = True,
         **template_kwargs: Any,
     ) -> AsyncGenerator[Delta, None]:
         """``stream`` a conversation; see ``LLM.stream_chat``.
 
         With a ``PreparedChat`` the tools, their choice and ``template_kwargs`` are those that it was prepared with.
         """
-        options = {"priority": priority, "cache_salt": cache_salt, "pins": pins, "soft_prompt": soft_prompt}
+        options: dict[str, Any] = {"pins": pins, "soft_prompt": soft_prompt, "use_result_cache": use_result_cache}
+        options |= {"priority": priority, "cache_salt": cache_salt}
 
         def make() -> tuple[PreparedChat, Request]:
             prepared = messages

@@ -72,6 +72,7 @@ class InputProcessor:
         cache_salt: str = "",
         pins: Sequence[PrefixPin] = (),
         soft_prompt: SoftPrompt | None = None,
+        use_result_cache: bool = True,
     ) -> Request:
         """Return a request for ``LoadedEngine.admit``. Raises ``InvalidRequest`` or ``PromptTooLong``."""
         _check_priority_and_salt(priority, cache_salt)
@@ -101,6 +102,7 @@ class InputProcessor:
             cache_salt=cache_salt,
             is_determined=is_determined,
             pins=check_pins(pins, len(token_ids), len(virtual_token_ids), self.options),
+            use_result_cache=use_result_cache,
             virtual_token_ids=virtual_token_ids,
             soft_prompt_digest="" if soft_prompt is None else soft_prompt.digest,
         )
