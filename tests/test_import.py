@@ -84,6 +84,19 @@ def test_the_first_token_of_the_demo_model_needs_no_compiler_no_hub_and_no_trans
     assert loaded_after(code) & {"torch._dynamo", "sympy", "transformers", "huggingface_hub"} == set()
 
 
+def test_a_caller_of_an_engine_in_another_process_needs_no_torch():
+    code = (
+        "import asyncio\nfrom hasten import AsyncLLM, SamplingParams\nasync def main():\n"
+        "    llm = AsyncLLM('demo', transport='process', max_model_len=64, kv_cache_memory='8MiB', threads=1)\n"
+        "    async with llm:\n"
+        "        await llm.generate('def', SamplingParams(max_tokens=1))\n"
+        "        await llm.score('def', [' f'])\n"
+        "        await llm.chat([{'role': 'user', 'content': 'a'}], SamplingParams(max_tokens=1))\n"
+        "asyncio.run(main())"
+    )
+    assert loaded_after(code) & {"torch", "transformers", "numpy.testing"} == set()
+
+
 def test_a_heavy_import_is_detected():
     """Negative control."""
     assert {"torch", "torch._dynamo", "sympy"} <= loaded_after("import torch\ntorch.empty(2, device='meta') / 2")

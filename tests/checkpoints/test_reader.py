@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hasten.checkpoints.reader import Checkpoint, check_tokenizer_size
+from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, ModelNotFound
+from hasten.text.read_tokenizer import _check_size as check_tokenizer_size
 
 
 @pytest.fixture

@@ -127,17 +127,3 @@ class Checkpoint:
 def settings_name(folder: Path, name: str = "config.json") -> str:
     """Return the file ``name`` of a model folder, or what a GGUF file has in its place, for messages."""
     return f"the metadata of {folder}" if is_gguf(folder) else f"{name} of {folder}"
-
-
-def check_tokenizer_size(tokenizer_size: int, embedding_size: int) -> None:
-    """Raise ``CheckpointError`` if the tokenizer has ids without an embedding row.
-
-    ``tokenizer_size`` is its largest id plus one. A larger embedding is usual: its rows are padded to a round number.
-    """
-    if tokenizer_size > embedding_size:
-        raise CheckpointError(
-            "the tokenizer has more tokens than the model has embedding rows",
-            got=f"{tokenizer_size:,} tokens and {embedding_size:,} rows",
-            allowed=f"up to {embedding_size:,} tokens",
-            remedy="Use the tokenizer that came with this checkpoint",
-        )

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hasten.checkpoints.gguf.gguf_path import SUFFIX
 from hasten.checkpoints.json_values import MAX_JSON_BYTES, are_integers, are_strings, parse_json, read_json
 from hasten.core.errors import CheckpointError, ModelNotFound
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -128,6 +128,8 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights, table = folder / f"{SINGLE}.partial", folder / "config.json.partial"
+    from safetensors.torch import save_file  # readers of headers, such as the server, need no torch
+
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
     table.write_text(json.dumps(config, indent=indent) + "\n", encoding="utf-8")
     os.replace(weights, folder / SINGLE)

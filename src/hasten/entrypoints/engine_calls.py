@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.core.errors import InvalidOption
 from hasten.core.kv_file import KvFile
@@ -16,10 +16,12 @@ from hasten.core.output import RequestOutput
 from hasten.core.request import Request
 from hasten.core.result import TokenLogprob
 from hasten.entrypoints import pinning
-from hasten.entrypoints.kv_files import KvFiles
 from hasten.entrypoints.soft_prompts import LoadedSoftPrompt
 from hasten.entrypoints.statistics import engine_statistics
-from hasten.entrypoints.wiring.build_engine import LoadedEngine
+
+if TYPE_CHECKING:  # a caller in another process needs the calls' types, and neither torch nor an engine
+    from hasten.entrypoints.kv_files import KvFiles
+    from hasten.entrypoints.wiring.build_engine import LoadedEngine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,15 +70,15 @@ def prompt_logprobs(access: EngineAccess, token_ids: tuple[int, ...], top: int) 
 
 
 def save_kv(access: EngineAccess, token_ids: tuple[int, ...], path: str, cache_salt: str) -> KvFile:
-    return KvFiles(access.loaded, access.check).save(access.loaded.engine, token_ids, path, cache_salt)
+    return _kv_files(access).save(access.loaded.engine, token_ids, path, cache_salt)
 
 
 def load_kv(access: EngineAccess, path: str, cache_salt: str) -> KvFile:
-    return KvFiles(access.loaded, access.check).load(access.loaded.engine, path, cache_salt)
+    return _kv_files(access).load(access.loaded.engine, path, cache_salt)
 
 
 def clear_kv(access: EngineAccess, token_ids: tuple[int, ...] | None, cache_salt: str) -> int:
-    return KvFiles(access.loaded).clear(access.loaded.engine, token_ids, cache_salt)
+    return _kv_files(access).clear(access.loaded.engine, token_ids, cache_salt)
 
 
 def compute_digest(access: EngineAccess) -> None:
@@ -98,6 +100,12 @@ def pin_facts(access: EngineAccess, request: Request, output: RequestOutput) -> 
 
 def unpin(access: EngineAccess, token_ids: tuple[int, ...] | None, cache_salt: str) -> int:
     return pinning.unpin(access.loaded.engine, token_ids, cache_salt)
+
+
+def _kv_files(access: EngineAccess) -> KvFiles:
+    from hasten.entrypoints.kv_files import KvFiles
+
+    return KvFiles(access.loaded, access.check)
 
 
 BESIDE = (result_cache_statistics, reset_result_cache, compute_digest)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.core.errors import HastenError, InvalidRequest, show
 from hasten.core.output import RequestOutput
 from hasten.core.request import Request
-from hasten.engine.engine import Engine
 from hasten.kv.cache_manager import KvCacheManager
 from hasten.kv.prefix_hash import cache_salt
+
+if TYPE_CHECKING:
+    from hasten.engine.engine import Engine
 
 
 def check_pinnable(kv: KvCacheManager, num_tokens: int) -> None:

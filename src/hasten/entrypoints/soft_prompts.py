@@ -1,15 +1,12 @@
-"""Soft prompts of a model: from folders to the engine's table, and from names to virtual token ids."""
+"""``SoftPrompts``: which soft prompts requests may name; ``SoftPromptLoader`` is the engine's side."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from hasten.checkpoints.formats.soft_prompt import read_soft_prompt
-from hasten.core.errors import InvalidRequest, show
+from hasten.core.errors import InvalidRequest
 from hasten.core.soft_prompt import SoftPrompt
-from hasten.runners.soft_prompt_table import SoftPromptTable
 
 
 class SoftPromptWarning(UserWarning):
@@ -26,37 +23,7 @@ class LoadedSoftPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class SoftPromptLoader:
-    """The engine's side: it has the table of embeddings."""
-
-    table: SoftPromptTable
-    max_model_len: int
-    model_names: frozenset[str]  # of the loaded model: the last parts of its name and its folder
-
-    def load(self, folder: str) -> LoadedSoftPrompt:
-        """Read a soft prompt, for the engine's next requests.
-
-        Raises ``CheckpointError`` for an adapter that is broken or does not fit the model.
-        """
-        path = Path(folder)
-        stored = read_soft_prompt(path, self.table.hidden_size, self.max_model_len - 2)
-        warning = None
-        if stored.base_model is not None and Path(stored.base_model).name not in self.model_names:
-            warning = (
-                f"the soft prompt in {path} was trained for {show(stored.base_model)}, and this model is "
-                f"{' or '.join(sorted(self.model_names))}; for another model its embeddings mean nothing."
-            )
-        digest = self.table.add(stored.embeddings_NE)
-        ids = self.table.token_ids(digest)
-        assert ids is not None
-        soft_prompt = SoftPrompt(folder=str(path), num_tokens=len(ids), digest=digest)
-        return LoadedSoftPrompt(soft_prompt=soft_prompt, first_token_id=ids.start, warning=warning)
-
-
-@dataclass(frozen=True, slots=True)
 class SoftPrompts:
-    """The caller's side: it knows which soft prompts the engine has loaded."""
-
     _ids: dict[str, range] = field(default_factory=dict)  # by digest
 
     def add(self, loaded: LoadedSoftPrompt) -> SoftPrompt:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hasten.engine.engine import Engine
 from hasten.engine.request_totals import RequestTotals
 from hasten.engine.stats import EngineStats
 from hasten.kv.cache_manager import KvCacheManager
+
+if TYPE_CHECKING:
+    from hasten.engine.engine import Engine
 
 MIN_GAIN = 0.01  # share of the prompt tokens; less is not worth another order of a prompt's parts
 

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 
 from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.json_values import read_json
-from hasten.checkpoints.reader import check_tokenizer_size
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import CheckpointError
 from hasten.text import sentencepiece_model
@@ -47,7 +46,7 @@ def read_tokenizer(folder: Path, config: TokenizerConfig, vocab_size: int) -> tu
     else:
         tokenizer, special_tokens = _convert(folder, config)
         size = _size(tokenizer)
-    check_tokenizer_size(size, vocab_size)
+    _check_size(size, vocab_size)
     return tokenizer, special_tokens
 
 
@@ -59,7 +58,7 @@ def read_gguf_tokenizer(file: GgufFile, vocab_size: int) -> GgufTokenizer | None
     with _reading(file.path):
         found = gguf_tokenizer(file.metadata, str(file.path))
         size = 0 if found is None else _size(found.tokenizer)
-    check_tokenizer_size(size, vocab_size)
+    _check_size(size, vocab_size)
     return found
 
 
@@ -132,3 +131,17 @@ def _reading(folder: Path) -> Iterator[None]:
         raise CheckpointError(
             f"the tokenizer in {folder} cannot be read", got=f"{type(error).__name__}: {error}", remedy="Copy it again"
         ) from error
+
+
+def _check_size(tokenizer_size: int, embedding_size: int) -> None:
+    """Raise ``CheckpointError`` if the tokenizer has ids without an embedding row.
+
+    ``tokenizer_size`` is its largest id plus one. A larger embedding is usual: its rows are padded to a round number.
+    """
+    if tokenizer_size > embedding_size:
+        raise CheckpointError(
+            "the tokenizer has more tokens than the model has embedding rows",
+            got=f"{tokenizer_size:,} tokens and {embedding_size:,} rows",
+            allowed=f"up to {embedding_size:,} tokens",
+            remedy="Use the tokenizer that came with this checkpoint",
+        )

@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from hasten.checkpoints.gguf.container import GgufFile
 from hasten.checkpoints.gguf.gguf_path import is_gguf
-from hasten.checkpoints.reader import Checkpoint
 from hasten.checkpoints.regular_file import has_file
 from hasten.core.errors import InvalidRequest
 from hasten.sampling.bad_word_set import BadWordSet
@@ -27,6 +26,9 @@ from hasten.text.panics import is_panic
 from hasten.text.read_tokenizer import FILES, read_gguf_tokenizer, read_tokenizer
 from hasten.text.tokenizer_config import TokenizerConfig
 from hasten.text.vocabulary_bytes import vocabulary_bytes
+
+if TYPE_CHECKING:
+    from hasten.checkpoints.reader import Checkpoint
 
 _BEFORE_FRAGMENTS = ("\n", "x\n", "x", "0")  # texts that most tokenizers do not join with what follows
 _MAX_BAD_WORD_BYTES = 256 << 20  # of sets that are kept; one has at most 8 bytes per token of the vocabulary, most have a few KB

@@ -18,12 +18,12 @@ from hasten.core.request import Request
 from hasten.engine.embedder import Embedder
 from hasten.engine.engine import Engine
 from hasten.engine.kv_cache_sizing import KvCacheSizing, kv_groups, size_kv_cache
-from hasten.entrypoints.exit_rules import PromptHashExits, exit_info
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.model_info import ModelInfo
 from hasten.entrypoints.progress import LoadTimer, loading_bar, print_status
+from hasten.entrypoints.prompt_hash_exits import PromptHashExits, exit_info
 from hasten.entrypoints.shared_results import RequestEngine, SharedResults
-from hasten.entrypoints.soft_prompts import SoftPromptLoader
+from hasten.entrypoints.soft_prompt_loader import SoftPromptLoader
 from hasten.entrypoints.wiring.check_quantization import check_quantization
 from hasten.entrypoints.wiring.early_exit_setup import EarlyExitSetup
 from hasten.entrypoints.wiring.generation_defaults import default_sampling_params, eos_token_ids
