@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -39,7 +40,7 @@ def compute(kv: KvCacheManager, tokens: Sequence[int], salt: str = RED) -> None:
 
 
 def pin(kv: KvCacheManager, tokens: Sequence[int], seconds: float, salt: str = RED) -> bool:
-    return kv.pins.pin(hashes_of(tokens, salt), seconds)
+    return kv.pins.pin(hashes_of(tokens, salt), seconds, salt)
 
 
 def is_pinned(kv: KvCacheManager, tokens: Sequence[int], salt: str = RED) -> bool:
@@ -247,11 +248,48 @@ def test_time_without_pins_or_before_the_next_expiry_looks_at_no_pin(monkeypatch
     assert kv.pins.describe(9.0) == []
 
 
-class ReferencePins:
-    """The same rules over sets of (chain, length), with a list in order of use."""
+def test_a_tenant_that_pins_much_evicts_its_own_pins_and_not_those_of_others() -> None:
+    kv = manager(64, max_pins=4)
+    blue, green = cache_salt("blue", None), cache_salt("green", None)
+    for first in (1, 2):
+        compute(kv, chain(first, 2), blue)
+        assert pin(kv, chain(first, 2), 9.0, blue)
+    for first in range(20):
+        compute(kv, chain(first, 1), RED)
+        assert pin(kv, chain(first, 1), 9.0, RED)
+    assert [is_pinned(kv, chain(first, 2), blue) for first in (1, 2)] == [True, True]
+    assert [first for first in range(20) if is_pinned(kv, chain(first, 1), RED)] == [18, 19]
+    compute(kv, chain(7, 1), green)
+    assert pin(kv, chain(7, 1), 9.0, green), "a newcomer gets its place from those that have most"
+    assert is_pinned(kv, chain(7, 1), green) and not is_pinned(kv, chain(1, 2), blue) and is_pinned(kv, chain(2, 2), blue)
 
-    def __init__(self, max_pins: int, max_blocks: int) -> None:
-        self.max_pins, self.max_blocks, self.now = max_pins, max_blocks, 0.0
+
+def test_a_pin_larger_than_what_others_leave_is_refused_and_evicts_none_of_theirs() -> None:
+    kv = manager(64, share=0.5)
+    blue = cache_salt("blue", None)
+    compute(kv, chain(1, 3), blue)
+    assert pin(kv, chain(1, 3), 9.0, blue)
+    compute(kv, chain(2, 30))
+    assert not pin(kv, chain(2, 30), 9.0) and is_pinned(kv, chain(1, 3), blue) and not is_pinned(kv, chain(2, 30))
+    assert (kv.pins.counts["set"], kv.pins.counts["evicted"]) == (2, 1)
+    assert pin(kv, chain(2, 29), 9.0)
+
+
+def test_a_use_returns_the_tokens_of_the_longest_pinned_prefix() -> None:
+    kv = manager()
+    compute(kv, chain(1, 4))
+    assert pin(kv, chain(1, 1), 9.0) and pin(kv, chain(1, 3), 9.0)
+    prompt = [*chain(1, 3), 7]
+    assert kv.use_pins(RED, kv.block_hashes(RED, prompt), prompt) == 3 * SIZE
+    assert kv.use_pins(RED, kv.block_hashes(RED, chain(1, 2)), chain(1, 2)) == SIZE
+    assert kv.use_pins("other", kv.block_hashes("other", prompt), prompt) == 0
+
+
+class ReferencePins:
+    """The same rules over sets of (chain, length), with a list in order of use. ``owner``: of a chain."""
+
+    def __init__(self, max_pins: int, max_blocks: int, owner: Callable[[int], int]) -> None:
+        self.max_pins, self.max_blocks, self.now, self.owner = max_pins, max_blocks, 0.0, owner
         self.order: list[tuple[int, int]] = []  # (chain, blocks), unused for longest first
         self.until: dict[tuple[int, int], float] = {}
         self.seconds: dict[tuple[int, int], float] = {}
@@ -273,31 +311,39 @@ class ReferencePins:
         self.seconds[name] = max(self.seconds[name], seconds)
         self.until[name] = self.now + self.seconds[name]
         self.use(first, length, extend=False)
-        while len(self.order) > self.max_pins or len({(f, i) for f, n in self.order for i in range(n)}) > self.max_blocks:
-            self.order.remove(next(other for other in self.order if other != name))
+        while len(self.order) > self.max_pins:
+            self.evict(name, Counter(self.owner(f) for f, n in self.order))
+        while len(blocks := {(f, i) for f, n in self.order for i in range(n)}) > self.max_blocks:
+            self.evict(name, Counter(self.owner(f) for f, i in blocks))
+
+    def evict(self, new: tuple[int, int], sizes: Counter[int]) -> None:
+        """Remove a pin of an owner with the largest size: of the new one's owner, then the one unused for longest."""
+        others = [pin for pin in self.order if pin != new and sizes[self.owner(pin[0])] == max(sizes.values())]
+        own = [pin for pin in others if self.owner(pin[0]) == self.owner(new[0])]
+        self.order.remove((own or others or [new])[0])
 
     def advance(self, now: float) -> None:
         self.now = now
         self.order = [name for name in self.order if self.until[name] > now]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_operations_agree_with_the_reference(seed: int) -> None:
     draw = random.Random(seed)
     max_pins, max_blocks = draw.choice((2, 4, 9)), draw.choice((6, 12, 30))
-    kv = manager(64, max_pins=max_pins, share=(max_blocks + 0.5) / 64)
-    reference = ReferencePins(max_pins, max_blocks)
+    kv, num_owners = manager(64, max_pins=max_pins, share=(max_blocks + 0.5) / 64), draw.choice((1, 2, 4))
+    reference = ReferencePins(max_pins, max_blocks, lambda first: first % num_owners)
     kv.pins.advance(0.0)
     for _ in range(500):
         first, length = draw.randrange(1, 5), draw.randrange(1, 9)
-        action = draw.random()
+        salt, action = f"tenant {first % num_owners}", draw.random()
         if action < 0.4:
-            compute(kv, [*chain(first, length), 0])
+            compute(kv, [*chain(first, length), 0], salt)
             seconds = draw.choice((2.0, 10.0, 50.0))
-            kv.pins.pin(hashes_of(chain(first, length)), seconds)
+            kv.pins.pin(hashes_of(chain(first, length), salt), seconds, salt)
             reference.pin(first, length, seconds)
         elif action < 0.7:
-            kv.pins.use(hashes_of(chain(first, length)))
+            kv.pins.use(hashes_of(chain(first, length), salt))
             reference.use(first, length, extend=True)
         elif action < 0.95:
             reference.advance(reference.now + draw.choice((0.5, 3.0)))
@@ -307,5 +353,5 @@ def test_random_operations_agree_with_the_reference(seed: int) -> None:
         kv.check()
         actual = [(pin["num_blocks"], pin["expires_in"]) for pin in kv.pins.describe(reference.now)]
         assert actual == [(length, reference.until[first, length] - reference.now) for first, length in reference.order]
-        assert all(is_cached(kv, chain(*name)) for name in reference.order)
+        assert all(is_cached(kv, chain(*name), f"tenant {name[0] % num_owners}") for name in reference.order)
     assert kv.pins.counts["expired"] and kv.pins.counts["hits"] and kv.pins.counts["refreshed"]

@@ -203,6 +203,6 @@ def test_blocks_that_early_exit_keeps_out_of_the_cache_are_not_pinned() -> None:
     kv.reserve(1, 0, 12)
     kv.commit(1, tokens, 12, num_cacheable_tokens=6)
     pins = [PrefixPin(num_tokens=count, seconds=WEEK) for count in (4, 8, 16)]
-    assert kv.set_pins(1, pins, 12) == pins[2:]
+    assert kv.set_pins(1, pins, 12) == (pins[2:], pins[:1])
     assert (kv.pins.counts["set"], kv.pins.counts["refused"], len(kv.pins)) == (1, 1, 1)
     kv.check()

@@ -318,28 +318,39 @@ class KvCacheManager:
                     num_freed += 1
         return num_freed
 
-    def set_pins(self, sequence_id: int, pins: Sequence[PrefixPin], num_computed_tokens: int) -> list[PrefixPin]:
-        """Set the pins whose full blocks are among the sequence's computed tokens; return the other ones.
+    def set_pins(
+        self, sequence_id: int, pins: Sequence[PrefixPin], num_computed_tokens: int
+    ) -> tuple[list[PrefixPin], list[PrefixPin]]:
+        """Set the pins whose full blocks are among the sequence's computed tokens.
 
-        A pin is refused if the cache lacks its blocks: early exit keeps some out, and those that left a window may be evicted.
+        Return the other ones, and the pins that no request had set before, with their tokens in full blocks. A pin is refused if
+        the cache lacks its blocks: early exit keeps some out, and those that left a window may be evicted.
         """
-        waiting = []
+        waiting, new = [], []
         for pin in pins:
             num_blocks = pin.num_tokens // self.block_size
-            if num_blocks * self.block_size > num_computed_tokens:
+            if num_blocks * self.block_size > num_computed_tokens:  # also of a sequence that has got no block yet
                 waiting.append(pin)
-            elif len(hashes := self._tables[sequence_id].hashes[:num_blocks]) == num_blocks:
-                self.pins.pin(hashes, pin.seconds)
+                continue
+            table = self._tables[sequence_id]
+            if len(hashes := table.hashes[:num_blocks]) == num_blocks:
+                is_new = self.pins.get(hashes[-1]) is None
+                if self.pins.pin(hashes, pin.seconds, table.salt) and is_new:
+                    new.append(PrefixPin(num_tokens=num_blocks * self.block_size, seconds=pin.seconds))
             else:
                 self.pins.refuse()
-        return waiting
+        return waiting, new
 
-    def use_pins(self, salt: str, hashes: Sequence[bytes], token_ids: Sequence[int]) -> None:
-        """Extend the pins of prefixes of a prompt. ``hashes``: its ``block_hashes``."""
-        if self.pins:
-            hashes = list(hashes)
-            extend_hashes(hashes, salt, token_ids, self.block_size)
-            self.pins.use(hashes)
+    def use_pins(self, salt: str, hashes: Sequence[bytes], token_ids: Sequence[int]) -> int:
+        """Extend the pins of prefixes of a prompt; return the tokens of the longest.
+
+        ``hashes``: its ``block_hashes``.
+        """
+        if not self.pins:
+            return 0
+        hashes = list(hashes)
+        extend_hashes(hashes, salt, token_ids, self.block_size)
+        return self.pins.use(hashes)
 
     def clear_cached(self) -> int:
         """Empty the prefix cache, and end all pins; return how many blocks became free, over all groups."""

@@ -8,13 +8,14 @@ A pin holds one reference to each of its blocks, so that no allocation evicts th
              a use └──► removed    by hand, or its blocks left the prefix cache
 
 It knows neither tokens nor sequences, and reads no clock: ``advance`` sets the time. Pins may overlap and then share blocks.
+Where new pins need room, the owner that has most gives way first, so no tenant evicts the pins of another that has fewer.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class Pin:
     blocks: tuple[tuple[int, ...], ...]  # per group, those that the token after the prefix attends to
     seconds: float  # that the pin lasts after its last use
     pinned_until: float
+    owner: str = ""  # the salt of its blocks; pins of different owners share none
     hits: int = 0
 
     @property
@@ -73,10 +75,11 @@ class PinTable:
                 self._end(pin, "expired")
             self._next_expiry = min((pin.pinned_until for pin in self._pins.values()), default=math.inf)
 
-    def pin(self, hashes: Sequence[bytes], seconds: float) -> bool:
-        """Pin the prefix of the blocks ``hashes``; return False if it is not cached or exceeds the share.
+    def pin(self, hashes: Sequence[bytes], seconds: float, owner: str = "") -> bool:
+        """Pin the prefix of the blocks ``hashes``; return False if it is not cached or has no room.
 
-        A prefix has one pin, with the longest of its times. Pins that have been unused for longest make room for a new one.
+        A prefix has one pin, with the longest of its times. Pins of the owner that has most make room for a new one, those unused
+        for longest first.
         """
         pin = self._pins.get(hashes[-1])
         if pin is not None:
@@ -88,12 +91,12 @@ class PinTable:
             if blocks is None or not self.may_pin(len(hashes)):
                 self.refuse()
                 return False
-            pin = Pin(hashes[-1], len(hashes) * self._block_size, blocks, seconds, self.now + seconds)
+            pin = Pin(hashes[-1], len(hashes) * self._block_size, blocks, seconds, self.now + seconds, owner)
             self._hold(pin)
         self._next_expiry = min(self._next_expiry, pin.pinned_until)
         self._move_to_end(hashes)
         self._make_room(pin)
-        return True
+        return pin.block_hash in self._pins
 
     def may_pin(self, num_blocks: int) -> bool:
         """Whether a prefix of so many blocks is within the bounds, were it the only one."""
@@ -105,12 +108,17 @@ class PinTable:
         """Count a pin that could not be set."""
         self.counts["refused"] += 1
 
-    def use(self, hashes: Sequence[bytes]) -> None:
-        """Count a hit of each pinned prefix of the blocks ``hashes``, and extend its pin."""
-        for pin in self._move_to_end(hashes):
+    def use(self, hashes: Sequence[bytes]) -> int:
+        """Count a hit of each pinned prefix of the blocks ``hashes``, and extend its pin.
+
+        Return the tokens of the longest one.
+        """
+        pins = self._move_to_end(hashes)
+        for pin in pins:
             pin.pinned_until = self.now + pin.seconds
             pin.hits += 1
             self.counts["hits"] += 1
+        return max((pin.num_tokens for pin in pins), default=0)
 
     def get(self, block_hash: bytes) -> Pin | None:
         return self._pins.get(block_hash)
@@ -187,9 +195,30 @@ class PinTable:
         return tuple(found)
 
     def _make_room(self, new: Pin) -> None:
-        """Evict pins until the bounds hold with the new one, which alone is within them."""
-        while len(self._pins) > self._max_pins or self.num_blocks > self._max_blocks:
-            self._end(next(pin for pin in self._pins.values() if pin is not new), "evicted")
+        """Evict pins until the bounds hold.
+
+        The new one alone is within them, but it goes as well if its owner had more than all others even so.
+        """
+        while len(self._pins) > self._max_pins:
+            self._end(self._to_evict(new, len), "evicted")
+        while self.num_blocks > self._max_blocks:
+            self._end(self._to_evict(new, self._num_blocks_of), "evicted")
+
+    def _num_blocks_of(self, pins: Sequence[Pin]) -> int:
+        """Return the number of distinct blocks of these pins, in the group that has most."""
+        return max(len({block for pin in pins for block in pin.blocks[group]}) for group in range(len(self._groups)))
+
+    def _to_evict(self, new: Pin, size: Callable[[Sequence[Pin]], int]) -> Pin:
+        """Return the pin unused for longest, of the owner whose pins have the largest ``size``."""
+        pins_of: dict[str, list[Pin]] = {}
+        for pin in self._pins.values():
+            pins_of.setdefault(pin.owner, []).append(pin)
+        largest = max(map(size, pins_of.values()))
+        owners = [owner for owner, pins in pins_of.items() if size(pins) == largest]
+        # Among equals the new pin's owner gives way, unless it has no other one.
+        owners.sort(key=lambda owner: (pins_of[owner] == [new], owner != new.owner))
+        pins = pins_of[owners[0]]
+        return next((pin for pin in pins if pin is not new), new)
 
     def _move_to_end(self, hashes: Sequence[bytes]) -> list[Pin]:
         """Make the pins of these prefixes the last used ones, and return them.

@@ -165,8 +165,7 @@ class Scheduler:
                     sequence.record_exit(row, result.exit_layers.get(sequence.id))
                 if sequence.id not in unpublished:
                     self.kv.commit(sequence.id, token_ids, sequence.num_computed_tokens, sequence.num_cacheable_tokens)
-                    if pins := sequence.scheduled_request.pins:
-                        sequence.scheduled_request.pins = self.kv.set_pins(sequence.id, pins, sequence.num_computed_tokens)
+                    self._set_pins(sequence)
                 indices: Tokens[int] = range(begin, begin + draft_begin)
                 if path:
                     indices = (*indices, *(begin + draft_begin + node for node in path))
@@ -326,13 +325,19 @@ class Scheduler:
         scheduled.is_running = True
         is_new = scheduled.first_scheduled is None
         if is_new:
-            self.kv.use_pins(scheduled.salt, hashes, scheduled.request.initial_token_ids)
+            scheduled.num_pinned_tokens = self.kv.use_pins(scheduled.salt, hashes, scheduled.request.initial_token_ids)
         self._schedule(scheduled, builder)
         if is_new:
             scheduled.first_scheduled, scheduled.num_cached_tokens = now, first.num_computed_tokens
-        if scheduled.pins:
-            scheduled.pins = self.kv.set_pins(first.id, scheduled.pins, first.num_computed_tokens)
+        self._set_pins(first)
         return True
+
+    def _set_pins(self, sequence: Sequence) -> None:
+        """Set the pins of its request whose prefixes the sequence has computed or found in the cache."""
+        scheduled = sequence.scheduled_request
+        if scheduled.pins:
+            scheduled.pins, new = self.kv.set_pins(sequence.id, scheduled.pins, sequence.num_computed_tokens)
+            scheduled.new_pins += new
 
     def _fits(self, scheduled: ScheduledRequest, hashes: list[bytes]) -> bool:
         """Whether the KV pool has room for the request and one more block for every running sequence."""

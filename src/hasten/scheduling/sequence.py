@@ -87,6 +87,8 @@ class ScheduledRequest:
     rank: tuple[float, int]
     salt: str  # of its block hashes
     pins: list[PrefixPin] = field(default_factory=list)  # not yet set: their prefixes are not computed
+    new_pins: list[PrefixPin] = field(default_factory=list)  # that it has set and no earlier request had
+    num_pinned_tokens: int = 0  # of the longest pin that its prompt began with when it was first scheduled
     sequences: list[Sequence] = field(default_factory=list)
     is_running: bool = False  # else it waits
     num_cached_tokens: int = 0  # tokens before the output, found in the prefix cache when it was first scheduled
