@@ -23,6 +23,7 @@ import torch
 import hasten
 from hasten.cli.engine_options import ENGINE
 from hasten.cli.sampling_options import SAMPLING
+from hasten.cli.server_options import SERVE, SERVER, ServeOptions
 from hasten.cli.task_options import TASK
 from hasten.cli.template_options import TEMPLATE
 from hasten.cli.train import KINDS, TRAINING
@@ -48,6 +49,7 @@ from hasten.prompts.optimizers.soft_prompt import SoftPromptOptions
 from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
+from hasten.serving.server_options import ServerOptions
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, SoftPromptRecipe
 
@@ -125,6 +127,8 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     DemonstrationOptions: DemonstrationOptions,
     PromptFigures: functools.partial(PromptFigures, **FIGURES),
     OptimizationSummary: functools.partial(OptimizationSummary, **SUMMARY),
+    ServerOptions: ServerOptions,
+    ServeOptions: ServeOptions,
 }
 FIELDS = [(settings, field.name) for settings in MAKERS for field in dataclasses.fields(settings)]
 
@@ -193,13 +197,15 @@ def names_in(function: Any) -> tuple[str, ...]:
 def test_no_settings_class_is_left_out() -> None:
     """The list above has every class that checks its fields, and every class whose fields are options of a command."""
     found = set()
-    packages = tuple(f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress", "prompts"))
+    packages = tuple(
+        f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress", "prompts", "serving", "cli")
+    )
     for info in pkgutil.walk_packages(hasten.__path__, "hasten."):
         if info.name.startswith(packages):
             classes = (item for item in vars(import_module(info.name)).values() if dataclasses.is_dataclass(item))
             found |= {item for item in classes if "check_fields" in names_in(getattr(item, "__post_init__", None))}
     assert found == set(MAKERS)
-    assert {group.source for group in (ENGINE, SAMPLING, TASK, TEMPLATE, TRAINING)} | {
+    assert {group.source for group in (ENGINE, SAMPLING, SERVE, SERVER, TASK, TEMPLATE, TRAINING)} | {
         kind.recipe for kind in KINDS.values()
     } <= found
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from hasten.core.output import CompletionOutput, Delta, RequestMetrics, RequestOutput, RequestRejected
 from hasten.core.plan import BlockCopy, RowPlan, StepPlan
-from hasten.core.request import Request
+from hasten.core.request import PrefixPin, Request
 from hasten.core.result import Continuation, Finish, FinishReason, StepResult, TokenLogprob
 from hasten.core.sampling_params import SamplingParams
 from hasten.core.structured_outputs import StructuredOutputs
@@ -31,7 +31,7 @@ OUTPUT = RequestOutput(
     outputs=(COMPLETION,),
     finished=True,
     seed=4,
-    metrics=RequestMetrics(arrival=1.5, first_token=2.0, num_output_tokens=1),
+    metrics=RequestMetrics(arrival=1.5, first_token=2.0, num_output_tokens=1, new_pins=(PrefixPin(num_tokens=16, seconds=300.0),)),
 )
 VALUES = [
     Request(request_id="r", prompt_token_ids=(1, 2), params=PARAMS, eos_token_ids=(0,), cache_salt="t"),
@@ -49,6 +49,13 @@ def test_round_trip_through_msgpack(value: Any) -> None:
     adapter = TypeAdapter(type(value))
     packed = msgpack.packb(adapter.dump_python(value, mode="python"), default=str)
     assert adapter.validate_python(msgpack.unpackb(packed, strict_map_key=False)) == value
+
+
+def test_the_metrics_of_a_delta_which_do_not_compare_survive_too() -> None:
+    adapter = TypeAdapter(Delta)
+    delta = Delta(request_id="r", index=0, text="", token_ids=(5,), metrics=OUTPUT.metrics)
+    packed = msgpack.packb(adapter.dump_python(delta))
+    assert adapter.validate_python(msgpack.unpackb(packed)).metrics == OUTPUT.metrics
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)

@@ -45,6 +45,8 @@ WRONG: list[tuple[Any, str]] = [
     ([tool(name="")], "no proper name"),
     ([tool(), tool()], r"two tools have the same name: got f\. Rename"),
     ([tool(description=[1])], "description of tool f is not text"),
+    ([tool(strict=[None])], "strict of tool f is neither true nor false: got"),
+    ([tool(strict="yes")], "strict of tool f is neither"),
     ([tool(parameters=[])], "parameters of tool f are no schema of an object: got \\[\\]"),
     ([tool(parameters={"type": "string"})], "no schema of an object"),
     ([tool(parameters={"properties": ["a"]})], "properties of tool f are no schemas"),

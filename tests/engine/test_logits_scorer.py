@@ -34,6 +34,18 @@ def test_logits_at_every_position_equal_transformers(tiny: Callable[[str], Path]
     assert all(allocator.num_held == 0 for allocator in kv.allocators)
 
 
+def test_requests_between_two_chunks_find_no_cached_blocks(tiny: Callable[[str], Path]) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **SETTINGS)
+    chunks = llm.engine.logits_scorer().logits(TOKENS, 16)
+    for _ in range(3):
+        next(chunks)
+    kv = llm.engine.scheduler.kv
+    assert kv.match_prefix(kv.block_hashes("", TOKENS)) == 0
+    chunks.close()
+    kv.check()
+    assert all(allocator.num_held == 0 for allocator in kv.allocators)
+
+
 def test_logits_depend_on_the_contents_of_the_kv_cache(tiny: Callable[[str], Path]) -> None:
     """A pool that loses precision between steps changes every chunk but the first."""
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS, backend="torch")

@@ -15,6 +15,7 @@ import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, SamplingParams
 from hasten.core.request import PrefixPin
+from hasten.engine.request_histograms import RequestHistograms
 from hasten.engine.request_totals import RequestTotals
 from hasten.entrypoints.statistics import advice
 
@@ -122,7 +123,7 @@ def test_pins_are_listed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_key_is_documented_and_the_values_are_plain(llm: LLM) -> None:
     for stats in (llm.stats(), (pin(llm, COMMON, 16), llm.stats())[1]):
-        documented = set(re.findall(r"``(\w+)``", LLM.stats.__doc__ or ""))
+        documented = set(re.findall(r"``(\w+)``", f"{LLM.stats.__doc__} {RequestHistograms.__doc__}"))
         assert set(all_keys(stats)) <= documented
         assert json.loads(json.dumps(stats)) == stats  # strings, numbers, None, lists and dicts: msgpack takes them too
 

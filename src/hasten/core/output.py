@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hasten.core.answer import ToolCall, ToolCallDelta
+from hasten.core.request import PrefixPin
 from hasten.core.result import FinishReason, TokenLogprob, TokenOrigin
 from hasten.core.sampling_params import SamplingParams
 
@@ -50,6 +51,8 @@ class RequestMetrics:
     # Prompt tokens in runs of a block and 16 tokens or more that earlier prompts have too, at any position: had the part that
     # varies stood last, the prefix cache could have given them. Never below ``num_cached_tokens``; 0 without prefix caching.
     num_shareable_tokens: int = 0
+    num_pinned_tokens: int = 0  # of the longest pin of earlier requests that the prompt began with
+    new_pins: tuple[PrefixPin, ...] = ()  # that this request has set and no earlier one had; their tokens are in full blocks
     num_output_tokens: int = 0
     from_result_cache: bool = False  # no step computed the output
     num_preemptions: int = 0
@@ -110,6 +113,8 @@ class Delta:
     reasoning: str = ""  # as ``tool_calls``, from chat only
     tool_calls: tuple[ToolCallDelta, ...] = ()
     output: RequestOutput | None = None  # the complete output; in the request's last delta only
+    # What is known of the request; in the first delta that a step of it gives only, so not from the result cache.
+    metrics: RequestMetrics | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

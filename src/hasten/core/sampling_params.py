@@ -47,7 +47,7 @@ class SamplingParams:
     min_p: Share = 0.0  # drop tokens less likely than this fraction of the top token's probability
     typical_p: PositiveShare = 1.0  # locally typical sampling (Meister et al., 2022)
 
-    repetition_penalty: Annotated[float, Range(0, 1e9, above=True)] = 1.0  # over prompt and output (Keskar et al., 2019)
+    repetition_penalty: Annotated[float, Range(1e-9, 1e9)] = 1.0  # over prompt and output (Keskar et al., 2019)
     presence_penalty: Penalty = 0.0  # over the output, once per distinct token
     frequency_penalty: Penalty = 0.0  # over the output, per occurrence
     no_repeat_ngram_size: TokenCount | None = None  # over prompt and output

@@ -59,6 +59,8 @@ def _read(tool: object, number: int) -> ToolDefinition:
         raise InvalidRequest(f"tools[{number}] has no proper name", got=show(name), allowed=allowed)
     if not isinstance(description, (str, type(None))):
         raise InvalidRequest(f"the description of tool {name} is not text", got=show(description))
+    if not isinstance(strict := function.get("strict"), (bool, type(None))):
+        raise InvalidRequest(f"strict of tool {name} is neither true nor false", got=show(strict))
     parameters = function.get("parameters")
     if parameters is None:
         return ToolDefinition(name, description or "", _NO_PARAMETERS)

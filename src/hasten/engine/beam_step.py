@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.core.request_fault import NO_TOKEN
 from hasten.core.result import Continuation
 from hasten.engine.request_state import RequestState
 from hasten.engine.sampling_rows import sampling_row
-from hasten.engine.step_outcome import NO_TOKEN, NOT_FINITE, StepOutcome
+from hasten.engine.step_outcome import NOT_FINITE, StepOutcome
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import Sampler, rows_are_finite
 from hasten.scheduling.sequence import Sequence

@@ -39,6 +39,11 @@ class DirectSteps:
         tables = self.kv.block_tables(sequence_id)
         return RowPlan(sequence_id, start, tuple(token_ids), tables, num_logits, exit_plan=exit_plan), copies
 
+    def check_open(self, sequence_id: int) -> None:
+        """Raise ``HastenError`` if a fault of other requests has freed all blocks meanwhile."""
+        if not self.kv.is_open(sequence_id):
+            raise HastenError("a step of other requests failed, which ends all that run", remedy="Try again")
+
     def capacity_error(self, what: str, num_tokens: int, remedy: str = "Shorten it, wait for running requests") -> CapacityError:
         return CapacityError(
             f"{what} does not fit the KV pool",

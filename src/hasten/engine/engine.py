@@ -72,7 +72,7 @@ class Engine:
                 self.scheduler.abort(request.request_id)
                 raise
             self._states[request.request_id] = state
-            self.stats.requests.num_added += 1
+            self.stats.add(scheduled)
 
     def abort(self, request_id: str) -> list[Delta]:
         """End a request now and free its blocks. Does nothing if it has ended already."""
@@ -139,10 +139,9 @@ class Engine:
             return self._count(deltas)
 
     def _count(self, deltas: list[Delta]) -> list[Delta]:
-        """Count the requests that end with these deltas, and return the deltas."""
-        for delta in deltas:
-            if delta.output is not None:
-                self.stats.requests.count(delta.output)
+        """Count these deltas and the requests that end with them, and return the deltas."""
+        if deltas:
+            self.stats.count_deltas(deltas, self.clock())
         return deltas
 
     def _step(self, deltas: list[Delta]) -> None:

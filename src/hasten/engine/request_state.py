@@ -67,10 +67,13 @@ class RequestState:
         ``now``: the end of the step that gave them tokens; None: no step did.
         """
         finished = self.finished
+        is_first = now is not None and self._first_token is None
         if now is not None:
             self._first_token = now if self._first_token is None else self._first_token
             self._finished = now if finished else None
         deltas = [completion.delta() for completion in completions if not completion.finish_sent]
+        if deltas and is_first:
+            deltas[0] = dataclasses.replace(deltas[0], metrics=dataclasses.replace(self._metrics(), first_token=now))
         if deltas and finished:
             deltas[-1] = dataclasses.replace(deltas[-1], output=self.output())
         return deltas
@@ -136,6 +139,8 @@ class RequestState:
             num_cached_tokens=num_cached,
             # The prefix cache has the outputs of earlier requests, too.
             num_shareable_tokens=max(num_cached, self.num_shareable_tokens),
+            num_pinned_tokens=self._scheduled.num_pinned_tokens,
+            new_pins=tuple(self._scheduled.new_pins),
             num_output_tokens=sum(len(completion.token_ids) for completion in self.completions),
             num_preemptions=self._scheduled.num_preemptions,
         )

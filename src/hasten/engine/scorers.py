@@ -48,13 +48,15 @@ class LogitsScorer(DirectSteps):
             for start in range(0, len(token_ids), chunk_size):
                 chunk = token_ids[start : start + chunk_size]
                 before_step()
+                self.check_open(sequence_id)
                 planned = self.plan_row(sequence_id, start, chunk, len(chunk))
                 if planned is None:
                     raise self.capacity_error("the text", len(token_ids), "Use a shorter window")
                 yield self.runner.run(StepPlan((planned[0],))).logits
-                kv.commit(sequence_id, token_ids, start + len(chunk))
+                kv.commit(sequence_id, token_ids, start + len(chunk), num_cacheable_tokens=0)
         finally:
-            kv.discard(sequence_id)
+            if kv.is_open(sequence_id):
+                kv.close(sequence_id)
 
     def prompt_logprobs(
         self, token_ids: Sequence[int], top: int, before_step: Callable[[], None] = lambda: None
@@ -161,6 +163,7 @@ class ContinuationScorer(DirectSteps):
             is_last = stop == len(token_ids)
             exit_plan = prompt.exit_plan(len(chunk), is_last=is_last)
             self._before_step()
+            self.check_open(sequence_id)
             planned = self.plan_row(sequence_id, start, chunk, int(is_last), exit_plan)
             if planned is None:
                 raise self.capacity_error("the prompt", len(token_ids))
@@ -182,6 +185,7 @@ class ContinuationScorer(DirectSteps):
         waiting = deque(continuation for continuation in continuations if continuation.num_uncomputed_tokens)
         while waiting:
             self._before_step()
+            self.check_open(prompt.sequence_id)
             rows: list[RowPlan] = []
             copies: list[BlockCopy] = []
             batch: list[_Continuation] = []

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from hasten.core.output import Delta
 from hasten.core.plan import StepPlan
 from hasten.core.result import StepResult
+from hasten.engine.open_requests import OpenRequests
 from hasten.engine.request_totals import RequestTotals
+
+if TYPE_CHECKING:
+    from hasten.scheduling.sequence import ScheduledRequest
 
 
 @dataclass(slots=True)
 class EngineStats:
     requests: RequestTotals = field(default_factory=RequestTotals)
+    open_requests: OpenRequests = field(default_factory=OpenRequests)
     num_steps: int = 0
     num_computed_tokens: int = 0  # prompt, output and recomputed tokens
     num_sampled_rows: int = 0
@@ -27,9 +34,23 @@ class EngineStats:
     decoding_seconds: float = 0.0
     plain_seconds: float = 0.0
 
+    def add(self, scheduled: ScheduledRequest) -> None:
+        """Count a request that waits from now on."""
+        self.requests.num_added += 1
+        self.open_requests.add(scheduled)
+
+    def count_deltas(self, deltas: Sequence[Delta], now: float) -> None:
+        """Count the tokens of deltas, and the requests that end with them."""
+        for delta in deltas:
+            if delta.output is not None:
+                self.requests.count(delta.output)
+        self.open_requests.count(deltas, now)
+
     def count(self, plan: StepPlan, result: StepResult) -> None:
+        num_tokens = plan.num_tokens
         self.num_steps += 1
-        self.num_computed_tokens += plan.num_tokens
+        self.num_computed_tokens += num_tokens
+        self.open_requests.histograms.step.add(num_tokens)
         self.num_sampled_rows += len(plan.sampled_sequence_ids)
         for outcome in result.draft_outcomes:
             self.num_drafts += 1

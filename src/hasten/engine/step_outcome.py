@@ -18,7 +18,6 @@ from hasten.scheduling.sequence import Sequence
 log = logging.getLogger(__name__)
 
 NOT_FINITE = "the model's logits for this request are not finite numbers (NaN or infinity)"
-NO_TOKEN = "the settings of this request leave no token to choose: its masks, bias and penalties forbid all of them"
 
 
 @dataclass(slots=True)

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from hasten.core.draft import NO_DRAFT, Draft
+from hasten.core.request_fault import NO_TOKEN
 from hasten.core.result import DraftOutcome, TokenOrigin
 from hasten.engine.request_state import RequestState
 from hasten.engine.sampling_rows import NO_NODE, SampledRow, logits_of, sampling_row
-from hasten.engine.step_outcome import NO_TOKEN, NOT_FINITE, StepOutcome
+from hasten.engine.step_outcome import NOT_FINITE, StepOutcome
 from hasten.sampling.row import SamplingRow
 from hasten.sampling.sampler import SampledToken, Sampler, rows_are_finite
 from hasten.speculative.acceptance import acceptance_rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hasten.core.process_usage import process_usage
 from hasten.engine.request_totals import RequestTotals
 from hasten.engine.stats import EngineStats
 from hasten.kv.cache_manager import KvCacheManager
@@ -32,9 +33,12 @@ def engine_statistics(engine: Engine) -> dict[str, Any]:
             "output_tokens": stats.requests.num_output_tokens,
             "preemptions": stats.requests.num_preemptions,
         },
+        "live": _describe_live(stats),
+        "histograms": stats.open_requests.histograms.as_dict(),
         "kv": _describe_blocks(scheduler.kv) | {"evicted_blocks": num_evicted},
         "prefix_cache": _describe_prefix_cache(stats.requests, num_evicted),
         "pins": {"pins": pinned, "pinned_blocks": pins.num_blocks, **pins.counts},
+        "process": process_usage(),
     }
 
 
@@ -58,9 +62,23 @@ def _describe_steps(stats: EngineStats) -> dict[str, Any]:
         "drafts": stats.num_drafts,
         "drafted_tokens": stats.num_drafted_tokens,
         "accepted_tokens": stats.num_accepted_tokens,
+        "drafts_by_position": list(stats.drafts_by_position),
+        "accepted_by_position": list(stats.accepted_by_position),
         "acceptance_by_position": list(stats.acceptance_by_position),
         "mean_accepted_length": stats.mean_accepted_length,
         "speed_up": stats.speed_up,
+        "decoding_seconds": stats.decoding_seconds,
+        "plain_seconds": stats.plain_seconds,
+    }
+
+
+def _describe_live(stats: EngineStats) -> dict[str, int]:
+    requests = stats.open_requests
+    return {
+        "prompt_tokens": requests.num_prompt_tokens,
+        "cached_tokens": requests.num_cached_tokens,
+        "generated_tokens": requests.num_output_tokens,
+        "preempted": stats.requests.num_preemptions + requests.num_preemptions,
     }
 
 
