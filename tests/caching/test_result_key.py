@@ -33,6 +33,8 @@ RUNS_NO_REQUEST = {
     "Hqq": "compression",
     "Awq": "compression",
     "SmoothQuant": "compression",
+    "ServerOptions": "an engine's options are apart from them",
+    "ServeOptions": "those of a command: which models, and which engine serves them",
     "TaskOptions": "an evaluation makes requests of it",
     "PromptTemplate": "prompts are made of it",
     "TemplateOptions": "prompts are made of it",

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, RequestOutput, SamplingParams
+from hasten.caching.stored_result import StoredResult
 from hasten.checkpoints.model_digest import ModelDigest, model_digest
 from hasten.core.errors import PromptTooLong
+from hasten.core.output import RequestRejected
 from hasten.core.plan import StepPlan
 from hasten.core.structured_outputs import StructuredOutputs
-from hasten.entrypoints.engine_client import EngineDied
+from hasten.entrypoints.engine_client import EngineDied, Event
 from hasten.entrypoints.wiring import loaded_digest
 from hasten.sampling.guides.grammar_compiler import GrammarCompiler
 from hasten.text.tokenizer import TextTokenizer
@@ -54,6 +57,24 @@ def hold_after_one_step(llm: AsyncLLM) -> threading.Event:
 
     engine.step = held_step  # type: ignore[assignment, method-assign]
     return go_on
+
+
+@contextmanager
+def held_step(llm: AsyncLLM) -> Iterator[threading.Event]:
+    """Hold the engine's steps within the context; the event says that one has begun."""
+    engine, has_begun, go_on = llm._client.loaded.engine, threading.Event(), threading.Event()
+    step = engine.step
+
+    def held() -> object:
+        has_begun.set()
+        assert go_on.wait(timeout=20)
+        return step()
+
+    engine.step = held  # type: ignore[assignment, method-assign]
+    try:
+        yield has_begun
+    finally:
+        go_on.set()
 
 
 def num_held_blocks(llm: AsyncLLM) -> int:
@@ -200,6 +221,71 @@ def test_waiting_tasks_get_an_error_when_the_engine_dies(tiny: Callable[[str], P
         for _ in range(2):  # a task that waits when the engine dies, and one that comes later
             with pytest.raises(HastenError, match="the engine has ended: got KeyError: 'a bug'"):
                 await llm.generate(PROMPTS[0], GREEDY)
+
+    run(tiny("llama-gqa"), body)
+
+
+def test_a_step_that_fails_during_a_scoring_ends_the_engine(tiny: Callable[[str], Path]) -> None:
+    """The scoring must not swallow the fault: the requests of that step would wait for ever."""
+
+    async def body(llm: AsyncLLM) -> None:
+        def broken() -> None:
+            raise KeyError("a bug")
+
+        with held_step(llm) as has_begun:
+            task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY))
+            await asyncio.to_thread(has_begun.wait)
+            scoring = asyncio.create_task(llm.score(PROMPTS[0], [{"token_ids": [5, 6]}]))
+            await until(lambda: not llm._client._commands.empty())
+            llm._client._requests.step = broken  # type: ignore[assignment, method-assign]
+        for waiting in (task, scoring):
+            with pytest.raises(HastenError, match="the engine has ended: got KeyError: 'a bug'"):
+                await waiting
+
+    run(tiny("llama-gqa"), body)
+
+
+def test_a_stored_result_that_cannot_be_replayed_ends_its_request(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The thread that looks up results has no caller that would see its error."""
+
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    async def body(llm: AsyncLLM) -> None:
+        await llm.generate(PROMPTS[0], GREEDY)
+        monkeypatch.setattr(StoredResult, "replay", broken)
+        with pytest.raises(InvalidRequest, match="KeyError: 'a bug'"):
+            await asyncio.wait_for(llm.generate(PROMPTS[0], GREEDY), 20)
+
+    run(tiny("llama-gqa"), body, result_cache=f"sqlite:{tmp_path / 'results'}")
+
+
+def test_a_refusal_does_not_wait_for_a_call(tiny: Callable[[str], Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        client, refused = llm._client, threading.Event()
+        deliver = client._on_events
+
+        def note(events: list[Event], abort: Callable[[str], None]) -> None:
+            deliver(events, abort)
+            if any(isinstance(event, RequestRejected) for event in events):
+                refused.set()
+
+        client._on_events = note
+        client.loaded = dataclasses.replace(
+            client.loaded, soft_prompts=SimpleNamespace(load=lambda folder: refused.wait(timeout=5))
+        )
+        with held_step(llm) as has_begun:
+            task = asyncio.create_task(llm.generate(PROMPTS[0], GREEDY))
+            await asyncio.to_thread(has_begun.wait)
+            rejected = asyncio.create_task(llm.generate(PROMPTS[0], SamplingParams(n=9, max_tokens=4)))
+            await until(lambda: not client._commands.empty())
+            call = client.call("load_soft_prompt", folder="a")
+        assert await asyncio.wrap_future(call.result) is True, "the refusal came after the call"
+        with pytest.raises(InvalidRequest, match="more sequences"):
+            await rejected
+        await task
 
     run(tiny("llama-gqa"), body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -24,8 +25,11 @@ def interrupt_after() -> Iterator[Callable[[float], None]]:
     """A function that sends SIGINT to this process after some seconds; 0 calls it off."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
     previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    collected = gc.callbacks[:]
+    gc.callbacks.clear()  # those of test libraries: an interrupt that comes within one is lost
     yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
     signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.callbacks[:] = collected
     signal.signal(signal.SIGALRM, previous)
     signal.signal(signal.SIGINT, handler)
 

@@ -264,3 +264,34 @@ def test_a_score_extends_the_pins_of_its_prompt_and_fails_only_without_pins(tiny
         llm.score(prompt(ids("whole", 40)), [{"token_ids": [7, 8]}])
     assert len(table) == 0 and table.counts["dropped"] == 1
     assert len(list(stream)) == 3
+
+
+def test_the_first_delta_says_which_pin_was_hit_and_which_are_new(tiny: Callable[[str], Path]) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **{**OPTIONS, "max_num_batched_tokens": 8, "max_num_seqs": 4})
+    stem = ids("first delta", 30)
+
+    def ask(token_ids: list[int], *pins: tuple[int, float], **settings: Any) -> tuple[int, tuple[tuple[int, float], ...]]:
+        wanted = [PrefixPin(num_tokens=count, seconds=seconds) for count, seconds in pins]
+        deltas = list(llm.stream(prompt(token_ids), GREEDY, pins=wanted, **settings))
+        first, output = deltas[0].metrics, deltas[-1].output
+        assert first is not None and output is not None and [delta.metrics for delta in deltas[1:]] == [None] * (len(deltas) - 1)
+        assert first.num_prompt_tokens == len(token_ids) and first.num_cached_tokens == output.metrics.num_cached_tokens
+        assert (first.num_pinned_tokens, first.new_pins) == (output.metrics.num_pinned_tokens, output.metrics.new_pins)
+        return first.num_pinned_tokens, tuple((pin.num_tokens, pin.seconds) for pin in first.new_pins)
+
+    assert ask(stem) == (0, ())
+    assert ask(stem, (10, 300), (21, 60), (3, 9)) == (0, ((8, 300), (20, 60))), "unmarked blocks in the cache are no pins"
+    assert ask(stem, (10, 300), (29, 60)) == (20, ((28, 60),))
+    assert ask([*stem[:12], 1]) == (8, ()) and ask([*stem, 1, 2], (9, 3600)) == (28, ())
+    assert ask(stem, (10, 300), cache_salt="other") == (0, ((8, 300),))
+    assert llm.unpin_kv() == 4 and ask(stem) == (0, ())
+
+
+def test_a_refused_pin_is_not_among_the_new_ones(tiny: Callable[[str], Path]) -> None:
+    llm = LLM(str(tiny("llama-gqa")), **OPTIONS, max_pinned_share=0.01)
+    blocks = int(0.01 * llm.engine.scheduler.kv.num_blocks)
+    stem = ids("refused", 60)
+    assert 0 < 4 * (blocks + 1) <= 60
+    pins = [PrefixPin(num_tokens=4 * count, seconds=60) for count in (blocks, blocks + 1)]
+    (output,) = llm.generate(prompt(stem), ONE, use_tqdm=False, pins=pins)
+    assert [pin.num_tokens for pin in output.metrics.new_pins] == [4 * blocks]

@@ -259,6 +259,28 @@ def test_a_failed_step_holds_no_blocks(failing: int, tiny: Callable[[str], Path]
     check("llama-gqa", llm, PROMPT, CONTINUATIONS)
 
 
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_fault_of_other_requests_ends_the_scoring_with_an_error(failing: int, tiny: Callable[[str], Path]) -> None:
+    """Such a fault frees all blocks: before the prompt, between its chunks, and before the continuations."""
+    llm = LLM(str(tiny("llama-gqa")), **SETTINGS, max_num_batched_tokens=11, max_num_seqs=8)
+    num_steps = 0
+
+    def before_step() -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == failing:
+            llm.engine.reset("planted")
+
+    request = llm._loaded.input_processor.request("score", {"prompt_token_ids": PROMPT}, SamplingParams(max_tokens=1), arrival=0.0)
+    with pytest.raises(HastenError, match="a step of other requests failed"):
+        llm.engine.continuation_scorer(before_step).score(request, CONTINUATIONS)
+    num_steps = 0
+    with pytest.raises(HastenError, match="a step of other requests failed"):
+        list(llm.engine.logits_scorer().logits(PROMPT, 5, before_step))
+    llm.engine.scheduler.kv.check()
+    check("llama-gqa", llm, PROMPT, CONTINUATIONS)
+
+
 @pytest.mark.parametrize("nan_step", [2, 3])
 def test_nan_logits_are_an_error_and_are_never_cached(nan_step: int, tiny: Callable[[str], Path]) -> None:
     llm = LLM(str(tiny("llama-gqa")), **SETTINGS, max_num_batched_tokens=11, max_num_seqs=8)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -11,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -21,8 +25,10 @@ import pytest
 from hasten import LLM, AsyncLLM, HastenError, InvalidRequest, PrefixPin, SamplingParams
 from hasten.core.errors import CheckpointError, InvalidOption, PromptTooLong
 from hasten.core.structured_outputs import StructuredOutputs
+from hasten.entrypoints.engine_client import EngineDied, PendingCall
+from hasten.entrypoints.engine_process import __main__ as program
 from hasten.entrypoints.engine_process.channel import BrokenChannel, Channel
-from hasten.entrypoints.engine_process.messages import CALL_TYPES, FROM_ENGINE, TO_ENGINE
+from hasten.entrypoints.engine_process.messages import CALL_TYPES, FROM_ENGINE, TO_ENGINE, CallMessage, ResultMessage
 
 OPTIONS: dict[str, Any] = {"max_model_len": 256, "kv_cache_memory": "16MiB", "threads": 1, "seed": 3}
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -160,6 +166,22 @@ def test_scoring_lets_other_requests_go_on(transport: str) -> None:
             assert not scorings[-1].done()
             results = await asyncio.gather(*scorings)
             assert all(result == results[0] for result in results)
+
+    run(body)
+
+
+@TRANSPORTS
+def test_statistics_wait_for_no_scoring(transport: str) -> None:
+    """A server takes an engine that answers none for stopped."""
+
+    async def body() -> None:
+        async with opened(transport, max_num_batched_tokens=16, max_num_seqs=4) as llm:
+            token_ids = [5 + i % 40 for i in range(250)]  # 16 steps each
+            scorings = [asyncio.create_task(llm.prompt_logprobs({"prompt_token_ids": token_ids})) for _ in range(8)]
+            await asyncio.sleep(0)
+            await llm.stats()
+            assert not scorings[1].done()
+            await asyncio.gather(*scorings)
 
     run(body)
 
@@ -314,3 +336,86 @@ def test_arguments_of_calls_are_checked() -> None:
         CALL_TYPES["prompt_logprobs"].read_arguments({"token_ids": ["x"], "top": 1})
     with pytest.raises(KeyError):
         CALL_TYPES["prompt_logprobs"].read_arguments({"top": 1})
+
+
+def test_a_message_that_cannot_be_sent_ends_alone() -> None:
+    """Integers of msgpack have 64 bits. The thread that sends must outlive others, or every later request would wait for ever."""
+
+    async def body() -> None:
+        async with opened("process") as llm:
+            with pytest.raises(HastenError, match="cannot be sent this: got OverflowError"):
+                await llm._call("prompt_logprobs", token_ids=(2**70,), top=1)
+            request = dataclasses.replace(llm._request("a", GREEDY), priority=2**70)
+            with pytest.raises(InvalidRequest, match="cannot be sent this: got OverflowError"):
+                async for _ in llm._stream(request):
+                    pass
+            assert (await llm.generate(PROMPTS[0], GREEDY)).finished
+
+    run(body)
+
+
+def test_a_result_of_the_wrong_form_ends_its_call_alone() -> None:
+    async def body() -> None:
+        async with opened("process") as llm:
+            client, result = llm._client, Future[int]()
+            result.set_running_or_notify_cancel()
+            client._calls[1000] = ("unpin", result)
+            client._deliver("result", ResultMessage(1000, "many"))
+            assert "wrong form: got the result of unpin" in str(result.exception(timeout=0))
+            assert (await llm.generate(PROMPTS[0], GREEDY)).finished
+
+    run(body)
+
+
+def test_a_result_that_cannot_be_sent_is_an_error() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        result = Future[dict[str, int]]()
+        host: Any = SimpleNamespace(call=lambda name: PendingCall(result, lambda: None))
+        program._call(Channel(theirs, FROM_ENGINE, TO_ENGINE), host, {}, CallMessage(7, "statistics", {}))
+        result.set_result({"requests": 2**70})
+        ours.settimeout(10)
+        message = Channel(ours, TO_ENGINE, FROM_ENGINE).receive()
+        assert message is not None and message[0] == "error"
+        assert message[1].number == 7 and message[1].error.kind == "OverflowError"
+
+
+def test_a_call_whose_caller_left_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        result = Future[Any]()
+        host: Any = SimpleNamespace(call=lambda name: PendingCall(result, lambda: None))
+        program._call(Channel(theirs, FROM_ENGINE, TO_ENGINE), host, {}, CallMessage(7, "statistics", {}))
+        result.set_exception(CancelledError())
+        ours.settimeout(10)
+        message = Channel(ours, TO_ENGINE, FROM_ENGINE).receive()
+        assert message is not None and message[1].error.kind == "CancelledError"
+        assert not caplog.records
+
+
+def test_a_process_that_ends_at_once_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end of the socket closes with a message that it has not read, which resets the connection."""
+    false = shutil.which("false")
+    assert false is not None
+    monkeypatch.setattr(sys, "executable", false)
+    for _ in range(5):
+        with pytest.raises(HastenError, match="ended while it loaded the model: got its process ended with exit code 1"):
+            AsyncLLM("demo", transport="process", **OPTIONS)
+
+
+def test_a_bug_at_the_delivery_ends_the_engine() -> None:
+    async def body() -> None:
+        async with opened("process") as llm:
+            client = llm._client
+            deliver = client._on_events
+
+            def broken(events: list[Any], abort: Callable[[str], None]) -> None:
+                if not isinstance(events[0], EngineDied):
+                    raise KeyError("a bug")
+                deliver(events, abort)
+
+            client._on_events = broken
+            with pytest.raises(HastenError, match="the engine has ended: got KeyError: 'a bug'"):
+                await llm.generate(PROMPTS[0], GREEDY)
+
+    run(body)

@@ -46,6 +46,27 @@ def test_offsets_are_the_lengths_of_decoded_prefixes() -> None:
             assert ends[count - 1] == len(prefix.encode())
 
 
+def test_tokens_are_written_as_the_vocabulary_has_them() -> None:
+    tokenizer = load(resolve("demo"))
+    names = {token_id: name for name, token_id in json.loads(tokenizer.to_json())["model"]["vocab"].items()}
+    ids = tokenizer.encode("def naïve(x)", add_special_tokens=False)
+    assert tokenizer.ids_to_tokens(ids) == [names[token_id] for token_id in ids]
+    assert tokenizer.ids_to_tokens([0, 9_999]) == ["<|endoftext|>", ""]
+
+
+@pytest.mark.filterwarnings("ignore::hasten.text.read_tokenizer.TokenizerWarning")
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_bytes_of_tokens_add_up_to_the_text(tmp_path: Path, name: str) -> None:
+    tokenizer = load(FAMILIES[name].write(tmp_path / name))
+    text = "the cat sat on the mat, 今天 café 🙂 2023"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
+    assert joined.strip() == tokenizer.decode(ids, skip_special_tokens=False).strip()
+    assert tokenizer.token_bytes(9_999) == b""
+    for special, token_id in tokenizer.special_token_ids.items():
+        assert tokenizer.token_bytes(token_id).decode().strip() == special.strip()
+
+
 def test_loading_and_decoding_import_no_transformers():
     """It costs seconds, most of them in torch._dynamo and sympy."""
     source = (

@@ -81,6 +81,10 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ([{"role": "assistant", "tool_calls": {"name": "f"}}], "tool_calls are not a list"),
     ([{"role": "assistant", "tool_calls": ["f"]}], "a tool call has the wrong form: got 'f'"),
     ([{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}], "a tool call has the wrong form"),
+    ([{"role": "assistant", "tool_calls": [{"id": [1], "function": {"name": "f"}}]}], r"id that is no text.*id=\[1\]"),
+    ([{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f"}}]}], "id that is no text"),
+    ([{"role": "assistant", "tool_calls": [{"id": "a", "type": [], "function": {"name": "f"}}]}], "type other than function"),
+    ([{"role": "assistant", "tool_calls": [{"id": "a", "type": "custom", "function": {"name": "f"}}]}], "type other than function"),
     ([calling({}), {"role": "tool", "content": "x", "tool_call_id": "other"}], "a result belongs to no tool call before it"),
     ([calling({}), {"role": "tool", "content": "x", "tool_call_id": 3}], "allowed: 'abcdefghi'"),
 ]

@@ -1,7 +1,8 @@
 """What a caller can ask of an engine beside requests; ``CALLS`` has them by name.
 
 Arguments and results are plain data, by their annotations.
-Each call runs between two steps, except for those of ``BESIDE``, which read files or ask a server and need no engine.
+Each call runs between two steps, except for those of ``BESIDE``, which read files or ask a server and need no engine. One runs at
+a time, and only those of ``QUICK`` between the steps of another.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def _kv_files(access: EngineAccess) -> KvFiles:
 
 
 BESIDE = (result_cache_statistics, reset_result_cache, compute_digest)
+QUICK = (statistics,)  # read counters, so another call that runs for long need not end first
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (

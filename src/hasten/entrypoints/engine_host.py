@@ -16,7 +16,7 @@ from hasten.caching.stored_result import StoredResult
 from hasten.core.errors import CapacityError, InvalidRequest
 from hasten.core.output import RequestRejected
 from hasten.core.request import Request
-from hasten.entrypoints.engine_calls import BESIDE, CALLS, EngineAccess
+from hasten.entrypoints.engine_calls import BESIDE, CALLS, QUICK, EngineAccess
 from hasten.entrypoints.engine_client import EngineDied, Event, OnEvents, PendingCall
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.model_info import ModelInfo
@@ -38,6 +38,10 @@ class _Call:
     def fail(self, error: Exception) -> None:
         if self.result.set_running_or_notify_cancel():
             self.result.set_exception(error)
+
+
+class _StepFailed(BaseException):
+    """A step of the other requests has failed while a call ran. No call may take it for its own error."""
 
 
 class EngineHost:
@@ -127,11 +131,12 @@ class EngineHost:
 
     def _prepare(self, request: Request, *, is_pending: bool = False) -> None:
         """Complete a request, and send it to the engine or answer it from the result cache."""
-        found: Request | StoredResult | RequestRejected
+        found: Request | list[Event]
         try:
-            found = self.loaded.find_result(self.loaded.admit(request))
+            result = self.loaded.find_result(self.loaded.admit(request))
+            found = [*result.replay(request, self._engine.clock())] if isinstance(result, StoredResult) else result
         except Exception as error:
-            found = _rejected(request, error)
+            found = [_rejected(request, error)]
         with self._mutex:
             was_aborted = is_pending and request.request_id not in self._preparing
             self._preparing.discard(request.request_id)
@@ -141,10 +146,7 @@ class EngineHost:
                 self._start()
                 self._commands.put(found)
                 return
-        events: list[Event] = [found] if isinstance(found, RequestRejected) else []
-        if isinstance(found, StoredResult):
-            events += found.replay(request, self._engine.clock())
-        self._on_events(events, self.abort)
+        self._on_events(found, self.abort)
 
     def _start(self) -> None:
         if self._thread is None:
@@ -159,7 +161,7 @@ class EngineHost:
                     self._on_events(events, self.abort)
         except BaseException as exception:  # a bug; the callers that wait get it as an event
             log.exception("the engine died")
-            error = f"{type(exception).__name__}: {exception}"
+            error = str(exception) if isinstance(exception, _StepFailed) else _describe(exception)
         self._end(EngineDied(error))
 
     def _end(self, died: EngineDied) -> None:
@@ -189,6 +191,9 @@ class EngineHost:
             if command is None:
                 return None
             if isinstance(command, _Call):
+                if events:  # a call may take long
+                    self._on_events(events, self.abort)
+                    events = []
                 self._run_call(command)
             else:
                 events += self._requests.abort(command) if isinstance(command, str) else self._add(command)
@@ -215,7 +220,10 @@ class EngineHost:
 
         def yield_step() -> None:
             check()
-            self._step_others()
+            try:
+                self._step_others()
+            except Exception as error:
+                raise _StepFailed(_describe(error)) from error
 
         access = EngineAccess(self.loaded, check, yield_step)
         try:
@@ -227,11 +235,14 @@ class EngineHost:
                     if not self._requests.has_unfinished_requests or call.function in BESIDE:
                         raise
                 yield_step()
+        except _StepFailed as failure:  # the engine ends, as after a step outside of a call
+            call.result.set_exception(EngineDied(str(failure)).as_exception())
+            raise
         except Exception as error:
             call.result.set_exception(error)
 
     def _step_others(self) -> None:
-        """Let the requests take a step while a call runs. Further calls wait for its end."""
+        """Let the requests take a step while a call runs. Further calls wait for its end, but for quick ones."""
         events: list[Event] = []
         while not self._commands.empty():
             command = self._commands.get()
@@ -239,7 +250,10 @@ class EngineHost:
                 self._commands.put(None)  # for ``_step``
                 break
             if isinstance(command, _Call):
-                self._waiting.append(command)
+                if command.function in QUICK:
+                    self._run_call(command)
+                else:
+                    self._waiting.append(command)
             else:
                 events += self._requests.abort(command) if isinstance(command, str) else self._add(command)
         if self._requests.has_unfinished_requests and not self._requests.idle_seconds():
@@ -248,8 +262,12 @@ class EngineHost:
             self._on_events(events, self.abort)
 
 
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 def _rejected(request: Request, error: Exception) -> RequestRejected:
     if isinstance(error, InvalidRequest):
         return RequestRejected(request_id=request.request_id, kind=type(error).__name__, what=error.what, **error.fields())
     log.error("a request could not be added", exc_info=error)  # a bug, but of this request alone
-    return RequestRejected(request_id=request.request_id, kind="InvalidRequest", what=f"{type(error).__name__}: {error}")
+    return RequestRejected(request_id=request.request_id, kind="InvalidRequest", what=_describe(error))

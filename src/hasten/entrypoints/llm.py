@@ -102,11 +102,15 @@ class LLM:
 
         - ``engine``: ``steps``, ``computed_tokens`` (prompt, output and recomputed ones), ``sampled_rows`` (positions with a
           sampled token); of speculative decoding ``drafts`` (verified ones), ``drafted_tokens``, ``accepted_tokens``,
-          ``mean_accepted_length`` (output tokens per draft), ``acceptance_by_position`` (at index i: the share of drafts of more
-          than i tokens of which more than i were accepted) and ``speed_up`` over plain decoding. None: not measured.
+          ``mean_accepted_length`` (output tokens per draft), ``drafts_by_position`` (at index i: drafts of more than i tokens),
+          ``accepted_by_position`` (those of which more than i were accepted), ``acceptance_by_position`` (their share) and
+          ``speed_up`` over plain decoding, which is ``plain_seconds`` over ``decoding_seconds``. None: not measured.
         - ``requests`` that the engine computes: ``added``, ``waiting`` and ``running`` (now), ``finished`` (by the most severe of
           their finish reasons ``error``, ``abort``, ``length``, ``stop``); ``output_tokens`` and ``preemptions`` of the finished
           ones. Those that the result cache answers are not among them.
+        - ``live``, of running and finished requests: ``prompt_tokens`` and ``cached_tokens`` of those that have their first token,
+          ``generated_tokens``, and how often they were ``preempted``.
+        - ``histograms`` of latencies in seconds and lengths in tokens: see ``RequestHistograms``.
         - ``kv``: ``block_size`` (tokens), ``blocks``, ``held_blocks`` (by requests and pins), ``cached_blocks`` (findable, not
           held), ``free_blocks``, ``usage`` (held / blocks), all of the KV group with the most held blocks; ``evicted_blocks``
           (cached ones that requests took, of all groups).
@@ -117,6 +121,7 @@ class LLM:
           last use), ``expires_in`` (seconds) and ``hits``; ``pinned_blocks``; counters of pins that were ``set``, ``refreshed``,
           used (``hits``), ``expired``, ``evicted`` (for new pins), ``dropped`` (for a request that could not go on), ``removed``
           and ``refused``.
+        - ``process`` of the engine: ``pid``, ``cpu_seconds``, ``resident_bytes`` (None where the system does not say).
         - ``result_cache``: None without one. ``hits`` and ``misses`` of lookups, requests ``shared`` with an equal one that ran,
           ``hit_rate`` (requests that the engine did not compute, of those that were looked up), results ``stored``, ``dropped``
           (not stored), ``damaged`` (found broken) and ``unwritten`` (waiting); ``passed``, requests that were not looked up, by

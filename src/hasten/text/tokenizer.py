@@ -143,6 +143,29 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def ids_to_tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the tokens as the vocabulary writes them, such as "Ġthe".
+
+        An id without a token has an empty text.
+        """
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token adds to a text, special tokens too; none for an id without a token.
+
+        The first call may take a second, for vocabularies that are not of bytes.
+        """
+        if isinstance(self._tokenizer.decoder, ByteLevel):
+            if False not in self._token_bytes:
+                self._token_bytes[False] = TokenBytes(self._tokenizer, False)
+            return self._token_bytes[False][token_id]
+        pieces = self._vocabulary_bytes
+        return pieces[token_id] if token_id < len(pieces) else b""
+
+    @functools.cached_property
+    def _vocabulary_bytes(self) -> list[bytes]:
+        return vocabulary_bytes(self._tokenizer, False)
+
     def to_json(self) -> str:
         """Return the tokenizer as a ``tokenizer.json`` has it."""
         return str(self._tokenizer.to_str())

@@ -86,6 +86,9 @@ def _read_call(call: object) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise InvalidRequest("a tool call has the wrong form", got=show(call), allowed=_FORM)
+    if not isinstance(call.get("id"), str | None) or call.get("type") not in (None, "function"):
+        got = f"id={show(call.get('id'))}, type={show(call.get('type'))}"
+        raise InvalidRequest("a tool call has an id that is no text, or a type other than function", got=got, allowed=_FORM)
     function = {**function, "arguments": _read_arguments(function.get("arguments"), function["name"])}
     return {**call, "function": function} if "function" in call else {**call, **function}
 

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from functools import partial
 
 from hasten.core.errors import HastenError
@@ -82,12 +83,14 @@ def _call(channel: Channel, host: EngineHost, calls: dict[int, PendingCall], mes
         error = call.result.exception()
         with contextlib.suppress(OSError):
             if error is None:
-                value = types.result.dump_python(call.result.result())
-                channel.send("result", ResultMessage(message.number, value))
-            else:
-                if not isinstance(error, HastenError):
-                    log.error("the call %s failed", message.name, exc_info=error)
-                channel.send("error", FailedCall(message.number, ErrorFacts.of(error)))
+                try:
+                    channel.send("result", ResultMessage(message.number, types.result.dump_python(call.result.result())))
+                    return
+                except (TypeError, ValueError, OverflowError) as unsendable:
+                    error = unsendable
+            if not isinstance(error, HastenError | CancelledError):
+                log.error("the call %s failed", message.name, exc_info=error)
+            channel.send("error", FailedCall(message.number, ErrorFacts.of(error)))
 
     call.result.add_done_callback(answer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import queue
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 from hasten.core.engine_options import EngineOptions
 from hasten.core.errors import HastenError
+from hasten.core.output import RequestRejected
 from hasten.core.request import Request
 from hasten.entrypoints.engine_client import EngineDied, Event, OnEvents, PendingCall
 from hasten.entrypoints.engine_process.channel import BrokenChannel, Channel
@@ -24,6 +26,8 @@ from hasten.entrypoints.engine_process.messages import CALL_TYPES, FROM_ENGINE, 
 from hasten.entrypoints.input_processor import InputProcessor
 from hasten.entrypoints.model_info import ModelInfo
 from hasten.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 10.0  # that the process has to end; then it is killed
 
@@ -42,8 +46,7 @@ class EngineProcess:
         self._died: EngineDied | None = None  # None: it runs
         self._is_closed = False
         try:
-            self._channel.send("open", OpenEngine(model, options))
-            self._info = self._opened()
+            self._info = self._open(OpenEngine(model, options))
             tokenizer = TextTokenizer.load(Path(self._info.folder), self._info.vocab_size)
         except BaseException:  # an interrupt, too
             self._kill()
@@ -98,8 +101,12 @@ class EngineProcess:
             self._writer.join()
         self._channel.close()
 
-    def _opened(self) -> ModelInfo:
-        message = self._channel.receive()
+    def _open(self, request: OpenEngine) -> ModelInfo:
+        try:
+            self._channel.send("open", request)
+            message = self._channel.receive()
+        except OSError:  # it has ended without reading the request
+            message = None
         if message is None:
             raise HastenError("the engine's process ended while it loaded the model", got=self._exit_reason())
         kind, content = message
@@ -118,6 +125,10 @@ class EngineProcess:
         except BrokenChannel as broken:
             error = f"its process sent no message: {broken}"
             self._kill()
+        except Exception as bug:  # nothing that waits may wait for ever
+            log.exception("a message of the engine's process could not be delivered")
+            error = f"{type(bug).__name__}: {bug}"
+            self._kill()
         self._end(EngineDied("" if self._is_closed else error or self._exit_reason()))
 
     def _deliver(self, kind: str, content: Any) -> None:
@@ -127,7 +138,12 @@ class EngineProcess:
             self._on_events([content], self.abort)
         elif kind == "result":
             name, result = self._take_call(content.number)
-            result.set_result(CALL_TYPES[name].result.validate_python(content.value))
+            try:
+                result.set_result(CALL_TYPES[name].result.validate_python(content.value))
+            except ValueError:
+                result.set_exception(
+                    HastenError("the engine's process sent a result of the wrong form", got=f"the result of {name}")
+                )
         elif kind == "error":
             self._take_call(content.number)[1].set_exception(content.error.as_exception())
         elif kind == "died":
@@ -158,7 +174,19 @@ class EngineProcess:
                 self._channel.send(*message)
             except OSError:  # the reader says that the process has ended
                 break
+            except Exception as error:  # a bug, but of this message alone: msgpack cannot carry its values
+                log.exception("a message to the engine's process could not be sent")
+                self._refuse(*message, f"{type(error).__name__}: {error}")
         self._channel.shut_down()
+
+    def _refuse(self, kind: str, content: Any, got: str) -> None:
+        """End what a message that could not be sent has asked for."""
+        what = "the engine's process cannot be sent this"
+        if kind == "add":
+            rejected = RequestRejected(request_id=content.request_id, kind="InvalidRequest", what=what, got=got)
+            self._on_events([rejected], self.abort)
+        elif kind == "call":
+            self._take_call(content.number)[1].set_exception(HastenError(what, got=got))
 
     def _exit_reason(self) -> str:
         try:

@@ -238,6 +238,7 @@ def _describe(target: LoadedModel, backend: Backend, sizing: KvCacheSizing, opti
         "kv_bytes": sizing.kv_bytes,
         "batching": options.batching,
         "prefix_caching": options.prefix_caching,
+        "max_pins": options.max_pins if options.prefix_caching else 0,
         "exits": options.exits,
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 from llguidance import LLMatcher
 
 from hasten.core.errors import HastenError
+from hasten.core.request_fault import GRAMMAR_ENDED
 from hasten.sampling.guides.base import MaskWords
 
 SLOW_MASK = 3e-3  # seconds, usual ones take a tenth: drafts, of which every token takes a mask, would make other requests wait
@@ -107,7 +108,7 @@ class GrammarGuide:
         return answer
 
     def _fail(self, got: str, allowed: str | None = None) -> NoReturn:
-        error = HastenError("the grammar of structured_outputs cannot go on", got=got, allowed=allowed, remedy="Simplify it")
+        error = HastenError(GRAMMAR_ENDED, got=got, allowed=allowed, remedy="Simplify it")
         self.failure = str(error)
         raise error
 
