@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from hasten.core.errors import CapacityError, HastenError, InvalidRequest, PromptTooLong
+from hasten.core.errors import CapacityError, HastenError, InvalidOption, InvalidRequest, PromptTooLong
 
 
 class ErrorKind(enum.Enum):
@@ -17,7 +17,9 @@ class ErrorKind(enum.Enum):
     METHOD_NOT_ALLOWED = 405
     TIMEOUT = 408
     TOO_LARGE = 413
+    UNSUPPORTED_MEDIA_TYPE = 415
     RATE_LIMIT = 429  # the queue is full, or the wait was too long
+    HEADERS_TOO_LARGE = 431
     INTERNAL = 500
     UNAVAILABLE = 503  # the model loads, has ended or drains
 
@@ -54,10 +56,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, PromptTooLong):
         return invalid(str(error), code="context_length_exceeded")
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, InvalidRequest | InvalidOption):  # an option: the model was loaded without what the request needs
         return invalid(str(error))
     if isinstance(error, CapacityError):
         return ApiError(ErrorKind.RATE_LIMIT, str(error), code="capacity_exceeded", retry_after=1.0)
-    if isinstance(error, HastenError):  # the engine has ended
-        return ApiError(ErrorKind.UNAVAILABLE, str(error), code="engine_unavailable", retry_after=1.0)
+    if isinstance(error, HastenError):  # the engine has ended; how is for the server's log
+        return ApiError(ErrorKind.UNAVAILABLE, error.what, code="engine_unavailable", retry_after=1.0)
     return ApiError(ErrorKind.INTERNAL, "the server failed on this request; its log says why", code="internal_error")

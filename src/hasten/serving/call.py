@@ -11,7 +11,9 @@ from starlette.requests import Request
 
 from hasten.entrypoints.async_llm import AsyncLLM
 from hasten.serving.caller import Caller, caller_of
+from hasten.serving.metrics.usage import Usage, usage_of
 from hasten.serving.models.served_model import ServedModel
+from hasten.serving.queue_wait import bounded_wait
 from hasten.serving.server_options import ServerOptions
 from hasten.serving.server_state import state_of
 
@@ -22,6 +24,7 @@ class Call:
     model: ServedModel
     caller: Caller
     options: ServerOptions
+    usage: Usage  # what the access log says about the request
 
     @property
     def llm(self) -> AsyncLLM:
@@ -33,9 +36,11 @@ async def open_call(request: Request, model: str | None, *, num_sequences: int =
     """Hold a model and a place in its queue for the time of a request.
 
     ``num_sequences``: prompts times answers. Raises ``ApiError`` before anything is tokenised if the model is not known, cannot be
-    loaded, or has a full queue.
+    loaded, or has a full queue; and later (RATE_LIMIT) if the request waits too long for its first step.
     """
-    state = state_of(request)
+    state, caller = state_of(request), caller_of(request)
     async with state.models.use(model) as served:
-        with state.admission.place(served.name, served.max_requests, num_sequences):
-            yield Call(secrets.token_hex(12), served, caller_of(request), state.options)
+        usage_of(request.scope).model = served.name
+        with state.admission.place(served.name, served.max_requests, num_sequences, caller.tenant) as place:
+            async with bounded_wait(request, served, place):
+                yield Call(secrets.token_hex(12), served, caller, state.options, usage_of(request.scope))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 STATE_KEY = "hasten_caller"  # in ``scope["state"]``
 
@@ -14,7 +15,7 @@ STATE_KEY = "hasten_caller"  # in ``scope["state"]``
 class Caller:
     """``tenant``: SHA-256 of the API key in hexadecimal digits; an empty text where no keys are asked for."""
 
-    tenant: str = ""
+    tenant: str = field(default="", repr=False)
 
     def cache_salt(self, request_salt: str = "") -> str:
         """Return the salt of a request's prefix and result caches.
@@ -24,6 +25,11 @@ class Caller:
         if not request_salt:
             return self.tenant
         return hashlib.sha256(f"{self.tenant}\0{request_salt}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def set_caller(scope: Scope, caller: Caller) -> None:
+    """Say who sent a request."""
+    scope.setdefault("state", {})[STATE_KEY] = caller
 
 
 def caller_of(request: Request) -> Caller:

@@ -2,56 +2,70 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hasten.serving.client_watch import while_connected
+from hasten.serving.safety.exchange import exchange_of
 
 T = TypeVar("T")
-HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "content-type": "text/event-stream; charset=utf-8"}
 
 
 async def event_response(events: AsyncGenerator[bytes, None], context: AsyncExitStack) -> Response:
     """Return a response that sends events; ``context`` closes after the last, or when the client leaves.
 
-    The first event is awaited, so an exception before it is raised here and becomes a status. Later ones are for ``events`` to
-    write. On an exception ``context`` is left to the caller.
+    The first event is awaited, so an exception before it is raised here and becomes a status. ``events`` writes later ones; what
+    it raises ends the stream with the error event of the path's surface. On an exception here ``context`` is left to the caller.
     """
-    first = await anext(events)
-    held = context.pop_all()
+    first = await anext(events, b"")
+    return EventStream(first, events, context.pop_all())
 
-    async def send() -> AsyncIterator[bytes]:
-        async with held:
+
+class EventStream(Response):
+    """A stream of events. All of it runs in the task of the request."""
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None], context: AsyncExitStack) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._first, self._events, self._context = first, events, context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._context:
             try:
-                yield first
-                async for event in events:
-                    yield event
+                async with while_connected(scope, receive):
+                    await self._send(send)
+            except ClientDisconnect:
+                pass
+            except Exception as error:
+                exchange = exchange_of(scope)
+                if exchange is None:
+                    raise
+                exchange.failure = error  # not raised: Starlette takes that for a bug once an answer has begun
             finally:
-                await events.aclose()
+                await self._events.aclose()  # a request that has not ended is aborted
 
-    return StreamingResponse(send(), media_type="text/event-stream", headers=HEADERS)
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if self._first:
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return what ``work`` returns; cancel it if the client leaves. The body of the request has been read.
 
-    Raises ``asyncio.CancelledError`` if the client has left.
+    Raises ``ClientDisconnect`` then; under ``protect`` it is the request that is cancelled.
     """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
+        async with while_connected(request.scope, request.receive):
+            return await work
     finally:
-        for each in (task, watch):
-            each.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        work.close()  # it may not have begun

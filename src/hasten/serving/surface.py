@@ -24,3 +24,9 @@ class Surface:
     write_error: ErrorWriter
     request_id_header: str = "x-request-id"
     status_of: Mapping[int, int] | None = None  # statuses of this API that differ from those of ``ErrorKind``
+    status_of_code: Mapping[str, int] | None = None  # the same by ``ApiError.code``, which goes first
+    paths: frozenset[str] = frozenset()  # single paths whose errors it writes, beside ``prefixes``
+
+    def owns(self, path: str) -> bool:
+        """Return whether this surface writes the errors of a path."""
+        return path in self.paths or path.startswith(self.prefixes)
