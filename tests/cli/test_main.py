@@ -136,6 +136,7 @@ def test_version_and_help(hasten):
         for name in (
             "generate",
             "chat",
+            "serve",
             "bench",
             "eval",
             "doctor",
@@ -147,6 +148,7 @@ def test_version_and_help(hasten):
             "prompt",
             "presets",
             "diagnose",
+            "top",
         )
         if name in hasten("--help").out
     } == {command.name or command.callback.__name__ for command in main.app.registered_commands} | {"bench", "cache", "prompt"}

@@ -28,7 +28,9 @@ from hasten.cli.models import ls, pull, rm
 from hasten.cli.presets import presets
 from hasten.cli.prompt import prompt
 from hasten.cli.quantize import quantize
+from hasten.cli.serve import serve
 from hasten.cli.streams import end_output, prepare_streams
+from hasten.cli.top import top
 from hasten.cli.train import train
 from hasten.core.errors import MAX_MESSAGE, HastenError, clip, nearest, printable
 from hasten.core.renamed import RENAMED_FLAGS, remedy_for_unknown
@@ -46,7 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, presets, diagnose, doctor, pull, ls, rm, quantize):
+for command in (generate, chat, serve, top, presets, diagnose, doctor, pull, ls, rm, quantize):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")

@@ -45,6 +45,7 @@ class OptionGroup:
     title: str
     source: type
     help: Mapping[str, str]  # field name -> help text, in the order of ``--help``
+    spellings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # field name -> further flags
 
     def without(self, names: Iterable[str]) -> OptionGroup:
         """Return a group that lacks the fields ``names``."""
@@ -58,8 +59,15 @@ class OptionGroup:
         raw = {name: values.pop(name) for name in self.help}
         return {name: self.parse(name, value) for name, value in raw.items() if value is not None and value != []}
 
-    def parse(self, name: str, value: bool | str | Sequence[str]) -> Any:
-        """Return the field's value for its text or texts. Raises ``InvalidOption`` for text of the wrong form."""
+    def is_repeatable(self, name: str) -> bool:
+        """Whether a field takes several values."""
+        return option_type_of(get_type_hints(self.source)[name]).collect is not None
+
+    def parse(self, name: str, value: bool | str | Sequence[str], label: str | None = None) -> Any:
+        """Return the field's value for its text or texts.
+
+        ``label``: what an error calls the option; None: its flag. Raises ``InvalidOption`` for text of the wrong form.
+        """
         if isinstance(value, bool):
             return value
         option_type = option_type_of(get_type_hints(self.source)[name])
@@ -68,7 +76,7 @@ class OptionGroup:
             parsed = [option_type.parse(text) for text in texts]
         except (KeyError, ValueError):
             got, allowed = show(" ".join(texts)), option_type.metavar
-            raise InvalidOption(f"{_flag(name)} has the wrong form", got=got, allowed=allowed) from None
+            raise InvalidOption(f"{label or _flag(name)} has the wrong form", got=got, allowed=allowed) from None
         return option_type.collect(parsed) if option_type.collect else parsed[-1]
 
 
@@ -110,6 +118,7 @@ def _parameter(group: OptionGroup, name: str, text: str) -> inspect.Parameter:
     hint: Any = bool | None if option_type.flag else list[str] | None if option_type.collect else str | None
     info = typer.Option(
         f"{flag}/--no-{flag[2:]}" if option_type.flag else flag,
+        *group.spellings.get(name, ()),
         metavar=None if option_type.flag else option_type.metavar,
         help=text,
         rich_help_panel=group.title,

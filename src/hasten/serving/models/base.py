@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from hasten.serving.models.health import Health
 from hasten.serving.models.served_model import ServedModel
 
 
@@ -25,6 +26,9 @@ class ModelRegistry(Protocol):
     def entries(self) -> Sequence[ModelEntry]:
         """Return all models, loaded or not; the default one first."""
 
+    def loaded(self) -> Sequence[ServedModel]:
+        """Return the models that are loaded now. Asking keeps none of them loaded."""
+
     def use(self, name: str | None) -> AbstractAsyncContextManager[ServedModel]:
         """Return a context in which a model stays loaded.
 
@@ -32,3 +36,6 @@ class ModelRegistry(Protocol):
 
         Raises ``ApiError``: NOT_FOUND for an unknown name, UNAVAILABLE if the model cannot be loaded or the server drains.
         """
+
+    def health(self) -> Health:
+        """Return what the last pings have found, at once."""

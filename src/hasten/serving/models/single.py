@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from hasten.core.errors import show
 from hasten.entrypoints.async_llm import AsyncLLM
 from hasten.serving.api_error import ApiError, ErrorKind
 from hasten.serving.models.base import ModelEntry
+from hasten.serving.models.health import Health
 from hasten.serving.models.served_model import ServedModel
 
 
@@ -21,13 +23,19 @@ class SingleModel:
         max_model_len = int(model.llm.describe()["max_model_len"])
         return [ModelEntry(model.name, model.path, model.created, is_loaded=True, max_model_len=max_model_len)]
 
+    def loaded(self) -> Sequence[ServedModel]:
+        return [self._model]
+
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[ServedModel]:
         if name not in (None, self._model.name):
             raise unknown_model(name, [self._model.name])
         yield self._model
 
+    def health(self) -> Health:
+        return Health()
+
 
 def unknown_model(name: str | None, known: Sequence[str]) -> ApiError:
-    message = f"the model {name!r} does not exist on this server; it has {', '.join(map(repr, known))}"
+    message = f"the model {show(name)} does not exist on this server; it has {', '.join(map(repr, known))}"
     return ApiError(ErrorKind.NOT_FOUND, message, param="model", code="model_not_found")
