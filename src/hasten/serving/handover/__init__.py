@@ -1,0 +1,1 @@
+"""Handing a checkpoint over to another engine: vLLM."""
