@@ -4,17 +4,20 @@
 # make fuzz    malformed input by the thousand, from a new seed; FUZZ="--kind checkpoints --seed 7" names kind and seed
 # make native  the tests of the C++ kernels, with AddressSanitizer and UBSan; HASTEN_EXHAUSTIVE=1 tries every head size
 # make check   exactly what CI runs
+# make clients LangChain, LiteLLM and lm-eval against a server; installs them beside hasten (4 minutes and 1.1 GB)
 # make peers   hasten beside other engines on this CPU; installs them all (20 minutes and 15 GB), measures for 30 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 LITELLM_LOCAL_MODEL_COST_MAP=True
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 CPP := $(shell find src tests benchmarks -name '*.cpp' -o -name '*.h')
 NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/hasten/ops/cpu/native -name '*.cpp' -o -name '*.h')
 # One thread per test process: two processes of one thread beat one process of two on small models.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test exhaustive fuzz check native format lint types docs peers clean
+.PHONY: demo test exhaustive fuzz check native format lint types docs clients peers clean
 
 demo: $(VENV)/installed
 	@echo '$$ hasten generate demo "def binary_search("'
@@ -62,12 +65,16 @@ format: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	@$(BIN)/python docs/generate.py
 
+clients: $(VENV)/installed-dev $(CLIENTS)/installed
+	@HASTEN_PYTHON=$(CURDIR)/$(BIN)/python $(OFFLINE) $(CLIENTS)/bin/python -m pytest -q -c tests/clients/other/pytest.ini \
+	  --rootdir tests/clients/other tests/clients/other
+
 # make peers PEERS="--model demo --quick"   another model, a quick look; --help names all options
 peers: $(VENV)/installed
 	@$(BIN)/python benchmarks/peers.py $(PEERS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
 
 $(BIN)/python:
 	@command -v $(PYTHON) > /dev/null || { echo "hasten needs Python 3.11 or newer, and '$(PYTHON)' was not found." \
@@ -88,4 +95,10 @@ $(VENV)/installed: $(NEEDS) | $(BIN)/python
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing the development tools into $(VENV)"
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(CLIENTS)/installed: tests/clients/requirements.txt | $(BIN)/python
+	@echo "installing clients of other projects into $(CLIENTS) (a few minutes)"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
