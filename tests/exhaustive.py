@@ -38,6 +38,8 @@ SUITES = {
     "batches": Suite(108, 306, "random batches over nine formats and ways to run", "tests/engine/test_independence.py"),
     "kv files": Suite(400, 5_000, "damaged files of saved KV blocks", "tests/entrypoints/test_kv_files.py"),
     "guides": Suite(40, 1_000, "guided requests among free ones with random settings, per drafter", "tests/engine/test_guides.py"),
+    "engine kills": Suite(1, 40, "SIGKILLs of a served engine under four streams", "tests/serving/test_faults.py"),
+    "canaries": Suite(400, 10_000, "requests, 64 in flight, a third cancelled at random", "tests/serving/test_canaries.py"),
     "thoughts": Suite(6, 100, "thoughts of each budget, and the answers after them", "tests/entrypoints/test_guided_chat.py"),
     "gguf damage": Suite(100, 1_000, "damaged GGUF files", "tests/checkpoints/gguf/test_damage.py"),
     "result cache cancels": Suite(
@@ -70,6 +72,17 @@ SUITES = {
     ),
     "schemas": Suite(
         24, 300, "schemas sampled with and without drafts beside free requests", "tests/entrypoints/test_structured_outputs.py"
+    ),
+    "panels": Suite(0, 150, "expressions of dashboards evaluated by a real Prometheus", "tests/serving/metrics/test_prometheus.py"),
+    "disconnects": Suite(50, 1_000, "clients that leave at random times", "tests/serving/safety/test_disconnects.py"),
+    "generated requests": Suite(
+        150,
+        2_000,
+        "requests from the OpenAPI document, valid and not, each with two canaries",
+        "tests/serving/test_generated_requests.py",
+    ),
+    "poisoned fields": Suite(
+        12, 1_000, "fields of bodies, each with 27 bad values; there are fewer", "tests/serving/test_poisoned_fields.py"
     ),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
