@@ -4,6 +4,8 @@
 """
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,19 @@ DEMONSTRATIONS_WORDS = {
         "[`demonstrations.json`](../../benchmarks/results/demonstrations.json)。",
     ),
 }
+METRICS_INTRO = """\
+# Metrics
+
+Generated from the server's metrics by `make docs`; do not edit. [How to monitor a server](../how-to/monitor.md) says which ones to
+look at.
+
+`/metrics` sends them in Prometheus's text format, or as OpenMetrics. Names that begin with `vllm:` mean what they mean in vLLM. A
+histogram `NAME` has `NAME_bucket`, `NAME_sum` and `NAME_count`. A metric without a value, such as those of a result cache that a
+model lacks, is left out.
+"""
+# Of Anthropic's messages; a test of the server sends each of them.
+ANTHROPIC_HARMLESS = ("metadata", "service_tier", "inference_geo", "user_profile_id", "workspace_id", "diagnostics")
+SUFFIXES = {"counter": "_total", "info": "_info"}  # that Prometheus's format adds to a name
 KERNELS = ("AVX2", "AVX512-VNNI", "AMX-INT8")  # instruction sets that a caption names: the last one of a machine
 SCHEME = ("method", "bits", "group_size", "format")  # options with a column of their own
 
@@ -119,7 +134,8 @@ def generated() -> dict[Path, str]:
     """Each file that has a generated part, as it should be."""
     from hasten.cli.reference import cli_reference
 
-    files = {ROOT / "docs" / "reference" / "cli.md": cli_reference()}
+    reference = ROOT / "docs" / "reference"
+    files = {reference / "cli.md": cli_reference(), reference / "http-api.md": http_api(), reference / "metrics.md": metrics()}
     for name in WORDS:
         files[ROOT / name] = with_part(name, "benchmarks", benchmark_table(name))
     result = json.loads(QUANTISATION_RESULT.read_text(encoding="utf-8"))
@@ -135,6 +151,60 @@ def generated() -> dict[Path, str]:
     for name in DEMONSTRATIONS_WORDS:
         files[ROOT / name] = with_part(name, "demonstrations", demonstrations_table(result, name))
     return files
+
+
+def http_api() -> str:
+    """From the OpenAPI document of a server with all its surfaces; settings of requests have the words of the command line."""
+    from hasten.cli.sampling_options import HELP
+    from hasten.serving.app import create_app
+    from hasten.serving.http_reference import http_reference
+    from hasten.serving.models.model_config import ModelConfig
+    from hasten.serving.models.model_pool import ModelPool
+    from hasten.serving.openai.harmless_fields import HarmlessFields
+    from hasten.serving.openai.refused_fields import REFUSED
+    from hasten.serving.server_options import ServerOptions
+    from hasten.serving.server_state import ServerState
+    from hasten.serving.surfaces import all_surfaces
+
+    options = ServerOptions()
+    app = create_app(ServerState(options, ModelPool([ModelConfig("demo", "demo")], options)), all_surfaces())
+    # --exit-rule is the field exit_rule here.
+    words = {name: re.sub(r"--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), text) for name, text in HELP.items()}
+    harmless = {"openai": HarmlessFields.model_fields.keys(), "anthropic": ANTHROPIC_HARMLESS}
+    return http_reference(app.openapi(), harmless=harmless, refused={"openai": REFUSED}, descriptions=words)
+
+
+def metrics() -> str:
+    """From what a scrape of a server with one model and a result cache would have."""
+    from hasten import LLM
+    from hasten.serving.metrics.model_families import model_families
+    from hasten.serving.metrics.model_snapshot import ModelSnapshot
+    from hasten.serving.metrics.server_families import process_families, server_families
+    from hasten.serving.metrics.server_metrics import ServerMetrics
+
+    options = {"result_cache": "memory:", "speculative_method": "suffix", "max_model_len": 256, "kv_cache_memory": "16MiB"}
+    with LLM("demo", **options) as llm:
+        snapshots = [ModelSnapshot("demo", llm.describe(), llm.stats())]
+    return metrics_page(
+        {
+            "Engines": model_families(snapshots),
+            "The server": server_families(ServerMetrics(count_connections=int), []),
+            "Processes": process_families(snapshots),
+        }
+    )
+
+
+def metrics_page(groups: dict[str, Iterable[Any]]) -> str:
+    """The tables of Prometheus's metric families, by headline."""
+    lines = [METRICS_INTRO]
+    for title, families in groups.items():
+        lines += [f"## {title}\n", "| metric | type | labels | what it counts |", "| --- | --- | --- | --- |"]
+        for family in families:
+            labels = ", ".join(f"`{label}`" for label in family._labelnames)
+            name = family.name + SUFFIXES.get(family.type, "")
+            lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def with_part(name: str, part: str, text: str) -> str:

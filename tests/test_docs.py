@@ -1,12 +1,14 @@
 """Every snippet of the documentation runs, and every generated part is up to date.
 
-The Python blocks and ``hasten`` commands of a page run in order; the blocks share one namespace. Only ``no-run: REASON`` in its
-info string skips a block.
+The Python blocks and the commands of a page run in order; the blocks share one namespace. Only ``no-run: REASON`` in its
+info string skips a block. ``hasten serve`` starts a server for the rest of the page, on a port that replaces the page's own.
 """
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -14,14 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 
 from hasten.cli.main import run
+from tests.served_command import ServedCommands
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(?P<info>[^\n`]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 HARDWARE = {"cpu": "CPU", "usable_cores": 2, "instruction_sets": ["AVX2", "AVX512", "AVX512-VNNI"]}  # of made-up results
 OPT_OUT = re.compile(r"no-run: \w.+")
+PROGRAMS = ("hasten ", "curl ", "openssl ", "chmod ")  # of commands that run; others are for the reader
+ADDRESS = "127.0.0.1:8000"  # of the server, as pages write it
+CURL_SETTINGS = "silent\nshow-error\nfail-with-body\n"  # an error status fails the command
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,10 @@ class Snippet:
 
     @property
     def commands(self) -> list[str]:
-        """Return the ``hasten`` commands: lines after ``$`` in a console block, any line of a script."""
+        """Return the commands: lines after ``$`` in a console block, any line of a script."""
         lines = self.text.replace("\\\n", " ").splitlines()
         commands = [line[2:] for line in lines if line.startswith("$ ")] if self.language == "console" else lines
-        return [line for line in commands if line.startswith("hasten ")]
+        return [line for line in commands if line.startswith(PROGRAMS)]
 
 
 def snippets(page: str) -> Iterator[Snippet]:
@@ -49,32 +56,60 @@ def snippets(page: str) -> Iterator[Snippet]:
             yield Snippet(language, found["text"], line)
 
 
-def run_page(path: Path, page: str) -> int:
+def run_command(command: str) -> int:
+    """Return the status of a command: of one of hasten's in this process, of any other in a shell."""
+    if command.startswith("hasten "):
+        return run(shlex.split(command, comments=True)[1:])
+    Path(".curlrc").write_text(CURL_SETTINGS)
+    completed = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "CURL_HOME": os.getcwd()}, capture_output=True, check=False
+    )
+    sys.stdout.write((completed.stdout + completed.stderr).decode(errors="replace"))
+    return completed.returncode
+
+
+def run_page(path: Path, page: str, servers: ServedCommands | None = None) -> int:
     """Run the snippets of a page and return their number. A traceback shows the page's own line numbers."""
     module = types.ModuleType(f"page_{path.stem.replace('-', '_')}")
     sys.modules[module.__name__] = module  # the dataclass decorator looks up the module
-    num_run = 0
+    num_run, server = 0, None
+
+    def placed(text: str) -> str:
+        return text if server is None else text.replace(ADDRESS, server.address)
+
     try:
         for snippet in snippets(page):
             if snippet.language == "python":
-                exec(compile("\n" * snippet.line + snippet.text, str(path), "exec", dont_inherit=True), module.__dict__)
+                text = "\n" * snippet.line + placed(snippet.text)
+                exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
                 num_run += 1
             for command in snippet.commands:
-                assert run(shlex.split(command, comments=True)[1:]) == 0, f"{path.name}:{snippet.line}: {command}"
+                if command.startswith("hasten serve ") and servers is not None:
+                    server = servers.start(command)
+                else:
+                    code = run_command(placed(command))
+                    said = "" if server is None else f"; the server said: {server.output()[-4000:]}"
+                    assert code == 0, f"{path.name}:{snippet.line}: {command}{said}"
                 num_run += 1
     finally:
         del sys.modules[module.__name__]
     return num_run
 
 
+@pytest.fixture(scope="module")
+def servers():
+    with ServedCommands() as running:
+        yield running
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_snippets_run(path, tmp_path, monkeypatch, capsys):
+def test_snippets_run(path, tmp_path, monkeypatch, capsys, servers):
     """Snippets run in an empty folder with an empty standard input."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115
     page = path.read_text(encoding="utf-8")
     try:
-        num_run = run_page(path, page)
+        num_run = run_page(path, page, servers)
     finally:
         sys.stdin.close()
     assert num_run == sum((snippet.language == "python") + len(snippet.commands) for snippet in snippets(page))
@@ -210,6 +245,24 @@ def test_the_table_of_demonstrations_is_that_of_the_benchmark(generate):
     )
 
 
+def test_the_page_of_metrics_has_the_names_that_prometheus_reads(generate):
+    """As the exposition format of prometheus_client writes them."""
+    families = [
+        CounterMetricFamily("b", "Counts.", labels=("model_name", "engine")),
+        GaugeMetricFamily("a:x", "Measures."),
+        InfoMetricFamily("c", "Says."),
+        HistogramMetricFamily("d", "Spreads."),
+    ]
+    lines = generate.metrics_page({"Engines": families}).splitlines()
+    start = lines.index("## Engines")
+    assert lines[start + 4 : start + 8] == [
+        "| `b_total` | counter | `model_name`, `engine` | Counts. |",
+        "| `a:x` | gauge |  | Measures. |",
+        "| `c_info` | info |  | Says. |",
+        "| `d` | histogram |  | Spreads. |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("page", "error"),
     [
@@ -218,10 +271,12 @@ def test_the_table_of_demonstrations_is_that_of_the_benchmark(generate):
         ("```console\n$ hasten generate demo --temperature -1 x\n```\n", AssertionError),
         ("```sh\nhasten genrate\n```\n", AssertionError),
         ("```python skip\nassert False\n```\n", AssertionError),
+        ("```console\n$ curl http://127.0.0.1:1/\n```\n", AssertionError),
     ],
 )
-def test_a_wrong_snippet_is_caught(page, error):
+def test_a_wrong_snippet_is_caught(page, error, tmp_path, monkeypatch):
     """Negative control."""
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(error):
         run_page(Path("planted.md"), page)
 

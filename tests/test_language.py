@@ -85,7 +85,7 @@ VAGUE_FILES = {
 }
 MAX_FIRST_LINE = 100
 # Names in which an ordinary word means what it says to every reader.
-ALLOWED_NAMES = {"usable_cores", "trust_request_chat_template"}
+ALLOWED_NAMES = {"usable_cores"}
 # Files that hold banned words as data: the old spellings that are refused, and the tests of that.
 OLD_SPELLINGS = {"src/hasten/core/renamed.py", "tests/core/test_renamed.py", "tests/cli/test_main.py", "tests/test_language.py"}
 
