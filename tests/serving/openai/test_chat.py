@@ -274,11 +274,13 @@ def test_calls_thoughts_and_text_are_told_apart(thinking_client: httpx.Client, w
 
 
 def test_arguments_come_in_fragments(client: httpx.Client, written: list[str]) -> None:
-    written.append(CALLS[0])
-    chunks = stream(client, "chat/completions", messages=MESSAGES, tools=[WEATHER], **for_text(CALLS[0]))
+    city = "Zürich, " * 60  # longer than any draft, whose tokens come at once
+    text = CALLS[0].replace("Zürich", city)
+    written.append(text)
+    chunks = stream(client, "chat/completions", messages=MESSAGES, tools=[WEATHER], **for_text(text))
     parts = [part for chunk in chunks for part in chunk["choices"][0]["delta"].get("tool_calls", ())]
     assert len(parts) > 1 and [part["index"] for part in parts] == [0] * len(parts)
-    assert json.loads("".join(part["function"]["arguments"] for part in parts)) == {"city": "Zürich"}
+    assert json.loads("".join(part["function"]["arguments"] for part in parts)) == {"city": city}
 
 
 def test_a_malformed_call_is_text(client: httpx.Client, written: list[str]) -> None:
