@@ -76,7 +76,7 @@ def test_answers_equal_those_of_llm(plain: LLM, transport: str) -> None:
             assert "".join(delta.text for delta in deltas) == expected[0][0].outputs[0].text
             assert deltas[-1].output is not None and deltas[-1].output.outputs == expected[0][0].outputs
             assert llm.default_sampling_params() == plain.default_sampling_params()
-            assert llm.describe().keys() == plain.describe().keys()
+            assert llm.describe().keys() == plain.describe().keys() and llm.max_model_len == OPTIONS["max_model_len"]
             assert (llm.pid == os.getpid()) == (transport == "thread")
 
     run(body)

@@ -44,8 +44,9 @@ class Engine:
     def has_ended(self) -> bool:
         return self.is_dead or self.closed.is_set()
 
-    def describe(self) -> dict[str, Any]:
-        return {"max_model_len": 64}
+    @property
+    def max_model_len(self) -> int:
+        return 64
 
     async def stats(self) -> dict[str, Any]:
         if self.is_dead:

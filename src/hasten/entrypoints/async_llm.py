@@ -72,6 +72,11 @@ class AsyncLLM:
         return self._processor.tokenizer
 
     @property
+    def max_model_len(self) -> int:
+        """The most tokens of a prompt and its output."""
+        return self._client.info.max_model_len
+
+    @property
     def pid(self) -> int:
         """The id of the process in which the engine runs."""
         return self._client.pid

@@ -92,7 +92,7 @@ class ModelServer:
         except BaseException:
             self._has_to_end.set()
             raise
-        self._say(f"{model.name} is loaded, with a context of {model.llm.describe()['max_model_len']:,} tokens")
+        self._say(f"{model.name} is loaded, with a context of {model.llm.max_model_len:,} tokens")
 
     async def _drain(self) -> None:
         """Let running requests end within their time."""

@@ -123,8 +123,12 @@ class SilentLLM:
     def __init__(self, error: Exception | None = None) -> None:
         self._error, self.is_cancelled = error, False
 
+    @property
+    def max_model_len(self) -> int:
+        return 16
+
     def describe(self) -> dict[str, Any]:
-        return {"max_model_len": 16}
+        return {"max_model_len": self.max_model_len}
 
     async def stats(self) -> dict[str, Any]:
         if self._error is not None:

@@ -54,8 +54,9 @@ class FakeLLM:
         self.is_dead = self.is_silent = self.is_closed = False
         self.num_pings = 0
 
-    def describe(self) -> dict[str, Any]:
-        return {"max_model_len": 512}
+    @property
+    def max_model_len(self) -> int:
+        return 512
 
     @property
     def has_ended(self) -> bool:

@@ -76,14 +76,14 @@ def _check_room(call: Call, prepared: PreparedChat) -> None:
 
     Clients that shorten a conversation then know it by Anthropic's words.
     """
-    limit = int(call.llm.describe()["max_model_len"]) - 1
+    limit = call.llm.max_model_len - 1
     if (length := len(prepared.token_ids)) > limit:
         raise invalid(f"prompt is too long: {length} tokens > {limit} maximum", param="messages", code="context_length_exceeded")
 
 
 def sampling_params(call: Call, body: MessagesRequest, prepared: PreparedChat) -> SamplingParams:
     """Return the settings of a request. Raises ``ApiError`` and ``InvalidRequest``."""
-    room = int(call.llm.describe()["max_model_len"]) - len(prepared.token_ids)
+    room = call.llm.max_model_len - len(prepared.token_ids)
     changes: dict[str, Any] = {
         "max_tokens": max(1, min(body.max_tokens, room)),
         "stop": tuple(body.stop_sequences),

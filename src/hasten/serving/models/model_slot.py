@@ -162,7 +162,7 @@ class ModelSlot:
 
     async def _watch(self, llm: AsyncLLM) -> bool:
         """Serve the model until it is idle or dies. Return whether it is to be restarted."""
-        self.max_model_len = int(llm.describe()["max_model_len"])
+        self.max_model_len = llm.max_model_len
         max_requests = self.config.max_requests(self._options.max_requests)
         self.served = ServedModel(self.config.name, self.config.path, llm, self.created, max_requests)
         self.last_used, self.is_restarting, self.error = self._clock.time(), False, None

@@ -20,7 +20,7 @@ class SingleModel:
 
     def entries(self) -> Sequence[ModelEntry]:
         model = self._model
-        max_model_len = int(model.llm.describe()["max_model_len"])
+        max_model_len = model.llm.max_model_len
         return [ModelEntry(model.name, model.path, model.created, is_loaded=True, max_model_len=max_model_len)]
 
     def loaded(self) -> Sequence[ServedModel]:

@@ -78,7 +78,7 @@ async def tokenize(request: Request) -> JSONResponse:
     async with open_call(request, body.model) as call:
         _check(body, call)
         tokens = await until_disconnect(request, _token_ids(body, call.llm))
-        answer = {"count": len(tokens), "max_model_len": call.llm.describe()["max_model_len"], "tokens": tokens}
+        answer = {"count": len(tokens), "max_model_len": call.llm.max_model_len, "tokens": tokens}
         if body.return_token_strs:
             answer["token_strs"] = await asyncio.to_thread(tokenizer_of(call.llm).ids_to_tokens, tokens)
         return JSONResponse(answer)

@@ -68,7 +68,7 @@ class ChatCompletion:
         template = None if llm.tokenizer is None else llm.tokenizer.chat_template_source(has_tools=has_tools)
         prepared = await _prepare(call, body, tools, template)
         num_prompt_tokens = len(prepared.token_ids)
-        room = int(llm.describe()["max_model_len"]) - num_prompt_tokens
+        room = llm.max_model_len - num_prompt_tokens
         defaults, (given, field) = llm.default_sampling_params(), body.output_limit
         default = call.options.default_max_tokens
         max_tokens = read_max_tokens(given, field, body, num_prompt_tokens, defaults, room, default)
@@ -138,7 +138,7 @@ async def _prepare(call: Call, body: ChatRequest, tools: Tools, template: str | 
 
     Raises ``ApiError`` and ``InvalidRequest``.
     """
-    max_model_len = int(call.llm.describe()["max_model_len"])
+    max_model_len = call.llm.max_model_len
     options = {"tools": tools.definitions, "tool_choice": tools.choice, **body.template_kwargs(template)}
     try:
         prepared = await call.llm.prepare_chat(await body.messages_for(template), **options)

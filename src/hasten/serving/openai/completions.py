@@ -227,7 +227,7 @@ async def _read_prompt(call: Call, body: CompletionRequest, prompt: Prompt) -> _
         echo = prompt if isinstance(prompt, str) else decoded
         has_special = echo == decoded
     defaults = llm.default_sampling_params()
-    room = int(llm.describe()["max_model_len"]) - len(token_ids)
+    room = llm.max_model_len - len(token_ids)
     default = call.options.default_max_tokens
     given = 1 if body.is_score_only else body.max_tokens  # the settings are checked all the same
     max_tokens = read_max_tokens(given, "max_tokens", body, len(token_ids), defaults, room, default)

@@ -43,7 +43,7 @@ class Generation:
         if streams and parameters.decoder_input_details:
             raise invalid("decoder_input_details is not supported in streams", param="parameters.decoder_input_details")
         tokenizer = tokenizer_of(call.llm)
-        max_model_len = int(call.llm.describe()["max_model_len"])
+        max_model_len = call.llm.max_model_len
         if parameters.truncate is None:
             token_ids = await call.llm.encode(body.inputs)
         else:
