@@ -24,9 +24,9 @@ VALUES: list[Any] = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("part", ["what", "got", "allowed", "remedy"])
 def test_a_message_is_one_bounded_printable_line(value: Any, part: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     error = InvalidRequest(**{"what": "the value is wrong", part: value})
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
     assert len(str(error)) <= MAX_MESSAGE
     assert str(error).isprintable()
     rebuilt = InvalidRequest(error.what, **error.fields())  # as after the way to another process
@@ -45,11 +45,11 @@ def test_a_message_within_the_bound_is_whole() -> None:
 
 
 def test_the_nearest_name_of_anything_is_found_at_once() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     for name in ("x" * 10**7, 5, None, b"", Hostile()):
         assert nearest(name, ["left", "right"]) == "Choose one of left, right"
     assert nearest("rigth", ["left", "right"]) == "Did you mean 'right'"
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_a_value_is_shown_as_its_repr_or_cut() -> None:

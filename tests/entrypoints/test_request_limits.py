@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
     "max_logit_bias": 5,
 }
 GREEDY = SamplingParams(temperature=0, max_tokens=2)
-SECONDS = 1.0  # for a request that is refused; tokenising 10 MB takes twenty times as long
+SECONDS = 1.0  # of CPU, which a busy machine does not lengthen; tokenising 10 MB takes twenty times as long
 
 # Settings at the limit, settings beyond it, and the option that raises it.
 LIMITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -66,10 +66,10 @@ def kind(value: Any) -> str:
 
 def refused(call: Callable[[], Any]) -> InvalidRequest:
     """Return the error of a call that is refused at once."""
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(InvalidRequest) as error:
         call()
-    assert time.perf_counter() - started < SECONDS
+    assert time.thread_time() - started < SECONDS
     return error.value
 
 
@@ -142,9 +142,9 @@ def test_the_asynchronous_engine_refuses_the_same() -> None:
                     pass
             assert (await llm.generate("x", GREEDY)).error is None
 
-    started = time.perf_counter()
+    started = time.process_time()
     asyncio.run(session())
-    assert time.perf_counter() - started < 20 * SECONDS
+    assert time.process_time() - started < 20 * SECONDS
 
 
 def test_text_at_the_bound_is_tokenised(llm: LLM) -> None:

@@ -200,12 +200,12 @@ def test_a_broken_template_is_an_error_of_the_checkpoint() -> None:
 
 def test_the_time_limit_holds_for_a_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finding out which form of contents a template reads renders it several times."""
-    monkeypatch.setattr("hasten.text.chat_template.SECONDS", 0.3)
+    monkeypatch.setattr("hasten.text.chat_template.SECONDS", 1.0)
     template = ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", {})
     begin = time.monotonic()
     with pytest.raises(InvalidRequest, match="exceeds its limits"):
         template.render([*user("Hi"), {"role": "assistant", "content": "Hello"}, {"role": "tool", "content": "1"}])
-    assert time.monotonic() - begin < 0.9
+    assert time.monotonic() - begin < 2.9
     # The limit says nothing about the template, so nothing is remembered of it.
     assert [forms._reads for forms in template._content_forms.values()] == [{}]
     template.close()

@@ -58,10 +58,10 @@ def test_native_code_refuses_what_python_would_let_through(number: int) -> None:
 
 
 def test_impossible_threads_are_refused_at_once() -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(InvalidOption, match="threads is out of range: got 2147483647; allowed: a whole number from 1 to 4,096"):
         find_cpu(threads=2**31 - 1)
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_threads_that_the_system_refuses_are_an_error_and_leave_none_behind() -> None:
