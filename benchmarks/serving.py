@@ -62,11 +62,11 @@ class Server:
             [sys.executable, __file__, "--client", str(self.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, asked: list[list[int]], tokens: int) -> dict[str, Any]:
+    def run(self, asked: list[list[int]], tokens: int, temperature: float = 0.8) -> dict[str, Any]:
         """Send all prompts at once; return the client's times and the front end's processor time."""
         before = cpu_seconds(self._program.pid)
         assert self._client.stdin is not None and self._client.stdout is not None
-        self._client.stdin.write(json.dumps({"prompts": asked, "tokens": tokens}) + "\n")
+        self._client.stdin.write(json.dumps({"prompts": asked, "tokens": tokens, "temperature": temperature}) + "\n")
         self._client.stdin.flush()
         found: dict[str, Any] = json.loads(self._client.stdout.readline())
         return found | {"front_cpu": cpu_seconds(self._program.pid) - before}
@@ -77,9 +77,9 @@ class Server:
         self._program.wait()
 
 
-async def request(port: int, prompt: list[int], tokens: int) -> tuple[float, float, int]:
+async def request(port: int, prompt: list[int], tokens: int, temperature: float) -> tuple[float, float, int]:
     """Return the seconds to the first event and to the end, and the output tokens."""
-    body = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0.8, "seed": 1}
+    body = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": temperature, "seed": 1}
     data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
     begin = time.perf_counter()
@@ -99,7 +99,9 @@ async def client(port: int) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         begin = time.perf_counter()
-        results = await asyncio.gather(*(request(port, prompt, order["tokens"]) for prompt in order["prompts"]))
+        results = await asyncio.gather(
+            *(request(port, prompt, order["tokens"], order["temperature"]) for prompt in order["prompts"])
+        )
         seconds = time.perf_counter() - begin
         firsts, _, tokens = zip(*results, strict=True)
         print(json.dumps({"seconds": seconds, "ttft": statistics.median(firsts), "tokens": sum(tokens)}), flush=True)
