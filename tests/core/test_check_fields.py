@@ -27,6 +27,7 @@ from hasten.cli.server_options import SERVE, SERVER, ServeOptions
 from hasten.cli.task_options import TASK
 from hasten.cli.template_options import TEMPLATE
 from hasten.cli.train import KINDS, TRAINING
+from hasten.compress.prune.options import PruneOptions
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.compress.quantize.rounding.gptq import Gptq
 from hasten.compress.quantize.rounding.hqq import Hqq
@@ -50,6 +51,7 @@ from hasten.prompts.template import PromptTemplate
 from hasten.prompts.template_options import TemplateOptions
 from hasten.scheduling.config import SchedulerConfig
 from hasten.serving.server_options import ServerOptions
+from hasten.training.distill.recipe import DistillRecipe
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, SoftPromptRecipe
 
@@ -110,9 +112,11 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     DraftModelRecipe: DraftModelRecipe,
     EarlyExitRecipe: EarlyExitRecipe,
     SoftPromptRecipe: SoftPromptRecipe,
+    DistillRecipe: DistillRecipe,
     SoftPromptOptions: SoftPromptOptions,
     Workload: WORKLOAD,
     QuantizeOptions: QuantizeOptions,
+    PruneOptions: functools.partial(PruneOptions, ratio=0.25),
     Gptq: Gptq,
     Hqq: Hqq,
     Awq: Awq,

@@ -152,7 +152,7 @@ def test_transformers_loads_a_draft_of_every_family(tiny, tmp_path, name):
     target = TargetModel.load(folder)
     task = build_task(DraftModelRecipe(layers=2, hidden=32), target, None, 5)
     with torch.no_grad():
-        for parameter in task.decoder.parameters():
+        for parameter in task.model.decoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
     task.save(tmp_path / "draft", DraftScore.zero())
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "draft", dtype=torch.float32, attn_implementation="eager").eval()
@@ -160,7 +160,7 @@ def test_transformers_loads_a_draft_of_every_family(tiny, tmp_path, name):
     with torch.no_grad():
         expected = reference(IDS).logits[0]
         assert differences(dense_logits(loaded.decoder, [IDS[0].tolist()]), expected) == []
-        assert differences(dense_logits(task.decoder, [IDS[0].tolist()]), expected) == []
+        assert differences(dense_logits(task.model.decoder, [IDS[0].tolist()]), expected) == []
     assert loaded.spec.vocab_size == target.spec.vocab_size and loaded.spec.tie_word_embeddings
 
 
@@ -172,7 +172,7 @@ def test_the_loss_mixes_the_target_and_the_text(model):
     rows = [row.tolist() for row in batch.ids_BS]
     with torch.no_grad():
         teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()(batch.ids_BS).logits[:, :-1].flatten(0, 1)
-        draft = dense_logits(task.decoder, rows).view(2, 64, -1)[:, :-1].flatten(0, 1)
+        draft = dense_logits(task.model.decoder, rows).view(2, 64, -1)[:, :-1].flatten(0, 1)
         hard = torch.nn.functional.one_hot(batch.ids_BS[:, 1:].flatten(), 101)
         labels = 0.75 * teacher.softmax(-1) + 0.25 * hard
         expected = torch.nn.functional.kl_div(draft.log_softmax(-1), labels, reduction="batchmean")
@@ -202,7 +202,7 @@ def test_the_default_draft_fits_heads_of_size_256(tmp_path):
     config = LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=101, max_position_embeddings=64)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     task = build_task(DraftModelRecipe(), TargetModel.load(tmp_path), None, 0)
-    assert task.decoder.spec.hidden_size == 256
+    assert task.model.decoder.spec.hidden_size == 256
 
 
 def test_the_draft_keeps_the_targets_proportions(tiny):

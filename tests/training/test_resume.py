@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -30,10 +31,10 @@ SETTINGS = {"kind": "toy", "lr": 0.01}
 class ToyTask:
     """A bigram table whose loss has the noise of the step: cheap, and never at rest."""
 
-    def __init__(self, diverges_at: int | None = None) -> None:
+    def __init__(self, diverges_at: int | None = None, noise: float = 0.1) -> None:
         self.table = nn.Parameter(torch.zeros(32, 32))
         self.bias = nn.Parameter(torch.zeros(32))
-        self.calls, self.diverges_at = 0, diverges_at
+        self.calls, self.diverges_at, self.noise = 0, diverges_at, noise
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return {"table": self.table, "bias": self.bias}
@@ -41,7 +42,7 @@ class ToyTask:
     def loss(self, batch: Batch) -> Tensor:
         self.calls += 1
         noise = torch.randn(32, generator=batch.generator())
-        logits = self.table[batch.ids_BS[:, :-1].flatten() % 32] + self.bias + 0.1 * noise
+        logits = self.table[batch.ids_BS[:, :-1].flatten() % 32] + self.bias + self.noise * noise
         loss = nn.functional.cross_entropy(logits, batch.ids_BS[:, 1:].flatten() % 32)
         return loss * (math.nan if self.calls == self.diverges_at else 1.0)
 
@@ -99,7 +100,28 @@ def test_an_interrupted_run_gives_the_same_result_bit_for_bit(corpus, tmp_path, 
     assert result(loop) == uninterrupted
 
 
-@pytest.mark.parametrize("name", ["weight.table", "exp_avg.bias", "exp_avg_sq.table"])
+def test_the_moments_of_muon_are_resumed_and_several_batches_make_a_step(corpus, tmp_path):
+    options = dataclasses.replace(OPTIONS, steps=12, optimizer="muon", accumulate=3)
+    expected = make_loop(corpus, tmp_path / "complete", options=options)
+    assert expected.run(never) is not None
+    assert make_loop(corpus, tmp_path / "broken", options=options).run(stop_after(5)) is None
+    loop = make_loop(corpus, tmp_path / "broken", options=options)
+    assert {moment for moment, _, _ in loop.optimizer.tensors()} == {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}
+    assert loop.run(never) is not None
+    assert result(loop) == result(expected)
+
+
+def test_a_step_of_several_batches_has_the_gradient_of_their_union(corpus, tmp_path):
+    gradients = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        options = dataclasses.replace(OPTIONS, steps=1, batch=batch, accumulate=accumulate)
+        loop = make_loop(corpus, tmp_path / str(batch), ToyTask(noise=0.0), options)
+        loop.run(never)
+        gradients.append(next(value for moment, name, value in loop.optimizer.tensors() if (moment, name) == ("exp_avg", "table")))
+    assert torch.allclose(*gradients, atol=1e-8) and bool(gradients[0].any())
+
+
+@pytest.mark.parametrize("name", ["weight.table", "exp_avg/bias", "exp_avg_sq/table"])
 def test_a_tensor_missing_from_the_state_would_be_detected(corpus, tmp_path, uninterrupted, name):
     """Negative control: the comparison sees parameters or moments that were not restored."""
     assert make_loop(corpus, tmp_path).run(stop_after(10)) is None

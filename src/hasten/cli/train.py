@@ -26,7 +26,10 @@ TRAINING = OptionGroup(
     {
         "steps": f"Optimizer steps; {DEFAULT_STEPS} by default.",
         "minutes": "Instead of --steps: as many steps as fit into about this time.",
-        "batch": "Sequences per step.",
+        "batch": "Sequences per batch.",
+        "accumulate": "Batches per optimizer step, whose gradients add up.",
+        "optimizer": "adamw, or muon: Muon for the matrices inside the layers, and AdamW for the rest.",
+        "precision": "Of matrix products: float32, bfloat16, or auto, which is bfloat16 where the processor computes in it.",
         "seq_len": "Tokens per sequence.",
         "lr": "Peak learning rate; the default depends on what is trained.",
         "validation_fraction": "Part of the text that is kept for validation.",

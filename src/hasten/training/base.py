@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from hasten.training.score import AnyScore
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hasten.training.callback import TrainingCallback
     from hasten.training.corpus import Batch
-    from hasten.training.draft_score import DraftScore
     from hasten.training.options import TrainOptions
 
 
-class TrainingTask(Protocol):
+class TrainingTask(Protocol[AnyScore]):
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the trained parameters by name: float32, ``requires_grad``, the same objects at every call."""
         ...
@@ -24,11 +25,11 @@ class TrainingTask(Protocol):
         """Return the mean loss of a batch, a scalar that depends on the parameters and the batch only."""
         ...
 
-    def evaluate(self, batch: Batch) -> DraftScore:
-        """Return the loss and the acceptance on a validation batch. The caller disables gradients."""
+    def evaluate(self, batch: Batch) -> AnyScore:
+        """Return the score of a validation batch. The caller disables gradients."""
         ...
 
-    def save(self, folder: Path, score: DraftScore) -> None:
+    def save(self, folder: Path, score: AnyScore) -> None:
         """Write the checkpoint of the current parameters. ``score`` is their validation score."""
         ...
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from hasten.training.base import TrainingTask
 from hasten.training.corpus import BatchSource
 from hasten.training.draft_model_task import DraftModelTask
+from hasten.training.draft_score import DraftScore
 from hasten.training.eagle_task import EagleTask
 from hasten.training.early_exit.task import EarlyExitTask
 from hasten.training.medusa_task import MedusaTask
@@ -14,7 +15,7 @@ from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitReci
 from hasten.training.soft_prompt_task import SoftPromptTask
 from hasten.training.target_model import TargetModel
 
-_TASKS: Mapping[type, Callable[..., TrainingTask]] = {
+_TASKS: Mapping[type, Callable[..., TrainingTask[DraftScore]]] = {
     MedusaRecipe: MedusaTask,
     EagleRecipe: EagleTask,
     DraftModelRecipe: DraftModelTask,
@@ -23,7 +24,7 @@ _TASKS: Mapping[type, Callable[..., TrainingTask]] = {
 }
 
 
-def build_task(recipe: Recipe, target: TargetModel, corpus: BatchSource, seed: int) -> TrainingTask:
+def build_task(recipe: Recipe, target: TargetModel, corpus: BatchSource, seed: int) -> TrainingTask[DraftScore]:
     """Return a task whose initial parameters depend on the arguments only.
 
     Raises ``HastenError`` if the recipe does not fit the model.

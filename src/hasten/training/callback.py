@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hasten.training.draft_score import DraftScore
+from hasten.training.score import Score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ class TrainingCallback:
     def on_step_end(self, step: int, total_steps: int, loss: float) -> None:
         """Report ``step`` finished updates. ``loss`` is that of the last batch."""
 
-    def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
+    def on_evaluate(self, step: int, total_steps: int, loss: float, score: Score) -> None:
         """Report a validation score. ``loss`` is the mean training loss since the last evaluation."""
 
 
@@ -41,7 +41,7 @@ class ConsoleCallback(TrainingCallback):
             self._bar_task = self._bar.add_task("training", total=total_steps, completed=step, loss=loss)
         self._bar.update(self._bar_task, completed=step, loss=loss)
 
-    def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
+    def on_evaluate(self, step: int, total_steps: int, loss: float, score: Score) -> None:
         self.on_log(evaluation_line(step, total_steps, loss, score))
 
 
@@ -58,8 +58,7 @@ def console_callback() -> Iterator[ConsoleCallback]:
         yield ConsoleCallback(console, bar)
 
 
-def evaluation_line(step: int, total_steps: int, loss: float, score: DraftScore) -> str:
+def evaluation_line(step: int, total_steps: int, loss: float, score: Score) -> str:
     """Return a line such as ``step 2 of 9: loss 2.310, validation 2.451, accepted 41.2% (0.41 tokens)``."""
-    shares = " ".join(f"{share:.1%}" for share in score.acceptance)
-    figures = f", agreed {shares}" if score.exit_layers else f", accepted {shares} ({score.accepted_length:.2f} tokens)"
-    return f"step {step} of {total_steps}: loss {loss:.3f}, validation {score.mean_loss:.3f}{figures if score.accepted else ''}"
+    figures = [f"loss {loss:.3f}", f"validation {score.mean_loss:.3f}", *filter(None, [score.describe()])]
+    return f"step {step} of {total_steps}: {', '.join(figures)}"

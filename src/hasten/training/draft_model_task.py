@@ -19,20 +19,16 @@ from torch import Tensor, nn
 from hasten.checkpoints.formats.draft_ids import write_draft_ids
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import InvalidOption
-from hasten.layers.attention import DenseContext
-from hasten.models.decoder import Decoder
-from hasten.models.family import find_family
-from hasten.models.load import check_draft_vocabulary, load_decoder
-from hasten.models.save import write_decoder
+from hasten.models.load import check_draft_vocabulary
 from hasten.training.corpus import Batch, Corpus, draft_token_ids
 from hasten.training.draft_score import DraftScore, count_accepted, topk_tokens
 from hasten.training.lm_head_loss import Labels, lm_head_loss, teacher_probs
 from hasten.training.recipes import DraftModelRecipe
-from hasten.training.target_model import TargetModel, dense_weight, trainable_spec
+from hasten.training.target_model import TargetModel
+from hasten.training.trainable_model import TrainableModel
 
 CHAIN_LENGTH = 4  # draft tokens of the validation score
 DEFAULT_LAYERS, DEFAULT_HIDDEN = 2, 128  # of a new model; the hidden size is approximate
-INIT_STD = 0.02  # of the initial matrices
 _COPIED_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -48,12 +44,11 @@ class DraftModelTask:
     def __init__(self, target: TargetModel, recipe: DraftModelRecipe, corpus: Corpus, seed: int) -> None:
         """Raise ``InvalidOption`` or ``CheckpointError`` for a draft model that does not fit the target."""
         self.target, self.hard_label_weight = target, recipe.hard_label_weight
-        self.config, self.decoder = _load_draft(recipe.init_from, target) if recipe.init_from else _new_draft(recipe, target, seed)
+        self.model = _load_draft(recipe.init_from, target) if recipe.init_from else _new_draft(recipe, target, seed)
         self._draft_ids_D = draft_token_ids(corpus, recipe.draft_vocab, target.spec.vocab_size)
-        self.decoder.requires_grad_(True)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        return dict(self.decoder.named_parameters())
+        return dict(self.model.decoder.named_parameters())
 
     def loss(self, batch: Batch) -> Tensor:
         return self._loss(batch, *self._run(batch))
@@ -65,7 +60,7 @@ class DraftModelTask:
         """
         shape = batch.ids_BS.shape
         hidden_TE, normed_TE = self._run(batch)
-        draft_BSK = topk_tokens(hidden_TE, dense_weight(self.decoder.lm_head)).view(*shape, -1)
+        draft_BSK = topk_tokens(hidden_TE, self.model.lm_head_VE).view(*shape, -1)
         target_BS = self.target.greedy_tokens(normed_TE).view(shape)
         count = shape[1] - CHAIN_LENGTH + 1
         drafted = [draft_BSK[:, depth : depth + count].flatten(0, 1) for depth in range(CHAIN_LENGTH)]
@@ -73,7 +68,7 @@ class DraftModelTask:
         return count_accepted(torch.stack(drafted), torch.stack(labels), float(self._loss(batch, hidden_TE, normed_TE)))
 
     def save(self, folder: Path, score: DraftScore) -> None:
-        write_decoder(folder, self.decoder, find_family(self.config), self.config, self.target.dtype)
+        self.model.write(folder, dtype=self.target.dtype)
         if self._draft_ids_D is not None:
             write_draft_ids(folder, self._draft_ids_D)
         for pattern in _COPIED_FILES:
@@ -82,10 +77,8 @@ class DraftModelTask:
 
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the inputs of the draft's and of the target's lm_head, [T, E] with the size of each model."""
-        num_sequences, seq_len = batch.ids_BS.shape
-        context = DenseContext(self.target.ops, self.decoder.rotary, [seq_len] * num_sequences)
-        last_TE = self.decoder.run(self.decoder.embed(batch.ids_BS.flatten()), context.positions_T, context)
-        return self.decoder.norm(last_TE), self.target.normed(self.target.hidden_states(batch.ids_BS))
+        student_TE = self.model.normed(self.model.hidden_states(batch.ids_BS))
+        return student_TE, self.target.normed(self.target.hidden_states(batch.ids_BS))
 
     def _loss(self, batch: Batch, hidden_TE: Tensor, normed_TE: Tensor) -> Tensor:
         """Return the mean over all tokens but a sequence's last, which has no next token in the text."""
@@ -93,7 +86,7 @@ class DraftModelTask:
         hidden_RE, normed_RE = (x_TE.view(num_sequences, seq_len, -1)[:, :-1].flatten(0, 1) for x_TE in (hidden_TE, normed_TE))
         teacher = None if self.hard_label_weight == 1.0 else teacher_probs(normed_RE, self.target.lm_head_VE)
         labels = Labels(batch.ids_BS[:, 1:].flatten(), teacher, self.hard_label_weight)
-        return lm_head_loss(hidden_RE, dense_weight(self.decoder.lm_head), labels) / len(hidden_RE)
+        return lm_head_loss(hidden_RE, self.model.lm_head_VE, labels) / len(hidden_RE)
 
 
 def draft_config(config: Mapping[str, Any], *, layers: int, hidden: int | None) -> dict[str, Any]:
@@ -137,34 +130,17 @@ def _scaled_inner(inner: int, hidden: int, size: int) -> int:
     return -(-inner * hidden // size // 32) * 32
 
 
-def _new_draft(recipe: DraftModelRecipe, target: TargetModel, seed: int) -> tuple[Mapping[str, Any], Decoder]:
+def _new_draft(recipe: DraftModelRecipe, target: TargetModel, seed: int) -> TrainableModel:
     config = draft_config(target.config, layers=recipe.layers or DEFAULT_LAYERS, hidden=recipe.hidden)
-    decoder = Decoder(find_family(config).spec(config), target.ops, torch.float32)
-    _init_weights(decoder, seed)
-    return config, decoder
+    return TrainableModel.new(config, seed, target.ops)
 
 
-def _load_draft(init_from: str, target: TargetModel) -> tuple[Mapping[str, Any], Decoder]:
+def _load_draft(init_from: str, target: TargetModel) -> TrainableModel:
     """Load the initial model.
 
     Raises like ``TargetModel.load``, and ``InvalidOption`` for another vocabulary.
     """
-    folder = resolve(init_from, None, quiet=True)
-    trainable_spec(folder)
-    loaded = load_decoder(folder, dtype="float32", ops=target.ops)
+    model = TrainableModel.load(resolve(init_from, None, quiet=True), target.ops)
     remedy = "Give a smaller model of the same family, or leave out init_from"
-    check_draft_vocabulary(loaded.spec, init_from, target.spec.vocab_size, remedy)
-    return loaded.config, loaded.decoder
-
-
-@torch.no_grad()
-def _init_weights(decoder: Decoder, seed: int) -> None:
-    """Initialise like GPT-2 (Radford et al., 2019): smaller matrices where they add to the residual."""
-    generator = torch.Generator().manual_seed(seed)
-    residual_std = INIT_STD / (2 * decoder.spec.num_layers) ** 0.5
-    for name, parameter in sorted(decoder.named_parameters()):
-        if parameter.ndim > 1:
-            residual = name.endswith((".out.format.weight", ".down.format.weight"))
-            parameter.normal_(0.0, residual_std if residual else INIT_STD, generator=generator)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    check_draft_vocabulary(model.spec, init_from, target.spec.vocab_size, remedy)
+    return model

@@ -65,6 +65,13 @@ class DraftScore:
         count = max(1, self.num_positions)
         return tuple(tuple(hits / count for hits in ranks) for ranks in self.rank_hits)
 
+    def describe(self) -> str:
+        """Return the acceptance or the agreement, such as ``accepted 41.2% (0.41 tokens)``."""
+        shares = " ".join(f"{share:.1%}" for share in self.acceptance)
+        if self.exit_layers:
+            return f"agreed {shares}"
+        return f"accepted {shares} ({self.accepted_length:.2f} tokens)" if self.accepted else ""
+
     def as_dict(self) -> dict[str, Any]:
         """Return the entries of ``training.json``."""
         entries: dict[str, Any] = {"loss": self.mean_loss, "positions": self.num_positions}

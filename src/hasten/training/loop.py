@@ -7,11 +7,13 @@ resumed run therefore gives the same result, bit for bit, as an uninterrupted ru
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -21,8 +23,9 @@ from hasten.core.errors import InvalidOption
 from hasten.training.base import TrainingTask
 from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Batch, BatchSource
-from hasten.training.draft_score import DraftScore
+from hasten.training.optimizer import Optimizer
 from hasten.training.options import DEFAULT_STEPS, TrainOptions
+from hasten.training.precision import autocast
 from hasten.training.resume import ResumeFolder, SavedState, damaged_state
 from hasten.training.schedule import (
     EVALUATION_SHARE,
@@ -32,10 +35,10 @@ from hasten.training.schedule import (
     num_evaluation_sequences,
     warmup_steps,
 )
+from hasten.training.score import AnyScore
 
 MAX_GRAD_NORM = 1.0  # gradient clipping (Pascanu et al., 2013)
 FINAL_EVALUATION_FACTOR = 4  # sequences of the final evaluation, relative to the others
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ class TrainingState:
     total_steps: int  # without early stopping
     step: int = 0
     losses: list[float] = field(default_factory=list)  # training losses since the last evaluation
-    evaluations: list[dict[str, Any]] = field(default_factory=list)  # step, train_loss and the entries of ``DraftScore.as_dict``
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # step, train_loss and the entries of ``Score.as_dict``
     best: int | None = None  # index of the evaluation with the lowest loss
     num_sequences: int = 0  # that passed through the model, for training and for validation
     num_tokens: int = 0  # of these, with padding
@@ -60,10 +63,10 @@ class TrainingState:
         return self.step >= self.total_steps or without_progress >= patience
 
 
-class TrainingLoop:
+class TrainingLoop(Generic[AnyScore]):
     def __init__(
         self,
-        task: TrainingTask,
+        task: TrainingTask[AnyScore],
         corpus: BatchSource,
         options: TrainOptions,
         resume: ResumeFolder,
@@ -76,11 +79,11 @@ class TrainingLoop:
         self.task, self.corpus, self.options, self.resume, self.callback = task, corpus, options, resume, callback
         self.lr = lr
         self.parameters = dict(sorted(task.parameters().items()))
-        self.optimizer = torch.optim.AdamW(list(self.parameters.values()), lr=lr, weight_decay=weight_decay)
+        self.optimizer = Optimizer(options.optimizer, self.parameters, lr=lr, weight_decay=weight_decay)
         self.best: dict[str, Tensor] = {}
         self.state = self._restore() or self._begin()
 
-    def run(self, should_stop: Callable[[], bool]) -> DraftScore | None:
+    def run(self, should_stop: Callable[[], bool]) -> AnyScore | None:
         """Train, put the best parameters in place and return their validation score.
 
         None if ``should_stop`` returned True; the state is saved then. Raises ``InvalidOption`` for a loss that is not finite.
@@ -109,32 +112,34 @@ class TrainingLoop:
 
     def _step(self) -> float:
         state = self.state
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, state.total_steps, self.lr)
-        batch = self._batch(state.step)
-        loss = self._backward(batch)
+        loss = sum(map(self._backward, self._batches(state.step, count=True)))
         if not math.isfinite(loss):
             raise InvalidOption(
                 f"the loss is not finite at step {state.step + 1}", got=f"lr={self.lr:g}", remedy="Train with a smaller --lr"
             )
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), MAX_GRAD_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(learning_rate(state.step, state.total_steps, self.lr))
         state.step += 1
         state.losses.append(loss)
-        self._count(batch)
         return loss
 
-    def _batch(self, step: int) -> Batch:
-        return self.corpus.batch(step, self.options.batch, self.options.seq_len, self.options.seed)
+    def _batches(self, step: int, *, count: bool) -> Iterator[Batch]:
+        """Yield the batches whose gradients one step adds up. ``count``: count their tokens."""
+        options = self.options
+        for number in range(step * options.accumulate, (step + 1) * options.accumulate):
+            batch = self.corpus.batch(number, options.batch, options.seq_len, options.seed)
+            if count:
+                self._count(batch)
+            yield batch
 
     def _count(self, batch: Batch) -> None:
         self.state.num_sequences += len(batch.ids_BS)
         self.state.num_tokens += batch.ids_BS.numel()
 
     def _backward(self, batch: Batch) -> float:
-        """Add the gradients of a batch and return its loss."""
-        loss = self.task.loss(batch)
+        """Add the gradients of a batch to those of the step, and return its part of the step's loss."""
+        with autocast(self.options.precision):
+            loss = self.task.loss(batch) / self.options.accumulate
         torch.autograd.backward(loss)
         return float(loss.detach())
 
@@ -148,7 +153,7 @@ class TrainingLoop:
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.callback.on_evaluate(state.step, state.total_steps, train_loss, score)
 
-    def _validate(self, num_sequences: int) -> DraftScore:
+    def _validate(self, num_sequences: int) -> AnyScore:
         """Return the score of validation sequences, and count their tokens."""
         batches = self._validation_batches(num_sequences)
         for batch in batches:
@@ -159,15 +164,15 @@ class TrainingLoop:
         return list(self.corpus.validation_batches(self.options.batch, self.options.seq_len, num_sequences))
 
     @torch.no_grad()
-    def _validation_score(self, batches: list[Batch]) -> DraftScore:
-        return sum((self.task.evaluate(batch) for batch in batches), DraftScore.zero())
+    def _validation_score(self, batches: list[Batch]) -> AnyScore:
+        with autocast(self.options.precision):
+            return functools.reduce(operator.add, (self.task.evaluate(batch) for batch in batches))
 
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
             tensors[f"weight.{name}"] = parameter
-            tensors |= {f"{moment}.{name}": moments[moment] for moment in _MOMENTS if moment in moments}
+        tensors |= {f"{moment}/{name}": value for moment, name, value in self.optimizer.tensors()}
         self.resume.save(self.state.step, SavedState(tensors, dataclasses.asdict(self.state)))
 
     def _restore(self) -> TrainingState | None:
@@ -191,9 +196,12 @@ class TrainingLoop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved.tensors[f"weight.{name}"])
-                if f"{_MOMENTS[0]}.{name}" in saved.tensors:
-                    moments = {moment: saved.tensors[f"{moment}.{name}"].clone() for moment in _MOMENTS}
-                    self.optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in saved.tensors.items():
+            moment, slash, name = key.partition("/")
+            if slash:
+                moments.setdefault(name, {})[moment] = value
+        self.optimizer.restore(moments)
         self.best = {name.removeprefix("best."): tensor for name, tensor in saved.tensors.items() if name.startswith("best.")}
         return state
 
@@ -209,8 +217,9 @@ class TrainingLoop:
         """Return how many steps, with their evaluations, fit into a time. Runs two steps and times the second."""
         for _ in range(2):
             begin = time.monotonic()
-            self._backward(self._batch(0))
-            self.optimizer.zero_grad(set_to_none=True)
+            for batch in self._batches(0, count=False):
+                self._backward(batch)
+            self.optimizer.zero_grad()
             step_time = time.monotonic() - begin
         begin = time.monotonic()
         self._validation_score(self._validation_batches(self.options.batch))

@@ -31,7 +31,7 @@ from hasten.training.draft_score import topk_tokens
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """Hidden states of a batch, without a graph."""
+    """Hidden states of a batch."""
 
     last_TE: Tensor  # after the last layer, before the final norm
     aux_hidden_states: Mapping[int, Tensor]  # layer index (from 0) -> its output [T, E]
@@ -51,9 +51,7 @@ class TargetModel:
         trainable_spec(folder)
         ops = TorchOps()
         loaded = load_decoder(folder, dtype="float32", ops=ops, progress=progress)
-        name = str(loaded.config.get("dtype") or loaded.config.get("torch_dtype")).removeprefix("torch.")
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
-        return cls(loaded.decoder.requires_grad_(False), ops, loaded.config, folder, dtype)
+        return cls(loaded.decoder.requires_grad_(False), ops, loaded.config, folder, stored_dtype(loaded.config))
 
     @property
     def spec(self) -> DecoderSpec:
@@ -71,7 +69,7 @@ class TargetModel:
     @torch.no_grad()
     def hidden_states(self, ids_BS: Tensor, aux_layer_indices: Collection[int] = ()) -> HiddenStates:
         """Run every sequence from position 0 and keep the outputs of ``aux_layer_indices`` (from 0)."""
-        context = DenseContext(self.ops, self.decoder.rotary, [ids_BS.shape[1]] * len(ids_BS))
+        context = DenseContext(self.ops, self.decoder.rotary, [ids_BS.shape[1]] * len(ids_BS), ids_BS.device)
         aux_hidden_states: dict[int, Tensor] = {}
         hooks = {layer: _store_output(aux_hidden_states, layer) for layer in aux_layer_indices}
         last_TE = self.decoder.run(self.decoder.embed(ids_BS.flatten()), context.positions_T, context, hooks=hooks)
@@ -86,6 +84,12 @@ class TargetModel:
     def greedy_tokens(self, normed_XE: Tensor) -> Tensor:
         """Return the most likely next token of each normed hidden state, [..., E] -> [...]."""
         return topk_tokens(normed_XE.flatten(0, -2), self.lm_head_VE)[:, 0].view(normed_XE.shape[:-1])
+
+
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype of a checkpoint's weights by its configuration; float32 if it names none."""
+    name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
 
 
 def trainable_spec(folder: Path) -> DecoderSpec:

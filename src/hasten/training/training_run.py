@@ -98,7 +98,7 @@ class TrainingRun:
         self.resume.remove()
         return TrainingResult(score, loop.state)
 
-    def _calibrate(self, task: TrainingTask, corpus: BatchSource) -> Mapping[str, Any] | None:
+    def _calibrate(self, task: TrainingTask[DraftScore], corpus: BatchSource) -> Mapping[str, Any] | None:
         if not isinstance(task, CalibratedTask):
             return {}
         return task.calibrate(corpus, self.options, self.callback, self.should_stop)

@@ -21,10 +21,10 @@ from hasten.prompts.metric import text_digest
 from hasten.prompts.optimizer import Candidate, Workbench
 from hasten.prompts.task import PromptItem
 from hasten.training.callback import TrainingCallback, evaluation_line
-from hasten.training.draft_score import DraftScore
 from hasten.training.examples import Example, Examples, output_tokens
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import MAX_VIRTUAL_TOKENS, SoftPromptRecipe
+from hasten.training.score import Score
 from hasten.training.train import train_on_examples
 from hasten.training.training_run import REPORT
 
@@ -115,5 +115,5 @@ class _Log(TrainingCallback):
     def on_step_end(self, step: int, total_steps: int, loss: float) -> None:
         self.bench.on_progress(step, total_steps)
 
-    def on_evaluate(self, step: int, total_steps: int, loss: float, score: DraftScore) -> None:
+    def on_evaluate(self, step: int, total_steps: int, loss: float, score: Score) -> None:
         self.bench.on_log(evaluation_line(step, total_steps, loss, score))

@@ -1,0 +1,1 @@
+"""Pruning: a checkpoint with fewer heads, neurons, channels or layers, or with weights of zero."""
