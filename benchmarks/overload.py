@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import re
 import statistics
@@ -45,6 +46,8 @@ async def load_slow(config: ModelConfig) -> AsyncLLM:
         return found
 
     runner.run = slow_run
+    gc.collect()
+    gc.freeze()  # as the process of an engine does; here the engine is in that of the server
     return llm
 
 
@@ -131,6 +134,7 @@ def main() -> None:
         assert line, f"the server ended: {text}"
         text += line
     port = int(re.findall(r"http://[^ ]*:(\d+)", text)[0])
+    gc.disable()  # of the client, whose thousands of tasks would stop its clock
     asyncio.run(peak(port, 2.0))  # warm up
     best = asyncio.run(peak(port, 10.0))
     found = asyncio.run(overload(port, 10 * best / TOKENS, options.seconds))

@@ -6,6 +6,7 @@ Its standard input is the socket to its caller; it ends when that closes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -47,6 +48,8 @@ def main() -> None:
         with contextlib.suppress(OSError):
             channel.send("failed", ErrorFacts.of(error))
         return
+    gc.collect()
+    gc.freeze()  # what is loaded now stays; else a full collection stops the engine for a tenth of a second
     host = EngineHost(loaded, partial(_send_events, channel))
     try:
         with contextlib.suppress(OSError):  # the caller has gone
