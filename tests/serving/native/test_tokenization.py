@@ -85,7 +85,7 @@ def test_a_last_message_can_stay_open(client: httpx.Client, llm: LLM) -> None:
         ({"prompt": "x", "tools": []}, "tools", "belongs to messages"),
         ({"prompt": ["x"]}, "prompt", "string"),
         ({"prompt": "x", "add_special_tokens": "yes"}, "add_special_tokens", "boolean"),
-        ({"prompt": "x", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens", "not permitted"),
+        ({"prompt": "x", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens", "unknown field"),
         ({"messages": []}, "messages", "one or more"),
         ({"messages": [{}]}, "messages.0.role", "allowed: system"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "neither text"),

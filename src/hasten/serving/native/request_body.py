@@ -1,14 +1,14 @@
-"""``RequestBody``: what the bodies of requests have in common, and the types of their fields."""
+"""``ModelRequestBody``: a body that names a model, and the types of its fields."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from hasten.entrypoints.input_processor import MAX_SALT, Prompt
-from hasten.serving.bounded_faults import BoundedFaults
+from hasten.serving.strict_body import StrictBody
 
 MAX_TOKEN_IDS = 2**20  # of a text given as token ids; the context of a model is shorter
 
@@ -20,13 +20,7 @@ ModelName = Annotated[str | None, Query(description=_MODEL)]
 Salt = Annotated[str, Field(max_length=MAX_SALT, description="Requests with other salts share no cached blocks with this one.")]
 
 
-class RequestBody(BoundedFaults, BaseModel):
-    """An unknown field is refused, because it could alter the answer."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ModelRequestBody(RequestBody):
+class ModelRequestBody(StrictBody):
     model: str | None = Field(default=None, description=_MODEL)
 
 

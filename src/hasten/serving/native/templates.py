@@ -17,8 +17,8 @@ from hasten.prompts.library import TemplateLibrary
 from hasten.prompts.template import PromptTemplate, Value
 from hasten.serving.api_error import ApiError, ErrorKind, invalid
 from hasten.serving.json_body import read_body
-from hasten.serving.native.request_body import RequestBody
 from hasten.serving.openapi_body import openapi_body
+from hasten.serving.strict_body import StrictBody
 
 router = APIRouter()
 Variables = Annotated[
@@ -39,7 +39,7 @@ class TemplatesResponse(BaseModel):
     data: list[TemplateFacts]
 
 
-class RenderRequest(RequestBody):
+class RenderRequest(StrictBody):
     name: str
     variables: Variables = Field(default_factory=dict)
 

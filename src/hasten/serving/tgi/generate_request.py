@@ -9,14 +9,14 @@ from pydantic import Field
 from hasten.core.sampling_params import MAX_LOGPROBS, MAX_TOKENS, SamplingParams
 from hasten.core.structured_outputs import StructuredOutputs
 from hasten.serving.api_error import invalid
-from hasten.serving.native.request_body import RequestBody
+from hasten.serving.strict_body import StrictBody
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
-class Grammar(RequestBody):
+class Grammar(StrictBody):
     type: Literal["json", "regex", "json_schema"]
     value: Any = Field(description='A JSON schema, a regular expression, or {"name": ..., "schema": a JSON schema}.')
 
@@ -38,7 +38,7 @@ class Grammar(RequestBody):
         return StructuredOutputs(json=value)
 
 
-class GenerateParameters(RequestBody):
+class GenerateParameters(StrictBody):
     best_of: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Only 1 is supported.")
     temperature: Positive | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=1e9)] | None = None
@@ -100,7 +100,7 @@ class GenerateParameters(RequestBody):
         )
 
 
-class GenerateRequest(RequestBody):
+class GenerateRequest(StrictBody):
     inputs: Annotated[str, Field(min_length=1)]
     parameters: GenerateParameters = Field(default_factory=GenerateParameters)
     model: str | None = Field(default=None, description="Name of a model of this server; the default one if it is left out.")
