@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hasten.checkpoints.gguf.gguf_path import SUFFIX
 from hasten.checkpoints.json_values import MAX_JSON_BYTES, are_integers, are_strings, parse_json, read_json
+from hasten.checkpoints.write_tensors import write_tensors
 from hasten.core.errors import CheckpointError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -128,9 +129,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights, table = folder / f"{SINGLE}.partial", folder / "config.json.partial"
-    from safetensors.torch import save_file  # readers of headers, such as the server, need no torch
-
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    write_tensors({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, weights)
     table.write_text(json.dumps(config, indent=indent) + "\n", encoding="utf-8")
     os.replace(weights, folder / SINGLE)
     os.replace(table, folder / "config.json")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hasten.checkpoints.shards import MAX_LISTED, HeaderError, read_header
+from hasten.checkpoints.write_tensors import write_tensors
 from hasten.core.errors import CheckpointError
 
 DRAFT_IDS, DRAFT_IDS_FILE = "draft_ids", "draft_ids.safetensors"
@@ -41,7 +42,7 @@ def read_draft_ids(folder: Path, vocab_size: int) -> Tensor | None:
 
 
 def write_draft_ids(folder: Path, ids: Tensor) -> None:
-    save_file({DRAFT_IDS: ids.to(torch.int32)}, folder / DRAFT_IDS_FILE, metadata={"format": "pt"})
+    write_tensors({DRAFT_IDS: ids.to(torch.int32)}, folder / DRAFT_IDS_FILE)
 
 
 def check_draft_ids(ids: Tensor, vocab_size: int, path: Path, *, remedy: str) -> Tensor:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hasten.checkpoints.finite_weights import finite_weights
@@ -28,6 +27,7 @@ from hasten.checkpoints.reader import FLOAT_DTYPES
 from hasten.checkpoints.regular_file import has_file
 from hasten.checkpoints.shards import read_shards, refuse_pickles
 from hasten.checkpoints.tensor_files import SafetensorsFiles
+from hasten.checkpoints.write_tensors import write_tensors
 from hasten.core.errors import CheckpointError, ModelNotFound, show
 from hasten.layers.formats.base import check_finite
 
@@ -113,7 +113,7 @@ def write_soft_prompt(folder: Path, embeddings_NE: Tensor, trained_for: TrainedF
     }
     folder.mkdir(parents=True, exist_ok=True)
     weights, table = folder / f"{WEIGHTS}.partial", folder / f"{CONFIG}.partial"
-    save_file({TENSOR: embeddings_NE.detach().to(torch.float32).contiguous()}, weights, metadata={"format": "pt"})
+    write_tensors({TENSOR: embeddings_NE.detach().to(torch.float32).contiguous()}, weights)
     table.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(weights, folder / WEIGHTS)
     os.replace(table, folder / CONFIG)
