@@ -18,7 +18,7 @@ from tests.cli.conftest import CommandOutput
 from tests.prompts.conftest import MODULES
 
 from hasten import LLM, SamplingParams
-from hasten.prompts.function_process import FunctionProcess
+from hasten.quality.function_process import FunctionProcess
 
 Hasten = Callable[..., CommandOutput]
 ENGINE = ("--threads", "1", "--kv-cache-memory", "16MiB", "--max-model-len", "256")
@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_goes_on(hasten: Hasten, folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_sentence(hasten: Hasten, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str) -> None:
-    monkeypatch.setattr(FunctionProcess.__init__, "__kwdefaults__", {"seconds": 0.3, "total": 9.0, "start": 9.0})
+    monkeypatch.setattr(FunctionProcess.__init__, "__kwdefaults__", {"seconds": 0.3, "total": 9.0, "start": 9.0, "max_bytes": None})
     Path("loop.txt").write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ input }}")
     Path("wrong.txt").write_text("{{ input")
     Path("other.txt").write_text("{{ question }}")

@@ -18,10 +18,10 @@ from tests.prompts.getter_task import getter_task
 
 from hasten.cli.method_options import HELP, METHOD, MethodOptions
 from hasten.cli.options import option_type_of
-from hasten.prompts.function_process import FunctionProcess
 from hasten.prompts.optimizer import find_optimizer, optimizer_names
 from hasten.prompts.run_file import RunFile
 from hasten.prompts.template_file import read_templates
+from hasten.quality.function_process import FunctionProcess
 
 Hasten = Callable[..., CommandOutput]
 ENGINE = ("--threads", "1", "--kv-cache-memory", "16MiB", "--max-model-len", "256", "--max-tokens", "8")
@@ -147,7 +147,7 @@ def write_wrong_files() -> None:
     ],
 )
 def test_bad_input_is_one_sentence(hasten: Hasten, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], words: str) -> None:
-    monkeypatch.setattr(FunctionProcess.__init__, "__kwdefaults__", {"seconds": 0.3, "total": 9.0, "start": 9.0})
+    monkeypatch.setattr(FunctionProcess.__init__, "__kwdefaults__", {"seconds": 0.3, "total": 9.0, "start": 9.0, "max_bytes": None})
     write_wrong_files()
     found = optimize(hasten, *options)
     assert found.code == 2 and found.out == "" and found.err.count("error: ") == 1, found.err

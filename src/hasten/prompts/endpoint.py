@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any
@@ -41,6 +41,7 @@ class ChatAnswer:
     text: str
     num_tokens: int  # of question and answer, as the endpoint counts them; 0 if it does not
     first_logprobs: Mapping[str, float] = field(default_factory=dict)  # of the most likely first tokens; empty if it gives none
+    is_cut: bool = False  # whether the text ended at the limit of tokens
 
 
 class EndpointRefused(HastenError):
@@ -73,12 +74,15 @@ class Endpoint:
         self.url, self.model = url, model
         self._key, self._seconds, self._sleep = api_key, seconds, sleep
 
-    def chat(self, prompt: str, **settings: Any) -> ChatAnswer:
-        """Return the answer to one message of a user. ``settings``: further fields of the request.
+    def chat(self, prompt: str | Sequence[Mapping[str, str]], **settings: Any) -> ChatAnswer:
+        """Return the answer to one message of a user, or to a conversation.
+
+        ``settings``: further fields of the request.
 
         Raises ``EndpointRefused`` for a status that is no success, and ``HastenError`` for everything else that goes wrong.
         """
-        request = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "stream": False, **settings}
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        request = {"model": self.model, "messages": messages, "stream": False, **settings}
         content = self._post(json.dumps(request).encode())
         try:
             answer = json.loads(content)
@@ -137,7 +141,7 @@ class Endpoint:
         usage = answer.get("usage")
         count = usage.get("total_tokens") if isinstance(usage, dict) else None
         num_tokens = count if type(count) is int and 0 <= count < 2**53 else 0
-        return ChatAnswer(text, num_tokens, _first_logprobs(choice))
+        return ChatAnswer(text, num_tokens, _first_logprobs(choice), choice.get("finish_reason") == "length")
 
     def _nonsense(self, got: object) -> HastenError:
         what = f"the endpoint {self.url} gives no chat completion"

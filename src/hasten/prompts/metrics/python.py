@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hasten.core.errors import InvalidOption, show
-from hasten.prompts.function_process import FunctionFailed, FunctionProcess
 from hasten.prompts.metric import Attempt, ItemScore, text_digest
 from hasten.quality.documents import read_text_file
+from hasten.quality.function_process import FunctionFailed, FunctionProcess
 
 if TYPE_CHECKING:
     from hasten.entrypoints.llm import LLM

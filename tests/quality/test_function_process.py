@@ -11,16 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.prompts.conftest import TextVariant
 
-from hasten import LLM
-from hasten.core.errors import HastenError, InvalidOption
-from hasten.prompts.evaluate import evaluate
-from hasten.prompts.function_process import FunctionFailed, FunctionProcess
-from hasten.prompts.metrics.python import PythonMetric
-from hasten.prompts.task import PromptTask
+from hasten.core.errors import InvalidOption
+from hasten.quality.function_process import FunctionFailed, FunctionProcess
 
 Start = Callable[..., FunctionProcess]
 
@@ -30,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function from the body of ``score`` to its process."""
     started = []
 
-    def make(body: str, before: str = "", **limits: float) -> FunctionProcess:
+    def make(body: str, before: str = "", **limits: Any) -> FunctionProcess:
         file = tmp_path / "mine.py"
         file.write_text(f"import os, sys, time\n{before}\ndef score(input, output, reference):\n    {body}\n")
         started.append(FunctionProcess(file, "score", **limits))
@@ -159,7 +155,7 @@ def test_a_function_that_hangs_dies_after_its_caller(tmp_path: Path) -> None:
         f"    with open({str(gate)!r}, 'w') as gate:\n        gate.write(str(os.getpid()))\n    time.sleep(600)\n"
     )
     program = (
-        "import sys; from pathlib import Path; from hasten.prompts import function_process as f\n"
+        "import sys; from pathlib import Path; from hasten.quality import function_process as f\n"
         "f._SPARE_SECONDS = 0.2\n"
         f"f.FunctionProcess(Path({str(tmp_path / 'mine.py')!r}), 'score', start=1.5, seconds=1.5).call('i', 'o', 'r')"
     )
@@ -175,20 +171,15 @@ def test_a_function_that_hangs_dies_after_its_caller(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_the_item_is_named(llm: LLM, task: PromptTask, tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text("def score(input, output, reference):\n    return 1 / (reference != 'sys')\n")
-    metric = PythonMetric(file, "score")
-    with pytest.raises(HastenError, match=r"line 3 of the task, variant v: the function of the metric python.*ZeroDivisionError"):
-        evaluate(llm, TextVariant("v", "import {input}"), task.items, metric)
-    assert metric._process._process is None
+def test_a_limit_of_memory_ends_the_call_and_not_the_caller(start: Start) -> None:
+    process = start("return len(bytearray(int(output) << 20))", max_bytes=1 << 30)
+    assert process.call("i", "100", "r") == 100 << 20
+    with pytest.raises(FunctionFailed, match="MemoryError"):
+        process.call("i", "1100", "r")
 
 
-def test_several_references_count_by_the_best(tmp_path: Path) -> None:
-    from tests.prompts.test_metrics import score
-
-    file = tmp_path / "mine.py"
-    file.write_text("def score(input, output, reference):\n    return len(reference)\n")
-    metric = PythonMetric(file, "score")
-    assert score(metric, "o", "a", "abc", "ab") == 3
-    metric.close()
+def test_a_function_has_as_many_arguments_as_texts_are_given(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def reward(*texts):\n    return len(texts)\n")
+    process = FunctionProcess(tmp_path / "mine.py", "reward")
+    assert [process.call(), process.call("a"), process.call("a", "b")] == [0, 1, 2]
+    process.close()

@@ -2,7 +2,7 @@
 
 It imports the standard library and the user's file only. A message in either direction is one line of JSON::
 
-    -> {"input": "...", "output": "...", "reference": "..."}
+    -> {"arguments": ["...", ...]}
     <- {"ready": true}, then for each message {"score": 0.5} or {"fault": "ValueError: ..."}
 
 What the function prints is dropped.
@@ -15,6 +15,7 @@ import importlib.util
 import json
 import math
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -22,8 +23,10 @@ from typing import Any, TextIO
 _MAX_MESSAGE = 500  # characters of an error
 
 
-def main(file: str, name: str, seconds: str) -> None:
-    """Answer messages from standard input until it ends."""
+def main(file: str, name: str, seconds: str, max_bytes: str) -> None:
+    """Answer messages from standard input until it ends. ``max_bytes`` 0: no limit."""
+    if int(max_bytes):
+        resource.setrlimit(resource.RLIMIT_DATA, (int(max_bytes), int(max_bytes)))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     null = open(os.devnull, "r+", encoding="utf-8")  # noqa: SIM115 (it stays open)
     os.dup2(null.fileno(), sys.stdout.fileno())
@@ -57,9 +60,9 @@ def _load(file: str, name: str, answers: TextIO) -> Callable[..., Any]:
     return lambda *texts: function(*texts)
 
 
-def _answer(function: Callable[..., Any], request: dict[str, str]) -> dict[str, Any]:
+def _answer(function: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
     try:
-        value = function(request["input"], request["output"], request["reference"])
+        value = function(*request["arguments"])
         score = float(value)
     except BaseException as error:
         return {"fault": _describe(error)}

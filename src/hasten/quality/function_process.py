@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.errors import HastenError, InvalidOption
-from hasten.prompts import function_program
+from hasten.quality import function_program
 
 SECONDS = 2.0  # per call
 TOTAL_SECONDS = 600.0  # of all calls of one process
@@ -31,28 +31,40 @@ class FunctionFailed(HastenError):
 
 
 class FunctionProcess:
-    """Calls ``NAME(input, output, reference)`` of a Python file. It is for one thread.
+    """Calls a function of texts of a Python file, such as ``score(input, output, reference)``.
 
-    The file is the user's own code and has all the user's rights: the process protects from hangs and crashes, and from nothing
-    else. The process starts at the first call.
+    It is for one thread. The file is the user's own code and has all the user's rights: the process protects from hangs and
+    crashes, and from nothing else. The process starts at the first call.
     """
 
     def __init__(
-        self, file: Path, name: str, *, seconds: float = SECONDS, total: float = TOTAL_SECONDS, start: float = START_SECONDS
+        self,
+        file: Path,
+        name: str,
+        *,
+        seconds: float = SECONDS,
+        total: float = TOTAL_SECONDS,
+        start: float = START_SECONDS,
+        max_bytes: int | None = None,
     ) -> None:
+        """``max_bytes``: memory of its own that the process may take; None: no limit."""
+        self._max_bytes = max_bytes
         self._file, self._name = file, name
         self._seconds, self._start_seconds, self._left = seconds, start, total
         self._total = total
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] = _nothing
 
-    def call(self, input_text: str, output: str, reference: str) -> float:
-        """Return the score, a finite number. Raises ``FunctionFailed`` and ``InvalidOption``."""
+    def call(self, *texts: str) -> float:
+        """Return the score, a finite number; it is 1 for True and 0 for False.
+
+        Raises ``FunctionFailed`` and ``InvalidOption``.
+        """
         try:
             process = self._started()
             limit = min(self._seconds, self._left)
             begin = time.monotonic()
-            answer = self._ask(process, {"input": input_text, "output": output, "reference": reference}, limit)
+            answer = self._ask(process, {"arguments": texts}, limit)
             self._left -= time.monotonic() - begin
         except BaseException:  # also an interrupt: the answer would be taken for that of the next call
             self.close()
@@ -75,7 +87,15 @@ class FunctionProcess:
         try:
             # Its own process group keeps a Ctrl-C at the terminal from it, and has its children.
             process = subprocess.Popen(
-                [sys.executable, "-P", function_program.__file__, str(self._file), self._name, str(limit)],
+                [
+                    sys.executable,
+                    "-P",
+                    function_program.__file__,
+                    str(self._file),
+                    self._name,
+                    str(limit),
+                    str(self._max_bytes or 0),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -90,7 +110,7 @@ class FunctionProcess:
             raise InvalidOption(f"the file {self._file} cannot be imported", got=answer.get("fault"), remedy="Correct it")
         return process
 
-    def _ask(self, process: subprocess.Popen[bytes], message: dict[str, str], limit: float) -> dict[str, Any]:
+    def _ask(self, process: subprocess.Popen[bytes], message: dict[str, Any], limit: float) -> dict[str, Any]:
         assert process.stdin is not None
         if limit <= 0:
             raise FunctionFailed("it takes too long in all", allowed=f"up to {self._total:g} s for all items")
