@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from hasten.core.errors import UnsupportedModel, nearest, show
@@ -23,6 +23,11 @@ class ModelFamily:
     weights: Callable[[DecoderSpec], WeightMap]
     prefix: str  # of every tensor name but that of lm_head; checkpoints of the bare model leave it out
     ignored: tuple[str, ...] = ()  # patterns (full match) of tensors that old checkpoints hold and that hasten does not need
+    _: KW_ONLY
+    # the configuration of the same model with the sizes and windows of a spec that ``sizes_fault`` accepts
+    with_sizes: Callable[[Mapping[str, Any], DecoderSpec], dict[str, Any]]
+    # the sizes that a configuration can have, in words, where those of a spec are others; None: it can have them
+    sizes_fault: Callable[[DecoderSpec], str | None] = lambda spec: None
 
     def spec(self, config: Mapping[str, Any], max_layers: int = MAX_LAYERS, source: str = CONFIG_FILE) -> DecoderSpec:
         """Return the decoder that a configuration describes.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec
 from hasten.models.config import GELU, MAX_SIZE, ConfigView
@@ -12,10 +13,17 @@ from hasten.models.rope_config import longest_context, read_rotary
 from hasten.models.spec import DecoderSpec
 from hasten.models.weights import WeightMap, WeightSource, fused
 
+WithSizes = Callable[[Mapping[str, Any], DecoderSpec], dict[str, Any]]
 
-def llama_like_family(read_spec: Callable[[ConfigView], DecoderSpec]) -> ModelFamily:
+
+def llama_like_family(
+    read_spec: Callable[[ConfigView], DecoderSpec],
+    with_sizes: WithSizes | None = None,
+    sizes_fault: Callable[[DecoderSpec], str | None] = lambda spec: None,
+) -> ModelFamily:
     ignored = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
-    return ModelFamily(read_spec, llama_like_weights, "model.", ignored)
+    with_sizes = with_sizes or llama_like_sizes
+    return ModelFamily(read_spec, llama_like_weights, "model.", ignored, with_sizes=with_sizes, sizes_fault=sizes_fault)
 
 
 def llama_like_spec(
@@ -96,6 +104,31 @@ def qwen_windows(view: ConfigView) -> list[int | None]:
         view.refuse("layer_types", f"{num_layers} of {' or '.join(allowed)}")
         return [None] * num_layers
     return [window if kind == "sliding_attention" else None for kind in layer_types]
+
+
+def llama_like_sizes(config: Mapping[str, Any], spec: DecoderSpec) -> dict[str, Any]:
+    """Return the configuration with the sizes of ``spec``."""
+    attention = spec.layers[0].attention
+    sizes = {
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.layers[0].mlp.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+    }
+    return {**config, **sizes}
+
+
+def qwen_sizes(config: Mapping[str, Any], spec: DecoderSpec) -> dict[str, Any]:
+    """Return the configuration with the sizes of ``spec`` and the window of each layer."""
+    sized = llama_like_sizes(config, spec)
+    is_windowed = [layer.attention.window is not None for layer in spec.layers]
+    if config.get("layer_types") is not None or any(is_windowed):
+        sized["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in is_windowed]
+    if any(is_windowed):
+        sized["max_window_layers"] = is_windowed.index(True)  # the first layer with a window, for programs that read no layer_types
+    return sized
 
 
 def llama_like_weights(spec: DecoderSpec) -> WeightMap:

@@ -5,6 +5,9 @@ Its matrices are stored as [in, out].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hasten.layers.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec
 from hasten.models.config import GELU, ConfigView
 from hasten.models.family import ModelFamily
@@ -62,4 +65,29 @@ def weights(spec: DecoderSpec) -> WeightMap:
     return tuple(sources)
 
 
-FAMILY = ModelFamily(read_spec, weights, "transformer.", (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",))
+def with_sizes(config: Mapping[str, Any], spec: DecoderSpec) -> dict[str, Any]:
+    sizes = {
+        "n_embd": spec.hidden_size,
+        "n_layer": spec.num_layers,
+        "n_head": spec.layers[0].attention.num_heads,
+        "n_inner": spec.layers[0].mlp.intermediate_size,
+    }
+    return {**config, **sizes}
+
+
+def sizes_fault(spec: DecoderSpec) -> str | None:
+    """The configuration has no head size: it is the hidden size divided by the number of heads."""
+    attention = spec.layers[0].attention
+    if attention.num_kv_heads == attention.num_heads and spec.hidden_size == attention.q_size:
+        return None
+    return f"a hidden size of {attention.head_dim} per head, so heads and width are pruned together"
+
+
+FAMILY = ModelFamily(
+    read_spec,
+    weights,
+    "transformer.",
+    (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+    with_sizes=with_sizes,
+    sizes_fault=sizes_fault,
+)

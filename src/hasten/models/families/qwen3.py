@@ -6,7 +6,7 @@ Some layers may have sliding windows.
 from __future__ import annotations
 
 from hasten.models.config import ConfigView
-from hasten.models.llama_like import llama_like_family, llama_like_spec, qwen_windows
+from hasten.models.llama_like import llama_like_family, llama_like_spec, qwen_sizes, qwen_windows
 from hasten.models.spec import DecoderSpec
 
 
@@ -26,4 +26,4 @@ def read_spec(view: ConfigView) -> DecoderSpec:
     )
 
 
-FAMILY = llama_like_family(read_spec)
+FAMILY = llama_like_family(read_spec, qwen_sizes)
