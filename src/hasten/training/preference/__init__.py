@@ -1,0 +1,1 @@
+"""Learning from preferences and rewards: DPO, reward models, and policy gradients."""
