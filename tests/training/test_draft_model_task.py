@@ -13,14 +13,11 @@ from tests.tiny_models import word_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hasten.checkpoints.formats.draft_ids import read_draft_ids
-from hasten.checkpoints.reader import Checkpoint
 from hasten.core.errors import CheckpointError, InvalidOption
-from hasten.models.family import find_family
 from hasten.models.load import load_decoder
 from hasten.ops.torch.backend import TorchOps
 from hasten.training.build_task import build_task
 from hasten.training.corpus import Corpus
-from hasten.training.draft_model_task import draft_config
 from hasten.training.draft_score import DraftScore
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import DraftModelRecipe
@@ -179,36 +176,9 @@ def test_the_loss_mixes_the_target_and_the_text(model):
         torch.testing.assert_close(task.loss(batch), expected)
 
 
-@pytest.mark.parametrize(("layers", "hidden"), [(1, 24), (1, 128), (9, 32)])
-def test_a_draft_that_is_not_smaller_is_refused(tiny, layers, hidden):
-    config = Checkpoint.open(tiny("llama-gqa")).config
-    with pytest.raises(InvalidOption, match=rf"hidden={hidden}.*up to 3 layers, and multiples of 16.*up to 64"):
-        draft_config(config, layers=layers, hidden=hidden)
-
-
-@pytest.mark.parametrize(("head", "hidden"), [(256, 256), (96, 96), (80, 160), (64, 128), (16, 128), (128, 128), (48, 144)])
-def test_the_default_hidden_size_is_the_multiple_of_the_head_size_nearest_to_128(tiny, head, hidden):
-    """Compared with a search of all multiples. The refusal of another size names the option."""
-    config = {**Checkpoint.open(tiny("llama-gqa")).config, "hidden_size": 8 * head, "head_dim": head}
-    assert min(range(head, 8 * head + 1, head), key=lambda size: abs(size - 128)) == hidden
-    small = draft_config(config, layers=1, hidden=None)
-    assert (small["hidden_size"], small["num_attention_heads"]) == (hidden, hidden // head)
-    with pytest.raises(InvalidOption, match=rf"multiples of {head} .* --layers and --hidden"):
-        draft_config(config, layers=1, hidden=hidden + 1)
-
-
 def test_the_default_draft_fits_heads_of_size_256(tmp_path):
     sizes = {"hidden_size": 512, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
     config = LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=101, max_position_embeddings=64)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     task = build_task(DraftModelRecipe(), TargetModel.load(tmp_path), None, 0)
     assert task.model.decoder.spec.hidden_size == 256
-
-
-def test_the_draft_keeps_the_targets_proportions(tiny):
-    config = Checkpoint.open(tiny("llama-gqa")).config
-    small = draft_config(config, layers=1, hidden=32)
-    spec = find_family(small).spec(small)
-    (layer,) = spec.layers
-    assert (layer.attention.num_heads, layer.attention.num_kv_heads, layer.attention.head_dim) == (2, 1, 16)
-    assert (spec.hidden_size, layer.mlp.intermediate_size, spec.vocab_size) == (32, 64, 101)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from hasten import LLM, SamplingParams
 from hasten.checkpoints.formats.soft_prompt import read_soft_prompt
 from hasten.core.errors import InvalidOption
+from hasten.training.base import WeightedTask
 from hasten.training.build_task import build_task
 from hasten.training.examples import Example, Examples
 from hasten.training.options import TrainOptions
@@ -147,3 +148,10 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InvalidOption, match=message):
         train(str(model), words(tmp_path), tmp_path / "out", recipe, options)
+
+
+def test_batches_count_by_their_output_tokens(model: Path) -> None:
+    examples = Examples.join([Example([5, 6, 7, 8], 1), Example([5, 6, 7], 2)], [Example([5, 6], 1), Example([5, 7], 1)])
+    task = build_task(RECIPE, TargetModel.load(model), examples, 0)
+    assert isinstance(task, WeightedTask)
+    assert task.weight(examples.select([0, 1], 0)) == 4 and task.weight(examples.select([1], 0)) == 1

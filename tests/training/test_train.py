@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import stop_after
 
 from hasten.core.errors import CapacityError, HastenError, InvalidOption
-from hasten.training import train as train_module
+from hasten.training import read_corpus
+from hasten.training.documents import file_digest
 from hasten.training.medusa_task import MedusaTask
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, Recipe
@@ -39,7 +40,7 @@ def test_a_bad_recipe_is_refused_before_documents_are_generated(
 ):
     calls = []
     documents = [list(range(3, 67))] * 4
-    monkeypatch.setattr(train_module, "generate_documents", lambda *arguments, **_: calls.append(arguments) or documents)
+    monkeypatch.setattr(read_corpus, "generate_documents", lambda *arguments, **_: calls.append(arguments) or documents)
     with pytest.raises(HastenError, match=message):
         train(str(model), periodic_text, tmp_path / "out", recipe, TrainOptions(steps=1, batch=1, seq_len=32, self_distill=4))
     assert not calls and not (tmp_path / "out").exists()
@@ -96,7 +97,7 @@ def test_the_data_is_hashed_without_reading_it_into_memory(tmp_path):
         stream.truncate(64 << 20)
     tracemalloc.start()
     try:
-        train_module._file_digest(file)
+        file_digest(file)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

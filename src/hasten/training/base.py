@@ -1,4 +1,7 @@
-"""``TrainingTask``: what the loop trains. ``CalibratedTask``: one that also measures at the end."""
+"""``TrainingTask``: what the loop trains.
+
+``WeightedTask``: one whose batches count by their size. ``CalibratedTask``: one that also measures at the end.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,21 @@ class TrainingTask(Protocol[AnyScore]):
     def save(self, folder: Path, score: AnyScore) -> None:
         """Write the checkpoint of the current parameters. ``score`` is their validation score."""
         ...
+
+
+@runtime_checkable
+class WeightedTask(Protocol):
+    def weight(self, batch: Batch) -> float:
+        """Return how much the mean loss of a batch counts beside the other batches of its step.
+
+        With the number that the mean is over, a step of several batches has the loss of their union.
+        """
+        ...
+
+
+def loss_weight(task: object, batch: Batch) -> float:
+    """Return the weight of a batch; 1 if the task has none."""
+    return task.weight(batch) if isinstance(task, WeightedTask) else 1.0
 
 
 @runtime_checkable

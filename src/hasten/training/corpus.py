@@ -29,6 +29,7 @@ class Batch:
     ids_BS: Tensor  # int64
     seed: int  # of the random numbers of this step; the same when the step is repeated
     is_output_BS: Tensor | None = None  # bool: the tokens to predict; None: all
+    indices: tuple[int, ...] | None = None  # of its sequences in a ``NumberedSource``; None: from another source
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -48,6 +49,23 @@ class BatchSource(Protocol):
 
     def validation_batches(self, size: int, seq_len: int, limit: int) -> Iterator[Batch]:
         """Yield at most ``limit`` sequences in batches, the same at every call."""
+        ...
+
+
+class NumberedSource(BatchSource, Protocol):
+    """Sequences that are the same in every epoch, so that results for each can be stored."""
+
+    @property
+    def predicted_counts_N(self) -> Tensor:
+        """The number of predicted positions of each sequence, int64 [N]."""
+        ...
+
+    def numbered(self, indices: Sequence[int]) -> Batch:
+        """Return these sequences as one batch, which has their indices."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields."""
         ...
 
 
@@ -117,11 +135,15 @@ class Corpus:
 
         Every call yields the same batches. The other half is for ``calibration_sequences``.
         """
-        indices = self._spread_indices(seq_len)
-        chosen = sorted(indices[: len(indices) - len(indices) // 2][:limit])
+        chosen = self.validation_indices(seq_len, limit)
         sequences_BS = self._validation_sequences(chosen, seq_len)
         for first, ids_BS in zip(range(0, len(chosen), size), torch.split(sequences_BS, size), strict=True):
             yield Batch(ids_BS, derived_seed(0, "held out", first))
+
+    def validation_indices(self, seq_len: int, limit: int) -> list[int]:
+        """Return which sequences of the validation stream ``validation_batches`` yields, ascending."""
+        indices = self._spread_indices(seq_len)
+        return sorted(indices[: len(indices) - len(indices) // 2][:limit])
 
     def calibration_sequences(self, seq_len: int, limit: int, seed: int) -> Tensor:
         """Return at most ``limit`` shuffled sequences that no validation batch has, [B, S] int64."""
@@ -137,6 +159,17 @@ class Corpus:
 
     def _validation_sequences(self, indices: Sequence[int], seq_len: int) -> Tensor:
         return torch.stack([self.validation_N[index * seq_len : (index + 1) * seq_len] for index in indices]).long()
+
+
+def shuffled_indices(step: int, size: int, count: int, seed: int) -> list[int]:
+    """Return which ``size`` of ``count`` fixed sequences a step reads. Each epoch shuffles them all."""
+    rows = range(step * size, (step + 1) * size)
+    indices: list[int] = []
+    for epoch in range(rows[0] // count, rows[-1] // count + 1):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch)))
+        begin, end = max(rows[0], epoch * count), min(rows[-1] + 1, (epoch + 1) * count)
+        indices += [int(order[row % count]) for row in range(begin, end)]
+    return indices
 
 
 def draft_token_ids(corpus: Corpus, draft_vocab: int | None, vocab_size: int) -> Tensor | None:

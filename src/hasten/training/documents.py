@@ -47,7 +47,7 @@ def generate_documents(
     run reads the documents that ``resume`` has. None if ``should_stop``, called before every ``GENERATION_BATCH`` documents,
     returned True. ``options`` are the engine's.
     """
-    prompts = _sample_prompts(documents, count, max(1, seq_len // PROMPT_DIVISOR), seed)
+    prompts = cut_prompts(documents, count, max(1, seq_len // PROMPT_DIVISOR), seed)
     generated: list[list[int]] = []
     llm: LLM | None = None
     for first in range(0, count, GENERATION_BATCH):
@@ -63,7 +63,7 @@ def generate_documents(
     return generated
 
 
-def _sample_prompts(documents: Sequence[Sequence[int]], count: int, length: int, seed: int) -> list[list[int]]:
+def cut_prompts(documents: Sequence[Sequence[int]], count: int, length: int, seed: int) -> list[list[int]]:
     """Return ``count`` passages of ``length`` tokens, drawn uniformly from all passages of the documents."""
     num_starts = [max(0, len(document) - length + 1) for document in documents]
     ends = list(accumulate(num_starts))
@@ -95,3 +95,15 @@ def _continue(llm: LLM, prompts: Sequence[Sequence[int]], seq_len: int, seed: in
     if errors:
         raise CheckpointError("the model could not generate training documents", got=errors[0])
     return [[*prompt, *output.outputs[0].token_ids] for prompt, output in zip(prompts, outputs, strict=True)]
+
+
+def file_digest(data: Path) -> str:
+    """Return the SHA-256 of a file. Raises ``InvalidOption``."""
+    try:
+        if data.exists() and not data.is_file():  # a device may have no end, and a pipe cannot be read twice
+            raise OSError("not a regular file")
+        with data.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        got = getattr(error, "strerror", None) or error
+        raise InvalidOption(f"the file {data} cannot be read", got=got, remedy="Give a file of UTF-8 text") from None

@@ -11,24 +11,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hasten.checkpoints.formats.draft_ids import write_draft_ids
 from hasten.checkpoints.hub import resolve
-from hasten.core.errors import InvalidOption
 from hasten.models.load import check_draft_vocabulary
 from hasten.training.corpus import Batch, Corpus, draft_token_ids
 from hasten.training.draft_score import DraftScore, count_accepted, topk_tokens
 from hasten.training.lm_head_loss import Labels, lm_head_loss, teacher_probs
 from hasten.training.recipes import DraftModelRecipe
+from hasten.training.smaller_config import smaller_config
 from hasten.training.target_model import TargetModel
 from hasten.training.trainable_model import TrainableModel
 
 CHAIN_LENGTH = 4  # draft tokens of the validation score
-DEFAULT_LAYERS, DEFAULT_HIDDEN = 2, 128  # of a new model; the hidden size is approximate
+DEFAULT_LAYERS = 2  # of a new model
 _COPIED_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -89,49 +88,9 @@ class DraftModelTask:
         return lm_head_loss(hidden_RE, self.model.lm_head_VE, labels) / len(hidden_RE)
 
 
-def draft_config(config: Mapping[str, Any], *, layers: int, hidden: int | None) -> dict[str, Any]:
-    """Return a configuration like ``config`` with fewer layers, a smaller hidden size and tied embeddings.
-
-    Heads and MLP keep their proportions. ``hidden`` None: the multiple of the head size nearest to ``DEFAULT_HIDDEN``. Raises
-    ``InvalidOption`` for a size that is no multiple of the head size, or a model larger than the target.
-    """
-    gpt2 = "n_embd" in config
-    size_name, layers_name = ("n_embd", "n_layer") if gpt2 else ("hidden_size", "num_hidden_layers")
-    size, num_layers = int(config[size_name]), int(config[layers_name])
-    num_heads = int(config["n_head" if gpt2 else "num_attention_heads"])
-    head_dim = int(config.get("head_dim") or size // num_heads)
-    if hidden is None:
-        hidden = max(1, round(DEFAULT_HIDDEN / head_dim)) * head_dim
-    if hidden % head_dim or hidden > size or layers > num_layers:
-        raise InvalidOption(
-            "the draft model is not a smaller model of the target's shape",
-            got=f"layers={layers}, hidden={hidden}",
-            allowed=f"up to {num_layers} layers, and multiples of {head_dim} (the size of a head) up to {size}",
-            remedy="Choose others with --layers and --hidden",
-        )
-    small = {**config, size_name: hidden, layers_name: layers, "tie_word_embeddings": True}
-    if config.get("layer_types"):
-        small["layer_types"] = list(config["layer_types"])[:layers]
-    heads = hidden // head_dim
-    if gpt2:
-        inner = config.get("n_inner")
-        return {**small, "n_head": heads, "n_inner": None if inner is None else _scaled_inner(int(inner), hidden, size)}
-    max_kv_heads = max(1, heads * int(config.get("num_key_value_heads") or num_heads) // num_heads)
-    small["num_attention_heads"] = heads
-    small["num_key_value_heads"] = next(count for count in range(max_kv_heads, 0, -1) if heads % count == 0)
-    small["intermediate_size"] = _scaled_inner(int(config["intermediate_size"]), hidden, size)
-    if config.get("max_window_layers") is not None:
-        small["max_window_layers"] = min(int(config["max_window_layers"]), layers)
-    return small
-
-
-def _scaled_inner(inner: int, hidden: int, size: int) -> int:
-    """Return ``inner`` · hidden / size, rounded up to a multiple of 32."""
-    return -(-inner * hidden // size // 32) * 32
-
-
 def _new_draft(recipe: DraftModelRecipe, target: TargetModel, seed: int) -> TrainableModel:
-    config = draft_config(target.config, layers=recipe.layers or DEFAULT_LAYERS, hidden=recipe.hidden)
+    remedy = "Choose others with --layers and --hidden"
+    config = smaller_config(target.config, layers=recipe.layers or DEFAULT_LAYERS, hidden=recipe.hidden, remedy=remedy)
     return TrainableModel.new(config, seed, target.ops)
 
 

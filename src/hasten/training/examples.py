@@ -23,7 +23,7 @@ from torch import Tensor
 from hasten.core.errors import InvalidOption, show
 from hasten.quality.documents import read_text_file
 from hasten.text.tokenizer import TextTokenizer
-from hasten.training.corpus import Batch, derived_seed
+from hasten.training.corpus import Batch, derived_seed, shuffled_indices
 
 
 class Example(NamedTuple):
@@ -92,14 +92,8 @@ class Examples:
 
     def batch(self, step: int, size: int, seq_len: int, seed: int) -> Batch:
         """Return the examples of a step; each epoch shuffles them. ``seq_len`` limits none."""
-        num_train = int(self.counts[0])
-        rows = range(step * size, (step + 1) * size)
-        indices: list[int] = []
-        for epoch in range(rows[0] // num_train, rows[-1] // num_train + 1):
-            order = torch.randperm(num_train, generator=torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch)))
-            begin, end = max(rows[0], epoch * num_train), min(rows[-1] + 1, (epoch + 1) * num_train)
-            indices += [int(order[row % num_train]) for row in range(begin, end)]
-        return self._batch(indices, derived_seed(seed, "step", step))
+        indices = shuffled_indices(step, size, int(self.counts[0]), seed)
+        return self.select(indices, derived_seed(seed, "step", step))
 
     def validation_batches(self, size: int, seq_len: int, limit: int) -> Iterator[Batch]:
         """Yield at most ``limit`` validation examples in batches. Every call yields the same batches."""
@@ -110,10 +104,22 @@ class Examples:
         """Yield the examples that decided nothing."""
         return self._batches(range(int(self.counts[:2].sum()), int(self.counts.sum())), size)
 
-    def _batches(self, indices: range, size: int) -> Iterator[Batch]:
-        return (self._batch(indices[i : i + size], i) for i in range(0, len(indices), size))
+    @property
+    def predicted_counts_N(self) -> Tensor:
+        """The number of predicted tokens of each example, int64 [N].
 
-    def _batch(self, indices: Sequence[int], seed: int) -> Batch:
+        They are those of the output; the first token of an example is never predicted.
+        """
+        return self.ends_N.diff(prepend=self.ends_N.new_zeros(1)) - self.num_input_N.clamp(min=1)
+
+    def numbered(self, indices: Sequence[int]) -> Batch:
+        """Return these examples as one batch, which has their indices."""
+        return self.select(indices, derived_seed(0, "numbered", indices[0]))
+
+    def _batches(self, indices: range, size: int) -> Iterator[Batch]:
+        return (self.select(indices[i : i + size], i) for i in range(0, len(indices), size))
+
+    def select(self, indices: Sequence[int], seed: int) -> Batch:
         """Return these examples, padded on the right with tokens that do not count."""
         ends = [int(self.ends_N[i]) for i in indices]
         rows = [self.ids_T[int(self.ends_N[i - 1]) if i else 0 : end] for i, end in zip(indices, ends, strict=True)]
@@ -121,7 +127,7 @@ class Examples:
         positions_S = torch.arange(ids_BS.shape[1], device="cpu")
         lengths_B = _tensor([len(row) for row in rows])
         is_output_BS = (positions_S >= self.num_input_N[list(indices), None]) & (positions_S < lengths_B[:, None])
-        return Batch(ids_BS, seed, is_output_BS)
+        return Batch(ids_BS, seed, is_output_BS, tuple(indices))
 
 
 def read_examples(file: Path, tokenizer: TextTokenizer, seq_len: int) -> list[Example]:
@@ -134,7 +140,7 @@ def read_examples(file: Path, tokenizer: TextTokenizer, seq_len: int) -> list[Ex
     for number, line in enumerate(read_text_file(file).split("\n"), 1):
         if not line.strip():
             continue
-        given, expected = _read_line(file, number, line)
+        given, expected = example_texts(file, number, line)
         ids = tokenizer.encode(given)
         example = Example([*ids, *output_tokens(tokenizer, expected)], len(ids))
         if not 0 < len(ids) < len(example.ids) <= seq_len:
@@ -154,7 +160,11 @@ def output_tokens(tokenizer: TextTokenizer, output: str, *, has_end: bool = True
     return [*tokenizer.encode_fragment(output), *end]
 
 
-def _read_line(file: Path, number: int, line: str) -> tuple[str, str]:
+def example_texts(file: Path, number: int, line: str) -> tuple[str, str]:
+    """Return the input and the output of one line of a file.
+
+    Raises ``InvalidOption`` for a line that is no example.
+    """
     try:
         record = json.loads(line)
         texts = record["input"], record["output"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hasten.checkpoints.json_values import is_integer
 from hasten.core.errors import InvalidOption
-from hasten.training.base import TrainingTask
+from hasten.training.base import TrainingTask, loss_weight
 from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Batch, BatchSource
 from hasten.training.optimizer import Optimizer
@@ -35,7 +35,7 @@ from hasten.training.schedule import (
     num_evaluation_sequences,
     warmup_steps,
 )
-from hasten.training.score import AnyScore
+from hasten.training.score import AnyScore, StoppingScore
 
 MAX_GRAD_NORM = 1.0  # gradient clipping (Pascanu et al., 2013)
 FINAL_EVALUATION_FACTOR = 4  # sequences of the final evaluation, relative to the others
@@ -52,15 +52,16 @@ class TrainingState:
     best: int | None = None  # index of the evaluation with the lowest loss
     num_sequences: int = 0  # that passed through the model, for training and for validation
     num_tokens: int = 0  # of these, with padding
+    stopped: bool = False  # by a score
 
     def should_stop(self, patience: int) -> bool:
-        """Return whether all steps are done, or ``patience`` evaluations did not lower the validation loss.
+        """Return whether all steps are done, or a score or ``patience`` evaluations ended them.
 
         Evaluations during warm-up do not count: pretrained weights get worse there before they improve.
         """
         losses = [entry["loss"] for entry in self.evaluations if entry["step"] > warmup_steps(self.total_steps)]
         without_progress = len(losses) - 1 - losses.index(min(losses)) if losses else 0
-        return self.step >= self.total_steps or without_progress >= patience
+        return self.stopped or self.step >= self.total_steps or without_progress >= patience
 
 
 class TrainingLoop(Generic[AnyScore]):
@@ -79,6 +80,7 @@ class TrainingLoop(Generic[AnyScore]):
         self.task, self.corpus, self.options, self.resume, self.callback = task, corpus, options, resume, callback
         self.lr = lr
         self.parameters = dict(sorted(task.parameters().items()))
+        self.device = next(iter(self.parameters.values())).device.type  # of the products; moments follow the parameters
         self.optimizer = Optimizer(options.optimizer, self.parameters, lr=lr, weight_decay=weight_decay)
         self.best: dict[str, Tensor] = {}
         self.state = self._restore() or self._begin()
@@ -112,7 +114,7 @@ class TrainingLoop(Generic[AnyScore]):
 
     def _step(self) -> float:
         state = self.state
-        loss = sum(map(self._backward, self._batches(state.step, count=True)))
+        loss = self._backward(state.step, count=True)
         if not math.isfinite(loss):
             raise InvalidOption(
                 f"the loss is not finite at step {state.step + 1}", got=f"lr={self.lr:g}", remedy="Train with a smaller --lr"
@@ -136,18 +138,25 @@ class TrainingLoop(Generic[AnyScore]):
         self.state.num_sequences += len(batch.ids_BS)
         self.state.num_tokens += batch.ids_BS.numel()
 
-    def _backward(self, batch: Batch) -> float:
-        """Add the gradients of a batch to those of the step, and return its part of the step's loss."""
-        with autocast(self.options.precision):
-            loss = self.task.loss(batch) / self.options.accumulate
-        torch.autograd.backward(loss)
-        return float(loss.detach())
+    def _backward(self, step: int, *, count: bool) -> float:
+        """Add up the gradients of a step's batches, and return the loss of the step."""
+        batches = list(self._batches(step, count=count))
+        weights = [loss_weight(self.task, batch) for batch in batches]
+        total = 0.0
+        for batch, weight in zip(batches, weights, strict=True):
+            with autocast(self.options.precision, self.device):
+                loss = self.task.loss(batch) * (weight / max(sum(weights), 1.0))
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return total
 
     def _evaluate(self) -> None:
         state, score = self.state, self._validate(self._num_evaluation_sequences)
         train_loss = sum(state.losses) / len(state.losses)
         state.evaluations.append({"step": state.step, "train_loss": train_loss, **score.as_dict()})
         state.losses.clear()
+        either: object = score
+        state.stopped = isinstance(either, StoppingScore) and either.must_stop
         if state.best is None or score.mean_loss < state.evaluations[state.best]["loss"]:
             state.best = len(state.evaluations) - 1
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -165,7 +174,7 @@ class TrainingLoop(Generic[AnyScore]):
 
     @torch.no_grad()
     def _validation_score(self, batches: list[Batch]) -> AnyScore:
-        with autocast(self.options.precision):
+        with autocast(self.options.precision, self.device):
             return functools.reduce(operator.add, (self.task.evaluate(batch) for batch in batches))
 
     def _save(self) -> None:
@@ -217,8 +226,7 @@ class TrainingLoop(Generic[AnyScore]):
         """Return how many steps, with their evaluations, fit into a time. Runs two steps and times the second."""
         for _ in range(2):
             begin = time.monotonic()
-            for batch in self._batches(0, count=False):
-                self._backward(batch)
+            self._backward(0, count=False)
             self.optimizer.zero_grad()
             step_time = time.monotonic() - begin
         begin = time.monotonic()

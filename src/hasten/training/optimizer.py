@@ -1,4 +1,4 @@
-"""``build_optimizer``: AdamW for all parameters, or Muon for the matrices inside the layers and AdamW for the rest."""
+"""``Optimizer``: AdamW, or Muon for the matrices inside the layers and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hasten.training.names import OPTIMIZERS
 
 
 class Optimizer:
-    """AdamW (Loshchilov & Hutter, 2019), with or without Muon (Jordan et al., 2024), on parameters by name.
+    """AdamW with or without Muon, on parameters by name.
 
-    Muon orthogonalises the updates of matrices. Embeddings, lm_head, norms and biases stay with AdamW, as its authors advise. Its
-    updates are scaled to the size of AdamW's, so both take the same learning rate (Liu et al., 2025, arXiv 2502.16982).
+    AdamW is of Loshchilov & Hutter, 2019, Muon of Jordan et al., 2024. Muon orthogonalises the updates of matrices. Embeddings,
+    lm_head, the head of a reward model, norms and biases stay with AdamW, as its authors advise. Its updates are scaled to the
+    size of AdamW's, so both take the same learning rate (Liu et al., 2025, arXiv 2502.16982).
     """
 
     def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float) -> None:
@@ -55,9 +56,17 @@ class Optimizer:
             for name, moments in saved.items():
                 parameter = self._parameters[name]
                 if id(parameter) in own:
-                    part.state[parameter] = {moment: value.clone() for moment, value in moments.items()}
+                    part.state[parameter] = {moment: _beside(parameter, value) for moment, value in moments.items()}
+
+
+def _beside(parameter: nn.Parameter, moment: Tensor) -> Tensor:
+    """Return a copy on the parameter's device.
+
+    The count of steps, a scalar, stays on the CPU as PyTorch has it.
+    """
+    return moment.to(parameter.device, copy=True) if moment.ndim else moment.clone()
 
 
 def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Return whether Muon may train a parameter: a matrix between hidden states."""
-    return parameter.ndim == 2 and not name.startswith(("embedding.", "positions.", "lm_head."))
+    return parameter.ndim == 2 and name != "score" and not name.startswith(("embedding.", "positions.", "lm_head."))

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hasten.checkpoints.json_values import read_json
+from hasten.checkpoints.write_tensors import write_tensors
 from hasten.core.errors import CapacityError, CheckpointError, InvalidOption
 
 _NAME, _DONE = ".resume", ".resume-done"
@@ -88,7 +89,7 @@ class ResumeFolder:
         self._write_settings()
         file = self.folder / f"{name}.safetensors"
         with _atomic_write(file) as partial:
-            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
+            write_tensors({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, partial)
         return file
 
     def read(self, name: str) -> dict[str, Tensor] | None:
@@ -100,6 +101,21 @@ class ResumeFolder:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise damaged_state(self.folder, f"{file.name}: {error}") from None
+
+    def delete(self, name: str) -> None:
+        """Delete the tensors written under ``name``, if there are any."""
+        (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names under which tensors were written and that begin with ``prefix``, sorted."""
+        return sorted(file.stem for file in self.folder.glob(f"{prefix}*.safetensors"))
+
+    def version(self) -> int | None:
+        """Return a number that another save changes; None before the first one."""
+        try:
+            return (self.folder / _STATE).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def remove(self) -> None:
         """Delete the folder."""

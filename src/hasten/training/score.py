@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 
 class Score(Protocol):
@@ -22,6 +22,16 @@ class Score(Protocol):
         ...
 
     def __add__(self, other: Self) -> Self: ...
+
+
+@runtime_checkable
+class StoppingScore(Protocol):
+    """A score that can end the training."""
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether the parameters have left the range in which training makes sense."""
+        ...
 
 
 AnyScore = TypeVar("AnyScore", bound=Score)

@@ -27,6 +27,7 @@ from hasten.training.draft_score import DraftScore
 from hasten.training.examples import Examples
 from hasten.training.lm_head_loss import Labels, lm_head_loss
 from hasten.training.options import TrainOptions
+from hasten.training.predicted_rows import predicted_rows
 from hasten.training.recipes import SoftPromptRecipe
 from hasten.training.target_model import TargetModel
 
@@ -54,6 +55,10 @@ class SoftPromptTask:
     def loss(self, batch: Batch) -> Tensor:
         hidden_RE, labels = self._run(batch, self.prompt_PE)
         return lm_head_loss(hidden_RE, self.target.lm_head_VE, labels) / len(hidden_RE)
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of output tokens, over which the loss is a mean."""
+        return float(len(predicted_rows(batch).rows_R))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> DraftScore:

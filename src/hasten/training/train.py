@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,9 +14,10 @@ from hasten.text.tokenizer import TextTokenizer
 from hasten.training.build_task import build_task
 from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Corpus
-from hasten.training.documents import encode_documents, generate_documents
+from hasten.training.documents import file_digest
 from hasten.training.examples import Examples, read_examples
 from hasten.training.options import TrainOptions
+from hasten.training.read_corpus import read_corpus
 from hasten.training.recipes import Recipe, SoftPromptRecipe
 from hasten.training.target_model import TargetModel, trainable_spec
 from hasten.training.training_run import TrainingResult, TrainingRun
@@ -39,7 +38,7 @@ def train(
     ``training.json`` in ``out`` reports settings and scores. The same call resumes a killed run. None if ``should_stop`` returned
     True; the state is saved then. Raises ``HastenError``, and writes nothing before the data is read.
     """
-    digest = partial(_file_digest, data)
+    digest = partial(file_digest, data)
     run = TrainingRun.open(model, out, recipe, options or TrainOptions(), digest, callback, should_stop)
     corpus = _load_corpus(run, data)
     return None if corpus is None else run.complete(corpus)
@@ -85,18 +84,11 @@ def _load_corpus(run: TrainingRun, data: Path) -> Corpus | Examples | None:
         # Refuse a bad recipe before hours of generation. The task is dropped: the engine needs its memory.
         token = torch.zeros(1, dtype=torch.int32)
         build_task(recipe, TargetModel.load(run.folder), Corpus(token, token), options.seed)
-    run.callback.on_log(f"reading {data}")
-    documents = encode_documents(data, tokenizer)
-    if options.self_distill is not None:
-        run.callback.on_log(f"generating {options.self_distill} documents of {options.seq_len} tokens to train on")
-        engine: dict[str, Any] = {} if options.threads is None else {"threads": options.threads}
-        count, seq_len, seed = options.self_distill, options.seq_len, options.seed
-        generated = generate_documents(run.model, documents, count, seq_len, seed, run.resume, run.should_stop, **engine)
-        if generated is None:
-            return None
-        documents = generated
-    corpus = Corpus.split(documents, options.seq_len, options.validation_fraction, tokenizer.eos_token_id)
-    run.resume.write("corpus", corpus.tensors())
+    corpus = read_corpus(
+        run.model, data, tokenizer, options=options, resume=run.resume, callback=run.callback, should_stop=run.should_stop
+    )
+    if corpus is not None:
+        run.resume.write("corpus", corpus.tensors())
     return corpus
 
 
@@ -108,15 +100,3 @@ def _load_examples(data: Path, tokenizer: TextTokenizer, options: TrainOptions) 
             remedy="Leave out self_distill",
         )
     return Examples.split(read_examples(data, tokenizer, options.seq_len), options.validation_fraction)
-
-
-def _file_digest(data: Path) -> str:
-    """Return the SHA-256 of a file. Raises ``InvalidOption``."""
-    try:
-        if data.exists() and not data.is_file():  # a device may have no end, and a pipe cannot be read twice
-            raise OSError("not a regular file")
-        with data.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except (OSError, ValueError) as error:  # ValueError: no name of a file
-        got = getattr(error, "strerror", None) or error
-        raise InvalidOption(f"the file {data} cannot be read", got=got, remedy="Give a file of UTF-8 text") from None

@@ -45,7 +45,10 @@ class TrainableModel:
 
     @classmethod
     def new(cls, config: Mapping[str, Any], seed: int, ops: TorchOps | None = None) -> TrainableModel:
-        """Return a model with random weights. Raises ``UnsupportedModel`` for a configuration that no family reads."""
+        """Return a model with random weights.
+
+        Raises ``UnsupportedModel`` for a configuration that no family reads.
+        """
         ops = ops or TorchOps()
         decoder = Decoder(find_family(config).spec(config), ops, torch.float32)
         _init_weights(decoder, seed)
@@ -63,7 +66,10 @@ class TrainableModel:
         return weight_format.weight
 
     def hidden_states(self, ids_BS: Tensor, aux_layer_indices: Collection[int] = ()) -> HiddenStates:
-        """Run every sequence from position 0 and keep the outputs of ``aux_layer_indices`` (from 0), all with their graph."""
+        """Run every sequence from position 0 and keep the outputs of some layers, with their graph.
+
+        ``aux_layer_indices`` count from 0.
+        """
         context = DenseContext(self.ops, self.decoder.rotary, [ids_BS.shape[1]] * len(ids_BS), ids_BS.device)
         aux: dict[int, Tensor] = {}
         hooks = {layer: (lambda hidden_TE, layer=layer: aux.update({layer: hidden_TE})) for layer in aux_layer_indices}
@@ -79,12 +85,16 @@ class TrainableModel:
         """Write a checkpoint that transformers, vLLM and hasten load. ``dtype`` None: that of ``self``.
 
         ``side_files_of`` is the model whose tokenizer and templates belong to this one. Raises ``CheckpointError`` for weights that
-        are not finite, and ``OSError``.
+        are not finite in the dtype, and ``OSError``.
         """
+        stored = dtype or self.dtype
         for name, parameter in self.decoder.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise CheckpointError(f"the trained weights {name} are not finite", remedy="Train with a smaller learning rate")
-        write_decoder(folder, self.decoder, find_family(self.config), self.config, dtype or self.dtype)
+            if not bool(parameter.to(stored).isfinite().all()):
+                named = str(stored).removeprefix("torch.")
+                raise CheckpointError(f"the weights {name} are too large for {named}", remedy="Cast the model to bfloat16 first")
+        write_decoder(folder, self.decoder, find_family(self.config), self.config, stored)
         if side_files_of is not None:
             copy_side_files(side_files_of, folder)
 

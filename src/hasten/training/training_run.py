@@ -29,7 +29,7 @@ from hasten.training.target_model import TargetModel, trainable_spec
 
 REPORT = "training.json"
 _FINGERPRINT_BYTES = 1 << 20  # read at both ends of a weight file
-_NOT_IN_SETTINGS = ("save_every", "threads")  # options that do not change the result
+NOT_IN_SETTINGS = ("save_every", "threads")  # options that do not change the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,13 @@ class TrainingRun:
 def _settings(folder: Path, data_sha256: str, recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
     """Return everything that the result depends on, as plain data. A run resumes only with equal settings."""
     settings = {"kind": recipe.name, **dataclasses.asdict(recipe), **dataclasses.asdict(options)}
-    settings |= {"lr": options.lr or recipe.learning_rate, "data_sha256": data_sha256, "model_sha256": _fingerprint(folder)}
+    settings |= {"lr": options.lr or recipe.learning_rate, "data_sha256": data_sha256, "model_sha256": model_fingerprint(folder)}
     if settings.get("init_from") is not None:
         settings["init_from_sha256"] = _sha256(resolve(settings["init_from"], quiet=True))
-    return {name: value for name, value in settings.items() if name not in _NOT_IN_SETTINGS}
+    return {name: value for name, value in settings.items() if name not in NOT_IN_SETTINGS}
 
 
-def _fingerprint(folder: Path) -> str:
+def model_fingerprint(folder: Path) -> str:
     """Return a hash of the configuration and of the size and both ends of every weight file."""
     checkpoint = Checkpoint.open(folder)
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,20 @@ class TeacherOutputs(Protocol):
     def log_probs(self, start: int, stop: int, logits_rV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of the teacher and of the student, both [r, C] float32.
 
-        They are those of positions ``[start, stop)``. ``logits_rV`` are the student's, with their graph. C classes are the tokens, or where only some are known, these and one
-        class of all others. Both models' logits are divided by ``temperature``.
+        They are those of positions ``[start, stop)``. ``logits_rV`` are the student's, with their graph. C classes are the tokens,
+        or where only some are known, these and one class of all others. Both models' logits are divided by ``temperature``.
+        """
+        ...
+
+    @property
+    def top_k(self) -> int | None:
+        """How many tokens are classes of their own at each position; None: all of them."""
+        ...
+
+    def has_same_top_token(self, start: int, stop: int, logits_rV: Tensor, log_probs: tuple[Tensor, Tensor]) -> Tensor:
+        """Return where both models have the same most likely token, bool [r].
+
+        ``log_probs`` are those of the same positions and logits.
         """
         ...
 
@@ -58,6 +70,11 @@ class LiveOutputs:
     normed_RE: Tensor
     lm_head_VE: Tensor
     hidden_states: Mapping[int, Tensor]
+    top_k: ClassVar[int | None] = None
+
+    def has_same_top_token(self, start: int, stop: int, logits_rV: Tensor, log_probs: tuple[Tensor, Tensor]) -> Tensor:
+        teacher_rC, student_rC = log_probs
+        return teacher_rC.argmax(-1) == student_rC.argmax(-1)
 
     def log_probs(self, start: int, stop: int, logits_rV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Return both models' log-probabilities over the tokens that both vocabularies have.
