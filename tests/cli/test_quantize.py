@@ -27,7 +27,8 @@ def test_the_demo_is_quantised_and_measured(hasten, tmp_path):
     assert cells(ran.out, "weights")[0] == "16.8 MB" and cells(ran.out, "weights")[1].startswith("7.4 MB (44.4%)")
     divergence = float(cells(ran.out, "held-out text: mean KL")[1].split()[0])
     assert 0.005 < divergence < 0.2
-    assert float(cells(ran.out, "tokens/s")[1].split()[0]) > 0
+    assert all(float(cells(ran.out, f"tokens/s, batch {batch}")[1].split()[0]) > 0 for batch in (1, 8))
+    assert cells(ran.out, "parameters")[1] == f"{cells(ran.out, 'parameters')[0]} (100.0%)"
     card = (out / "README.md").read_text()
     assert "| damping | 0.02 |" in card and "not measured" not in card
     assert {matrix.spec.bits for matrix in Checkpoint.open(out).matrices.values()} == {4}
@@ -88,15 +89,15 @@ def test_ctrl_c_stops_a_cast(hasten, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_while_files_are_put_together_leaves_out_the_measurement(hasten, tmp_path, monkeypatch):
-    from hasten.compress.quantize import quantize as lifecycle
+    from hasten.compress import merge_parts
 
-    merge_shards = lifecycle.merge_shards
+    merge_shards = merge_parts.merge_shards
 
     def press_ctrl_c(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         merge_shards(*arguments)
 
-    monkeypatch.setattr(lifecycle, "merge_shards", press_ctrl_c)
+    monkeypatch.setattr(merge_parts, "merge_shards", press_ctrl_c)
     ran = hasten("quantize", "demo", "--method", "rtn", "--out", str(tmp_path / "out"))
     assert (ran.code, ran.out) == (130, "") and "stopped before it was measured" in ran.err
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
@@ -106,7 +107,7 @@ def test_a_model_without_a_tokenizer_is_written_and_its_speed_measured(hasten, t
     ran = hasten("quantize", str(tiny("llama-gqa")), "--method", "rtn", "--group-size", "32", "--out", str(tmp_path / "out"))
     assert ran.code == 0, ran.err
     assert "not everything was measured" in ran.err and "tokenizer" in ran.err
-    assert all(float(cell.split()[0]) > 0 for cell in cells(ran.out, "tokens/s"))
+    assert all(float(cell.split()[0]) > 0 for batch in (1, 8) for cell in cells(ran.out, f"tokens/s, batch {batch}"))
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,31 @@ def test_recipe_and_figures() -> None:
     assert "Quality on the held-out text. Speed on AMD EPYC, 2 cores." in card_text(CARD)
 
 
+def test_a_model_of_other_sizes_says_more() -> None:
+    figures = dataclasses.replace(
+        CARD.figures,
+        parameters_before=8_000_000,
+        parameters_after=6_000_000,
+        other_texts={"my|text": dataclasses.replace(QUALITY, kl_mean=0.5)},
+        batch_tokens_per_second_before=100.04,
+        batch_tokens_per_second_after=140.0,
+    )
+    text = card_text(dataclasses.replace(CARD, relation="finetune", notes=("It is <new>.",), figures=figures))
+    cells = rows(text)
+    assert huggingface_hub.ModelCard(text).data.to_dict()["base_model_relation"] == "finetune"
+    assert cells["parameters"] == ["8,000,000", "6,000,000"] and "\nIt is &lt;new>.\n" in text
+    assert cells["tokens per second, batch 8"] == ["100.0", "140.0"]
+    assert cells["KL divergence, nats per token"][1].startswith("0.0123")
+    assert cells["KL divergence, nats per token, my\\|text"][1].startswith("0.5")
+
+
 def test_what_is_absent_is_called_so(tmp_path: Path) -> None:
     text = card_text(BARE)
     cells = rows(text)
     for name in ("weights, bytes", "KL divergence, nats per token", "perplexity", "tokens per second, batch 1"):
         assert cells[name][-1] == "not measured"
     assert cells["calibration"] == ["none"] and "bits" not in cells and "group size" not in cells
+    assert "parameters" not in cells and "tokens per second, batch 8" not in cells
     write_model_card(tmp_path, BARE)
     data = huggingface_hub.ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert data == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["hasten", "cast"]}

@@ -33,6 +33,18 @@ def test_the_result_appears_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["out", "file"]
 
 
+def test_the_files_are_on_the_disk_before_the_result_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle))
+    )
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(f"{Path(old).name} is {Path(new).name}"), replace(old, new)))
+    published(opened(tmp_path / "out"))
+    start = events.index("result is out")
+    assert {"file", "result"} <= set(events[:start]) and tmp_path.name in events[start:]
+
+
 def test_an_empty_folder_is_replaced_also_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
@@ -94,3 +106,16 @@ def test_a_run_to_resume_needs_space_for_the_rest_only(tmp_path: Path, monkeypat
         work.check_space(1050)
     work.write("layer-0", {"a": torch.zeros(100)})
     work.check_space(1050)
+
+
+def test_models_in_folders_of_the_run_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds of a pruning are checkpoints of their own, and the result of a killed run is removed."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    work = opened(tmp_path / "out")
+    work.write("layer-0", {})
+    for folder in (work.resume.folder / "round-001", work.new_result()):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(bytes(400))
+    work.check_space(1750)
+    with pytest.raises(CapacityError, match="too small"):
+        work.check_space(1950)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hasten.checkpoints.reader import Checkpoint
 from hasten.compress.model_card import ModelCard
+from hasten.compress.prune.shape import num_parameters
+from hasten.models.load import read_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,15 @@ class CompressedModel:
     @property
     def original_nbytes(self) -> int:
         return tensor_bytes(self.source)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the decoder, tied embeddings counted once. Raises ``CheckpointError``."""
+        return num_parameters(read_spec(Checkpoint.open(self.folder)))
+
+    @property
+    def original_num_parameters(self) -> int:
+        return num_parameters(read_spec(Checkpoint.open(self.source)))
 
 
 def tensor_bytes(folder: Path) -> int:

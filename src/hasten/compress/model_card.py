@@ -19,6 +19,9 @@ from hasten.quality.quality import Quality
 FILE = "README.md"
 NOT_MEASURED = "not measured"
 DENSE = "safetensors"  # the format of weights that are not quantised
+BATCH = 8  # requests of the second figure of speed
+# How a model comes from its base model, in the hub's words.
+QUANTIZED, FINETUNE = "quantized", "finetune"
 # What transformers needs beside itself to load a format.
 PACKAGES = {
     "compressed-tensors": "compressed-tensors",
@@ -49,8 +52,13 @@ class Figures:
     bytes_after: int | None = None
     quality: Quality | None = None
     text: str | None = None  # on which ``quality`` was measured
+    other_texts: Mapping[str, Quality] = field(default_factory=dict)  # the quality on further texts, by their names
+    parameters_before: int | None = None
+    parameters_after: int | None = None
     tokens_per_second_before: float | None = None  # decoding, batch 1
     tokens_per_second_after: float | None = None
+    batch_tokens_per_second_before: float | None = None  # decoding, batch ``BATCH``
+    batch_tokens_per_second_after: float | None = None
     machine: str | None = None
 
 
@@ -58,6 +66,7 @@ class Figures:
 class ModelCard:
     name: str  # of the folder
     base_model: str | None  # on the Hugging Face hub; None: unknown
+    relation: str = QUANTIZED  # to the base model; FINETUNE: pruned or distilled
     license: Mapping[str, str | list[str]] = field(default_factory=dict)  # ``source_license``
     method: str
     format: str  # of ``QuantizeOptions``, or ``DENSE``
@@ -65,6 +74,7 @@ class ModelCard:
     group_size: int | None = None  # None: not in groups
     options: Mapping[str, object] = field(default_factory=dict)  # the other ones of the recipe
     calibration: CalibrationText | None = None  # None: without
+    notes: Sequence[str] = ()  # sentences below the recipe
     figures: Figures = field(default_factory=Figures)
 
 
@@ -105,6 +115,7 @@ def card_text(card: ModelCard) -> str:
         "",
         *_table(("", ""), list(_recipe(card))),
         "",
+        *(line for note in card.notes for line in (_plain(note), "")),
         "## Against the original",
         "",
         *_table(("", "original", "this model"), list(_figures(figures))),
@@ -125,7 +136,7 @@ def _front_matter(card: ModelCard) -> str:
         tags += [card.format, *([] if card.bits is None else [f"{card.bits}-bit"])]
     values: dict[str, Any] = {
         "base_model": card.base_model,
-        "base_model_relation": None if card.base_model is None else "quantized",
+        "base_model_relation": None if card.base_model is None else card.relation,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": list(dict.fromkeys(tags)),
@@ -145,7 +156,8 @@ def _recipe(card: ModelCard) -> Iterator[Row]:
         yield name.replace("_", " "), str(value)
     text = card.calibration
     if text is None:
-        yield "calibration", "none"
+        if card.relation == QUANTIZED:
+            yield "calibration", "none"
         return
     yield "calibration text", text.name
     yield "calibration sequences", f"{text.samples:,} of {text.seq_len:,} tokens, seed {text.seed}"
@@ -153,21 +165,32 @@ def _recipe(card: ModelCard) -> Iterator[Row]:
 
 
 def _figures(figures: Figures) -> Iterator[Row]:
-    quality = figures.quality
+    if figures.parameters_before is not None or figures.parameters_after is not None:
+        yield "parameters", _count(figures.parameters_before), _count(figures.parameters_after)
     yield "weights, bytes", _count(figures.bytes_before), _count(figures.bytes_after)
+    yield from _quality(figures.quality, "")
+    for text, quality in figures.other_texts.items():
+        yield from _quality(quality, f", {text}")
+    yield "tokens per second, batch 1", _rate(figures.tokens_per_second_before), _rate(figures.tokens_per_second_after)
+    before, after = figures.batch_tokens_per_second_before, figures.batch_tokens_per_second_after
+    if before is not None or after is not None:
+        yield f"tokens per second, batch {BATCH}", _rate(before), _rate(after)
+
+
+def _quality(quality: Quality | None, suffix: str) -> Iterator[Row]:
+    """Yield the rows of one text; ``suffix`` tells texts apart."""
     if quality is None:
         yield "KL divergence, nats per token", "", NOT_MEASURED
         yield "same most likely token", "", NOT_MEASURED
         yield "perplexity", NOT_MEASURED, NOT_MEASURED
-    else:
-        divergence = _with_interval(quality.kl_mean, quality.kl_interval, "{:.4g}")
-        top1 = mean_interval(quality.top1_agreement, quality.top1_standard_error, quality.num_windows)
-        agreement = _with_interval(quality.top1_agreement, top1 and (top1[0], min(top1[1], 1.0)), "{:.2%}")
-        yield "KL divergence, nats per token", "", divergence
-        yield "same most likely token", "", agreement
-        yield "perplexity", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}"
-        yield "tokens scored", "", f"{quality.num_tokens:,}"
-    yield "tokens per second, batch 1", _rate(figures.tokens_per_second_before), _rate(figures.tokens_per_second_after)
+        return
+    divergence = _with_interval(quality.kl_mean, quality.kl_interval, "{:.4g}")
+    top1 = mean_interval(quality.top1_agreement, quality.top1_standard_error, quality.num_windows)
+    agreement = _with_interval(quality.top1_agreement, top1 and (top1[0], min(top1[1], 1.0)), "{:.2%}")
+    yield f"KL divergence, nats per token{suffix}", "", divergence
+    yield f"same most likely token{suffix}", "", agreement
+    yield f"perplexity{suffix}", f"{quality.reference_perplexity:.4f}", f"{quality.candidate_perplexity:.4f}"
+    yield f"tokens scored{suffix}", "", f"{quality.num_tokens:,}"
 
 
 def _with_interval(mean: float, interval: Interval | None, template: str) -> str:

@@ -41,7 +41,7 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     try:
         (partial / _MARK).touch()
         yield partial
-        _flush(partial)
+        flush(partial)
         (partial / _MARK).unlink()
         _sync(partial)
         publish(partial, target)
@@ -118,8 +118,11 @@ def writing_error(out: Path, error: OSError | ValueError) -> HastenError:
     return InvalidOption(f"{out} cannot be written", got=got, remedy="Give another folder")
 
 
-def _flush(folder: Path) -> None:
-    """Write every file to the disk, so that a power failure cannot leave ``out`` without contents."""
+def flush(folder: Path) -> None:
+    """Write every file to the disk.
+
+    Otherwise a power failure could leave a renamed folder without contents.
+    """
     for parent, _, names in os.walk(folder):
         for name in names:
             _sync(Path(parent, name))

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hasten.compress.new_folder import check_space, new_target, partial_folder, publish, writing_error
+from hasten.compress.new_folder import check_space, flush, new_target, partial_folder, publish, writing_error
 from hasten.core.errors import InvalidOption
 from hasten.training.resume import ResumeFolder, write_errors
 
@@ -57,7 +57,7 @@ class WorkFolder:
 
         What a run to resume has written already counts as free.
         """
-        written = sum(file.stat().st_size for file in self.resume.folder.glob("*.safetensors"))
+        written = sum(file.stat().st_size for file in partial_folder(self.out).rglob("*.safetensors"))
         check_space(self.out, needed - written)
 
     def has(self, name: str) -> bool:
@@ -87,9 +87,14 @@ class WorkFolder:
         Raises ``InvalidOption`` if the name is taken.
         """
         try:
+            flush(self.result)
             publish(self.result, self.out)
         except OSError as error:
             raise writing_error(self.out, error) from None
-        with suppress(OSError):  # the result is complete, and a folder with a file of the user stays
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what a run wrote before its result."""
+        with suppress(OSError):  # a folder with a file of the user stays
             self.resume.remove()
             partial_folder(self.out).rmdir()

@@ -118,6 +118,13 @@ def step_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
+def print_above_bar(text: str) -> None:
+    """Print a line to stderr, above the bar if one is visible."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
 def _bar(**settings: Any) -> Any:
     from tqdm.auto import tqdm  # here, because the import is slow
 

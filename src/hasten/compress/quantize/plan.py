@@ -44,6 +44,11 @@ class LayerPlan:
         return tuple(linear for linear in self.linears if linear.is_quantized)
 
     @property
+    def weights(self) -> dict[str, str]:
+        """Name of each quantised matrix -> name of its first weight."""
+        return {linear.name: linear.sources[0].name for linear in self.quantized}
+
+    @property
     def unquantized_sources(self) -> tuple[WeightSource, ...]:
         """Norms, biases, and the matrices that stay as they are."""
         return self.others + tuple(source for linear in self.linears if not linear.is_quantized for source in linear.sources)

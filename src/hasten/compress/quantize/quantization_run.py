@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hasten.checkpoints.quantized.writers.base import FormatWriter
@@ -16,7 +15,6 @@ from hasten.compress.quantize.plan import LayerPlan
 from hasten.compress.quantize.recipe import Recipe
 from hasten.compress.work_folder import WorkFolder
 from hasten.models.layer_stream import LayerStream
-from hasten.ops.native_dtype import has_bf16_arithmetic
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 ShouldStop = Callable[[], bool]
@@ -48,11 +46,15 @@ class Steps:
 
     def advance_to(self, done: int) -> None:
         """Set the number of steps that are done. Raises ``Stopped``."""
+        self.show(done)
+        if self.should_stop():
+            raise Stopped
+
+    def show(self, done: int) -> None:
+        """Set the number of steps that are done, where stopping is asked for elsewhere."""
         self.done = done
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total)
-        if self.should_stop():
-            raise Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +66,6 @@ class QuantizationRun:
     ids_BS: Tensor | None  # calibration text; None: the recipe needs none
     work: WorkFolder
     steps: Steps
-
-    @property
-    def state_dtype(self) -> torch.dtype:
-        """The dtype of hidden states between layers: the model's, as when it runs; float16 might overflow."""
-        return torch.bfloat16 if self.stream.plan.dtype == torch.bfloat16 else torch.float32
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The dtype in which the calibration text passes through a layer.
-
-        It is the model's where the hardware computes in it.
-        """
-        is_native = self.state_dtype == torch.bfloat16 and has_bf16_arithmetic(torch.cpu.get_capabilities())
-        return torch.bfloat16 if is_native else torch.float32
 
 
 def part_name(index: int, bits: int | None = None) -> str:

@@ -6,7 +6,6 @@ Shape suffixes: B sequences · S tokens per sequence · E hidden size.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,10 @@ import torch
 from torch import Tensor
 
 from hasten.checkpoints.hub import resolve
-from hasten.checkpoints.merge_shards import merge_shards
 from hasten.checkpoints.quantized.writers.find import find_writer
 from hasten.checkpoints.reader import Checkpoint
-from hasten.checkpoints.side_files import copy_side_files
 from hasten.compress.compressed_model import CompressedModel
+from hasten.compress.merge_parts import merge_parts
 from hasten.compress.model_card import ModelCard, write_model_card
 from hasten.compress.quantize.calibration import calibration_digest, calibration_ids
 from hasten.compress.quantize.calibration_state import CalibrationState
@@ -31,14 +29,13 @@ from hasten.compress.quantize.plan import LayerPlan, check_format, ignored_modul
 from hasten.compress.quantize.quantization_run import Progress, QuantizationRun, ShouldStop, Steps, Stopped, part_name
 from hasten.compress.quantize.quantize_layer import quantize_layer
 from hasten.compress.quantize.recipe import Recipe, build_recipe
+from hasten.compress.source_digest import source_digest
 from hasten.compress.work_folder import WorkFolder
 from hasten.core.errors import UnsupportedModel
 from hasten.models.layer_stream import SEQUENCES, LayerStream
 from hasten.ops.cpu.cores import choose_threads
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.resume import write_errors
-
-OTHERS = "others"  # prefix of the parts outside the layers
 
 
 def quantize(
@@ -131,12 +128,12 @@ def run_settings(
     """Return everything that the result depends on, as plain data. A run resumes only with equal settings."""
     values = dataclasses.asdict(options)
     del values["threads"]
-    digest = hashlib.sha256(json.dumps(stream.plan.checkpoint.config, sort_keys=True).encode())
-    for name, entry in sorted(stream.plan.checkpoint.tensors.items()):
-        stat = entry.file.stat()
-        digest.update(f"{name} {entry.dtype} {entry.shape} {stat.st_size} {stat.st_mtime_ns}".encode())
     values["method_options"] = dict(method_options or {})
-    return {**values, "model_sha256": digest.hexdigest(), "calibration": None if ids_BS is None else calibration_digest(ids_BS)}
+    return {
+        **values,
+        "model_sha256": source_digest(stream.plan.checkpoint),
+        "calibration": None if ids_BS is None else calibration_digest(ids_BS),
+    }
 
 
 def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[int, Recipe], card: ModelCard) -> None:
@@ -144,30 +141,21 @@ def assemble(run: QuantizationRun, layer_parts: Sequence[str], recipes: Mapping[
 
     ``recipes`` are those of the quantised layers.
     """
-    work, checkpoint = run.work, run.stream.plan.checkpoint
-    names = list(layer_parts)
-    for number, source in enumerate(run.stream.other_sources()):
-        name = f"{OTHERS}-{number:03}"
-        names.append(name)
-        if not work.has(name):
-            work.write(name, {source.name: checkpoint.read(source.name)})
-    folder = work.new_result()
+    folder = merge_parts(run.stream, run.work, layer_parts)
     with write_errors(folder):
-        merge_shards(work.files(names), folder)
-        copy_side_files(checkpoint.folder, folder)
         kept = [plan.index for plan in run.plans if plan.index not in recipes]
         ignored = ignored_modules(run.plans) + [
             module for plan in run.plans if plan.index in kept for linear in plan.quantized for module in linear.modules
         ]
         settings = run.writer.settings(specs_by_module(run.plans, recipes), ignored)
-        config = {**checkpoint.config, "quantization_config": settings}
+        config = {**run.stream.plan.checkpoint.config, "quantization_config": settings}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_model_card(folder, card)
 
 
 def _quantize_layers(run: QuantizationRun) -> list[str]:
     """Quantise every layer and return the names of the parts. Continues a run that was stopped."""
-    state = None if run.ids_BS is None else CalibrationState.load(run)
+    state = None if run.ids_BS is None else CalibrationState.load(run.stream, run.ids_BS, run.work, run.steps)
     for plan in run.plans[0 if state is None else state.next_layer :]:
         if state is not None or not run.work.has(part_name(plan.index)):
             _quantize_layer(run, plan, state)
@@ -177,11 +165,11 @@ def _quantize_layers(run: QuantizationRun) -> list[str]:
 
 def _quantize_layer(run: QuantizationRun, plan: LayerPlan, state: CalibrationState | None) -> None:
     """Write the part of a layer, and pass the text through it. Nothing of the layer stays in memory."""
-    statistics = {} if state is None else state.statistics(run, plan, with_hessian=run.recipe.needs_hessian)
+    statistics = {} if state is None else state.statistics(plan.weights, with_hessian=run.recipe.needs_hessian)
     quantized = quantize_layer(run.stream, plan, run.recipe, run.writer, statistics, run.steps.tick)
     run.work.write(part_name(plan.index), quantized.tensors)
     if state is not None:
-        state.advance(run, quantized.layer)
+        state.advance(quantized.layer)
 
 
 def num_chunks(ids_BS: Tensor | None) -> int:

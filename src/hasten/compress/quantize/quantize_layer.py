@@ -3,7 +3,7 @@
 The statistics of all four matrices come from one pass of the layer in floating point, on inputs that the quantised layers before
 it made (GPTQ's way). A second pass, with the quantised matrices, makes the inputs of the next layer.
 
-Shape suffixes: B sequences · S tokens per sequence · T tokens · E hidden size · I inputs.
+Shape suffixes: O outputs · I inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hasten.checkpoints.quantized.writers.base import FormatWriter
 from hasten.compress.quantize.grid import Grid, stored_scales
@@ -51,7 +51,7 @@ def quantize_layer(
 ) -> QuantizedLayer:
     """Return a layer quantised.
 
-    ``statistics`` are those of ``gather_statistics``; empty: the recipe needs no calibration.
+    ``statistics`` are those of ``CalibrationState``; empty: the recipe needs no calibration.
     Raises ``CheckpointError`` if a method fails.
     """
     layer, inputs = stream.layer(plan.index), dict(statistics)
@@ -69,38 +69,6 @@ def quantize_layer(
         tensors |= _encode(stream, linear, rows, recipe, writer, inputs.get(linear.name))
         tick()
     return QuantizedLayer(layer, tensors | other_tensors(stream, layer, plan, changed=bool(recipe.transforms)))
-
-
-def gather_statistics(
-    stream: LayerStream, plan: LayerPlan, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick, *, with_hessian: bool
-) -> dict[str, InputStatistics]:
-    """Return the statistics of the inputs of each matrix, by its name.
-
-    The layer runs in ``dtype``, not quantised. Raises ``CheckpointError`` for inputs that are not finite.
-    """
-    layer = stream.layer(plan.index).to(dtype)
-    statistics: dict[str, InputStatistics] = {}
-    for linear in plan.quantized:
-        module = _find_linear(layer, linear.name)
-        measured = InputStatistics.empty(module.format.in_features, with_hessian=with_hessian)
-        statistics[linear.name] = measured
-        module.register_forward_pre_hook(_count_inputs(measured))
-    for _ in stream.run(layer, plan.index, hidden_BSE):
-        tick()
-    for linear in plan.quantized:
-        statistics[linear.name].check(linear.sources[0].name)
-    return statistics
-
-
-def run_layer(stream: LayerStream, layer: DecoderLayer, index: int, hidden_BSE: Tensor, dtype: torch.dtype, tick: Tick) -> None:
-    """Replace the inputs of the layer by its outputs, in place. The layer is converted to ``dtype``."""
-    for rows, out_BSE in stream.run(layer.to(dtype), index, hidden_BSE):
-        hidden_BSE[rows] = out_BSE.to(hidden_BSE.dtype)
-        tick()
-
-
-def _count_inputs(statistics: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda module, inputs: statistics.add(inputs[0].float())
 
 
 def _rescale_inputs(

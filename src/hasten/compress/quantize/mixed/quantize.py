@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.quantized.writers.find import find_writer
 from hasten.compress.compressed_model import CompressedModel
@@ -95,7 +97,7 @@ def quantize_mixed(
     work = WorkFolder.open(out, settings, resume=resume)
     work.check_space(2 * needed_bytes(stream, ids_BS))
     steps = Steps(2 * len(plans) * (2 * num_chunks(ids_BS) + len(BITS) * matrix_steps(base)), progress, should_stop)
-    run = MixedRun(QuantizationRun(stream, plans, base, writer, ids_BS, work, steps), recipes)
+    run = MixedRun(QuantizationRun(stream, plans, base, writer, ids_BS, work, steps), recipes, ids_BS)
     try:
         run.quantize_layers()
         assignment = run.search(options, texts, num_validation_tokens)
@@ -127,18 +129,19 @@ def _build_recipes(options: QuantizeOptions, method_options: Mapping[str, Any] |
 class MixedRun:
     run: QuantizationRun
     recipes: Mapping[int, Recipe]  # by bits
+    ids_BS: Tensor  # calibration text
 
     def quantize_layers(self) -> None:
         """Write every layer with each of its bits, and as it is. Raises ``Stopped``."""
         run = self.run
-        state = CalibrationState.load(run)
+        state = CalibrationState.load(run.stream, self.ids_BS, run.work, run.steps)
         for plan in run.plans[state.next_layer :]:
             self._write_candidates(plan, state)
             run.steps.finish(plan.index + 1, len(run.plans), share=2)
 
     def _write_candidates(self, plan: LayerPlan, state: CalibrationState) -> None:
         run = self.run
-        statistics = state.statistics(run, plan, with_hessian=True)
+        statistics = state.statistics(plan.weights, with_hessian=True)
         for bits, recipe in self.recipes.items():
             quantized = quantize_layer(run.stream, plan, recipe, run.writer, statistics, run.steps.tick)
             run.work.write(part_name(plan.index, bits), quantized.tensors)
@@ -147,7 +150,7 @@ class MixedRun:
             source.name: run.stream.plan.checkpoint.read(source.name) for linear in plan.quantized for source in linear.sources
         }
         run.work.write(part_name(plan.index, UNQUANTIZED), matrices | other_tensors(run.stream, layer, plan, changed=False))
-        state.advance(run, layer)
+        state.advance(layer)
 
     def search(self, options: QuantizeOptions, texts: list[TokenText], num_tokens: int) -> Assignment:
         """Return the best assignment found. Raises ``Stopped`` and ``InvalidOption``."""

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from hasten.compress.quantize.grid import Grid, GroupScales
-from hasten.compress.quantize.statistics import InputStatistics, is_finite
+from hasten.compress.quantize.inverse_factor import inverse_factor
+from hasten.compress.quantize.statistics import InputStatistics
 from hasten.core.check_fields import Fault, check_fields
 from hasten.core.errors import CheckpointError, InvalidOption, show
 from hasten.core.field_type import Range
 from hasten.layers.formats.stored_matrix import GroupedRows, in_order
 
 REMEDY = "Calibrate on more or other text, raise the damping of GPTQ, or add the matrix to ignore"
-SOLVED_SIZE = 256  # up to which a triangle is inverted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Gptq:
             zeros_GO = torch.empty_like(scales_GO)
         weights_IO, groups = weights_OI.T.contiguous()[order_I], (order_I // size).tolist()
         codes_IO = torch.empty(weights_IO.shape, dtype=torch.uint8, device="cpu")
-        factor_II = self._factor(statistics, order_I, name)
+        factor_II = inverse_factor(statistics, order_I, name, damping=self.damping, max_damping=self.max_damping, remedy=REMEDY)
         for start, stop in self._blocks(num_inputs, size):
             if not self.act_order and start % size == 0:
                 inputs = slice(start, start + size)
@@ -94,53 +94,10 @@ class Gptq:
             starts.update(range(0, num_inputs, group_size))
         return pairwise(sorted(starts | {num_inputs}))
 
-    def _factor(self, statistics: InputStatistics, order_I: Tensor, name: str) -> Tensor:
-        """Return the upper factor U of the damped Hessian's inverse, Uᵀ U = H⁻¹.
-
-        At most three matrices of its size are in memory: 2.5 GB for 14,336 inputs.
-        """
-        backward_I = order_I.flip(0)
-        damped_II = statistics.hessian_II[backward_I][:, backward_I]
-        diagonal_I, damping = damped_II.diagonal().clone(), self.damping
-        while damping <= self.max_damping:
-            # The mean is 0 only if all inputs are; any diagonal serves then.
-            damped_II.diagonal().copy_(torch.where(diagonal_I == 0, 1, diagonal_I + damping * diagonal_I.mean()))
-            lower_II, info = torch.linalg.cholesky_ex(damped_II)
-            if int(info) == 0:
-                # H = R Rᵀ with R upper, from the factor of the flipped matrix; so U = R⁻¹.
-                factor_II: Tensor = lower_II.flip(0, 1)
-                del lower_II
-                _invert(factor_II)
-                if is_finite(factor_II):
-                    return factor_II
-            damping *= 2
-        raise CheckpointError(
-            f"the Hessian of {show(name)} does not factorise",
-            got=f"a damping of up to {self.max_damping:g}",
-            remedy=REMEDY,
-        )
-
     def _conflicts(self) -> list[Fault]:
         if self.max_damping < self.damping:
             return [Fault("max_damping", f"from {self.damping}, which is damping")]
         return []
-
-
-def _invert(upper_II: Tensor) -> None:
-    """Invert an upper triangle in place.
-
-    By halves it takes a third of the operations of solving for the unit matrix.
-    """
-    size = len(upper_II)
-    if size <= SOLVED_SIZE:
-        unit_II = torch.eye(size, dtype=upper_II.dtype, device="cpu")
-        upper_II.copy_(torch.linalg.solve_triangular(upper_II, unit_II, upper=True))
-        return
-    half = size // 2
-    first, second, corner = upper_II[:half, :half], upper_II[half:, half:], upper_II[:half, half:]
-    _invert(first)
-    _invert(second)
-    corner.copy_(first @ (corner @ second)).neg_()
 
 
 def _round_block(weights_BO: Tensor, factor_BB: Tensor, scales_BO: Tensor, zeros_BO: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
