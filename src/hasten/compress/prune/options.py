@@ -5,6 +5,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,12 +15,15 @@ from hasten.core.engine_options import Seed, Threads
 from hasten.core.errors import InvalidOption
 from hasten.core.field_type import Length, OneOf, Range
 
-STRUCTURED = ("activation", "weight", "taylor", "random")  # importances of whole heads, neurons and channels
+RANDOM = "random"
+STRUCTURED = ("activation", "weight", "taylor", RANDOM)  # importances of whole heads, neurons and channels
 MASKS = ("magnitude", "wanda", "sparsegpt")  # importances of single weights, which become zero
 METHODS = (*STRUCTURED, *MASKS)
 HEADS, NEURONS, WIDTH, LAYERS = PARTS = ("heads", "neurons", "width", "layers")
+DEFAULT_PARTS = (HEADS, NEURONS)
 LAYER_SCORES = ("influence", "perplexity")
 PATTERNS = ("free", "2:4")
+OMIT = "Omit it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,7 @@ class PruneOptions:
 
     method: Annotated[str, OneOf(METHODS)] = "activation"
     # of the structured methods: heads (with their keys and values), feed-forward neurons, channels of the hidden state, layers
-    parts: Annotated[tuple[Annotated[str, OneOf(PARTS)], ...], Length(1, len(PARTS))] = (HEADS, NEURONS)
+    parts: Annotated[tuple[Annotated[str, OneOf(PARTS)], ...], Length(1, len(PARTS))] = DEFAULT_PARTS
     # share of each part, or of the weights of a mask, that is removed; counts are rounded to what a checkpoint can express
     ratio: Annotated[float, Range(0, 0.99)] | None = None
     target_params: Annotated[int, Range(1, 10**15)] | None = None  # most parameters of the result
@@ -58,6 +62,14 @@ class PruneOptions:
         return self.method in STRUCTURED
 
     @property
+    def reads_text(self) -> bool:
+        """Whether importance is measured on a calibration text."""
+        if not self.is_structured:
+            return self.method != "magnitude"
+        scores_layers = LAYERS in self.parts and self.method != RANDOM
+        return scores_layers or (self.method in ("activation", "taylor") and set(self.parts) != {LAYERS})
+
+    @property
     def recovers(self) -> bool:
         return self.recover_minutes is not None or self.recover_steps is not None
 
@@ -75,5 +87,19 @@ class PruneOptions:
             yield Fault("steps", "1 without recovery", "Give recover_minutes or recover_steps")
         if self.recover_minutes is not None and self.recover_steps is not None:
             yield Fault("recover_minutes", "None with recover_steps", "Give one of them")
+        if self.recover_steps is not None and self.recover_steps < self.steps:
+            yield Fault("recover_steps", f"at least one per round, so from {self.steps}")
         if len(set(self.parts)) < len(self.parts):
             yield Fault("parts", "different parts")
+        yield from self._without_effect()
+
+    def _without_effect(self) -> Iterator[Fault]:
+        """Yield options that differ from their defaults and would change nothing."""
+        if not self.is_structured and self.parts != DEFAULT_PARTS:
+            yield Fault("parts", "the default with one of " + ", ".join(MASKS), OMIT)
+        if self.layer_score != LAYER_SCORES[0] and (not self.is_structured or LAYERS not in self.parts or self.method == RANDOM):
+            yield Fault("layer_score", f"{LAYER_SCORES[0]}, the default, without the part layers or with the method {RANDOM}", OMIT)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("recover_lr", "recover_batch"):
+            if not self.recovers and getattr(self, name) != defaults[name]:
+                yield Fault(name, f"{defaults[name]}, the default, without recovery", "Give recover_minutes or recover_steps")

@@ -1,0 +1,1 @@
+"""Masks: which single weights of a matrix become zero. One method is one file."""
