@@ -1,0 +1,1 @@
+"""Data that a teacher writes for a student: outputs, new examples, chosen answers, and pairs."""

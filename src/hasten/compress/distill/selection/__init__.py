@@ -1,0 +1,1 @@
+"""Selection of the few best examples: lengths, near-duplicates, losses and diversity."""
