@@ -52,6 +52,7 @@ SUITES = {
     "mixed precision": Suite(
         1, 4, "models of six layers with all 729 assignments measured", "tests/compress/quantize/mixed/test_search.py"
     ),
+    "teacher cache kills": Suite(1, 20, "SIGKILLs of a teacher that is cached", "tests/compress/distill/test_cache_teacher.py"),
     "memory store": Suite(100_000, 100_000, "random operations per eviction order", "tests/caching/test_memory_store.py"),
     "sqlite store": Suite(6_000, 100_000, "random operations per eviction order", "tests/caching/test_sqlite_store.py"),
     "sqlite kills": Suite(10, 200, "SIGKILLs of a process that writes 50 results", "tests/caching/test_sqlite_kills.py"),
@@ -67,6 +68,7 @@ SUITES = {
     ),
     "optimisation reports": Suite(200, 5_000, "damaged reports of optimisations", "tests/prompts/test_optimization_report.py"),
     "optimisation kills": Suite(2, 20, "SIGKILLs of an optimisation of a prompt", "tests/prompts/test_optimize_kills.py"),
+    "distillation kills": Suite(2, 10, "SIGKILLs of a distillation", "tests/compress/distill/test_kills.py"),
     "schema instances": Suite(
         50, 300, "schemas, each with four valid and four invalid instances", "tests/sampling/guides/test_schema_instances.py"
     ),
@@ -84,6 +86,8 @@ SUITES = {
     "poisoned fields": Suite(
         12, 1_000, "fields of bodies, each with 27 bad values; there are fewer", "tests/serving/test_poisoned_fields.py"
     ),
+    "pruning kills": Suite(2, 10, "SIGKILLs of a gradual pruning", "tests/compress/prune/test_run.py"),
+    "data kills": Suite(2, 20, "SIGKILLs of a teacher that makes data", "tests/cli/test_data.py"),
     "sqlite damage": Suite(60, 500, "damaged SQLite files", "tests/caching/test_sqlite_damage.py"),
 }
 EXHAUSTIVE = os.environ.get("HASTEN_EXHAUSTIVE") == "1"

@@ -140,15 +140,24 @@ def test_version_and_help(hasten):
             "bench",
             "eval",
             "doctor",
+            "explain",
             "pull",
             "ls",
             "rm",
             "quantize",
+            "prune",
+            "distill",
             "cache",
             "prompt",
+            "data",
             "presets",
             "diagnose",
             "top",
         )
         if name in hasten("--help").out
-    } == {command.name or command.callback.__name__ for command in main.app.registered_commands} | {"bench", "cache", "prompt"}
+    } == {command.name or command.callback.__name__ for command in main.app.registered_commands} | {
+        "bench",
+        "cache",
+        "prompt",
+        "data",
+    }

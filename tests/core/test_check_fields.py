@@ -21,12 +21,16 @@ import pytest
 import torch
 
 import hasten
+from hasten.advise.explanation import Speculation
+from hasten.advise.work import Lengths
 from hasten.cli.engine_options import ENGINE
 from hasten.cli.sampling_options import SAMPLING
 from hasten.cli.server_options import SERVE, SERVER, ServeOptions
 from hasten.cli.task_options import TASK
 from hasten.cli.template_options import TEMPLATE
 from hasten.cli.train import KINDS, TRAINING
+from hasten.compress.distill.cache_options import CacheOptions
+from hasten.compress.distill.selection.options import SelectOptions
 from hasten.compress.prune.options import PruneOptions
 from hasten.compress.quantize.options import QuantizeOptions
 from hasten.compress.quantize.rounding.gptq import Gptq
@@ -53,6 +57,7 @@ from hasten.scheduling.config import SchedulerConfig
 from hasten.serving.server_options import ServerOptions
 from hasten.training.distill.recipe import DistillRecipe
 from hasten.training.options import TrainOptions
+from hasten.training.preference.recipes import DpoRecipe, PolicyRecipe, RewardModelRecipe
 from hasten.training.recipes import DraftModelRecipe, EagleRecipe, EarlyExitRecipe, MedusaRecipe, SoftPromptRecipe
 
 
@@ -113,9 +118,16 @@ MAKERS: dict[type[Any], Callable[..., Any]] = {
     EarlyExitRecipe: EarlyExitRecipe,
     SoftPromptRecipe: SoftPromptRecipe,
     DistillRecipe: DistillRecipe,
+    DpoRecipe: DpoRecipe,
+    RewardModelRecipe: RewardModelRecipe,
+    PolicyRecipe: PolicyRecipe,
     SoftPromptOptions: SoftPromptOptions,
     Workload: WORKLOAD,
+    Lengths: Lengths,
+    Speculation: functools.partial(Speculation, tokens=4),
     QuantizeOptions: QuantizeOptions,
+    CacheOptions: CacheOptions,
+    SelectOptions: SelectOptions,
     PruneOptions: functools.partial(PruneOptions, ratio=0.25),
     Gptq: Gptq,
     Hqq: Hqq,
@@ -202,7 +214,8 @@ def test_no_settings_class_is_left_out() -> None:
     """The list above has every class that checks its fields, and every class whose fields are options of a command."""
     found = set()
     packages = tuple(
-        f"hasten.{name}." for name in ("core", "scheduling", "training", "entrypoints", "compress", "prompts", "serving", "cli")
+        f"hasten.{name}."
+        for name in ("core", "scheduling", "training", "entrypoints", "compress", "prompts", "serving", "cli", "advise")
     )
     for info in pkgutil.walk_packages(hasten.__path__, "hasten."):
         if info.name.startswith(packages):

@@ -47,6 +47,14 @@ def test_the_rate_leaves_out_the_prefill_and_the_first_run(tiny: Callable[[str],
     assert (speed.median, speed.as_dict()) == (1.0, {"median": 1.0, "min": 0.5, "max": 2.0})
 
 
+def test_the_rates_of_a_batch_add_up(tiny: Callable[[str], Path], steps: StepTimes) -> None:
+    """Three requests, of which each step of 2 s gives one token each: 1.5 tokens per second."""
+    steps.seconds = [100.0, *[4.0] * 4, 100.0, *[2.0] * 4]
+    options = {"kv_cache_memory": "4MiB"}
+    speed = measure_speed(str(tiny("llama-gqa")), options, batch=3, prompt_tokens=10, num_tokens=5, repeats=1)
+    assert steps.num_steps == 2 * 5 and speed.runs == (1.5,)
+
+
 def test_neither_drafts_nor_an_end_of_sequence_shortens_a_run(tiny: Callable[[str], Path], steps: StepTimes) -> None:
     options = {"speculative_method": "prompt_lookup", "kv_cache_memory": "4MiB"}
     speed = measure_speed(str(tiny("llama-gqa")), options, prompt_tokens=4, num_tokens=200, repeats=1)
@@ -54,7 +62,7 @@ def test_neither_drafts_nor_an_end_of_sequence_shortens_a_run(tiny: Callable[[st
     assert speed.runs == (1.0,)
 
 
-@pytest.mark.parametrize("wrong", [{"num_tokens": 1}, {"num_tokens": "9"}, {"prompt_tokens": 0}, {"repeats": 0}])
+@pytest.mark.parametrize("wrong", [{"num_tokens": 1}, {"num_tokens": "9"}, {"prompt_tokens": 0}, {"repeats": 0}, {"batch": 0}])
 def test_wrong_numbers_are_refused(tiny: Callable[[str], Path], wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption, match="out of range"):
         measure_speed(str(tiny("llama-gqa")), {"kv_cache_memory": "4MiB"}, **wrong)

@@ -18,20 +18,25 @@ from hasten import __version__
 from hasten.cli.bench import bench
 from hasten.cli.cache import cache
 from hasten.cli.chat import chat
+from hasten.cli.data import data
 from hasten.cli.diagnose import diagnose
+from hasten.cli.distill import distill
 from hasten.cli.doctor import doctor
 from hasten.cli.eval import evaluate
+from hasten.cli.explain import explain
 from hasten.cli.generate import generate
 from hasten.cli.interrupt import INTERRUPTED
 from hasten.cli.kv import kv
 from hasten.cli.models import ls, pull, rm
 from hasten.cli.presets import presets
 from hasten.cli.prompt import prompt
+from hasten.cli.prune import prune
 from hasten.cli.quantize import quantize
 from hasten.cli.serve import serve
 from hasten.cli.streams import end_output, prepare_streams
 from hasten.cli.top import top
 from hasten.cli.train import train
+from hasten.cli.train_preference import dpo, grpo, reward_model
 from hasten.core.errors import MAX_MESSAGE, HastenError, clip, nearest, printable
 from hasten.core.renamed import RENAMED_FLAGS, remedy_for_unknown
 
@@ -48,14 +53,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, serve, top, presets, diagnose, doctor, pull, ls, rm, quantize):
+for command in (generate, chat, serve, top, presets, diagnose, doctor, explain, pull, ls, rm, quantize, prune, distill):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
+for command in (dpo, reward_model, grpo):
+    train.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(kv, name="kv")
 app.add_typer(cache, name="cache")
 app.add_typer(prompt, name="prompt")
+app.add_typer(data, name="data")
 
 
 @app.callback(invoke_without_command=True)

@@ -27,7 +27,7 @@ TRAINING = OptionGroup(
         "steps": f"Optimizer steps; {DEFAULT_STEPS} by default.",
         "minutes": "Instead of --steps: as many steps as fit into about this time.",
         "batch": "Sequences per batch.",
-        "accumulate": "Batches per optimizer step, whose gradients add up.",
+        "accumulate": "Batches per optimizer step, which count as one large batch.",
         "optimizer": "adamw, or muon: Muon for the matrices inside the layers, and AdamW for the rest.",
         "precision": "Of matrix products: float32, bfloat16, or auto, which is bfloat16 where the processor computes in it.",
         "seq_len": "Tokens per sequence.",
@@ -126,7 +126,7 @@ KINDS = {
 }
 
 train = typer.Typer(
-    help="Train heads, a draft model or early exits for faster decoding, or a soft prompt.",
+    help="Train heads, a draft model or early exits for faster decoding, a soft prompt, or a model by preferences and rewards.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
