@@ -31,9 +31,9 @@ from hasten.quality.intervals import mean_interval
 from hasten.training.callback import TrainingCallback
 from hasten.training.distill.distill_task import DistillTask
 from hasten.training.distill.recipe import LOSSES, DistillRecipe
-from hasten.training.distill.sequences import load_tokenizer
 from hasten.training.distill.teacher import LiveTeacher
 from hasten.training.examples import Example, Examples, output_tokens
+from hasten.training.load_tokenizer import load_tokenizer
 from hasten.training.loop import TrainingLoop
 from hasten.training.options import TrainOptions
 from hasten.training.resume import ResumeFolder

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hasten.checkpoints.json_values import read_json
 from hasten.checkpoints.reader import Checkpoint
-from hasten.core.errors import UnsupportedModel, show
+from hasten.core.errors import InvalidOption, UnsupportedModel, show
 from hasten.layers.attention import DenseContext
 from hasten.layers.formats.dense import Dense, DenseFormatFactory
 from hasten.layers.layer_context import LayerContext
@@ -90,6 +90,13 @@ def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
     """Return the dtype of a checkpoint's weights by its configuration; float32 if it names none."""
     name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+
+
+def check_seq_len(seq_len: int, spec: DecoderSpec) -> None:
+    """Raise ``InvalidOption`` if sequences of ``seq_len`` tokens exceed the model's context."""
+    if seq_len > spec.max_positions:
+        allowed = f"up to {spec.max_positions}"
+        raise InvalidOption("seq_len exceeds the model's context", got=f"{seq_len} tokens", allowed=allowed)
 
 
 def trainable_spec(folder: Path) -> DecoderSpec:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.core.errors import InvalidOption
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.build_task import build_task
@@ -16,10 +15,11 @@ from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import Corpus
 from hasten.training.documents import file_digest
 from hasten.training.examples import Examples, read_examples
+from hasten.training.load_tokenizer import load_tokenizer
 from hasten.training.options import TrainOptions
 from hasten.training.read_corpus import read_corpus
 from hasten.training.recipes import Recipe, SoftPromptRecipe
-from hasten.training.target_model import TargetModel, trainable_spec
+from hasten.training.target_model import TargetModel, check_seq_len, trainable_spec
 from hasten.training.training_run import TrainingResult, TrainingRun
 
 
@@ -68,14 +68,8 @@ def _load_corpus(run: TrainingRun, data: Path) -> Corpus | Examples | None:
     if saved is not None:
         return Examples(**saved) if isinstance(recipe, SoftPromptRecipe) else Corpus(**saved)
     spec = trainable_spec(run.folder)
-    if options.seq_len > spec.max_positions:
-        raise InvalidOption(
-            "seq_len exceeds the model's context", got=f"{options.seq_len} tokens", allowed=f"up to {spec.max_positions}"
-        )
-    tokenizer = TextTokenizer.load(run.folder, spec.vocab_size)
-    if tokenizer is None:
-        remedy = "Use a file that has one" if is_gguf(run.folder) else "Copy one into its folder"
-        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy=remedy)
+    check_seq_len(options.seq_len, spec)
+    tokenizer = load_tokenizer(run.folder, spec.vocab_size)
     if isinstance(recipe, SoftPromptRecipe):
         examples = _load_examples(data, tokenizer, options)
         run.resume.write("corpus", examples.tensors())

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.hub import resolve
 from hasten.checkpoints.reader import Checkpoint
-from hasten.ops.cpu.cores import choose_threads
 from hasten.training.base import CalibratedTask, TrainingTask
 from hasten.training.build_task import build_task
 from hasten.training.callback import TrainingCallback
@@ -25,6 +22,7 @@ from hasten.training.loop import TrainingLoop, TrainingState
 from hasten.training.options import TrainOptions
 from hasten.training.recipes import Recipe
 from hasten.training.resume import ResumeFolder, write_errors
+from hasten.training.set_threads import set_threads
 from hasten.training.target_model import TargetModel, trainable_spec
 
 REPORT = "training.json"
@@ -65,9 +63,7 @@ class TrainingRun:
 
         ``callback`` None: silent. Raises ``HastenError``.
         """
-        threads = choose_threads(options.threads)
-        if options.threads is not None or torch.get_num_threads() > threads:
-            torch.set_num_threads(threads)
+        set_threads(options.threads)
         folder = resolve(model, quiet=callback is None)
         trainable_spec(folder)  # before its files are read
         settings = _settings(folder, data_digest(), recipe, options)

@@ -24,7 +24,6 @@ from hasten.checkpoints.write_tensors import write_tensors
 from hasten.compress.distill.cache_options import CacheOptions
 from hasten.compress.new_folder import partial_folder
 from hasten.compress.quantize.quantization_run import Progress, ShouldStop, Steps, Stopped
-from hasten.compress.quantize.quantize import set_threads
 from hasten.compress.work_folder import WorkFolder
 from hasten.core.errors import InvalidOption
 from hasten.models.spec import DecoderSpec
@@ -32,11 +31,13 @@ from hasten.ops.cpu.memory import format_bytes
 from hasten.training.corpus import NumberedSource
 from hasten.training.distill.cache_facts import FILE, SEQUENCES, CacheFacts, CachePart, hidden_name
 from hasten.training.distill.coarse_log_probs import top_classes
-from hasten.training.distill.sequences import load_tokenizer, read_sequences, sequences_digest, tokenizer_digest
+from hasten.training.distill.sequences import read_sequences, sequences_digest, tokenizer_digest
 from hasten.training.lm_head_loss import BLOCK_ELEMENTS
+from hasten.training.load_tokenizer import load_tokenizer
 from hasten.training.predicted_rows import predicted_rows
 from hasten.training.resume import write_errors
-from hasten.training.target_model import TargetModel, trainable_spec
+from hasten.training.set_threads import set_threads
+from hasten.training.target_model import TargetModel, check_seq_len, trainable_spec
 
 PART_BYTES = 1 << 28  # of a file, and of the memory that holds it before it is written; one sequence may exceed it
 _DTYPES = {"U16": torch.uint16, "I32": torch.int32}
@@ -114,10 +115,7 @@ def cache_teacher(
 
 
 def _check_limits(options: CacheOptions, spec: DecoderSpec) -> None:
-    if options.seq_len > spec.max_positions:
-        raise InvalidOption(
-            "seq_len exceeds the model's context", got=f"{options.seq_len} tokens", allowed=f"up to {spec.max_positions}"
-        )
+    check_seq_len(options.seq_len, spec)
     wrong = [layer + 1 for layer in options.hidden_layers if layer >= spec.num_layers]
     if wrong:
         raise InvalidOption("the teacher has no such layers", got=wrong, allowed=f"1 to {spec.num_layers}")

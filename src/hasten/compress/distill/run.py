@@ -23,7 +23,6 @@ from hasten.compress.distill.student import StudentSource
 from hasten.compress.distill.training_data import TrainingData, prompts_of, read_data
 from hasten.compress.model_card import write_model_card
 from hasten.compress.prune.shape import num_parameters
-from hasten.compress.quantize.quantize import set_threads
 from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import BatchSource
 from hasten.training.device import move_decoder
@@ -37,6 +36,7 @@ from hasten.training.precision import autocast
 from hasten.training.resume import write_errors
 from hasten.training.rollouts import Rollouts
 from hasten.training.schedule import num_evaluation_sequences
+from hasten.training.set_threads import set_threads
 from hasten.training.target_model import TargetModel
 from hasten.training.trainable_model import TrainableModel
 

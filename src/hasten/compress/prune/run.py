@@ -28,7 +28,7 @@ from hasten.compress.prune.options import PruneOptions
 from hasten.compress.prune.structured_run import StructuredRun
 from hasten.compress.quantize.calibration import calibration_digest, calibration_ids
 from hasten.compress.quantize.quantization_run import Progress, ShouldStop, Steps, Stopped
-from hasten.compress.quantize.quantize import needed_bytes, set_threads
+from hasten.compress.quantize.quantize import needed_bytes
 from hasten.compress.source_digest import source_digest
 from hasten.compress.work_folder import WorkFolder
 from hasten.core.errors import InvalidOption, UnsupportedModel
@@ -36,6 +36,7 @@ from hasten.models.layer_stream import LayerStream
 from hasten.quality.documents import read_texts
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.resume import write_errors
+from hasten.training.set_threads import set_threads
 
 
 def run_pruning(

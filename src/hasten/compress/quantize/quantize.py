@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hasten.checkpoints.hub import resolve
@@ -33,9 +32,9 @@ from hasten.compress.source_digest import source_digest
 from hasten.compress.work_folder import WorkFolder
 from hasten.core.errors import UnsupportedModel
 from hasten.models.layer_stream import SEQUENCES, LayerStream
-from hasten.ops.cpu.cores import choose_threads
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.resume import write_errors
+from hasten.training.set_threads import set_threads
 
 
 def quantize(
@@ -86,12 +85,6 @@ def quantize(
         card=card,
         seconds=time.monotonic() - started,
     )
-
-
-def set_threads(threads: int | None) -> None:
-    chosen = choose_threads(threads)
-    if threads is not None or torch.get_num_threads() > chosen:
-        torch.set_num_threads(chosen)
 
 
 def open_source(model: str, *, quiet: bool) -> LayerStream:

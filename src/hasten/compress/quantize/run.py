@@ -16,9 +16,10 @@ from hasten.compress.quantize.card import base_model
 from hasten.compress.quantize.mixed.quantize import quantize_mixed
 from hasten.compress.quantize.options import AUTO, CAST, QuantizeOptions
 from hasten.compress.quantize.quantization_run import Progress, ShouldStop, Steps, Stopped
-from hasten.compress.quantize.quantize import quantize, set_threads
+from hasten.compress.quantize.quantize import quantize
 from hasten.compress.source_license import source_license
 from hasten.core.errors import InvalidOption
+from hasten.training.set_threads import set_threads
 
 
 def run_method(

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hasten.core.errors import InvalidOption
 from hasten.quality.documents import read_text_file
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.corpus import Corpus, NumberedSource
@@ -66,14 +65,6 @@ def sequences_digest(source: NumberedSource) -> str:
 def tokenizer_digest(tokenizer: TextTokenizer) -> str:
     """Return the SHA-256 of a tokenizer, in hexadecimal."""
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-
-
-def load_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:
-    """Return a model's tokenizer. Raises ``InvalidOption`` if it has none."""
-    tokenizer = TextTokenizer.load(folder, vocab_size)
-    if tokenizer is None:
-        raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy="Copy one into its folder")
-    return tokenizer
 
 
 def _restore_examples(tensors: Mapping[str, Tensor], vocab_size: int) -> Examples:

@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-import torch
-
-from hasten.checkpoints.gguf.gguf_path import is_gguf
 from hasten.checkpoints.hub import resolve
 from hasten.core.errors import InvalidOption
-from hasten.ops.cpu.cores import choose_threads
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.base import TrainingTask
 from hasten.training.callback import TrainingCallback
 from hasten.training.corpus import BatchSource
+from hasten.training.load_tokenizer import load_tokenizer
 from hasten.training.loop import TrainingLoop, TrainingState
 from hasten.training.options import TrainOptions
 from hasten.training.preference.recipes import PreferenceRecipe
 from hasten.training.publish_model import publish_model
 from hasten.training.resume import ResumeFolder
 from hasten.training.score import AnyScore
-from hasten.training.target_model import trainable_spec
+from hasten.training.set_threads import set_threads
+from hasten.training.target_model import check_seq_len, trainable_spec
 from hasten.training.training_run import NOT_IN_SETTINGS, model_fingerprint
 
 
@@ -69,18 +67,11 @@ class PreferenceRun:
         if options.self_distill is not None:
             got, remedy = f"self_distill={options.self_distill}", "Leave out self_distill"
             raise InvalidOption("training by preferences generates no documents", got=got, remedy=remedy)
-        threads = choose_threads(options.threads)
-        if options.threads is not None or torch.get_num_threads() > threads:
-            torch.set_num_threads(threads)
+        set_threads(options.threads)
         folder = resolve(model, quiet=callback is None)
         spec = trainable_spec(folder)
-        tokenizer = TextTokenizer.load(folder, spec.vocab_size)
-        if tokenizer is None:
-            remedy = "Use a file that has one" if is_gguf(folder) else "Copy one into its folder"
-            raise InvalidOption("this checkpoint has no tokenizer to encode text with", remedy=remedy)
-        if options.seq_len > spec.max_positions:
-            allowed = f"up to {spec.max_positions}"
-            raise InvalidOption("seq_len exceeds the model's context", got=f"{options.seq_len} tokens", allowed=allowed)
+        tokenizer = load_tokenizer(folder, spec.vocab_size)
+        check_seq_len(options.seq_len, spec)
         reference_folder = folder
         if reference is not None:
             reference_folder = resolve(reference, quiet=callback is None)

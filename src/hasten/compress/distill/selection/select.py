@@ -25,12 +25,12 @@ from hasten.compress.distill.selection.near_duplicates import drop_near_duplicat
 from hasten.compress.distill.selection.options import IFD, SelectOptions
 from hasten.compress.distill.selection.pool import Record, read_pool
 from hasten.compress.quantize.quantization_run import Progress, ShouldStop, Stopped
-from hasten.compress.quantize.quantize import set_threads
 from hasten.core.errors import InvalidOption
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.corpus import derived_seed
-from hasten.training.distill.sequences import load_tokenizer
 from hasten.training.examples import Example, output_tokens
+from hasten.training.load_tokenizer import load_tokenizer
+from hasten.training.set_threads import set_threads
 from hasten.training.target_model import TargetModel, trainable_spec
 
 TOO_MANY_TOKENS = "examples of more tokens than seq_len"

@@ -38,7 +38,6 @@ from hasten.compress.quantize.quantize import (
     open_source,
     read_calibration,
     run_settings,
-    set_threads,
 )
 from hasten.compress.quantize.quantize_layer import other_tensors, quantize_layer
 from hasten.compress.quantize.recipe import Recipe, build_recipe
@@ -51,6 +50,7 @@ from hasten.quality.documents import HELD_OUT, read_texts
 from hasten.quality.window import TokenText
 from hasten.text.tokenizer import TextTokenizer
 from hasten.training.resume import write_errors
+from hasten.training.set_threads import set_threads
 
 BITS = (4, 8)  # of quantised layers; others stay as they are
 ROUNDING = "gptq"
