@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hasten.cli.compressed import NumTokens, Out, Text, check_texts, measure_result
 from hasten.cli.engine_options import Debug
 from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, with_options
-from hasten.cli.report import megabytes, print_table
 from hasten.cli.train import TRAINING
 from hasten.core.errors import InvalidOption, show
 from hasten.quality.window import NUM_TOKENS
@@ -21,7 +20,6 @@ from hasten.training.names import DEVICES
 from hasten.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from hasten.compress.distill.distilled_model import DistilledModel
     from hasten.compress.distill.student import StudentSource
 
 RECIPE = OptionGroup(
@@ -74,7 +72,6 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
 Replay = Annotated[
     Path | None,
     typer.Option("--replay", metavar="FILE", help="Text that a share of the batches repeats, so that less is forgotten."),
@@ -93,12 +90,6 @@ TeacherCache = Annotated[
     typer.Option("--teacher-cache", metavar="DIR", help="Outputs of the teacher for the data, which hasten data logits wrote."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="|".join(DEVICES), help="Where to train; auto: on a GPU if there is one.")]
-Text = Annotated[
-    Path | None, typer.Option("--text", metavar="FILE", help="Measure the quality on this text, too, beside the shipped one.")
-]
-NumTokens = Annotated[
-    int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
-]
 
 
 @with_options(RECIPE, TRAINING)
@@ -129,7 +120,7 @@ def distill(
     """
     source = _student_source(student, student_config, student_layers, student_size)
     chosen, options = DistillRecipe(**recipe), TrainOptions(**training)
-    _check_texts(text, num_tokens)
+    check_texts(text, num_tokens)
     if replay is None and replay_share is not None:
         raise InvalidOption("--replay-share has no effect without --replay", got=replay_share, remedy="Give a text with --replay")
 
@@ -159,7 +150,7 @@ def distill(
     if interrupt.requested:  # while the files were put together
         print("stopped before it was measured", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
-    _measure(result, text, num_tokens, options.threads)
+    measure_result(result, text, num_tokens, options.threads, titles=("TEACHER", "STUDENT"), rows=result.rows())
 
 
 def _student_source(name: str | None, config: Path | None, layers: str | None, size: str | None) -> StudentSource:
@@ -188,26 +179,3 @@ def _student_source(name: str | None, config: Path | None, layers: str | None, s
     if "layers" not in sizes:
         raise InvalidOption("--student-size has the wrong form", got=show(size), allowed="layers=N, or layers=N,hidden=N")
     return SmallerModel(**sizes)
-
-
-def _check_texts(text: Path | None, num_tokens: int) -> None:
-    """Raise ``InvalidOption`` before the work for what would fail after it."""
-    from hasten.quality.documents import read_texts
-
-    if num_tokens < 1:
-        raise InvalidOption("--num-tokens is out of range", got=num_tokens, allowed="from 1 token")
-    if text is not None:
-        read_texts(text)
-
-
-def _measure(result: DistilledModel, text: Path | None, num_tokens: int, threads: int | None) -> None:
-    """Print the table against the teacher, and write its figures into the model card."""
-    from hasten.bench.machine import this_machine
-    from hasten.compress.measure import measure
-    from hasten.compress.model_card import write_model_card
-
-    measurement = measure(result, text=text, num_tokens=num_tokens, threads=threads)
-    write_model_card(result.folder, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
-    if measurement.missing is not None:
-        print(f"warning: not everything was measured: {measurement.missing}", file=sys.stderr)
-    print_table(("", "TEACHER", "STUDENT"), [*result.rows(), *measurement.rows(megabytes)])

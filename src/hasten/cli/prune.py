@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from hasten.cli.compressed import NumTokens, Out, Text, check_texts, measure_result
 from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, model_name
 from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, with_options
-from hasten.cli.report import megabytes, print_table
 from hasten.compress.prune.options import PruneOptions
-from hasten.core.errors import InvalidOption
 from hasten.quality.window import NUM_TOKENS
-
-if TYPE_CHECKING:
-    from hasten.compress.compressed_model import CompressedModel
 
 OPTIONS = OptionGroup(
     "options",
@@ -58,13 +53,6 @@ Calibration = Annotated[
     Path | None,
     typer.Option("--calibration", metavar="FILE", help="Text to measure importance on, as --data; the shipped one if left out."),
 ]
-Text = Annotated[
-    Path | None, typer.Option("--text", metavar="FILE", help="Measure the quality on this text, too, beside the shipped one.")
-]
-NumTokens = Annotated[
-    int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
-]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
 
 
 @with_options(OPTIONS)
@@ -87,14 +75,10 @@ def prune(
     """
     from hasten.compress.prune.run import run_pruning
     from hasten.entrypoints.progress import print_above_bar, step_bar
-    from hasten.quality.documents import read_texts
 
     model = model_name(name, model)
     chosen = PruneOptions(**options)
-    if num_tokens < 1:
-        raise InvalidOption("--num-tokens is out of range", got=num_tokens, allowed="from 1 token")
-    if text is not None:
-        read_texts(text)  # a file that cannot be read is an error before the work, not after it
+    check_texts(text, num_tokens)
     with Interrupt() as interrupt, step_bar("pruning") as progress:
         result = run_pruning(
             model,
@@ -114,17 +98,4 @@ def prune(
     if interrupt.requested:  # while the files were put together
         print("stopped before it was measured", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
-    _measure(result, text, num_tokens, chosen.threads)
-
-
-def _measure(result: CompressedModel, text: Path | None, num_tokens: int, threads: int | None) -> None:
-    """Print the table against the original, and write its figures into the model card."""
-    from hasten.bench.machine import this_machine
-    from hasten.compress.measure import measure
-    from hasten.compress.model_card import write_model_card
-
-    measurement = measure(result, text=text, num_tokens=num_tokens, threads=threads)
-    write_model_card(result.folder, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
-    if measurement.missing is not None:
-        print(f"warning: not everything was measured: {measurement.missing}", file=sys.stderr)
-    print_table(("", "ORIGINAL", "PRUNED"), measurement.rows(megabytes))
+    measure_result(result, text, num_tokens, chosen.threads, titles=("ORIGINAL", "PRUNED"))

@@ -6,20 +6,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from hasten.cli.compressed import NumTokens, Out, Text, check_texts, measure_result
 from hasten.cli.engine_options import Debug, ModelArgument, ModelOption, model_name
 from hasten.cli.interrupt import INTERRUPTED, Interrupt
 from hasten.cli.options import OptionGroup, OptionValues, option_type_of, with_options
-from hasten.cli.report import megabytes, print_table
 from hasten.compress.quantize.options import AUTO, CAST, QuantizeOptions
 from hasten.core.errors import InvalidOption, nearest, show
 from hasten.quality.window import NUM_TOKENS
-
-if TYPE_CHECKING:
-    from hasten.compress.compressed_model import CompressedModel
 
 OPTIONS = OptionGroup(
     "options",
@@ -64,13 +61,6 @@ Calibration = Annotated[
         help='Text to calibrate on: UTF-8, or .jsonl with a "text" per line; the shipped one if left out.',
     ),
 ]
-Text = Annotated[
-    Path | None, typer.Option("--text", metavar="FILE", help="Measure the quality on this text, too, beside the shipped one.")
-]
-NumTokens = Annotated[
-    int, typer.Option("--num-tokens", metavar="TOKENS", help="Maximum tokens of each text that quality is measured on.")
-]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the result.", show_default=False)]
 
 
 @with_options(OPTIONS)
@@ -93,16 +83,12 @@ def quantize(
     """
     from hasten.compress.quantize.run import run_method
     from hasten.entrypoints.progress import step_bar
-    from hasten.quality.documents import read_texts
 
     model = model_name(name, model)
     chosen = QuantizeOptions(**options)
-    if num_tokens < 1:
-        raise InvalidOption("--num-tokens is out of range", got=num_tokens, allowed="from 1 token")
+    check_texts(text, num_tokens)
     if calibration is not None:
         _check_calibration(chosen)
-    if text is not None:
-        read_texts(text)  # a file that cannot be read is an error before the work, not after it
     with Interrupt() as interrupt, step_bar("quantising") as progress:
         result = run_method(
             model,
@@ -123,7 +109,7 @@ def quantize(
         raise typer.Exit(INTERRUPTED)
     for what, value in result.card.options.items():
         print(f"{what}: {value}", file=sys.stderr)
-    _measure(result, text, num_tokens, chosen.threads)
+    measure_result(result, text, num_tokens, chosen.threads, titles=("ORIGINAL", "QUANTISED"))
 
 
 def _check_calibration(options: QuantizeOptions) -> None:
@@ -134,19 +120,6 @@ def _check_calibration(options: QuantizeOptions) -> None:
         raise InvalidOption(
             f"--calibration has no effect with the method {options.method}", remedy="Omit it, or choose gptq or awq"
         )
-
-
-def _measure(result: CompressedModel, text: Path | None, num_tokens: int, threads: int | None) -> None:
-    """Print the table against the original, and write its figures into the model card."""
-    from hasten.bench.machine import this_machine
-    from hasten.compress.measure import measure
-    from hasten.compress.model_card import write_model_card
-
-    measurement = measure(result, text=text, num_tokens=num_tokens, threads=threads)
-    write_model_card(result.folder, dataclasses.replace(result.card, figures=measurement.figures(this_machine().cpu)))
-    if measurement.missing is not None:
-        print(f"warning: not everything was measured: {measurement.missing}", file=sys.stderr)
-    print_table(("", "ORIGINAL", "QUANTISED"), measurement.rows(megabytes))
 
 
 def _method_options(texts: Sequence[str]) -> dict[str, Any]:
